@@ -1,0 +1,157 @@
+"""YAML + dotted overrides -> a checked :class:`ExperimentConfig`; and back to a file."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.errors import UserError
+
+CONFIG_FOLDER = Path(__file__).parent
+BASE_KEY = "base"  # a YAML may name another one that it changes
+
+
+class ConfigError(UserError, ValueError):
+    """A setting is wrong; the message says which, where, and what was expected."""
+
+
+def home() -> Path:
+    """The folder that relative paths in a config start at: ANOMALYGPT_HOME, else the checkout that holds ``code/``.
+
+    An installed wheel has no checkout around it and uses the current folder.
+    """
+    chosen = os.environ.get("ANOMALYGPT_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    checkout = CONFIG_FOLDER.parents[1]
+    return checkout if (checkout / "pretrained_ckpt").is_dir() else Path.cwd()
+
+
+def resolve(path: str) -> Path:
+    """A path from a config as the file system has it."""
+    return (home() / Path(path).expanduser()).resolve()
+
+
+def names() -> list[str]:
+    """The experiments that ship with the product."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Reads an experiment.
+
+    Args:
+        source: a shipped experiment's name (``compact``) or a YAML file's path.
+        overrides: ``key.sub=value`` each, the value in YAML's syntax.
+
+    Raises:
+        ConfigError: no such file, not YAML, or a setting that is unknown or of the wrong kind.
+    """
+    path = _find(source)
+    values = _read(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error))) from error
+
+
+def save_config(config: ExperimentConfig, path: Path) -> None:
+    """Writes every setting, defaults included, as YAML that :func:`load_config` reads back."""
+    path.write_text(to_yaml(config))
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    """Every setting, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIG_FOLDER / f"{source}.yaml"
+    elif not path.is_file() and (CONFIG_FOLDER / path.name).is_file() and path.parent == Path("."):
+        path = CONFIG_FOLDER / path.name
+    if not path.is_file():
+        raise ConfigError(f"no config {str(source)!r}; expected a YAML file, or one of {', '.join(names())}")
+    return path
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path in seen:
+        raise ConfigError(f"{path}: 'base' leads back to itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected settings (key: value), found {type(values).__name__}")
+    base = values.pop(BASE_KEY, None)
+    if base is None:
+        return values
+    sibling = path.parent / f"{base}.yaml"
+    return _merged(_read(sibling if sibling.is_file() else _find(base), (*seen, path)), values)
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key.sub=value, as in training.optimizer.lr=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} holds a value, not further settings")
+    node[last] = value
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"])) or "config"
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key {where!r}{_suggestion(fault['loc'])}")
+        else:
+            lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.80})")
+    return lines
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    known = list(_fields_at(location[:-1]))
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
+    model: Any = ExperimentConfig
+    for step in location:
+        if isinstance(step, str):
+            model = _model_in(model.model_fields[step].annotation)
+    return model.model_fields
+
+
+def _model_in(annotation: Any) -> Any:
+    """The settings class in an annotation such as ``tuple[DataSource, ...] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in found if model is not None), None)

@@ -1,0 +1,160 @@
+"""Every setting of an experiment, typed; the defaults are the paper's (AnomalyGPT section 4; SPEC 7)."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+PANDAGPT_PARTS: tuple[Part, ...] = ("llama_proj", "lora")
+ANOMALYGPT_PARTS: tuple[Part, ...] = ("image_decoder", "prompt_learner")
+
+
+class Settings(BaseModel):
+    """Settings are read-only, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderConfig(Settings):
+    """The frozen image encoder. ``taps`` are block numbers from 0; None takes the encoder's own."""
+
+    name: Literal["imagebind_huge", "dinov2_vits14"] = "imagebind_huge"
+    weights: str = "pretrained_ckpt/imagebind_ckpt/imagebind_huge.pth"
+    image_size: Positive = 224
+    taps: tuple[int, ...] | None = None
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters of the language model's attention."""
+
+    rank: Positive = 32
+    alpha: float = 32.0
+    dropout: Share = 0.1
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class GenerationConfig(Settings):
+    """How an answer is sampled. Temperature 0 always takes the likeliest token."""
+
+    max_new_tokens: Positive = 512
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.01
+    top_k: Positive = 50
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+
+
+class LlmConfig(Settings):
+    """The language model: a folder in Hugging Face's layout."""
+
+    weights: str = "pretrained_ckpt/vicuna_ckpt/7b_v0"
+    max_target_tokens: Positive = 1024
+    lora: LoraConfig = LoraConfig()
+    generation: GenerationConfig = GenerationConfig()
+
+
+class DeltaConfig(Settings):
+    """A file of trained tensors, and the parts of the model that it must hold."""
+
+    path: str
+    parts: tuple[Part, ...]
+
+
+class InferenceConfig(Settings):
+    """How photos are looked at.
+
+    Attributes:
+        geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released code's table (SPEC 2).
+        text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
+        map_threshold: a text map's pixel belongs to a region above this probability.
+    """
+
+    geometry: Literal["squash", "official"] = "squash"
+    text_class_rule: Literal["longest_word", "official"] = "longest_word"
+    map_threshold: Share = 0.5
+
+
+class DataSource(Settings):
+    """One tree of photos. ``classes`` None takes all."""
+
+    kind: Literal["mvtec", "folder"]
+    root: str
+    classes: tuple[str, ...] | None = None
+
+
+class DataConfig(Settings):
+    """What is trained on: normal photos, onto which defects are simulated (NSA; SPEC 8)."""
+
+    sources: tuple[DataSource, ...] = ()
+    patch_source: Literal["same", "any"] = "same"
+    validation_share: Share = 0.1
+    follow_up_questions: bool = False
+    workers: Annotated[int, Field(ge=0)] = 4
+
+
+class OptimizerConfig(Settings):
+    """AdamW with linear warm-up and linear decay."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-3
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    warmup_share: Share = 0.1
+    min_warmup_steps: Annotated[int, Field(ge=0)] = 10
+
+
+class TrainingConfig(Settings):
+    """The trainer's settings. The effective batch, in pairs [normal, simulated defect], is ``batch_size``.
+
+    Attributes:
+        trainable: the parts that are trained; all others stay as loaded.
+        answers: False trains the map alone, without loading the language model: a quick first stage.
+        steps: optimiser steps; None derives them from ``epochs``.
+        one_shot_probability: how often the prompt learner sees the one-shot map in place of the text map.
+        rotated_references: whether the one-shot reference counts in its four rotations.
+        output: the run's folder.
+    """
+
+    trainable: tuple[Part, ...] = ANOMALYGPT_PARTS
+    answers: bool = True
+    epochs: Positive = 50
+    steps: Positive | None = None
+    batch_size: Positive = 16
+    micro_batch_size: Positive = 1
+    optimizer: OptimizerConfig = OptimizerConfig()
+    one_shot_probability: Share = 0.5
+    rotated_references: bool = True
+    precision: Precision = "fp16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = True
+    save_every: Positive = 500
+    log_every: Positive = 1
+    validate_every: Positive = 500
+    validation_pairs: Positive = 64
+    output: str = "runs/imagebind_vicuna7b"
+
+
+class ExperimentConfig(Settings):
+    """One experiment: what a YAML file in this folder describes.
+
+    Relative paths start at the repository's root.
+    """
+
+    name: str = "imagebind_vicuna7b"
+    seed: int = 42
+    precision: Precision | Literal["auto"] = "auto"
+    encoder: EncoderConfig = EncoderConfig()
+    llm: LlmConfig | None = LlmConfig()
+    deltas: tuple[DeltaConfig, ...] = ()
+    inference: InferenceConfig = InferenceConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> "ExperimentConfig":
+        if self.encoder.name == "imagebind_huge" and "states" in self.training.trainable:
+            raise ValueError("training.trainable: 'states' are for encoders without a text tower; ImageBind has one")
+        return self

@@ -1,0 +1,87 @@
+"""Indexes a user's own parts: a folder of good photos beside folders of defects, with or without masks."""
+
+from collections import Counter
+from pathlib import Path
+
+from anomalygpt.datasets.mvtec import masks_by_stem
+from anomalygpt.datasets.records import (
+    DatasetError,
+    ImageRecord,
+    first_offenders,
+    list_folders,
+    list_images,
+    require_folder,
+)
+
+GOOD = "good"
+GOOD_TEST = "good_test"
+MASK_FOLDERS = ("masks", "ground_truth")
+EXPECTED = "expected good/ with normal photos, one folder a defect, optional good_test/ and masks/"
+
+
+def index_folder(root: Path) -> list[ImageRecord]:
+    """Every photo of one class (`root` holds `good/`) or of a folder of such classes, sorted by class, split
+    and path.
+
+    `good/` becomes the train split; `good_test/` and every other folder of photos become the test split,
+    where a folder's name is the defect. Masks are optional: `masks/<defect>/<stem>_mask.<ext>` or
+    `masks/<stem>_mask.<ext>`, with or without `_mask`, and `ground_truth/` for `masks/`. Raises DatasetError
+    for a tree of another shape, for a mask that belongs to no photo, and for a flat mask whose stem occurs
+    under two defects.
+    """
+    root = require_folder(root)
+    if (root / "train").is_dir():
+        raise DatasetError(f"{root}: this looks like a class in MVTec's layout; read its parent as an MVTec tree")
+    if (root / GOOD).is_dir():
+        return _index_class(root.resolve())
+    classes = [folder for folder in list_folders(root) if (folder / GOOD).is_dir()]
+    if not classes:
+        raise DatasetError(f"{root}: no folder {GOOD}/ here or in a class folder; {EXPECTED}")
+    return [record for folder in classes for record in _index_class(folder)]
+
+
+def _index_class(folder: Path) -> list[ImageRecord]:
+    name = folder.name
+    train = [ImageRecord(image, name, "train", False, GOOD, None) for image in list_images(folder / GOOD)]
+    if not train:
+        raise DatasetError(f"{folder / GOOD}: no images; {EXPECTED}")
+    normal = [ImageRecord(image, name, "test", False, GOOD, None) for image in list_images(folder / GOOD_TEST)]
+    defects = [sub for sub in list_folders(folder) if sub.name not in (GOOD, GOOD_TEST, *MASK_FOLDERS)]
+    photos = [(image, defect.name) for defect in defects for image in list_images(defect)]
+    masks = _match_masks(folder, photos)
+    anomalous = [ImageRecord(image, name, "test", True, defect, masks.get(image)) for image, defect in photos]
+    return train + sorted(normal + anomalous, key=lambda record: record.image)
+
+
+def _match_masks(folder: Path, photos: list[tuple[Path, str]]) -> dict[Path, Path]:
+    """The mask of each photo that has one, from the mask folder's sub-folders first, then from the mask
+    folder itself.
+    """
+    matched: dict[Path, Path] = {}
+    stems = Counter(image.stem for image, _ in photos)
+    for mask_folder in (folder / name for name in MASK_FOLDERS):
+        flat = masks_by_stem(mask_folder)
+        ambiguous = sorted(stem for stem in flat if stems[stem] > 1)
+        if ambiguous:
+            raise DatasetError(
+                f"{mask_folder}: {first_offenders(ambiguous)} names photos of several defects; "
+                f"put the masks in {mask_folder.name}/<defect>/"
+            )
+        for image, defect in photos:
+            mask = masks_by_stem(mask_folder / defect).get(image.stem) or flat.get(image.stem)
+            if mask is not None:
+                matched.setdefault(image, mask)
+        _require_used(mask_folder, set(matched.values()))
+    return matched
+
+
+def _require_used(mask_folder: Path, used: set[Path]) -> None:
+    """A misspelt mask would turn a marked defect into an unmarked one without a word."""
+    present = list_images(mask_folder)
+    for sub in list_folders(mask_folder):
+        present += [] if sub.name == GOOD else list_images(sub)
+    orphans = [mask.relative_to(mask_folder) for mask in present if mask not in used]
+    if orphans:
+        raise DatasetError(
+            f"{mask_folder}: {len(orphans)} masks match no photo: {first_offenders(orphans)}; expected <stem>_mask.png"
+        )

@@ -1,0 +1,80 @@
+"""What a data set gives and what a training step takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from anomalygpt.datasets.dialogue import Turn
+
+
+@dataclass(frozen=True)
+class AnomalySample:
+    """One photo and what is said about it.
+
+    image: (3, S, S) float32, normalised. mask: (1, S, S) float32 in {0, 1}, the target. turns: human and
+    assistant in turn.
+    """
+
+    image: Tensor
+    mask: Tensor
+    class_name: str
+    turns: tuple[Turn, ...]
+    is_anomalous: bool
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """A normal photo and a defect of the same class, as training takes them (paper section 4.1).
+
+    reference: (3, S, S) float32, another normal photo of the class, None without one.
+    """
+
+    normal: AnomalySample
+    defect: AnomalySample
+    reference: Tensor | None
+
+
+@dataclass(frozen=True)
+class AnomalyBatch:
+    """B pairs in the order normal 0, defect 0, normal 1, defect 1, …
+
+    images: (2B, 3, S, S) float32. masks: (2B, 1, S, S) float32 in {0, 1}. class_names, conversations: 2B
+    each. references: (B, 3, S, S) float32, one for each pair, or None.
+    """
+
+    images: Tensor
+    masks: Tensor
+    class_names: list[str]
+    conversations: list[tuple[Turn, ...]]
+    references: Tensor | None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "AnomalyBatch":
+        """The batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "AnomalyBatch":
+        """The batch in page-locked memory; a DataLoader with `pin_memory=True` calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "AnomalyBatch":
+        references = None if self.references is None else change(self.references)
+        return replace(self, images=change(self.images), masks=change(self.masks), references=references)
+
+
+def collate_pairs(pairs: Sequence[SamplePair]) -> AnomalyBatch:
+    """B pairs -> one batch of 2B images. Raises ValueError for none, or if only some have a reference."""
+    if not pairs:
+        raise ValueError("a batch needs at least one pair")
+    samples = [sample for pair in pairs for sample in (pair.normal, pair.defect)]
+    references = [pair.reference for pair in pairs if pair.reference is not None]
+    if references and len(references) != len(pairs):
+        raise ValueError(f"{len(references)} of {len(pairs)} pairs have a reference; all or none must")
+    return AnomalyBatch(
+        images=torch.stack([sample.image for sample in samples]),
+        masks=torch.stack([sample.mask for sample in samples]),
+        class_names=[sample.class_name for sample in samples],
+        conversations=[sample.turns for sample in samples],
+        references=torch.stack(references) if references else None,
+    )

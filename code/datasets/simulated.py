@@ -1,0 +1,163 @@
+"""The training data of the paper: each normal photo beside itself with a simulated defect (paper section
+3.4).
+"""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+from zlib import crc32
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+
+from anomalygpt.datasets.dialogue import conversation, position_name
+from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
+from anomalygpt.datasets.sample import AnomalySample, SamplePair
+from anomalygpt.datasets.synthesis import Simulated, nsa_settings, simulate
+from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image
+
+Source = Literal["same", "any"]
+
+
+class SimulatedPairs(Dataset[SamplePair]):
+    """Pairs of a normal training photo and the same photo with a simulated defect, one pair a photo.
+
+    records: normal training photos; any other raises DatasetError. transform: the defect is made on the
+    pixels that it shows the model, so that photo and mask agree. seed: with the epoch and the index it
+    decides a pair, whatever the number of workers. source: patches come from the `same` class or from `any`
+    photo. cache_bytes: memory for decoded photos, per worker process; the photo used longest ago leaves
+    first. follow_up: adds up to two more turns. vary: draws the wording of questions; without it each
+    conversation is the paper's single turn. language: en or zh.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        transform: ImageTransform,
+        seed: int,
+        source: Source = "same",
+        cache_bytes: int = 1 << 30,
+        follow_up: bool = True,
+        vary: bool = True,
+        language: str = "en",
+    ) -> None:
+        _require_normal(records)
+        if source not in ("same", "any"):
+            raise ValueError(f"source {source!r}: expected 'same' or 'any'")
+        self.records = list(records)
+        self.transform = transform
+        self.seed = seed
+        self.source = source
+        self.follow_up = follow_up
+        self.vary = vary
+        self.language = language
+        self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._photos = PhotoCache(transform, cache_bytes)
+        self._of_class: defaultdict[str, list[int]] = defaultdict(list)
+        for index, record in enumerate(self.records):
+            self._of_class[record.class_name].append(index)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch's defects; workers that are already running see it too."""
+        self._shared_epoch[0] = epoch
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> SamplePair:
+        """The pair of photo `index`. Raises DatasetError when a photo cannot be read."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} pairs")
+        if get_worker_info() is not None:
+            cv2.setNumThreads(0)  # OpenCV's own threads do not survive a worker's fork
+        rng = np.random.default_rng([self.seed, int(self._shared_epoch[0]), index])
+        record = self.records[index]
+        pixels = self._photos.pixels(record.image)
+        reference = self._photos.pixels(self.records[self._another(index, "same", rng)].image)
+        patches = self._photos.pixels(self.records[self._another(index, self.source, rng)].image)
+        simulated = simulate(pixels, patches, nsa_settings(record.class_name), rng)
+        unchanged = Simulated(pixels, np.zeros_like(simulated.mask), ())
+        return SamplePair(
+            normal=self._sample(record, unchanged, rng),
+            defect=self._sample(record, simulated, rng),
+            reference=self.transform.normalise(reference),
+        )
+
+    def _another(self, index: int, source: Source, rng: np.random.Generator) -> int:
+        """Another photo of the class, or of any class; the photo itself where there is no other."""
+        choices = self._of_class[self.records[index].class_name] if source == "same" else range(len(self))
+        if len(choices) == 1:
+            return index
+        drawn = choices[int(rng.integers(len(choices) - 1))]
+        return choices[-1] if drawn == index else drawn
+
+    def _sample(self, record: ImageRecord, photo: Simulated, rng: np.random.Generator) -> AnomalySample:
+        target = photo.mask > TRAINING_THRESHOLD
+        size = (target.shape[1], target.shape[0])
+        turns = conversation(
+            record.class_name,
+            [position_name(box, size) for box in photo.boxes],
+            float(target.mean()),
+            rng if self.vary else None,
+            self.follow_up,
+            self.language,
+        )
+        mask = torch.from_numpy(target.astype(np.float32))[None]  # (1, S, S)
+        return AnomalySample(self.transform.normalise(photo.image), mask, record.class_name, turns, photo.is_anomalous)
+
+
+class PhotoCache:
+    """Photos as a transform shows them to the model, kept while they fit into a budget of bytes."""
+
+    def __init__(self, transform: ImageTransform, budget: int) -> None:
+        self.transform = transform
+        self.budget = budget
+        self.used = 0
+        self._kept: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+
+    def pixels(self, path: Path) -> NDArray[np.uint8]:
+        """The photo at `path` as read-only uint8 (S, S, 3). Raises DatasetError when it cannot be read."""
+        if path in self._kept:
+            self._kept.move_to_end(path)
+            return self._kept[path]
+        pixels = np.array(self.transform.shown(load_image(path)))
+        pixels.setflags(write=False)
+        self._kept[path] = pixels
+        self.used += pixels.nbytes
+        while self.used > self.budget:
+            self.used -= self._kept.popitem(last=False)[1].nbytes
+        return pixels
+
+
+def _require_normal(records: Sequence[ImageRecord]) -> None:
+    if not records:
+        raise DatasetError("no records; expected normal training photos to simulate defects on")
+    wrong = [record.image for record in records if record.is_anomalous or record.split != "train"]
+    if wrong:
+        raise DatasetError(f"{len(wrong)} records are not normal training photos: {first_offenders(wrong)}")
+
+
+def holdout(records: Sequence[ImageRecord], fraction: float, seed: int) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Splits the normal training photos into (train, validation), class by class; other records are left out.
+
+    fraction: of each class's photos that go to validation, 0 <= fraction < 1, rounded, at least one where
+    there are two or more, and never all. The split depends on the seed and the files, not on the order of
+    `records`.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction {fraction}: expected 0 <= fraction < 1")
+    train: list[ImageRecord] = []
+    validation: list[ImageRecord] = []
+    normal = [record for record in records if record.split == "train" and not record.is_anomalous]
+    for name in sorted({record.class_name for record in normal}):
+        photos = sorted((record for record in normal if record.class_name == name), key=lambda record: record.image)
+        count = min(len(photos) - 1, max(1, round(fraction * len(photos)))) if fraction > 0 else 0
+        order = np.random.default_rng([seed, crc32(name.encode())]).permutation(len(photos))
+        held = {int(position) for position in order[:count]}
+        train += [photo for position, photo in enumerate(photos) if position not in held]
+        validation += [photo for position, photo in enumerate(photos) if position in held]
+    return train, validation

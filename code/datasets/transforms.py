@@ -1,0 +1,205 @@
+"""Photos and masks to tensors, and anomaly maps back to the photo's own pixels: one geometry for all."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from anomalygpt.datasets.records import DatasetError
+
+Geometry = Literal["squash", "crop"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+TRAINING_THRESHOLD = 0.3
+MVTEC_THRESHOLD = 0.1
+VISA_SHARE_OF_MAXIMUM = 0.01
+DEFECT_INDICES = 30  # 8-bit masks hold grey levels, or small numbers that name the kind of defect
+WHITE = (255, 255, 255)
+
+
+def load_image(path: Path) -> Image.Image:
+    """The photo at `path`, upright 8-bit RGB. Raises DatasetError if missing, truncated or no image."""
+    return to_rgb(_open(Path(path)))
+
+
+def load_mask(path: Path) -> Image.Image:
+    """The mask at `path` in its own mode and values. Raises DatasetError when it is missing, truncated or no
+    image.
+    """
+    return _open(Path(path))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"{path}: cannot be read as an image ({reason})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as upright 8-bit RGB: grey is repeated, transparency lies on white, 16 bits are scaled to
+    8.
+
+    16-bit values are divided by 257. Mode I is 8-bit when no value exceeds 255, mode F is 0..1 when none
+    exceeds 1.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_grey_8bit(image)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        front = image.convert("RGBA")
+        back = Image.new("RGBA", front.size, (*WHITE, 255))
+        return Image.alpha_composite(back, front).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_8bit(image: Image.Image) -> np.ndarray:
+    """A 16-bit, 32-bit or float image (mode I;16*, I, F) as uint8 (H, W)."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        scaled = values * 255 if values.max(initial=0) <= 1 else values
+    else:
+        scaled = values / 257 if image.mode != "I" or values.max(initial=0) > 255 else values
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _mask_8bit(mask: Image.Image) -> Image.Image:
+    """Any mask as mode L with its own values: palette indices stay indices, 16 bits are scaled to 8."""
+    mask = ImageOps.exif_transpose(mask)
+    if mask.mode == "P":
+        return Image.fromarray(np.asarray(mask))
+    if mask.mode.startswith("I") or mask.mode == "F":
+        values = np.asarray(mask)
+        small = mask.mode != "F" and values.max(initial=0) <= 255
+        return Image.fromarray(values.astype(np.uint8) if small else _grey_8bit(mask))
+    return mask if mask.mode == "L" else mask.convert("L")
+
+
+class ImageTransform:
+    """Resizes, normalises, and maps back.
+
+    size: the side of the square that the model sees, in pixels. mean, std: per channel, on the 0..1 scale.
+    geometry: `squash` resizes both sides to `size` (training and demo of the paper's code); `crop` resizes
+    the short side to `size` and takes the centre (its evaluation and its few-shot references).
+    """
+
+    def __init__(
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], geometry: Geometry = "squash"
+    ) -> None:
+        if geometry not in ("squash", "crop"):
+            raise ValueError(f"geometry {geometry!r}: expected 'squash' or 'crop'")
+        self.size = size
+        self.mean = mean
+        self.std = std
+        self.geometry = geometry
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """PIL image of any mode and size -> (3, size, size) float32, normalised."""
+        return self.normalise(np.asarray(self.shown(image)))
+
+    def shown(self, image: Image.Image) -> Image.Image:
+        """The exact pixels that the model sees: RGB, size x size (PIL bicubic)."""
+        return self._resize(to_rgb(image), Image.Resampling.BICUBIC)
+
+    def normalise(self, pixels: np.ndarray) -> Tensor:
+        """Pixels as `shown` gives them, uint8 (size, size, 3) -> (3, size, size) float32, normalised."""
+        chw = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
+        mean = torch.tensor(self.mean).view(-1, 1, 1)
+        std = torch.tensor(self.std).view(-1, 1, 1)
+        return ((chw - mean) / std).contiguous()
+
+    def mask(self, mask: Image.Image) -> Tensor:
+        """PIL mask of any mode and size -> (1, size, size) float32 in 0..1, in the image's geometry
+        (bilinear).
+
+        A mask whose largest value is 1 to 29 holds defect indices: each of them counts as 1.
+        """
+        grey = _mask_8bit(mask)
+        values = np.asarray(grey)
+        if values.max(initial=0) < DEFECT_INDICES:
+            grey = Image.fromarray(np.where(values > 0, 255, 0).astype(np.uint8))
+        return _unit_tensor(self._resize(grey, Image.Resampling.BILINEAR))
+
+    def to_photo(self, map: Tensor, photo_size: tuple[int, int], fill: float = 0.0) -> Tensor:
+        """An anomaly map on the photo's own pixels, bilinear.
+
+        map: (S, S) float of any S, over what the model saw. photo_size: (width, height) of the upright photo
+        in pixels. Returns (height, width) float. Under `crop` the pixels outside the crop get `fill`.
+        """
+        side = map.shape[-1]
+        width, height = photo_size
+        x = self._seen(width, min(photo_size)).to(map.device)  # (width,) 0..1 across what the model saw
+        y = self._seen(height, min(photo_size)).to(map.device)  # (height,)
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1) * 2 - 1  # (height, width, 2)
+        source = map.reshape(1, 1, side, side).to(torch.float32)
+        photo = F.grid_sample(source, grid[None], mode="bilinear", padding_mode="border", align_corners=False)
+        inside = ((x >= 0) & (x <= 1))[None, :] & ((y >= 0) & (y <= 1))[:, None]  # (height, width)
+        return torch.where(inside, photo[0, 0], torch.full((), fill, device=map.device)).to(map.dtype)
+
+    def _seen(self, side: int, short: int) -> Tensor:
+        """Where each photo pixel of a `side` lies on the seen square: (side,) float32, 0..1 inside it."""
+        resized = self.size if self.geometry == "squash" else _scaled(side, short, self.size)
+        offset = _crop_offset(resized, self.size)
+        return ((torch.arange(side) + 0.5) * (resized / side) - offset) / self.size
+
+    def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+        if self.geometry == "squash":
+            return image.resize((self.size, self.size), resample)
+        return short_side_crop(image, self.size, resample)
+
+
+def short_side_crop(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """The short side resized to `size`, then the centre square; rounds as torchvision's Resize and CenterCrop
+    do.
+    """
+    short = min(image.size)
+    width, height = (_scaled(side, short, size) for side in image.size)
+    left, top = _crop_offset(width, size), _crop_offset(height, size)
+    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+
+
+def _scaled(side: int, short: int, size: int) -> int:
+    return size if side == short else int(size * side / short)
+
+
+def _crop_offset(resized: int, size: int) -> int:
+    return round((resized - size) / 2)
+
+
+def _unit_tensor(grey: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(grey, dtype=np.float32))[None] / 255
+
+
+def training_target(mask: Tensor) -> Tensor:
+    """The target of the pixel losses: `mask > 0.3`, float32 in {0, 1}; `mask` holds 0..1 in any shape."""
+    return (mask > TRAINING_THRESHOLD).float()
+
+
+def official_mvtec_mask(mask: Image.Image, size: int) -> Tensor:
+    """MVTec AD's evaluation mask as the paper's code makes it: squash, bilinear, `> 0.1`. (1, size, size)
+    bool.
+    """
+    return _unit_tensor(_mask_8bit(mask).resize((size, size), Image.Resampling.BILINEAR)) > MVTEC_THRESHOLD
+
+
+def official_visa_mask(mask: Image.Image, size: int) -> Tensor:
+    """VisA's evaluation mask as the paper's code makes it: short side, centre crop, `> max / 100`. (1, size,
+    size) bool.
+    """
+    values = _unit_tensor(short_side_crop(_mask_8bit(mask), size, Image.Resampling.BILINEAR))
+    return values > values.max() * VISA_SHARE_OF_MAXIMUM

@@ -1,0 +1,22 @@
+"""A user's mistake ends in one clear line, not in a traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message says what is wrong, where, and what to do."""
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns a :class:`UserError` into a line on standard error and exit code 2.
+
+    Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,47 @@
+"""Anomaly maps as pictures, on a fixed scale: a normal part looks calm, whatever its largest value is."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from anomalygpt.datasets.transforms import to_rgb
+from anomalygpt.inference.predictor import Region
+
+BOX_COLOUR = (255, 255, 255)
+BOX_EDGE = (20, 20, 20)
+OPAQUE = 0.65  # how much of the photo the hottest colour covers
+
+
+def heat(anomaly_map: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+    """(H, W) -> (H, W) in 0..1: 0.5 where the map meets the threshold, 1 at twice that. Never scaled per image."""
+    return np.clip(anomaly_map / (2 * threshold), 0, 1).astype(np.float32)
+
+
+def overlay(
+    photo: Image.Image, anomaly_map: NDArray[np.float32], threshold: float, regions: tuple[Region, ...] = ()
+) -> Image.Image:
+    """The photo with its map laid over it, and a frame around each region.
+
+    Args:
+        photo: the upright photo, of the map's size.
+        anomaly_map: (height, width).
+    """
+    from matplotlib import colormaps
+
+    hot = heat(anomaly_map, threshold)
+    colours = colormaps["turbo"](hot)[..., :3] * 255
+    pixels = np.asarray(to_rgb(photo), dtype=np.float32)
+    # Cool areas let the photo through; only what nears the threshold is painted.
+    cover = (OPAQUE * np.clip((hot - 0.25) / 0.5, 0, 1))[..., None]
+    picture = Image.fromarray((pixels * (1 - cover) + colours * cover).astype(np.uint8))
+    for region in regions:
+        _frame(picture, region)
+    return picture
+
+
+def _frame(picture: Image.Image, region: Region) -> None:
+    draw = ImageDraw.Draw(picture)
+    width = max(1, round(min(picture.size) / 200))
+    left, top, right, bottom = region.box
+    draw.rectangle((left, top, right - 1, bottom - 1), outline=BOX_EDGE, width=2 * width)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline=BOX_COLOUR, width=width)

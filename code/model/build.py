@@ -1,0 +1,184 @@
+"""Config -> model: the one place that knows which part has which size, and where its weights lie."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from anomalygpt.config.load import load_config, resolve
+from anomalygpt.config.schema import EncoderConfig, ExperimentConfig, LlmConfig
+from anomalygpt.model.anomalygpt import AnomalyGPT
+from anomalygpt.model.checkpoint import PARTS, CheckpointError, load_delta, load_module, part_of
+from anomalygpt.model.encoder import TextImageEncoder
+from anomalygpt.model.image_decoder import ImageDecoder
+from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, load_llm
+from anomalygpt.model.prompt_ensemble import LearnedStates, PromptEnsemble
+from anomalygpt.model.prompt_learner import PromptLearner
+from anomalygpt.model.tokenizer import load_tokenizer
+from anomalygpt.weights.fetch import ensure
+from anomalygpt.weights.sources import load_sources
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRETRAINED = "pretrained_ckpt"
+MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else speaks
+PAPER, COMPACT = "imagebind_vicuna7b", "compact"
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto``: the first CUDA device where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The frozen parts' dtype; ``auto`` is fp16 (the released code's) on a GPU and fp32 on a CPU."""
+    if precision == "auto":
+        precision = "fp32" if device.type == "cpu" else "fp16"
+    return DTYPES[precision]
+
+
+def missing_weights(config: ExperimentConfig) -> list[Path]:
+    """The weight files and folders of an experiment that are not there and that can't be fetched."""
+    paths = [config.encoder.weights, *(delta.path for delta in config.deltas)]
+    paths += [config.llm.weights] if config.llm else []
+    return [path for path in map(resolve, paths) if not path.exists() and fetchable(path) is None]
+
+
+def fetchable(path: Path) -> str | None:
+    """The name under which a weight path can be fetched; None when the user has to bring it."""
+    return next((name for name in load_sources() if name in (path.name, path.parent.name)), None)
+
+
+def installed_config() -> str:
+    """The paper's experiment where all of its weights are there, else the compact one."""
+    return PAPER if not missing_weights(load_config(PAPER)) else COMPACT
+
+
+def build_model(
+    config: ExperimentConfig,
+    device: torch.device | None = None,
+    *,
+    speaks: bool = True,
+) -> AnomalyGPT:
+    """Builds every part, loads its weights, and joins them, in evaluation mode.
+
+    Args:
+        device: by default :func:`choose_device`.
+        speaks: False leaves the language model out; the model then only draws maps.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or another model's.
+        WeightsUnavailable: a file that can be fetched could not be.
+    """
+    device = device or choose_device()
+    dtype = choose_dtype(config.precision, device)
+    encoder = build_encoder(config.encoder, device, dtype)
+    spec = encoder.spec
+    decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
+    has_text = isinstance(encoder, TextImageEncoder)
+    states = PromptEnsemble(encoder) if has_text else LearnedStates(spec.embed_width).to(device)
+    speech = _build_speech(config.llm, spec.embed_width, device, dtype) if config.llm and speaks else {}
+    model = AnomalyGPT(encoder, states, decoder, **speech)
+    model.requires_grad_(False)
+    for delta in config.deltas:
+        skipped = [] if model.speaks else [part for part in PARTS if part not in MAP_PARTS]
+        load_delta(model, resolve(delta.path), [part for part in delta.parts if part not in skipped], skipped)
+    return model.eval()
+
+
+def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """The frozen image encoder with its weights."""
+    return ENCODERS[config.name](config, device, dtype).requires_grad_(False).eval()
+
+
+def _imagebind(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+    from anomalygpt.model.imagebind.released import skipped_shapes
+
+    with torch.device("meta"):
+        encoder = ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
+    advice = "Get the complete imagebind_huge.pth (4.5 GB) as pretrained_ckpt/README.md says."
+    load_module(encoder, _available(config.weights), device, dtype, skipped_shapes(), advice)
+    return encoder
+
+
+def _dinov2(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    from anomalygpt.model.dinov2 import Dinov2
+
+    with torch.device("meta"):
+        encoder = Dinov2(config.image_size, config.taps)
+    advice = "Delete it and run `python fetch_weights.py` to fetch it again."
+    load_module(encoder.vit, _available(config.weights), device, dtype, advice=advice)
+    return encoder
+
+
+ENCODERS = {"imagebind_huge": _imagebind, "dinov2_vits14": _dinov2}
+
+
+def _build_speech(config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The language model and what leads into it, as keyword arguments of :class:`AnomalyGPT`."""
+    folder = _available(config.weights)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from error
+    llm = load_llm(folder, dtype, device)
+    width = llm.get_input_embeddings().embedding_dim
+    lora = config.lora
+    llm = add_lora(llm, LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets))
+    return {
+        "prompt_learner": PromptLearner(width).to(device),
+        "llm": llm,
+        "llama_proj": nn.Linear(embed_width, width).to(device),
+        "tokenizer": tokenizer,
+    }
+
+
+def generation_settings(config: ExperimentConfig) -> GenerationSettings:
+    """The config's sampling rule as the model takes it."""
+    if config.llm is None:
+        return GenerationSettings()
+    return GenerationSettings(**config.llm.generation.model_dump())
+
+
+def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:
+    """Marks the parts as trainable, in fp32, and all else as frozen; part -> its parameters.
+
+    Raises:
+        ValueError: the model has no such part.
+    """
+    groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        parameter.requires_grad_(part in groups)
+        if part in groups:
+            groups[part].append(parameter)
+    empty = [part for part, parameters in groups.items() if not parameters]
+    if empty:
+        raise ValueError(f"training.trainable: this model has no {', '.join(empty)}")
+    return groups
+
+
+def _available(path: str) -> Path:
+    """The weight's place on disk, fetched first where that is possible.
+
+    Raises:
+        CheckpointError: it is not there, and has to be brought by the user.
+    """
+    full = resolve(path)
+    if full.exists():
+        return full
+    name = fetchable(full)
+    if name is None:
+        raise CheckpointError(
+            f"{full}: not there. Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
+            f"`--config compact` runs without it"
+        )
+    ensure(name, resolve(PRETRAINED))
+    return full

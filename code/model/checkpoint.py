@@ -1,0 +1,298 @@
+"""Weight files: read tensors only, compare every name and shape, say what is wrong, write atomically."""
+
+import json
+import logging
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anomalygpt.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+SHOWN = 3  # how many names an error lists before it counts the rest
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# The parts of a delta checkpoint, by how their tensors' names begin.
+PARTS = {
+    "image_decoder": "image_decoder.",
+    "prompt_learner": "prompt_learner.",
+    "states": "states.",
+    "llama_proj": "llama_proj.",
+    "lora": "llama_model.",
+}
+
+
+class CheckpointError(UserError, ValueError):
+    """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user."""
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a .safetensors, .pt, .pth or .bin file, mapped from disk where the format allows it.
+
+    No code in the file is run (``weights_only``).
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or holds something else than named tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        loaded = _torch_load(path)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({error})") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a plain weight file; it holds objects other than tensors, which are never loaded"
+        ) from error
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(loaded).__name__}")
+    return dict(loaded)
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+    return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6: can't be mapped
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text metadata of a safetensors file; empty for any other."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({error})") from error
+
+
+def file_shapes(path: Path) -> dict[str, Shape]:
+    """Names and shapes in a file; tensors of a safetensors file stay unread."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return shapes_of(read_tensors(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({error})") from error
+
+
+def folder_shapes(folder: Path) -> dict[str, Shape]:
+    """Names and shapes in a Hugging Face model folder, sharded or not.
+
+    Raises:
+        CheckpointError: there are no weights, or the index names shards that are not there.
+    """
+    for name in INDEX_FILES:
+        if (folder / name).is_file():
+            shards = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
+            absent = [shard for shard in shards if not (folder / shard).is_file()]
+            if absent:
+                raise CheckpointError(
+                    f"{folder}: {len(absent)} of {len(shards)} weight shards are missing: {_few(absent)}"
+                )
+            return {key: shape for shard in shards for key, shape in file_shapes(folder / shard).items()}
+    for name in SINGLE_FILES:
+        if (folder / name).is_file():
+            return file_shapes(folder / name)
+    raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}")
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Name -> shape of named tensors."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+def check_names(
+    expected: Mapping[str, Shape],
+    found: Mapping[str, Shape],
+    path: Path,
+    ignore: Sequence[str] = (),
+    advice: str = "",
+) -> None:
+    """Compares two sets of names and shapes.
+
+    Args:
+        ignore: endings of names that may be in the file without being expected.
+        advice: what to do, appended to the message.
+
+    Raises:
+        CheckpointError: they differ; says which file, what is missing, unexpected or of another shape.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith(tuple(ignore)))
+    differ = [
+        f"{name} is {_size(found[name])}, expected {_size(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    faults = [
+        f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})" if missing else "",
+        f"{len(extra)} unexpected ({_few(extra)})" if extra else "",
+        f"{len(differ)} of another shape ({_few(differ)})" if differ else "",
+    ]
+    faults = [fault for fault in faults if fault]
+    if faults:
+        kind = identify(found)
+        guess = f" This looks like {kind}." if kind else ""
+        raise CheckpointError(f"{path}: not the expected weights: {'; '.join(faults)}.{guess}{advice and ' ' + advice}")
+
+
+def identify(shapes: Mapping[str, Shape]) -> str | None:
+    """What a file probably is, told from its tensors; None when it resembles nothing known."""
+    names = set(shapes)
+    size = {4096: "7B", 5120: "13B"}
+    if any(name.startswith("modality_trunks.") for name in names):
+        return f"an ImageBind checkpoint with {len(names)} tensors (the complete imagebind_huge.pth has 1311)"
+    if "base_prompts" in " ".join(names):
+        width = next(shape[1] for name, shape in shapes.items() if name.endswith("base_prompts"))
+        return f"an AnomalyGPT delta for {size.get(width, 'a language model')}: its prompts are {width} wide"
+    if "llama_proj.weight" in names:
+        width = shapes["llama_proj.weight"][0]
+        return f"an upstream PandaGPT delta for {size.get(width, 'a language model')}: llama_proj is {width} wide"
+    if any("lora_" in name for name in names):
+        return "a LoRA adapter without its llama_proj"
+    embedding = shapes.get("model.embed_tokens.weight")
+    if embedding:
+        layers = len({name.split(".")[2] for name in names if name.startswith("model.layers.")})
+        return f"a language model {embedding[1]} wide with {embedding[0]} tokens and {layers} layers in this file"
+    if "cls_token" in names and "pos_embed" in names:
+        return "a Vision Transformer of timm"
+    return None
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _size(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+# -- the encoder ------------------------------------------------------------------------------------------------------
+
+
+def load_module(
+    module: nn.Module,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    skipped: Mapping[str, Shape] | None = None,
+    advice: str = "",
+) -> None:
+    """Fills a module that was built on the meta device from a file that holds exactly its tensors.
+
+    Each tensor goes from the mapped file to its device and dtype on its own: there is never a second full copy.
+
+    Args:
+        skipped: tensors that must be in the file as well, but are not loaded.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    own = shapes_of(module.state_dict())
+    check_names(own | dict(skipped or {}), file_shapes(path), path, advice=advice)
+    tensors = read_tensors(path)
+    module.load_state_dict({name: tensors.pop(name).to(device, dtype) for name in own}, strict=True, assign=True)
+
+
+# -- deltas -----------------------------------------------------------------------------------------------------------
+
+
+def delta_name(name: str) -> str:
+    """A released tensor's name under today's PEFT: data-parallel prefix off, adapter name ``default`` in."""
+    name = name.removeprefix("module.")
+    return re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", name)
+
+
+def part_of(name: str) -> str | None:
+    """The part that a delta's tensor belongs to; None for any other tensor."""
+    if name.startswith(PARTS["lora"]) and ".lora_" not in name:
+        return None
+    return next((part for part, prefix in PARTS.items() if name.startswith(prefix)), None)
+
+
+def delta_shapes(model: nn.Module, parts: Iterable[str]) -> dict[str, Shape]:
+    """Names and shapes of the model's tensors in some of the parts."""
+    wanted = set(parts)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if part_of(name) in wanted}
+
+
+def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequence[str] = ()) -> tuple[str, ...]:
+    """Loads a delta checkpoint into the model: each part that it holds, whole.
+
+    Args:
+        required: the parts that must be there.
+        skip: parts that this model was built without; they stay in the file.
+
+    Returns:
+        The parts that were loaded.
+
+    Raises:
+        CheckpointError: a required part is missing, a part is incomplete, or a tensor fits nothing in this model.
+    """
+    tensors = {delta_name(name): value for name, value in read_tensors(path).items()}
+    tensors = {name: value for name, value in tensors.items() if part_of(name) not in skip}
+    present = {part for name in tensors if (part := part_of(name)) is not None}
+    parts = tuple(part for part in PARTS if part in present | set(required))
+    expected = delta_shapes(model, parts)
+    advice = f"It should hold {', '.join(required)} for this model; check the path in the config."
+    check_names(expected, shapes_of(tensors), path, advice=advice)
+    model.load_state_dict(tensors, strict=False)  # the sets were compared above
+    logger.info("%s: loaded %s (%d tensors)", path, ", ".join(parts), len(tensors))
+    return parts
+
+
+def delta_tensors(model: nn.Module, parts: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Copies of the model's tensors in some of the parts, on the CPU, under their released names."""
+    names = delta_shapes(model, parts)
+    state = model.state_dict()
+    return {name: state[name].detach().to("cpu", dtype or state[name].dtype).contiguous().clone() for name in names}
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes .safetensors (with text metadata) or .pt; the file appears whole or not at all.
+
+    Raises:
+        CheckpointError: the disk is full or the folder can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            if path.suffix == ".safetensors":
+                save_file(dict(tensors), name, metadata=dict(metadata or {}))
+            else:
+                torch.save(dict(tensors), name)
+            os.chmod(name, 0o644)  # mkstemp's files are private
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: could not be written ({error})") from error

@@ -1,0 +1,67 @@
+"""What an image encoder is to the rest of the model, and the table of encoders by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What an encoder expects of, and gives for, an image. Sizes are in pixels, patches and channels."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    grid: int
+    tap_width: int
+    taps: tuple[int, ...]
+    embed_width: int
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """An encoded batch of images: computed once, asked often.
+
+    Attributes:
+        taps: L tensors (B, P * P, D_v): the raw patch tokens of the tapped layers, in reading order.
+        embedding: (B, D), of unit length: the image as one vector.
+    """
+
+    taps: tuple[Tensor, ...]
+    embedding: Tensor
+
+    @property
+    def grid(self) -> int:
+        """P, the patches along one side."""
+        return round(self.taps[0].shape[1] ** 0.5)
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def __getitem__(self, index: slice | Sequence[int] | Tensor) -> "ImageFeatures":
+        """The features of some of the images."""
+        chosen = index if isinstance(index, slice | Tensor) else torch.as_tensor(list(index))
+        return ImageFeatures(tuple(tap[chosen] for tap in self.taps), self.embedding[chosen])
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """An image encoder: ``spec`` says what it takes and gives."""
+
+    spec: ImageSpec
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Normalised images (B, 3, size, size) -> features."""
+        ...
+
+
+@runtime_checkable
+class TextImageEncoder(Encoder, Protocol):
+    """An encoder with a text tower in the same joint space."""
+
+    def encode_text(self, sentences: Sequence[str]) -> Tensor:
+        """Sentences -> (B, D)."""
+        ...

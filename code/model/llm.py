@@ -1,0 +1,156 @@
+"""The language model: any Hugging Face causal LM, with LoRA (Hu et al., ICLR 2022) on its attention projections."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomalygpt.model.chat import answer_text, ends_turn
+from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes
+from anomalygpt.model.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+EMBEDDING = "model.embed_tokens.weight"
+OUTPUT = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters; the defaults are PandaGPT's."""
+
+    rank: int = 32
+    alpha: float = 32.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How an answer is sampled; the defaults are the demo's."""
+
+    max_new_tokens: int = 128
+    top_p: float = 0.01
+    top_k: int = 50
+    temperature: float = 1.0
+
+
+@dataclass
+class StopAtTurnEnd:
+    """A stopping criterion for ``generate``: per sample, true once the assistant's turn has ended."""
+
+    tokenizer: Tokenizer
+    done: list[bool] = field(default_factory=list)
+
+    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """(B, generated so far) -> (B,) bool."""
+        rows = ids.tolist()
+        self.done = self.done or [False] * len(rows)
+        self.done = [done or ends_turn(row, self.tokenizer) for done, row in zip(self.done, rows, strict=True)]
+        return torch.tensor(self.done, device=ids.device)
+
+
+def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Reads a causal LM's folder (config.json with sharded or single .safetensors / .bin) straight into ``dtype``.
+
+    Names and shapes are compared before a byte of weights is copied.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete, or another model's.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json there; expected a Hugging Face causal LM's folder")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({error})") from error
+    found = folder_shapes(folder)
+    rows = found.get(EMBEDDING, (config.vocab_size,))[0]
+    if rows != config.vocab_size:
+        # Vicuna folders disagree: 32000 rows, or 32001 with a padding token. The tensors decide.
+        logger.info("%s: config.json says %d rows, the weights have %d", folder, config.vocab_size, rows)
+        config.vocab_size = rows
+    check_names(_expected_shapes(config), found, folder, ignore=("rotary_emb.inv_freq",))
+    return AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, device_map={"": device}, local_files_only=True
+    )
+
+
+def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    shapes = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop(OUTPUT, None)  # the same tensor as the embedding: files may carry it or not
+    return shapes
+
+
+def add_lora(llm: Any, settings: LoraSettings) -> Any:
+    """Wraps the model in PEFT, whose tensor names the released deltas use."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(llm, config)
+
+
+@torch.inference_mode()
+def generate(
+    llm: nn.Module,
+    embeds: Tensor,
+    attention: Tensor,
+    tokenizer: Tokenizer,
+    settings: GenerationSettings,
+    **extra: Any,
+) -> list[str]:
+    """Continues B prompts given as embeddings.
+
+    Args:
+        embeds: (B, N, D_l), padded on the left.
+        attention: (B, N) int64, 1 where a position counts.
+        extra: passed on to ``generate`` (a streamer, say).
+
+    Returns:
+        B answers, without the end-of-turn mark.
+    """
+    sampling = (
+        {
+            "do_sample": True,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            "temperature": settings.temperature,
+        }
+        if settings.temperature > 0
+        else {"do_sample": False}
+    )
+    ids = llm.generate(  # type: ignore[operator]
+        inputs_embeds=embeds,
+        attention_mask=attention,
+        max_new_tokens=settings.max_new_tokens,
+        stopping_criteria=[StopAtTurnEnd(tokenizer)],
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.eos_id,
+        bos_token_id=tokenizer.bos_id,
+        **sampling,
+        **extra,
+    )
+    return [answer_text(_without_padding(row, tokenizer.eos_id), tokenizer) for row in ids.tolist()]
+
+
+def _without_padding(ids: Sequence[int], eos: int) -> list[int]:
+    ids = list(ids)
+    return ids[: ids.index(eos)] if eos in ids else ids

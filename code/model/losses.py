@@ -1,0 +1,60 @@
+"""Training losses: cross entropy on the answer, focal and dice on the map (AnomalyGPT section 3.5; SPEC 7)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = -100
+FOCAL_GAMMA = 2
+SMOOTH = 1e-5
+DICE_SMOOTH = 1.0
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of the next token, averaged over all answer tokens of the batch.
+
+    Args:
+        logits: (B, N, vocabulary), any float dtype.
+        labels: (B, N) int64, -100 where there is no answer token.
+
+    Returns:
+        A scalar, float32; zero when there is no answer token at all.
+    """
+    shifted, targets = logits[:, :-1], labels[:, 1:]
+    chosen = targets != IGNORE_INDEX
+    if not chosen.any():
+        return logits.sum() * 0.0
+    return F.cross_entropy(shifted[chosen].float(), targets[chosen])
+
+
+def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Focal loss (Lin et al., ICCV 2017), gamma 2, averaged over the pixels.
+
+    Args:
+        probabilities: (B, 2, S, S) float32, softmax over [normal, abnormal].
+        target: (B, 1, S, S), 1 where anomalous.
+    """
+    abnormal = target[:, 0].long()
+    onehot = F.one_hot(abnormal, num_classes=2).movedim(-1, 1).to(probabilities.dtype)
+    onehot = onehot.clamp(SMOOTH, 1 - SMOOTH)
+    p = (onehot * probabilities).sum(dim=1) + SMOOTH
+    return (-((1 - p) ** FOCAL_GAMMA) * p.log()).mean()
+
+
+def dice_loss(abnormal: Tensor, target: Tensor) -> Tensor:
+    """Dice loss (Milletari et al., 3DV 2016) with unsquared sums, an image at a time, averaged over the batch.
+
+    Args:
+        abnormal: (B, S, S) float32 in 0..1.
+        target: (B, 1, S, S), 1 where anomalous.
+    """
+    p, g = abnormal.flatten(1), target.flatten(1).to(abnormal.dtype)
+    overlap = 2 * (p * g).sum(dim=1) + DICE_SMOOTH
+    return (1 - overlap / (p.sum(dim=1) + g.sum(dim=1) + DICE_SMOOTH)).mean()
+
+
+def pixel_loss(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal and dice losses of every tapped layer (L, B, 2, S, S) against one target, each summed over the layers."""
+    focal = torch.stack([focal_loss(layer, target) for layer in probabilities]).sum()
+    dice = torch.stack([dice_loss(layer[:, 1], target) for layer in probabilities]).sum()
+    return focal, dice

@@ -1,0 +1,149 @@
+"""Looks at photos: ``python predict.py PHOTO… [--reference GOOD…] [--question "…"] [--json] [--out DIR]``."""
+
+import argparse
+import glob
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from anomalygpt.config.load import load_config
+from anomalygpt.datasets.records import DatasetError, list_images
+from anomalygpt.datasets.transforms import load_image
+from anomalygpt.errors import UserError, user_errors
+
+
+class InputError(UserError):
+    """A photo that was asked for is not there."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 when every photo was read, 1 when some could not be."""
+    arguments = _parse(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with user_errors():
+        config = load_config(arguments.config or _default_config(), arguments.set)
+        return _run(arguments, config)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Say whether, and where, parts in photos are defective.")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
+    parser.add_argument("--reference", nargs="+", default=[], metavar="GOOD", help="good photos of the same part")
+    parser.add_argument("--question", help="by default: is there any anomaly in the image?")
+    parser.add_argument("--class-name", help="what the photos show, as in 'screw'")
+    parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
+    parser.add_argument("--out", type=Path, help="folder for overlays (PNG), maps (32-bit float TIFF), results.json")
+    parser.add_argument("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")
+    parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key.sub=value", help="settings to change")
+    return parser.parse_args(argv)
+
+
+def _default_config() -> str:
+    from anomalygpt.model.build import installed_config
+
+    return installed_config()
+
+
+def _run(arguments: argparse.Namespace, config: Any) -> int:
+    from tqdm import tqdm
+
+    from anomalygpt.inference.predictor import Predictor
+
+    queries, references = expand(arguments.photos), expand(arguments.reference)
+    good = [load_image(path) for path in references]  # a wrong path is told before the model is loaded
+    predictor = Predictor.from_config(config, arguments.device, speaks=not arguments.no_chat)
+    predictor.set_references(good)
+    results, failed = [], 0
+    for path in tqdm(queries, unit="photo", disable=len(queries) == 1 or not sys.stderr.isatty()):
+        try:
+            photo = load_image(path)
+        except DatasetError as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        found = predictor.predict(photo, arguments.question, arguments.class_name)
+        result = as_json(path, found)
+        if arguments.out:
+            result |= write_pictures(arguments.out, path, photo, found)
+        results.append(result)
+        tqdm.write(json.dumps(result, ensure_ascii=False) if arguments.json else as_text(result), file=sys.stdout)
+    if arguments.out:
+        (arguments.out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    return 1 if failed else 0
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """Photos, folders and globs -> photos, in the order given, each once.
+
+    Raises:
+        InputError: a pattern matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            matches = list_images(path)
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        if not matches:
+            raise InputError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def as_json(path: Path, found: Any) -> dict[str, Any]:
+    """A prediction as plain values; the map is left out."""
+    return {
+        "photo": str(path),
+        "question": found.question,
+        "answer": found.answer,
+        "is_anomalous": found.is_anomalous,
+        "verdict_from": found.verdict_from,
+        "score": round(found.score, 6),
+        "threshold": round(found.threshold, 6),
+        "class_name": found.class_name,
+        "regions": [asdict(region) for region in found.regions],
+    }
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """A result as a person reads it."""
+    verdict = "DEFECT" if result["is_anomalous"] else "good"
+    lines = [f"{result['photo']}: {verdict} (score {result['score']:.3f}, threshold {result['threshold']:.3f})"]
+    lines += [f"  {result['answer']}"] if result["answer"] else []
+    for region in result["regions"]:
+        lines.append(f"  {region['position']}: box {tuple(region['box'])}, {100 * region['area']:.1f} % of the photo")
+    return "\n".join(lines)
+
+
+def write_pictures(folder: Path, path: Path, photo: Any, found: Any) -> dict[str, str]:
+    """Writes a photo's overlay and float map; the names that were given.
+
+    Raises:
+        InputError: the folder can't be written.
+    """
+    from PIL import Image
+
+    from anomalygpt.inference.visualize import overlay
+
+    stem = "_".join(path.with_suffix("").parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
+    names = {"overlay": f"{stem}_overlay.png", "map": f"{stem}_map.tiff"}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        overlay(photo, found.map, found.threshold, found.regions).save(folder / names["overlay"])
+        Image.fromarray(found.map).save(folder / names["map"])
+    except OSError as error:
+        raise InputError(f"--out {folder}: can't be written ({error})") from error
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

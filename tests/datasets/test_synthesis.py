@@ -1,0 +1,149 @@
+"""Simulated anomalies, on generated pictures, on awkward ones and on real photos."""
+
+import numpy as np
+import pytest
+
+from anomalygpt.datasets.dialogue import detection_answer, parse_verdict, position_name
+from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.datasets.synthesis import NSASettings, change_label, nsa_settings, object_mask, simulate
+from anomalygpt.datasets.transforms import load_image
+
+SETTINGS = NSASettings()
+
+
+def random_photo(seed, height=64, width=64):
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return np.ascontiguousarray(coarse.repeat(4, axis=0).repeat(4, axis=1)[:height, :width])
+
+
+def assert_agrees(photo, simulated):
+    """Photo, mask, boxes and sentence of one simulation tell the same story."""
+    target = simulated.mask > 0.3
+    assert simulated.image.dtype == np.uint8 and simulated.mask.dtype == np.float32
+    assert simulated.image.shape == photo.shape and simulated.mask.shape == photo.shape[:2]
+    assert simulated.mask.min() >= 0 and simulated.mask.max() <= 1
+    assert simulated.is_anomalous == target.any() == bool(simulated.boxes)
+    covered = np.zeros_like(target)
+    for box in simulated.boxes:
+        inside = target[box.top : box.bottom, box.left : box.right]
+        assert inside.any(axis=1)[[0, -1]].all() and inside.any(axis=0)[[0, -1]].all(), "the box fits its trace"
+        covered[box.top : box.bottom, box.left : box.right] = True
+    assert not (target & ~covered).any(), "every marked pixel is in a named box"
+    if not simulated.is_anomalous:
+        assert np.array_equal(simulated.image, photo)
+    positions = [position_name(box, target.shape[::-1]) for box in simulated.boxes]
+    answer = detection_answer(simulated.is_anomalous, positions)
+    assert parse_verdict(answer) == target.any()
+    assert all(f"the {position}" in answer for position in positions)
+
+
+def test_photo_mask_positions_and_sentence_agree_over_a_thousand_draws():
+    photos = [random_photo(seed) for seed in range(8)]
+    rng = np.random.default_rng(0)
+    patches = []
+    for number in range(1000):
+        photo, source = photos[number % 8], photos[(number + 3) % 8]
+        simulated = simulate(photo, source, SETTINGS, rng)
+        assert_agrees(photo, simulated)
+        patches.append(len(simulated.boxes))
+    assert set(patches) >= {1, 2}
+
+
+def test_the_same_generator_gives_the_same_defect():
+    first, second = (simulate(random_photo(0), random_photo(1), SETTINGS, np.random.default_rng(5)) for _ in "ab")
+    assert np.array_equal(first.image, second.image) and first.boxes == second.boxes
+    assert np.array_equal(first.mask, second.mask)
+
+
+def test_nothing_outside_the_changed_pixels_is_marked():
+    photo = random_photo(0)
+    simulated = simulate(photo, random_photo(1), SETTINGS, np.random.default_rng(3))
+    unchanged = (simulated.image == photo).all(axis=2)
+    far = np.pad(unchanged, 5, constant_values=True)
+    near_change = ~np.lib.stride_tricks.sliding_window_view(far, (11, 11)).all(axis=(2, 3))
+    assert not simulated.mask[~near_change].any()
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 8, 9, 11, 12, 16, 32])
+@pytest.mark.parametrize("class_name", ["bottle", "candle", "screw", "carpet"])
+def test_tiny_photos_never_fail(side, class_name):
+    rng = np.random.default_rng(side)
+    for number in range(20):
+        photo = rng.integers(0, 256, (side, side + number % 3, 3), dtype=np.uint8)
+        assert_agrees(photo, simulate(photo, np.flip(photo, 0), nsa_settings(class_name), rng))
+
+
+@pytest.mark.parametrize("value", [0, 20, 200, 255])
+@pytest.mark.parametrize("class_name", ["bottle", "hazelnut", "candle"])
+def test_a_constant_photo_stays_normal(value, class_name):
+    photo = np.full((48, 48, 3), value, np.uint8)
+    simulated = simulate(photo, photo, nsa_settings(class_name), np.random.default_rng(0))
+    assert not simulated.is_anomalous and not simulated.mask.any()
+
+
+def test_photos_of_different_sizes_go_together():
+    simulated = simulate(random_photo(0, 50, 90), random_photo(1, 120, 40), SETTINGS, np.random.default_rng(0))
+    assert_agrees(random_photo(0, 50, 90), simulated)
+
+
+def test_read_only_photos_are_left_alone():
+    photo, source = random_photo(0), random_photo(1)
+    before = photo.copy()
+    photo.setflags(write=False)
+    source.setflags(write=False)
+    for seed in range(10):
+        simulate(photo, source, SETTINGS, np.random.default_rng(seed))
+    assert np.array_equal(photo, before)
+
+
+def test_the_label_is_the_logistic_of_the_difference():
+    before = np.zeros((40, 40, 3), np.uint8)
+    after = before.copy()
+    after[10:30, 10:30] = 24
+    label = change_label(before, after, NSASettings(label_softness=12, label_midpoint=24))
+    assert label[20, 20] == pytest.approx(0.5)
+    assert label[2, 2] == 0
+    after[10:30, 10:30] = (36, 36, 36)
+    assert change_label(before, after, SETTINGS)[20, 20] == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_single_pixels_are_filtered_out_of_the_label():
+    before = np.zeros((40, 40, 3), np.uint8)
+    after = before.copy()
+    after[20, 20] = 255
+    assert not change_label(before, after, SETTINGS).any()
+
+
+def test_patches_fall_on_the_object_where_the_background_is_known():
+    photo = np.full((64, 64, 3), 200, np.uint8)
+    photo[20:44, 20:44] = random_photo(2, 24, 24) // 4
+    settings = nsa_settings("bottle")
+    for seed in range(30):
+        simulated = simulate(photo, np.rot90(photo).copy(), settings, np.random.default_rng(seed))
+        changed = (simulated.image != photo).any(axis=2)
+        assert not simulated.is_anomalous or (changed & object_mask(photo, settings.background)).any()
+
+
+def test_the_class_table_is_the_papers():
+    assert nsa_settings("cable").half_width == (0.05, 0.4)
+    assert nsa_settings("capsule").half_height == (0.03, 0.15)
+    assert nsa_settings("metal nut") == nsa_settings("metal_nut")
+    assert nsa_settings("metal_nut").background == (20, 20)
+    assert (nsa_settings("screw").label_softness, nsa_settings("screw").label_midpoint) == (1, 3)
+    assert nsa_settings("grid_tiles") == nsa_settings("grid")
+    assert nsa_settings("pcb1") == nsa_settings("my own part") == NSASettings()
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("class_name", ["bottle", "screw", "hazelnut", "grid_tiles", "carpet_tiles", "toothbrush"])
+def test_real_photos_get_defects_that_agree(real_photos, class_name):
+    records = [r for r in index_mvtec(real_photos, [class_name]) if r.split == "train"][:6]
+    photos = [np.asarray(load_image(r.image).resize((128, 128))) for r in records]
+    rng = np.random.default_rng(0)
+    made = 0
+    for number in range(24):
+        photo = photos[number % 6]
+        simulated = simulate(photo, photos[(number + 1) % 6], nsa_settings(class_name), rng)
+        assert_agrees(photo, simulated)
+        made += simulated.is_anomalous
+    assert made >= 20

@@ -1,0 +1,144 @@
+"""Geometry, colours and masks, partly by hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.transforms import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ImageTransform,
+    load_image,
+    official_mvtec_mask,
+    official_visa_mask,
+    to_rgb,
+    training_target,
+)
+
+
+def plain(size, geometry="squash"):
+    return ImageTransform(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), geometry)
+
+
+def test_normalisation_is_value_minus_mean_over_std():
+    out = ImageTransform(8, CLIP_MEAN, CLIP_STD)(Image.new("RGB", (20, 10), (255, 0, 51)))
+    assert out.shape == (3, 8, 8) and out.dtype == torch.float32
+    expected = [(v - m) / s for v, m, s in zip((1.0, 0.0, 0.2), CLIP_MEAN, CLIP_STD, strict=True)]
+    assert torch.allclose(out[:, 3, 3], torch.tensor(expected))
+
+
+def test_squash_shows_the_whole_photo_and_crop_its_centre():
+    photo = Image.new("RGB", (90, 30), (0, 0, 0))
+    photo.paste((255, 255, 255), (30, 0, 60, 30))
+    assert np.asarray(plain(30, "crop").shown(photo)).min() == 255
+    squashed = np.asarray(plain(30).shown(photo))
+    assert squashed[:, :8].max() == 0 and squashed[:, 22:].max() == 0 and squashed[:, 12:18].min() == 255
+
+
+@pytest.mark.parametrize("size", [(224, 224), (301, 224), (500, 333), (333, 500), (64, 200)])
+def test_crop_agrees_with_torchvision(size):
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels)
+    resized = functional.resize(photo, [224], interpolation=functional.InterpolationMode.BICUBIC)
+    assert np.array_equal(plain(224, "crop").shown(photo), functional.center_crop(resized, [224, 224]))
+
+
+@pytest.mark.parametrize("geometry", ["squash", "crop"])
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (200, 150), (32, 32), (31, 97)])
+def test_a_map_comes_back_to_the_pixels_that_it_was_made_from(geometry, size):
+    width, height = size
+    side = min(size)
+    left, top = (width - side) // 2 + side // 4, (height - side) // 2 + side // 4
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (left, top, left + side // 2, top + side // 3))
+    transform = plain(128, geometry)
+    back = transform.to_photo(transform.mask(mask)[0], size)
+    assert back.shape == (height, width)
+    wrong = (back > 0.5) != torch.from_numpy(np.array(mask) > 127)
+    assert wrong.float().mean() < 0.01
+
+
+def test_pixels_outside_the_crop_get_the_fill_value():
+    back = plain(16, "crop").to_photo(torch.ones(16, 16), (30, 10), fill=-1.0)
+    assert (
+        torch.allclose(back[:, 10:20], torch.ones(10, 10)) and (back[:, :10] == -1).all() and (back[:, 20:] == -1).all()
+    )
+    whole = plain(16).to_photo(torch.ones(16, 16), (30, 10), fill=-1.0)
+    assert torch.allclose(whole, torch.ones(10, 30))
+
+
+def test_a_map_of_another_size_than_the_transform_is_mapped_too():
+    coarse = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    back = plain(224).to_photo(coarse, (4, 2))
+    assert torch.allclose(back[0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
+
+
+def test_every_mode_of_photo_becomes_rgb():
+    grey = np.full((6, 5), 128, np.uint8)
+    for mode in ("1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "I", "F"):
+        assert to_rgb(Image.fromarray(grey).convert(mode)).mode == "RGB"
+    assert to_rgb(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(Image.new("RGBA", (2, 2), (10, 20, 30, 255))).getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    photo = np.asarray(load_image(tmp_path / "deep.png"))
+    assert photo[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_a_photo_taken_sideways_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert load_image(tmp_path / "turned.jpg").size == (20, 40)
+
+
+def test_unreadable_photos_are_one_line_errors(tmp_path, write_photo):
+    whole = write_photo(tmp_path / "whole.png", (200, 200))
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:-100])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    for name in ("cut.png", "text.png", "empty.png", "missing.png"):
+        with pytest.raises(DatasetError, match=name) as caught:
+            load_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_masks_of_any_coding_mark_the_same_pixels():
+    marked = np.zeros((20, 20), bool)
+    marked[5:10, 5:15] = True
+    codings = [
+        Image.fromarray(marked.astype(np.uint8) * 255),
+        Image.fromarray(marked),
+        Image.fromarray(marked.astype(np.uint8)),  # indices, as VisA's masks hold them
+        Image.fromarray(marked.astype(np.uint8) * 7),
+        Image.fromarray(marked.astype(np.uint16) * 65535),
+        Image.fromarray(marked.astype(np.uint8) * 255).convert("RGB"),
+    ]
+    palette = Image.fromarray(marked.astype(np.uint8))
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    for mask in [*codings, palette]:
+        assert np.array_equal(training_target(plain(20).mask(mask))[0].bool(), marked), mask.mode
+
+
+def test_the_training_target_lies_above_three_tenths():
+    values = torch.tensor([[[0.0, 0.3, 0.31, 1.0]]])
+    assert training_target(values).tolist() == [[[0.0, 0.0, 1.0, 1.0]]]
+
+
+def test_the_official_masks_by_hand():
+    # Two columns melt into one: a white and a black one give 0.5 everywhere, which both rules mark.
+    stripes = Image.fromarray(np.tile(np.array([255, 0], np.uint8), (8, 4)))
+    assert official_mvtec_mask(stripes, 4).all()
+    faint = Image.new("L", (8, 8), 20)  # 20 / 255 = 0.08
+    assert not official_mvtec_mask(faint, 4).any()
+    assert official_visa_mask(faint, 4).all()
+    assert not official_visa_mask(Image.new("L", (8, 8), 0), 4).any()
+    wide = Image.new("L", (12, 4), 0)
+    wide.paste(1, (0, 0, 4, 4))  # outside the centre crop
+    assert not official_visa_mask(wide, 4).any()
+    assert official_visa_mask(Image.new("L", (12, 4), 1), 4).shape == (1, 4, 4)

@@ -1,0 +1,187 @@
+"""The layers of `code/`, read off its import statements: nothing imports what lies above it.
+
+errors below all; config 0; datasets, model, weights 1; inference, training 2; evaluation 3; the files of
+`code/` itself, the entry points, 4.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+CODE = Path(__file__).resolve().parents[1] / "code"
+# errors.py lies below all: what a user can mend, and how it ends in one line.
+LAYERS = {
+    "errors": -1,
+    "config": 0,
+    "datasets": 1,
+    "model": 1,
+    "weights": 1,
+    "inference": 2,
+    "training": 2,
+    "evaluation": 3,
+}
+ENTRY_POINT = 4
+# The import name is no module to run.
+IMPORT_NAME = "anomalygpt"
+# Neither of a pair imports the other.
+STRANGERS = [{"datasets", "model"}, {"datasets", "weights"}]
+# They would shadow a module of the standard library or a package that others import, or be collected as
+# tests.
+FORBIDDEN = ("evaluate.py", "types.py", "profile.py", "inspect.py", "logging.py", "test_*.py", "code.py")
+
+
+class Import(NamedTuple):
+    """One import statement: the file it stands in, below code/, its line, and the module's dotted name."""
+
+    file: str
+    line: int
+    module: str
+
+
+def our_files() -> list[Path]:
+    return sorted(file for file in CODE.rglob("*.py") if "ckpt" not in file.relative_to(CODE).parts)
+
+
+def entry_points() -> list[Path]:
+    return sorted(file for file in CODE.glob("*.py") if file.stem not in {IMPORT_NAME, *LAYERS})
+
+
+def imports_of(source: str, file: str) -> Iterator[Import]:
+    """Every import in a module, those inside functions and under TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (Import(file, node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            # `from anomalygpt import model` names the part after `import`.
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == IMPORT_NAME else [module]
+            yield from (Import(file, node.lineno, name) for name in names)
+
+
+def all_imports() -> list[Import]:
+    return [
+        found
+        for path in our_files()
+        for found in imports_of(path.read_text(encoding="utf-8"), path.relative_to(CODE).as_posix())
+    ]
+
+
+def part_of_file(file: str) -> str:
+    """The folder of code/ that a file belongs to; an entry point is its own part."""
+    return Path(file).parts[0].removesuffix(".py")
+
+
+def part_of_module(module: str) -> str | None:
+    """The part of ours that a module belongs to; None for other people's."""
+    first, _, rest = module.partition(".")
+    return rest.split(".")[0] if first == IMPORT_NAME and rest else None
+
+
+def layer(part: str) -> int:
+    return LAYERS.get(part, ENTRY_POINT)
+
+
+def complaint(found: Import) -> str | None:
+    """What is wrong with an import, or None."""
+    importer, imported = part_of_file(found.file), part_of_module(found.module)
+    bare = found.module.split(".")[0]
+    if found.module.startswith("."):
+        return "is relative: write anomalygpt.…"
+    if imported is None:
+        own = {*LAYERS, *(file.stem for file in CODE.glob("*.py"))} - {IMPORT_NAME}
+        # Hugging Face's `datasets` is none of our business, so a bare one can only mean our folder.
+        return f"is bare: write anomalygpt.{bare}" if bare in own else None
+    if importer == imported:
+        return None
+    if layer(imported) == ENTRY_POINT:
+        return "is an entry point, which nobody imports"
+    if layer(imported) > layer(importer):
+        return f"is of layer {layer(imported)}, above {importer}'s {layer(importer)}"
+    if {importer, imported} in STRANGERS:
+        return f"must stay a stranger to {importer}"
+    if imported == "config" and layer(importer) == 1 and Path(found.file).name != "build.py":
+        return "stays out of this layer's classes: only its build.py knows the configuration"
+    return None
+
+
+def test_no_import_breaks_the_layers() -> None:
+    broken = [
+        f"code/{found.file}:{found.line} {found.module} {why}" for found in all_imports() if (why := complaint(found))
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize(
+    ("file", "statement", "words"),
+    [
+        ("model/encoder.py", "from anomalygpt.datasets.records import Record", "stranger"),
+        ("datasets/mvtec.py", "import anomalygpt.model.encoder", "stranger"),
+        ("model/encoder.py", "from anomalygpt import inference", "above"),
+        ("config/load.py", "def late():\n    from anomalygpt.model.build import build", "above"),
+        ("training/loop.py", "from anomalygpt.evaluation.metrics import auroc", "above"),
+        ("evaluation/report.py", "from anomalygpt.train import main", "entry point"),
+        ("errors.py", "from anomalygpt.config.load import ConfigError", "above"),
+        ("serve.py", "from anomalygpt.predict import main", "entry point"),
+        ("training/loop.py", "from model.encoder import Encoder", "bare"),
+        ("predict.py", "import datasets", "bare"),
+        ("model/llm.py", "from .encoder import Encoder", "relative"),
+        ("model/llm.py", "from anomalygpt.config.schema import Config", "build.py"),
+    ],
+)
+def test_each_kind_of_break_is_seen(file: str, statement: str, words: str) -> None:
+    whys = [complaint(found) for found in imports_of(statement, file)]
+    assert any(why and words in why for why in whys)
+
+
+@pytest.mark.parametrize(
+    ("file", "statement"),
+    [
+        ("model/build.py", "from anomalygpt.config.schema import Config"),
+        ("inference/predictor.py", "from anomalygpt.model.anomalygpt import AnomalyGPT"),
+        ("model/llm.py", "from anomalygpt.errors import UserError"),
+        ("web_demo.py", "from anomalygpt.evaluation.metrics import auroc"),
+        ("model/llm.py", "from anomalygpt.model.chat import Turn\nimport torch.utils.data"),
+    ],
+)
+def test_imports_downwards_are_allowed(file: str, statement: str) -> None:
+    assert [complaint(found) for found in imports_of(statement, file)] == [None] * statement.count("import")
+
+
+def test_no_folder_of_code_is_a_regular_package() -> None:
+    """One in code/ would shadow the standard library's `code`, one in datasets/ Hugging Face's `datasets`."""
+    assert [str(file.relative_to(CODE)) for file in CODE.rglob("__init__.py")] == []
+
+
+def test_no_file_of_code_shadows_somebody_elses_module() -> None:
+    assert [file.name for pattern in FORBIDDEN for file in CODE.glob(pattern)] == []
+    assert [str(file.relative_to(CODE)) for file in CODE.rglob("test_*.py")] == []
+
+
+def test_entry_points_have_a_main_that_takes_arguments() -> None:
+    for file in entry_points():
+        functions = [
+            node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
+        ]
+        main = next((node for node in functions if node.name == "main"), None)
+        assert main is not None, f"{file.name} has no main()"
+        assert [argument.arg for argument in main.args.args] == ["argv"], file.name
+        assert len(main.args.defaults) == 1, f"{file.name}: argv has no default"
+
+
+HEAVY = {"torch", "transformers", "timm", "gradio", "deepspeed", "cv2", "peft", "matplotlib"}
+
+
+def test_entry_points_import_nothing_heavy_at_the_top() -> None:
+    """`--help` answers at once."""
+    for file in entry_points():
+        top = [
+            node
+            for node in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        source = "\n".join(ast.unparse(node) for node in top)
+        heavy = [found.module for found in imports_of(source, file.name) if found.module.split(".")[0] in HEAVY]
+        assert heavy == [], file.name
