@@ -22,8 +22,9 @@ COLUMNS = ("left", "", "right")
 JOINED_GAP = 0.02  # regions nearer than this share of the side are one defect
 
 FOLLOW_UP_KINDS = ("where", "count", "size", "what")
+KIND = "kind"  # only where the defect's kind is known
 CLASS_FREE_PROBABILITY = 0.15
-DESCRIPTION_PROBABILITY = 0.7
+DESCRIPTION_SHARE = 0.7
 FOLLOW_UP_PROBABILITY = 0.5
 
 YES_WORDS = re.compile(r"(?:yes|yeah|yep)(?![a-z])")
@@ -39,6 +40,17 @@ class Turn:
 
     role: Literal["human", "assistant"]
     text: str
+
+
+@dataclass(frozen=True)
+class ClassWords:
+    """How one language speaks of a class.
+
+    noun_phrase: with its article, as in `a bottle`. description: a clause that completes "…, which should be".
+    """
+
+    noun_phrase: str
+    description: str
 
 
 @cache
@@ -108,8 +120,10 @@ def noun_phrase(class_name: str, language: str = "en") -> str:
     translated = _phrases(language).get("class_names")
     if translated is not None:
         return translated.get(name.lower(), name)
-    if name.lower() in _classes()["plural"]:
-        return name
+    return name if name.lower() in _classes()["plural"] else _with_article(name)
+
+
+def _with_article(name: str) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
@@ -119,6 +133,37 @@ def describe(class_name: str, language: str = "en") -> str:
     """
     descriptions = _phrases(language)["descriptions"]
     return descriptions.get(spoken_name(class_name).lower(), descriptions["general"])
+
+
+def class_words(class_name: str, language: str = "en") -> ClassWords:
+    """The words for a class that the phrases have."""
+    return ClassWords(noun_phrase(class_name, language), describe(class_name, language))
+
+
+def defect_sentence(class_name: str, defect: str, language: str = "en") -> str | None:
+    """What kind of defect a name means, as one sentence a kind: `scratch_head` -> `The head of the screw is scratched.`
+
+    defect: a data set's own name, several kinds with commas. None for names that say no more than `defect`.
+    """
+    forms = _phrases(language)["defects"]
+    own = forms["classes"].get(spoken_name(class_name).lower(), {})
+    sentences = []
+    for part in defect.split(","):
+        name = " ".join(part.replace("_", " ").lower().split())
+        if name in own:
+            sentences.append(own[name])
+        elif name in forms["any_class"]:
+            sentences.append(forms["any_class"][name])
+        elif name and name not in _classes()["unnamed_defects"]:
+            plural = name.endswith("s") and not name.endswith("ss")
+            sentences.append(forms["rule"].format(name=name, noun_phrase=name if plural else _with_article(name)))
+    return forms["joint"].join(dict.fromkeys(sentences)) or None
+
+
+def draw_language(languages: str | Sequence[str], rng: np.random.Generator) -> str:
+    """One of several languages; a single one costs no draw."""
+    choices = (languages,) if isinstance(languages, str) else tuple(languages)
+    return choices[0] if len(choices) == 1 else choices[int(rng.integers(len(choices)))]
 
 
 def class_in_prompt(prompt: str, rule: ClassRule = "longest_word") -> str:
@@ -166,21 +211,24 @@ def detection_question(
     rng: np.random.Generator | None = None,
     with_description: bool = True,
     language: str = "en",
+    *,
+    words: ClassWords | None = None,
 ) -> str:
     """The question of a detection turn; yes always means anomalous.
 
     class_name: None asks without naming the class. rng: draws one of several wordings; None takes the
     paper's: `This is a photo of a bottle for anomaly detection, which should be …. Is there any anomaly in
-    the image?`
+    the image?` words: others for the class than the phrases'.
     """
     phrases = _phrases(language)
     questions = phrases["detection" if class_name is not None else "class_free"]
     question = questions[0] if rng is None else questions[int(rng.integers(len(questions)))]
     if class_name is None:
         return question
-    opening = phrases["opening"].format(noun_phrase=noun_phrase(class_name, language))
+    words = words or class_words(class_name, language)
+    opening = phrases["opening"].format(noun_phrase=words.noun_phrase)
     if with_description:
-        opening += phrases["description_joint"].format(description=describe(class_name, language))
+        opening += phrases["description_joint"].format(description=words.description)
     return opening + phrases["opening_end"] + question
 
 
@@ -208,10 +256,20 @@ def _placed(forms: dict[str, Any], positions: Sequence[str], language: str) -> s
     return forms["several"].format(count=len(positions), positions=joined)
 
 
-def follow_up_answer(kind: str, class_name: str, positions: Sequence[str], share: float, language: str = "en") -> str:
-    """The answer to a follow-up question of a kind: `where`, `count`, `size` or `what`.
+def follow_up_answer(
+    kind: str,
+    class_name: str,
+    positions: Sequence[str],
+    share: float,
+    language: str = "en",
+    *,
+    words: ClassWords | None = None,
+    defect: str = "",
+) -> str:
+    """The answer to a follow-up question of a kind: `where`, `count`, `size`, `what` or `kind`.
 
-    positions: one name a defect, none for a normal photo. share: of the photo's area that is marked, 0..1.
+    positions: one name a defect, none for a normal photo. share: of the photo's area that is marked, 0..1. words:
+    others for the class than the phrases'. defect: the sentence that answers `kind`.
     """
     phrases = _phrases(language)
     forms = phrases["follow_up"][kind]
@@ -219,7 +277,10 @@ def follow_up_answer(kind: str, class_name: str, positions: Sequence[str], share
         return _placed(forms, positions, language)
     number = "normal" if not positions else "one" if len(positions) == 1 else "several"
     return forms[number].format(
-        count=len(positions), share=_share(share, language), noun_phrase=noun_phrase(class_name, language)
+        count=len(positions),
+        share=_share(share, language),
+        noun_phrase=words.noun_phrase if words else noun_phrase(class_name, language),
+        defect=defect,
     )
 
 
@@ -238,35 +299,42 @@ def conversation(
     rng: np.random.Generator | None = None,
     follow_up: bool = False,
     language: str = "en",
+    description_share: float = DESCRIPTION_SHARE,
+    *,
+    words: ClassWords | None = None,
+    defect: str | None = None,
 ) -> tuple[Turn, ...]:
     """A detection turn and up to two follow-up turns about one photo.
 
     positions: one name a defect, none for a normal photo. share: of the photo's area that is marked, 0..1.
     rng: varies the wording, at times without the description or the class; None gives the paper's single turn
-    and no follow-up.
+    and no follow-up. description_share: how often a question that names the class describes it too. words: others
+    for the class than the phrases'. defect: the sentence that says what kind it is (`defect_sentence`), empty for a
+    normal photo; None never asks for the kind.
     """
     if rng is None:
-        question = detection_question(class_name, language=language)
+        question = detection_question(class_name, language=language, words=words)
     else:
         named = None if rng.random() < CLASS_FREE_PROBABILITY else class_name
-        question = detection_question(named, rng, bool(rng.random() < DESCRIPTION_PROBABILITY), language)
+        question = detection_question(named, rng, bool(rng.random() < description_share), language, words=words)
     turns = [
         Turn("human", question),
         Turn("assistant", detection_answer(bool(positions), positions, language)),
     ]
     if rng is None or not follow_up:
         return tuple(turns)
-    for kind in _draw_kinds(rng):
+    for kind in _draw_kinds(rng, FOLLOW_UP_KINDS if defect is None else (*FOLLOW_UP_KINDS, KIND)):
         questions = _phrases(language)["follow_up"][kind]["questions"]
         turns.append(Turn("human", questions[int(rng.integers(len(questions)))]))
-        turns.append(Turn("assistant", follow_up_answer(kind, class_name, positions, share, language)))
+        said = follow_up_answer(kind, class_name, positions, share, language, words=words, defect=defect or "")
+        turns.append(Turn("assistant", said))
     return tuple(turns)
 
 
-def _draw_kinds(rng: np.random.Generator) -> tuple[str, ...]:
+def _draw_kinds(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, ...]:
     """No, one or two different kinds of follow-up question."""
     count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
-    return tuple(FOLLOW_UP_KINDS[int(kind)] for kind in rng.permutation(len(FOLLOW_UP_KINDS))[:count])
+    return tuple(kinds[int(kind)] for kind in rng.permutation(len(kinds))[:count])
 
 
 def parse_verdict(answer: str) -> bool | None:

@@ -1,43 +1,73 @@
 """Indexes a user's own parts: a folder of good photos beside folders of defects, with or without masks."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from anomalygpt.datasets.class_card import ClassCard, read_cards
 from anomalygpt.datasets.mvtec import masks_by_stem
 from anomalygpt.datasets.records import (
+    GOOD,
     DatasetError,
     ImageRecord,
+    choose_classes,
     first_offenders,
     list_folders,
     list_images,
     require_folder,
 )
 
-GOOD = "good"
+CARDS = "dataset.yaml"
 GOOD_TEST = "good_test"
 MASK_FOLDERS = ("masks", "ground_truth")
 EXPECTED = "expected good/ with normal photos, one folder a defect, optional good_test/ and masks/"
 
 
-def index_folder(root: Path) -> list[ImageRecord]:
+def index_folder(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """Every photo of one class (`root` holds `good/`) or of a folder of such classes, sorted by class, split
     and path.
 
     `good/` becomes the train split; `good_test/` and every other folder of photos become the test split,
     where a folder's name is the defect. Masks are optional: `masks/<defect>/<stem>_mask.<ext>` or
-    `masks/<stem>_mask.<ext>`, with or without `_mask`, and `ground_truth/` for `masks/`. Raises DatasetError
-    for a tree of another shape, for a mask that belongs to no photo, and for a flat mask whose stem occurs
-    under two defects.
+    `masks/<stem>_mask.<ext>`, with or without `_mask`, and `ground_truth/` for `masks/`.
+
+    classes: the classes wanted, None for all. Raises DatasetError for a tree of another shape, for an unknown class,
+    for a mask that belongs to no photo, and for a flat mask whose stem occurs under two defects.
+    """
+    folders = class_folders(root)
+    chosen = choose_classes(Path(root), list(folders), classes)
+    return [record for name in chosen for record in _index_class(folders[name])]
+
+
+def class_folders(root: Path) -> dict[str, Path]:
+    """The classes' folders by name: `root` itself when it holds `good/`, else those of its folders that do.
+
+    Raises:
+        DatasetError: there is none.
     """
     root = require_folder(root)
     if (root / "train").is_dir():
         raise DatasetError(f"{root}: this looks like a class in MVTec's layout; read its parent as an MVTec tree")
     if (root / GOOD).is_dir():
-        return _index_class(root.resolve())
-    classes = [folder for folder in list_folders(root) if (folder / GOOD).is_dir()]
-    if not classes:
+        return {root.resolve().name: root.resolve()}
+    folders = {folder.name: folder for folder in list_folders(root) if (folder / GOOD).is_dir()}
+    if not folders:
         raise DatasetError(f"{root}: no folder {GOOD}/ here or in a class folder; {EXPECTED}")
-    return [record for folder in classes for record in _index_class(folder)]
+    return folders
+
+
+def folder_cards(root: Path) -> dict[str, ClassCard]:
+    """What `dataset.yaml` in `root` says about its classes; empty where there is no such file.
+
+    Raises:
+        DatasetError: the file is not as `read_cards` wants it, or names a class that is not there.
+    """
+    path = Path(root) / CARDS
+    if not path.is_file():
+        return {}
+    cards = read_cards(path)
+    choose_classes(path, list(class_folders(root)), list(cards))
+    return cards
 
 
 def _index_class(folder: Path) -> list[ImageRecord]:

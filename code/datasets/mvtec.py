@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomalygpt.datasets.records import (
+    GOOD,
     DatasetError,
     ImageRecord,
     choose_classes,
@@ -13,7 +14,6 @@ from anomalygpt.datasets.records import (
     require_folder,
 )
 
-GOOD = "good"
 EXPECTED = "expected <class>/train/good, <class>/test/<defect> and <class>/ground_truth/<defect>"
 
 

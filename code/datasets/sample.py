@@ -28,7 +28,8 @@ class AnomalySample:
 class SamplePair:
     """A normal photo and a defect of the same class, as training takes them (paper section 4.1).
 
-    reference: (3, S, S) float32, another normal photo of the class, None without one.
+    reference: (3, S, S) float32, another normal photo of the class, None without one. A class of real defects that
+    has no normal photos borrows another's, and has no reference.
     """
 
     normal: AnomalySample
@@ -41,7 +42,7 @@ class AnomalyBatch:
     """B pairs in the order normal 0, defect 0, normal 1, defect 1, …
 
     images: (2B, 3, S, S) float32. masks: (2B, 1, S, S) float32 in {0, 1}. class_names, conversations: 2B
-    each. references: (B, 3, S, S) float32, one for each pair, or None.
+    each. references: (B, 3, S, S) float32, one for each pair; None where not every pair has one.
     """
 
     images: Tensor
@@ -64,17 +65,15 @@ class AnomalyBatch:
 
 
 def collate_pairs(pairs: Sequence[SamplePair]) -> AnomalyBatch:
-    """B pairs -> one batch of 2B images. Raises ValueError for none, or if only some have a reference."""
+    """B pairs -> one batch of 2B images, without references where a pair has none. Raises ValueError for no pairs."""
     if not pairs:
         raise ValueError("a batch needs at least one pair")
     samples = [sample for pair in pairs for sample in (pair.normal, pair.defect)]
     references = [pair.reference for pair in pairs if pair.reference is not None]
-    if references and len(references) != len(pairs):
-        raise ValueError(f"{len(references)} of {len(pairs)} pairs have a reference; all or none must")
     return AnomalyBatch(
         images=torch.stack([sample.image for sample in samples]),
         masks=torch.stack([sample.mask for sample in samples]),
         class_names=[sample.class_name for sample in samples],
         conversations=[sample.turns for sample in samples],
-        references=torch.stack(references) if references else None,
+        references=torch.stack(references) if len(references) == len(pairs) else None,
     )

@@ -3,7 +3,7 @@
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
-from anomalygpt.datasets.dialogue import conversation, position_name
-from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
+from anomalygpt.datasets.class_card import ClassCard, card_of
+from anomalygpt.datasets.dialogue import DESCRIPTION_SHARE, conversation, draw_language, position_name
+from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders, in_order
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
-from anomalygpt.datasets.synthesis import Simulated, nsa_settings, simulate
+from anomalygpt.datasets.synthesis import Simulated, simulate
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image
 
 Source = Literal["same", "any"]
@@ -26,12 +27,14 @@ Source = Literal["same", "any"]
 class SimulatedPairs(Dataset[SamplePair]):
     """Pairs of a normal training photo and the same photo with a simulated defect, one pair a photo.
 
-    records: normal training photos; any other raises DatasetError. transform: the defect is made on the
-    pixels that it shows the model, so that photo and mask agree. seed: with the epoch and the index it
-    decides a pair, whatever the number of workers. source: patches come from the `same` class or from `any`
+    records: normal photos, none of them of the test split; any other raises DatasetError. transform: the defect
+    is made on the pixels that it shows the model, so that photo and mask agree. seed: with the epoch and the index
+    it decides a pair, whatever the number of workers. source: patches come from the `same` class or from `any`
     photo. cache_bytes: memory for decoded photos, per worker process; the photo used longest ago leaves
     first. follow_up: adds up to two more turns. vary: draws the wording of questions; without it each
-    conversation is the paper's single turn. language: en or zh.
+    conversation is the paper's single turn. language: en or zh, or several, one of which is drawn for each photo.
+    description_share: how often a varied question says what a good part looks like. cards: what is known of classes
+    beyond the tables, by their names.
     """
 
     def __init__(
@@ -43,7 +46,9 @@ class SimulatedPairs(Dataset[SamplePair]):
         cache_bytes: int = 1 << 30,
         follow_up: bool = True,
         vary: bool = True,
-        language: str = "en",
+        language: str | Sequence[str] = "en",
+        description_share: float = DESCRIPTION_SHARE,
+        cards: Mapping[str, ClassCard] | None = None,
     ) -> None:
         _require_normal(records)
         if source not in ("same", "any"):
@@ -55,6 +60,8 @@ class SimulatedPairs(Dataset[SamplePair]):
         self.follow_up = follow_up
         self.vary = vary
         self.language = language
+        self.description_share = description_share
+        self.cards = cards or {}
         self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._photos = PhotoCache(transform, cache_bytes)
         self._of_class: defaultdict[str, list[int]] = defaultdict(list)
@@ -79,7 +86,7 @@ class SimulatedPairs(Dataset[SamplePair]):
         pixels = self._photos.pixels(record.image)
         reference = self._photos.pixels(self.records[self._another(index, "same", rng)].image)
         patches = self._photos.pixels(self.records[self._another(index, self.source, rng)].image)
-        simulated = simulate(pixels, patches, nsa_settings(record.class_name), rng)
+        simulated = simulate(pixels, patches, card_of(record.class_name, self.cards).nsa(), rng)
         unchanged = Simulated(pixels, np.zeros_like(simulated.mask), ())
         return SamplePair(
             normal=self._sample(record, unchanged, rng),
@@ -98,13 +105,16 @@ class SimulatedPairs(Dataset[SamplePair]):
     def _sample(self, record: ImageRecord, photo: Simulated, rng: np.random.Generator) -> AnomalySample:
         target = photo.mask > TRAINING_THRESHOLD
         size = (target.shape[1], target.shape[0])
+        language = draw_language(self.language, rng)
         turns = conversation(
             record.class_name,
             [position_name(box, size) for box in photo.boxes],
             float(target.mean()),
             rng if self.vary else None,
             self.follow_up,
-            self.language,
+            language,
+            self.description_share,
+            words=card_of(record.class_name, self.cards).words(language),
         )
         mask = torch.from_numpy(target.astype(np.float32))[None]  # (1, S, S)
         return AnomalySample(self.transform.normalise(photo.image), mask, record.class_name, turns, photo.is_anomalous)
@@ -136,7 +146,7 @@ class PhotoCache:
 def _require_normal(records: Sequence[ImageRecord]) -> None:
     if not records:
         raise DatasetError("no records; expected normal training photos to simulate defects on")
-    wrong = [record.image for record in records if record.is_anomalous or record.split != "train"]
+    wrong = [record.image for record in records if record.is_anomalous or record.split == "test"]
     if wrong:
         raise DatasetError(f"{len(wrong)} records are not normal training photos: {first_offenders(wrong)}")
 
@@ -154,10 +164,37 @@ def holdout(records: Sequence[ImageRecord], fraction: float, seed: int) -> tuple
     validation: list[ImageRecord] = []
     normal = [record for record in records if record.split == "train" and not record.is_anomalous]
     for name in sorted({record.class_name for record in normal}):
-        photos = sorted((record for record in normal if record.class_name == name), key=lambda record: record.image)
-        count = min(len(photos) - 1, max(1, round(fraction * len(photos)))) if fraction > 0 else 0
-        order = np.random.default_rng([seed, crc32(name.encode())]).permutation(len(photos))
-        held = {int(position) for position in order[:count]}
-        train += [photo for position, photo in enumerate(photos) if position not in held]
-        validation += [photo for position, photo in enumerate(photos) if position in held]
+        kept, held = hold_back([record for record in normal if record.class_name == name], fraction, name, seed)
+        train, validation = train + kept, validation + held
     return train, validation
+
+
+def normal_split(
+    records: Sequence[ImageRecord], fraction: float, seed: int
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """As `holdout`, but a class that has a validation split of its own (LOCO) keeps all of its training photos.
+
+    Its validation photos come where the held-back ones would; with fraction 0 they are not used. Test photos never
+    are.
+    """
+    own = in_order(r for r in records if r.split == "validation" and not r.is_anomalous)
+    divided = {record.class_name for record in own}
+    whole = [record for record in records if record.class_name in divided]
+    train, validation = holdout([r for r in records if r.class_name not in divided], fraction, seed)
+    train += holdout(whole, 0, seed)[0]
+    return train, (validation + own if fraction > 0 else [])
+
+
+def hold_back(
+    records: Sequence[ImageRecord], fraction: float, name: str, seed: int
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """(kept, held back) of one group of records, each sorted by path; `name` and `seed` decide which.
+
+    As many are held back as `holdout` says.
+    """
+    photos = sorted(records, key=lambda record: record.image)
+    count = min(len(photos) - 1, max(1, round(fraction * len(photos)))) if fraction > 0 else 0
+    order = np.random.default_rng([seed, crc32(name.encode())]).permutation(len(photos))
+    held = {int(position) for position in order[:count]}
+    kept = [photo for position, photo in enumerate(photos) if position not in held]
+    return kept, [photo for position, photo in enumerate(photos) if position in held]

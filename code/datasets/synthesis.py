@@ -2,6 +2,7 @@
 paper section 3.4).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,14 +85,16 @@ class Simulated:
         return bool(self.boxes)
 
 
-def nsa_settings(class_name: str) -> NSASettings:
+def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> NSASettings:
     """The class's row of NSA's tables, found by its name or alias (`_` and space alike); the VisA row for any
     other.
+
+    changes: what differs from that row, in the table's own form.
     """
     table = _class_table()
     name = class_name.strip().lower().replace(" ", "_")
     row = table["classes"].get(table["aliases"].get(name, name), {})
-    return _settings_from({**table["default"], **row})
+    return _settings_from({**table["default"], **row, **(changes or {})})
 
 
 @cache

@@ -6,10 +6,12 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.crack_forest import TRUTH_SUFFIX, read_cracks
+from anomalygpt.datasets.records import DatasetError, list_images
 
 Geometry = Literal["squash", "crop"]
 
@@ -31,10 +33,31 @@ def load_image(path: Path) -> Image.Image:
 
 
 def load_mask(path: Path) -> Image.Image:
-    """The mask at `path` in its own mode and values. Raises DatasetError when it is missing, truncated or no
-    image.
+    """The mask that a record names, whatever holds it.
+
+    An image comes in its own mode and values. A folder of images (LOCO) comes as their union, CrackForest's `.mat` as
+    its cracks: mode L, 0 and 255. Raises DatasetError when it is missing, truncated or no image, and for a folder
+    that is empty or whose masks differ in size.
     """
-    return _open(Path(path))
+    path = Path(path)
+    if path.is_dir():
+        return _union(path)
+    if path.suffix.lower() == TRUTH_SUFFIX:
+        return _black_and_white(read_cracks(path))
+    return _open(path)
+
+
+def _union(folder: Path) -> Image.Image:
+    marked = [np.asarray(_mask_8bit(_open(path))) > 0 for path in list_images(folder)]
+    sizes = sorted({f"{width} x {height}" for height, width in (pixels.shape for pixels in marked)})
+    if len(sizes) != 1:
+        raise DatasetError(f"{folder}: expected masks of one size, found {', '.join(sizes) or 'none'}")
+    return _black_and_white(np.logical_or.reduce(marked))
+
+
+def _black_and_white(flags: NDArray[np.bool_]) -> Image.Image:
+    """(H, W) bool -> mode L, 0 and 255."""
+    return Image.fromarray(np.where(flags, np.uint8(255), np.uint8(0)))
 
 
 def _open(path: Path) -> Image.Image:
@@ -132,7 +155,7 @@ class ImageTransform:
         grey = _mask_8bit(mask)
         values = np.asarray(grey)
         if values.max(initial=0) < DEFECT_INDICES:
-            grey = Image.fromarray(np.where(values > 0, 255, 0).astype(np.uint8))
+            grey = _black_and_white(values > 0)
         return _unit_tensor(self._resize(grey, Image.Resampling.BILINEAR))
 
     def to_photo(self, map: Tensor, photo_size: tuple[int, int], fill: float = 0.0) -> Tensor:

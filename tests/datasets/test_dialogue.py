@@ -9,6 +9,7 @@ from anomalygpt.datasets.dialogue import (
     _phrases,
     class_in_prompt,
     conversation,
+    defect_sentence,
     describe,
     detection_answer,
     detection_question,
@@ -85,6 +86,52 @@ def test_every_known_class_has_its_own_description():
     assert describe("carpet_tiles") == describe("carpet")
     assert describe("gearbox") == describe("object") != describe("bottle")
     assert not any(describe(name).endswith(".") for name in classes)
+
+
+def test_every_known_class_is_named_and_described_in_chinese():
+    names = [name for name in _classes()["names"] if name not in ("macaroni", "pcb")]
+    assert len({describe(name, "zh") for name in names}) == len(names)
+    assert not any(describe(name, "zh").endswith("。") for name in names)
+    assert not any(noun_phrase(name, "zh").isascii() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "defect", "english", "chinese"),
+    [
+        ("screw", "scratch_head", "The head of the screw is scratched.", "螺丝头部有划痕。"),
+        ("carpet_tiles", "hole", "There is a hole in the carpet.", "地毯上有破洞。"),
+        ("gear", "crack", "There is a crack.", "有裂纹。"),
+        ("gear", "oily_spot", "The defect is an oily spot.", "缺陷类型是“oily spot”。"),
+        ("gear", "loose screws", "The defect is loose screws.", "缺陷类型是“loose screws”。"),
+        ("candle", "other,Bubble, chunk of wax missing", "There is a bubble. A piece of the wax is missing.", None),
+        ("gear", "defective", None, None),
+        (
+            "toothbrush",
+            "defective",
+            "Bristles of the toothbrush are bent, missing or dirty.",
+            "牙刷的刷毛弯曲、缺失或有污物。",
+        ),
+    ],
+)
+def test_the_sentence_of_a_defect(class_name, defect, english, chinese):
+    assert defect_sentence(class_name, defect) == english
+    if chinese or not english:
+        assert defect_sentence(class_name, defect, "zh") == chinese
+
+
+def test_every_defect_of_mvtec_has_its_own_sentence():
+    sentences = _phrases("en")["defects"]["classes"]
+    assert len(sentences) == 15 and sum(map(len, sentences.values())) == 73
+
+
+def test_the_kind_is_asked_only_where_it_is_known():
+    rng = np.random.default_rng(0)
+    kinds = {answer for _ in range(200) for answer in conversation("screw", ["top"], 0.1, rng, True, defect="Bent.")}
+    assert any(turn.text == "Bent." for turn in kinds)
+    normal = {turn.text for _ in range(200) for turn in conversation("screw", [], 0, rng, True, defect="")}
+    assert "There is no defect in the image." in normal
+    unknown = {turn.text for _ in range(200) for turn in conversation("screw", ["top"], 0.1, rng, True)}
+    assert "What kind of defect is it?" not in unknown
 
 
 def test_both_languages_have_the_same_keys():

@@ -36,6 +36,14 @@ def test_good_photos_train_and_all_others_test(parts):
     ]
 
 
+def test_classes_are_chosen_by_name(parts, write_photo):
+    write_photo(parts / "axle" / "good" / "0.png")
+    assert {r.class_name for r in index_folder(parts)} == {"axle", "gear"}
+    assert {r.class_name for r in index_folder(parts, ["axle"])} == {"axle"}
+    with pytest.raises(DatasetError, match="no class gaer; the classes here are axle, gear"):
+        index_folder(parts, ["gaer"])
+
+
 @pytest.mark.parametrize("place", ["masks/bad1.png", "masks/defect/bad1_mask.png", "ground_truth/defect/bad1.png"])
 def test_masks_are_matched_flat_or_by_defect(parts, write_photo, place):
     write_photo(parts / "gear" / place, value=255)

@@ -1,5 +1,7 @@
 """Training pairs: agreement, determinism, memory, batches, the split."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from anomalygpt.datasets.dialogue import parse_verdict
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.sample import SamplePair, collate_pairs
-from anomalygpt.datasets.simulated import PhotoCache, SimulatedPairs, holdout
+from anomalygpt.datasets.simulated import PhotoCache, SimulatedPairs, holdout, normal_split
 
 
 @pytest.fixture
@@ -128,12 +130,26 @@ def test_a_batch_alternates_normal_and_defect(train_records, transform):
     assert batch.conversations[1] == dataset[0].defect.turns
 
 
-def test_references_are_in_all_pairs_or_in_none(train_records, transform):
+def test_a_batch_has_references_when_every_pair_has_one(train_records, transform):
     pair = SimulatedPairs(train_records, transform, seed=0)[0]
     bare = SamplePair(pair.normal, pair.defect, None)
+    assert collate_pairs([pair, pair]).references is not None
     assert collate_pairs([bare, bare]).references is None
-    with pytest.raises(ValueError, match="1 of 2 pairs have a reference"):
-        collate_pairs([pair, bare])
+    assert collate_pairs([pair, bare]).references is None
+
+
+def test_a_photo_may_draw_its_language(train_records, transform):
+    dataset = SimulatedPairs(train_records, transform, seed=0, language=("en", "zh"))
+    answers = {turns[1].text[0] for index in range(len(dataset)) for turns in (dataset[index].normal.turns,)}
+    assert answers == {"N", "没"}
+
+
+def test_a_classs_own_validation_photos_are_validated_on(train_records):
+    own = [replace(r, split="validation") for r in train_records if r.class_name == "screw"][:1]
+    train, validation = normal_split([*train_records, *own], 0.34, seed=0)
+    assert [r.class_name for r in train] == ["bottle", "bottle", "screw", "screw", "screw"]
+    assert [(r.class_name, r.split) for r in validation] == [("bottle", "train"), ("screw", "validation")]
+    assert normal_split([*train_records, *own], 0, seed=0) == (train_records, [])
 
 
 def test_holdout_divides_each_class_and_loses_no_photo(mvtec_tree, train_records):

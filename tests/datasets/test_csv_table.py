@@ -1,0 +1,71 @@
+"""Photos that a CSV table lists."""
+
+import pytest
+
+from anomalygpt.datasets.csv_table import index_csv
+from anomalygpt.datasets.records import DatasetError
+
+HEADER = "path,split,label,mask,class"
+GOOD_LINES = ["a.png,train,normal,,gear", "sub/b.png,test,anomaly,m.png,gear", "c.png,validation,normal,,axle"]
+
+
+@pytest.fixture
+def table(tmp_path, write_photo):
+    def write(*lines, header=HEADER):
+        for name in ("a.png", "sub/b.png", "c.png", "m.png"):
+            write_photo(tmp_path / name)
+        path = tmp_path / "parts.csv"
+        path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8-sig")
+        return path
+
+    return write
+
+
+def test_rows_become_records_in_order(table, tmp_path):
+    records = index_csv(table(*GOOD_LINES[::-1], ""))
+    assert [(r.image, r.class_name, r.split, r.defect, r.mask) for r in records] == [
+        (tmp_path / "c.png", "axle", "validation", "good", None),
+        (tmp_path / "a.png", "gear", "train", "good", None),
+        (tmp_path / "sub/b.png", "gear", "test", "defect", tmp_path / "m.png"),
+    ]
+    assert [r.class_name for r in index_csv(table(*GOOD_LINES), ["axle"])] == ["axle"]
+
+
+def test_a_defect_may_be_named(table):
+    path = table("a.png,train,anomaly,,gear,broken tooth", "c.png,train,normal,,gear,", header=f"{HEADER},defect")
+    assert [r.defect for r in index_csv(path)] == ["broken tooth", "good"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.png,training,normal,,gear", r"line 3: split 'training'; expected train, validation, test"),
+        ("c.png,train,ok,,gear", r"line 3: label 'ok'; expected normal or anomaly"),
+        ("no.png,train,normal,,gear", r"no such file: line 3 no\.png$"),
+        ("c.png,test,anomaly,no.png,gear", r"no such file: line 3 no\.png$"),
+        ("c.png,test,normal,m.png,gear", r"a mask of a normal photo: line 3 c\.png"),
+        ("a.png,test,normal,,gear", r"listed twice: line 2 a\.png, line 3 a\.png"),
+        ("c.png,test,normal,,", r"no class: line 3 c\.png"),
+        (",test,normal,,gear", r"no path: line 3$"),
+        ("c.png,test,normal", r"expected 5 cells in each row; line 3 has 3"),
+        ('"c.png,test,normal,,gear', r"cannot be read as a CSV table"),
+    ],
+)
+def test_a_wrong_line_is_named(table, line, message):
+    with pytest.raises(DatasetError, match=message):
+        index_csv(table(GOOD_LINES[0], line))
+
+
+def test_a_wrong_file_is_explained(table, tmp_path):
+    with pytest.raises(DatasetError, match="header with the columns path, split, .* at will defect; found path;split"):
+        index_csv(table(header="path;split;label;mask;class"))
+    with pytest.raises(DatasetError, match="no rows below the header"):
+        index_csv(table())
+    with pytest.raises(DatasetError, match="found an empty file"):
+        index_csv(table(header=""))
+    with pytest.raises(DatasetError, match="a CSV file was expected"):
+        index_csv(tmp_path)
+    with pytest.raises(DatasetError, match="no such file"):
+        index_csv(tmp_path / "none.csv")
+    with pytest.raises(DatasetError, match="no class gaer; the classes here are axle, gear"):
+        index_csv(table(*GOOD_LINES), ["gaer"])

@@ -1,0 +1,107 @@
+"""PandaGPT's conversations."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from anomalygpt.datasets import instructions
+from anomalygpt.datasets.dialogue import Turn
+from anomalygpt.datasets.instructions import Instructions, collate_instructions
+from anomalygpt.datasets.records import DatasetError
+
+
+def talk(*texts):
+    return [{"from": "gpt" if at % 2 else "human", "value": text} for at, text in enumerate(texts)]
+
+
+ENTRIES = [
+    {"image_name": "a.jpg", "conversation": talk("<image>\nWhat is it?", "A 猫.", "Sure?", "Yes.", "Really?")},
+    {"image_name": "gone.jpg", "conversation": talk("Where?", "There.")},
+    {"image": "b.jpg", "conversations": talk("Who?", "Nobody \ud83d\ude00.")},
+]
+
+
+@pytest.fixture
+def data(tmp_path, write_photo):
+    write_photo(tmp_path / "images" / "a.jpg", seed=1)
+    write_photo(tmp_path / "images" / "b.jpg", seed=2)
+
+    def write(entries):
+        path = tmp_path / "talk.json"
+        path.write_text(entries if isinstance(entries, str) else json.dumps(entries), encoding="utf-8")
+        return path, tmp_path / "images"
+
+    return write
+
+
+def test_the_first_question_and_answer_are_taken(data, transform):
+    dataset = Instructions(*data(ENTRIES), transform)
+    assert len(dataset) == 2
+    sample = dataset[0]
+    assert sample.image.shape == (3, 64, 64)
+    assert sample.turns == (Turn("human", "What is it?"), Turn("assistant", "A 猫."))
+    assert [turn.text for turn in dataset[1].turns] == ["Who?", "Nobody 😀."]
+    assert torch.equal(sample.image, dataset[0].image)
+
+
+def test_all_turns_end_with_an_answer(data, transform):
+    turns = Instructions(*data(ENTRIES), transform, turns="all")[0].turns
+    assert [turn.text for turn in turns] == ["What is it?", "A 猫.", "Sure?", "Yes."]
+
+
+def test_missing_photos_are_counted_once(data, transform, caplog):
+    with caplog.at_level(logging.WARNING):
+        Instructions(*data(ENTRIES), transform)
+    [message] = caplog.messages
+    assert message.startswith("1 of 3 photos are missing in ")
+
+
+def test_the_file_is_read_in_pieces(data, transform, monkeypatch):
+    whole = [Instructions(*data(ENTRIES), transform, "all")[index].turns for index in range(2)]
+    for chunk in (1, 7, 100):
+        monkeypatch.setattr(instructions, "CHUNK", chunk)
+        pieces = Instructions(*data(json.dumps(ENTRIES, indent=3)), transform, "all")
+        assert [pieces[index].turns for index in range(2)] == whole
+
+
+def test_a_batch_can_move(data, transform):
+    dataset = Instructions(*data(ENTRIES), transform)
+    batch = collate_instructions([dataset[0], dataset[1]]).to("cpu")
+    assert batch.images.shape == (2, 3, 64, 64)
+    assert batch.conversations == [dataset[0].turns, dataset[1].turns]
+    with pytest.raises(ValueError, match="at least one"):
+        collate_instructions([])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([ENTRIES[0], "x"], r"entry 2 is a str; expected \{\"image_name\""),
+        ([ENTRIES[0], {"conversation": talk("q", "a")}], "entry 2 names no photo"),
+        ([{"image_name": "a.jpg", "conversation": talk("q")}], r"entry 1 \(a\.jpg\) has no question and answer"),
+        (
+            [{"image_name": "a.jpg", "conversation": talk("q", "a")[::-1]}],
+            r"turn 1 is not of the form \{'from': 'human'",
+        ),
+        ([{"image_name": "a.jpg", "conversation": talk("q", 3)}], r"turn 2 is not of the form \{'from': 'gpt'"),
+        ([{"image_name": "a.jpg", "conversation": talk("<image>", "a")}], r"turn 1 says nothing"),
+        ('{"a": 1}', "expected a JSON list, found '{"),
+        (json.dumps(ENTRIES)[:-30], "entry 3 is not JSON, or the file is cut off"),
+        ('[{"image_name": "a.jpg",}]', "entry 1 is not JSON"),
+        ("[]", "the list is empty"),
+        ([ENTRIES[1]], r"1 photos are missing, the first is gone\.jpg"),
+    ],
+)
+def test_a_wrong_file_is_explained(data, transform, entries, message):
+    with pytest.raises(DatasetError, match=message):
+        Instructions(*data(entries), transform)
+
+
+def test_wrong_paths_are_explained(data, transform, tmp_path):
+    path, images = data(ENTRIES)
+    with pytest.raises(DatasetError, match=r"no\.json: no such file"):
+        Instructions(tmp_path / "no.json", images, transform)
+    with pytest.raises(DatasetError, match="photos: no such folder"):
+        Instructions(path, tmp_path / "photos", transform)
