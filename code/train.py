@@ -1,25 +1,26 @@
-"""Trains AnomalyGPT on simulated defects: ``python train.py --config train_compact``, or ``deepspeed train.py …``.
+"""Trains AnomalyGPT: ``python train.py --config train_mvtec``, or ``deepspeed train.py …`` on several GPUs.
 
-Any setting can be changed on the command line: ``training.steps=100 training.optimizer.lr=5e-4``.
+Any setting can be changed on the command line: ``training.steps=100 training.optimizer.lr=5e-4``. A run that was
+stopped, or killed, goes on when the same command is started again.
 """
 
 import argparse
-import json
 import logging
-import subprocess
+import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from anomalygpt.config.load import ConfigError, home, load_config, resolve, save_config, to_yaml
+from anomalygpt.config.load import ConfigError, load_config, resolve, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import user_errors
 
-logger = logging.getLogger("anomalygpt.train")
+if TYPE_CHECKING:
+    from anomalygpt.model.anomalygpt import AnomalyGPT
+    from anomalygpt.training.distributed import Process
+    from anomalygpt.training.loop import Data, Trainer
 
-RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "timm", "numpy", "opencv-python-headless")
+logger = logging.getLogger("anomalygpt.train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,79 +48,60 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(config: ExperimentConfig, device: str) -> None:
-    from anomalygpt.datasets.build import build_simulated
-    from anomalygpt.datasets.transforms import ImageTransform
-    from anomalygpt.model.build import build_model, trainable_parts
     from anomalygpt.training import distributed
-    from anomalygpt.training.engine import deepspeed_config, start_engine
-    from anomalygpt.training.loop import Data, Trainer
+    from anomalygpt.training.pictures import draw_curves
+    from anomalygpt.training.run_folder import export_delta, record_run
 
     process = distributed.start(device)
     _set_up_logging(process.is_main)
     distributed.seed_everything(config.seed)
-    settings = config.training
-    model = build_model(config, process.device, speaks=settings.answers)
-    groups = trainable_parts(model, settings.trainable)
-    spec = model.encoder.spec
-    train, validation = build_simulated(config.data, ImageTransform(spec.size, spec.mean, spec.std), config.seed)
-    steps = settings.steps or max(1, settings.epochs * len(train) // settings.batch_size)
-    for part, parameters in groups.items():
-        logger.info("training %-15s %12s parameters", part, f"{sum(p.numel() for p in parameters):,}")
-    logger.info("%d training pairs, %d steps of %d pairs", len(train), steps, settings.batch_size)
-
-    folder = resolve(settings.output)
+    folder = resolve(config.training.output)
+    model, data = _build(config, process)
     if process.is_main:
-        _record_run(config, folder)
-    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size))
-    Trainer(engine, Data(train, validation), config, process, folder, steps).run()
+        record_run(config, folder)
+    trainer = _trainer(model, data, config, process)
+    signal.signal(signal.SIGTERM, trainer.stop_soon)
+    trainer.run()
     if process.is_main:
-        _export(engine.module, config, folder)
+        logger.info("wrote %s", export_delta(trainer.model, config, folder))
+        logger.info("wrote %s", draw_curves(folder))
     distributed.stop()
 
 
 def _set_up_logging(is_main: bool) -> None:
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    for noisy in ("DeepSpeed", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def _record_run(config: ExperimentConfig, folder: Path) -> None:
-    """What it takes to make the run again: settings, commit, package versions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
-    facts = {
-        "commit": _commit(),
-        "command": sys.argv,
-        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
-    }
-    (folder / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
+def _build(config: ExperimentConfig, process: "Process") -> "tuple[AnomalyGPT, Data]":
+    from anomalygpt.datasets.build import build_instructions, build_pairs
+    from anomalygpt.datasets.transforms import ImageTransform
+    from anomalygpt.model.build import build_model, trainable_parts
+    from anomalygpt.training.loop import Data
+
+    model = build_model(config, process.device, speaks=config.training.answers)
+    for part, parameters in trainable_parts(model, config.training.trainable).items():
+        logger.info("training %-15s %12s parameters", part, f"{sum(p.numel() for p in parameters):,}")
+    if model.speaks and config.training.gradient_checkpointing:
+        model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
+    spec = model.encoder.spec
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
+    train, validation = build_pairs(config.data, transform, config.seed)
+    instructions = build_instructions(config.data, transform) if model.speaks else None
+    return model, Data(train, validation, instructions)
 
 
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home(), capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+def _trainer(model: "AnomalyGPT", data: "Data", config: ExperimentConfig, process: "Process") -> "Trainer":
+    from anomalygpt.training.engine import deepspeed_config, start_engine
+    from anomalygpt.training.loop import Trainer
 
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _export(model: Any, config: ExperimentConfig, folder: Path) -> None:
-    """The trained tensors in half precision, as safetensors with the config inside and in the released format."""
-    import torch
-
-    from anomalygpt.model.checkpoint import delta_tensors, save_tensors
-
-    tensors = delta_tensors(model, config.training.trainable, torch.float16)
-    save_tensors(tensors, folder / "model.safetensors", {"config": to_yaml(config)})
-    save_tensors(tensors, folder / "pytorch_model.pt")
-    logger.info("wrote %s and pytorch_model.pt", folder / "model.safetensors")
+    settings = config.training
+    pairs = len(data.train)  # type: ignore[arg-type]
+    steps = settings.steps or max(1, settings.epochs * pairs // settings.batch_size)
+    logger.info("%d training pairs, %d steps of %d pairs", pairs, steps, settings.batch_size)
+    micro_steps = 1 if data.instructions is None else 2
+    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps))
+    return Trainer(engine, data, config, process, resolve(settings.output), steps)
 
 
 if __name__ == "__main__":

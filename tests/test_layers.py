@@ -12,9 +12,10 @@ from typing import NamedTuple
 import pytest
 
 CODE = Path(__file__).resolve().parents[1] / "code"
-# errors.py lies below all: what a user can mend, and how it ends in one line.
+# errors.py and files.py lie below all: what a user can mend, and files that appear whole.
 LAYERS = {
     "errors": -1,
+    "files": -1,
     "config": 0,
     "datasets": 1,
     "model": 1,

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +38,16 @@ def resolve(path: str) -> Path:
     return (home() / Path(path).expanduser()).resolve()
 
 
+def commit() -> str | None:
+    """The checkout's commit, ``-dirty`` where tracked files were changed since; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=home(), capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
 def names() -> list[str]:
     """The experiments that ship with the product."""
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
@@ -64,7 +75,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
 def save_config(config: ExperimentConfig, path: Path) -> None:
     """Writes every setting, defaults included, as YAML that :func:`load_config` reads back."""
-    path.write_text(to_yaml(config))
+    path.write_text(to_yaml(config), encoding="utf-8")
 
 
 def to_yaml(config: ExperimentConfig) -> str:
@@ -95,6 +106,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop(BASE_KEY, None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of one config, got {base!r:.80}")
     sibling = path.parent / f"{base}.yaml"
     return _merged(_read(sibling if sibling.is_file() else _find(base), (*seen, path)), values)
 
@@ -131,7 +144,9 @@ def _explain(error: ValidationError) -> list[str]:
         if fault["type"] == "extra_forbidden":
             lines.append(f"unknown key {where!r}{_suggestion(fault['loc'])}")
         else:
-            lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.80})")
+            # A rule about several settings names them itself.
+            got = f" (got {fault['input']!r:.80})" if fault["loc"] else ""
+            lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}")
     return lines
 
 

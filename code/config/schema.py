@@ -77,20 +77,47 @@ class InferenceConfig(Settings):
 
 
 class DataSource(Settings):
-    """One tree of photos. ``classes`` None takes all."""
+    """One tree of photos, or for ``csv`` the table that lists them. ``classes`` None takes all."""
 
-    kind: Literal["mvtec", "folder"]
+    kind: Literal["mvtec", "visa", "loco", "crack_forest", "folder", "csv"]
     root: str
     classes: tuple[str, ...] | None = None
 
 
+class InstructionSource(Settings):
+    """Conversations about everyday photos, which keep the language model able to talk (PandaGPT's; SPEC 7).
+
+    Attributes:
+        conversations: the JSON file.
+        images: the folder of its photos.
+        turns: ``first`` takes each conversation's first question and answer, as the paper does, ``all`` the whole.
+    """
+
+    conversations: str = "data/pandagpt4_visual_instruction_data.json"
+    images: str = "data/images"
+    turns: Literal["first", "all"] = "first"
+
+
 class DataConfig(Settings):
-    """What is trained on: normal photos, onto which defects are simulated (NSA; SPEC 8)."""
+    """What is trained on: normal photos, onto which defects are simulated (NSA; SPEC 8), or real defects.
+
+    Attributes:
+        defects: ``simulated`` on normal photos, or ``real`` ones with the masks that people drew.
+        instructions: conversations about other things; None trains on defects alone.
+        languages: of questions and answers; one is drawn for each photo.
+        patch_source: a defect's patch comes from a photo of the ``same`` class, or of ``any`` (the paper's code).
+        follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
+        description_share: how often a question says what a good part looks like.
+    """
 
     sources: tuple[DataSource, ...] = ()
+    defects: Literal["simulated", "real"] = "simulated"
+    instructions: InstructionSource | None = None
+    languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
     patch_source: Literal["same", "any"] = "same"
-    validation_share: Share = 0.1
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     follow_up_questions: bool = False
+    description_share: Share = 0.7
     workers: Annotated[int, Field(ge=0)] = 4
 
 
@@ -115,6 +142,9 @@ class TrainingConfig(Settings):
         steps: optimiser steps; None derives them from ``epochs``.
         one_shot_probability: how often the prompt learner sees the one-shot map in place of the text map.
         rotated_references: whether the one-shot reference counts in its four rotations.
+        precision: of the engine; the optimiser's copy is always fp32.
+        gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
+        keep_checkpoints: how many of the last checkpoints stay on disk.
         output: the run's folder.
     """
 
@@ -130,7 +160,9 @@ class TrainingConfig(Settings):
     precision: Precision = "fp16"
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = True
+    gradient_checkpointing: bool = True
     save_every: Positive = 500
+    keep_checkpoints: Positive = 2
     log_every: Positive = 1
     validate_every: Positive = 500
     validation_pairs: Positive = 64
@@ -145,7 +177,7 @@ class ExperimentConfig(Settings):
 
     name: str = "imagebind_vicuna7b"
     seed: int = 42
-    precision: Precision | Literal["auto"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     encoder: EncoderConfig = EncoderConfig()
     llm: LlmConfig | None = LlmConfig()
     deltas: tuple[DeltaConfig, ...] = ()

@@ -1,5 +1,6 @@
 """One process or many: who am I, and how the processes meet."""
 
+import logging
 import os
 import random
 import socket
@@ -36,6 +37,7 @@ def start(device: str = "auto") -> Process:
     _alone_unless_launched()
     import deepspeed
 
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of its own defaults at every start
     if device == "cpu":
         # DeepSpeed would compile a shared-memory op for CPU runs, which needs a C++ compiler; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -64,6 +66,22 @@ def stop() -> None:
     """Leaves the group of processes."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether every process says yes."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return yes
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    votes = torch.tensor(int(yes), device=device)
+    torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN)
+    return bool(votes)
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def seed_everything(seed: int) -> None:

@@ -1,42 +1,128 @@
-"""Checkpoints of a run: DeepSpeed's own files, the newest whole one found again."""
+"""Checkpoints of a run. A run that is killed at any moment finds its last whole checkpoint again.
+
+A checkpoint is a folder ``checkpoints/step0000100``. It counts only once the file ``whole`` lies in it, which rank 0
+writes last, after every process has written its share.
+"""
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from anomalygpt.errors import UserError
+from anomalygpt.training.distributed import Process, all_agree, barrier
+
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+WHOLE = "whole"
 
 
-def save_state(engine: Any, folder: Path, step: int, is_main: bool) -> None:
-    """Saves what a run needs to go on: trained weights, optimiser, scheduler, step. Older checkpoints are removed."""
+class ResumeError(UserError):
+    """A checkpoint does not fit the run; the message says why and what to do."""
+
+
+def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int) -> bool:
+    """Saves all that a run needs to go on, then removes checkpoints older than the last ``keep``.
+
+    A save that fails (a full disk) is told and taken back; the run and its former checkpoints stay.
+
+    Returns:
+        Whether the checkpoint is whole.
+    """
     root = folder / FOLDER
-    rng = torch.get_rng_state()
-    engine.save_checkpoint(
-        str(root), tag=_tag(step), client_state={"step": step, "rng": rng}, exclude_frozen_parameters=True
-    )
-    if is_main:
-        for old in root.glob("step*"):
-            if old.name != _tag(step):
-                shutil.rmtree(old, ignore_errors=True)
+    target = root / _tag(step)
+    written = _attempt(lambda: _write(engine, root, target, step, process))
+    if not all_agree(written):
+        if process.is_main:
+            shutil.rmtree(target, ignore_errors=True)
+            logger.error("step %d: the checkpoint could not be written to %s; the run goes on", step, root)
+        return False
+    if process.is_main:
+        (target / WHOLE).touch()
+        for old in whole_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    barrier()
+    return True
 
 
-def load_state(engine: Any, folder: Path) -> int:
-    """Restores the newest checkpoint of a run folder; the step to go on from, 0 without one."""
-    root = folder / FOLDER
-    if not (root / "latest").is_file():
+def load_state(engine: Any, folder: Path, process: Process) -> int:
+    """Restores the newest whole checkpoint of a run folder; the step to go on from, 0 without one.
+
+    Raises:
+        ResumeError: it was written by another number of processes or another ZeRO stage.
+    """
+    found = whole_checkpoints(folder)
+    if not found:
         return 0
-    # Frozen parameters are not in the file; they came from their own weight files.
-    path, client = engine.load_checkpoint(str(root), load_module_strict=False)
+    newest = found[-1]
+    if process.is_main:  # left by a save that was cut off
+        for torn in set((folder / FOLDER).glob("step*")) - set(found):
+            shutil.rmtree(torn, ignore_errors=True)
+    own = _random_file(newest, process)
+    if not own.is_file():
+        written = len(list(newest.glob("random_*.pt")))
+        raise ResumeError(
+            f"{newest} was written by {written} process(es), this run has {process.world_size}; "
+            f"start as many, or choose another training.output"
+        )
+    try:
+        # Frozen parameters are not in the file; they came from their own weight files.
+        path, client = engine.load_checkpoint(str(newest.parent), tag=newest.name, load_module_strict=False)
+    except (RuntimeError, AssertionError, KeyError, ValueError) as error:
+        raise ResumeError(
+            f"{newest} does not fit this run ({str(error).splitlines()[0]}); keep zero_stage, precision and the "
+            f"trainable parts as in its config.yaml, or choose another training.output"
+        ) from error
     if path is None:
-        return 0
-    torch.set_rng_state(client["rng"])
-    logger.info("resumed %s at step %d", path, client["step"])
+        raise ResumeError(f"{newest} can't be read by DeepSpeed; delete it to go on from the one before")
+    _restore_random(torch.load(own, weights_only=True))
+    logger.info("resumed %s at step %d", newest, client["step"])
     return int(client["step"])
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted(marker.parent for marker in (folder / FOLDER).glob(f"step*/{WHOLE}"))
+
+
+def _write(engine: Any, root: Path, target: Path, step: int, process: Process) -> None:
+    if process.is_main:
+        (target / WHOLE).unlink(missing_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    engine.save_checkpoint(
+        str(root), tag=target.name, client_state={"step": step}, save_latest=False, exclude_frozen_parameters=True
+    )
+    torch.save(_random_states(), _random_file(target, process))
+
+
+def _attempt(write: Callable[[], None]) -> bool:
+    try:
+        write()
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        logger.error("%s", str(error).splitlines()[0])
+        return False
+    return True
+
+
+def _random_file(target: Path, process: Process) -> Path:
+    return target / f"random_{process.rank:03d}.pt"
+
+
+def _random_states() -> dict[str, Any]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _tag(step: int) -> str:

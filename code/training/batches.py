@@ -1,0 +1,69 @@
+"""Endless batches, epoch after epoch, that a resumed run takes up where it stopped."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from anomalygpt.training.distributed import Process
+
+
+class ResumableSampler(DistributedSampler[Any]):
+    """This process's share of an epoch, in the epoch's order; ``skip`` samples were seen before the run stopped."""
+
+    skip = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(super().__iter__(), self.skip, None)
+
+
+def endless_batches(
+    dataset: Dataset[Any],
+    collate: Callable[[Sequence[Any]], Any],
+    *,
+    batch_size: int,
+    process: Process,
+    seed: int,
+    workers: int = 0,
+    start: int = 0,
+) -> Iterator[Any]:
+    """Yields batches for ever.
+
+    The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out.
+
+    Args:
+        dataset: its ``set_epoch``, if there is one, is told each epoch.
+        start: how many batches of this process came before.
+
+    Raises:
+        ValueError: the data set is smaller than one batch of all processes.
+    """
+    sampler = ResumableSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
+    per_epoch = sampler.num_samples // batch_size
+    if per_epoch == 0:
+        raise ValueError(
+            f"{len(dataset)} samples are fewer than micro_batch_size {batch_size} x "  # type: ignore[arg-type]
+            f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
+        )
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=True,
+        pin_memory=process.device.type == "cuda",
+        # Its own generator: a new epoch would draw from the one that dropout uses, and a resumed run differ.
+        generator=torch.Generator(),
+    )
+    epoch, skipped = divmod(start, per_epoch)
+    while True:
+        sampler.set_epoch(epoch)
+        sampler.skip = skipped * batch_size
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(epoch)
+        yield from loader
+        epoch, skipped = epoch + 1, 0

@@ -1,0 +1,219 @@
+"""Experiments as YAML: what ships loads, what is mistyped is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anomalygpt.config.load import (
+    CONFIG_FOLDER,
+    ConfigError,
+    home,
+    load_config,
+    names,
+    resolve,
+    save_config,
+)
+from anomalygpt.config.schema import ANOMALYGPT_PARTS, PANDAGPT_PARTS, ExperimentConfig
+from anomalygpt.errors import UserError
+
+PAPER = "imagebind_vicuna7b"
+
+
+def refused(source: str | Path, *overrides: str) -> str:
+    """What is said about a config that does not load."""
+    with pytest.raises(ConfigError) as error:
+        load_config(source, overrides)
+    assert isinstance(error.value, UserError)
+    return str(error.value)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes YAML files into one folder and returns the first one's path."""
+
+    def write_all(**texts: str) -> Path:
+        for name, text in texts.items():
+            (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+        return tmp_path / f"{next(iter(texts))}.yaml"
+
+    return write_all
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_yaml_loads_under_its_own_name(path: Path) -> None:
+    config = load_config(path.stem)
+    assert config.name == path.stem
+    assert load_config(path) == config
+    assert path.stem in names()
+
+
+def test_defaults_are_the_papers() -> None:
+    training, optimizer = ExperimentConfig().training, ExperimentConfig().training.optimizer
+    assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (1e-3, (0.9, 0.95), 1e-8, 1e-3)
+    assert (optimizer.clip_norm, optimizer.warmup_share, optimizer.min_warmup_steps) == (1.0, 0.1, 10)
+    assert (training.batch_size, training.epochs, training.precision, training.zero_stage) == (16, 50, "fp16", 2)
+    assert (training.offload_optimizer, training.one_shot_probability, training.trainable) == (
+        True,
+        0.5,
+        ANOMALYGPT_PARTS,
+    )
+    assert ExperimentConfig().seed == 42
+    lora = ExperimentConfig().llm.lora  # type: ignore[union-attr]
+    assert (lora.rank, lora.alpha, lora.dropout, set(lora.targets)) == (32, 32, 0.1, {f"{p}_proj" for p in "qkvo"})
+
+
+def test_both_vicunas_read_pandagpts_delta_and_then_anomalygpts() -> None:
+    for name in (PAPER, "imagebind_vicuna13b"):
+        config = load_config(name)
+        assert [delta.parts for delta in config.deltas] == [PANDAGPT_PARTS, ANOMALYGPT_PARTS]
+        assert config.inference.geometry == "official"
+        size = name.removeprefix("imagebind_vicuna")
+        assert f"/{size}_v0" in config.llm.weights  # type: ignore[union-attr]
+        assert f"/{size}/" in config.deltas[0].path
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("traning.steps=3", "unknown key 'traning'; did you mean 'training'?"),
+        ("training.stepz=3", "unknown key 'training.stepz'; did you mean 'steps'?"),
+        ("training.optimizer.lrr=3", "unknown key 'training.optimizer.lrr'; did you mean 'lr'?"),
+        ("llm.lora.rnak=3", "unknown key 'llm.lora.rnak'; did you mean 'rank'?"),
+        ("data.sources=[{kind: mvtec, root: x, clases: [a]}]", "'data.sources.0.clases'; did you mean 'classes'?"),
+        ("inference.xyzzy=1", "unknown key 'inference.xyzzy'; expected one of geometry, text_class_rule"),
+    ],
+)
+def test_unknown_key_is_named_with_the_nearest_known_one(override: str, words: str) -> None:
+    assert words in refused(PAPER, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.optimizer.lr=hot", "training.optimizer.lr: Input should be a valid number"),
+        ("training.optimizer.lr=-1", "training.optimizer.lr: Input should be greater than 0 (got -1)"),
+        ("precision=fp8", "precision: Input should be 'auto', 'fp32', 'fp16' or 'bf16' (got 'fp8')"),
+        ("encoder.taps=[a]", "encoder.taps.0: Input should be a valid integer"),
+        ("training.batch_size=0", "training.batch_size: Input should be greater than 0"),
+        ("training.one_shot_probability=1.5", "training.one_shot_probability: Input should be less than or equal to 1"),
+        ("training.trainable=[lor]", "training.trainable.0: Input should be 'image_decoder'"),
+        ("training.trainable=[states]", "'states' are for encoders without a text tower"),
+    ],
+)
+def test_value_of_the_wrong_kind_is_told_with_what_was_expected(override: str, words: str) -> None:
+    text = refused(PAPER, override)
+    assert words in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "", "a=[", "name.x=3", "deltas.0.path=x"])
+def test_override_that_is_none_is_quoted(override: str) -> None:
+    assert refused("compact", override).startswith(f"override {override!r}: ")
+
+
+def test_overrides_reach_nested_settings_in_yaml_syntax() -> None:
+    config = load_config(
+        "compact",
+        [
+            "training.optimizer.lr=1e-4",  # YAML 1.1 takes it for a string
+            "training.optimizer.betas=[0.8, 0.9]",
+            "encoder.taps=[2, 5]",
+            "training.steps=null",
+            "training.answers=no",
+            "llm.generation.temperature=0",
+            "name=a=b",
+        ],
+    )
+    assert config.training.optimizer.lr == 1e-4
+    assert config.training.optimizer.betas == (0.8, 0.9)
+    assert config.encoder.taps == (2, 5)
+    assert config.training.steps is None
+    assert config.training.answers is False
+    assert config.llm is not None
+    assert config.llm.generation.temperature == 0
+    assert config.llm.lora.rank == 16  # its neighbours stay
+    assert config.name == "a=b"
+
+
+def test_later_override_wins() -> None:
+    assert load_config("compact", ["seed=1", "seed=2"]).seed == 2
+
+
+def test_override_is_merged_before_the_settings_are_checked() -> None:
+    assert (
+        load_config("compact", ["encoder={name: dinov2_vits14, weights: x}", "encoder.weights=y"]).encoder.weights
+        == "y"
+    )
+
+
+def test_base_is_changed_key_by_key(write: Callable[..., Path]) -> None:
+    path = write(
+        top="base: middle\ntraining: {steps: 3}\n",
+        middle="base: compact\nseed: 7\ntraining: {steps: 2, batch_size: 2}\n",
+    )
+    config = load_config(path)
+    assert (config.seed, config.training.steps, config.training.batch_size) == (7, 3, 2)
+    assert config.encoder == load_config("compact").encoder
+
+
+def test_lists_of_the_base_are_replaced_whole(write: Callable[..., Path]) -> None:
+    assert load_config(write(top="base: compact\ndeltas: []\n")).deltas == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- a\n- b\n", "expected settings (key: value), found list"),
+        ("base: nowhere\n", "no config 'nowhere'"),
+        ("base: top\n", "'base' leads back to itself"),
+        ("base: [compact]\n", "base: expected the name of one config"),
+        ("sede: 3\n", "did you mean 'seed'?"),
+    ],
+)
+def test_yaml_that_is_none_is_named(write: Callable[..., Path], text: str, words: str) -> None:
+    message = refused(write(top=text))
+    assert words in message
+    assert "\n" not in message
+
+
+def test_binary_file_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "top.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    assert "not valid YAML" in refused(tmp_path / "top.yaml")
+
+
+def test_unknown_experiment_lists_the_known_ones() -> None:
+    text = refused("compakt")
+    assert "'compakt'" in text
+    assert all(name in text for name in names())
+
+
+def test_empty_file_is_the_paper(write: Callable[..., Path]) -> None:
+    assert load_config(write(top="")) == ExperimentConfig()
+
+
+@pytest.mark.parametrize("name", names())
+def test_resolved_file_reads_back_equal(tmp_path: Path, name: str) -> None:
+    config = load_config(name, ["seed=7", "name=瓶子", "training.optimizer.lr=3e-5"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_settings_are_read_only() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config("compact").seed = 3  # type: ignore[misc]
+
+
+def test_relative_paths_start_at_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ANOMALYGPT_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert home() == CONFIG_FOLDER.parents[1]
+    assert resolve("pretrained_ckpt/x") == (CONFIG_FOLDER.parents[1] / "pretrained_ckpt" / "x").resolve()
+
+
+def test_home_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
+    assert home() == tmp_path
+    assert resolve("pretrained_ckpt/x") == tmp_path.resolve() / "pretrained_ckpt" / "x"
+    assert resolve("/elsewhere/x") == Path("/elsewhere/x")

@@ -1,0 +1,96 @@
+"""An experiment that trains in seconds: photos drawn here, an untrained encoder of full shape, a tiny LLaMA."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from anomalygpt.model.dinov2 import expected_shapes
+
+PHOTOS = 6
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config file, and the folder that its runs go to."""
+
+    config: Path
+    runs: Path
+
+
+def draw_parts(root: Path) -> None:
+    """Good photos of two classes: a disc and a bar on a grey ground, each a little different."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:96, :96]
+    for name, shape in (("disc", (x - 48) ** 2 + (y - 48) ** 2 < 900), ("bar", abs(y - 48) < 14)):
+        folder = root / name / "train" / "good"
+        folder.mkdir(parents=True)
+        (root / name / "test" / "good").mkdir(parents=True)
+        for number in range(PHOTOS):
+            photo = np.where(shape, 190, 70)[..., None] + rng.normal(0, 12, (96, 96, 3))
+            image = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
+            image.save(folder / f"{number:03}.png")
+            image.save(root / name / "test" / "good" / f"{number:03}.png")
+
+
+def write_encoder(path: Path) -> None:
+    """DINOv2's tensors by name and shape, with random values."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {n: 0.02 * torch.randn(s, generator=generator) for n, s in expected_shapes().items()}
+    save_file(tensors, path)
+
+
+def write_llm(folder: Path) -> None:
+    """A two-layer LLaMA that reads bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    root = tmp_path_factory.mktemp("experiment")
+    draw_parts(root / "data")
+    write_encoder(root / "encoder.safetensors")
+    write_llm(root / "llm")
+    settings = {
+        "base": "train_compact_2_answer",
+        "name": "tiny",
+        "deltas": [],
+        "encoder": {"weights": str(root / "encoder.safetensors")},
+        "llm": {"weights": str(root / "llm"), "max_target_tokens": 96, "lora": {"rank": 2}},
+        "data": {"sources": [{"kind": "mvtec", "root": str(root / "data")}], "validation_share": 0.2},
+        "training": {
+            "steps": 4,
+            "batch_size": 2,
+            "micro_batch_size": 1,
+            "save_every": 2,
+            "validate_every": 4,
+            "validation_pairs": 1,
+            "output": str(root / "runs" / "tiny"),
+        },
+    }
+    path = root / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return Experiment(path, root / "runs")
