@@ -1,0 +1,405 @@
+"""Time and peak memory of a photo's map, an answer and new references: ``python benchmarks/speed.py --out speed.md``.
+
+Every scenario runs in a process of its own, so that its peak memory is its own. The photos are generated: speed does
+not depend on what they show.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "code"))
+
+SHOTS = 4
+ANSWER_TOKENS = 30
+PHOTO_SIDE = 1024  # pixels; MVTec-AD's photos have 700 to 1024
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One scenario.
+
+    Attributes:
+        seconds: the median of the whole, and of each of its parts, in order; the whole comes first.
+        loaded_mib, peak_mib: the process's largest resident memory before the first run, and after the last.
+        agreement: for an alternative, its largest difference from the product's own result.
+    """
+
+    scenario: str
+    seconds: dict[str, float]
+    loaded_mib: float
+    peak_mib: float
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a scenario has at hand: how often to run, a predictor, and photos of which the first is the query."""
+
+    repeats: int
+    warmup: int
+    predictor: Any
+    photos: list[Any]
+
+    @property
+    def query(self) -> Any:
+        """The photo that is looked at."""
+        return self.photos[0]
+
+    @property
+    def references(self) -> list[Any]:
+        """The K photos that it is held against."""
+        return self.photos[1 : 1 + SHOTS]
+
+    def median(self, action: Callable[[], Any]) -> float:
+        """The median duration of an action in seconds, after some runs that do not count."""
+        times = []
+        for _ in range(self.warmup + self.repeats):
+            start = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[self.warmup :])
+
+    def encode(self, photos: Sequence[Any]) -> Any:
+        """Features of photos."""
+        import torch
+
+        transform = self.predictor.transform
+        return self.predictor.model.encode(torch.stack([transform(photo) for photo in photos]))
+
+
+# -- scenarios: each returns seconds by part, the whole first, and an alternative's agreement --------------------------
+
+Timed = tuple[dict[str, float], float | None]
+
+
+def text_map(bench: Bench) -> Timed:
+    """Predictor.look without references."""
+    return _look_parts(bench, "map from the text features", None), None
+
+
+def reference_map(bench: Bench) -> Timed:
+    """Predictor.look against K references."""
+    from anomalygpt.model.few_shot import PatchMemory
+
+    bench.predictor.set_references(bench.references)
+    return _look_parts(bench, "nearest reference patch", PatchMemory(bench.encode(bench.references))), None
+
+
+def _look_parts(bench: Bench, map_part: str, memory: Any) -> dict[str, float]:
+    from anomalygpt.inference.predictor import find_regions
+
+    predictor, model = bench.predictor, bench.predictor.model
+    look = predictor.look(bench.query)
+    images = predictor.transform(bench.query).unsqueeze(0)
+
+    def to_photo() -> None:
+        on_photo = predictor.transform.to_photo(look.model_map[0, 0], bench.query.size).numpy()
+        find_regions(on_photo, look.threshold)
+
+    return {
+        "whole": bench.median(lambda: predictor.look(bench.query)),
+        "resize": bench.median(lambda: predictor.transform(bench.query)),
+        "encoder": bench.median(lambda: model.encode(images)),
+        map_part: bench.median(lambda: model.anomaly_map(look.features, ["object"], memory)),
+        "map to the photo's pixels, regions": bench.median(to_photo),
+    }
+
+
+def answer(bench: Bench) -> Timed:
+    """Predictor.look against K references, and an answer of exactly ANSWER_TOKENS tokens."""
+    bench.predictor.set_references(bench.references)
+    clocks: list[TokenClock] = []
+
+    def run() -> None:
+        clocks.append(_answer_by_clock(bench, stops))
+
+    stops = _stop_ids(bench.predictor.model.tokenizer)
+    whole = bench.median(run)
+    counted = clocks[bench.warmup :]
+    looked = statistics.median(clock.times[0] - clock.start for clock in counted)
+    first = statistics.median(clock.times[1] - clock.times[0] for clock in counted)
+    further = statistics.median(clock.times[-1] - clock.times[1] for clock in counted)
+    return {
+        "whole": whole,
+        "map": looked,
+        "prefill, first token": first,
+        f"{ANSWER_TOKENS - 1} further tokens": further,
+        "one further token": further / (ANSWER_TOKENS - 1),
+    }, None
+
+
+class TokenClock:
+    """A streamer for ``generate`` that notes when each token comes.
+
+    times[0] is when the question is put, times[1] the first token, times[n] the n-th.
+    """
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.times: list[float] = []
+
+    def put(self, ids: Any) -> None:
+        """Called with the prompt's ids, of which embeddings have none, then with each new token."""
+        if ids.numel():
+            self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called after the last token."""
+
+
+def _answer_by_clock(bench: Bench, stops: list[int]) -> TokenClock:
+    from anomalygpt.datasets.dialogue import detection_question
+    from anomalygpt.model.chat import chat_prompt
+    from anomalygpt.model.llm import GenerationSettings
+
+    clock = TokenClock()
+    look = bench.predictor.look(bench.query)
+    clock.times.append(time.perf_counter())
+    text = chat_prompt((), detection_question("bottle", with_description=False))
+    length = {"min_new_tokens": ANSWER_TOKENS, "suppress_tokens": stops}
+    settings = GenerationSettings(max_new_tokens=ANSWER_TOKENS)
+    bench.predictor.model.answer(look.features, look.model_map, [text], settings, streamer=clock, **length)
+    if len(clock.times) != 1 + ANSWER_TOKENS:
+        raise RuntimeError(f"{len(clock.times) - 1} tokens came, {ANSWER_TOKENS} were asked for")
+    return clock
+
+
+def _stop_ids(tokenizer: Any) -> list[int]:
+    """Every token that could end the answer before its length: those with a ``#``."""
+    sharp = tokenizer.encode("#" * 8) + tokenizer.encode("\n###")
+    size = max(max(sharp), tokenizer.eos_id, 32_000) + 1
+    return [number for number in range(size) if "#" in tokenizer.decode([number])]
+
+
+def references_added(bench: Bench) -> Timed:
+    """Predictor.set_references with K photos."""
+    return {
+        "whole": bench.median(lambda: bench.predictor.set_references(bench.references)),
+        "resize, encoder": bench.median(lambda: bench.encode(bench.references)),
+    }, None
+
+
+def search(bench: Bench) -> Timed:
+    """The product's nearest-patch search alone: unit vectors, one matrix product a tap."""
+    features, _, memory = _search_inputs(bench)
+    return {"whole": bench.median(lambda: memory.similarity(features))}, None
+
+
+def search_broadcast(bench: Bench) -> Timed:
+    """The same as a broadcast cosine similarity: a (patches, K * patches, width) tensor a tap."""
+    features, references, memory = _search_inputs(bench)
+    run = partial(broadcast_similarity, features, references)
+    difference = (run() - memory.similarity(features)).abs().max()
+    return {"whole": bench.median(run)}, float(difference)
+
+
+def _search_inputs(bench: Bench) -> tuple[Any, Any, Any]:
+    from anomalygpt.model.few_shot import PatchMemory
+
+    references = bench.encode(bench.references)
+    return bench.encode([bench.query]), references, PatchMemory(references)
+
+
+def broadcast_similarity(query: Any, references: Any) -> Any:
+    """Features of one photo and of K references -> (1, P, P), as ``PatchMemory.similarity`` gives it."""
+    import torch
+    import torch.nn.functional as F
+
+    layers = []
+    for tap, bank in zip(query.taps, references.taps, strict=True):
+        pairs = F.cosine_similarity(tap[0][:, None], bank.flatten(0, 1)[None], dim=-1)  # (P * P, K * P * P)
+        layers.append(pairs.amax(dim=1))
+    return torch.stack(layers).mean(dim=0).view(1, query.grid, query.grid)
+
+
+def references_each_time(bench: Bench) -> Timed:
+    """A map for which the K references are encoded again."""
+
+    def run() -> Any:
+        bench.predictor.set_references(bench.references)
+        return bench.predictor.look(bench.query)
+
+    first = run().map
+    difference = abs(bench.predictor.look(bench.query).map - first).max()
+    return {"whole": bench.median(run)}, float(difference)
+
+
+SCENARIOS: dict[str, tuple[str, Callable[[Bench], Timed]]] = {
+    "text_map": ("one photo's map, no references", text_map),
+    "reference_map": (f"one photo's map, {SHOTS} references", reference_map),
+    "answer": (f"map with {SHOTS} references, answer of {ANSWER_TOKENS} tokens", answer),
+    "references_added": (f"{SHOTS} references added", references_added),
+    "search": ("nearest reference patch alone: unit vectors, matrix product", search),
+    "search_broadcast": ("nearest reference patch alone: broadcast cosine similarity", search_broadcast),
+    "references_each_time": (f"one photo's map, {SHOTS} references encoded again", references_each_time),
+}
+SHOWN = ("text_map", "reference_map", "answer", "references_added")
+ALTERNATIVES = {"search_broadcast": "search", "references_each_time": "reference_map"}  # to what the product does
+SPEAKING = ("answer",)
+
+
+# -- one scenario, in its own process ---------------------------------------------------------------------------------
+
+
+def measure(arguments: argparse.Namespace) -> Measured:
+    """Runs one scenario in this process."""
+    import torch
+
+    from anomalygpt.config.load import load_config
+    from anomalygpt.inference.predictor import Predictor
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = load_config(arguments.config, arguments.set)
+    name = arguments.scenario
+    predictor = Predictor.from_config(config, "cpu", speaks=name in SPEAKING)
+    photos = [generated_photo(seed) for seed in range(1 + SHOTS)]
+    bench = Bench(arguments.repeats, arguments.warmup, predictor, photos)
+    loaded = peak_mib()
+    with torch.inference_mode():
+        seconds, agreement = SCENARIOS[name][1](bench)
+    return Measured(name, seconds, loaded, peak_mib(), agreement)
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak * 1024 / MIB
+
+
+def generated_photo(seed: int) -> Any:
+    """A photo of smooth random colours."""
+    import numpy as np
+    from PIL import Image
+
+    cells = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BICUBIC)
+
+
+# -- all scenarios ----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parse(given)
+    if arguments.scenario:
+        from anomalygpt.errors import user_errors
+
+        with user_errors():
+            print(json.dumps(asdict(measure(arguments))))
+        return 0
+    results = {name: in_own_process(name, arguments, given) for name in SCENARIOS}
+    page = as_markdown(results, arguments, shlex.join(["python", "benchmarks/speed.py", *given]))
+    print(page, end="")
+    if arguments.out:
+        arguments.out.write_text(page, encoding="utf-8")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Time and peak memory on this machine's CPU.")
+    parser.add_argument("--config", default="compact", help="a shipped experiment's name, or a YAML file")
+    parser.add_argument("--threads", type=int, help="of the matrix products (default: torch's own choice)")
+    parser.add_argument("--repeats", type=int, default=7, help="runs of which the median is taken")
+    parser.add_argument("--warmup", type=int, default=2, help="runs before them that do not count")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page, as Markdown")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key.sub=value", help="settings to change")
+    parser.add_argument("--scenario", choices=SCENARIOS, help="only this one, here, as JSON")
+    return parser.parse_args(argv)
+
+
+def in_own_process(name: str, arguments: argparse.Namespace, given: Sequence[str]) -> Measured:
+    """Runs a scenario in a fresh process; its error ends this one."""
+    print(f"{name} …", file=sys.stderr)
+    threads = {"OMP_NUM_THREADS": str(arguments.threads)} if arguments.threads else {}
+    command = [sys.executable, __file__, "--scenario", name, *given]
+    done = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def as_markdown(results: dict[str, Measured], arguments: argparse.Namespace, command: str) -> str:
+    """The page: what it was measured on, the scenarios, and the alternatives."""
+    import torch
+
+    from anomalygpt.evaluation.report import commit
+
+    threads = arguments.threads or torch.get_num_threads()
+    lines = [
+        "# Speed and memory on a CPU",
+        "",
+        f"* command: `{command}`",
+        f"* commit: {commit() or 'unknown'}; config: {arguments.config}; torch {torch.__version__}",
+        f"* CPU: {cpu_name()}, {os.cpu_count()} cores seen, threads used: {threads}",
+        f"* medians of {arguments.repeats} runs after {arguments.warmup} that do not count; photos of {PHOTO_SIDE} x "
+        f"{PHOTO_SIDE}; each scenario in a fresh process, whose largest resident memory is given (torch included)",
+        "",
+        "| scenario | part | median | peak memory |",
+        "|---|---|--:|--:|",
+    ]
+    for name in SHOWN:
+        lines += _scenario_rows(results[name])
+    lines += [
+        "",
+        "| what the product does | median | peak memory | alternative | median | peak memory | slower | difference |",
+        "|---|--:|--:|---|--:|--:|--:|--:|",
+    ]
+    lines += [_alternative_row(results[ours], results[name]) for name, ours in ALTERNATIVES.items()]
+    lines += [
+        "",
+        "Difference: the largest between the two results, cosines or map values. An answer's length is forced.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _scenario_rows(found: Measured) -> list[str]:
+    title = SCENARIOS[found.scenario][0]
+    rows = []
+    for part, seconds in found.seconds.items():
+        first = part == "whole"
+        peak = f"{found.peak_mib:.0f} MiB" if first else ""
+        rows.append(f"| {title if first else ''} | {part} | {_time(seconds)} | {peak} |")
+    return rows
+
+
+def _alternative_row(ours: Measured, theirs: Measured) -> str:
+    cells = []
+    for found in (ours, theirs):
+        cells += [SCENARIOS[found.scenario][0], _time(found.seconds["whole"]), f"{found.peak_mib:.0f} MiB"]
+    cells += [f"{theirs.seconds['whole'] / ours.seconds['whole']:.1f} x", f"{theirs.agreement:.0e}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""A generated MVTec-layout tree whose defects are black squares, and a predictor without a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.inference.predictor import Look, find_regions
+
+SIDE = 32
+SQUARE = (8, 16)  # the defect's rows and columns
+
+
+def write_photo(path: Path, seed: int, defect: bool = False) -> None:
+    """A light, even photo with a little noise; a defect is a black square."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(190, 210, (SIDE, SIDE, 3), dtype=np.uint8)
+    if defect:
+        pixels[slice(*SQUARE), slice(*SQUARE)] = 0
+    Image.fromarray(pixels).save(path)
+
+
+def write_mask(path: Path) -> None:
+    """The square's mask."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    mask[slice(*SQUARE), slice(*SQUARE)] = 255
+    Image.fromarray(mask).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """One class: ten good training photos, two good and two defective test photos."""
+    root = tmp_path / "tree"
+    for number in range(10):
+        write_photo(root / "bottle" / "train" / "good" / f"{number:03}.png", seed=number)
+    for number in range(2):
+        write_photo(root / "bottle" / "test" / "good" / f"{number:03}.png", seed=20 + number)
+        write_photo(root / "bottle" / "test" / "hole" / f"{number:03}.png", seed=30 + number, defect=True)
+        write_mask(root / "bottle" / "ground_truth" / "hole" / f"{number:03}_mask.png")
+    return root
+
+
+class FakePredictor:
+    """Its map is what ``see`` makes of the photo's darkness, 0..1; it says ``words(is_dark)``."""
+
+    def __init__(
+        self,
+        see: Callable[[torch.Tensor], torch.Tensor] = lambda dark: dark,
+        words: Callable[[bool], str] = lambda is_dark: "Yes, there is." if is_dark else "No, there is not.",
+    ) -> None:
+        self.see, self.words = see, words
+        self.transform = ImageTransform(SIDE, (0.0,) * 3, (1.0,) * 3)
+        self.references: list[Image.Image] = []
+        self.questions: list[str] = []
+
+    def set_references(self, photos: list[Image.Image]) -> None:
+        self.references = list(photos)
+
+    def look(self, photo: Image.Image, class_name: str) -> Look:
+        dark = 1 - torch.from_numpy(np.array(photo.convert("L"), dtype=np.float32)) / 255
+        seen = self.see(dark)
+        is_dark = bool(dark.max() > 0.9)
+        return Look(
+            features=SimpleNamespace(is_dark=is_dark),
+            model_map=seen[None, None],
+            map=seen.numpy(),
+            score=float(seen.max()),
+            threshold=0.5,
+            regions=find_regions(seen.numpy(), 0.5),
+            class_name=class_name,
+        )
+
+    def answer(self, look: Look, question: str) -> str:
+        self.questions.append(question)
+        return self.words(look.features.is_dark)
+
+
+@pytest.fixture
+def fake_predictor() -> type[FakePredictor]:
+    return FakePredictor
