@@ -11,12 +11,13 @@ COMPACT = ("dinov2_vits14", "smollm2_135m_instruct")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetches what is missing and prints a line for each weight; returns 1 when one could not be had."""
-    from anomalygpt.weights.fetch import WeightsUnavailable, default_root, ensure
+    from anomalygpt.config.load import PRETRAINED, resolve
+    from anomalygpt.weights.fetch import WeightsUnavailable, ensure
     from anomalygpt.weights.sources import SOURCES_FILE, load_sources
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=COMPACT, help=f"weights to fetch (default: {' '.join(COMPACT)})")
-    parser.add_argument("--root", type=Path, default=default_root(), help="weights folder (default: %(default)s)")
+    parser.add_argument("--root", type=Path, default=resolve(PRETRAINED), help="weights folder (default: %(default)s)")
     parser.add_argument("--offline", action="store_true", help="only say what is there, fetch nothing")
     parser.add_argument("--sources", type=Path, default=SOURCES_FILE, help="another table of sources, say of a mirror")
     arguments = parser.parse_args(argv)

@@ -57,6 +57,9 @@ def _run(arguments: argparse.Namespace, config: Any) -> int:
 
     queries, references = expand(arguments.photos), expand(arguments.reference)
     good = [load_image(path) for path in references]  # a wrong path is told before the model is loaded
+    if arguments.out:
+        make_folder(arguments.out)
+    stems = output_stems(queries)
     predictor = Predictor.from_config(config, arguments.device, speaks=not arguments.no_chat)
     predictor.set_references(good)
     results, failed = [], 0
@@ -70,11 +73,12 @@ def _run(arguments: argparse.Namespace, config: Any) -> int:
         found = predictor.predict(photo, arguments.question, arguments.class_name)
         result = as_json(path, found)
         if arguments.out:
-            result |= write_pictures(arguments.out, path, photo, found)
+            result |= write_pictures(arguments.out, stems[path], photo, found)
         results.append(result)
         tqdm.write(json.dumps(result, ensure_ascii=False) if arguments.json else as_text(result), file=sys.stdout)
     if arguments.out:
-        (arguments.out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        (arguments.out / "results.json").write_text(text, encoding="utf-8")
     return 1 if failed else 0
 
 
@@ -124,7 +128,30 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_pictures(folder: Path, path: Path, photo: Any, found: Any) -> dict[str, str]:
+def make_folder(folder: Path) -> None:
+    """Makes the folder for the results.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: can't be made ({error})") from error
+
+
+def output_stems(paths: Sequence[Path]) -> dict[Path, str]:
+    """Photo -> what its results' file names begin with: its last folders and name, numbered where that is taken."""
+    stems: dict[Path, str] = {}
+    for path in paths:
+        parts = [part for part in path.with_suffix("").parts if part not in (path.anchor, "..")]
+        stem = "_".join(parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
+        alike = sum(taken == stem or taken.startswith(f"{stem}~") for taken in stems.values())
+        stems[path] = f"{stem}~{alike + 1}" if alike else stem
+    return stems
+
+
+def write_pictures(folder: Path, stem: str, photo: Any, found: Any) -> dict[str, str]:
     """Writes a photo's overlay and float map; the names that were given.
 
     Raises:
@@ -134,10 +161,8 @@ def write_pictures(folder: Path, path: Path, photo: Any, found: Any) -> dict[str
 
     from anomalygpt.inference.visualize import overlay
 
-    stem = "_".join(path.with_suffix("").parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
     names = {"overlay": f"{stem}_overlay.png", "map": f"{stem}_map.tiff"}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         overlay(photo, found.map, found.threshold, found.regions).save(folder / names["overlay"])
         Image.fromarray(found.map).save(folder / names["map"])
     except OSError as error:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anomalygpt.config.load import load_config
+from anomalygpt.config.load import commit, load_config
 from anomalygpt.datasets.folder import index_folder
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import ImageRecord, choose_classes
@@ -147,7 +147,7 @@ def _measure(
 
 def _facts(predictor: Any, arguments: argparse.Namespace, config: Any, command: str) -> Any:
     from anomalygpt.evaluation.protocol import MASK_RULES
-    from anomalygpt.evaluation.report import RunFacts, commit
+    from anomalygpt.evaluation.report import RunFacts
     from anomalygpt.model.prompt_learner import MAP_SIZE
 
     return RunFacts(

@@ -9,6 +9,7 @@ from anomalygpt.model.few_shot import PatchMemory
 MARGIN = 1.1  # above the strangest good patch: a part that was never photographed differs a little more
 SHIFT_SHARE = 1 / 32  # half a patch on a 16 x 16 grid
 BRIGHTNESS = 0.15  # in units of the normalised image
+LOWEST = 0.05  # the same photo twice differs in nothing, and then everything would be anomalous
 
 
 def distance_threshold(references: ImageFeatures, shifted: ImageFeatures) -> float:
@@ -24,7 +25,7 @@ def distance_threshold(references: ImageFeatures, shifted: ImageFeatures) -> flo
         lowest = PatchMemory(references).similarity(shifted).min()
     else:
         lowest = torch.stack([_left_out(references, k) for k in range(len(references))]).min()
-    return MARGIN * float(1 - lowest)
+    return max(LOWEST, MARGIN * float(1 - lowest))
 
 
 def _left_out(references: ImageFeatures, k: int) -> Tensor:

@@ -9,12 +9,13 @@ from anomalygpt.inference.predictor import Region
 
 BOX_COLOUR = (255, 255, 255)
 BOX_EDGE = (20, 20, 20)
+TINY = 1e-6  # a threshold of zero paints whatever lies above it
 OPAQUE = 0.65  # how much of the photo the hottest colour covers
 
 
 def heat(anomaly_map: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
     """(H, W) -> (H, W) in 0..1: 0.5 where the map meets the threshold, 1 at twice that. Never scaled per image."""
-    return np.clip(anomaly_map / (2 * threshold), 0, 1).astype(np.float32)
+    return np.clip(anomaly_map / (2 * max(threshold, TINY)), 0, 1).astype(np.float32)
 
 
 def overlay(
@@ -40,8 +41,15 @@ def overlay(
 
 
 def _frame(picture: Image.Image, region: Region) -> None:
+    """Frames a region from outside, so that a small one is not covered."""
     draw = ImageDraw.Draw(picture)
-    width = max(1, round(min(picture.size) / 200))
+    width = max(1, round(min(picture.size) / 250))
     left, top, right, bottom = region.box
-    draw.rectangle((left, top, right - 1, bottom - 1), outline=BOX_EDGE, width=2 * width)
-    draw.rectangle((left, top, right - 1, bottom - 1), outline=BOX_COLOUR, width=width)
+    for outset, colour in ((2 * width, BOX_EDGE), (width, BOX_COLOUR)):
+        corners = (
+            max(0, left - outset),
+            max(0, top - outset),
+            min(picture.width, right + outset) - 1,
+            min(picture.height, bottom + outset) - 1,
+        )
+        draw.rectangle(corners, outline=colour, width=width)

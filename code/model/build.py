@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from anomalygpt.config.load import load_config, resolve
+from anomalygpt.config.load import PRETRAINED, ConfigError, load_config, resolve
 from anomalygpt.config.schema import EncoderConfig, ExperimentConfig, LlmConfig
+from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.checkpoint import PARTS, CheckpointError, load_delta, load_module, part_of
+from anomalygpt.model.checkpoint import PARTS, CheckpointError, delta_shapes, load_delta, load_module, part_of
 from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, load_llm
@@ -24,15 +25,26 @@ from anomalygpt.weights.sources import load_sources
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PRETRAINED = "pretrained_ckpt"
 MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else speaks
 PAPER, COMPACT = "imagebind_vicuna7b", "compact"
 
 
+class DeviceError(UserError, ValueError):
+    """There is no such device."""
+
+
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto``: the first CUDA device where there is one, else the CPU."""
+    """``auto``: the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {name!r}: not on this machine; expected auto, cpu, cuda or cuda:N") from error
     return torch.device(name)
 
 
@@ -52,7 +64,8 @@ def missing_weights(config: ExperimentConfig) -> list[Path]:
 
 def fetchable(path: Path) -> str | None:
     """The name under which a weight path can be fetched; None when the user has to bring it."""
-    return next((name for name in load_sources() if name in (path.name, path.parent.name)), None)
+    root = resolve(PRETRAINED)
+    return next((name for name, weight in load_sources().items() if path == root / weight.path), None)
 
 
 def installed_config() -> str:
@@ -78,17 +91,25 @@ def build_model(
     """
     device = device or choose_device()
     dtype = choose_dtype(config.precision, device)
+    speaks = speaks and config.llm is not None
+    # A file that is not there is told before gigabytes of others are read; one that only speaks is not needed for maps.
+    needed = [delta for delta in config.deltas if speaks or set(delta.parts) & set(MAP_PARTS)]
+    files = [_available(delta.path) for delta in needed]
     encoder = build_encoder(config.encoder, device, dtype)
     spec = encoder.spec
     decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
     has_text = isinstance(encoder, TextImageEncoder)
     states = PromptEnsemble(encoder) if has_text else LearnedStates(spec.embed_width).to(device)
-    speech = _build_speech(config.llm, spec.embed_width, device, dtype) if config.llm and speaks else {}
+    speech = _build_speech(config.llm, spec.embed_width, device, dtype) if speaks and config.llm else {}
     model = AnomalyGPT(encoder, states, decoder, **speech)
     model.requires_grad_(False)
-    for delta in config.deltas:
-        skipped = [] if model.speaks else [part for part in PARTS if part not in MAP_PARTS]
-        load_delta(model, resolve(delta.path), [part for part in delta.parts if part not in skipped], skipped)
+    skipped = [] if model.speaks else [part for part in PARTS if part not in MAP_PARTS]
+    loaded: set[str] = set()
+    for delta, file in zip(needed, files, strict=True):
+        loaded |= {*load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
+    untrained = [part for part in PARTS if part not in loaded and delta_shapes(model, [part])]
+    if untrained:
+        logger.warning("no file in `deltas` fills %s: random so far", ", ".join(untrained))
     return model.eval()
 
 
@@ -124,10 +145,7 @@ ENCODERS = {"imagebind_huge": _imagebind, "dinov2_vits14": _dinov2}
 def _build_speech(config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The language model and what leads into it, as keyword arguments of :class:`AnomalyGPT`."""
     folder = _available(config.weights)
-    try:
-        tokenizer = load_tokenizer(folder)
-    except FileNotFoundError as error:
-        raise CheckpointError(str(error)) from error
+    tokenizer = load_tokenizer(folder)
     llm = load_llm(folder, dtype, device)
     width = llm.get_input_embeddings().embedding_dim
     lora = config.lora
@@ -151,7 +169,7 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
     """Marks the parts as trainable, in fp32, and all else as frozen; part -> its parameters.
 
     Raises:
-        ValueError: the model has no such part.
+        ConfigError: the model has no such part.
     """
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
     for name, parameter in model.named_parameters():
@@ -161,7 +179,7 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
             groups[part].append(parameter)
     empty = [part for part, parameters in groups.items() if not parameters]
     if empty:
-        raise ValueError(f"training.trainable: this model has no {', '.join(empty)}")
+        raise ConfigError(f"training.trainable: this model has no {', '.join(empty)}")
     return groups
 
 
@@ -178,7 +196,7 @@ def _available(path: str) -> Path:
     if name is None:
         raise CheckpointError(
             f"{full}: not there. Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
-            f"`--config compact` runs without it"
+            f"`--config compact` runs without the paper's weights"
         )
     ensure(name, resolve(PRETRAINED))
     return full

@@ -2,10 +2,8 @@
 
 import json
 import logging
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
+from anomalygpt.files import replacing
 
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 SHOWN = 3  # how many names an error lists before it counts the rest
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+# A Hugging Face folder's weights, in the order in which transformers looks for them.
+FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 # The parts of a delta checkpoint, by how their tensors' names begin.
 PARTS = {
@@ -56,15 +60,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         loaded = _torch_load(path)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({error})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: not a plain weight file; it holds objects other than tensors, which are never loaded"
+            f"{path}: not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
         ) from error
+    # Unpickling bytes that are no pickle can raise nearly anything.
+    except Exception as error:
+        raise _damaged(path, error) from error
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(loaded).__name__}")
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {_kinds(loaded)}")
     return dict(loaded)
+
+
+def _kinds(loaded: Any) -> str:
+    """What a file holds in place of tensors."""
+    if not isinstance(loaded, Mapping):
+        return f"a {type(loaded).__name__}"
+    others = [f"{key} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
+    return f"one with {_few(others)}"
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    """The error for a file that can't be read, with the reason's first sentence."""
+    reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+    return CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({reason})")
 
 
 def _torch_load(path: Path) -> Any:
@@ -84,7 +103,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({error})") from error
+        raise _damaged(path, error) from error
 
 
 def file_shapes(path: Path) -> dict[str, Shape]:
@@ -95,7 +114,7 @@ def file_shapes(path: Path) -> dict[str, Shape]:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({error})") from error
+        raise _damaged(path, error) from error
 
 
 def folder_shapes(folder: Path) -> dict[str, Shape]:
@@ -104,19 +123,23 @@ def folder_shapes(folder: Path) -> dict[str, Shape]:
     Raises:
         CheckpointError: there are no weights, or the index names shards that are not there.
     """
-    for name in INDEX_FILES:
-        if (folder / name).is_file():
-            shards = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
-            absent = [shard for shard in shards if not (folder / shard).is_file()]
-            if absent:
-                raise CheckpointError(
-                    f"{folder}: {len(absent)} of {len(shards)} weight shards are missing: {_few(absent)}"
-                )
-            return {key: shape for shard in shards for key, shape in file_shapes(folder / shard).items()}
-    for name in SINGLE_FILES:
-        if (folder / name).is_file():
-            return file_shapes(folder / name)
-    raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}")
+    present = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
+    if present is None:
+        raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(FOLDER_FILES)}")
+    if present.suffix != ".json":
+        return file_shapes(present)
+    shards = _shards(present)
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    if absent:
+        raise CheckpointError(f"{folder}: {len(absent)} of {len(shards)} weight shards are missing: {_few(absent)}")
+    return {key: shape for shard in shards for key, shape in file_shapes(folder / shard).items()}
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of weight shards ({type(error).__name__})") from error
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
@@ -282,17 +305,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         CheckpointError: the disk is full or the folder can't be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             if path.suffix == ".safetensors":
-                save_file(dict(tensors), name, metadata=dict(metadata or {}))
+                save_file(dict(tensors), temporary, metadata=dict(metadata or {}))
             else:
-                torch.save(dict(tensors), name)
-            os.chmod(name, 0o644)  # mkstemp's files are private
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
+                torch.save(dict(tensors), temporary)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
         raise CheckpointError(f"{path}: could not be written ({error})") from error

@@ -1,6 +1,7 @@
 """The image decoder: patch tokens against text features -> anomaly map (AnomalyGPT section 3.2, eq. 1; SPEC 4)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,28 +10,17 @@ from torch import Tensor, nn
 LOGIT_SCALE = 100.0
 
 
-class LinearLayers(nn.Module):
-    """One linear layer a tap, into the joint space (the released names are ``image_decoder.fc.i``)."""
+class ImageDecoder(nn.Module):
+    """Scores each patch of each tap by its likeness to 'normal' and 'abnormal'.
+
+    One linear layer a tap leads into the joint space; the released names are ``image_decoder.fc.i``.
+    """
 
     def __init__(self, tap_width: int, joint_width: int, num_taps: int) -> None:
         super().__init__()
         self.fc = nn.ModuleList(nn.Linear(tap_width, joint_width) for _ in range(num_taps))
 
-    def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
-        """L x (B, P * P, D_v) -> L x (B, P * P, D)."""
-        dtype = next(self.parameters()).dtype
-        return [layer(tap.to(dtype)) for layer, tap in zip(self.fc, taps, strict=True)]
-
-
-def upsample(coarse: Tensor, size: int) -> Tensor:
-    """(B, C, P, P) -> (B, C, size, size), bilinear with aligned corners."""
-    return F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
-
-
-class ImageDecoder(LinearLayers):
-    """Scores each patch of each tap by its likeness to 'normal' and 'abnormal'."""
-
-    def forward(self, taps: Sequence[Tensor], states: Tensor, size: int) -> Tensor:  # type: ignore[override]
+    def forward(self, taps: Sequence[Tensor], states: Tensor, size: int) -> Tensor:
         """Probabilities of the two states for each pixel, layer by layer.
 
         Args:
@@ -41,15 +31,21 @@ class ImageDecoder(LinearLayers):
         Returns:
             (L, B, 2, size, size) float32, summing to 1 over the states. The anomaly map is :func:`anomaly_map` of it.
         """
-        layers = []
-        for tokens in super().forward(taps):
-            # Logits at scale 100 need more than bfloat16's 8 bits, so everything from here is float32.
-            tokens = F.normalize(tokens.float(), dim=-1)
-            logits = (LOGIT_SCALE * tokens) @ states.float().transpose(1, 2)  # (B, P * P, 2)
-            side = round(logits.shape[1] ** 0.5)
-            coarse = logits.transpose(1, 2).unflatten(2, (side, side))  # (B, 2, P, P)
-            layers.append(upsample(coarse, size).softmax(dim=1))
-        return torch.stack(layers)
+        return torch.stack([self._layer(fc, tap, states, size) for fc, tap in zip(self.fc, taps, strict=True)])
+
+    @staticmethod
+    def _layer(fc: Any, tap: Tensor, states: Tensor, size: int) -> Tensor:
+        # In float32 whatever the weights are kept in: logits at scale 100 need more than half precision's digits.
+        tokens = F.linear(tap.float(), fc.weight.float(), fc.bias.float())
+        logits = (LOGIT_SCALE * F.normalize(tokens, dim=-1)) @ states.float().transpose(1, 2)  # (B, P * P, 2)
+        side = round(logits.shape[1] ** 0.5)
+        coarse = logits.transpose(1, 2).unflatten(2, (side, side))  # (B, 2, P, P)
+        return upsample(coarse, size).softmax(dim=1)
+
+
+def upsample(coarse: Tensor, size: int) -> Tensor:
+    """(B, C, P, P) -> (B, C, size, size), bilinear with aligned corners."""
+    return F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
 
 
 def anomaly_map(probabilities: Tensor) -> Tensor:

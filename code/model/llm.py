@@ -1,6 +1,7 @@
 """The language model: any Hugging Face causal LM, with LoRA (Hu et al., ICLR 2022) on its attention projections."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,20 +64,25 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         CheckpointError: the folder is missing, incomplete, or another model's.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json there; expected a Hugging Face causal LM's folder")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({error})") from error
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
     found = folder_shapes(folder)
     rows = found.get(EMBEDDING, (config.vocab_size,))[0]
     if rows != config.vocab_size:
         # Vicuna folders disagree: 32000 rows, or 32001 with a padding token. The tensors decide.
         logger.info("%s: config.json says %d rows, the weights have %d", folder, config.vocab_size, rows)
         config.vocab_size = rows
-    check_names(_expected_shapes(config), found, folder, ignore=("rotary_emb.inv_freq",))
+    # Files of old hold the rotary frequencies, and some of a tied model its output layer: the embedding once more.
+    ignore = ("rotary_emb.inv_freq", OUTPUT) if config.tie_word_embeddings else ("rotary_emb.inv_freq",)
+    check_names(_expected_shapes(config), found, folder, ignore=ignore)
     return AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, device_map={"": device}, local_files_only=True
     )
@@ -105,7 +111,9 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(llm, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT still asks for a flag that transformers has renamed
+        return get_peft_model(llm, config)
 
 
 @torch.inference_mode()

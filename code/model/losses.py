@@ -23,7 +23,7 @@ def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     shifted, targets = logits[:, :-1], labels[:, 1:]
     chosen = targets != IGNORE_INDEX
     if not chosen.any():
-        return logits.sum() * 0.0
+        return (logits.float() * 0.0).sum()  # in fp16 the sum itself may overflow
     return F.cross_entropy(shifted[chosen].float(), targets[chosen])
 
 

@@ -45,7 +45,9 @@ class PromptEnsemble:
     def _encode(self, class_name: str) -> Tensor:
         normal = sentences(class_name, NORMAL_STATES)
         abnormal = sentences(class_name, ABNORMAL_STATES)
-        embedded = self.encoder.encode_text(normal + abnormal).float()
+        # The cache outlives this call, so that it must not hold tensors that only inference can use.
+        with torch.inference_mode(False), torch.no_grad():
+            embedded = self.encoder.encode_text(normal + abnormal).float()
         means = [embedded[: len(normal)].mean(dim=0), embedded[len(normal) :].mean(dim=0)]
         return F.normalize(torch.stack(means), dim=-1)
 

@@ -27,6 +27,7 @@ class PromptLearner(nn.Module):
             ]
         self.meta_net = nn.Sequential(*stages, nn.Conv2d(CHANNELS[-1], llm_width, kernel_size=LAST_KERNEL))
         self.base_prompts = nn.Parameter(torch.randn(PROMPTS_FROM_MAP, llm_width) * 0.02)
+        self.apply(_keep_scale)
 
     @property
     def num_prompts(self) -> int:
@@ -39,3 +40,14 @@ class PromptLearner(nn.Module):
         from_map = read.flatten(2).transpose(1, 2)  # (B, 9, D_l)
         base = self.base_prompts.expand(len(from_map), -1, -1)
         return torch.cat([base, from_map], dim=1)
+
+
+def _keep_scale(module: nn.Module) -> None:
+    """He et al. (ICCV 2015) initialisation: a defect in the map then moves the prompts as far as words lie apart.
+
+    PyTorch's default lets the map fade by a factor of 400 through the six layers; the language model needed hundreds
+    of steps before it saw any of it.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from anomalygpt.errors import UserError
+
 SENTENCEPIECE_FILE = "tokenizer.model"
+
+
+class TokenizerError(UserError, ValueError):
+    """A language model's folder holds no tokeniser that can be read."""
 
 
 class Tokenizer(Protocol):
@@ -32,7 +38,12 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self._model = SentencePieceProcessor(model_file=str(path))
+        try:
+            self._model = SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise TokenizerError(
+                f"{path}: no SentencePiece model; it is damaged or was not fully downloaded"
+            ) from error
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
 
@@ -66,7 +77,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokeniser of a language model's folder: SentencePiece where ``tokenizer.model`` is there.
 
     Raises:
-        FileNotFoundError: the folder holds no tokeniser.
+        TokenizerError: the folder holds no tokeniser, or a damaged one.
     """
     if (folder / SENTENCEPIECE_FILE).is_file():
         return SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
@@ -74,7 +85,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     try:
         return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
+    except Exception as error:  # the tokenizers library raises no narrower one for a damaged file
+        raise TokenizerError(
             f"{folder} holds no tokeniser: expected tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
         ) from error

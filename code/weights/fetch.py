@@ -29,12 +29,6 @@ class WeightsUnavailable(UserError, RuntimeError):
     """A weight is not there and could not be fetched; the message tells the user what to do."""
 
 
-def default_root() -> Path:
-    """`pretrained_ckpt` of the checkout; of the working folder when the package is installed."""
-    checkout = Path(__file__).resolve().parents[2]
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "pretrained_ckpt"
-
-
 def local_path(name: str, root: Path, sources: Mapping[str, Weight] | None = None) -> Path | None:
     """The path of a weight that is present and complete, else None. Cheap: looks at sizes only.
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from anomalygpt.config.load import PRETRAINED, resolve
 from anomalygpt.weights import convert
-from anomalygpt.weights.fetch import default_root, local_path
+from anomalygpt.weights.fetch import local_path
 
 
 def export_like_the_wheel(state: dict[str, torch.Tensor], file: Path) -> None:
@@ -61,9 +62,9 @@ def test_export_without_a_tensor_is_refused(random_dinov2, tmp_path: Path) -> No
 
 
 def present(name: str) -> Path:
-    path = local_path(name, default_root())
+    path = local_path(name, resolve(PRETRAINED))
     if path is None:
-        pytest.skip(f"{name} is not in {default_root().name}/; `make weights` fetches it")
+        pytest.skip(f"{name} is not in {PRETRAINED}/; `make weights` fetches it")
     return path
 
 

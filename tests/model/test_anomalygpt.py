@@ -1,0 +1,220 @@
+"""The whole road on small real models: which loss reaches which part, and what the language model is given."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from anomalygpt.model.anomalygpt import AnomalyGPT
+from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, chat_prompt
+from anomalygpt.model.few_shot import PatchMemory
+from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map
+from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+from anomalygpt.model.llm import GenerationSettings
+from anomalygpt.model.prompt_ensemble import PromptEnsemble
+from anomalygpt.model.prompt_learner import PromptLearner
+from tests.model.test_chat import Letters
+
+WIDTH = 32
+SIZE = ImageBindSize(
+    vision_width=32, vision_depth=4, vision_heads=2, text_width=16, text_depth=1, text_heads=2, joint_width=16
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    role: str
+    text: str
+
+
+TALKS = [
+    [Said("human", "Is it good?"), Said("assistant", "No.")],
+    [Said("human", "Any defect at all?"), Said("assistant", "Yes, at the top.")],
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> AnomalyGPT:
+    torch.manual_seed(0)
+    encoder = ImageBind(SIZE).requires_grad_(False)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=False,
+    )
+    llm = LlamaForCausalLM(config).requires_grad_(False)
+    with torch.no_grad():
+        for parameter in llm.parameters():
+            parameter.mul_(3)  # so that what goes in is seen in what comes out
+    return AnomalyGPT(
+        encoder,
+        PromptEnsemble(encoder),
+        ImageDecoder(32, 16, 4),
+        PromptLearner(WIDTH),
+        llm,
+        nn.Linear(16, WIDTH),
+        Letters(),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def target() -> Tensor:
+    target = torch.zeros(2, 1, 224, 224)
+    target[1, :, :60, :60] = 1
+    return target
+
+
+def losses(model: AnomalyGPT, images: Tensor, **more: object):
+    model.zero_grad(set_to_none=True)
+    return model(images, TALKS, max_length=64, class_names=["screw", "pill"], **more)
+
+
+def test_total_is_the_sum_of_the_parts(model, images, target) -> None:
+    found = losses(model, images, target=target)
+    assert float(found.total.detach()) == pytest.approx(
+        float((found.answer + found.focal + found.dice).detach()), rel=1e-6
+    )
+    assert float(found.focal.detach()) > 0
+    assert float(found.dice.detach()) > 0
+
+
+def test_instruction_data_has_the_answers_loss_alone_and_the_class_object(model, images) -> None:
+    instruction = model(images, TALKS, max_length=64)
+    named = model(images, TALKS, max_length=64, class_names=["object", "object"])
+    assert float(instruction.focal) == float(instruction.dice) == 0
+    assert torch.equal(instruction.total, instruction.answer)
+    assert torch.equal(instruction.answer, named.answer)
+
+
+def test_language_loss_trains_the_image_decoder_too(model, images) -> None:
+    losses(model, images).answer.backward()
+    for layer in model.image_decoder.fc:
+        assert layer.weight.grad is not None
+        assert float(layer.weight.grad.abs().max()) > 0
+    assert float(model.prompt_learner.base_prompts.grad.abs().max()) > 0
+
+
+def test_frozen_parts_get_no_gradient(model, images, target) -> None:
+    losses(model, images, target=target).total.backward()
+    frozen = [*model.encoder.parameters(), *model.llama_model.parameters()]
+    assert all(parameter.grad is None for parameter in frozen)
+
+
+def test_one_shot_map_reaches_the_prompt_learner_and_not_the_pixel_losses(model, images, target) -> None:
+    references = images.flip(-1)[:1].unsqueeze(1)  # one group, one view
+    text = losses(model, images, target=target)
+    one_shot = losses(model, images, target=target, references=references)
+    assert torch.equal(one_shot.focal, text.focal)
+    assert torch.equal(one_shot.dice, text.dice)
+    assert float(one_shot.answer) != float(text.answer)
+
+
+def test_under_one_shot_the_language_loss_leaves_the_image_decoder_alone(model, images) -> None:
+    losses(model, images, references=images[:1].unsqueeze(1)).answer.backward()
+    assert all(layer.weight.grad is None for layer in model.image_decoder.fc)
+    assert model.prompt_learner.meta_net[0].weight.grad is not None
+
+
+def test_each_group_of_images_has_its_own_reference(model, images) -> None:
+    """Two groups of one image, each its own reference: both maps are empty; swapped, they are not."""
+    features = model.encode(images)
+    own = model._one_shot_maps(features, images.unsqueeze(1))
+    swapped = model._one_shot_maps(features, images.flip(0).unsqueeze(1))
+    assert float(own.abs().max()) < 1e-4
+    assert float(swapped.amax(dim=(1, 2, 3)).min()) > 1e-3
+
+
+def test_all_views_of_a_reference_count_together(model, images) -> None:
+    views = torch.stack([images[0].flip(-1), images[0]]).unsqueeze(0)  # the second view is the photo itself
+    assert float(model._one_shot_maps(model.encode(images[:1]), views).abs().max()) < 1e-4
+
+
+def test_references_replace_the_text_map(model, images) -> None:
+    features = model.encode(images)
+    memory = PatchMemory(features[[1]])
+    with torch.no_grad():
+        text = model.anomaly_map(features, ["screw", "screw"])
+        few = model.anomaly_map(features, ["screw", "screw"], memory)
+        assert torch.equal(text, anomaly_map(model.state_probabilities(features, ["screw", "screw"])))
+    assert torch.equal(few, memory.anomaly_map(features, 224))
+    assert float(few[1].abs().max()) < 1e-4
+
+
+def test_language_model_is_given_bos_image_and_eighteen_prompts_in_order(model, images) -> None:
+    features = model.encode(images)
+    maps = torch.rand(2, 1, 224, 224)
+    embed = model.llama_model.get_input_embeddings()
+    with torch.no_grad():
+        given = model.prompt_embeds(features, maps)
+        before = embed(torch.tensor([1, *Letters().encode(BEFORE_IMAGE)]))
+        after = embed(torch.tensor(Letters().encode(AFTER_IMAGE)))
+        assert torch.equal(given[1, : len(before)], before)
+        assert torch.allclose(given[1, len(before)], model.llama_proj(features.embedding[1]), atol=1e-6)
+        assert torch.equal(given[1, len(before) + 1 : -18], after)
+        assert torch.allclose(given[:, -18:], model.prompt_learner(maps), atol=1e-6)
+
+
+def test_answers_in_a_batch_are_those_given_one_by_one(model, images) -> None:
+    """Texts of three lengths are padded on the left, and no answer changes by that."""
+    torch.manual_seed(3)
+    features = model.encode(torch.cat([images, images[:1].flip(-1)]))
+    maps = torch.rand(3, 1, 224, 224)
+    texts = [chat_prompt([], "Is it?"), chat_prompt([], "A much longer question?"), chat_prompt([("a", "b")], "c")]
+    settings = GenerationSettings(max_new_tokens=10, temperature=0)
+    together = model.answer(features, maps, texts, settings)
+    apart = [model.answer(features[[i]], maps[[i]], [texts[i]], settings)[0] for i in range(3)]
+    assert together == apart
+    assert len(set(apart)) > 1
+
+
+def test_padding_on_the_right_does_not_change_the_loss(model, images) -> None:
+    """The batch's loss is the mean over all its answer tokens, each conversation seen as if it were alone."""
+    whole = model(images, TALKS, max_length=64)
+    alone = [model(images[[i]], TALKS[i : i + 1], max_length=64) for i in range(2)]
+    tokens = [len(TALKS[i][1].text) + 4 for i in range(2)]
+    expected = sum(float(loss.answer) * count for loss, count in zip(alone, tokens, strict=True)) / sum(tokens)
+    assert float(whole.answer) == pytest.approx(expected, rel=1e-4)
+
+
+def test_conversation_that_is_cut_before_its_answer_costs_nothing(model, images) -> None:
+    assert float(model(images, TALKS, max_length=5).answer) == 0
+
+
+def test_model_that_only_draws_says_that_it_can_not_answer(model, images) -> None:
+    silent = AnomalyGPT(model.encoder, model.states, model.image_decoder)
+    assert not silent.speaks
+    features = silent.encode(images)
+    assert silent.anomaly_map(features, ["screw", "screw"]).shape == (2, 1, 224, 224)
+    with pytest.raises(RuntimeError, match="without a language model"):
+        silent.answer(features, torch.rand(2, 1, 224, 224), ["a", "b"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_encoder_and_language_model_beside_float32_parts(model, images, dtype) -> None:
+    """What a GPU run has: frozen parts in half precision, trained parts in float32."""
+    import copy
+
+    half = copy.deepcopy(model)
+    half.encoder.to(dtype)
+    half.llama_model.to(dtype)
+    half.states = PromptEnsemble(half.encoder)
+    features = half.encode(images)
+    maps = half.anomaly_map(features, ["screw", "pill"])
+    assert features.taps[0].dtype == dtype
+    assert maps.dtype == torch.float32
+    assert half.prompt_embeds(features, maps).dtype == dtype
+    found = half(images, TALKS, max_length=64, target=torch.zeros(2, 1, 224, 224))
+    found.total.backward()
+    assert found.total.isfinite()
+    assert half.image_decoder.fc[0].weight.grad.dtype == torch.float32
+    assert len(half.answer(features, maps, ["a", "b"], GenerationSettings(max_new_tokens=2))) == 2

@@ -1,0 +1,146 @@
+"""Turns -> ids, labels and attention; the chat's history; where an answer stops (SPEC 6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from anomalygpt.model.chat import (
+    ASK,
+    END_OF_TURN,
+    answer_text,
+    chat_prompt,
+    conversation_ids,
+    ends_turn,
+    training_batch,
+)
+from anomalygpt.model.losses import IGNORE_INDEX
+from anomalygpt.model.tokenizer import SentencePieceTokenizer, Tokenizer
+from tests.shared_data import shared
+
+
+@dataclass(frozen=True)
+class Said:
+    role: str
+    text: str
+
+
+class Letters:
+    """One token a letter, from id 3 on: the plainest tokeniser there is."""
+
+    bos_id, eos_id = 1, 2
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(i) for i in ids if i > 2)
+
+
+TALK = (
+    Said("human", "Is it good?"),
+    Said("assistant", "No."),
+    Said("human", "Where?"),
+    Said("assistant", "At the top."),
+)
+
+
+@pytest.fixture(scope="module")
+def llama() -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(shared("parity/llama_tokenizer.model"))
+
+
+def test_turns_follow_each_other_in_the_released_layout() -> None:
+    ids, _ = conversation_ids(TALK, Letters())
+    assert Letters().decode(ids) == ("Is it good?\n### Assistant:No.\n###Human: Where?\n### Assistant:At the top.\n###")
+
+
+def test_labels_are_the_assistants_tokens_with_their_end_mark() -> None:
+    ids, labels = conversation_ids(TALK, Letters())
+    assert len(ids) == len(labels)
+    assert Letters().decode([label for label in labels if label != IGNORE_INDEX]) == "No.\n###At the top.\n###"
+    assert all(label in (IGNORE_INDEX, i) for i, label in zip(ids, labels, strict=True))
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        (TALK[1],),
+        (TALK[0], TALK[0]),
+        (TALK[0], TALK[1], TALK[3]),
+        (Said("system", "Be kind."), TALK[0]),
+    ],
+)
+def test_turns_that_do_not_alternate_are_refused(turns: Sequence[Said]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        conversation_ids(turns, Letters())
+
+
+def test_batch_is_padded_on_the_right_with_eos_and_masked_there() -> None:
+    batch = training_batch([TALK[:2], TALK], Letters(), max_length=500)
+    short = len(conversation_ids(TALK[:2], Letters())[0])
+    assert batch.ids.shape[1] == len(conversation_ids(TALK, Letters())[0])
+    assert batch.ids[0, short:].unique().tolist() == [Letters.eos_id]
+    assert batch.attention[0].tolist() == [1] * short + [0] * (batch.ids.shape[1] - short)
+    assert batch.attention[1].all()
+    assert batch.labels[0, short:].unique().tolist() == [IGNORE_INDEX]
+
+
+def test_text_is_cut_at_max_length() -> None:
+    whole = training_batch([TALK], Letters(), max_length=500)
+    cut = training_batch([TALK], Letters(), max_length=30)
+    assert cut.ids.shape == (1, 30)
+    for name in ("ids", "attention", "labels"):
+        assert torch.equal(getattr(cut, name), getattr(whole, name)[:, :30])
+
+
+def test_history_reads_as_the_training_turns_do(llama: Tokenizer) -> None:
+    """One string in a chat, turn by turn in training: the tokeniser's spaces make them the same text."""
+    ids, _ = conversation_ids(TALK[:3], llama)
+    assert chat_prompt([("Is it good?", "No.")], "Where?") == llama.decode(ids)
+    assert llama.decode(ids) == "Is it good?\n### Assistant: No.\n### Human: Where?\n### Assistant:"
+
+
+def test_first_question_stands_alone() -> None:
+    assert chat_prompt([], "Is it good?") == "Is it good?\n### Assistant:"
+    assert chat_prompt([("a", "b"), ("c", "d")], "e") == (
+        "a\n### Assistant: b\n### Human: c\n### Assistant: d\n### Human: e\n### Assistant:"
+    )
+
+
+def test_llamas_marks_have_the_released_ids(llama: Tokenizer) -> None:
+    assert llama.encode("Yes." + END_OF_TURN)[-3:] == [13, 2277, 29937]
+    assert llama.encode("</Img> ")[-1] == 29871
+    assert llama.encode("Is it good?" + ASK)[-6:-3] == [13, 2277, 29937]
+
+
+def test_llama_stops_at_the_first_2277(llama: Tokenizer) -> None:
+    ids = llama.encode("Yes, there is." + END_OF_TURN + " Human: more")
+    stops = [n for n in range(1, len(ids) + 1) if ends_turn(ids[:n], llama)]
+    assert ids[stops[0] - 1] == 2277
+    assert ids.index(2277) == stops[0] - 1
+    assert answer_text(ids[: stops[0]], llama) == "Yes, there is."
+
+
+@pytest.mark.parametrize("text", ["Yes, at the top", "Item #3 # of 5 #", "No.", "a\nb", "100 %\n"])
+def test_answer_that_was_cut_or_ended_by_eos_loses_nothing(llama: Tokenizer, text: str) -> None:
+    ids = llama.encode(text)
+    assert not any(ends_turn(ids[:n], llama) for n in range(len(ids) + 1))
+    assert answer_text(ids, llama) == text.strip()
+    assert answer_text([*ids, llama.eos_id], llama) == text.strip()
+
+
+@pytest.mark.parametrize("mark", ["\n##", "\n###"])
+def test_exactly_the_mark_is_stripped(mark: str) -> None:
+    assert answer_text(Letters().encode("Part #3##" + mark), Letters()) == "Part #3##"
+    assert answer_text(Letters().encode("Yes.\n#" + mark), Letters()) == "Yes.\n#"
+
+
+def test_marks_inside_an_answer_stay() -> None:
+    assert answer_text(Letters().encode("a\n###b"), Letters()) == "a\n###b"
+
+
+def test_nothing_generated_ends_no_turn(llama: Tokenizer) -> None:
+    assert not ends_turn([], llama)
+    assert answer_text([], llama) == ""

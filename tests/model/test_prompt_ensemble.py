@@ -1,0 +1,83 @@
+"""The text ensemble: 24 sentences a class, encoded once (SPEC 3)."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+from anomalygpt.model.prompt_ensemble import ABNORMAL_STATES, NORMAL_STATES, LearnedStates, PromptEnsemble, sentences
+
+TINY = ImageBindSize(
+    vision_width=16, vision_depth=4, vision_heads=2, text_width=16, text_depth=1, text_heads=2, joint_width=8
+)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ImageBind:
+    torch.manual_seed(0)
+    return ImageBind(TINY).eval()
+
+
+@pytest.fixture
+def texts_seen(encoder: ImageBind) -> Iterator[list[int]]:
+    """How many sentences each call of the text tower was given."""
+    seen: list[int] = []
+    hook = encoder.modality_trunks["text"].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    yield seen
+    hook.remove()
+
+
+def test_fourteen_normal_and_ten_abnormal_sentences() -> None:
+    normal, abnormal = sentences("bottle", NORMAL_STATES), sentences("bottle", ABNORMAL_STATES)
+    assert (len(normal), len(set(normal)), len(abnormal), len(set(abnormal))) == (14, 14, 10, 10)
+    assert "a photo of a flawless bottle." in normal
+    assert "a photo of the bottle without damage." in normal
+    assert "a photo of the broken bottle." in abnormal
+    assert "a photo of a bottle with flaw." in abnormal
+
+
+def test_underscore_reads_as_a_space() -> None:
+    assert "a photo of the unblemished metal nut." in sentences("metal_nut", NORMAL_STATES)
+
+
+@pytest.mark.parametrize("name", ["left-hand gear", "{}", "{0} 100 %", "", "瓶子", "a" * 500])
+def test_any_class_name_is_legal(encoder: ImageBind, name: str) -> None:
+    states = PromptEnsemble(encoder)([name])
+    assert torch.allclose(states.norm(dim=-1), torch.ones(1, 2), atol=1e-5)
+
+
+def test_states_are_the_mean_of_the_sentences_embeddings(encoder: ImageBind) -> None:
+    with torch.no_grad():
+        normal = F.normalize(encoder.encode_text(sentences("pill", NORMAL_STATES)).mean(dim=0), dim=0)
+        abnormal = F.normalize(encoder.encode_text(sentences("pill", ABNORMAL_STATES)).mean(dim=0), dim=0)
+    assert torch.allclose(PromptEnsemble(encoder)(["pill"])[0], torch.stack([normal, abnormal]), atol=1e-5)
+
+
+def test_each_class_is_encoded_once(encoder: ImageBind, texts_seen: list[int]) -> None:
+    ensemble = PromptEnsemble(encoder)
+    first = ensemble(["screw", "pill", "screw"])
+    again = ensemble(["pill", "screw"])
+    assert texts_seen == [24, 24]
+    assert torch.equal(first[[1, 0]], again)
+    assert torch.equal(first[0], first[2])
+
+
+def test_states_that_inference_cached_serve_training(encoder: ImageBind) -> None:
+    ensemble = PromptEnsemble(encoder)
+    with torch.inference_mode():
+        ensemble(["screw"])
+    weight = torch.ones(8, requires_grad=True)
+    (ensemble(["screw"]) * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_learned_states_are_unit_vectors_for_every_class() -> None:
+    learned = LearnedStates(8)
+    states = learned(["screw", "pill", "object"])
+    assert states.shape == (3, 2, 8)
+    assert torch.allclose(states.norm(dim=-1), torch.ones(3, 2), atol=1e-6)
+    assert torch.equal(states[0], states[2])
+    states[0, 0].sum().backward()
+    assert learned.states.grad is not None
