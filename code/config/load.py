@@ -14,6 +14,7 @@ from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).parent
+PRETRAINED = "pretrained_ckpt"  # where all weights lie
 BASE_KEY = "base"  # a YAML may name another one that it changes
 
 
@@ -30,7 +31,7 @@ def home() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     checkout = CONFIG_FOLDER.parents[1]
-    return checkout if (checkout / "pretrained_ckpt").is_dir() else Path.cwd()
+    return checkout if (checkout / PRETRAINED).is_dir() else Path.cwd()
 
 
 def resolve(path: str) -> Path:
