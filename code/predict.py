@@ -111,6 +111,7 @@ def as_json(path: Path, found: Any) -> dict[str, Any]:
         "answer": found.answer,
         "is_anomalous": found.is_anomalous,
         "verdict_from": found.verdict_from,
+        "answer_agrees": found.answer_agrees,
         "score": round(found.score, 6),
         "threshold": round(found.threshold, 6),
         "class_name": found.class_name,
@@ -123,6 +124,9 @@ def as_text(result: dict[str, Any]) -> str:
     verdict = "DEFECT" if result["is_anomalous"] else "good"
     lines = [f"{result['photo']}: {verdict} (score {result['score']:.3f}, threshold {result['threshold']:.3f})"]
     lines += [f"  {result['answer']}"] if result["answer"] else []
+    if not result["answer_agrees"]:
+        marked = "it marks what follows" if result["regions"] else "it marks no region"
+        lines.append(f"  The map contradicts the answer: {marked}")
     for region in result["regions"]:
         lines.append(f"  {region['position']}: box {tuple(region['box'])}, {100 * region['area']:.1f} % of the photo")
     return "\n".join(lines)

@@ -209,7 +209,8 @@ def verdict(talk: Talk) -> str:
     name, kind, source = PENDING, "open", ""
     if found is not None:
         name, kind = ("Defect", "defect") if found.is_anomalous else ("Good", "good")
-        source = f"Verdict from the {found.verdict_from}. "
+        doubt = "" if found.answer_agrees else ", which the map contradicts"
+        source = f"Verdict from the {found.verdict_from}{doubt}. "
     numbers = f"score {look.score:.3f}, threshold {look.threshold:.3f}"
     head = f'<div class="verdict"><b class="{kind}">{name}</b><span>{numbers}</span></div>'
     return f'{head}<p class="hint">{source}{_regions_in_words(look)}</p>{_region_table(look)}'

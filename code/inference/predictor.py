@@ -71,6 +71,7 @@ class Prediction:
         answer: in words.
         is_anomalous: the verdict.
         verdict_from: whether the verdict is the answer's yes or no, or, where the answer has neither, the map's.
+        answer_agrees: False where the answer's yes or no contradicts the map's regions.
         score: the map's maximum.
         map: (height, width) float32 on the photo's own pixels.
         threshold: a pixel of the map above it is anomalous.
@@ -80,6 +81,7 @@ class Prediction:
     answer: str
     is_anomalous: bool
     verdict_from: Literal["answer", "map"]
+    answer_agrees: bool
     score: float
     map: NDArray[np.float32]
     threshold: float
@@ -202,6 +204,7 @@ def prediction(look: Look, question: str, answer: str) -> Prediction:
         answer=answer,
         is_anomalous=bool(look.regions) if said is None else said,
         verdict_from="map" if said is None else "answer",
+        answer_agrees=said is None or said == bool(look.regions),
         score=look.score,
         map=look.map,
         threshold=look.threshold,

@@ -180,6 +180,7 @@ def test_verdict_is_the_answers_and_else_the_maps(
     assert look.regions
     found = prediction(look, "Is it good?", answer)
     assert (found.is_anomalous, found.verdict_from) == (anomalous, source)
+    assert found.answer_agrees == anomalous, "the map has a region, so only a no contradicts it"
 
 
 # -- regions ----------------------------------------------------------------------------------------------------------
