@@ -18,6 +18,7 @@ NORMAL_STATES = (
     "{} without damage",
 )
 ABNORMAL_STATES = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
+APART = 0.1  # how far the learned states start from each other, as a share of their length
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.")
 
 
@@ -57,7 +58,10 @@ class LearnedStates(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.states = nn.Parameter(torch.randn(2, width) * width**-0.5)
+        # They start nearly alike, as the texts' features are: two unrelated vectors give logits of tens at scale 100,
+        # the softmax saturates, and a tap that calls everything normal gets no gradient to learn otherwise.
+        normal = torch.randn(width)
+        self.states = nn.Parameter(torch.stack([normal, normal + APART * torch.randn(width)]) * width**-0.5)
 
     def forward(self, class_names: Sequence[str]) -> Tensor:
         """B class names (unused) -> (B, 2, D) of unit length: [normal, abnormal]."""
