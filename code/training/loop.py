@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from anomalygpt.config.schema import ExperimentConfig
@@ -191,14 +191,13 @@ class Trainer:
         if self.data.validation is None:
             return
         self.model.eval()
+        held_back = evenly_chosen(self.data.validation, self.settings.validation_pairs)
         size = self.settings.micro_batch_size
-        loader = DataLoader(
-            self.data.validation, batch_size=size, collate_fn=collate_pairs, generator=torch.Generator()
-        )
-        batches = min(-(-self.settings.validation_pairs // size), len(loader))
+        loader = DataLoader(held_back, batch_size=size, collate_fn=collate_pairs, generator=torch.Generator())
+        batches = len(loader)
         sums = dict.fromkeys(PARTS_OF_LOSS, 0.0)
         right: list[bool] = []
-        for number, batch in zip(range(batches), loader, strict=False):
+        for number, batch in enumerate(loader):
             batch = batch.to(self.process.device)
             losses = self.model(
                 batch.images,
@@ -239,6 +238,12 @@ class Trainer:
         if not before or total < min(before):
             tensors = delta_tensors(self.model, self.settings.trainable, torch.float16)
             save_tensors(tensors, self.folder / BEST, {"step": str(step), "validation_loss": f"{total:.6f}"})
+
+
+def evenly_chosen(pairs: Dataset[SamplePair], count: int) -> Subset[SamplePair]:
+    """At most ``count`` of the pairs, spread over all of them: they lie class by class."""
+    total = len(pairs)  # type: ignore[arg-type]
+    return Subset(pairs, np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
 
 
 def reference_views(references: Tensor, *, rotated: bool) -> Tensor:
