@@ -339,7 +339,7 @@ def as_markdown(results: dict[str, Measured], arguments: argparse.Namespace, com
     """The page: what it was measured on, the scenarios, and the alternatives."""
     import torch
 
-    from anomalygpt.evaluation.report import commit
+    from anomalygpt.config.load import commit
 
     threads = arguments.threads or torch.get_num_threads()
     lines = [
