@@ -14,6 +14,7 @@ from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError, list_images
 from anomalygpt.datasets.transforms import load_image
 from anomalygpt.errors import UserError, user_errors
+from anomalygpt.files import replacing
 
 
 class InputError(UserError):
@@ -78,7 +79,8 @@ def _run(arguments: argparse.Namespace, config: Any) -> int:
         tqdm.write(json.dumps(result, ensure_ascii=False) if arguments.json else as_text(result), file=sys.stdout)
     if arguments.out:
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        (arguments.out / "results.json").write_text(text, encoding="utf-8")
+        with replacing(arguments.out / "results.json") as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return 1 if failed else 0
 
 
