@@ -104,8 +104,9 @@ class DataConfig(Settings):
     Attributes:
         defects: ``simulated`` on normal photos, or ``real`` ones with the masks that people drew.
         instructions: conversations about other things; None trains on defects alone.
-        languages: of questions and answers; one is drawn for each photo.
+        languages: of questions and answers; one is drawn for each photo, a language named twice twice as often.
         patch_source: a defect's patch comes from a photo of the ``same`` class, or of ``any`` (the paper's code).
+        drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
     """
@@ -115,6 +116,7 @@ class DataConfig(Settings):
     instructions: InstructionSource | None = None
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
     patch_source: Literal["same", "any"] = "same"
+    drawn_share: Share = 0.0
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     follow_up_questions: bool = False
     description_share: Share = 0.7

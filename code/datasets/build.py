@@ -18,6 +18,7 @@ from anomalygpt.datasets.simulated import SimulatedPairs, normal_split
 from anomalygpt.datasets.supervised import SupervisedPairs, SupervisedSamples, supervised_split
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.visa import index_visa
+from anomalygpt.datasets.wording import Wording
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,16 @@ def build_cards(config: DataConfig) -> dict[str, ClassCard]:
     return cards
 
 
+def build_wording(config: DataConfig) -> Wording:
+    """How the photos are talked about."""
+    return Wording(
+        follow_up=config.follow_up_questions,
+        languages=config.languages,
+        description_share=config.description_share,
+        cards=build_cards(config),
+    )
+
+
 def build_pairs(
     config: DataConfig, transform: ImageTransform, seed: int
 ) -> tuple[SimulatedPairs | SupervisedPairs, SimulatedPairs | SupervisedPairs | None]:
@@ -80,19 +91,10 @@ def build_simulated(
     train, held_back = normal_split(build_records(config), config.validation_share, seed)
     if not train:
         raise DatasetError("data.sources hold no normal training photos (train/good)")
-    cards = build_cards(config)
+    wording = build_wording(config)
 
     def pairs(records: list[ImageRecord]) -> SimulatedPairs:
-        return SimulatedPairs(
-            records,
-            transform,
-            seed,
-            source=config.patch_source,
-            follow_up=config.follow_up_questions,
-            language=config.languages,
-            description_share=config.description_share,
-            cards=cards,
-        )
+        return SimulatedPairs(records, transform, seed, config.patch_source, config.drawn_share, wording)
 
     return pairs(train), pairs(held_back) if held_back else None
 
@@ -109,19 +111,10 @@ def build_supervised(
     unmarked = sum(record.is_anomalous and record.mask is None for record in records)
     if unmarked:
         logger.warning("%d defect photos without a mask are left out", unmarked)
-    cards = build_cards(config)
+    wording = build_wording(config)
 
     def pairs(chosen: list[ImageRecord]) -> SupervisedPairs:
-        samples = SupervisedSamples(
-            chosen,
-            transform,
-            seed,
-            follow_up=config.follow_up_questions,
-            language=config.languages,
-            description_share=config.description_share,
-            cards=cards,
-        )
-        return SupervisedPairs(samples)
+        return SupervisedPairs(SupervisedSamples(chosen, transform, seed, wording))
 
     train, held_back = supervised_split(records, config.validation_share, seed)
     return pairs(train), pairs(held_back) if held_back else None

@@ -21,8 +21,9 @@ ROWS = ("top", "", "bottom")
 COLUMNS = ("left", "", "right")
 JOINED_GAP = 0.02  # regions nearer than this share of the side are one defect
 
-FOLLOW_UP_KINDS = ("where", "count", "size", "what")
+FOLLOW_UP_KINDS = ("where", "count", "size", "what", "usable")
 KIND = "kind"  # only where the defect's kind is known
+PARTS = "parts"  # only where it is known how many parts a photo shows
 CLASS_FREE_PROBABILITY = 0.15
 DESCRIPTION_SHARE = 0.7
 FOLLOW_UP_PROBABILITY = 0.5
@@ -266,7 +267,7 @@ def follow_up_answer(
     words: ClassWords | None = None,
     defect: str = "",
 ) -> str:
-    """The answer to a follow-up question of a kind: `where`, `count`, `size`, `what` or `kind`.
+    """The answer to a follow-up question of a kind: `where`, `count`, `size`, `what`, `usable`, `parts` or `kind`.
 
     positions: one name a defect, none for a normal photo. share: of the photo's area that is marked, 0..1. words:
     others for the class than the phrases'. defect: the sentence that answers `kind`.
@@ -275,6 +276,10 @@ def follow_up_answer(
     forms = phrases["follow_up"][kind]
     if kind == "where" and positions:
         return _placed(forms, positions, language)
+    if kind == PARTS:
+        shown = parts_shown(class_name)
+        form = forms["surface"] if shown == 0 else forms["one"] if shown == 1 else forms["several"]
+        return form.format(count=shown, noun_phrase=words.noun_phrase if words else noun_phrase(class_name, language))
     number = "normal" if not positions else "one" if len(positions) == 1 else "several"
     return forms[number].format(
         count=len(positions),
@@ -282,6 +287,11 @@ def follow_up_answer(
         noun_phrase=words.noun_phrase if words else noun_phrase(class_name, language),
         defect=defect,
     )
+
+
+def parts_shown(class_name: str) -> int | None:
+    """How many parts a photo of the class shows: 0 for a surface, which has none; None where that varies."""
+    return _classes()["parts_shown"].get(spoken_name(class_name).lower(), 1)
 
 
 def _share(share: float, language: str) -> str:
@@ -323,12 +333,17 @@ def conversation(
     ]
     if rng is None or not follow_up:
         return tuple(turns)
-    for kind in _draw_kinds(rng, FOLLOW_UP_KINDS if defect is None else (*FOLLOW_UP_KINDS, KIND)):
+    for kind in _draw_kinds(rng, _kinds_known(class_name, defect)):
         questions = _phrases(language)["follow_up"][kind]["questions"]
         turns.append(Turn("human", questions[int(rng.integers(len(questions)))]))
         said = follow_up_answer(kind, class_name, positions, share, language, words=words, defect=defect or "")
         turns.append(Turn("assistant", said))
     return tuple(turns)
+
+
+def _kinds_known(class_name: str, defect: str | None) -> tuple[str, ...]:
+    counted = () if parts_shown(class_name) is None else (PARTS,)
+    return (*FOLLOW_UP_KINDS, *counted, *(() if defect is None else (KIND,)))
 
 
 def _draw_kinds(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
-from anomalygpt.datasets.class_card import ClassCard, card_of
-from anomalygpt.datasets.dialogue import DESCRIPTION_SHARE, conversation, draw_language, position_name
+from anomalygpt.datasets.dialogue import position_name
+from anomalygpt.datasets.drawn import draw_defects
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders, in_order
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
-from anomalygpt.datasets.synthesis import Simulated, simulate
+from anomalygpt.datasets.synthesis import NSASettings, Pixels, Simulated, simulate
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image
+from anomalygpt.datasets.wording import Wording
 
 Source = Literal["same", "any"]
 
@@ -30,11 +31,8 @@ class SimulatedPairs(Dataset[SamplePair]):
     records: normal photos, none of them of the test split; any other raises DatasetError. transform: the defect
     is made on the pixels that it shows the model, so that photo and mask agree. seed: with the epoch and the index
     it decides a pair, whatever the number of workers. source: patches come from the `same` class or from `any`
-    photo. cache_bytes: memory for decoded photos, per worker process; the photo used longest ago leaves
-    first. follow_up: adds up to two more turns. vary: draws the wording of questions; without it each
-    conversation is the paper's single turn. language: en or zh, or several, one of which is drawn for each photo.
-    description_share: how often a varied question says what a good part looks like. cards: what is known of classes
-    beyond the tables, by their names.
+    photo. drawn_share: how often a defect is drawn (`drawn.py`) in place of a pasted patch. wording: of the
+    conversations. cache_bytes: memory for decoded photos, per worker process; the photo used longest ago leaves first.
     """
 
     def __init__(
@@ -43,12 +41,9 @@ class SimulatedPairs(Dataset[SamplePair]):
         transform: ImageTransform,
         seed: int,
         source: Source = "same",
+        drawn_share: float = 0.0,
+        wording: Wording | None = None,
         cache_bytes: int = 1 << 30,
-        follow_up: bool = True,
-        vary: bool = True,
-        language: str | Sequence[str] = "en",
-        description_share: float = DESCRIPTION_SHARE,
-        cards: Mapping[str, ClassCard] | None = None,
     ) -> None:
         _require_normal(records)
         if source not in ("same", "any"):
@@ -57,11 +52,8 @@ class SimulatedPairs(Dataset[SamplePair]):
         self.transform = transform
         self.seed = seed
         self.source = source
-        self.follow_up = follow_up
-        self.vary = vary
-        self.language = language
-        self.description_share = description_share
-        self.cards = cards or {}
+        self.drawn_share = drawn_share
+        self.wording = wording or Wording()
         self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._photos = PhotoCache(transform, cache_bytes)
         self._of_class: defaultdict[str, list[int]] = defaultdict(list)
@@ -86,13 +78,21 @@ class SimulatedPairs(Dataset[SamplePair]):
         pixels = self._photos.pixels(record.image)
         reference = self._photos.pixels(self.records[self._another(index, "same", rng)].image)
         patches = self._photos.pixels(self.records[self._another(index, self.source, rng)].image)
-        simulated = simulate(pixels, patches, card_of(record.class_name, self.cards).nsa(), rng)
+        simulated = self._simulated(pixels, patches, self.wording.card(record.class_name).nsa(), rng)
         unchanged = Simulated(pixels, np.zeros_like(simulated.mask), ())
         return SamplePair(
             normal=self._sample(record, unchanged, rng),
             defect=self._sample(record, simulated, rng),
             reference=self.transform.normalise(reference),
         )
+
+    def _simulated(self, pixels: Pixels, patches: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
+        # Share 0 draws no number, so that the paper's data stay what they were.
+        if self.drawn_share and rng.random() < self.drawn_share:
+            drawn = draw_defects(pixels, settings, rng)
+            if drawn.is_anomalous:
+                return drawn
+        return simulate(pixels, patches, settings, rng)
 
     def _another(self, index: int, source: Source, rng: np.random.Generator) -> int:
         """Another photo of the class, or of any class; the photo itself where there is no other."""
@@ -105,19 +105,16 @@ class SimulatedPairs(Dataset[SamplePair]):
     def _sample(self, record: ImageRecord, photo: Simulated, rng: np.random.Generator) -> AnomalySample:
         target = photo.mask > TRAINING_THRESHOLD
         size = (target.shape[1], target.shape[0])
-        language = draw_language(self.language, rng)
-        turns = conversation(
-            record.class_name,
-            [position_name(box, size) for box in photo.boxes],
-            float(target.mean()),
-            rng if self.vary else None,
-            self.follow_up,
-            language,
-            self.description_share,
-            words=card_of(record.class_name, self.cards).words(language),
-        )
+        positions = [position_name(box, size) for box in photo.boxes]
+        turns = self.wording.turns(record.class_name, positions, float(target.mean()), self._kind(photo), rng)
         mask = torch.from_numpy(target.astype(np.float32))[None]  # (1, S, S)
         return AnomalySample(self.transform.normalise(photo.image), mask, record.class_name, turns, photo.is_anomalous)
+
+    def _kind(self, photo: Simulated) -> str | None:
+        """What a conversation may say of the defect's kind; nobody can say of what kind a pasted patch is."""
+        if not self.drawn_share:
+            return None
+        return photo.kind or None if photo.is_anomalous else ""
 
 
 class PhotoCache:

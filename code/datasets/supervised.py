@@ -1,7 +1,7 @@
 """Training pairs from real defects: photos whose masks people drew (the paper's supervised setting)."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,19 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from anomalygpt.datasets.class_card import ClassCard, card_of
-from anomalygpt.datasets.dialogue import (
-    DESCRIPTION_SHARE,
-    Turn,
-    conversation,
-    defect_sentence,
-    draw_language,
-    positions_of,
-)
+from anomalygpt.datasets.dialogue import positions_of
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
 from anomalygpt.datasets.simulated import PhotoCache, hold_back, normal_split
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_mask
+from anomalygpt.datasets.wording import Wording
 
 NORMAL_STREAM = 1  # keeps the draw of normal photos apart from that of the wording
 
@@ -33,8 +26,7 @@ class SupervisedSamples(Dataset[AnomalySample]):
     hair-thin crack, every pixel that it touches counts, so that no answer denies it.
 
     records: normal photos, and defects with a mask; a defect without one raises DatasetError. seed: with the epoch
-    and the index it decides the wording, whatever the number of workers. language: en or zh, or several, one of
-    which is drawn for each photo. The other arguments are those of `SimulatedPairs`.
+    and the index it decides the wording, whatever the number of workers. wording, cache_bytes: as in `SimulatedPairs`.
     """
 
     def __init__(
@@ -42,12 +34,8 @@ class SupervisedSamples(Dataset[AnomalySample]):
         records: Sequence[ImageRecord],
         transform: ImageTransform,
         seed: int,
+        wording: Wording | None = None,
         cache_bytes: int = 1 << 30,
-        follow_up: bool = True,
-        vary: bool = True,
-        language: str | Sequence[str] = "en",
-        description_share: float = DESCRIPTION_SHARE,
-        cards: Mapping[str, ClassCard] | None = None,
     ) -> None:
         if not records:
             raise DatasetError("no records; expected normal photos and defects with a mask")
@@ -57,11 +45,7 @@ class SupervisedSamples(Dataset[AnomalySample]):
         self.records = list(records)
         self.transform = transform
         self.seed = seed
-        self.follow_up = follow_up
-        self.vary = vary
-        self.language = language
-        self.description_share = description_share
-        self.cards = cards or {}
+        self.wording = wording or Wording()
         self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._photos = PhotoCache(transform, cache_bytes)
 
@@ -84,8 +68,14 @@ class SupervisedSamples(Dataset[AnomalySample]):
         rng = self.generator(index)
         target = self._target(record)
         mask = torch.from_numpy(target.astype(np.float32))[None]  # (1, S, S)
-        turns = self._turns(record, target, rng)
+        turns = self.wording.turns(
+            record.class_name, positions_of(target), float(target.mean()), self._defect(record), rng
+        )
         return AnomalySample(self.image(record), mask, record.class_name, turns, bool(target.any()))
+
+    @staticmethod
+    def _defect(record: ImageRecord) -> str | None:
+        return record.defect if record.is_anomalous else ""
 
     def image(self, record: ImageRecord) -> torch.Tensor:
         """A photo as the model takes it, (3, S, S) float32."""
@@ -102,21 +92,6 @@ class SupervisedSamples(Dataset[AnomalySample]):
         if not target.any():
             raise DatasetError(f"{record.mask}: marks nothing of what is seen of {record.image.name}")
         return target
-
-    def _turns(self, record: ImageRecord, target: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Turn, ...]:
-        language = draw_language(self.language, rng)
-        kind = defect_sentence(record.class_name, record.defect, language) if record.is_anomalous else ""
-        return conversation(
-            record.class_name,
-            positions_of(target),
-            float(target.mean()),
-            rng if self.vary else None,
-            self.follow_up,
-            language,
-            self.description_share,
-            words=card_of(record.class_name, self.cards).words(language),
-            defect=kind,
-        )
 
 
 class SupervisedPairs(Dataset[SamplePair]):

@@ -72,12 +72,13 @@ class Simulated:
 
     image: uint8 (H, W, 3). mask: float32 (H, W) in 0..1, the logistic label; its training target is `mask >
     0.3`. boxes: around the target pixels that each patch left, 0 to 2 of them; patches whose traces meet
-    share one box.
+    share one box. kind: what the defect is (`scratch`), empty where nobody could say: a pasted patch, or none.
     """
 
     image: Pixels
     mask: NDArray[np.float32]
     boxes: tuple[Box, ...]
+    kind: str = ""
 
     @property
     def is_anomalous(self) -> bool:
@@ -300,10 +301,10 @@ def _traces(target: Flags, pasted: list[Box]) -> tuple[Box, ...]:
         trace[near] = target[near]
         traces.append(trace)
     if len(traces) == 2 and (traces[0] & traces[1]).any():
-        return (_bounding_box(target),)
-    return tuple(_bounding_box(trace) for trace in traces if trace.any())
+        return (bounding_box(target),)
+    return tuple(bounding_box(trace) for trace in traces if trace.any())
 
 
-def _bounding_box(flags: Flags) -> Box:
+def bounding_box(flags: Flags) -> Box:
     rows, columns = np.flatnonzero(flags.any(axis=1)), np.flatnonzero(flags.any(axis=0))
     return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

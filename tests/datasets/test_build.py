@@ -63,7 +63,7 @@ def test_a_folders_own_words_reach_the_questions(parts, transform):
     assert validation is None
     said = {turn.text for index in range(len(train)) for turn in train[index].normal.turns if turn.role == "human"}
     assert any("a gear wheel for anomaly detection, which should be round." in text for text in said)
-    assert train.cards["gear"].nsa().half_width == (0.3, 0.4)
+    assert train.wording.cards["gear"].nsa().half_width == (0.3, 0.4)
 
 
 def test_two_files_about_one_class_are_an_error(parts):
@@ -83,7 +83,7 @@ def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, 
         train, validation = build_pairs(config_of(("folder", parts), defects="real", validation_share=0), transform, 0)
     assert validation is None and len(train) == 2
     assert "2 defect photos without a mask are left out" in caplog.text
-    assert train.samples.cards.keys() == {"gear"}
+    assert train.samples.wording.cards.keys() == {"gear"}
     assert build_pairs(config_of(("folder", parts)), transform, 0)[0].records
     with pytest.raises(DatasetError, match="pairs need both"):
         build_supervised(config, transform, 0)  # the only defect of each kind is trained on

@@ -14,6 +14,7 @@ from anomalygpt.datasets.dialogue import (
     detection_answer,
     detection_question,
     follow_up_answer,
+    parts_shown,
     noun_phrase,
     parse_verdict,
     position_name,
@@ -245,3 +246,22 @@ def test_conversations_alternate_and_start_with_the_verdict(language):
 def test_without_a_generator_the_conversation_is_the_papers():
     turns = conversation("screw", ["top"], 0.05)
     assert [turn.text for turn in turns] == [detection_question("screw"), detection_answer(True, ["top"])]
+
+
+def test_what_to_do_and_how_many_parts_by_hand():
+    assert follow_up_answer("usable", "bottle", [], 0) == "It looks usable, as there is no anomaly in the image."
+    assert "checked" in follow_up_answer("usable", "bottle", ["top"], 0.1)
+    assert parse_verdict(follow_up_answer("usable", "bottle", ["top"], 0.1)) is None, "yes would mean a defect"
+    assert follow_up_answer("parts", "bottle", [], 0) == "There is one part in the photo, a bottle."
+    assert follow_up_answer("parts", "candle", [], 0) == "There are 4 parts in the photo."
+    assert "surface" in follow_up_answer("parts", "carpet_tiles", [], 0)
+    assert parts_shown("capsules") is None and parts_shown("somebody's gear") == 1
+
+
+def test_the_number_of_parts_is_asked_only_where_it_is_known():
+    rng = np.random.default_rng(0)
+    asked = {
+        name: any("How many parts" in turn.text for _ in range(100) for turn in conversation(name, [], 0, rng, True))
+        for name in ("bottle", "capsules")
+    }
+    assert asked == {"bottle": True, "capsules": False}

@@ -12,6 +12,7 @@ from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.sample import SamplePair, collate_pairs
 from anomalygpt.datasets.simulated import PhotoCache, SimulatedPairs, holdout, normal_split
+from anomalygpt.datasets.wording import Wording
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_single_photo_is_its_own_reference(train_records, transform):
 
 
 def test_conversations_can_be_the_papers(train_records, transform):
-    dataset = SimulatedPairs(train_records, transform, seed=0, follow_up=False, vary=False)
+    dataset = SimulatedPairs(train_records, transform, seed=0, wording=Wording(vary=False))
     for index in range(len(dataset)):
         question, _ = dataset[index].defect.turns
         assert question.text.startswith("This is a photo of a ")
@@ -139,7 +140,7 @@ def test_a_batch_has_references_when_every_pair_has_one(train_records, transform
 
 
 def test_a_photo_may_draw_its_language(train_records, transform):
-    dataset = SimulatedPairs(train_records, transform, seed=0, language=("en", "zh"))
+    dataset = SimulatedPairs(train_records, transform, seed=0, wording=Wording(languages=("en", "zh")))
     answers = {turns[1].text[0] for index in range(len(dataset)) for turns in (dataset[index].normal.turns,)}
     assert answers == {"N", "没"}
 
@@ -170,3 +171,13 @@ def test_real_pairs_nearly_always_show_a_defect(real_photos, transform):
     dataset = SimulatedPairs(records, transform, seed=0)
     pairs = [dataset[index] for index in range(len(dataset))]
     assert sum(pair.defect.is_anomalous for pair in pairs) >= 0.95 * len(pairs)
+
+
+@pytest.mark.parametrize("drawn_share", [0.0, 1.0])
+def test_the_kind_of_a_drawn_defect_is_asked_but_not_of_a_pasted_one(train_records, transform, drawn_share):
+    dataset = SimulatedPairs(train_records, transform, seed=0, drawn_share=drawn_share)
+    said = set()
+    for epoch in range(30):
+        dataset.set_epoch(epoch)
+        said |= {turn.text for index in range(len(dataset)) for turn in dataset[index].defect.turns}
+    assert ("What kind of defect is it?" in said) == ("There is a hole." in said) == bool(drawn_share)

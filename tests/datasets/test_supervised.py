@@ -17,6 +17,7 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.sample import collate_pairs
 from anomalygpt.datasets.supervised import SupervisedPairs, SupervisedSamples, supervised_split
 from anomalygpt.datasets.visa import index_visa
+from anomalygpt.datasets.wording import Wording
 from tests.shared_data import shared
 
 
@@ -28,7 +29,7 @@ def records(mvtec_tree, visa_tree, loco_tree, crack_tree):
 
 
 def test_the_answer_follows_from_the_mask(records, transform):
-    dataset = SupervisedSamples(records, transform, seed=0, language=("en", "zh"))
+    dataset = SupervisedSamples(records, transform, seed=0, wording=Wording(languages=("en", "zh")))
     for index, record in enumerate(records):
         sample = dataset[index]
         assert sample.image.shape == (3, 64, 64) and sample.mask.shape == (1, 64, 64)
@@ -38,7 +39,7 @@ def test_the_answer_follows_from_the_mask(records, transform):
 
 def test_positions_come_from_every_mask_of_a_photo(records, transform):
     [index] = [at for at, record in enumerate(records) if record.defect == "logical_anomalies"]
-    sample = SupervisedSamples(records, transform, seed=0, vary=False)[index]
+    sample = SupervisedSamples(records, transform, seed=0, wording=Wording(vary=False))[index]
     assert sample.turns[1].text == (
         "Yes, there are 2 anomalies in the image, they are at the bottom right and the top left of the image."
     )

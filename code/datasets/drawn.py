@@ -1,0 +1,238 @@
+"""Drawn anomalies: scratches, cracks, stains, holes, threads, dents and missing pieces, painted onto a normal photo.
+
+Real defects are often thinner, fainter and of a clearer kind than NSA's pasted patches. What is drawn here has a name,
+so that a conversation can say what is wrong. Not in the paper: ``data.drawn_share`` 0 leaves it out.
+"""
+
+from collections.abc import Callable, Mapping
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalygpt.datasets.synthesis import Box, Flags, NSASettings, Pixels, Simulated, bounding_box, object_mask
+
+Plane = NDArray[np.float32]  # (H, W)
+Canvas = NDArray[np.float32]  # (H, W, 3), grey levels 0..255
+
+VISIBLE = 8.0  # grey levels that a pixel must change by to be marked
+SECOND_DEFECT = 0.25
+MAX_TRIES = 8
+SMALLEST_DEFECT = 2e-4  # of the photo's area: about ten pixels of 224 x 224
+LARGEST_DEFECT = 0.25
+CLOSING = 3  # pixels: gaps in a mark that noise leaves
+POINTS = 24  # of a stroke's polyline
+SUBPIXEL_BITS = 4
+
+
+def draw_defects(image: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
+    """Draws one defect, sometimes a second one of the same kind.
+
+    Args:
+        image: a normal photo, uint8 (H, W, 3).
+        settings: the class's; its background says where the object is.
+
+    Returns:
+        The photo with its mask (1.0 where it changed visibly), one box a defect, and the kind's name. Unchanged where
+        nothing could be drawn visibly.
+    """
+    objects = object_mask(image, settings.background)
+    kind = list(KINDS)[int(rng.integers(len(KINDS)))]
+    result, marked = image, np.zeros(image.shape[:2], bool)
+    boxes: list[Box] = []
+    for _ in range(1 + int(rng.random() < SECOND_DEFECT)):
+        drawn = _draw_visibly(result, objects, kind, marked, rng)
+        if drawn is not None:
+            result, mark = drawn
+            marked |= mark
+            boxes.append(bounding_box(mark))
+    if not boxes:
+        return Simulated(image, np.zeros(image.shape[:2], np.float32), ())
+    return Simulated(result, marked.astype(np.float32), tuple(boxes), kind)
+
+
+def _draw_visibly(
+    image: Pixels, objects: Flags, kind: str, taken: Flags, rng: np.random.Generator
+) -> tuple[Pixels, Flags] | None:
+    """The photo with one defect and the pixels that it marks; None when no try shows, or stays off ``taken``."""
+    area = image.shape[0] * image.shape[1]
+    near_taken = cv2.dilate(taken.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    for _ in range(MAX_TRIES):
+        centre = _place(objects, rng)
+        if centre is None:
+            return None
+        cover, after = KINDS[kind](image.astype(np.float32), centre, rng)
+        if objects.any() and not (objects[cover > 0.5]).any():
+            continue
+        after_pixels = np.clip(np.rint(after), 0, 255).astype(np.uint8)
+        mark = _mark(image, after_pixels, cover)
+        share = np.count_nonzero(mark) / area
+        if max(SMALLEST_DEFECT, 1 / area) <= share <= LARGEST_DEFECT and not (mark & near_taken).any():
+            unchanged = ~cv2.dilate(mark.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+            after_pixels[unchanged] = image[unchanged]
+            return after_pixels, mark
+    return None
+
+
+def _place(objects: Flags, rng: np.random.Generator) -> tuple[float, float] | None:
+    """(x, y) of a pixel of the object, in pixels."""
+    found = np.flatnonzero(objects)
+    if not found.size:
+        return None
+    row, column = divmod(int(found[rng.integers(found.size)]), objects.shape[1])
+    return float(column), float(row)
+
+
+def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
+    """Where the drawing changed the photo visibly: gaps closed, only the largest piece and what lies near it."""
+    changed = (cv2.absdiff(after, before).mean(axis=2) > VISIBLE) & (cover > 0.05)
+    closed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((CLOSING, CLOSING), np.uint8))
+    reach = np.ones((2 * CLOSING + 1, 2 * CLOSING + 1), np.uint8)
+    count, labels = cv2.connectedComponents(cv2.dilate(closed, reach))
+    if count <= 1:
+        return closed.astype(bool)
+    sizes = np.bincount(labels[closed.astype(bool)], minlength=count)
+    return closed.astype(bool) & (labels == int(sizes.argmax()))
+
+
+# Shapes: each a cover (H, W) in 0..1
+
+
+def _side(image: Canvas) -> int:
+    return min(image.shape[:2])
+
+
+def _stroke(
+    image: Canvas, centre: tuple[float, float], rng: np.random.Generator, length: float, width: float, wander: float
+) -> Plane:
+    """A line through ``centre``; ``wander`` is how far its direction drifts, in radians over its length."""
+    turns = np.cumsum(rng.normal(0, wander / np.sqrt(POINTS), POINTS)) + rng.uniform(0, 2 * np.pi)
+    steps = length / POINTS * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    path = np.cumsum(steps, axis=0)
+    path += np.asarray(centre) - path[POINTS // 2]
+    cover = np.zeros(image.shape[:2], np.uint8)
+    fixed = np.rint(path * 2**SUBPIXEL_BITS).astype(np.int32)[:, None]
+    cv2.polylines(cover, [fixed], False, 255, max(1, round(width)), cv2.LINE_AA, SUBPIXEL_BITS)
+    soft = cv2.GaussianBlur(cover, (0, 0), 0.6).astype(np.float32) / 255
+    return soft * min(1.0, width)
+
+
+def _blob(image: Canvas, centre: tuple[float, float], rng: np.random.Generator, radius: float, edge: float) -> Plane:
+    """An irregular patch; ``edge`` is the width of its soft border as a share of the radius."""
+    height, width = image.shape[:2]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    tilt, stretch = rng.uniform(0, np.pi), float(np.exp(rng.normal(0, 0.35)))
+    across, along = x - centre[0], y - centre[1]
+    u = (across * np.cos(tilt) + along * np.sin(tilt)) / stretch
+    v = (along * np.cos(tilt) - across * np.sin(tilt)) * stretch
+    angle = np.arctan2(v, u)
+    wobble = sum(
+        rng.normal(0, 0.25 / order) * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in range(2, 6)
+    )
+    inside = 1 + wobble - np.hypot(u, v) / radius
+    return np.clip(inside / edge + 0.5, 0, 1).astype(np.float32)
+
+
+def _blend(image: Canvas, colour: Canvas | NDArray[np.floating], cover: Plane) -> Canvas:
+    return image + cover[..., None] * (np.asarray(colour, np.float32) - image)
+
+
+def _cloudy(image: Canvas, rng: np.random.Generator, grain: float) -> Plane:
+    """Smooth noise of mean 0 and deviation 1; ``grain`` in pixels."""
+    coarse = [max(2, int(side / grain)) for side in image.shape[:2]]
+    noise = cv2.resize(rng.normal(0, 1, coarse).astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return (noise - noise.mean()) / (noise.std() + 1e-6)
+
+
+# Kinds: photo, place, generator -> (cover, the photo with the defect)
+
+
+def _scratch(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+    side = _side(image)
+    cover = _stroke(image, centre, rng, rng.uniform(0.06, 0.4) * side, rng.uniform(0.7, 2.5), rng.uniform(0, 0.6))
+    shift = rng.uniform(18, 90) * (1 if rng.random() < 0.6 else -1)
+    return cover, _blend(image, image + shift, cover)
+
+
+def _crack(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+    side = _side(image)
+    length = rng.uniform(0.08, 0.6) * side
+    cover = _stroke(image, centre, rng, length, rng.uniform(0.8, 3.5), rng.uniform(1.0, 3.0))
+    for _ in range(int(rng.integers(0, 3))):
+        start = (centre[0] + rng.normal(0, length / 6), centre[1] + rng.normal(0, length / 6))
+        cover = np.maximum(cover, _stroke(image, start, rng, length / 3, rng.uniform(0.7, 1.5), 2.0))
+    return cover, _blend(image, image * rng.uniform(0.2, 0.75), cover)
+
+
+def _thread(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+    side = _side(image)
+    length, width = rng.uniform(0.1, 0.5) * side, rng.uniform(1.0, 3.5)
+    cover = _stroke(image, centre, rng, length, width, rng.uniform(0.5, 4.0))
+    colour = rng.uniform(30, 240) + rng.normal(0, 25, 3)
+    shaded = np.clip(colour + 12 * _cloudy(image, rng, 3.0)[..., None], 0, 255)
+    return cover, _blend(image, shaded, cover)
+
+
+def _stain(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+    side = _side(image)
+    radius = side * float(np.clip(0.015 + rng.gamma(1.5, 0.035), 0.015, 0.2))
+    cover = _blob(image, centre, rng, radius, rng.uniform(0.2, 1.0)) * np.float32(rng.uniform(0.3, 0.9))
+    cover = cover * np.clip(1 + 0.3 * _cloudy(image, rng, radius), 0.2, 1.4)
+    if rng.random() < 0.5:
+        return cover, _blend(image, image * rng.uniform(0.35, 1.6, 3), cover)
+    return cover, _blend(image, rng.uniform(0, 255, 3), cover)
+
+
+def _hole(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+    side = _side(image)
+    radius = side * float(np.clip(0.012 + rng.gamma(1.5, 0.02), 0.012, 0.12))
+    cover = _blob(image, centre, rng, radius, rng.uniform(0.1, 0.4))
+    rim = np.clip(_blob(image, centre, rng, radius * 1.3, 0.5) - cover, 0, 1)
+    rimmed = _blend(image, image * rng.uniform(0.8, 1.3), rim)
+    floor = np.percentile(image, 2, axis=(0, 1)) * rng.uniform(0.2, 1.0) + 4 * _cloudy(image, rng, 4.0)[..., None]
+    return np.maximum(cover, rim), _blend(rimmed, floor, cover)
+
+
+def _dent(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+    """The surface is pushed sideways around a place, as where something is bent or crushed."""
+    height, width = image.shape[:2]
+    radius = _side(image) * rng.uniform(0.05, 0.18)
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    distance = np.hypot(x - centre[0], y - centre[1])
+    cover = np.clip(1 - distance / radius, 0, 1).astype(np.float32)
+    push, way = radius * rng.uniform(0.35, 0.9), rng.uniform(0, 2 * np.pi)
+    strength = (cover**1.5 * push).astype(np.float32)
+    moved = cv2.remap(
+        image,
+        (x - strength * np.float32(np.cos(way))),
+        (y - strength * np.float32(np.sin(way))),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )
+    return cover, moved
+
+
+def _missing(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+    """A piece is gone: what lies behind it, or the surface around it, shows."""
+    side = _side(image)
+    radius = side * float(np.clip(0.03 + rng.gamma(1.5, 0.03), 0.03, 0.15))
+    cover = _blob(image, centre, rng, radius, 0.15)
+    if rng.random() < 0.5:
+        frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        behind = np.median(frame, axis=0) + 3 * _cloudy(image, rng, 3.0)[..., None]
+    else:
+        hidden = (cover > 0.3).astype(np.uint8)
+        behind = cv2.inpaint(image.astype(np.uint8), hidden, 3, cv2.INPAINT_TELEA).astype(np.float32)
+    return cover, _blend(image, behind, cover)
+
+
+# The names are those of `defects.any_class` in phrases/*.yaml.
+KINDS: Mapping[str, Callable[[Canvas, tuple[float, float], np.random.Generator], tuple[Plane, Canvas]]] = {
+    "scratch": _scratch,
+    "crack": _crack,
+    "thread": _thread,
+    "stain": _stain,
+    "hole": _hole,
+    "bent": _dent,
+    "missing": _missing,
+}
