@@ -14,9 +14,9 @@ from anomalygpt.datasets.dialogue import (
     detection_answer,
     detection_question,
     follow_up_answer,
-    parts_shown,
     noun_phrase,
     parse_verdict,
+    parts_shown,
     position_name,
     positions_of,
 )
