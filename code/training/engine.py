@@ -7,6 +7,8 @@ from torch import nn
 from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import UserError
 
+BUCKET = 500_000_000  # DeepSpeed's own reduce_bucket_size, in numbers
+
 
 class BatchError(UserError, ValueError):
     """The batch size does not divide among the processes; the message shows the arithmetic."""
@@ -25,6 +27,11 @@ def accumulation_steps(settings: TrainingConfig, world_size: int) -> int:
             f"{world_size} process(es) x a whole number; {a_round * max(1, settings.batch_size // a_round)} would be"
         )
     return settings.batch_size // a_round
+
+
+def total_steps(settings: TrainingConfig, pairs: int) -> int:
+    """The run's optimiser steps: those that are set, else as many as ``epochs`` of the pairs make."""
+    return settings.steps or max(1, settings.epochs * pairs // settings.batch_size)
 
 
 def warmup_steps(settings: TrainingConfig, total_steps: int) -> int:
@@ -85,5 +92,8 @@ def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
     import deepspeed
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # DeepSpeed would set aside half a billion numbers for exchanging gradients, 1 GB of the card.
+    zero = config["zero_optimization"] | {"reduce_bucket_size": min(BUCKET, sum(p.numel() for p in trainable))}
+    config = config | {"zero_optimization": zero}
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config)
     return engine

@@ -1,0 +1,181 @@
+"""What a run would do and need, without training: ``train.py --dry-run``."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.datasets.build import build_instructions, build_pairs
+from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.model.build import trainable_parts
+from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
+from anomalygpt.training.memory import CARD, GIB, Estimate, Sizes, estimate
+from anomalygpt.training.skeleton import Skeleton, build_skeleton
+
+UNKNOWN = "unknown"
+FROZEN_NAMES = {"llama_model": "language model"}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What there is to learn from; None where the data are not there.
+
+    Attributes:
+        classes: pairs of each class.
+        photos: of all training pairs, those that they borrow from too.
+        unknown: a line for each thing that is absent.
+    """
+
+    classes: dict[str, int] = field(default_factory=dict)
+    pairs: int | None = None
+    validation: int | None = None
+    photos: int = 0
+    conversations: int | None = None
+    unknown: tuple[str, ...] = ()
+
+
+def describe(config: ExperimentConfig, processes: int) -> list[str]:
+    """The plan of a run, a line each.
+
+    Raises:
+        BatchError: the batch does not divide among the processes.
+        ConfigError: a part is to be trained that the model does not have.
+    """
+    settings = config.training
+    accumulation = accumulation_steps(settings, processes)
+    skeleton = build_skeleton(config, speaks=settings.answers)
+    llm_known = skeleton.llm is not None or not settings.answers
+    counts = count_data(config, skeleton.model.encoder.spec)
+    lines = ["parameters"]
+    lines += list(_parameters(config, skeleton, llm_known))
+    lines += ["", "data", *_data(counts, config)]
+    lines += ["", "steps", *_steps(config, counts, accumulation, processes)]
+    lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, skeleton, counts, processes)]
+    absent = [*skeleton.unknown, *counts.unknown]
+    if absent:
+        lines += ["", "not known here", *(f"  {line}" for line in absent)]
+    return lines
+
+
+def count_data(config: ExperimentConfig, spec: Any) -> Counts:
+    """Counts photos and conversations without decoding a photo; what is absent is told, not raised."""
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
+    unknown = []
+    counts: dict[str, Any] = {}
+    try:
+        train, validation = build_pairs(config.data, transform, config.seed)
+        counts = {
+            "classes": dict(Counter(record.class_name for record in paired_records(train))),
+            "pairs": len(train),
+            "validation": len(validation) if validation is not None else 0,
+            "photos": len(all_records(train)),
+        }
+    except (DatasetError, OSError) as error:
+        unknown.append(f"data: {error}")
+    if config.data.instructions is not None and config.training.answers:
+        try:
+            found = build_instructions(config.data, transform)
+            counts["conversations"] = len(found) if found is not None else 0
+        except (DatasetError, OSError) as error:
+            unknown.append(f"instructions: {error}")
+    return Counts(**counts, unknown=tuple(unknown))
+
+
+def all_records(pairs: Any) -> list[ImageRecord]:
+    """Every photo that a set of pairs, simulated or real, may show."""
+    return pairs.samples.records if hasattr(pairs, "samples") else pairs.records
+
+
+def paired_records(pairs: Any) -> list[ImageRecord]:
+    """The photo of each pair that gives it its class: the normal one onto which a defect is put, or the real defect."""
+    records = all_records(pairs)
+    return [record for record in records if record.is_anomalous] if hasattr(pairs, "samples") else records
+
+
+def _parameters(config: ExperimentConfig, skeleton: Skeleton, llm_known: bool) -> Iterator[str]:
+    wanted = config.training.trainable
+    known = wanted if llm_known else [part for part in wanted if part in ("image_decoder", "states")]
+    for part, parameters in trainable_parts(skeleton.model, known).items():
+        yield _row(f"{part}, trained", sum(p.numel() for p in parameters))
+    if not llm_known:
+        yield f"  {', '.join(['language model', *(part for part in wanted if part not in known)])}: {UNKNOWN}"
+    for name, child in skeleton.model.named_children():
+        frozen = sum(p.numel() for p in child.parameters() if not p.requires_grad)
+        if frozen:
+            yield _row(f"{FROZEN_NAMES.get(name, name)}, frozen", frozen)
+    for kind, trained in (("trained", True), ("frozen", False)):
+        every = sum(p.numel() for p in skeleton.model.parameters() if p.requires_grad is trained)
+        yield _row(f"all {kind}", every)
+
+
+def _data(counts: Counts, config: ExperimentConfig) -> Iterator[str]:
+    if counts.pairs is None:
+        yield f"  training pairs: {UNKNOWN}"
+    else:
+        for name, number in sorted(counts.classes.items()):
+            yield _row(name, number)
+        yield _row("training pairs", counts.pairs)
+        yield _row("held-back pairs", counts.validation or 0)
+    if config.data.instructions is not None and config.training.answers:
+        known = counts.conversations is not None
+        yield _row("instructions", counts.conversations or 0) if known else f"  instructions: {UNKNOWN}"
+
+
+def _steps(config: ExperimentConfig, counts: Counts, accumulation: int, processes: int) -> Iterator[str]:
+    settings = config.training
+    alternating = ", each followed by one of instructions" if config.data.instructions and settings.answers else ""
+    yield (
+        f"  batch {settings.batch_size} pairs = micro-batch {settings.micro_batch_size} x accumulation {accumulation} "
+        f"x {processes} process(es){alternating}"
+    )
+    if counts.pairs is not None:
+        yield f"  an epoch: {counts.pairs / settings.batch_size:,.1f} steps"
+    elif settings.steps is None:
+        yield f"  steps: {UNKNOWN}"
+        return
+    steps = total_steps(settings, counts.pairs or 0)
+    epochs = f", {steps * settings.batch_size / counts.pairs:.1f} epochs" if counts.pairs else ""
+    yield f"  in all: {steps:,} steps{epochs}, of which {warmup_steps(settings, steps):,} warm up"
+
+
+def foretell(config: ExperimentConfig, processes: int, *, on_cpu: bool = False) -> Estimate:
+    """The memory estimate of a run, see :mod:`anomalygpt.training.memory`."""
+    skeleton = build_skeleton(config, speaks=config.training.answers)
+    trainable_parts(skeleton.model, config.training.trainable)
+    counts = count_data(config, skeleton.model.encoder.spec)
+    return estimate(config, _sizes(skeleton), processes, counts.photos, on_cpu=on_cpu)
+
+
+def _sizes(skeleton: Skeleton) -> Sizes:
+    model, spec = skeleton.model, skeleton.model.encoder.spec
+    numbers = {kind: sum(p.numel() for p in model.parameters() if p.requires_grad is kind) for kind in (True, False)}
+    return Sizes(numbers[False], numbers[True], len(spec.taps), spec.grid**2, spec.tap_width, skeleton.llm)
+
+
+def _memory(config: ExperimentConfig, skeleton: Skeleton, counts: Counts, processes: int) -> Iterator[str]:
+    sizes = _sizes(skeleton)
+    found = estimate(config, sizes, processes, counts.photos)
+    total = found.device_total
+    room = CARD - total
+    verdict = "fits 24 GiB" if room >= 0 else f"does NOT fit 24 GiB, {-room / GIB:.1f} GiB too much"
+    yield f"  each GPU: {total / GIB:.1f} GiB, {verdict} ({_parts(found.device)})"
+    if sizes.llm is not None:
+        other = not config.training.gradient_checkpointing
+        changed = config.training.model_copy(update={"gradient_checkpointing": other})
+        turned = estimate(config.model_copy(update={"training": changed}), sizes, processes, counts.photos)
+        word = "with" if other else "without"
+        yield f"    {word} gradient checkpointing: {turned.device_total / GIB:.1f} GiB"
+    yield f"  host, each process: {found.host_total / GIB:.1f} GiB ({_parts(found.host)})"
+    if config.training.precision != "fp16":
+        on_cpu = estimate(config, sizes, processes, counts.photos, on_cpu=True)
+        yield f"  on a CPU instead, each process: {on_cpu.host_total / GIB:.1f} GiB ({_parts(on_cpu.host)})"
+
+
+def _parts(by_use: dict[str, int]) -> str:
+    return ", ".join(f"{use} {size / GIB:.2f}" for use, size in by_use.items() if size)
+
+
+def _row(name: str, number: int) -> str:
+    return f"  {name:<28} {number:>16,}"
