@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError
+from anomalygpt.files import replacing
 
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # where all weights lie
@@ -75,8 +76,13 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
 
 def save_config(config: ExperimentConfig, path: Path) -> None:
-    """Writes every setting, defaults included, as YAML that :func:`load_config` reads back."""
-    path.write_text(to_yaml(config), encoding="utf-8")
+    """Writes every setting, defaults included, as YAML that :func:`load_config` reads back; whole or not at all.
+
+    Raises:
+        OSError: the folder can't be made or written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(to_yaml(config), encoding="utf-8")
 
 
 def to_yaml(config: ExperimentConfig) -> str:

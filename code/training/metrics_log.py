@@ -1,16 +1,22 @@
 """A run's numbers: a JSON object a line, readable while the run goes on or after it was killed; and TensorBoard's."""
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from anomalygpt.files import replacing
+
+logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 
 
 class MetricsLog:
     """Appends to ``metrics.jsonl`` and to TensorBoard's events in the run's folder.
+
+    Numbers that a full disk does not take are lost; that is told once, and the run goes on.
 
     Args:
         start: the step that a resumed run goes on from; what the killed run wrote after it is taken out.
@@ -21,19 +27,30 @@ class MetricsLog:
 
         self.path = folder / FILE
         self._drop_after(start)
+        self._complained = False
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """One line: what kind of numbers (``train``, ``validation``), at which step, and the numbers."""
         line: dict[str, Any] = {"kind": kind, "step": step, **{key: round(value, 6) for key, value in values.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        for key, value in values.items():
-            self._board.add_scalar(f"{kind}/{key}", value, step)
+        try:
+            _append(self.path, json.dumps(line) + "\n")
+            for key, value in values.items():
+                self._board.add_scalar(f"{kind}/{key}", value, step)
+        except OSError as error:
+            self._complain(error)
 
     def close(self) -> None:
         """Writes out what TensorBoard still holds back."""
-        self._board.close()
+        try:
+            self._board.close()
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        if not self._complained:
+            logger.error("%s: numbers are lost (%s); the run goes on", self.path.parent, error)
+        self._complained = True
 
     def _drop_after(self, step: int) -> None:
         kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
@@ -41,13 +58,25 @@ class MetricsLog:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
+def _append(path: Path, text: str) -> None:
+    """Adds a line whole, or leaves the file as it was."""
+    with path.open("a", encoding="utf-8") as file:
+        before = file.tell()
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:
+            os.truncate(path, before)
+            raise
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; a last line that was cut off is left out."""
+    """The lines of a run's ``metrics.jsonl``; one that was cut off is left out."""
     path = folder / FILE
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
-            break
+            continue
     return lines

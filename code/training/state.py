@@ -5,8 +5,10 @@ writes last, after every process has written its share.
 """
 
 import logging
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +35,20 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
     Returns:
         Whether the checkpoint is whole.
     """
-    root = folder / FOLDER
-    target = root / _tag(step)
-    written = _attempt(lambda: _write(engine, root, target, step, process))
-    if not all_agree(written):
-        if process.is_main:
-            shutil.rmtree(target, ignore_errors=True)
-            logger.error("step %d: the checkpoint could not be written to %s; the run goes on", step, root)
-        return False
+    target = folder / FOLDER / _tag(step)
+    # After each part all processes agree, so that none waits for one that has given up.
+    for part in (
+        lambda: _prepare(target, process),
+        lambda: _write(engine, target, step, process),
+        lambda: _mark(target, process),
+    ):
+        if not all_agree(_attempt(part, target)):
+            if process.is_main:
+                shutil.rmtree(target, ignore_errors=True)
+            return False
     if process.is_main:
-        (target / WHOLE).touch()
         for old in whole_checkpoints(folder)[:-keep]:
+            (old / WHOLE).unlink(missing_ok=True)  # first, so that a kill leaves no half of it that looks whole
             shutil.rmtree(old, ignore_errors=True)
     barrier()
     return True
@@ -89,23 +94,81 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     return sorted(marker.parent for marker in (folder / FOLDER).glob(f"step*/{WHOLE}"))
 
 
-def _write(engine: Any, root: Path, target: Path, step: int, process: Process) -> None:
+def _prepare(target: Path, process: Process) -> None:
     if process.is_main:
         (target / WHOLE).unlink(missing_ok=True)
-    root.mkdir(parents=True, exist_ok=True)
-    engine.save_checkpoint(
-        str(root), tag=target.name, client_state={"step": step}, save_latest=False, exclude_frozen_parameters=True
-    )
+        target.mkdir(parents=True, exist_ok=True)
+
+
+def _write(engine: Any, target: Path, step: int, process: Process) -> None:
+    with _late_errors(engine.checkpoint_engine):
+        engine.save_checkpoint(
+            str(target.parent),
+            tag=target.name,
+            client_state={"step": step},
+            save_latest=False,
+            exclude_frozen_parameters=True,
+        )
     torch.save(_random_states(), _random_file(target, process))
+    for path in (*target.iterdir(), target):  # a power cut must not leave the mark without the files
+        _flush(path)
 
 
-def _attempt(write: Callable[[], None]) -> bool:
+@contextmanager
+def _late_errors(checkpoint_engine: Any) -> Iterator[None]:
+    """Holds back a failing file's error until the block's end, in which DeepSpeed's processes wait for each other."""
+    errors: list[Exception] = []
+    save = checkpoint_engine.save
+
+    def attempt(*args: Any, **kwargs: Any) -> None:
+        try:
+            save(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            errors.append(error)
+
+    checkpoint_engine.save = attempt
     try:
-        write()
+        yield
+    finally:
+        checkpoint_engine.save = save
+    if errors:
+        raise errors[0]
+
+
+def _mark(target: Path, process: Process) -> None:
+    if process.is_main:
+        (target / WHOLE).touch()
+        _flush(target)
+
+
+def _flush(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, PermissionError):  # another process's temporary file; a folder on Windows
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _attempt(act: Callable[[], None], target: Path) -> bool:
+    try:
+        act()
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        logger.error("%s", str(error).splitlines()[0])
+        logger.error("%s: the checkpoint could not be written (%s); the run goes on", target, _reason(error, target))
         return False
     return True
+
+
+def _reason(error: Exception, target: Path) -> str:
+    """The error's first line; the free space says more than torch's own words."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    try:
+        free = shutil.disk_usage(target.parent).free
+    except OSError:
+        return text
+    return f"{text.rstrip('. ')}; {free / 2**20:,.0f} MiB free there"
 
 
 def _random_file(target: Path, process: Process) -> Path:

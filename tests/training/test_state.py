@@ -1,0 +1,147 @@
+"""Checkpoints of a small engine, in real processes: killed in the middle of a save, on a full disk, divided."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anomalygpt.training.state import whole_checkpoints
+from tests.shared_data import ROOT
+
+# Trains a layer with AdamW and dropout, and saves after every step: argv is folder, last step, ZeRO stage.
+RUN = """
+import json, os, resource, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from anomalygpt.config.schema import TrainingConfig
+from anomalygpt.training import distributed
+from anomalygpt.training.engine import deepspeed_config, start_engine
+from anomalygpt.training.state import load_state, save_state
+
+folder, last, stage = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+process = distributed.start("cpu")
+distributed.seed_everything(0)
+model = nn.Sequential(nn.Linear(512, 512), nn.Dropout(0.5), nn.Linear(512, 1))
+settings = TrainingConfig(
+    batch_size=2, micro_batch_size=2 // process.world_size, precision="fp32", zero_stage=stage, offload_optimizer=False
+)
+engine = start_engine(model, deepspeed_config(settings, 10, process.world_size))
+step = load_state(engine, folder, process)
+if process.is_main:
+    print(json.dumps({"resumed": step}), flush=True)
+save = torch.save
+
+def die(what, file, **options):
+    save(what, file, **options)
+    os.truncate(file, os.path.getsize(file) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+while step < last:
+    data = torch.ones(settings.micro_batch_size, 512)
+    loss = engine(data).square().mean()
+    engine.backward(loss)
+    engine.step()
+    step += 1
+    if step == int(os.environ.get("DIE_IN_SAVE", 0)):
+        torch.save = die
+    if step == int(os.environ.get("NO_ROOM_FROM", 0)) and process.rank == process.world_size - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    kept = save_state(engine, folder, step, process, keep=2)
+    if process.is_main:
+        print(json.dumps({"step": step, "loss": float(loss.detach()), "kept": kept}), flush=True)
+"""
+
+
+def start(
+    folder: Path, last: int, *, stage: int = 0, processes: int = 1, **variables: int
+) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    script = folder.parent / "run.py"
+    script.write_text(RUN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "code"), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *launcher, str(script), str(folder), str(last), str(stage)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment | {name: str(value) for name, value in variables.items()},
+    )
+
+
+def said(done: subprocess.CompletedProcess) -> list[dict]:
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def losses(*runs: subprocess.CompletedProcess) -> dict[int, float]:
+    return {line["step"]: line["loss"] for run in runs for line in said(run) if "step" in line}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return losses(start(folder, 4))
+
+
+def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_save_before(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    killed = start(folder, 4, DIE_IN_SAVE=3)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in whole_checkpoints(folder)] == ["step0000001", "step0000002"]
+    torn = folder / "checkpoints" / "step0000003"
+    assert any(torn.iterdir())
+    resumed = start(folder, 4)
+    assert said(resumed)[0] == {"resumed": 2}
+    assert losses(killed, resumed) == uninterrupted
+    assert [path.name for path in whole_checkpoints(folder)] == ["step0000003", "step0000004"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 8 MiB, which holds two checkpoints of 3 MiB; skipped where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_last_whole_checkpoint_stays(small_disk, uninterrupted):
+    folder = small_disk / "run"
+    full = start(folder, 4)
+    assert full.returncode == 0, full.stderr[-2000:]
+    assert [line["kept"] for line in said(full)[1:]] == [True, True, False, False]
+    complaints = [line for line in full.stderr.splitlines() if "could not be written" in line]
+    assert len(complaints) == 2
+    assert "step0000003" in complaints[0]
+    assert "MiB free" in complaints[0]
+    assert "Traceback" not in full.stderr
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step0000001", "step0000002"]
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    resumed = start(folder, 4)
+    assert said(resumed)[0] == {"resumed": 2}
+    assert losses(resumed) == {step: uninterrupted[step] for step in (3, 4)}
+
+
+def test_a_file_that_may_not_grow_is_one_line_too(tmp_path, uninterrupted):
+    """As a full disk, for those who can't mount one."""
+    folder = tmp_path / "run"
+    done = start(folder, 3, NO_ROOM_FROM=3)
+    assert [line["kept"] for line in said(done)[1:]] == [True, True, False]
+    assert done.stderr.count("could not be written") == 1
+    assert said(start(folder, 4))[0] == {"resumed": 2}
+
+
+def test_where_one_of_two_processes_has_no_room_neither_waits_and_none_keeps_the_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    done = start(folder, 3, stage=2, processes=2, NO_ROOM_FROM=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line["kept"] for line in said(done)[1:]] == [True, False, False]
+    assert [path.name for path in whole_checkpoints(folder)] == ["step0000001"]
