@@ -6,6 +6,7 @@ stopped, or killed, goes on when the same command is started again.
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.llm is None and config.training.answers:
             raise ConfigError("llm: training answers needs a language model; training.answers=false trains maps alone")
         if arguments.dry_run:
-            print(to_yaml(config))
+            _plan(config, arguments.processes)
             return 0
         _train(config, arguments.device)
     return 0
@@ -41,10 +42,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train AnomalyGPT.", epilog="Resumes by itself where a run stopped.")
     parser.add_argument("--config", required=True, help="a shipped experiment's name, or a YAML file")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, sizes, steps and memory, and stop")
+    parser.add_argument("--processes", type=int, help="of a --dry-run: plan for so many (default: WORLD_SIZE, else 1)")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings to change")
     return parser.parse_intermixed_args(argv)
+
+
+def _plan(config: ExperimentConfig, processes: int | None) -> None:
+    """Prints the settings as YAML and the plan as its comments, so that the whole is a config file again."""
+    from anomalygpt.training.plan import describe
+
+    processes = processes if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
+    if processes < 1:
+        raise ConfigError(f"--processes {processes}: expected 1 or more")
+    plan = describe(config, processes)
+    print(to_yaml(config) + "\n".join(f"# {line}".rstrip() for line in plan))
 
 
 def _train(config: ExperimentConfig, device: str) -> None:
@@ -57,13 +70,14 @@ def _train(config: ExperimentConfig, device: str) -> None:
     distributed.seed_everything(config.seed)
     folder = resolve(config.training.output)
     model, data = _build(config, process)
+    distributed.seed_everything(config.seed + process.rank)  # the weights began alike; dropout must differ
     if process.is_main:
         record_run(config, folder)
     trainer = _trainer(model, data, config, process)
     signal.signal(signal.SIGTERM, trainer.stop_soon)
     trainer.run()
+    logger.info("wrote %s", export_delta(trainer.model, config, folder, process))
     if process.is_main:
-        logger.info("wrote %s", export_delta(trainer.model, config, folder))
         logger.info("wrote %s", draw_curves(folder))
     distributed.stop()
 
@@ -76,28 +90,36 @@ def _set_up_logging(is_main: bool) -> None:
 def _build(config: ExperimentConfig, process: "Process") -> "tuple[AnomalyGPT, Data]":
     from anomalygpt.datasets.build import build_instructions, build_pairs
     from anomalygpt.datasets.transforms import ImageTransform
+    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
     from anomalygpt.model.build import build_model, trainable_parts
     from anomalygpt.training.loop import Data
+    from anomalygpt.training.plan import all_records
+    from anomalygpt.training.skeleton import encoder_skeleton
 
+    # Data first: a wrong path is told before gigabytes of weights are read.
+    spec = encoder_skeleton(config.encoder).spec
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
+    train, validation = build_pairs(config.data, transform, config.seed)
+    instructions = build_instructions(config.data, transform) if config.training.answers else None
     model = build_model(config, process.device, speaks=config.training.answers)
     for part, parameters in trainable_parts(model, config.training.trainable).items():
         logger.info("training %-15s %12s parameters", part, f"{sum(p.numel() for p in parameters):,}")
     if model.speaks and config.training.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
-    spec = model.encoder.spec
-    transform = ImageTransform(spec.size, spec.mean, spec.std)
-    train, validation = build_pairs(config.data, transform, config.seed)
-    instructions = build_instructions(config.data, transform) if model.speaks else None
+    classes = {record.class_name for pairs in (train, validation) if pairs is not None for record in all_records(pairs)}
+    # A text tower's features are computed here, once: later each process would ask for other classes at other times,
+    # which ZeRO 3 can't do.
+    model.states([*sorted(classes), UNNAMED_CLASS])
     return model, Data(train, validation, instructions)
 
 
 def _trainer(model: "AnomalyGPT", data: "Data", config: ExperimentConfig, process: "Process") -> "Trainer":
-    from anomalygpt.training.engine import deepspeed_config, start_engine
+    from anomalygpt.training.engine import deepspeed_config, start_engine, total_steps
     from anomalygpt.training.loop import Trainer
 
     settings = config.training
     pairs = len(data.train)  # type: ignore[arg-type]
-    steps = settings.steps or max(1, settings.epochs * pairs // settings.batch_size)
+    steps = total_steps(settings, pairs)
     logger.info("%d training pairs, %d steps of %d pairs", pairs, steps, settings.batch_size)
     micro_steps = 1 if data.instructions is None else 2
     engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps))

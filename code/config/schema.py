@@ -146,6 +146,7 @@ class TrainingConfig(Settings):
         rotated_references: whether the one-shot reference counts in its four rotations.
         precision: of the engine; the optimiser's copy is always fp32.
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
+        picture_every: how often, in steps, held-back photos are drawn with target, map and answer.
         keep_checkpoints: how many of the last checkpoints stay on disk.
         output: the run's folder.
     """
@@ -168,6 +169,7 @@ class TrainingConfig(Settings):
     log_every: Positive = 1
     validate_every: Positive = 500
     validation_pairs: Positive = 64
+    picture_every: Positive = 500
     output: str = "runs/imagebind_vicuna7b"
 
 

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 LOGIT_SCALE = 100.0
 
 
+class FloatLinear(nn.Linear):
+    """A linear layer that computes in float32, whatever its weights are kept in: (…, D_in) -> (…, D_out)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.float(), self.weight.float(), self.bias.float())
+
+
 class ImageDecoder(nn.Module):
     """Scores each patch of each tap by its likeness to 'normal' and 'abnormal'.
 
@@ -18,7 +25,7 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, tap_width: int, joint_width: int, num_taps: int) -> None:
         super().__init__()
-        self.fc = nn.ModuleList(nn.Linear(tap_width, joint_width) for _ in range(num_taps))
+        self.fc = nn.ModuleList(FloatLinear(tap_width, joint_width) for _ in range(num_taps))
 
     def forward(self, taps: Sequence[Tensor], states: Tensor, size: int) -> Tensor:
         """Probabilities of the two states for each pixel, layer by layer.
@@ -35,8 +42,7 @@ class ImageDecoder(nn.Module):
 
     @staticmethod
     def _layer(fc: Any, tap: Tensor, states: Tensor, size: int) -> Tensor:
-        # In float32 whatever the weights are kept in: logits at scale 100 need more than half precision's digits.
-        tokens = F.linear(tap.float(), fc.weight.float(), fc.bias.float())
+        tokens = fc(tap)  # in float32: logits at scale 100 need more than half precision's digits
         logits = (LOGIT_SCALE * F.normalize(tokens, dim=-1)) @ states.float().transpose(1, 2)  # (B, P * P, 2)
         side = round(logits.shape[1] ** 0.5)
         coarse = logits.transpose(1, 2).unflatten(2, (side, side))  # (B, 2, P, P)

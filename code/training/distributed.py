@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,16 @@ def all_agree(yes: bool) -> bool:
     votes = torch.tensor(int(yes), device=device)
     torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN)
     return bool(votes)
+
+
+def summed(values: Sequence[float]) -> list[float]:
+    """The sums over all processes, place by place."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return list(values)
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()
 
 
 def barrier() -> None:

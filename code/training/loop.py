@@ -10,32 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.dialogue import parse_verdict
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
-from anomalygpt.model.chat import chat_prompt
-from anomalygpt.model.checkpoint import delta_tensors, save_tensors
-from anomalygpt.model.llm import GenerationSettings
+from anomalygpt.model.checkpoint import CheckpointError, save_tensors
 from anomalygpt.training.batches import endless_batches
-from anomalygpt.training.distributed import Process, all_agree
+from anomalygpt.training.distributed import Process, all_agree, summed
 from anomalygpt.training.engine import accumulation_steps
 from anomalygpt.training.metrics_log import MetricsLog, read_metrics
-from anomalygpt.training.pictures import sample_sheet
+from anomalygpt.training.partitioned import whole_delta
 from anomalygpt.training.state import load_state, save_state
+from anomalygpt.training.validation import PARTS_OF_LOSS, Validator
 
 logger = logging.getLogger(__name__)
 
-PARTS_OF_LOSS = ("total", "answer", "focal", "dice", "token_accuracy")
 QUARTER_TURNS = 4
-SHOWN = 4  # photos on a sample sheet
 BEST = "best.safetensors"
-VERDICT_TOKENS = 8
 
 
 class Stopped(UserError):
@@ -111,8 +106,10 @@ class Trainer:
 
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps
-        if self.process.is_main and (last or step % self.settings.validate_every == 0):
+        if last or step % self.settings.validate_every == 0:
             self._validate(step)
+        if last or step % self.settings.picture_every == 0:
+            self._draw(step)
         stopping = not all_agree(not self._stop_asked)
         if last or stopping or step % self.settings.save_every == 0:
             save_state(self.engine, self.folder, step, self.process, self.settings.keep_checkpoints)
@@ -124,7 +121,11 @@ class Trainer:
     def _optimizer_step(
         self, pairs: Iterator[AnomalyBatch], instructions: Iterator[InstructionBatch] | None, step: int
     ) -> dict[str, float]:
-        """``accumulation`` micro-steps on defects, each followed by one on instructions where there are any."""
+        """``accumulation`` micro-steps on defects, each followed by one on instructions where there are any.
+
+        Returns:
+            The losses' means over the batch, all processes' shares together.
+        """
         self.model.train()
         sums = dict.fromkeys(PARTS_OF_LOSS, 0.0)
         for micro in range(self.accumulation):
@@ -137,7 +138,7 @@ class Trainer:
                 talk = self.engine(batch.images, batch.conversations, max_length=self.max_length)
                 self._learn(talk)
                 sums["instruction"] = sums.get("instruction", 0.0) + float(talk.total.detach()) / self.accumulation
-        return sums
+        return dict(zip(sums, (value / self.process.world_size for value in summed(list(sums.values()))), strict=True))
 
     def _learn(self, losses: Losses) -> None:
         self.engine.backward(losses.total)
@@ -146,7 +147,8 @@ class Trainer:
     def _anomaly_losses(self, batch: AnomalyBatch, one_shot: bool) -> Losses:
         batch = batch.to(self.process.device)
         references = None
-        if one_shot and batch.references is not None and self.model.speaks:
+        if one_shot and self.model.speaks and self._everywhere(batch.references is not None):
+            assert batch.references is not None
             references = reference_views(batch.references, rotated=self.settings.rotated_references)
         return self.engine(
             batch.images,
@@ -159,8 +161,13 @@ class Trainer:
 
     def _sees_one_shot(self, step: int, micro: int) -> bool:
         # Drawn from where the run is, not from a running generator: a resumed run draws the same.
-        rng = np.random.default_rng([self.config.seed, step, micro, self.process.rank])
+        rank = 0 if self.settings.zero_stage == 3 else self.process.rank
+        rng = np.random.default_rng([self.config.seed, step, micro, rank])
         return bool(rng.random() < self.settings.one_shot_probability)
+
+    def _everywhere(self, yes: bool) -> bool:
+        """Under ZeRO 3 every process has to go through the same layers: one that can't holds back the others."""
+        return all_agree(yes) if self.settings.zero_stage == 3 else yes
 
     # -- data -----------------------------------------------------------------------------------------------------
 
@@ -185,65 +192,39 @@ class Trainer:
 
     # -- validation -----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _validate(self, step: int) -> None:
-        """Losses on held-back pairs, and how often the answer's verdict is right; keeps the best weights."""
+        """Measures on held-back pairs, and keeps the best weights; every process takes part."""
         if self.data.validation is None:
             return
-        self.model.eval()
-        held_back = evenly_chosen(self.data.validation, self.settings.validation_pairs)
-        size = self.settings.micro_batch_size
-        loader = DataLoader(held_back, batch_size=size, collate_fn=collate_pairs, generator=torch.Generator())
-        batches = len(loader)
-        sums = dict.fromkeys(PARTS_OF_LOSS, 0.0)
-        right: list[bool] = []
-        for number, batch in enumerate(loader):
-            batch = batch.to(self.process.device)
-            losses = self.model(
-                batch.images,
-                batch.conversations,
-                max_length=self.max_length,
-                class_names=batch.class_names,
-                target=batch.masks,
-            )
-            for part in PARTS_OF_LOSS:
-                sums[part] += float(getattr(losses, part)) / batches
-            right += self._verdicts_right(batch, step if number == 0 else None)
-        if right:
-            sums["verdict_accuracy"] = sum(right) / len(right)
-        logger.info("step %d, held-back pairs: %s", step, ", ".join(f"{key} {sums[key]:.4f}" for key in sums))
-        self._keep_best(step, sums["total"])
+        numbers = self._validator(self.data.validation).measure()
+        logger.info("step %d, held-back pairs: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
+        self._keep_best(step, numbers["total"])
         if self._log:
-            self._log.write("validation", step, **sums)
+            self._log.write("validation", step, **numbers)
 
-    def _verdicts_right(self, batch: AnomalyBatch, sheet_of_step: int | None) -> list[bool]:
-        features = self.model.encode(batch.images)
-        maps = self.model.anomaly_map(features, batch.class_names)
-        answers = [""] * len(maps)
-        if self.model.speaks:
-            questions = [chat_prompt([], turns[0].text) for turns in batch.conversations]
-            short = GenerationSettings(max_new_tokens=VERDICT_TOKENS, temperature=0)
-            answers = self.model.answer(features, maps, questions, short)
-        if sheet_of_step is not None:
-            path = self.folder / "samples" / f"step{sheet_of_step:07d}.png"
-            shown = slice(0, SHOWN)
-            spec = self.model.encoder.spec
-            sample_sheet(batch.images[shown], batch.masks[shown], maps[shown], answers[shown], spec, path)
-        truth = batch.masks.flatten(1).amax(dim=1) > 0
-        pairs = zip(answers, truth.tolist(), strict=True)
-        return [parse_verdict(answer) == true for answer, true in pairs] if self.model.speaks else []
+    def _draw(self, step: int) -> None:
+        """A sheet of photos, targets, maps and answers; without held-back pairs, of training pairs."""
+        path = self.folder / "samples" / f"step{step:07d}.png"
+        try:
+            self._validator(self.data.validation or self.data.train).picture(path)
+        except OSError as error:
+            logger.error("%s: could not be written (%s); the run goes on", path, error)
+
+    def _validator(self, pairs: Dataset[SamplePair]) -> Validator:
+        return Validator(self.model, pairs, self.settings, self.max_length, self.process)
 
     def _keep_best(self, step: int, total: float) -> None:
         before = [line["total"] for line in read_metrics(self.folder) if line["kind"] == "validation"]
-        if not before or total < min(before):
-            tensors = delta_tensors(self.model, self.settings.trainable, torch.float16)
+        # Rank 0 decides: on another machine the log may not be there.
+        if not all_agree(not self.process.is_main or not before or total < min(before)):
+            return
+        tensors = whole_delta(self.model, self.settings.trainable, torch.float16)
+        if not self.process.is_main:
+            return
+        try:
             save_tensors(tensors, self.folder / BEST, {"step": str(step), "validation_loss": f"{total:.6f}"})
-
-
-def evenly_chosen(pairs: Dataset[SamplePair], count: int) -> Subset[SamplePair]:
-    """At most ``count`` of the pairs, spread over all of them: they lie class by class."""
-    total = len(pairs)  # type: ignore[arg-type]
-    return Subset(pairs, np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
+        except CheckpointError as error:
+            logger.error("%s; the run goes on", error)
 
 
 def reference_views(references: Tensor, *, rotated: bool) -> Tensor:

@@ -1,40 +1,90 @@
 """What a run looks like: its curves, and what the model sees and says of a photo on the way."""
 
+import textwrap
+import warnings
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from anomalygpt.files import replacing
 from anomalygpt.model.encoder import ImageSpec
 from anomalygpt.training.metrics_log import read_metrics
 
-CURVES = ("total", "answer", "focal", "dice", "token_accuracy", "verdict_accuracy")
+CURVES = ("total", "answer", "focal", "dice", "instruction", "token_accuracy", "verdict_accuracy", "lr")
+COLUMNS = 4
+SMOOTHED_FROM = 60  # points: a longer line gets a running mean
+LINE = 34  # characters of a caption's line
+CAPTION_LINES = 9
+# Those that have Chinese characters, after the one that comes with matplotlib.
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
 
 
 def sample_sheet(
-    images: Tensor, targets: Tensor, maps: Tensor, answers: list[str], spec: ImageSpec, path: Path
+    images: Tensor,
+    targets: Tensor,
+    maps: Tensor,
+    talk: Sequence[tuple[str | None, str | None]],
+    spec: ImageSpec,
+    path: Path,
 ) -> None:
-    """Writes a PNG with a row a photo: the photo, its target, the map on a fixed 0..1 scale, and the answer.
+    """Writes a PNG with a row a photo: the photo, its target, the map on a fixed 0..1 scale, question and answer.
 
     Args:
         images: (B, 3, S, S), normalised as the encoder takes them.
         targets, maps: (B, 1, S', S') in 0..1.
+        talk: B questions and answers; None where the model can't speak.
+
+    Raises:
+        OSError: the folder can't be written.
     """
     from matplotlib.figure import Figure
 
-    rows = len(images)
-    figure = Figure(figsize=(7.5, 2.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, 3, squeeze=False)
-    for row, image, target, drawn, answer in zip(panels, images, targets, maps, answers, strict=True):
+    speaks = any(answer is not None for _, answer in talk)
+    columns = ["photo", "target", "map", "question, answer"][: 4 if speaks else 3]
+    figure = Figure(figsize=(2.6 * len(columns), 2.7 * len(images)), layout="constrained")
+    panels = figure.subplots(len(images), len(columns), squeeze=False)
+    for panel, title in zip(panels[0], columns, strict=True):
+        panel.set_title(title, fontsize=9)
+    for row, image, target, drawn, words in zip(panels, images, targets, maps, talk, strict=True):
         row[0].imshow(_pixels(image, spec))
         row[1].imshow(target[0].cpu(), cmap="gray", vmin=0, vmax=1)
-        row[2].imshow(drawn[0].cpu(), cmap="turbo", vmin=0, vmax=1)
-        row[0].set_title(answer, loc="left", fontsize=8)
+        row[2].imshow(drawn[0].float().cpu(), cmap="turbo", vmin=0, vmax=1)
         for panel in row:
             panel.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+        if speaks:
+            row[3].text(0, 1, caption(*words), va="top", fontsize=8, fontfamily=_fonts(), transform=row[3].transAxes)
+    _save(figure, path, dpi=80)
+
+
+def caption(question: str | None, answer: str | None) -> str:
+    """Question and answer in short lines, without characters that can't be drawn."""
+    lines: list[str] = []
+    for mark, text in (("Q", question), ("A", answer)):
+        shown = "".join(letter if letter.isprintable() else " " for letter in text or "").strip() or "(nothing)"
+        # A dollar sign would start a formula.
+        part = textwrap.wrap(f"{mark}: {shown}".replace("$", r"\$"), LINE)
+        cut = part[:CAPTION_LINES]
+        lines += cut[:-1] + [cut[-1] + " …"] if len(part) > CAPTION_LINES else cut
+    return "\n".join(lines)
+
+
+@cache
+def _fonts() -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return [name for name in FONTS if name in installed]
+
+
+def _save(figure: Any, path: Path, dpi: int) -> None:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # no font for a language: boxes are drawn
+        figure.savefig(temporary, dpi=dpi)
 
 
 def _pixels(image: Tensor, spec: ImageSpec) -> Image.Image:
@@ -43,20 +93,46 @@ def _pixels(image: Tensor, spec: ImageSpec) -> Image.Image:
 
 
 def draw_curves(folder: Path) -> Path:
-    """Draws ``curves.png`` from a run's ``metrics.jsonl``: training as a line, validation as dots."""
+    """Draws ``curves.png`` from a run's ``metrics.jsonl``: training as a line, validation as dots.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
     from matplotlib.figure import Figure
 
     lines = read_metrics(folder)
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for panel, name in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
-        for kind, style in (("train", "-"), ("validation", "o")):
-            points = [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line]
-            if points:
-                panel.plot(*zip(*points, strict=True), style, label=kind, alpha=0.8, markersize=5)
-                panel.legend(fontsize=8)
-        panel.set_title(name.replace("_", " "), fontsize=10)
-        panel.set_xlabel("step", fontsize=8)
-        panel.grid(alpha=0.3)
+    names = [name for name in CURVES if any(line.get(name) for line in lines)] or ["total"]
+    rows = -(-len(names) // COLUMNS)
+    figure = Figure(figsize=(3.6 * COLUMNS, 3 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    for panel, name in zip(panels, names, strict=False):
+        _curve(panel, lines, name)
+    for panel in panels[len(names) :]:
+        panel.axis("off")
     path = folder / "curves.png"
-    figure.savefig(path, dpi=90)
+    _save(figure, path, dpi=90)
     return path
+
+
+def _curve(panel: Any, lines: list[dict[str, Any]], name: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for kind, style, colour in (("train", "-", "tab:blue"), ("validation", "o", "tab:orange")):
+        points = [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line]
+        if not points:
+            continue
+        steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+        long = kind == "train" and len(points) >= SMOOTHED_FROM and name != "lr"
+        style = style if len(points) > 1 else "o"
+        panel.plot(steps, values, style, color=colour, alpha=0.3 if long else 0.9, label=None if long else kind)
+        if long:
+            window = len(points) // 20
+            mean = np.convolve(values, np.ones(window) / window, "valid")
+            panel.plot(steps[window - 1 :], mean, color=colour, label=f"train, mean of {window}")
+    panel.set_title(name.replace("_", " "), fontsize=10)
+    panel.set_xlabel("step", fontsize=8)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    panel.tick_params(labelsize=8)
+    panel.grid(alpha=0.3)
+    if panel.get_legend_handles_labels()[1]:
+        panel.legend(fontsize=8)

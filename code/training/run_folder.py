@@ -10,29 +10,49 @@ import torch
 
 from anomalygpt.config.load import commit, save_config, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.errors import UserError
+from anomalygpt.files import replacing
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.checkpoint import delta_tensors, save_tensors
+from anomalygpt.model.checkpoint import save_tensors
+from anomalygpt.training.distributed import Process
+from anomalygpt.training.partitioned import whole_delta
 
 logger = logging.getLogger(__name__)
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "timm", "numpy", "opencv-python-headless")
 
 
+class RunFolderError(UserError):
+    """The run's folder can't be written; the message says why."""
+
+
 def record_run(config: ExperimentConfig, folder: Path) -> None:
-    """Writes ``config.yaml`` (every setting) and ``environment.json`` (commit, command, package versions)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
+    """Writes ``config.yaml`` (every setting) and ``environment.json`` (commit, command, package versions).
+
+    Raises:
+        RunFolderError: the folder can't be made or written.
+    """
     packages = {name: _version(name) for name in RECORDED_PACKAGES}
     facts = {"commit": commit(), "command": sys.argv, "packages": packages}
-    (folder / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
+    try:
+        save_config(config, folder / "config.yaml")
+        with replacing(folder / "environment.json") as temporary:
+            temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{folder}: can't be written ({error}); choose another training.output") from error
 
 
-def export_delta(model: AnomalyGPT, config: ExperimentConfig, folder: Path) -> Path:
+def export_delta(model: AnomalyGPT, config: ExperimentConfig, folder: Path, process: Process) -> Path:
     """Writes the trained tensors in half precision: ``model.safetensors``, which carries its config, and
-    ``pytorch_model.pt``, the released deltas' format.
+    ``pytorch_model.pt``, the released deltas' format. Every process has to call it; rank 0 writes.
+
+    Raises:
+        CheckpointError: the disk is full or the folder can't be written.
     """
-    tensors = delta_tensors(model, config.training.trainable, torch.float16)
+    tensors = whole_delta(model, config.training.trainable, torch.float16)
     path = folder / "model.safetensors"
+    if not process.is_main:
+        return path
     save_tensors(tensors, path, {"config": to_yaml(config)})
     save_tensors(tensors, folder / "pytorch_model.pt")
     return path

@@ -1,6 +1,6 @@
 """Which held-back pairs are measured."""
 
-from anomalygpt.training.loop import evenly_chosen
+from anomalygpt.training.validation import evenly_chosen
 
 
 def test_a_part_of_the_held_back_pairs_is_spread_over_all_classes():
