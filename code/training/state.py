@@ -4,9 +4,11 @@ A checkpoint is a folder ``checkpoints/step0000100``. It counts only once the fi
 writes last, after every process has written its share.
 """
 
+import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +17,14 @@ from typing import Any
 import torch
 
 from anomalygpt.errors import UserError
+from anomalygpt.model.checkpoint import part_of
 from anomalygpt.training.distributed import Process, all_agree, barrier
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 WHOLE = "whole"
+FACTS = "run.json"  # what a checkpoint is bound to
 
 
 class ResumeError(UserError):
@@ -58,7 +62,8 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     """Restores the newest whole checkpoint of a run folder; the step to go on from, 0 without one.
 
     Raises:
-        ResumeError: it was written by another number of processes or another ZeRO stage.
+        ResumeError: it was written by another number of processes, another ZeRO stage or for other parts, or it is
+            damaged.
     """
     found = whole_checkpoints(folder)
     if not found:
@@ -67,26 +72,52 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     if process.is_main:  # left by a save that was cut off
         for torn in set((folder / FOLDER).glob("step*")) - set(found):
             shutil.rmtree(torn, ignore_errors=True)
-    own = _random_file(newest, process)
-    if not own.is_file():
-        written = len(list(newest.glob("random_*.pt")))
-        raise ResumeError(
-            f"{newest} was written by {written} process(es), this run has {process.world_size}; "
-            f"start as many, or choose another training.output"
-        )
+    _require_same_run(newest, _facts(engine, process))
     try:
         # Frozen parameters are not in the file; they came from their own weight files.
         path, client = engine.load_checkpoint(str(newest.parent), tag=newest.name, load_module_strict=False)
-    except (RuntimeError, AssertionError, KeyError, ValueError) as error:
+        if path is None:
+            raise RuntimeError("DeepSpeed finds no files of its own")
+        _restore_random(torch.load(_random_file(newest, process), weights_only=True))
+    # A damaged file makes DeepSpeed and the unpickler raise nearly anything.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResumeError(
-            f"{newest} does not fit this run ({str(error).splitlines()[0]}); keep zero_stage, precision and the "
-            f"trainable parts as in its config.yaml, or choose another training.output"
+            f"{newest}: can't be read, it is damaged ({reason}); delete it to go on from the one before"
         ) from error
-    if path is None:
-        raise ResumeError(f"{newest} can't be read by DeepSpeed; delete it to go on from the one before")
-    _restore_random(torch.load(own, weights_only=True))
     logger.info("resumed %s at step %d", newest, client["step"])
     return int(client["step"])
+
+
+def _facts(engine: Any, process: Process) -> dict[str, Any]:
+    """What has to be the same in the run that goes on: DeepSpeed divides its files by these."""
+    trained: Counter[str] = Counter()
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            # Under ZeRO 3 a parameter's own size is 0.
+            trained[part_of(name) or name] += getattr(parameter, "ds_numel", parameter.numel())
+    precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
+    return {
+        "number of processes": process.world_size,
+        "training.zero_stage": engine.zero_optimization_stage(),
+        "training.precision": precision,
+        "training.offload_optimizer": engine.zero_offload_optimizer() is not None,
+        "trained parameters": ", ".join(f"{part} {count:,}" for part, count in sorted(trained.items())),
+    }
+
+
+def _require_same_run(checkpoint: Path, facts: dict[str, Any]) -> None:
+    path = checkpoint / FACTS
+    try:
+        written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"{path}: can't be read ({error}); delete {checkpoint.name} to go on without it") from error
+    differ = [f"{key} {value}, here {facts.get(key)}" for key, value in written.items() if facts.get(key) != value]
+    if differ:
+        raise ResumeError(
+            f"{checkpoint} was written with {'; '.join(differ)}. Take the run up as it was (its config.yaml lies in "
+            f"{checkpoint.parents[1]}), or choose another training.output"
+        )
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
@@ -110,6 +141,8 @@ def _write(engine: Any, target: Path, step: int, process: Process) -> None:
             exclude_frozen_parameters=True,
         )
     torch.save(_random_states(), _random_file(target, process))
+    if process.is_main:
+        (target / FACTS).write_text(json.dumps(_facts(engine, process), indent=2) + "\n", encoding="utf-8")
     for path in (*target.iterdir(), target):  # a power cut must not leave the mark without the files
         _flush(path)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from anomalygpt.config.schema import TrainingConfig
+from anomalygpt.errors import user_errors
 from anomalygpt.training import distributed
 from anomalygpt.training.engine import deepspeed_config, start_engine
 from anomalygpt.training.state import load_state, save_state
@@ -32,7 +34,8 @@ settings = TrainingConfig(
     batch_size=2, micro_batch_size=2 // process.world_size, precision="fp32", zero_stage=stage, offload_optimizer=False
 )
 engine = start_engine(model, deepspeed_config(settings, 10, process.world_size))
-step = load_state(engine, folder, process)
+with user_errors():
+    step = load_state(engine, folder, process)
 if process.is_main:
     print(json.dumps({"resumed": step}), flush=True)
 save = torch.save
@@ -83,9 +86,15 @@ def losses(*runs: subprocess.CompletedProcess) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, float]]:
+    """A run of four steps without interruption: its folder, of which tests take copies, and its losses."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return losses(start(folder, 4))
+    return folder, losses(start(folder, 4))
+
+
+@pytest.fixture
+def uninterrupted(finished) -> dict[int, float]:
+    return finished[1]
 
 
 def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_save_before(tmp_path, uninterrupted):
@@ -99,6 +108,39 @@ def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_save_before(tmp_path
     assert said(resumed)[0] == {"resumed": 2}
     assert losses(killed, resumed) == uninterrupted
     assert [path.name for path in whole_checkpoints(folder)] == ["step0000003", "step0000004"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"stage": 2}, "was written with training.zero_stage 0, here 2."),
+        pytest.param(
+            {"processes": 2}, "was written with number of processes 1, here 2.", marks=pytest.mark.slow, id="processes"
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_line(finished, tmp_path, settings, why):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    refused = start(folder, 5, **settings)
+    lines = {line for line in refused.stderr.splitlines() if line.startswith("error:")}
+    assert refused.returncode != 0
+    assert len(lines) == 1  # each process says the same
+    assert f"step0000004 {why} Take the run up as it was" in lines.pop()
+    assert len(whole_checkpoints(folder)) == 2
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_in_one_line(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    [model] = whole_checkpoints(folder)[-1].glob("mp_rank_00_model_states.pt")
+    os.truncate(model, model.stat().st_size // 2)
+    refused = start(folder, 5)
+    assert refused.returncode == 2
+    assert "step0000004: can't be read, it is damaged" in refused.stderr
+    assert "delete it to go on from the one before" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    shutil.rmtree(whole_checkpoints(folder)[-1])
+    assert said(start(folder, 3))[0] == {"resumed": 3}
 
 
 @pytest.fixture
@@ -130,6 +172,7 @@ def test_a_full_disk_is_one_line_and_the_last_whole_checkpoint_stays(small_disk,
     assert losses(resumed) == {step: uninterrupted[step] for step in (3, 4)}
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_line_too(tmp_path, uninterrupted):
     """As a full disk, for those who can't mount one."""
     folder = tmp_path / "run"
@@ -139,6 +182,7 @@ def test_a_file_that_may_not_grow_is_one_line_too(tmp_path, uninterrupted):
     assert said(start(folder, 4))[0] == {"resumed": 2}
 
 
+@pytest.mark.slow
 def test_where_one_of_two_processes_has_no_room_neither_waits_and_none_keeps_the_checkpoint(tmp_path):
     folder = tmp_path / "run"
     done = start(folder, 3, stage=2, processes=2, NO_ROOM_FROM=2)
