@@ -74,7 +74,8 @@ def _train(config: ExperimentConfig, device: str) -> None:
     if process.is_main:
         record_run(config, folder)
     trainer = _trainer(model, data, config, process)
-    signal.signal(signal.SIGTERM, trainer.stop_soon)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, trainer.stop_soon)
     trainer.run()
     logger.info("wrote %s", export_delta(trainer.model, config, folder, process))
     if process.is_main:

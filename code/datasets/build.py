@@ -72,6 +72,11 @@ def build_wording(config: DataConfig) -> Wording:
     )
 
 
+def cache_bytes(config: DataConfig) -> int:
+    """Memory that a process and its workers may fill with decoded photos."""
+    return round(config.cache_gib * 2**30)
+
+
 def build_pairs(
     config: DataConfig, transform: ImageTransform, seed: int
 ) -> tuple[SimulatedPairs | SupervisedPairs, SimulatedPairs | SupervisedPairs | None]:
@@ -94,7 +99,9 @@ def build_simulated(
     wording = build_wording(config)
 
     def pairs(records: list[ImageRecord]) -> SimulatedPairs:
-        return SimulatedPairs(records, transform, seed, config.patch_source, config.drawn_share, wording)
+        return SimulatedPairs(
+            records, transform, seed, config.patch_source, config.drawn_share, wording, cache_bytes(config)
+        )
 
     return pairs(train), pairs(held_back) if held_back else None
 
@@ -114,7 +121,7 @@ def build_supervised(
     wording = build_wording(config)
 
     def pairs(chosen: list[ImageRecord]) -> SupervisedPairs:
-        return SupervisedPairs(SupervisedSamples(chosen, transform, seed, wording))
+        return SupervisedPairs(SupervisedSamples(chosen, transform, seed, wording, cache_bytes(config)))
 
     train, held_back = supervised_split(records, config.validation_share, seed)
     return pairs(train), pairs(held_back) if held_back else None

@@ -2,16 +2,18 @@
 3.4).
 """
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+import math
+import mmap
+import multiprocessing
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from anomalygpt.datasets.dialogue import position_name
@@ -32,7 +34,7 @@ class SimulatedPairs(Dataset[SamplePair]):
     is made on the pixels that it shows the model, so that photo and mask agree. seed: with the epoch and the index
     it decides a pair, whatever the number of workers. source: patches come from the `same` class or from `any`
     photo. drawn_share: how often a defect is drawn (`drawn.py`) in place of a pasted patch. wording: of the
-    conversations. cache_bytes: memory for decoded photos, per worker process; the photo used longest ago leaves first.
+    conversations. cache_bytes: memory for decoded photos, of all workers together.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class SimulatedPairs(Dataset[SamplePair]):
         self.drawn_share = drawn_share
         self.wording = wording or Wording()
         self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._photos = PhotoCache(transform, cache_bytes)
+        self._photos = PhotoCache(transform, (record.image for record in records), cache_bytes)
         self._of_class: defaultdict[str, list[int]] = defaultdict(list)
         for index, record in enumerate(self.records):
             self._of_class[record.class_name].append(index)
@@ -71,8 +73,7 @@ class SimulatedPairs(Dataset[SamplePair]):
         """The pair of photo `index`. Raises DatasetError when a photo cannot be read."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} pairs")
-        if get_worker_info() is not None:
-            cv2.setNumThreads(0)  # OpenCV's own threads do not survive a worker's fork
+        one_thread_in_workers()
         rng = np.random.default_rng([self.seed, int(self._shared_epoch[0]), index])
         record = self.records[index]
         pixels = self._photos.pixels(record.image)
@@ -117,27 +118,75 @@ class SimulatedPairs(Dataset[SamplePair]):
         return photo.kind or None if photo.is_anomalous else ""
 
 
+def one_thread_in_workers() -> None:
+    """OpenCV's own threads do not survive a loader worker's fork, and the workers share the cores already."""
+    if get_worker_info() is not None:
+        cv2.setNumThreads(0)
+
+
 class PhotoCache:
-    """Photos as a transform shows them to the model, kept while they fit into a budget of bytes."""
+    """Photos as a transform shows them to the model; each is decoded once, by whoever comes first.
 
-    def __init__(self, transform: ImageTransform, budget: int) -> None:
+    They lie in memory that worker processes share, so that the budget holds for all of them together, and so that a
+    photo's pixels outlive the worker. Photos beyond the budget are decoded each time: an epoch shows every photo, so
+    that one in the place of another would gain nothing.
+
+    photos: the files that may be asked for. budget: bytes.
+    """
+
+    def __init__(self, transform: ImageTransform, photos: Iterable[Path], budget: int) -> None:
         self.transform = transform
+        self.photos = list(dict.fromkeys(photos))
         self.budget = budget
-        self.used = 0
-        self._kept: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+        self._reserve(budget)
 
-    def pixels(self, path: Path) -> NDArray[np.uint8]:
+    def _reserve(self, budget: int) -> None:
+        shape = (self.transform.size, self.transform.size, 3)
+        kept = self.photos[: budget // math.prod(shape)]
+        self._places = {path: place for place, path in enumerate(kept)}
+        # Anonymous, so that neither a file nor the size of /dev/shm limits it; it is taken page by page, as it fills.
+        memory = mmap.mmap(-1, max(1, len(kept) * (1 + math.prod(shape))))
+        self._ready = np.frombuffer(memory, np.uint8, len(kept))
+        self._pixels = np.frombuffer(memory, np.uint8, len(kept) * math.prod(shape), len(kept)).reshape(-1, *shape)
+        self._lock = multiprocessing.Lock()
+        self._unpickled = False
+
+    @property
+    def used(self) -> int:
+        """Bytes of the photos that are kept so far."""
+        return int(self._ready.sum()) * math.prod(self._pixels.shape[1:])
+
+    def pixels(self, path: Path) -> Pixels:
         """The photo at `path` as read-only uint8 (S, S, 3). Raises DatasetError when it cannot be read."""
-        if path in self._kept:
-            self._kept.move_to_end(path)
-            return self._kept[path]
-        pixels = np.array(self.transform.shown(load_image(path)))
-        pixels.setflags(write=False)
-        self._kept[path] = pixels
-        self.used += pixels.nbytes
-        while self.used > self.budget:
-            self.used -= self._kept.popitem(last=False)[1].nbytes
-        return pixels
+        if self._unpickled:
+            info = get_worker_info()
+            self._reserve(self.budget // (info.num_workers if info else 1))
+        place = self._places.get(path)
+        if place is None:
+            return _read_only(self._decoded(path))
+        with self._lock:  # what is marked as ready by another process is then seen whole
+            ready = bool(self._ready[place])
+        if not ready:
+            self._pixels[place] = self._decoded(path)
+            with self._lock:
+                self._ready[place] = 1
+        return _read_only(self._pixels[place])
+
+    def _decoded(self, path: Path) -> Pixels:
+        return np.array(self.transform.shown(load_image(path)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"transform": self.transform, "photos": self.photos, "budget": self.budget}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # In a worker that was not forked (macOS, Windows) no memory is shared: each takes its part of the budget.
+        self.__dict__.update(state, _unpickled=True)
+
+
+def _read_only(pixels: Pixels) -> Pixels:
+    view = pixels.view()
+    view.setflags(write=False)
+    return view
 
 
 def _require_normal(records: Sequence[ImageRecord]) -> None:

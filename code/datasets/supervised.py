@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from anomalygpt.datasets.dialogue import positions_of
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
-from anomalygpt.datasets.simulated import PhotoCache, hold_back, normal_split
+from anomalygpt.datasets.simulated import PhotoCache, hold_back, normal_split, one_thread_in_workers
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_mask
 from anomalygpt.datasets.wording import Wording
 
@@ -47,7 +47,7 @@ class SupervisedSamples(Dataset[AnomalySample]):
         self.seed = seed
         self.wording = wording or Wording()
         self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._photos = PhotoCache(transform, cache_bytes)
+        self._photos = PhotoCache(transform, (record.image for record in records), cache_bytes)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's wording; workers that are already running see it too."""
@@ -64,6 +64,7 @@ class SupervisedSamples(Dataset[AnomalySample]):
         """The sample of photo `index`. Raises DatasetError when photo or mask cannot be read, or the mask is empty."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} samples")
+        one_thread_in_workers()
         record = self.records[index]
         rng = self.generator(index)
         target = self._target(record)

@@ -1,5 +1,6 @@
 """Endless batches, epoch after epoch, that a resumed run takes up where it stopped."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -58,6 +59,8 @@ def endless_batches(
         pin_memory=process.device.type == "cuda",
         # Its own generator: a new epoch would draw from the one that dropout uses, and a resumed run differ.
         generator=torch.Generator(),
+        worker_init_fn=prepare_worker,
+        persistent_workers=workers > 0,  # beside a model of gigabytes, forking them anew each epoch takes seconds
     )
     epoch, skipped = divmod(start, per_epoch)
     while True:
@@ -67,3 +70,9 @@ def endless_batches(
             dataset.set_epoch(epoch)
         yield from loader
         epoch, skipped = epoch + 1, 0
+
+
+def prepare_worker(_: int) -> None:
+    """Leaves it to the main process when to stop: launchers and terminals send signals to every process of a run."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

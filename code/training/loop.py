@@ -1,6 +1,7 @@
 """The training loop: batches in, optimiser steps, numbers and checkpoints out (AnomalyGPT section 3.5; SPEC 7)."""
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,9 +101,11 @@ class Trainer:
         if self._log:
             self._log.close()
 
-    def stop_soon(self, *_: object) -> None:
-        """A signal handler: finish the step, save, and leave."""
+    def stop_soon(self, number: int = signal.SIGTERM, _: object = None) -> None:
+        """A signal handler: finish the step, save, and leave. A second Ctrl-C leaves at once."""
         self._stop_asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps

@@ -13,7 +13,6 @@ CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's own memory
 FRAGMENTED = 0.05  # of what is allocated: the allocator's loss
 PROCESS_BYTES = round(1.0 * GIB)  # Python with PyTorch, DeepSpeed, transformers and the data set's photos, measured
 LIVE_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters: gathered at a time under ZeRO 3
-PHOTO_CACHE = GIB  # a loader worker's cache of decoded photos, at most
 QUARTER_TURNS = 4
 ENCODER_COPIES = 12  # of a block's tokens at a time: MLP and attention
 FRAME_TOKENS = 40  # of an image's frame and the 18 prompts, rounded up
@@ -60,7 +59,7 @@ def estimate(config: ExperimentConfig, sizes: Sizes, processes: int, photos: int
     """The memory of one of the run's processes.
 
     Args:
-        photos: how many a loader worker may come to keep.
+        photos: how many may come to be kept.
         on_cpu: there is no GPU: all lies in the host's memory.
     """
     settings = config.training
@@ -73,7 +72,7 @@ def estimate(config: ExperimentConfig, sizes: Sizes, processes: int, photos: int
     keeper = host if settings.offload_optimizer else device
     keeper["optimiser"] = optimizer_bytes(settings, sizes.trained, processes)
     device["activations"] = activation_bytes(config, sizes, width)
-    host["loader workers"] = config.data.workers * min(PHOTO_CACHE, photos * MAP_SIZE**2 * 3)
+    host["decoded photos"] = min(round(config.data.cache_gib * GIB), photos * config.encoder.image_size**2 * 3)
     if on_cpu:
         return Estimate({}, host | device)
     device["CUDA and fragments"] = CUDA_BYTES + round(FRAGMENTED * sum(device.values()))

@@ -1,5 +1,6 @@
 """Training pairs: agreement, determinism, memory, batches, the split."""
 
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_seed_and_epoch_change_the_defects(train_records, transform):
 
 
 def test_the_reference_is_another_photo_of_the_class(train_records, transform):
-    photos = PhotoCache(transform, 1 << 30)
+    photos = PhotoCache(transform, [record.image for record in train_records], 1 << 30)
     dataset = SimulatedPairs(train_records, transform, seed=0)
     for index, record in enumerate(train_records):
         others = [r for r in train_records if r.class_name == record.class_name and r != record]
@@ -110,13 +111,34 @@ def test_an_unreadable_photo_is_named(train_records, transform):
         SimulatedPairs(train_records[:1], transform, seed=0)[0]
 
 
-def test_the_cache_keeps_to_its_budget(train_records, transform):
+def test_the_cache_keeps_to_its_budget_and_shows_the_same_photos(train_records, transform):
     one_photo = 64 * 64 * 3
-    cache = PhotoCache(transform, 2 * one_photo)
-    for record in train_records:
-        cache.pixels(record.image)
-        assert cache.used <= 2 * one_photo
-    assert PhotoCache(transform, 0).pixels(train_records[0].image).shape == (64, 64, 3)
+    files = [record.image for record in train_records]
+    none, some, every = (PhotoCache(transform, files, count * one_photo) for count in (0, 2, len(files)))
+    for _ in range(2):
+        for file in files:
+            assert np.array_equal(some.pixels(file), none.pixels(file))
+            assert np.array_equal(every.pixels(file), none.pixels(file))
+    assert [cache.used // one_photo for cache in (none, some, every)] == [0, 2, len(files)]
+
+
+def test_a_photo_in_the_cache_cant_be_painted_over(train_records, transform):
+    file = train_records[0].image
+    for budget in (0, 1 << 20):
+        with pytest.raises(ValueError, match="read-only"):
+            PhotoCache(transform, [file], budget).pixels(file)[:] = 0
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_all_workers_fill_one_cache_between_them(train_records, transform, method):
+    """A photo that one worker has decoded is there for every other, and after the workers have gone."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} on this machine")
+    dataset = SimulatedPairs(train_records, transform, seed=3)
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=collate_pairs, multiprocessing_context=method)
+    for alone, shared in zip(batches(SimulatedPairs(train_records, transform, seed=3), 0), loader, strict=True):
+        assert_same(alone, shared)
+    assert dataset._photos.used == (len(train_records) * 64 * 64 * 3 if method == "fork" else 0)
 
 
 def test_a_batch_alternates_normal_and_defect(train_records, transform):
