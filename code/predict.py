@@ -1,4 +1,8 @@
-"""Looks at photos: ``python predict.py PHOTO… [--reference GOOD…] [--question "…"] [--json] [--out DIR]``."""
+"""Looks at photos: ``python predict.py PHOTO… [--reference GOOD…] [--question "…"] [--json] [--out DIR]``.
+
+Good photos of a part are remembered once, ``python predict.py --reference GOOD… --save-references FILE``, and used
+often: ``--references FILE``.
+"""
 
 import argparse
 import glob
@@ -32,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Say whether, and where, parts in photos are defective.")
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
     parser.add_argument("--reference", nargs="+", default=[], metavar="GOOD", help="good photos of the same part")
+    parser.add_argument("--references", type=Path, metavar="FILE", help="good photos that were remembered in a file")
+    parser.add_argument("--save-references", type=Path, metavar="FILE", help="remember them in a .safetensors file")
     parser.add_argument("--question", help="by default: is there any anomaly in the image?")
     parser.add_argument("--class-name", help="what the photos show, as in 'screw'")
     parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
@@ -56,13 +62,15 @@ def _run(arguments: argparse.Namespace, config: Any) -> int:
 
     from anomalygpt.inference.predictor import Predictor
 
+    _check(arguments)
     queries, references = expand(arguments.photos), expand(arguments.reference)
     good = [load_image(path) for path in references]  # a wrong path is told before the model is loaded
     if arguments.out:
         make_folder(arguments.out)
     stems = output_stems(queries)
-    predictor = Predictor.from_config(config, arguments.device, speaks=not arguments.no_chat)
-    predictor.set_references(good)
+    # Nothing is said where references are remembered only.
+    predictor = Predictor.from_config(config, arguments.device, speaks=bool(queries) and not arguments.no_chat)
+    _remember(predictor, arguments, good)
     results, failed = [], 0
     for path in tqdm(queries, unit="photo", disable=len(queries) == 1 or not sys.stderr.isatty()):
         try:
@@ -82,6 +90,32 @@ def _run(arguments: argparse.Namespace, config: Any) -> int:
         with replacing(arguments.out / "results.json") as temporary:
             temporary.write_text(text, encoding="utf-8")
     return 1 if failed else 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What the parser can't tell, before the model is loaded.
+
+    Raises:
+        InputError: there is nothing to do, or a file is missing.
+    """
+    if not arguments.photos and not arguments.save_references:
+        raise InputError("no photo given; expected photos to look at, or --save-references FILE to remember good ones")
+    if arguments.save_references and not (arguments.reference or arguments.references):
+        raise InputError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
+    if arguments.references and not arguments.references.is_file():
+        raise InputError(f"--references {arguments.references}: no such file; --save-references makes one")
+
+
+def _remember(predictor: Any, arguments: argparse.Namespace, good: Sequence[Any]) -> None:
+    """References from a file, further ones beside them, and the file that they are saved to."""
+    if arguments.references:
+        predictor.load_references(arguments.references)
+        for photo in good:
+            predictor.add_reference(photo)
+    else:
+        predictor.set_references(good)
+    if arguments.save_references:
+        predictor.save_references(arguments.save_references)
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -114,6 +148,7 @@ def as_json(path: Path, found: Any) -> dict[str, Any]:
         "is_anomalous": found.is_anomalous,
         "verdict_from": found.verdict_from,
         "answer_agrees": found.answer_agrees,
+        "probability": round(found.probability, 6),
         "score": round(found.score, 6),
         "threshold": round(found.threshold, 6),
         "class_name": found.class_name,
@@ -124,14 +159,21 @@ def as_json(path: Path, found: Any) -> dict[str, Any]:
 def as_text(result: dict[str, Any]) -> str:
     """A result as a person reads it."""
     verdict = "DEFECT" if result["is_anomalous"] else "good"
-    lines = [f"{result['photo']}: {verdict} (score {result['score']:.3f}, threshold {result['threshold']:.3f})"]
+    numbers = ", ".join(f"{name} {result[name]:.3f}" for name in ("probability", "score", "threshold"))
+    lines = [f"{result['photo']}: {verdict}, says the {result['verdict_from']} ({numbers})"]
     lines += [f"  {result['answer']}"] if result["answer"] else []
     if not result["answer_agrees"]:
-        marked = "it marks what follows" if result["regions"] else "it marks no region"
-        lines.append(f"  The map contradicts the answer: {marked}")
+        lines.append(f"  {_disagreement(result)}")
     for region in result["regions"]:
         lines.append(f"  {region['position']}: box {tuple(region['box'])}, {100 * region['area']:.1f} % of the photo")
     return "\n".join(lines)
+
+
+def _disagreement(result: dict[str, Any]) -> str:
+    if result["verdict_from"] == "score":
+        return "The language model disagreed: its own first word contradicts the score"
+    marked = "the map marks what follows" if result["regions"] else "the map marks no region"
+    return f"The score contradicts the answer: {marked}"
 
 
 def make_folder(folder: Path) -> None:

@@ -156,13 +156,13 @@ class Session:
 
     def answer(self, talk: Talk, question: str) -> None:
         """Adds the answer to the conversation, which must have had its look."""
-        from anomalygpt.inference.predictor import prediction
-
         assert talk.look is not None
-        speaks = self.predictor.model.speaks
-        answer = self.predictor.answer(talk.look, question, talk.history) if speaks else ""
-        talk.found = talk.found or prediction(talk.look, question, answer)
-        talk.history.append((question, answer if speaks else MAP_ONLY))
+        if talk.found is None:
+            talk.found = self.predictor.ask(talk.look, question, talk.history)
+            answer = talk.found.answer
+        else:
+            answer = self.predictor.answer(talk.look, question, talk.history) if self.predictor.model.speaks else ""
+        talk.history.append((question, answer if self.predictor.model.speaks else MAP_ONLY))
 
 
 def _read(path: Path) -> "Image.Image":
@@ -209,11 +209,17 @@ def verdict(talk: Talk) -> str:
     name, kind, source = PENDING, "open", ""
     if found is not None:
         name, kind = ("Defect", "defect") if found.is_anomalous else ("Good", "good")
-        doubt = "" if found.answer_agrees else ", which the map contradicts"
-        source = f"Verdict from the {found.verdict_from}{doubt}. "
-    numbers = f"score {look.score:.3f}, threshold {look.threshold:.3f}"
+        source = f"Verdict from the {found.verdict_from}{_doubt(found)}. "
+    numbers = f"{100 * look.probability:.0f} % probable, score {look.score:.3f}, threshold {look.threshold:.3f}"
     head = f'<div class="verdict"><b class="{kind}">{name}</b><span>{numbers}</span></div>'
     return f'{head}<p class="hint">{source}{_regions_in_words(look)}</p>{_region_table(look)}'
+
+
+def _doubt(found: "Prediction") -> str:
+    """Whether the language model and the score agree, as the verdict's sentence goes on."""
+    if found.answer_agrees:
+        return ""
+    return ", which the score contradicts" if found.verdict_from == "answer" else "; the language model disagreed"
 
 
 def _regions_in_words(look: "Look") -> str:
@@ -511,10 +517,9 @@ def _default_config() -> str:
 def predictors(config: "ExperimentConfig", device: str = "auto") -> NewPredictor:
     """Builds the model once; returns what makes predictors around it, each with its own references."""
     from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.model.build import build_model, choose_device, generation_settings
+    from anomalygpt.model.build import build_model, choose_device
 
-    model = build_model(config, choose_device(device))
-    return partial(Predictor, model, generation=generation_settings(config), **config.inference.model_dump())
+    return partial(Predictor.around, build_model(config, choose_device(device)), config)
 
 
 def free_port(host: str, wanted: int) -> int:

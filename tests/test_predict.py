@@ -80,8 +80,9 @@ def test_unreadable_photo_does_not_keep_the_others_from_being_answered(silent_ru
 def test_json_tells_verdict_score_and_regions(silent_run: Run) -> None:
     found = results(silent_run)
     defect, good = found["scratch.png"], found["scratch.jpg"]
-    assert (defect["is_anomalous"], defect["verdict_from"], defect["answer"]) == (True, "map", "")
+    assert (defect["is_anomalous"], defect["verdict_from"], defect["answer"]) == (True, "score", "")
     assert defect["score"] > defect["threshold"] > 0
+    assert defect["probability"] > 0.5 > good["probability"]
     assert defect["regions"][0]["position"] == "top right"
     assert len(defect["regions"][0]["box"]) == 4
     assert good["score"] < defect["score"]
@@ -111,7 +112,8 @@ def test_photo_is_answered_in_words(photos: Path, compact_overrides: list[str]) 
     assert run.code == 0
     first = run.out.splitlines()[0]
     assert first.startswith(f"{photos / 'test' / 'scratch.png'}: ")
-    assert "(score " in first
+    assert "(probability " in first
+    assert "says the " in first
 
 
 def test_missing_photo_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

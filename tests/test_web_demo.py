@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from anomalygpt import web_demo
-from anomalygpt.inference.predictor import Look, Region
+from anomalygpt.inference.predictor import Look, Prediction, Region, prediction
 from anomalygpt.web_demo import DemoError, Session, ask, find_examples, free_port, read_inputs, start_over
 from tests import browser
 
@@ -28,8 +28,9 @@ class FakePredictor:
 
     text_class_rule = "longest_word"
 
-    def __init__(self, speaks: bool = True) -> None:
+    def __init__(self, speaks: bool = True, word: str = "Yes") -> None:
         self.model = SimpleNamespace(speaks=speaks)
+        self.word = word
         self.references = 0
         self.looks: list[str] = []
         self.asked: list[tuple[str, list[tuple[str, str]]]] = []
@@ -42,11 +43,20 @@ class FakePredictor:
         anomaly_map = np.zeros((photo.height, photo.width), dtype=np.float32)
         anomaly_map[:4, :4] = 1
         region = Region(box=(0, 0, 4, 4), area=0.01, position="top left", peak=1.0)
-        return Look(None, torch.zeros(1, 1, 224, 224), anomaly_map, 1.0, 0.5, (region,), class_name)  # type: ignore[arg-type]
+        return look(anomaly_map, region, class_name)
 
     def answer(self, look: Look, question: str, history: Sequence[tuple[str, str]]) -> str:
         self.asked.append((question, list(history)))
-        return f"Yes, {look.class_name} number {len(self.asked)}."
+        return f"{self.word}, {look.class_name} number {len(self.asked)}."
+
+    def ask(self, look: Look, question: str, history: Sequence[tuple[str, str]]) -> Prediction:
+        answer = self.answer(look, question, history) if self.model.speaks else ""
+        return prediction(look, question, answer)
+
+
+def look(anomaly_map: np.ndarray, region: Region, class_name: str) -> Look:
+    map_ = torch.zeros(1, 1, 224, 224)
+    return Look(None, map_, anomaly_map, 1.0, 0.5, (region,), class_name, 0.97, map_)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -74,7 +84,7 @@ def test_question_map_and_answer_appear_one_after_the_other(photos: list[str]) -
     steps, _ = asked(photos[0], "What is it?")
     assert [bubble["content"] for bubble in steps[0][0]] == ["What is it?", web_demo.PENDING]
     assert steps[1][1].size == (40, 30)
-    assert "score 1.000, threshold 0.500" in steps[1][2]
+    assert "97 % probable, score 1.000, threshold 0.500" in steps[1][2]
     assert "Defect" not in steps[1][2]
     assert [bubble["content"] for bubble in steps[2][0]] == ["What is it?", "Yes, object number 1."]
     assert "Defect" in steps[2][2]
@@ -179,13 +189,20 @@ def test_model_without_language_still_gives_a_verdict(photos: list[str]) -> None
     steps, _ = asked(photos[0], session=session)
     assert steps[-1][0][-1]["content"] == web_demo.MAP_ONLY
     assert "Defect" in steps[-1][2]
-    assert "Verdict from the map" in steps[-1][2]
+    assert "Verdict from the score" in steps[-1][2]
+
+
+def test_answer_that_the_score_contradicts_says_so(photos: list[str]) -> None:
+    session = Session(FakePredictor(word="No"))  # type: ignore[arg-type]
+    steps, _ = asked(photos[0], session=session)
+    assert "Good" in steps[-1][2]
+    assert "Verdict from the answer, which the score contradicts." in steps[-1][2]
 
 
 def test_markup_in_a_position_or_a_name_stays_text(photos: list[str]) -> None:
     talk = web_demo.Talk(read_inputs(photos[0], None, ""))
     region = Region((0, 0, 1, 1), 0.1, "<script>", 1.0)
-    talk.look = Look(None, torch.zeros(1), np.zeros((1, 1), np.float32), 1.0, 0.5, (region,), "x")  # type: ignore[arg-type]
+    talk.look = look(np.zeros((1, 1), np.float32), region, "x")
     assert "<script>" not in web_demo.verdict(talk)
 
 

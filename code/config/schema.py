@@ -62,6 +62,42 @@ class DeltaConfig(Settings):
     parts: tuple[Part, ...]
 
 
+class ReferencesConfig(Settings):
+    """How good photos are remembered and compared. None takes the preset's value.
+
+    Attributes:
+        preset: ``official`` is the paper's behaviour, ``best`` and ``fast`` are what measured best on photos at twice
+            the encoder's side and at its own; ``custom`` starts at the paper's values.
+        others: see ``ReferenceSettings``.
+    """
+
+    preset: Literal["official", "best", "fast", "custom"] = "official"
+    augmentation: Literal["none", "rotations", "flips", "auto"] | None = None
+    scales: Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1)] | None = None
+    scale_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    tiling: bool | None = None
+    tap_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    neighbourhood: Annotated[int, Field(gt=0)] | None = None
+    distance: Literal["cosine", "euclid"] | None = None
+    normalise: bool | None = None
+    foreground: Literal["off", "auto"] | None = None
+    coreset_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    coreset_from: Annotated[int, Field(ge=0)] | None = None
+    interpolation: Literal["aligned", "centred"] | None = None
+    smoothing: Annotated[float, Field(ge=0)] | None = None
+    top_share: Share | None = None
+    text_weight: Share | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ReferencesConfig":
+        named = self.model_dump(exclude={"preset"}, exclude_none=True)
+        if self.preset == "official" and named:
+            raise ValueError(f"preset 'official' takes no other setting, but {', '.join(named)} is set: name 'custom'")
+        if self.neighbourhood is not None and self.neighbourhood % 2 == 0:
+            raise ValueError(f"neighbourhood {self.neighbourhood}: expected an odd number of patches")
+        return self
+
+
 class InferenceConfig(Settings):
     """How photos are looked at.
 
@@ -69,11 +105,21 @@ class InferenceConfig(Settings):
         geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released code's table (SPEC 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
         map_threshold: a text map's pixel belongs to a region above this probability.
+        references: how good photos are remembered.
+        false_alarm_rate: how often a good photo may be taken for an anomalous one, with references.
+        verdict: who wins where the answer's yes or no and the calibrated score contradict each other. Where the
+            ``score`` does, the answer is given again, beginning with its verdict.
+        prompt_map: what the prompt learner sees of a references' map: its ``raw`` distances, as in the paper, or
+            ``calibrated``, one half at the threshold.
     """
 
     geometry: Literal["squash", "official"] = "squash"
     text_class_rule: Literal["longest_word", "official"] = "longest_word"
     map_threshold: Share = 0.5
+    references: ReferencesConfig = ReferencesConfig()
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    verdict: Literal["answer", "score"] = "answer"
+    prompt_map: Literal["raw", "calibrated"] = "raw"
 
 
 class DataSource(Settings):
@@ -109,7 +155,7 @@ class DataConfig(Settings):
         drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
-        workers: processes that prepare a training process's batches, and as many its instructions; 0: none of their own.
+        workers: processes that prepare a training process's batches, and as many its instructions; 0: none of its own.
         cache_gib: memory for decoded photos, of one training process and its workers together.
     """
 

@@ -1,41 +1,96 @@
-"""From which value on a pixel of the map is anomalous, told by the reference photos alone."""
+"""From which score on a photo, and from which value on a pixel, is anomalous: told by the references alone."""
 
-import torch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from scipy import stats
 from torch import Tensor
 
-from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.few_shot import PatchMemory
-
-MARGIN = 1.1  # above the strangest good patch: a part that was never photographed differs a little more
-SHIFT_SHARE = 1 / 32  # half a patch on a 16 x 16 grid
-BRIGHTNESS = 0.15  # in units of the normalised image
+# The largest value of a good photo's map is log-normal: its logarithm varies about a centre that the held-out maps
+# tell, by a spread that they tell together with what is known of other parts.
+SPREAD = 0.15  # of the logarithm, between good photos of one part
+SPREAD_COUNTS = 6.0  # so many photos' worth that the number above weighs against the references' own spread
+NEARER = 0.12  # distances fall with the number of references K as K ** -NEARER; held out, a photo has K - 1
+ALONE = 0.0  # added to the centre where one reference was held against itself taken again
+SHARPNESS = 2.0  # of the probability: how fast its log-odds rise, per spread
 LOWEST = 0.05  # the same photo twice differs in nothing, and then everything would be anomalous
 
 
-def distance_threshold(references: ImageFeatures, shifted: ImageFeatures) -> float:
-    """The map value above which a patch counts as anomalous.
+class Calibrated(Protocol):
+    """What scores and pixels are held against."""
 
-    With several references each is held against the others; with a single one, against itself taken again.
+    @property
+    def threshold(self) -> float:
+        """The map's value above which pixels form regions."""
+        ...
+
+    def probability(self, score: float) -> float:
+        """That the photo is anomalous, 0..1; above one half is the verdict."""
+        ...
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of the maps that come from references.
+
+    Attributes:
+        threshold: what the largest value of a good photo's map exceeds as often as the false-alarm rate says.
+        limit: the score that a good photo exceeds as often; there the probability is one half.
+        slope: log-odds per unit of the score's logarithm.
+    """
+
+    threshold: float
+    limit: float
+    slope: float
+
+    def probability(self, score: float) -> float:
+        """That a photo with this image score is anomalous, 0..1: a rising function, one half at the limit."""
+        odds = self.slope * math.log(max(score, LOWEST**2) / self.limit)
+        return 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
+
+
+@dataclass(frozen=True)
+class TextCalibration:
+    """Of text maps, which are probabilities themselves: as they are, where the threshold is one half."""
+
+    threshold: float
+
+    def probability(self, score: float) -> float:
+        """The score, 0..1; straight from 0 to one half at the threshold, and from there to 1."""
+        if score <= self.threshold:
+            return max(0.0, score) / (2 * self.threshold) if self.threshold else 0.5
+        return 1 - (1 - min(1.0, score)) / (2 * (1 - self.threshold))
+
+
+def calibrate(
+    held_out_scores: Sequence[float], held_out_maps: Tensor, false_alarm_rate: float, *, references: int
+) -> Calibration:
+    """What good photos that the memory did not hold tell of those to come.
 
     Args:
-        references: features of the K reference photos.
-        shifted: features of the same photos after :func:`taken_again`; used for K = 1.
+        held_out_scores: image scores of the maps.
+        held_out_maps: (M, 1, S, S), see ``References.held_out_maps``.
+        false_alarm_rate: how often a good photo may be taken for an anomalous one, above 0, below 1.
+        references: K, how many are remembered.
     """
-    if len(references) == 1:
-        lowest = PatchMemory(references).similarity(shifted).min()
+    limit, spread = _limit(held_out_scores, false_alarm_rate, references)
+    threshold, _ = _limit(held_out_maps.flatten(1).amax(dim=1).tolist(), false_alarm_rate, references)
+    return Calibration(threshold, limit, SHARPNESS / spread)
+
+
+def _limit(values: Sequence[float], false_alarm_rate: float, references: int) -> tuple[float, float]:
+    """(what a new good photo's value exceeds with this probability, the spread of its logarithm)."""
+    logs = [math.log(max(value, LOWEST**2)) for value in values]
+    mean = sum(logs) / len(logs)
+    if references == 1:  # retakes of one photo are no photos of their own
+        centre, known, squares = mean + ALONE, 1, 0.0
     else:
-        lowest = torch.stack([_left_out(references, k) for k in range(len(references))]).min()
-    return max(LOWEST, MARGIN * float(1 - lowest))
-
-
-def _left_out(references: ImageFeatures, k: int) -> Tensor:
-    """The lowest similarity of photo k's patches to the other photos."""
-    others = [i for i in range(len(references)) if i != k]
-    return PatchMemory(references[others]).similarity(references[[k]]).min()
-
-
-def taken_again(images: Tensor) -> Tensor:
-    """Normalised photos (K, 3, S, S) as a second photo of the same part would be: shifted and a little brighter."""
-    shift = round(images.shape[-1] * SHIFT_SHARE)
-    padded = torch.nn.functional.pad(images, (shift, shift, shift, shift), mode="replicate")
-    return padded[..., : images.shape[-2], : images.shape[-1]] + BRIGHTNESS
+        centre = mean + NEARER * math.log((references - 1) / references)
+        known, squares = len(logs), sum((log - mean) ** 2 for log in logs)
+    # The predictive distribution of a normal variable under a conjugate prior on its variance.
+    freedom = SPREAD_COUNTS + known - 1
+    spread = math.sqrt((SPREAD_COUNTS * SPREAD**2 + squares) / freedom * (1 + 1 / known))
+    limit = math.exp(centre + spread * float(stats.t.ppf(1 - false_alarm_rate, freedom)))
+    return max(LOWEST, limit), spread

@@ -1,7 +1,8 @@
 """The one path from a photo to an answer: demo, command line, evaluation and users call this class."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,13 +14,17 @@ from scipy import ndimage
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.dialogue import class_in_prompt, detection_question, parse_verdict, position_name
 from anomalygpt.datasets.transforms import Geometry, ImageTransform
-from anomalygpt.inference.calibration import distance_threshold, taken_again
+from anomalygpt.inference.calibration import Calibrated, Calibration, TextCalibration, calibrate
+from anomalygpt.inference.comparison import top_mean
+from anomalygpt.inference.reference_settings import OFFICIAL, ReferenceSettings, reference_settings
+from anomalygpt.inference.references import References, ReferencesError
+from anomalygpt.inference.verdict import Verdict, contradicting_opening, decide
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device, generation_settings
 from anomalygpt.model.chat import chat_prompt
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.few_shot import PatchMemory
 from anomalygpt.model.llm import GenerationSettings
+from anomalygpt.model.map_scale import calibrated
 
 SMALLEST_REGION = 0.0005  # of the photo's area; smaller ones are specks of the map's interpolation
 
@@ -47,11 +52,13 @@ class Look:
 
     Attributes:
         features: of the photo, one image.
-        model_map: (1, 1, 224, 224) float32, what the prompt learner sees.
+        model_map: (1, 1, 224, 224) float32, the anomaly map.
         map: (height, width) float32, the same map on the photo's own pixels.
-        score: the map's maximum, the image's anomaly score.
+        score: the image's anomaly score: the map's maximum, or the mean of its highest pixels (``top_share``).
         threshold: a pixel above it is anomalous.
         regions: the anomalous ones, largest first.
+        probability: that the photo is anomalous, calibrated by the references; above one half it is taken to be.
+        prompt_map: (1, 1, 224, 224) float32, what the prompt learner sees of the map.
     """
 
     features: ImageFeatures
@@ -61,6 +68,13 @@ class Look:
     threshold: float
     regions: tuple[Region, ...]
     class_name: str
+    probability: float
+    prompt_map: torch.Tensor
+
+    @property
+    def is_anomalous(self) -> bool:
+        """What the score says."""
+        return self.probability > 0.5
 
 
 @dataclass(frozen=True)
@@ -70,23 +84,26 @@ class Prediction:
     Attributes:
         answer: in words.
         is_anomalous: the verdict.
-        verdict_from: whether the verdict is the answer's yes or no, or, where the answer has neither, the map's.
-        answer_agrees: False where the answer's yes or no contradicts the map's regions.
-        score: the map's maximum.
+        verdict_from: whether the verdict is the answer's yes or no, or the calibrated score's: where the answer has
+            neither, or where the score wins.
+        answer_agrees: False where the language model's own yes or no contradicts the score.
+        score: the map's maximum, or the mean of its highest pixels.
         map: (height, width) float32 on the photo's own pixels.
         threshold: a pixel of the map above it is anomalous.
+        probability: that the photo is anomalous, by the score.
     """
 
     question: str
     answer: str
     is_anomalous: bool
-    verdict_from: Literal["answer", "map"]
+    verdict_from: Verdict
     answer_agrees: bool
     score: float
     map: NDArray[np.float32]
     threshold: float
     regions: tuple[Region, ...]
     class_name: str
+    probability: float
 
 
 class Predictor:
@@ -94,7 +111,8 @@ class Predictor:
 
     Args:
         model: in evaluation mode.
-        geometry, text_class_rule, map_threshold: see ``InferenceConfig``.
+        geometry, text_class_rule, map_threshold, false_alarm_rate, verdict, prompt_map: see ``InferenceConfig``.
+        references: how good photos are remembered.
         generation: how answers are sampled.
     """
 
@@ -105,19 +123,27 @@ class Predictor:
         geometry: Literal["squash", "official"] = "squash",
         text_class_rule: Literal["longest_word", "official"] = "longest_word",
         map_threshold: float = 0.5,
+        references: ReferenceSettings = OFFICIAL,
+        false_alarm_rate: float = 0.05,
+        verdict: Verdict = "answer",
+        prompt_map: Literal["raw", "calibrated"] = "raw",
         generation: GenerationSettings | None = None,
     ) -> None:
         self.model = model
         self.text_class_rule = text_class_rule
         self.map_threshold = map_threshold
+        self.reference_settings = references
+        self.false_alarm_rate = false_alarm_rate
+        self.verdict = verdict
+        self.prompt_map = prompt_map
         self.generation = generation or GenerationSettings()
         spec = model.encoder.spec
         self._whole = ImageTransform(spec.size, spec.mean, spec.std, "squash")
         # The released code crops wherever references are used, and squashes everywhere else (SPEC 2).
         referenced: Geometry = "crop" if geometry == "official" else "squash"
         self._beside_references = ImageTransform(spec.size, spec.mean, spec.std, referenced)
-        self._memory: PatchMemory | None = None
-        self._memory_threshold = 0.0
+        self._references: References | None = None
+        self._calibrations: dict[str, Calibration] = {}  # by class name
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, speaks: bool = True) -> "Predictor":
@@ -126,31 +152,89 @@ class Predictor:
         Args:
             speaks: False leaves the language model out: maps, scores and regions only.
         """
-        model = build_model(config, choose_device(device), speaks=speaks)
-        return cls(model, generation=generation_settings(config), **config.inference.model_dump())
+        return cls.around(build_model(config, choose_device(device), speaks=speaks), config)
+
+    @classmethod
+    def around(cls, model: AnomalyGPT, config: ExperimentConfig) -> "Predictor":
+        """A predictor around a model that was built before, with an experiment's settings; it has no references yet."""
+        settings = config.inference.model_dump(exclude={"references"})
+        remembered = reference_settings(config.inference.references)
+        return cls(model, generation=generation_settings(config), references=remembered, **settings)
 
     @property
     def transform(self) -> ImageTransform:
         """How the next photo is brought to the model's size."""
-        return self._whole if self._memory is None else self._beside_references
+        return self._whole if self._references is None else self._beside_references
+
+    # -- references -------------------------------------------------------------------------------------------------
+
+    @property
+    def references(self) -> References | None:
+        """The good photos that maps come from; None without any."""
+        return self._references
 
     @property
     def has_references(self) -> bool:
         """Whether maps come from reference photos."""
-        return self._memory is not None
+        return self._references is not None
 
     def set_references(self, photos: Sequence[Image.Image]) -> None:
-        """Remembers good photos of the part; they replace earlier ones. None at all goes back to the text map."""
-        if not photos:
-            self._memory = None
-            return
-        images = torch.stack([self._beside_references(photo) for photo in photos])
-        references = self.model.encode(images)
-        shifted = self.model.encode(taken_again(images)) if len(photos) == 1 else references
-        self._memory = PatchMemory(references)
-        self._memory_threshold = distance_threshold(references, shifted)
+        """Remembers good photos of the part; they replace earlier ones. None at all goes back to the text map.
 
-    @torch.inference_mode()
+        Raises:
+            ReferencesError: the settings of ``inference.references`` do not fit the encoder.
+        """
+        self._take(
+            References.remember(self.model, photos, self.reference_settings, self._beside_references)
+            if photos
+            else None
+        )
+
+    def add_reference(self, photo: Image.Image) -> None:
+        """Remembers one more good photo, beside those that are remembered."""
+        if self._references is None:
+            self.set_references([photo])
+            return
+        self._references.add(photo)
+        self._take(self._references)
+
+    def save_references(self, path: Path) -> None:
+        """Writes the references to a safetensors file, from which :meth:`load_references` restores them.
+
+        Raises:
+            ReferencesError: there are none, or the file can't be written.
+        """
+        if self._references is None:
+            raise ReferencesError(f"{path}: there are no references to save")
+        self._references.save(path)
+
+    def load_references(self, path: Path) -> None:
+        """Takes saved references in place of any earlier ones; they are compared as they were when they were saved.
+
+        Raises:
+            ReferencesError: no such file, damaged, or made with another encoder, other weights or another geometry.
+        """
+        self._take(References.load(path, self.model, self._beside_references))
+
+    def _take(self, references: References | None) -> None:
+        self._references = references
+        self._calibrations = {}
+        if references is not None:
+            self._calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
+
+    def _calibrated(self, class_name: str) -> Calibrated:
+        if self._references is None:
+            return TextCalibration(self.map_threshold)
+        key = class_name if self._references.settings.text_weight else UNNAMED_CLASS
+        if key not in self._calibrations:
+            maps = self._references.held_out_maps(key)
+            scores = [self._references.score(one) for one in maps.split(1)]
+            count = len(self._references)
+            self._calibrations[key] = calibrate(scores, maps, self.false_alarm_rate, references=count)
+        return self._calibrations[key]
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
     def look(self, photo: Image.Image, class_name: str = UNNAMED_CLASS) -> Look:
         """Encodes a photo and draws its map; everything else about it is asked of the result.
 
@@ -158,29 +242,71 @@ class Predictor:
             photo: of any mode and size; its EXIF orientation is respected.
             class_name: what the photo shows, for encoders with a text tower.
         """
-        features = self.model.encode(self.transform(photo).unsqueeze(0))
-        model_map = self.model.anomaly_map(features, [class_name], self._memory)
-        upright = ImageOps.exif_transpose(photo)
-        on_photo = self.transform.to_photo(model_map[0, 0], upright.size).cpu().numpy()
-        threshold = self.map_threshold if self._memory is None else self._memory_threshold
+        return self.look_many([photo], class_name)[0]
+
+    @torch.inference_mode()
+    def look_many(self, photos: Sequence[Image.Image], class_name: str = UNNAMED_CLASS) -> list[Look]:
+        """Looks at several photos of one kind of part at once: quicker on a GPU, the same on a CPU."""
+        names = [class_name] * len(photos)
+        if self._references is not None:
+            features, maps = self._references.look_many(photos, names)
+        else:
+            features = self.model.encode(torch.stack([self.transform(photo) for photo in photos]))
+            maps = self.model.anomaly_map(features, names)
+        return [
+            self._seen(photo, features[[number]], maps[number : number + 1], class_name)
+            for number, photo in enumerate(photos)
+        ]
+
+    def _seen(self, photo: Image.Image, features: ImageFeatures, model_map: torch.Tensor, class_name: str) -> Look:
+        size = ImageOps.exif_transpose(photo).size
+        on_photo = self.transform.to_photo(model_map[0, 0], size).cpu().numpy()
+        calibration = self._calibrated(class_name)
+        score = float(top_mean(model_map, self._settings.top_share))
+        rescaled = self.prompt_map == "calibrated" and self._references is not None
         return Look(
             features=features,
             model_map=model_map,
             map=on_photo,
-            score=float(model_map.max()),
-            threshold=threshold,
-            regions=find_regions(on_photo, threshold),
+            score=score,
+            threshold=calibration.threshold,
+            regions=find_regions(on_photo, calibration.threshold),
             class_name=class_name,
+            probability=calibration.probability(score),
+            prompt_map=calibrated(model_map, calibration.threshold) if rescaled else model_map,
         )
 
-    def answer(self, look: Look, question: str, history: Sequence[tuple[str, str]] = ()) -> str:
+    @property
+    def _settings(self) -> ReferenceSettings:
+        return self.reference_settings if self._references is None else self._references.settings
+
+    # -- answering --------------------------------------------------------------------------------------------------
+
+    def answer(
+        self, look: Look, question: str, history: Sequence[tuple[str, str]] = (), opening: str | None = None
+    ) -> str:
         """Answers a question about a photo that was looked at.
 
         Args:
             history: earlier (question, answer) pairs about it.
+            opening: the answer's first words, from which the model goes on.
         """
         text = chat_prompt(history, question)
-        return self.model.answer(look.features, look.model_map, [text], self.generation)[0]
+        openings = [] if opening is None else [opening]
+        return self.model.answer(look.features, look.prompt_map, [text], self.generation, openings)[0]
+
+    def ask(self, look: Look, question: str, history: Sequence[tuple[str, str]] = ()) -> Prediction:
+        """Asks for a verdict on a photo that was looked at.
+
+        Where the score wins over words that contradict it, the answer is given again, beginning with what the score
+        says; the result then still tells that the language model itself disagreed.
+        """
+        if not self.model.speaks:
+            return prediction(look, question, "", self.verdict)
+        answer = self.answer(look, question, history)
+        found = prediction(look, question, answer, self.verdict)
+        opening = contradicting_opening(question, answer, look.is_anomalous) if self.verdict == "score" else None
+        return found if opening is None else replace(found, answer=self.answer(look, question, history, opening))
 
     def predict(self, photo: Image.Image, question: str | None = None, class_name: str | None = None) -> Prediction:
         """Looks at a photo and answers one question about it.
@@ -191,25 +317,29 @@ class Predictor:
         """
         question = question or detection_question(class_name, with_description=False)
         found = class_name or class_in_prompt(question, self.text_class_rule)
-        look = self.look(photo, found)
-        answer = self.answer(look, question) if self.model.speaks else ""
-        return prediction(look, question, answer)
+        return self.ask(self.look(photo, found), question)
 
 
-def prediction(look: Look, question: str, answer: str) -> Prediction:
-    """A look and an answer, with the verdict that follows from them."""
+def prediction(look: Look, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
+    """A look and the language model's own answer, with the verdict that follows from them.
+
+    Args:
+        verdict: who wins where they contradict each other.
+    """
     said = parse_verdict(answer)
+    is_anomalous, source = decide(said, look.is_anomalous, verdict)
     return Prediction(
         question=question,
         answer=answer,
-        is_anomalous=bool(look.regions) if said is None else said,
-        verdict_from="map" if said is None else "answer",
-        answer_agrees=said is None or said == bool(look.regions),
+        is_anomalous=is_anomalous,
+        verdict_from=source,
+        answer_agrees=said is None or said == look.is_anomalous,
         score=look.score,
         map=look.map,
         threshold=look.threshold,
         regions=look.regions,
         class_name=look.class_name,
+        probability=look.probability,
     )
 
 

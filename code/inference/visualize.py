@@ -6,16 +6,16 @@ from PIL import Image, ImageDraw
 
 from anomalygpt.datasets.transforms import to_rgb
 from anomalygpt.inference.predictor import Region
+from anomalygpt.model.map_scale import calibrated
 
 BOX_COLOUR = (255, 255, 255)
 BOX_EDGE = (20, 20, 20)
-TINY = 1e-6  # a threshold of zero paints whatever lies above it
 OPAQUE = 0.65  # how much of the photo the hottest colour covers
 
 
 def heat(anomaly_map: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
     """(H, W) -> (H, W) in 0..1: 0.5 where the map meets the threshold, 1 at twice that. Never scaled per image."""
-    return np.clip(anomaly_map / (2 * max(threshold, TINY)), 0, 1).astype(np.float32)
+    return calibrated(anomaly_map, threshold).astype(np.float32)
 
 
 def overlay(

@@ -119,19 +119,25 @@ class AnomalyGPT(nn.Module):
         maps: Tensor,
         texts: Sequence[str],
         settings: GenerationSettings | None = None,
+        openings: Sequence[str] = (),
         **extra: Any,
     ) -> list[str]:
         """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images.
 
         Args:
             maps: (B, 1, 224, 224).
+            openings: how the B answers begin; the model goes on from there. None at all leaves it free.
             extra: passed on to the language model's ``generate``.
         """
         tokenizer = self._speaking(self.tokenizer)
+        # Encoded on its own, as an answer is in training.
+        begun = [tokenizer.encode(opening) for opening in openings] or [[]] * len(texts)
         with torch.inference_mode():
             before = self.prompt_embeds(features, maps)
-            embeds, attention = self._left_padded(before, [tokenizer.encode(text) for text in texts])
-        return generate(self.llama_model, embeds, attention, tokenizer, settings or GenerationSettings(), **extra)
+            rows = [tokenizer.encode(text) + ids for text, ids in zip(texts, begun, strict=True)]
+            embeds, attention = self._left_padded(before, rows)
+        chosen = settings or GenerationSettings()
+        return generate(self.llama_model, embeds, attention, tokenizer, chosen, begun, **extra)
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         embed = self._embedding()

@@ -43,6 +43,7 @@ class Dinov2(nn.Module):
             tap_width=vit.embed_dim,
             taps=chosen,
             embed_width=vit.embed_dim,
+            any_size=True,
         )
 
     def encode_image(self, images: Tensor) -> ImageFeatures:

@@ -16,7 +16,13 @@ class EncoderSettingsError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What an encoder expects of, and gives for, an image. Sizes are in pixels, patches and channels."""
+    """What an encoder expects of, and gives for, an image. Sizes are in pixels, patches and channels.
+
+    Attributes:
+        size: side of the square image; the encoder's own.
+        grid: patches along that side.
+        any_size: whether squares of other sides, multiples of the patch, are taken as well.
+    """
 
     size: int
     mean: tuple[float, float, float]
@@ -25,6 +31,12 @@ class ImageSpec:
     tap_width: int
     taps: tuple[int, ...]
     embed_width: int
+    any_size: bool = False
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return self.size // self.grid
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Encoder(Protocol):
     spec: ImageSpec
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Normalised images (B, 3, size, size) -> features."""
+        """Normalised images (B, 3, size, size), or of other sides where the spec says so -> features."""
         ...
 
 

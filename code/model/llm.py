@@ -123,6 +123,7 @@ def generate(
     attention: Tensor,
     tokenizer: Tokenizer,
     settings: GenerationSettings,
+    begun: Sequence[Sequence[int]] = (),
     **extra: Any,
 ) -> list[str]:
     """Continues B prompts given as embeddings.
@@ -130,11 +131,13 @@ def generate(
     Args:
         embeds: (B, N, D_l), padded on the left.
         attention: (B, N) int64, 1 where a position counts.
+        begun: the ids at each prompt's end with which its answer already begins; they come back as part of it.
         extra: passed on to ``generate`` (a streamer, say).
 
     Returns:
         B answers, without the end-of-turn mark.
     """
+    begun = begun or [()] * len(embeds)
     sampling = (
         {
             "do_sample": True,
@@ -156,7 +159,10 @@ def generate(
         **sampling,
         **extra,
     )
-    return [answer_text(_without_padding(row, tokenizer.eos_id), tokenizer) for row in ids.tolist()]
+    return [
+        answer_text([*start, *_without_padding(row, tokenizer.eos_id)], tokenizer)
+        for start, row in zip(begun, ids.tolist(), strict=True)
+    ]
 
 
 def _without_padding(ids: Sequence[int], eos: int) -> list[int]:

@@ -9,11 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.inference.predictor import Look, find_regions
+from anomalygpt.evaluation.measured import Measured
+from anomalygpt.evaluation.protocol import Plan
+from anomalygpt.evaluation.session import Session, Settings
+from anomalygpt.evaluation.state import State
+from anomalygpt.inference.predictor import Look, Prediction, find_regions, prediction
 
 SIDE = 32
-SQUARE = (8, 16)  # the defect's rows and columns
+SQUARE = (
+    8,
+    16,
+)  # rows and columns of the defect, whose centre lies in the middle ninth; it reaches into the top left one
 
 
 def write_photo(path: Path, seed: int, defect: bool = False) -> None:
@@ -52,7 +60,7 @@ class FakePredictor:
     def __init__(
         self,
         see: Callable[[torch.Tensor], torch.Tensor] = lambda dark: dark,
-        words: Callable[[bool], str] = lambda is_dark: "Yes, there is." if is_dark else "No, there is not.",
+        words: Callable[[bool], str] = lambda is_dark: "Yes, at the center." if is_dark else "No, there is not.",
     ) -> None:
         self.see, self.words = see, words
         self.transform = ImageTransform(SIDE, (0.0,) * 3, (1.0,) * 3)
@@ -74,13 +82,29 @@ class FakePredictor:
             threshold=0.5,
             regions=find_regions(seen.numpy(), 0.5),
             class_name=class_name,
+            probability=float(seen.max()),
+            prompt_map=seen[None, None],
         )
 
-    def answer(self, look: Look, question: str) -> str:
+    def ask(self, look: Look, question: str) -> Prediction:
         self.questions.append(question)
-        return self.words(look.features.is_dark)
+        return prediction(look, question, self.words(look.features.is_dark))
 
 
 @pytest.fixture
 def fake_predictor() -> type[FakePredictor]:
     return FakePredictor
+
+
+@pytest.fixture
+def session(tmp_path: Path, tree: Path) -> Callable[..., Session]:
+    """Makes a session on the tree's one class; its state goes to a folder of the test's."""
+
+    def make(predictor: FakePredictor | None, shots: int = 0, **options: object) -> Session:
+        records = options.pop("records", None) or index_mvtec(tree)
+        settings = Settings(tree, "mvtec", **options.pop("settings", {}))
+        plan = options.pop("plan", None) or Plan((shots,))
+        folder = options.pop("folder", tmp_path / "run")
+        return Session(predictor, records, plan, settings, State(folder, Measured), **options)
+
+    return make

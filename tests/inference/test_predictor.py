@@ -138,7 +138,7 @@ def test_references_are_encoded_once_for_all_photos(predictor: Predictor, photo,
     predictor.set_references([photo(seed=seed) for seed in range(3)])
     for seed in range(2):
         predictor.look(photo(seed=10 + seed))
-    assert encodings == [3, 1, 1]
+    assert encodings == [1] * 5
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -168,11 +168,11 @@ def test_answer_is_the_same_each_time(predictor: Predictor, photo) -> None:
     [
         ("Yes, at the top.", True, "answer"),
         ("No.", False, "answer"),
-        ("None that I can see.", True, "map"),
-        ("", True, "map"),
+        ("None that I can see.", True, "score"),
+        ("", True, "score"),
     ],
 )
-def test_verdict_is_the_answers_and_else_the_maps(
+def test_verdict_is_the_answers_and_else_the_scores(
     predictor: Predictor, photo, answer: str, anomalous: bool, source: str
 ) -> None:
     predictor.set_references([photo()])
@@ -180,7 +180,7 @@ def test_verdict_is_the_answers_and_else_the_maps(
     assert look.regions
     found = prediction(look, "Is it good?", answer)
     assert (found.is_anomalous, found.verdict_from) == (anomalous, source)
-    assert found.answer_agrees == anomalous, "the map has a region, so only a no contradicts it"
+    assert found.answer_agrees == anomalous, "the score says yes, so only a no contradicts it"
 
 
 # -- regions ----------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_model_without_a_language_model_still_draws(compact_overrides: list[str]
     silent = Predictor.from_config(load_config("compact", compact_overrides), "cpu", speaks=False)
     found = silent.predict(photo((50, 40)))
     assert not silent.model.speaks
-    assert (found.answer, found.verdict_from) == ("", "map")
+    assert (found.answer, found.verdict_from) == ("", "score")
     assert found.map.shape == (40, 50)
 
 
