@@ -192,6 +192,8 @@ class TrainingConfig(Settings):
         answers: False trains the map alone, without loading the language model: a quick first stage.
         steps: optimiser steps; None derives them from ``epochs``.
         one_shot_probability: how often the prompt learner sees the one-shot map in place of the text map.
+        one_shot_threshold: shows the prompt learner the one-shot map calibrated by this typical threshold, as
+            ``inference.prompt_map: calibrated`` will; None shows it raw, as the paper does.
         rotated_references: whether the one-shot reference counts in its four rotations.
         precision: of the engine; the optimiser's copy is always fp32.
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
@@ -208,6 +210,7 @@ class TrainingConfig(Settings):
     micro_batch_size: Positive = 1
     optimizer: OptimizerConfig = OptimizerConfig()
     one_shot_probability: Share = 0.5
+    one_shot_threshold: Annotated[float, Field(gt=0)] | None = None
     rotated_references: bool = True
     precision: Precision = "fp16"
     zero_stage: Literal[0, 1, 2, 3] = 2

@@ -13,6 +13,7 @@ from anomalygpt.model.few_shot import PatchMemory
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map
 from anomalygpt.model.llm import GenerationSettings, generate
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss
+from anomalygpt.model.map_scale import calibrated
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer
 
@@ -161,6 +162,7 @@ class AnomalyGPT(nn.Module):
         class_names: Sequence[str] | None = None,
         target: Tensor | None = None,
         references: Tensor | None = None,
+        one_shot_threshold: float | None = None,
     ) -> Losses:
         """The loss of one micro-step (SPEC 7): cross entropy on the answers, and with a target focal + dice on the map.
 
@@ -175,29 +177,25 @@ class AnomalyGPT(nn.Module):
             references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The prompt
                 learner then sees the map against them in place of the text map (the one-shot branch); the pixel
                 losses stay on the text map.
+            one_shot_threshold: the prompt learner sees the one-shot map calibrated by it (0.5 at the threshold); None
+                shows it raw, as the paper does.
         """
         features = self.encode(images)
         probabilities = self.state_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
-        answer, accuracy = self._answer_part(features, probabilities, references, conversations, max_length)
+        if self.speaks:
+            # The text map is not detached: the language loss trains the image decoder too.
+            maps = anomaly_map(probabilities)
+            if references is not None:
+                maps = self._one_shot_maps(features, references)
+                maps = maps if one_shot_threshold is None else calibrated(maps, one_shot_threshold)
+            answer, accuracy = self._answer_loss(features, maps, conversations, max_length)
+        else:
+            answer = accuracy = probabilities.new_zeros(())
         if target is None:
             focal = dice = torch.zeros_like(answer)
         else:
             focal, dice = pixel_loss(probabilities, target.to(probabilities.device))
         return Losses(answer + focal + dice, answer, focal, dice, accuracy)
-
-    def _answer_part(
-        self,
-        features: ImageFeatures,
-        probabilities: Tensor,
-        references: Tensor | None,
-        conversations: Sequence[Sequence[Turn]],
-        max_length: int,
-    ) -> tuple[Tensor, Tensor]:
-        if not self.speaks:
-            return probabilities.new_zeros(()), probabilities.new_zeros(())
-        # The text map is not detached: the language loss trains the image decoder too.
-        maps = anomaly_map(probabilities) if references is None else self._one_shot_maps(features, references)
-        return self._answer_loss(features, maps, conversations, max_length)
 
     def _one_shot_maps(self, features: ImageFeatures, references: Tensor) -> Tensor:
         groups, views = references.shape[:2]

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains the compact model in its three stages; runs on a CPU, and goes on where it was stopped.
+# Trains the compact model in its two stages; runs on a CPU, and goes on where it was stopped.
 # Settings to change go to every stage: "data.sources=[{kind: mvtec, root: ../my_parts}]"
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for stage in 1_map 2_answer 3_chat; do
+for stage in 1_map 2_answer; do
     python train.py --config "train_compact_$stage" "$@"
 done
-echo "Copy runs/train_compact_3_chat/model.safetensors to pretrained_ckpt/anomalygpt_compact/ to use it by default."
+echo "Copy runs/train_compact_2_answer/model.safetensors to pretrained_ckpt/anomalygpt_compact/ to use it by default."

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 QUARTER_TURNS = 4
 BEST = "best.safetensors"
+# On the progress bar, beside steps a second and the time that is left.
+SHOWN = {"total": "loss"} | {name: name for name in ("answer", "focal", "dice", "instruction", "lr")}
+SHOWN |= {"samples_per_second": "pairs/s"}
 
 
 class Stopped(UserError):
@@ -93,7 +96,7 @@ class Trainer:
             numbers["lr"] = self.engine.get_lr()[0]
             numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
             bar.update()
-            bar.set_postfix({key: f"{numbers[key]:.3g}" for key in ("total", "answer", "focal", "dice", "lr")})
+            bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
             if self._log and step % self.settings.log_every == 0:
                 self._log.write("train", step, **numbers)
             self._after_step(step)
@@ -160,6 +163,7 @@ class Trainer:
             class_names=batch.class_names,
             target=batch.masks,
             references=references,
+            one_shot_threshold=self.settings.one_shot_threshold,
         )
 
     def _sees_one_shot(self, step: int, micro: int) -> bool:

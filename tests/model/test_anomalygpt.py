@@ -139,6 +139,19 @@ def test_all_views_of_a_reference_count_together(model, images) -> None:
     assert float(model._one_shot_maps(model.encode(images[:1]), views).abs().max()) < 1e-4
 
 
+def test_prompt_learner_sees_the_one_shot_map_in_units_of_the_threshold(model, images) -> None:
+    """A threshold of one half is the raw map; a hundredth of the largest distance saturates it, as ones would."""
+    references = images.flip(-1)[:1].unsqueeze(1)
+    seen: list[torch.Tensor] = []
+    model.prompt_learner.register_forward_pre_hook(lambda _, maps: seen.append(maps[0]))
+    for threshold in (None, 0.5, 1e-4):
+        model(images, TALKS, max_length=64, references=references, one_shot_threshold=threshold)
+    raw, half, tiny = seen
+    assert torch.allclose(raw.clamp(0, 1), half)
+    assert torch.equal(tiny.max(), torch.ones(()))
+    assert not torch.allclose(raw, tiny)
+
+
 def test_references_replace_the_text_map(model, images) -> None:
     features = model.encode(images)
     memory = PatchMemory(features[[1]])
