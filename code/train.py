@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.llm is None and config.training.answers:
             raise ConfigError("llm: training answers needs a language model; training.answers=false trains maps alone")
         if arguments.dry_run:
-            _plan(config, arguments.processes)
+            if os.environ.get("RANK", "0") == "0":  # a launcher starts this once for each GPU
+                _plan(config, arguments.processes)
             return 0
         _train(config, arguments.device)
     return 0
@@ -62,21 +63,24 @@ def _plan(config: ExperimentConfig, processes: int | None) -> None:
 
 def _train(config: ExperimentConfig, device: str) -> None:
     from anomalygpt.training import distributed
+    from anomalygpt.training.engine import memory_told, require_device
     from anomalygpt.training.pictures import draw_curves
     from anomalygpt.training.run_folder import export_delta, record_run
 
     process = distributed.start(device)
     _set_up_logging(process.is_main)
+    require_device(config.training, process.device)
     distributed.seed_everything(config.seed)
     folder = resolve(config.training.output)
-    model, data = _build(config, process)
-    distributed.seed_everything(config.seed + process.rank)  # the weights began alike; dropout must differ
-    if process.is_main:
-        record_run(config, folder)
-    trainer = _trainer(model, data, config, process)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, trainer.stop_soon)
-    trainer.run()
+    with memory_told(config.training):
+        model, data = _build(config, process)
+        distributed.seed_everything(config.seed + process.rank)  # the weights began alike; dropout must differ
+        if process.is_main:
+            record_run(config, folder)
+        trainer = _trainer(model, data, config, process)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, trainer.stop_soon)
+        trainer.run()
     logger.info("wrote %s", export_delta(trainer.model, config, folder, process))
     if process.is_main:
         logger.info("wrote %s", draw_curves(folder))

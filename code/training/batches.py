@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from anomalygpt.training.distributed import Process
+from anomalygpt.training.engine import BatchError
 
 
 class ResumableSampler(DistributedSampler[Any]):
@@ -40,12 +41,12 @@ def endless_batches(
         start: how many batches of this process came before.
 
     Raises:
-        ValueError: the data set is smaller than one batch of all processes.
+        BatchError: the data set is smaller than one batch of all processes.
     """
     sampler = ResumableSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
     per_epoch = sampler.num_samples // batch_size
     if per_epoch == 0:
-        raise ValueError(
+        raise BatchError(
             f"{len(dataset)} samples are fewer than micro_batch_size {batch_size} x "  # type: ignore[arg-type]
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )

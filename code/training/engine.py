@@ -1,7 +1,11 @@
 """Typed settings -> DeepSpeed's dictionary, and the engine that it drives."""
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from anomalygpt.config.schema import TrainingConfig
@@ -12,6 +16,45 @@ BUCKET = 500_000_000  # DeepSpeed's own reduce_bucket_size, in numbers
 
 class BatchError(UserError, ValueError):
     """The batch size does not divide among the processes; the message shows the arithmetic."""
+
+
+class EngineError(UserError, RuntimeError):
+    """The machine can't do what the settings ask for; the message says which of them to change."""
+
+
+def require_device(settings: TrainingConfig, device: torch.device) -> None:
+    """Compares the engine's precision with the device, before weights are read.
+
+    Raises:
+        EngineError: DeepSpeed does not train in fp16 on a CPU.
+    """
+    if device.type == "cpu" and settings.precision == "fp16":
+        raise EngineError(
+            "training.precision fp16 needs a GPU, and this run is on the CPU; training.precision=fp32 trains there"
+        )
+
+
+@contextmanager
+def memory_told(settings: TrainingConfig) -> Iterator[None]:
+    """Turns a GPU's full memory into a line that says what takes less.
+
+    Raises:
+        EngineError: in the place of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        less = [
+            *(["training.gradient_checkpointing=true"] if not settings.gradient_checkpointing else []),
+            *(["training.micro_batch_size=1"] if settings.micro_batch_size > 1 else []),
+            *(["training.offload_optimizer=true"] if not settings.offload_optimizer else []),
+            "a smaller llm.max_target_tokens",
+            *(["training.zero_stage=3 on several GPUs"] if settings.zero_stage < 3 else []),
+        ]
+        raise EngineError(
+            f"the GPU's memory is full ({str(error).split('. ')[0]}). Less is taken with {', '.join(less)}; "
+            f"--dry-run estimates it"
+        ) from error
 
 
 def accumulation_steps(settings: TrainingConfig, world_size: int) -> int:
@@ -88,12 +131,24 @@ def deepspeed_config(
 
 
 def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
-    """Wraps the model's trainable parameters in a DeepSpeed engine."""
+    """Wraps the model's trainable parameters in a DeepSpeed engine.
+
+    Raises:
+        EngineError: DeepSpeed's optimiser for the CPU can't be compiled.
+    """
     import deepspeed
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # DeepSpeed would set aside half a billion numbers for exchanging gradients, 1 GB of the card.
     zero = config["zero_optimization"] | {"reduce_bucket_size": min(BUCKET, sum(p.numel() for p in trainable))}
     config = config | {"zero_optimization": zero}
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config)
+    try:
+        engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config)
+    except (RuntimeError, ImportError, OSError, subprocess.CalledProcessError) as error:
+        if "cpu_adam" not in str(error):
+            raise
+        raise EngineError(
+            "training.offload_optimizer: DeepSpeed's CPU Adam could not be compiled, which needs a C++ compiler (g++); "
+            "install one, or keep the optimiser on the GPU with training.offload_optimizer=false"
+        ) from error
     return engine

@@ -1,14 +1,17 @@
 """Training pairs: agreement, determinism, memory, batches, the split."""
 
 import multiprocessing
+import re
+from collections import Counter
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from anomalygpt.datasets.dialogue import parse_verdict
+from anomalygpt.datasets.dialogue import parse_verdict, positions_of
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.sample import SamplePair, collate_pairs
@@ -139,6 +142,38 @@ def test_all_workers_fill_one_cache_between_them(train_records, transform, metho
     for alone, shared in zip(batches(SimulatedPairs(train_records, transform, seed=3), 0), loader, strict=True):
         assert_same(alone, shared)
     assert dataset._photos.used == (len(train_records) * 64 * 64 * 3 if method == "fork" else 0)
+
+
+PLACE = re.compile(r"the (top left|top right|bottom left|bottom right|top|bottom|left|right|center)\b")
+
+
+@pytest.mark.parametrize("source", ["same", "any"])
+@pytest.mark.parametrize("drawn_share", [0.0, 0.5])
+def test_mask_positions_and_sentence_of_a_pair_agree_over_thousands_of_draws(
+    train_records, transform, source, drawn_share
+):
+    """What the model is shown, what it has to mark and what it has to say are one thing: 4 x 600 pairs."""
+    wording = Wording(vary=False, follow_up=False)
+    dataset = SimulatedPairs(train_records, transform, 5, source, drawn_share, wording)
+    told = Counter()
+    for epoch in range(600 // len(dataset)):
+        dataset.set_epoch(epoch)
+        for index in range(len(dataset)):
+            pair = dataset[index]
+            target = pair.defect.mask[0].numpy() > 0
+            answer = pair.defect.turns[1].text
+            places = PLACE.findall(answer.partition("image, ")[2])
+            assert parse_verdict(answer) is pair.defect.is_anomalous is bool(target.any())
+            assert bool(places) == target.any()
+            changed = (pair.defect.image != pair.normal.image).any(dim=0).numpy()
+            assert not (target & ~cv2.dilate(changed.astype(np.uint8), np.ones((13, 13))).astype(bool)).any()
+            found = positions_of(target)
+            if len(found) == 1 and len(places) == 1:
+                assert places == list(found), answer
+            told.update(places)
+            assert parse_verdict(pair.normal.turns[1].text) is False
+            assert not pair.normal.mask.any()
+    assert len(told) == 9, "every cell of the grid comes up"
 
 
 def test_a_batch_alternates_normal_and_defect(train_records, transform):

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.distributed import Process
+from anomalygpt.training.engine import BatchError
 
 SAMPLES = 10
 
@@ -66,5 +67,5 @@ def test_an_epoch_shows_each_process_its_own_share():
 
 
 def test_fewer_samples_than_a_round_of_all_processes_are_refused():
-    with pytest.raises(ValueError, match=r"10 samples are fewer than micro_batch_size 3 x 4 process"):
+    with pytest.raises(BatchError, match=r"10 samples are fewer than micro_batch_size 3 x 4 process"):
         batches(1, world_size=4)

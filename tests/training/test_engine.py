@@ -1,9 +1,18 @@
 """The arithmetic between our settings and DeepSpeed's."""
 
 import pytest
+import torch
 
 from anomalygpt.config.schema import TrainingConfig
-from anomalygpt.training.engine import BatchError, accumulation_steps, deepspeed_config, warmup_steps
+from anomalygpt.training.engine import (
+    BatchError,
+    EngineError,
+    accumulation_steps,
+    deepspeed_config,
+    memory_told,
+    require_device,
+    warmup_steps,
+)
 
 
 def test_batch_is_micro_times_accumulation_times_processes():
@@ -34,3 +43,31 @@ def test_the_papers_defaults_reach_deepspeed():
     assert config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert config["gradient_accumulation_steps"] == 8
+
+
+def test_half_precision_on_a_cpu_is_refused_with_what_works_there():
+    with pytest.raises(EngineError, match=r"fp16 needs a GPU.*training.precision=fp32 trains there"):
+        require_device(TrainingConfig(), torch.device("cpu"))
+    require_device(TrainingConfig(), torch.device("cuda", 0))
+    require_device(TrainingConfig(precision="bf16"), torch.device("cpu"))
+
+
+def test_a_full_gpu_is_told_with_the_settings_that_take_less():
+    settings = TrainingConfig(gradient_checkpointing=False, micro_batch_size=2, batch_size=2)
+    with pytest.raises(EngineError) as told, memory_told(settings):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+    assert "\n" not in str(told.value)
+    for hint in ("CUDA out of memory)", "gradient_checkpointing=true", "micro_batch_size=1", "zero_stage=3"):
+        assert hint in str(told.value)
+    assert "offload_optimizer" not in str(told.value)  # that is on already
+
+
+def test_every_stage_and_precision_reaches_deepspeed():
+    for stage in (0, 1, 2, 3):
+        settings = TrainingConfig(zero_stage=stage, precision="bf16", offload_optimizer=False)
+        config = deepspeed_config(settings, total_steps=100, world_size=1, micro_steps=2)
+        assert config["zero_optimization"] == {"stage": stage}
+        assert config["bf16"]["enabled"] and "fp16" not in config
+        assert config["optimizer"]["params"]["torch_adam"]
+        assert config["gradient_accumulation_steps"] == 32  # each micro-batch has an instruction step beside it
+        assert config["scheduler"]["params"]["total_num_steps"] == 100

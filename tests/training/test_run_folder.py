@@ -1,0 +1,134 @@
+"""What a run hands over at its end: the trained tensors, in the released deltas' format and in ours."""
+
+import os
+import pickletools
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from anomalygpt.config.load import load_config
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.model.anomalygpt import AnomalyGPT
+from anomalygpt.model.checkpoint import file_shapes, load_delta, read_metadata, read_tensors
+from anomalygpt.model.image_decoder import ImageDecoder
+from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+from anomalygpt.model.llm import LoraSettings, add_lora
+from anomalygpt.model.prompt_ensemble import PromptEnsemble
+from anomalygpt.model.prompt_learner import PromptLearner
+from anomalygpt.training.distributed import Process
+from anomalygpt.training.run_folder import RunFolderError, export_delta, record_run
+
+LAYERS, WIDTH, JOINT = 2, 32, 16
+SIZE = ImageBindSize(
+    vision_width=32, vision_depth=4, vision_heads=2, text_width=16, text_depth=1, text_heads=2, joint_width=JOINT
+)
+ALONE = Process(0, 0, 1, torch.device("cpu"))
+
+# SPEC 7's list.
+IMAGE_DECODER = {f"image_decoder.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
+PROMPT_LEARNER = {f"prompt_learner.meta_net.{i}.{kind}" for i in (0, 3, 6, 9, 12, 15) for kind in ("weight", "bias")}
+PROMPT_LEARNER |= {"prompt_learner.base_prompts"}
+PANDAGPT = {"llama_proj.weight", "llama_proj.bias"} | {
+    f"llama_model.base_model.model.model.layers.{layer}.self_attn.{letter}_proj.lora_{side}.default.weight"
+    for layer in range(LAYERS)
+    for letter in "qkvo"
+    for side in "AB"
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> AnomalyGPT:
+    """The paper's parts, thin."""
+    torch.manual_seed(0)
+    encoder = ImageBind(SIZE)
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+        )
+    )
+    return AnomalyGPT(
+        encoder,
+        PromptEnsemble(encoder),
+        ImageDecoder(SIZE.vision_width, JOINT, 4),
+        PromptLearner(WIDTH),
+        add_lora(llama, LoraSettings(rank=2)),
+        nn.Linear(JOINT, WIDTH),
+    )
+
+
+def config(parts: str) -> ExperimentConfig:
+    return load_config("imagebind_vicuna7b", [f"training.trainable={parts}", "seed=7"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "names"),
+    [
+        ("[image_decoder, prompt_learner]", IMAGE_DECODER | PROMPT_LEARNER),
+        ("[image_decoder, prompt_learner, llama_proj, lora]", IMAGE_DECODER | PROMPT_LEARNER | PANDAGPT),
+    ],
+)
+def test_the_delta_has_the_released_names_in_half_precision(model, tmp_path, parts, names):
+    export_delta(model, config(parts), tmp_path, ALONE)
+    plain = torch.load(tmp_path / "pytorch_model.pt", weights_only=True)
+    assert type(plain) is dict
+    assert set(plain) == names
+    assert {(type(value), value.dtype) for value in plain.values()} == {(torch.Tensor, torch.float16)}
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name].half()) for name, value in plain.items())
+
+
+def test_both_files_hold_the_same_and_ours_carries_its_config(model, tmp_path):
+    parts = "[image_decoder, prompt_learner, llama_proj, lora]"
+    ours = export_delta(model, config(parts), tmp_path, ALONE)
+    tensors, others = read_tensors(ours), read_tensors(tmp_path / "pytorch_model.pt")
+    assert all(torch.equal(tensors[name], others[name]) for name in others)
+    assert tensors.keys() == others.keys()
+    inside = yaml.safe_load(read_metadata(ours)["config"])
+    assert ExperimentConfig.model_validate(inside) == config(parts)
+
+
+def test_the_delta_fits_a_model_that_was_not_trained(model, tmp_path):
+    export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
+    torch.manual_seed(1)
+    encoder = ImageBind(SIZE)
+    fresh = AnomalyGPT(encoder, PromptEnsemble(encoder), ImageDecoder(32, JOINT, 4), PromptLearner(WIDTH))
+    load_delta(fresh, tmp_path / "pytorch_model.pt", ["image_decoder", "prompt_learner"])
+    assert torch.equal(fresh.prompt_learner.base_prompts, model.prompt_learner.base_prompts.half().float())
+
+
+def test_the_plain_file_names_nothing_but_torchs_tensors(model, tmp_path):
+    """Whoever unpickles it the old way, as the released code does, needs no module of ours."""
+    export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
+    with zipfile.ZipFile(tmp_path / "pytorch_model.pt") as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        operations = list(pickletools.genops(archive.read(name)))
+    wanted = {argument for operation, argument, _ in operations if operation.name in ("GLOBAL", "STACK_GLOBAL")}
+    assert wanted == {"torch._utils _rebuild_tensor_v2", "torch HalfStorage", "collections OrderedDict"}
+
+
+def test_another_rank_writes_nothing(model, tmp_path):
+    export_delta(model, config("[image_decoder]"), tmp_path, Process(1, 1, 2, torch.device("cpu")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_can_not_write_says_so_in_one_line(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(RunFolderError, match=r"file.run: can't be written .* choose another training.output"):
+        record_run(config("[image_decoder]"), blocked / "run")
+
+
+def test_a_delta_is_as_large_as_its_tensors_in_half_precision(model, tmp_path):
+    path: Path = export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
+    numbers = sum(torch.Size(shape).numel() for shape in file_shapes(path).values())
+    for file in (path, tmp_path / "pytorch_model.pt"):
+        assert 2 * numbers < os.path.getsize(file) < 2 * numbers + 20_000
