@@ -16,6 +16,7 @@ PHRASES = Path(__file__).with_name("phrases")
 
 ClassRule = Literal["longest_word", "official"]
 UNKNOWN_CLASS = "object"
+LANGUAGES = ("en", "zh")
 
 ROWS = ("top", "", "bottom")
 COLUMNS = ("left", "", "right")
@@ -97,6 +98,19 @@ def positions_of(target: NDArray[np.bool_]) -> tuple[str, ...]:
     regions = [target & (labels == label) for label in range(1, count)]
     regions.sort(key=np.count_nonzero, reverse=True)
     return tuple(position_name(_box_of(region), (width, height)) for region in regions)
+
+
+def marks_position(target: NDArray[np.bool_], position: str) -> bool:
+    """Whether a mask (H, W) marks any pixel, by its centre, in the cell that `position` names."""
+    height, width = target.shape
+    words = position.split()
+    row = next((number for number, word in enumerate(ROWS) if word and word in words), 1)
+    column = next((number for number, word in enumerate(COLUMNS) if word and word in words), 1)
+    # As in position_name: a pixel at `at` of a side lies in cell int(3 * at / side).
+    rows, columns = (
+        (3 * (np.arange(side) + 0.5) / side).astype(int) == cell for side, cell in ((height, row), (width, column))
+    )
+    return bool(target[np.ix_(rows, columns)].any())
 
 
 def _box_of(region: NDArray[np.bool_]) -> tuple[int, int, int, int]:
@@ -368,3 +382,27 @@ def parse_verdict(answer: str) -> bool | None:
     if ZH_NO.match(text):
         return False
     return True if ZH_YES.match(text) else None
+
+
+def parse_positions(answer: str) -> tuple[str, ...]:
+    """The positions that an answer names, in English or Chinese, as `position_name` gives them, in their order.
+
+    The longest name wins, so that `top left` is neither `top` nor `left`; English ones count as whole words. A
+    position that is named twice comes once.
+    """
+    pattern, meaning = _position_pattern()
+    text = re.sub(r"[\s\-_]+", " ", answer.lower())
+    return tuple(dict.fromkeys(meaning[match.group()] for match in pattern.finditer(text)))
+
+
+@cache
+def _position_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
+    """A pattern that finds every name of a position, and the position that each of them means."""
+    meaning: dict[str, str] = {}
+    for language in LANGUAGES:
+        phrases = _phrases(language)
+        for position, name in phrases["positions"].items():
+            meaning |= dict.fromkeys((name, *phrases["position_words"][position]), position)
+    longest_first = sorted(meaning, key=len, reverse=True)
+    # Letters may not go on at either end; Chinese is written without spaces.
+    return re.compile(rf"(?<![a-z])(?:{'|'.join(map(re.escape, longest_first))})(?![a-z])"), meaning

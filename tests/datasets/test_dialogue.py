@@ -14,7 +14,9 @@ from anomalygpt.datasets.dialogue import (
     detection_answer,
     detection_question,
     follow_up_answer,
+    marks_position,
     noun_phrase,
+    parse_positions,
     parse_verdict,
     parts_shown,
     position_name,
@@ -265,3 +267,39 @@ def test_the_number_of_parts_is_asked_only_where_it_is_known():
         for name in ("bottle", "capsules")
     }
     assert asked == {"bottle": True, "capsules": False}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_positions_are_read_back_from_the_answers_that_name_them(language):
+    for position in GRID:
+        assert parse_positions(detection_answer(True, [position], language)) == (position,)
+    several = ["bottom right", "top", "center"]
+    assert parse_positions(detection_answer(True, several, language)) == tuple(several)
+    assert parse_positions(detection_answer(False, (), language)) == ()
+    assert parse_positions(detection_answer(True, (), language)) == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("It is near the Top-Left corner, not at the bottom.", ("top left", "bottom")),
+        ("Upper right, and in the centre.", ("top right", "center")),
+        ("At the lower\nleft.", ("bottom left",)),
+        ("The stopper was leftover; it is bright and rightly topped.", ()),
+        ("At the top, and again at the top.", ("top",)),
+        ("异常在左上方，另一处在中间。", ("top left", "center")),
+        ("位于图像的底部和右边。", ("bottom", "right")),
+        ("", ()),
+    ],
+)
+def test_the_longest_position_wins_and_parts_of_words_are_none(answer, expected):
+    assert parse_positions(answer) == expected
+
+
+def test_a_mask_marks_the_cells_that_its_pixels_lie_in():
+    target = np.zeros((30, 60), dtype=bool)
+    target[9:12, 30] = True  # from the last row of pixels of the upper cells into the middle ones
+    assert [position for position in GRID if marks_position(target, position)] == ["top", "center"]
+    single = np.zeros((10, 10), dtype=bool)
+    single[3, 3] = True  # its centre at 3.5 of 10 lies in the second of three cells
+    assert [position for position in GRID if marks_position(single, position)] == ["center"]
