@@ -1,60 +1,142 @@
-"""Measures a model on a labelled tree of photos: ``python run_eval.py --data ROOT [--shots 4] [--out DIR]``.
+"""Measures a model on labelled photos: ``python run_eval.py --data ROOT [--shots 1 2 4] [--rounds 5] [--out DIR]``.
 
-Zero-shot, or against the first K good training photos of each class. Writes results.json and results.md into --out.
+Zero-shot, or against K good training photos of each class, in one round or more; with ``--choices FILE`` by
+multiple-choice questions (MMAD). Started by ``torchrun`` or ``deepspeed``, the processes share the photos. A run with
+--out that was stopped, or killed, goes on when the same command is started again.
 """
 
 import argparse
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import commit, load_config
-from anomalygpt.datasets.folder import index_folder
-from anomalygpt.datasets.mvtec import index_mvtec
-from anomalygpt.datasets.records import ImageRecord, choose_classes
+from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError, user_errors
+
+if TYPE_CHECKING:
+    from anomalygpt.datasets.records import ImageRecord
+    from anomalygpt.evaluation.choices import Answers
+    from anomalygpt.evaluation.measured import Measured
+    from anomalygpt.evaluation.protocol import Plan
+    from anomalygpt.evaluation.questions import Question
+    from anomalygpt.evaluation.results import CategoryResult
+    from anomalygpt.evaluation.session import Session
+    from anomalygpt.evaluation.sharing import Share
+    from anomalygpt.evaluation.state import State
+    from anomalygpt.inference.predictor import Predictor
 
 logger = logging.getLogger("anomalygpt.run_eval")
 
+KINDS = ("mvtec", "visa", "loco", "crack_forest", "folder", "csv")
+INTERRUPTED = 130  # what shells return after Ctrl-C
+
 
 class EvaluationError(UserError):
-    """The result can't be written."""
+    """The run can't be made as asked, or its results can't be written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 0 when every class was measured."""
+    """Entry point; 0 when everything was measured."""
     arguments = _parse(argv)
     given = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "run_eval.py", *given])
+    arguments.command = shlex.join(["python", "run_eval.py", *given])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with user_errors():
+        _check(arguments)
         config = load_config(arguments.config or _default_config(), arguments.set)
-        return _run(arguments, config, command)
+        try:
+            return _answer_choices(arguments, config) if arguments.choices else _measure(arguments, config)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on" if arguments.out else "\nstopped", file=sys.stderr)
+            return INTERRUPTED
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure image-AUROC, pixel-AUROC and the accuracy of the answers.")
-    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="the tree of photos and masks")
-    parser.add_argument("--kind", default="mvtec", choices=("mvtec", "folder"), help="how it is laid out")
-    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="by default all")
-    parser.add_argument("--shots", type=_count, default=0, metavar="K", help="reference photos a class (default: 0)")
-    parser.add_argument("--round", type=_count, default=0, help="which references: 4 * round + k (default: 0)")
-    parser.add_argument("--no-chat", action="store_true", help="maps only: no language model is loaded")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json and results.md")
-    parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key.sub=value", help="settings to change")
+    parser = argparse.ArgumentParser(
+        description="Measure maps (AUROC, AP, F1-max, AUPRO), verdicts and answers.",
+        epilog="docs/evaluation.md says how each number is made.",
+    )
+    data = parser.add_argument_group("photos")
+    data.add_argument("--data", type=Path, metavar="ROOT", help="the tree of photos and masks, or a CSV table")
+    data.add_argument("--kind", default="mvtec", choices=KINDS, help="how they are laid out (default: mvtec)")
+    data.add_argument("--classes", nargs="+", metavar="CLASS", help="by default all")
+    data.add_argument("--choices", type=Path, metavar="JSON", help="multiple-choice questions, MMAD's or your own")
+    protocol = parser.add_argument_group("protocol")
+    protocol.add_argument(
+        "--shots", type=_count, nargs="+", default=[0], metavar="K", help="reference photos a class (default: 0)"
+    )
+    protocol.add_argument("--round", type=_count, default=0, help="the first round (default: 0)")
+    protocol.add_argument("--rounds", type=_positive, default=1, metavar="R", help="how many rounds (default: 1)")
+    protocol.add_argument(
+        "--reference-choice",
+        default="paper",
+        choices=("paper", "random"),
+        help="paper: numbers 4 * round + k of the sorted good training photos (default)",
+    )
+    protocol.add_argument("--seed", type=_count, help="of random references and sampled answers (default: config's)")
+    protocol.add_argument(
+        "--resolution", default="map", choices=("map", "photo"), help="measure on the map's pixels or the photo's own"
+    )
+    protocol.add_argument("--no-chat", action="store_true", help="maps only: no language model is loaded")
+    choices = parser.add_argument_group("multiple choice")
+    choices.add_argument(
+        "--templates", default="similar", choices=("similar", "random"), help="which of MMAD's templates are references"
+    )
+    choices.add_argument(
+        "--answer-by",
+        nargs="+",
+        default=["text", "letter", "generated"],
+        choices=("text", "letter", "generated"),
+        help="likelihood of each option's text, of its letter, or a generated answer (default: all three)",
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, metavar="DIR", help="folder for tables, pictures, and the state to go on from")
+    run.add_argument("--no-pictures", action="store_true", help="tables only")
+    run.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    run.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change"
+    )
+    run.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(argv)
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
+    return _at_least(text, 0)
+
+
+def _positive(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text}: expected {least} or more")
     return value
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Options that do not go together are told before anything is read."""
+    arguments.shots = sorted(set(arguments.shots))
+    if arguments.data is None and not arguments.choices:
+        raise EvaluationError("--data is missing: the folder of labelled photos to measure on")
+    if arguments.choices and (arguments.no_chat or len(arguments.shots) > 1 or arguments.rounds > 1):
+        raise EvaluationError("--choices asks questions about one number of references: no --no-chat, one --shots")
+    if arguments.rounds > 1 and not any(arguments.shots):
+        raise EvaluationError(f"--rounds {arguments.rounds}: rounds differ in their references; add --shots K")
+    if arguments.out and arguments.out.exists() and not arguments.out.is_dir():
+        raise EvaluationError(f"--out {arguments.out}: this is a file, a folder was expected")
 
 
 def _default_config() -> str:
@@ -63,104 +145,299 @@ def _default_config() -> str:
     return installed_config()
 
 
-def _run(arguments: argparse.Namespace, config: Any, command: str) -> int:
-    records = _index(arguments)
-    classes = sorted({record.class_name for record in records})
-    _check(arguments, records, classes)
-    predictor = _predictor(arguments, config)
-    results = _measure(predictor, records, classes, arguments, mask_rule(config))
-    facts = _facts(predictor, arguments, config, command)
-    from anomalygpt.evaluation.report import as_markdown, write_report
+# -- processes ---------------------------------------------------------------------------------------------------------
 
-    print(as_markdown(facts, results), end="")
+
+@contextmanager
+def _processes(arguments: argparse.Namespace) -> "Iterator[Share]":
+    """Joins the processes of ``torchrun`` or ``deepspeed``; alone, nothing is joined. Sets ``arguments.device``."""
+    from anomalygpt.evaluation.sharing import Share
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Share()
+        return
+    from anomalygpt.training import distributed
+
+    process = distributed.start(arguments.device.partition(":")[0])
+    arguments.device = str(process.device)
+    try:
+        yield Share(process.rank, process.world_size)
+    finally:
+        distributed.stop()
+
+
+@contextmanager
+def _folder(arguments: argparse.Namespace, share: "Share") -> Iterator[Path]:
+    """--out, or one folder for all processes that is deleted afterwards."""
     if arguments.out:
         try:
-            written = write_report(arguments.out, facts, results)
+            arguments.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise EvaluationError(f"--out {arguments.out}: can't be written ({error})") from error
-        print(f"\nwrote {written[0]} and {written[1].name}", file=sys.stderr)
+            raise EvaluationError(f"--out {arguments.out}: can't be made ({error.strerror or error})") from error
+        yield arguments.out
+    elif share.count == 1:
+        with tempfile.TemporaryDirectory(prefix="run_eval_") as folder:
+            yield Path(folder)
+    else:
+        # Processes of several machines would not see each other's temporary folder.
+        raise EvaluationError("several processes meet in a folder: name one that all of them see, --out DIR")
+
+
+@contextmanager
+def _writing(arguments: argparse.Namespace) -> Iterator[None]:
+    """A full disk is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        where = f"--out {arguments.out}" if arguments.out else tempfile.gettempdir()
+        raise EvaluationError(f"{where}: can't be written ({error.strerror or error})") from error
+
+
+# -- maps, verdicts and answers ----------------------------------------------------------------------------------------
+
+
+def _measure(arguments: argparse.Namespace, config: ExperimentConfig) -> int:
+    from anomalygpt.datasets.build import INDEXERS
+    from anomalygpt.evaluation.protocol import Plan, check
+
+    records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
+    rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
+    seed = config.seed if arguments.seed is None else arguments.seed
+    plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
+    check(plan, records)
+    with _processes(arguments) as share, _folder(arguments, share) as folder, _writing(arguments):
+        state = _state(arguments, config, plan, folder, share)
+        session = _session(arguments, config, records, plan, state, share)
+        results = _run(session, plan, records)
+        if share.is_main:
+            _report(arguments, config, plan, records, results, share)
     return 0
 
 
-def _index(arguments: argparse.Namespace) -> list[ImageRecord]:
-    if arguments.kind == "mvtec":
-        return index_mvtec(arguments.data, arguments.classes)
-    records = index_folder(arguments.data)
-    found = sorted({record.class_name for record in records})
-    chosen = choose_classes(arguments.data, found, arguments.classes)
-    return [record for record in records if record.class_name in chosen]
+def _root(arguments: argparse.Namespace) -> Path:
+    """The folder that photos' names start at."""
+    return arguments.data.parent if arguments.kind == "csv" else arguments.data
 
 
-def _check(arguments: argparse.Namespace, records: Sequence[ImageRecord], classes: Sequence[str]) -> None:
-    """What can be known to fail fails before the model is loaded."""
-    from anomalygpt.evaluation.protocol import reference_records
+def _state(
+    arguments: argparse.Namespace, config: ExperimentConfig, plan: "Plan", folder: Path, share: "Share"
+) -> "State[Measured]":
+    from anomalygpt.evaluation.facts import data_fingerprint, fingerprint
+    from anomalygpt.evaluation.measured import Measured
+    from anomalygpt.evaluation.state import State
+    from anomalygpt.model.build import choose_device
+    from anomalygpt.training import distributed
 
-    for name in classes:
-        reference_records([r for r in records if r.class_name == name], arguments.shots, arguments.round)
-    if arguments.out and arguments.out.exists() and not arguments.out.is_dir():
-        raise EvaluationError(f"--out {arguments.out}: this is a file, a folder was expected")
+    state = State(folder, Measured)
+    chat = not arguments.no_chat and config.llm is not None
+    settings = fingerprint(config, chat=chat, device=choose_device(arguments.device).type)
+    settings |= data_fingerprint(arguments.kind, arguments.data, arguments.resolution, plan)
+    if share.is_main:
+        state.require(settings)
+    distributed.barrier()
+    return state
 
 
-def _predictor(arguments: argparse.Namespace, config: Any) -> Any:
-    import torch
+def _session(
+    arguments: argparse.Namespace,
+    config: ExperimentConfig,
+    records: "Sequence[ImageRecord]",
+    plan: "Plan",
+    state: "State[Measured]",
+    share: "Share",
+) -> "Session":
+    """The session; its model is built only where photos are left to be measured."""
+    from anomalygpt.evaluation.session import Session, Settings
 
+    chat = not arguments.no_chat and config.llm is not None
+    official = config.inference.geometry == "official"
+    settings = Settings(_root(arguments), arguments.kind, official, arguments.resolution, chat)
+    names = sorted({record.class_name for record in records})
+    session = Session(None, records, plan, settings, state, share)
+    left = sum(session.left(cell) for cell in plan.cells(names))
+    if not left:
+        return session
+    predictor = _predictor(arguments, config, speaks=chat, maps_by_text=0 in plan.shots)
+    return Session(predictor, records, plan, settings, state, share)
+
+
+def _predictor(
+    arguments: argparse.Namespace, config: ExperimentConfig, *, speaks: bool, maps_by_text: bool
+) -> "Predictor":
     from anomalygpt.inference.predictor import Predictor
 
-    torch.manual_seed(config.seed)  # answers are sampled
-    predictor = Predictor.from_config(config, arguments.device, speaks=not arguments.no_chat)
-    if not config.deltas and (predictor.model.speaks or not arguments.shots):
+    predictor = Predictor.from_config(config, arguments.device, speaks=speaks)
+    if not config.deltas and (speaks or maps_by_text):
         logger.warning("warning: no delta is loaded (deltas=[]), so answers and text maps come from untrained weights")
     return predictor
 
 
-def mask_rule(config: Any) -> Any:
-    """The rule that belongs to a config's geometry."""
-    return "official" if config.inference.geometry == "official" else "as_seen"
-
-
-def _measure(
-    predictor: Any, records: Sequence[ImageRecord], classes: Sequence[str], arguments: argparse.Namespace, rule: Any
-) -> list[Any]:
+def _run(session: "Session", plan: "Plan", records: "Sequence[ImageRecord]") -> "list[CategoryResult]":
     from tqdm import tqdm
 
-    from anomalygpt.evaluation.protocol import evaluate_category
-
+    cells = plan.cells(sorted({record.class_name for record in records}))
+    share = session.share
+    left = -(-sum(session.left(cell) for cell in cells) // share.count)
     results = []
-    tested = sum(record.split == "test" for record in records)
-    with tqdm(total=tested, unit="photo", disable=not sys.stderr.isatty()) as bar:
-        for name in classes:
-            bar.set_description(name)
-            results.append(
-                evaluate_category(
-                    predictor,
-                    records,
-                    arguments.shots,
-                    name,
-                    round=arguments.round,
-                    chat=predictor.model.speaks,
-                    mask_rule=rule,
-                    on_photo=bar.update,
-                )
-            )
+    quiet = not share.is_main or not left or not sys.stderr.isatty()
+    with tqdm(total=left, unit="photo" if share.count == 1 else f"x{share.count} photos", disable=quiet) as bar:
+        session.on_photo = bar.update
+        for cell in cells:
+            bar.set_description(f"{cell.class_name}, {cell.shots}-shot {cell.round}" if cell.shots else cell.class_name)
+            found = session.measure(cell)
+            if found is not None:
+                results.append(found)
     return results
 
 
-def _facts(predictor: Any, arguments: argparse.Namespace, config: Any, command: str) -> Any:
-    from anomalygpt.evaluation.protocol import MASK_RULES
-    from anomalygpt.evaluation.report import RunFacts
-    from anomalygpt.model.prompt_learner import MAP_SIZE
+def _report(
+    arguments: argparse.Namespace,
+    config: ExperimentConfig,
+    plan: "Plan",
+    records: "Sequence[ImageRecord]",
+    results: "Sequence[CategoryResult]",
+    share: "Share",
+) -> None:
+    from anomalygpt.evaluation.pictures import write_pictures
+    from anomalygpt.evaluation.published import official_dataset, published, title
+    from anomalygpt.evaluation.report import Report, as_markdown, write_report
+    from anomalygpt.evaluation.results import by_shots
 
+    dataset = official_dataset(arguments.kind, records)
+    others = {shots: published(dataset, shots) for shots in plan.shots} if dataset else None
+    report = Report(
+        _facts(arguments, config, plan, results, share),
+        tuple(by_shots(results)),
+        title(dataset) if dataset else None,
+        others,
+    )
+    print(as_markdown(report), end="")
+    if arguments.out:
+        written = write_report(arguments.out, report)
+        if not arguments.no_pictures:
+            written += write_pictures(arguments.out, report.by_shots)
+        print(f"\nwrote {', '.join(str(path.relative_to(arguments.out)) for path in written)}", file=sys.stderr)
+
+
+def _facts(
+    arguments: argparse.Namespace,
+    config: ExperimentConfig,
+    plan: "Plan",
+    results: "Sequence[CategoryResult]",
+    share: "Share",
+) -> Any:
+    from anomalygpt.evaluation import facts
+    from anomalygpt.evaluation.report import RunFacts
+    from anomalygpt.evaluation.trained_on import seen_in_training, trainings
+    from anomalygpt.model.build import choose_device
+
+    names = sorted({result.cell.class_name for result in results})
+    trained = trainings(config)
+    warnings = seen_in_training(trained, arguments.data, names)
+    for warning in warnings:
+        logger.warning("warning: %s", warning)
+    settings = [result.setting for result in results]
+    photos = sum(len(result.rows) for result in results)
     return RunFacts(
-        command=command,
+        command=arguments.command,
         config=config.name,
         commit=commit(),
-        geometry=predictor.transform.geometry,
-        mask_rule=MASK_RULES[mask_rule(config)],
-        map_size=MAP_SIZE,
-        shots=arguments.shots,
-        round=arguments.round,
-        device=str(predictor.model.device),
+        data=f"{arguments.data} ({arguments.kind}), {len(names)} classes",
+        references=facts.references_in_words(plan),
+        maps=facts.maps_in_words(settings),
+        defects=facts.defects_in_words(settings),
+        seed=plan.seed,
+        device=str(choose_device(arguments.device)),
+        processes=share.count,
+        trained_on=tuple(map(str, trained)),
+        warnings=tuple(warnings),
+        seconds_per_photo=sum(result.seconds for result in results) / photos if photos else None,
+        peak_memory=facts.peak_memory(),
     )
+
+
+# -- multiple choice ---------------------------------------------------------------------------------------------------
+
+
+def _answer_choices(arguments: argparse.Namespace, config: ExperimentConfig) -> int:
+    from anomalygpt.evaluation.questions import read_questions
+
+    if config.llm is None:
+        raise EvaluationError(f"--choices needs a language model, and {config.name} has none (llm: null)")
+    root = arguments.data or arguments.choices.parent
+    (shots,) = arguments.shots
+    questions = read_questions(arguments.choices, root, arguments.templates, shots)
+    with _processes(arguments) as share, _folder(arguments, share) as folder, _writing(arguments):
+        answers = _ask(arguments, config, questions, root, folder, share)
+        if answers is not None:
+            _report_choices(arguments, config, answers, share)
+    return 0
+
+
+def _ask(
+    arguments: argparse.Namespace,
+    config: ExperimentConfig,
+    questions: "Sequence[Question]",
+    root: Path,
+    folder: Path,
+    share: "Share",
+) -> "Answers | None":
+    from tqdm import tqdm
+
+    from anomalygpt.evaluation.choices import Answers, Asker, answer_shared, choices_cell
+    from anomalygpt.evaluation.facts import fingerprint
+    from anomalygpt.evaluation.state import State
+    from anomalygpt.model.build import choose_device
+    from anomalygpt.training import distributed
+
+    (shots,) = arguments.shots
+    seed = config.seed if arguments.seed is None else arguments.seed
+    state = State(folder, Answers)
+    if share.is_main:
+        own = {"--choices": str(arguments.choices.resolve()), "--data": str(root.resolve()), "--seed": seed}
+        own |= {"--templates": arguments.templates, "--answer-by": sorted(arguments.answer_by)}
+        state.require({**fingerprint(config, chat=True, device=choose_device(arguments.device).type), **own})
+    distributed.barrier()
+
+    def make() -> Asker:
+        predictor = _predictor(arguments, config, speaks=True, maps_by_text=not shots)
+        return Asker(predictor, root, shots, arguments.answer_by, seed)
+
+    photos = len({question.image for question in questions}) - len(state.measured(choices_cell(shots)))
+    quiet = not share.is_main or not photos or not sys.stderr.isatty()
+    with tqdm(total=-(-photos // share.count), unit="photo", disable=quiet) as bar:
+        return answer_shared(make, questions, state, shots, share, bar.update)
+
+
+def _report_choices(
+    arguments: argparse.Namespace, config: ExperimentConfig, answers: "Answers", share: "Share"
+) -> None:
+    from anomalygpt.evaluation.choices import METHODS
+    from anomalygpt.evaluation.choices_report import ChoicesFacts, ChoicesReport, as_markdown, write_report
+    from anomalygpt.evaluation.facts import peak_memory
+    from anomalygpt.evaluation.trained_on import trainings
+    from anomalygpt.model.build import choose_device
+
+    (shots,) = arguments.shots
+    facts = ChoicesFacts(
+        command=arguments.command,
+        config=config.name,
+        commit=commit(),
+        questions=f"{arguments.choices}, {len(answers.rows)} about {len(answers.photos)} photos",
+        references=f"the first {shots} of each photo's {arguments.templates} templates" if shots else "none; text map",
+        seed=config.seed if arguments.seed is None else arguments.seed,
+        device=str(choose_device(arguments.device)),
+        processes=share.count,
+        trained_on=tuple(map(str, trainings(config))),
+        seconds_per_photo=answers.seconds / len(answers.photos) if answers.photos else None,
+        peak_memory=peak_memory(),
+    )
+    methods = tuple(method for method in METHODS if method in arguments.answer_by)
+    report = ChoicesReport(facts, tuple(answers.rows), methods)
+    print(as_markdown(report), end="")
+    if arguments.out:
+        written = write_report(arguments.out, report)
+        print(f"\nwrote {', '.join(path.name for path in written)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
-"""The entry point: from a tree of photos to a table with the real encoder, and a wrong tree to one line."""
+"""The entry point: from a tree of photos to tables and pictures, on one process or two, and mistakes to one line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from anomalygpt.run_eval import main
+from anomalygpt.run_eval import INTERRUPTED, main
+from tests.training.conftest import write_encoder, write_llm
 
 ROOT = Path(__file__).resolve().parents[1]
 MAPS_ONLY = ["--config", "compact", "--device", "cpu", "--no-chat", "--set", "deltas=[]"]
@@ -30,19 +35,24 @@ def write(path: Path, seed: int, defect: bool = False) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A class in MVTec's layout: two good training photos, one good and one defective test photo."""
-    part = tmp_path / "tree" / "plate"
+def write_class(part: Path, tested: int) -> None:
+    """A class in MVTec's layout: two good training photos, so many good and as many defective test photos."""
     for number in range(2):
         write(part / "train" / "good" / f"{number:03}.png", seed=number)
-    write(part / "test" / "good" / "000.png", seed=7)
-    write(part / "test" / "spot" / "000.png", seed=8, defect=True)
     mask = np.zeros((96, 96), dtype=np.uint8)
     mask[30:60, 40:70] = 255
     (part / "ground_truth" / "spot").mkdir(parents=True)
-    Image.fromarray(mask).save(part / "ground_truth" / "spot" / "000_mask.png")
-    return part.parent
+    for number in range(tested):
+        write(part / "test" / "good" / f"{number:03}.png", seed=7 + number)
+        write(part / "test" / "spot" / f"{number:03}.png", seed=80 + number, defect=True)
+        Image.fromarray(mask).save(part / "ground_truth" / "spot" / f"{number:03}_mask.png")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """One class of one good and one defective test photo."""
+    write_class(tmp_path / "tree" / "plate", 1)
+    return tmp_path / "tree"
 
 
 def run(*words: str) -> int:
@@ -62,15 +72,45 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.weights
 @pytest.mark.usefixtures("dinov2")
 def test_a_tree_is_measured_with_the_real_encoder(tree, tmp_path, capsys):
-    assert run("--data", str(tree), "--shots", "2", "--out", str(tmp_path / "out")) == 0
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    (plate,) = found["classes"]
-    assert plate["references"] == ["good/000.png", "good/001.png"]
-    assert plate["image_auroc"] == 1 and plate["pixel_auroc"] > 0.9
-    assert plate["answer_accuracy"] is None
+    out = tmp_path / "out"
+    assert run("--data", str(tree), "--shots", "2", "--out", str(out)) == 0
+    found = json.loads((out / "results.json").read_text())
+    [protocol] = found["protocols"]
+    [plate] = protocol["classes"]
+    assert plate["rounds"][0]["references"] == ["plate/train/good/000.png", "plate/train/good/001.png"]
+    assert plate["mean"]["image_auroc"] == 1 and plate["mean"]["pixel_auroc"] > 0.9 and plate["mean"]["aupro"] > 0.8
+    assert plate["mean"]["answer_accuracy"] is None
     assert found["facts"]["command"].startswith("python run_eval.py --data")
-    page = (tmp_path / "out" / "results.md").read_text()
+    page = (out / "results.md").read_text()
     assert page in capsys.readouterr().out and "| plate | 2 | 1 | 100.0 |" in page
+    assert "Beside published" not in page, "these are not the official photos"
+    pictures = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+    assert pictures == {"cases_2-shot/plate.png", "curves_2-shot.png"}
+    assert (out / "per_class.csv").is_file() and (out / "results.tex").is_file()
+
+
+@pytest.mark.weights
+@pytest.mark.usefixtures("dinov2")
+def test_a_finished_run_grows_by_shots_and_refuses_other_settings(tree, tmp_path, capsys, monkeypatch):
+    out = str(tmp_path / "out")
+    assert run("--data", str(tree), "--shots", "1", "--out", out, "--no-pictures") == 0
+    from anomalygpt.inference.predictor import Predictor
+
+    looked = []
+    look = Predictor.look
+    monkeypatch.setattr(Predictor, "look", lambda *given: (looked.append(1), look(*given))[1])
+    assert run("--data", str(tree), "--shots", "1", "2", "--out", out, "--no-pictures") == 0
+    assert len(looked) == 2, "the photos of the first shot are measured"
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [protocol["shots"] for protocol in found["protocols"]] == [1, 2]
+    monkeypatch.setattr(Predictor, "from_config", None)  # nothing is left to measure, so no model is built
+    assert run("--data", str(tree), "--shots", "2", "--out", out, "--no-pictures") == 0
+    capsys.readouterr()
+    told = fails(capsys, "--data", str(tree), "--shots", "1", "--out", out, "--resolution", "photo")
+    assert 'another --resolution ("map", now "photo")' in told
+    assert "another inference.geometry" in fails(
+        capsys, "--data", str(tree), "--out", out, "--set", "inference.geometry=official"
+    )
 
 
 @pytest.mark.weights
@@ -82,22 +122,169 @@ def test_a_users_own_folder_is_measured_without_masks(tree, tmp_path, capsys):
     (tree / "plate" / "test" / "good").rename(own / "good_test")
     (tree / "plate" / "test" / "spot").rename(own / "spot")
     assert run("--data", str(own), "--kind", "folder", "--shots", "1") == 0
-    assert "| own | 2 | 1 | 100.0 | – |" in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert "| own | 2 | 1 | 100.0 | 100.0 | 100.0 |\n" in page and "pixel-AUROC" not in page
 
 
 def test_a_wrong_tree_ends_in_one_line(tree, tmp_path, capsys):
     assert "no such folder" in fails(capsys, "--data", str(tmp_path / "absent"))
     assert "one class of an MVTec tree" in fails(capsys, "--data", str(tree / "plate"))
     assert "no class cup" in fails(capsys, "--data", str(tree), "--classes", "cup")
+    assert "no such file" in fails(capsys, "--data", str(tmp_path / "absent.csv"), "--kind", "csv")
 
 
 def test_what_cannot_be_measured_ends_in_one_line_before_the_model_is_loaded(tree, tmp_path, capsys):
     assert "need 4 good training photos, there are 2" in fails(capsys, "--data", str(tree), "--shots", "4")
+    assert "in round 1 need 5 good" in fails(capsys, "--data", str(tree), "--shots", "1", "--rounds", "2")
+    assert "rounds differ in their references" in fails(capsys, "--data", str(tree), "--rounds", "2")
+    assert "--data is missing" in fails(capsys)
     (tmp_path / "file").write_text("")
     assert "this is a file" in fails(capsys, "--data", str(tree), "--out", str(tmp_path / "file"))
+    assert "can't be made" in fails(capsys, "--data", str(tree), "--out", str(tmp_path / "file" / "below"))
+    (tree / "plate" / "test" / "good" / "000.png").unlink()
+    (tree / "plate" / "test" / "spot" / "000.png").unlink()
+    assert "no images" in fails(capsys, "--data", str(tree))
 
 
-def test_a_negative_number_of_shots_is_refused(tree, capsys):
+def test_questions_that_cannot_be_asked_end_in_one_line(tmp_path, capsys):
+    def asks(*words: str) -> str:
+        with pytest.raises(SystemExit):
+            main(["--config", "compact", "--device", "cpu", "--choices", str(tmp_path / "x.json"), *words])
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+        return captured.err
+
+    assert "no such file" in asks()
+    assert "no --no-chat" in asks("--no-chat")
+    assert "needs a language model" in asks("--set", "llm=null", "deltas=[]")
+
+
+def test_a_full_disk_ends_in_one_line(tree, tmp_path, capsys, monkeypatch):
+    from anomalygpt.evaluation.state import State
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(State, "require", full)
+    assert "can't be written (No space left on device)" in fails(
+        capsys, "--data", str(tree), "--out", str(tmp_path / "out")
+    )
+
+
+def test_ctrl_c_says_how_to_go_on(tree, tmp_path, capsys, monkeypatch):
+    from anomalygpt.evaluation.state import State
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(State, "require", interrupted)
+    assert run("--data", str(tree), "--out", str(tmp_path / "out")) == INTERRUPTED
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "says"), [(("--shots", "-1"), "0 or more"), (("--rounds", "0"), "1 or more")])
+def test_numbers_out_of_range_are_refused(tree, capsys, words, says):
     with pytest.raises(SystemExit) as stopped:
-        run("--data", str(tree), "--shots", "-1")
-    assert stopped.value.code == 2 and "expected 0 or more" in capsys.readouterr().err
+        run("--data", str(tree), *words)
+    assert stopped.value.code == 2 and f"expected {says}" in capsys.readouterr().err
+
+
+# -- real processes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A config of random encoder and tiny language model, whose answers are sampled, and two classes to measure."""
+    root = tmp_path_factory.mktemp("small")
+    write_encoder(root / "encoder.safetensors")
+    write_llm(root / "llm")
+    for name in ("disc", "plate"):
+        write_class(root / "data" / name, 3)
+    generation = {"max_new_tokens": 12, "temperature": 1.0, "top_p": 1.0}
+    settings = {
+        "base": "compact",
+        "name": "small",
+        "deltas": [],
+        "encoder": {"weights": str(root / "encoder.safetensors")},
+        "llm": {"weights": str(root / "llm"), "lora": {"rank": 2}, "generation": generation},
+    }
+    (root / "small.yaml").write_text(yaml.safe_dump(settings))
+    return root / "small.yaml", root / "data"
+
+
+def evaluate(small: tuple[Path, Path], out: Path, *launcher: str) -> dict:
+    """Runs the command in processes of its own, with one thread each; results.json without what is about the run."""
+    config, data = small
+    command = [sys.executable, *launcher, "run_eval.py", "--config", str(config), "--device", "cpu"]
+    command += ["--data", str(data), "--shots", "0", "1", "--out", str(out), "--no-pictures"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, cwd=ROOT / "code", env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((out / "results.json").read_text())
+    assert found.pop("facts")["processes"] == (2 if launcher else 1)
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives_to_the_last_digit(small, tmp_path):
+    alone = evaluate(small, tmp_path / "one")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    assert evaluate(small, tmp_path / "two", *launcher) == alone
+    texts = [photo["answer"] for p in alone["protocols"] for c in p["classes"] for photo in c["rounds"][0]["photos"]]
+    assert len(set(texts)) > len(texts) / 2, "answers are sampled, photo by photo"
+    # The second process wrote a part of its own, and the sum took its place.
+    assert not list((tmp_path / "two" / "state").rglob("*.part*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_to_the_same_numbers(small, tmp_path):
+    config, data = small
+    out = tmp_path / "killed"
+    script = (
+        "import os, signal, sys\n"
+        "from anomalygpt.evaluation import sharing\n"
+        "write = sharing.State.write_part\n"
+        "def write_and_die(*given):\n"
+        "    write(*given)\n"
+        "    if len(given[3].rows) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sharing.State.write_part = write_and_die\n"
+        "from anomalygpt.evaluation import session\n"
+        "session.Session.__init__.__defaults__ = (*session.Session.__init__.__defaults__[:-1], 0.0)\n"
+        "from anomalygpt.run_eval import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["--config", str(config), "--device", "cpu", "--data", str(data), "--shots", "0", "1", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=ROOT / "code", env=environment, timeout=280, check=False
+    )
+    assert done.returncode == -9
+    assert [path.name for path in (out / "state").rglob("*.part*")] == ["disc.part0"]
+    assert evaluate(small, out) == evaluate(small, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_multiple_choice_gives_the_same_on_two_processes(small, tmp_path):
+    config, data = small
+    options = {"A": "Yes, there is a spot.", "B": "No, it is clean."}
+    entries = [
+        {"image": f"plate/test/{kind}/{number:03}.png", "question": "Is it dirty?", "options": options, "answer": right}
+        for kind, right in (("spot", "A"), ("good", "B"))
+        for number in range(3)
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(entries))
+    command = ["run_eval.py", "--config", str(config), "--device", "cpu", "--data", str(data)]
+    command += ["--choices", str(tmp_path / "questions.json")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    found = []
+    for launcher in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")):
+        out = tmp_path / f"out{len(found)}"
+        whole = [sys.executable, *launcher, *command, "--out", str(out)]
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=280, cwd=ROOT / "code", env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(json.loads((out / "results.json").read_text()))
+        found[-1].pop("facts")
+    assert found[0] == found[1]
+    assert len(found[0]["answers"]) == 6

@@ -113,6 +113,24 @@ def _mask_8bit(mask: Image.Image) -> Image.Image:
     return mask if mask.mode == "L" else mask.convert("L")
 
 
+def _full_scale(mask: Image.Image) -> Image.Image:
+    """Any mask as mode L over 0..255: where the largest value is 1 to 29, each of those indices counts as 255."""
+    grey = _mask_8bit(mask)
+    values = np.asarray(grey)
+    return _black_and_white(values > 0) if values.max(initial=0) < DEFECT_INDICES else grey
+
+
+def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask of any mode on its photo's own pixels, `> 0.1`; one of another size is resized to it, bilinear.
+
+    photo_size: (width, height) of the upright photo. Returns (height, width) bool.
+    """
+    grey = _full_scale(mask)
+    if grey.size != photo_size:
+        grey = grey.resize(photo_size, Image.Resampling.BILINEAR)
+    return np.asarray(grey, dtype=np.float32) / 255 > MVTEC_THRESHOLD
+
+
 class ImageTransform:
     """Resizes, normalises, and maps back.
 
@@ -152,11 +170,7 @@ class ImageTransform:
 
         A mask whose largest value is 1 to 29 holds defect indices: each of them counts as 1.
         """
-        grey = _mask_8bit(mask)
-        values = np.asarray(grey)
-        if values.max(initial=0) < DEFECT_INDICES:
-            grey = _black_and_white(values > 0)
-        return _unit_tensor(self._resize(grey, Image.Resampling.BILINEAR))
+        return _unit_tensor(self._resize(_full_scale(mask), Image.Resampling.BILINEAR))
 
     def to_photo(self, map: Tensor, photo_size: tuple[int, int], fill: float = 0.0) -> Tensor:
         """An anomaly map on the photo's own pixels, bilinear.

@@ -1,36 +1,45 @@
 """Every number here was worked out by hand."""
 
-import numpy as np
 import pytest
 
-from anomalygpt.evaluation.metrics import answer_accuracy, image_auroc, mean_known, pixel_auroc
+from anomalygpt.evaluation.metrics import (
+    answer_accuracy,
+    false_alarm_rate,
+    hindsight_accuracy,
+    image_ap,
+    image_auroc,
+    image_f1_max,
+    mean_known,
+    recall,
+    spread_known,
+)
+
+SCORES, TRUTH = [0.8, 0.6, 0.4, 0.1, 0.2], [True, False, True, False, False]
 
 
 def test_auroc_is_the_share_of_pairs_in_the_right_order():
     # Anomalous .8 and .4 against good .6, .1, .2: of six pairs only (.4, .6) is wrong.
-    assert image_auroc([0.8, 0.6, 0.4, 0.1, 0.2], [True, False, True, False, False]) == pytest.approx(5 / 6)
+    assert image_auroc(SCORES, TRUTH) == pytest.approx(5 / 6)
 
 
 def test_a_tie_counts_half():
     assert image_auroc([0.5, 0.5, 0.1], [True, False, False]) == pytest.approx(0.75)
 
 
-def test_auroc_of_one_kind_of_photo_is_not_defined():
-    assert image_auroc([0.1, 0.2], [True, True]) is None
-    assert image_auroc([0.1, 0.2], [False, False]) is None
-    assert pixel_auroc(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 2), bool)) is None
+def test_average_precision_weighs_each_gain_in_recall_by_its_precision():
+    # Half of the recall at precision 1, the other half at 2 of 3.
+    assert image_ap(SCORES, TRUTH) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
-def test_pixels_of_all_photos_are_ranked_together():
-    # Within each photo the order is perfect, but .3 of the first lies below .5 of the second: 3 of 4 pairs.
-    maps = np.array([[[0.3, 0.1]], [[0.9, 0.5]]], dtype=np.float32)
-    masks = np.array([[[True, False]], [[True, False]]])
-    assert pixel_auroc(maps, masks) == pytest.approx(3 / 4)
+def test_f1_max_is_the_best_compromise():
+    # At .4: precision 2/3, recall 1.
+    assert image_f1_max(SCORES, TRUTH) == pytest.approx(0.8)
 
 
-def test_maps_and_masks_of_other_shapes_are_refused():
-    with pytest.raises(ValueError, match="same shape"):
-        pixel_auroc(np.zeros((1, 2, 2), np.float32), np.zeros((1, 4, 4), bool))
+@pytest.mark.parametrize("metric", [image_auroc, image_ap, image_f1_max])
+def test_metrics_of_one_kind_of_photo_are_not_defined(metric):
+    assert metric([0.1, 0.2], [True, True]) is None
+    assert metric([0.1, 0.2], [False, False]) is None
 
 
 def test_an_answer_without_a_verdict_is_wrong():
@@ -38,6 +47,22 @@ def test_an_answer_without_a_verdict_is_wrong():
     assert answer_accuracy([], []) is None
 
 
-def test_mean_leaves_out_what_is_not_defined():
+def test_the_best_threshold_in_hindsight():
+    assert hindsight_accuracy(SCORES, TRUTH) == 0.8  # at .4 only .6 is wrong, or at .8 only .4
+    assert hindsight_accuracy([0.5, 0.5, 0.5], [True, False, False]) == pytest.approx(2 / 3)  # ties stay together
+    assert hindsight_accuracy([0.2, 0.9], [True, False]) == 0.5
+    assert hindsight_accuracy([], []) is None
+
+
+def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():
+    said, truth = [True, False, True, False, False], [True, True, False, False, False]
+    assert recall(said, truth) == 0.5
+    assert false_alarm_rate(said, truth) == pytest.approx(1 / 3)
+    assert recall([True], [False]) is None and false_alarm_rate([True], [True]) is None
+
+
+def test_mean_and_spread_leave_out_what_is_not_defined():
     assert mean_known([0.5, None, 1.0]) == 0.75
     assert mean_known([None]) is None
+    assert spread_known([0.5, None, 1.0]) == 0.25
+    assert spread_known([0.5, None]) is None

@@ -1,14 +1,21 @@
-"""Which photos are references, and what is measured of maps and answers that are known."""
+"""Which photos are references, round by round, and which cells a plan has."""
 
-import numpy as np
+import dataclasses
+
 import pytest
-from PIL import Image
 
-from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.evaluation.protocol import ProtocolError, evaluate_category, map_mask, reference_records
+from anomalygpt.evaluation.protocol import (
+    Cell,
+    Plan,
+    ProtocolError,
+    check,
+    photo_name,
+    photo_seed,
+    random_references,
+    reference_records,
+)
 
 
 def numbers(records: list[ImageRecord]) -> list[int]:
@@ -40,85 +47,57 @@ def test_references_are_sorted_good_training_photos_whatever_the_order_of_the_re
 def test_too_few_good_photos_are_told(tree):
     with pytest.raises(ProtocolError, match="4 references in round 2 need 12 good training photos, there are 10"):
         reference_records(index_mvtec(tree), 4, 2)
+    with pytest.raises(ProtocolError, match="11 references need 11 good training photos, there are 10"):
+        random_references(index_mvtec(tree), 11, 0, seed=0)
 
 
-def test_a_map_of_the_defect_is_perfect(tree, fake_predictor):
-    result = evaluate_category(fake_predictor(), index_mvtec(tree), 0, "bottle")
-    assert (result.image_auroc, result.pixel_auroc) == (1, pytest.approx(1))
-    assert (result.answer_accuracy, result.verdict_accuracy, result.no_verdict) == (1, 1, 0)
+def test_photos_without_a_training_split_can_only_be_measured_without_references(tree):
+    tested = [record for record in index_mvtec(tree) if record.split == "test"]
+    check(Plan((0,)), tested)
+    with pytest.raises(ProtocolError, match="there are 0; photos without a training split .* --shots 0"):
+        check(Plan((1,)), tested)
 
 
-def test_an_inverted_map_is_as_wrong_as_can_be(tree, fake_predictor):
-    def inverted(dark):
-        return (1 - dark) * (1 - dark.max())  # the darker the darkest pixel, the lower the photo's score
-
-    result = evaluate_category(fake_predictor(inverted), index_mvtec(tree), 0, "bottle")
-    assert result.image_auroc == 0
-    pixels = evaluate_category(fake_predictor(lambda dark: 1 - dark), index_mvtec(tree), 0, "bottle")
-    assert pixels.pixel_auroc == pytest.approx(0)
-
-
-def test_the_references_of_the_round_reach_the_predictor(tree, fake_predictor):
-    predictor = fake_predictor()
-    result = evaluate_category(predictor, index_mvtec(tree), 2, "bottle", round=1)
-    assert result.references == ("good/004.png", "good/005.png")
-    expected = [Image.open(tree / "bottle" / "train" / "good" / f"00{n}.png") for n in (4, 5)]
-    assert all(np.array_equal(a, b) for a, b in zip(predictor.references, expected, strict=True))
+def test_random_references_differ_between_rounds_and_seeds_and_are_drawn_again_the_same(tree):
+    records = index_mvtec(tree)
+    drawn = {
+        (round_, seed): tuple(numbers(random_references(records, 4, round_, seed)))
+        for round_ in range(4)
+        for seed in (0, 1)
+    }
+    assert len(set(drawn.values())) == 8
+    assert all(len(set(chosen)) == 4 and list(chosen) == sorted(chosen) for chosen in drawn.values())
+    assert tuple(numbers(random_references(records[::-1], 4, 2, 1))) == drawn[2, 1]
 
 
-def test_zero_shot_takes_earlier_references_away(tree, fake_predictor):
-    predictor = fake_predictor()
-    predictor.set_references(["of an earlier class"])
-    evaluate_category(predictor, index_mvtec(tree), 0, "bottle")
-    assert predictor.references == []
+def test_each_good_photo_is_drawn_as_often_as_any_other(tree):
+    records = index_mvtec(tree)
+    drawn = [number for round_ in range(500) for number in numbers(random_references(records, 2, round_, 0))]
+    assert all(60 < drawn.count(number) < 140 for number in range(10)), "100 each on average"
 
 
-def test_the_question_is_the_one_that_users_are_given(tree, fake_predictor):
-    predictor = fake_predictor()
-    result = evaluate_category(predictor, index_mvtec(tree), 0, "bottle")
-    assert set(predictor.questions) == {result.question} == {detection_question("bottle", with_description=False)}
-
-
-def test_a_silent_answer_is_wrong_but_leaves_the_verdict_to_the_map(tree, fake_predictor):
-    predictor = fake_predictor(words=lambda is_dark: "Nothing comes to mind.")
-    result = evaluate_category(predictor, index_mvtec(tree), 0, "bottle")
-    assert (result.answer_accuracy, result.no_verdict, result.verdict_accuracy) == (0, 4, 1)
-
-
-def test_without_chat_nothing_is_asked(tree, fake_predictor):
-    predictor = fake_predictor()
-    result = evaluate_category(predictor, index_mvtec(tree), 0, "bottle", chat=False)
-    assert predictor.questions == [] and result.answer_accuracy is None
-    assert (result.image_auroc, result.verdict_accuracy) == (1, 1)
-
-
-def test_a_defect_without_a_mask_counts_for_the_image_only(tree, fake_predictor):
-    records = [
-        ImageRecord(r.image, r.class_name, r.split, r.is_anomalous, r.defect, None)
-        if r.image.match("hole/001.png")
-        else r
-        for r in index_mvtec(tree)
+def test_a_plan_goes_round_after_round_and_measures_zero_shot_once():
+    cells = Plan((0, 2), (3, 4)).cells(["a", "b"])
+    assert cells == [
+        *(Cell(0, 0, name) for name in "ab"),
+        *(Cell(2, round_, name) for round_ in (3, 4) for name in "ab"),
     ]
-    result = evaluate_category(fake_predictor(), records, 0, "bottle")
-    assert (len(result.photos), result.masked_photos) == (4, 3)
-    assert result.pixel_auroc == pytest.approx(1)
 
 
-def test_a_class_without_test_photos_is_told(tree, fake_predictor):
-    with pytest.raises(ProtocolError, match="screw: no test photos"):
-        evaluate_category(fake_predictor(), index_mvtec(tree), 0, "screw")
+def test_a_class_without_test_photos_is_told_before_anything_is_measured(tree):
+    records = [record for record in index_mvtec(tree) if record.split == "train"]
+    with pytest.raises(ProtocolError, match="no test photos of bottle"):
+        check(Plan((0,)), records)
 
 
-def test_every_photo_is_reported_as_it_is_done(tree, fake_predictor):
-    done = []
-    evaluate_category(fake_predictor(), index_mvtec(tree), 0, "bottle", on_photo=lambda: done.append(1))
-    assert len(done) == 4
-
-
-def test_a_mask_follows_its_photo_and_the_official_one_is_squashed():
-    mask = Image.new("L", (64, 32))
-    mask.paste(255, (0, 0, 16, 32))  # the left quarter, which a centre crop cuts off
-    cropped = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "crop")
-    assert not map_mask(mask, cropped, 32, "as_seen").any()
-    assert map_mask(mask, cropped, 32, "official")[:, :8].all()
-    assert not map_mask(mask, cropped, 32, "official")[:, 9:].any()
+def test_each_photo_round_and_seed_has_a_seed_of_its_own(tree):
+    cell = Cell(2, 0, "bottle")
+    seeds = {
+        photo_seed(42, cell, "a.png"),
+        photo_seed(42, cell, "b.png"),
+        photo_seed(43, cell, "a.png"),
+        photo_seed(42, dataclasses.replace(cell, round=1), "a.png"),
+    }
+    assert len(seeds) == 4
+    record = index_mvtec(tree)[0]
+    assert photo_name(record, tree) == "bottle/train/good/000.png"

@@ -1,0 +1,63 @@
+"""Published numbers for the protocol that was measured; the table is data (published.yaml)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.evaluation.results import METRICS, Spread
+
+
+@dataclass(frozen=True)
+class Published:
+    """One method's numbers, 0..1, by the keys of ``METRICS``; those that were not published are absent."""
+
+    method: str
+    protocol: str
+    source: str
+    metrics: dict[str, Spread]
+
+
+def official_dataset(kind: str, records: Sequence[ImageRecord]) -> str | None:
+    """The official data set that these photos are the whole test split of: a key of the table, None for other data.
+
+    Layout, classes and the number of test photos must all be the official ones.
+    """
+    names = sorted({record.class_name for record in records})
+    photos = sum(record.split == "test" for record in records)
+    for key, facts in _table()["datasets"].items():
+        if facts["kind"] == kind and sorted(facts["classes"]) == names and facts["test_photos"] == photos:
+            return key
+    return None
+
+
+def title(dataset: str) -> str:
+    """A data set's name as people write it."""
+    return _table()["datasets"][dataset]["title"]
+
+
+def published(dataset: str, shots: int) -> list[Published]:
+    """What was published for a data set and a number of references."""
+    return [
+        Published(
+            row["method"],
+            row["protocol"],
+            _table()["sources"][row["source"]]["text"],
+            {key: _spread(row[key]) for key in METRICS if key in row},
+        )
+        for row in _table()["rows"]
+        if (row["dataset"], row["shots"]) == (dataset, shots)
+    ]
+
+
+def _spread(percent: Sequence[float]) -> Spread:
+    return Spread(*(value / 100 for value in percent))
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,144 @@
+"""A map and the truth about it on the same pixels, by a rule that is printed with the numbers (SPEC 2)."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalygpt.datasets import loco
+from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.datasets.transforms import (
+    MVTEC_THRESHOLD,
+    VISA_SHARE_OF_MAXIMUM,
+    Geometry,
+    ImageTransform,
+    load_mask,
+    mask_on_photo,
+    official_mvtec_mask,
+    official_visa_mask,
+)
+from anomalygpt.evaluation.pixels import Region
+from anomalygpt.inference.predictor import Look
+
+Resolution = Literal["map", "photo"]
+MaskRule = Literal["official_mvtec", "official_visa", "as_seen", "photo"]
+MASK_RULES: dict[MaskRule, str] = {
+    "official_mvtec": (
+        f"whole mask squashed to the map's size, bilinear, > {MVTEC_THRESHOLD} (the paper's rule for MVTec-AD)"
+    ),
+    "official_visa": (
+        "mask's short side brought to the map's size, centre crop, bilinear, > "
+        f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
+    ),
+    "as_seen": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
+    "photo": (
+        f"map resized to the photo's own pixels, bilinear, and the mask as it is, > {MVTEC_THRESHOLD}; "
+        "what a centre crop cuts off scores 0"
+    ),
+}
+CONNECTED = "a defect is a connected part of a mask, corners touching; all weigh alike"
+SATURATED = (
+    "each of LOCO's masks, logical or structural, is one defect, and what is found beyond its saturation threshold "
+    "counts no further (saturated PRO)"
+)
+
+
+def choose_mask_rule(kind: str, official: bool, resolution: Resolution, geometry: Geometry) -> MaskRule:
+    """The rule for masks.
+
+    Args:
+        kind: of the data set, see ``datasets.build.INDEXERS``.
+        official: whether the config asks for the released code's geometry.
+        geometry: how photos are brought to the model.
+    """
+    if resolution == "photo":
+        return "photo"
+    if official and kind == "mvtec":
+        return "official_mvtec"
+    # The released rule for VisA crops; a photo that was squashed needs its mask squashed.
+    return "official_visa" if official and kind == "visa" and geometry == "crop" else "as_seen"
+
+
+def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
+    """A mask of any size on the map's pixels.
+
+    Args:
+        transform: how its photo was brought to the model.
+        side: of the map, in pixels.
+
+    Returns:
+        (side, side) bool.
+    """
+    if rule == "official_mvtec":
+        return official_mvtec_mask(mask, side)[0].numpy()
+    if rule == "official_visa":
+        return official_visa_mask(mask, side)[0].numpy()
+    at_map_size = ImageTransform(side, transform.mean, transform.std, transform.geometry)
+    return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
+
+
+class Truth(NamedTuple):
+    """What pixel metrics are made of.
+
+    Attributes:
+        scores: (H, W) float32, the map.
+        mask: (H, W) bool, True where anomalous.
+        regions: the defects; None for the mask's connected parts.
+    """
+
+    scores: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    regions: list[Region] | None
+
+
+def truth_about(
+    record: ImageRecord, look: Look, transform: ImageTransform, rule: MaskRule, saturated: bool = False
+) -> Truth:
+    """A photo's map and mask on the same pixels.
+
+    Args:
+        record: good, or with a mask.
+        saturated: count LOCO's masks one by one, as ``defects_config.json`` says.
+
+    Raises:
+        DatasetError: the mask can't be read.
+    """
+    if rule == "photo":
+        scores = look.map
+        size = (scores.shape[1], scores.shape[0])
+
+        def placed(mask: Image.Image) -> NDArray[np.bool_]:
+            return mask_on_photo(mask, size)
+    else:
+        scores = look.model_map[0, 0].to("cpu", torch.float32).numpy()
+
+        def placed(mask: Image.Image) -> NDArray[np.bool_]:
+            return on_map(mask, transform, scores.shape[-1], rule)
+
+    if record.mask is None:
+        return Truth(scores, np.zeros(scores.shape, dtype=bool), None)
+    mask = placed(load_mask(record.mask))
+    if not saturated:
+        return Truth(scores, mask, None)
+    found = []
+    for region in loco.regions(record, _kinds(record.mask.parents[2])):
+        pixels = placed(Image.fromarray(np.where(region.pixels, np.uint8(255), np.uint8(0))))
+        if pixels.any():
+            needed = region.needed / np.count_nonzero(region.pixels) * np.count_nonzero(pixels)
+            found.append(Region(pixels & mask, float(needed)))
+    return Truth(scores, mask, found)
+
+
+@cache
+def _kinds(folder: Path) -> tuple[loco.DefectKind, ...]:
+    return loco.defect_kinds(folder)
+
+
+def can_saturate(records: list[ImageRecord]) -> bool:
+    """Whether these are LOCO's photos, with the file that says how much of each kind of defect must be found."""
+    folders = {record.mask.parents[2] for record in records if record.mask is not None and record.mask.is_dir()}
+    return bool(folders) and all((folder / loco.CONFIG).is_file() for folder in folders)

@@ -1,0 +1,235 @@
+"""Multiple-choice questions: read in both forms, asked of a real small model, counted as in MMAD."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from anomalygpt.evaluation.choices import (
+    Answer,
+    Answers,
+    Asker,
+    accuracy,
+    answer_shared,
+    balanced,
+    mmad_average,
+    task_score,
+)
+from anomalygpt.evaluation.choices_report import ChoicesFacts, ChoicesReport, as_csv, as_json, as_latex, as_markdown
+from anomalygpt.evaluation.questions import ChoicesError, parse_choice, read_questions, with_options
+from anomalygpt.evaluation.sharing import Share
+from anomalygpt.evaluation.state import State, StateError
+from anomalygpt.inference.predictor import Predictor
+from anomalygpt.model.llm import GenerationSettings
+from tests.model.test_anomalygpt import model  # noqa: F401 (a fixture)
+
+BAD, GOOD = "DS-MVTec/bottle/image/broken/000.png", "DS-MVTec/bottle/image/good/001.png"
+TEMPLATES = {
+    "similar_templates": ["DS-MVTec/bottle/train/000.png"],
+    "random_templates": ["DS-MVTec/bottle/train/001.png"],
+}
+YES_NO = {"A": "Yes.", "B": "No."}
+PLACES = {"A": "Top left.", "B": "Left.", "C": "At the bottom right.", "D": "Center."}
+MMAD = {
+    BAD: {
+        "image_path": BAD,
+        "mask_path": "rgb_mask/broken/000.png",
+        **TEMPLATES,
+        "conversation": [
+            {"Question": "Is there any defect?", "Answer": "A", "Options": YES_NO, "type": "Anomaly Detection"},
+            {"Question": "Where is it?", "Answer": "C", "Options": PLACES, "type": "Defect Localization"},
+            {"Question": "How is it built?", "Answer": "B", "Options": PLACES, "type": "Object Details"},
+        ],
+    },
+    GOOD: {
+        "image_path": GOOD,
+        **TEMPLATES,
+        "conversation": [
+            {"Question": "Is there any defect?", "Answer": "B", "Options": YES_NO, "type": "Anomaly Detection"},
+            {"Question": "What is it?", "Answer": "A", "Options": PLACES, "type": "Object Structure"},
+        ],
+    },
+}
+
+
+def write_photos(root, *names):
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (30 * number, 90, 120)).save(root / name)
+
+
+@pytest.fixture
+def mmad(tmp_path):
+    """MMAD's file with two photos and two templates."""
+    write_photos(tmp_path, BAD, GOOD, *TEMPLATES["similar_templates"], *TEMPLATES["random_templates"])
+    (tmp_path / "mmad.json").write_text(json.dumps(MMAD))
+    return tmp_path / "mmad.json"
+
+
+def test_mmads_file_is_read_as_it_is(mmad):
+    questions = read_questions(mmad, mmad.parent, "random", shots=1)
+    assert [question.key for question in questions] == [f"{BAD}#1", f"{BAD}#2", f"{BAD}#3", f"{GOOD}#1", f"{GOOD}#2"]
+    first, *_, last = questions
+    assert (first.class_name, first.dataset, first.is_good, first.answer) == ("bottle", "DS-MVTec", False, "A")
+    assert first.references == ("DS-MVTec/bottle/train/001.png",)
+    assert last.is_good and last.task == "Object Analysis", "structure and details are one task in MMAD"
+
+
+def test_a_list_of_ones_own_is_read(tmp_path):
+    write_photos(tmp_path, "a.png", "good.png")
+    record = {"image": "a.png", "question": "Is it good?", "options": YES_NO, "answer": "B", "task": "verdict"}
+    entries = [record, {**record, "reference": "good.png", "class": "cup"}]
+    (tmp_path / "own.json").write_text(json.dumps(entries))
+    plain, referred = read_questions(tmp_path / "own.json", tmp_path)
+    assert (plain.task, plain.class_name, plain.references, plain.dataset) == ("verdict", "object", (), "")
+    assert (referred.class_name, referred.references) == ("cup", ("good.png",))
+    with pytest.raises(ChoicesError, match=r"1 photos have fewer than 1 references: a.png"):
+        read_questions(tmp_path / "own.json", tmp_path, shots=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "can't be read as JSON"),
+        ("3", "expected MMAD's"),
+        ("[]", "no questions"),
+        ('{"a.png": {"conversation": 1}}', "a.png: no list 'conversation'"),
+        ('[{"question": "?"}]', "record 1: no 'image'"),
+        ('[{"image": "a.png", "question": "?", "options": {"A": "x"}, "answer": "A"}]', "two or more 'options'"),
+        ('[{"image": "a.png", "question": "?", "options": {"A": "x", "two": "y"}, "answer": "A"}]', "capital letter"),
+        ('[{"image": "a.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}]', "answer 'C' is none"),
+        ('[{"image": "b.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "A"}]', "not there: b.png"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(tmp_path, text, says):
+    write_photos(tmp_path, "a.png")
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(ChoicesError, match=says) as raised:
+        read_questions(tmp_path / "file.json", tmp_path)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ChoicesError, match="no such file"):
+        read_questions(tmp_path / "absent.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("B", "B"),
+        ("C.", "C"),
+        ("(D) Center", "D"),
+        ("The answer is B.", "B"),
+        ("Answer: C", "C"),
+        ("I would choose option D here.", "D"),
+        ("It lies at the top left.", "A"),
+        ("It lies at the left.", "B"),
+        ("In the center, or at the left.", None),
+        ("A scratch at the bottom right", "C"),
+        ("A scratch, in the middle.", None),
+        ("There is something at the bottom right: at the bottom right.", "C"),
+        ("E.", None),
+        ("", None),
+    ],
+)
+def test_an_answer_chooses_a_letter_or_an_options_text(answer, expected):
+    assert parse_choice(answer, PLACES) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("Yes, at the top.", "A"), ("No, there is none.", "B"), ("None of it.", None), ("Not sure", None)],
+)
+def test_yes_and_no_choose_the_option_that_says_so(answer, expected):
+    assert parse_choice(answer, {"A": "Yes, there is a defect", "B": "No, it looks good"}) == expected
+
+
+def test_options_are_listed_below_the_question(mmad):
+    text = with_options(read_questions(mmad, mmad.parent)[0])
+    assert text.startswith("Is there any defect?\nA. Yes.\nB. No.\n")
+
+
+def answer(key="a#1", right="A", chosen="A", task="t", good=False, dataset="d") -> Answer:
+    return Answer(key, dataset, task, good, right, 4, {"text": chosen}, "")
+
+
+def test_anomaly_detection_is_balanced_and_the_average_is_over_tasks_then_data_sets():
+    detection = [answer(task="Anomaly Detection", good=True, chosen="B")]  # 0 of 1 good ones right
+    detection += [answer(task="Anomaly Detection")] * 9  # all anomalous ones
+    assert accuracy(detection, "text").accuracy == 0.9
+    assert balanced(detection, "text").accuracy == task_score(detection, "Anomaly Detection", "text").accuracy == 0.5
+    one_kind = task_score(detection[1:], "Anomaly Detection", "text")
+    assert one_kind.accuracy == 1, "nothing to balance"
+    rows = [*detection, answer(task="x"), answer(task="x", dataset="e"), answer(task="y", dataset="e", chosen=None)]
+    assert mmad_average(rows, "text") == pytest.approx(((0.5 + 1) / 2 + (1 + 0) / 2) / 2)
+
+
+class Real:
+    """The real predictor around a small random model."""
+
+    def __init__(self, small):
+        self.predictor = Predictor(small, generation=GenerationSettings(max_new_tokens=4))
+
+    def asker(self, root, **options):
+        given = {"shots": 0, "methods": ("text", "letter", "generated"), "seed": 0} | options
+        return Asker(self.predictor, root, **given)
+
+
+@pytest.fixture
+def real(model):  # noqa: F811
+    return Real(model)
+
+
+def test_a_model_answers_by_likelihood_and_by_generation(mmad, real):
+    questions = read_questions(mmad, mmad.parent, shots=1)
+    found = real.asker(mmad.parent, shots=1).ask(questions[:3])
+    assert [row.key for row in found] == [question.key for question in questions[:3]]
+    assert all(set(row.chosen) == {"text", "letter", "generated"} for row in found)
+    assert all(row.chosen["text"] in question.options for row, question in zip(found, questions, strict=False))
+    assert real.predictor.has_references
+    again = real.asker(mmad.parent, shots=1).ask(questions[:3])
+    assert again == found, "each question has a seed of its own"
+
+
+def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, real):
+    (question, *_) = read_questions(mmad, mmad.parent)
+    turned = replace(question, options={"A": "No.", "B": "Yes."})
+    asker = real.asker(mmad.parent, methods=("text",))
+    one, other = asker.ask([question])[0].chosen["text"], asker.ask([turned])[0].chosen["text"]
+    assert {one, other} == {"A", "B"}
+
+
+def test_a_run_goes_on_with_the_photos_that_are_left(mmad, real, tmp_path):
+    questions = read_questions(mmad, mmad.parent)
+    asker = real.asker(mmad.parent, methods=("text",))
+    alone = answer_shared(lambda: asker, questions, State(tmp_path / "a", Answers), 0, Share())
+
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    with pytest.raises(Killed):
+        answer_shared(lambda: asker, questions, State(tmp_path / "b", Answers), 0, Share(), kill)
+    done = []
+    state = State(tmp_path / "b", Answers)
+    both = answer_shared(lambda: asker, questions, state, 0, Share(), lambda: done.append(1))
+    assert (both.rows, both.photos, len(done)) == (alone.rows, alone.photos, 1)
+    with pytest.raises(StateError, match="on other questions"):
+        answer_shared(lambda: asker, questions[:2], state, 0, Share())
+
+
+FACTS = ChoicesFacts("python run_eval.py", "compact", None, "file", "none", 42, "cpu", 1, ("x",), 0.1, 10**9)
+
+
+def test_the_report_has_a_row_a_task_with_chance_beside_it():
+    rows = (answer("a#1", task="x_1"), answer("a#2", task="y", chosen="B"))
+    report = ChoicesReport(FACTS, rows, ("text",))
+    page = as_markdown(report)
+    assert "| x_1 | 1 | 25.0 | 100.0 |" in page and "| y | 1 | 25.0 | 0.0 |" in page
+    assert "| **average** | 2 | 25.0 | 50.0 |" in page
+    assert r"x\_1 & 1 & 25.0 & 100.0 \\" in as_latex(report)
+    assert [line["text"] for line in csv.DictReader(io.StringIO(as_csv(report)))] == ["A", "B"]
+    assert as_json(report)["tasks"][0] == {"task": "x_1", "questions": 1, "chance": 0.25, "text": 1.0}

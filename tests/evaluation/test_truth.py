@@ -1,0 +1,120 @@
+"""Maps and masks on the same pixels, by each rule."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.evaluation.pixels import PixelCounts, curves
+from anomalygpt.evaluation.truth import MASK_RULES, can_saturate, choose_mask_rule, on_map, truth_about
+
+SQUASH = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "squash")
+CROP = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "crop")
+
+
+def left_quarter(value: int = 255) -> Image.Image:
+    """A mask twice as wide as high, whose marked quarter a centre crop cuts off."""
+    mask = Image.new("L", (64, 32))
+    mask.paste(value, (0, 0, 16, 32))
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("kind", "official", "resolution", "geometry", "rule"),
+    [
+        ("mvtec", True, "map", "crop", "official_mvtec"),
+        ("visa", True, "map", "crop", "official_visa"),
+        ("visa", True, "map", "squash", "as_seen"),
+        ("folder", True, "map", "crop", "as_seen"),
+        ("mvtec", False, "map", "squash", "as_seen"),
+        ("visa", True, "photo", "crop", "photo"),
+    ],
+)
+def test_the_rule_follows_data_geometry_and_resolution(kind, official, resolution, geometry, rule):
+    assert choose_mask_rule(kind, official, resolution, geometry) == rule
+    assert MASK_RULES[rule]
+
+
+def test_a_mask_follows_its_photo_and_the_official_ones_do_as_the_paper():
+    assert not on_map(left_quarter(), CROP, 32, "as_seen").any()
+    squashed = on_map(left_quarter(), CROP, 32, "official_mvtec")
+    assert squashed[:, :8].all() and not squashed[:, 9:].any()
+    faint = Image.new("L", (64, 32))
+    faint.paste(255, (32, 0, 64, 32))
+    faint.paste(4, (0, 0, 32, 32))  # more than 1 % of the maximum, less than a tenth of white
+    assert on_map(faint, CROP, 32, "official_visa").all()
+    assert not on_map(faint, CROP, 32, "as_seen")[:, :15].any()
+
+
+def record(mask=None) -> ImageRecord:
+    return ImageRecord(None, "part", "test", mask is not None, "cut", mask)
+
+
+def look_at(photo_map: np.ndarray) -> SimpleNamespace:
+    return SimpleNamespace(map=photo_map.astype(np.float32), model_map=torch.zeros(1, 1, 16, 16))
+
+
+def test_at_the_photos_resolution_map_and_mask_stay_as_they_are(tmp_path):
+    left_quarter().save(tmp_path / "mask.png")
+    seen = np.random.default_rng(0).random((32, 64))
+    truth = truth_about(record(tmp_path / "mask.png"), look_at(seen), CROP, "photo")
+    assert np.array_equal(truth.scores, seen.astype(np.float32))
+    assert truth.mask[:, :16].all() and not truth.mask[:, 16:].any()
+
+
+def test_small_numbers_in_a_mask_mark_as_white_does(tmp_path):
+    left_quarter(3).save(tmp_path / "mask.png")
+    assert truth_about(record(tmp_path / "mask.png"), look_at(np.zeros((32, 64))), SQUASH, "photo").mask[:, :16].all()
+
+
+def test_a_good_photo_has_an_empty_mask():
+    for rule, shape in (("as_seen", (16, 16)), ("photo", (32, 64))):
+        assert truth_about(record(), look_at(np.zeros((32, 64))), SQUASH, rule).mask.shape == shape
+
+
+@pytest.fixture
+def loco(tmp_path):
+    """A photo of LOCO with two masks that touch: a logical one that is saturated by a quarter, a structural one."""
+    folder = tmp_path / "box" / "ground_truth" / "logical_anomalies" / "000"
+    folder.mkdir(parents=True)
+    for number, (columns, value) in enumerate((((0, 16), 200), ((16, 32), 255))):
+        mask = Image.new("L", (64, 32))
+        mask.paste(value, (columns[0], 0, columns[1], 32))
+        mask.save(folder / f"{number:03}.png")
+    kinds = [
+        {"defect_name": "missing", "pixel_value": 200, "saturation_threshold": 0.25, "relative_saturation": True},
+        {"defect_name": "cut", "pixel_value": 255, "saturation_threshold": 1e9, "relative_saturation": False},
+    ]
+    (tmp_path / "box" / "defects_config.json").write_text(json.dumps(kinds))
+    return ImageRecord(tmp_path / "photo.png", "box", "test", True, "logical_anomalies", folder)
+
+
+@pytest.mark.parametrize("rule", ["photo", "as_seen"])
+def test_locos_masks_are_regions_of_their_own_and_saturate(loco, rule):
+    seen = np.zeros((32, 64))
+    seen[:8, :32] = 1  # the upper quarter of both
+    look = SimpleNamespace(map=seen.astype(np.float32), model_map=torch.zeros(1, 1, 32, 64)[..., ::2])
+    look.model_map[0, 0, :8, :16] = 1
+    assert can_saturate([loco])
+    truth = truth_about(loco, look, SQUASH, rule, saturated=True)
+    assert len(truth.regions) == 2
+    counts = PixelCounts.empty()
+    counts.add(*truth)
+    found = curves(counts)
+    # Where masks are resized their edges move by a pixel.
+    assert found.overlap[1] == pytest.approx((1 + 0.25) / 2, abs=0.02), (
+        "all of the first that is needed, a quarter of the other"
+    )
+    plain = PixelCounts.empty()
+    plain.add(truth.scores, truth.mask)
+    assert (plain.regions, curves(plain).overlap[1]) == (1, pytest.approx(0.25, abs=0.02))
+
+
+def test_without_locos_table_of_defects_nothing_saturates(loco):
+    (loco.mask.parents[2] / "defects_config.json").unlink()
+    assert not can_saturate([loco])
