@@ -65,7 +65,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
     from anomalygpt.training import distributed
     from anomalygpt.training.engine import memory_told, require_device
     from anomalygpt.training.pictures import draw_curves
-    from anomalygpt.training.run_folder import export_delta, record_run
+    from anomalygpt.training.run_folder import export_delta, record_run, require_shared
 
     process = distributed.start(device)
     _set_up_logging(process.is_main)
@@ -77,6 +77,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
         distributed.seed_everything(config.seed + process.rank)  # the weights began alike; dropout must differ
         if process.is_main:
             record_run(config, folder)
+        require_shared(folder)
         trainer = _trainer(model, data, config, process)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, trainer.stop_soon)

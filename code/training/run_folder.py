@@ -14,11 +14,12 @@ from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import save_tensors
-from anomalygpt.training.distributed import Process
+from anomalygpt.training.distributed import Process, all_agree, barrier
 from anomalygpt.training.partitioned import whole_delta
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "timm", "numpy", "opencv-python-headless")
 
 
@@ -35,11 +36,25 @@ def record_run(config: ExperimentConfig, folder: Path) -> None:
     packages = {name: _version(name) for name in RECORDED_PACKAGES}
     facts = {"commit": commit(), "command": sys.argv, "packages": packages}
     try:
-        save_config(config, folder / "config.yaml")
+        save_config(config, folder / CONFIG)
         with replacing(folder / "environment.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"{folder}: can't be written ({error}); choose another training.output") from error
+
+
+def require_shared(folder: Path) -> None:
+    """Every process has to see what rank 0 has recorded: checkpoints are written and read by all of them together.
+
+    Raises:
+        RunFolderError: on another machine the folder is another one.
+    """
+    barrier()
+    if not all_agree((folder / CONFIG).is_file()):
+        raise RunFolderError(
+            f"{folder}: not all processes see the same folder; training.output has to lie on a file system that all "
+            f"machines of the run share"
+        )
 
 
 def export_delta(model: AnomalyGPT, config: ExperimentConfig, folder: Path, process: Process) -> Path:

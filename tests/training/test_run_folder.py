@@ -2,6 +2,8 @@
 
 import os
 import pickletools
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from anomalygpt.model.llm import LoraSettings, add_lora
 from anomalygpt.model.prompt_ensemble import PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.training.distributed import Process
-from anomalygpt.training.run_folder import RunFolderError, export_delta, record_run
+from anomalygpt.training.run_folder import RunFolderError, export_delta, record_run, require_shared
+from tests.shared_data import ROOT
 
 LAYERS, WIDTH, JOINT = 2, 32, 16
 SIZE = ImageBindSize(
@@ -132,3 +135,38 @@ def test_a_delta_is_as_large_as_its_tensors_in_half_precision(model, tmp_path):
     numbers = sum(torch.Size(shape).numel() for shape in file_shapes(path).values())
     for file in (path, tmp_path / "pytorch_model.pt"):
         assert 2 * numbers < os.path.getsize(file) < 2 * numbers + 20_000
+
+
+# Two processes, each with a folder of its own, as on two machines without a common file system.
+APART = """
+import sys
+from pathlib import Path
+from anomalygpt.errors import user_errors
+from anomalygpt.training import distributed
+from anomalygpt.training.run_folder import CONFIG, require_shared
+
+process = distributed.start("cpu")
+folder = Path(sys.argv[1]) / (str(process.rank) if sys.argv[2] == "apart" else "one")
+folder.mkdir(exist_ok=True)
+if process.is_main:
+    (folder / CONFIG).touch()
+with user_errors():
+    require_shared(folder)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [("apart", 1), ("together", 0)])
+def test_machines_that_do_not_share_the_runs_folder_are_told_at_the_start(tmp_path, how, code):
+    script = tmp_path / "apart.py"
+    script.write_text(APART)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "code"), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(tmp_path), how], capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == code, done.stderr[-2000:]
+    assert ("has to lie on a file system that all machines of the run share" in done.stderr) == (how == "apart")
+
+
+def test_a_single_process_shares_with_nobody(model, tmp_path):
+    record_run(config("[image_decoder]"), tmp_path)
+    require_shared(tmp_path)

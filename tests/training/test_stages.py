@@ -1,0 +1,87 @@
+"""Two real processes under every ZeRO stage, from ``torchrun`` and from ``deepspeed``: the same delta comes out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from anomalygpt.model.checkpoint import read_tensors
+from anomalygpt.training.state import whole_checkpoints
+from tests.training.test_train import command_line, losses, numbers, ok, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+DEEPSPEED = (str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2")
+LAUNCHERS = {"torchrun": TORCHRUN, "deepspeed": DEEPSPEED}
+HALF_STEP = 2e-3  # of fp16 at the size of these weights; the sums of stage 3 run in another order
+
+
+@pytest.fixture(scope="module")
+def undivided(experiment) -> Path:
+    """A run of two processes that each hold everything."""
+    folder = experiment.runs / "stage0"
+    ok(train(experiment, f"training.output={folder}", "training.zero_stage=0", *SAME_MAP, launcher=TORCHRUN))
+    return folder
+
+
+# Under stage 3 both processes draw alike whether the prompt learner sees the one-shot map.
+SAME_MAP = ("training.one_shot_probability=1",)
+
+
+@pytest.mark.parametrize(("stage", "launcher"), [(1, "torchrun"), (2, "deepspeed"), (3, "torchrun"), (3, "deepspeed")])
+def test_a_divided_run_gives_the_losses_and_the_delta_of_an_undivided_one(experiment, undivided, stage, launcher):
+    folder = experiment.runs / f"stage{stage}{launcher}"
+    settings = (f"training.output={folder}", f"training.zero_stage={stage}", *SAME_MAP)
+    ok(train(experiment, *settings, launcher=LAUNCHERS[launcher]))
+    ours, theirs = losses(folder), losses(undivided)
+    assert sorted(ours) == [1, 2, 3, 4]
+    for step, values in theirs.items():
+        assert ours[step] == pytest.approx(values, rel=1e-3), step
+    assert numbers(folder, "validation")[0]["total"] == pytest.approx(
+        numbers(undivided, "validation")[0]["total"], rel=1e-3
+    )
+    for file in ("model.safetensors", "pytorch_model.pt", "best.safetensors"):
+        mine, other = read_tensors(folder / file), read_tensors(undivided / file)
+        assert mine.keys() == other.keys()
+        for name, tensor in other.items():
+            assert tensor.numel(), name
+            assert torch.allclose(mine[name].float(), tensor.float(), atol=HALF_STEP), name
+
+
+@pytest.mark.parametrize(("stage", "launcher"), [(2, "torchrun"), (3, "deepspeed")])
+def test_two_processes_that_are_told_to_stop_save_and_go_on(experiment, stage, launcher):
+    """The signal goes to every process of the run, loaders and launchers too, as a batch system sends it."""
+    folder = experiment.runs / f"stopped{stage}"
+    settings = (f"training.output={folder}", f"training.zero_stage={stage}", "data.workers=1", "training.steps=6")
+    command, options = command_line(experiment, *settings, launcher=LAUNCHERS[launcher])
+    with (folder.parent / f"stopped{stage}.log").open("w+") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **options)
+        while running.poll() is None and 1 not in losses(folder):
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGTERM)
+        assert running.wait(timeout=120) != 0
+        while _alive(running.pid):  # the launcher may leave before the processes that it has started
+            time.sleep(0.1)
+        log.seek(0)
+        said = log.read()
+    assert "start the same command again to go on" in said
+    assert "DataLoader worker" not in said
+    [reached] = [int(path.name.removeprefix("step")) for path in whole_checkpoints(folder)[-1:]]
+    assert reached < 6
+    resumed = ok(train(experiment, *settings, launcher=LAUNCHERS[launcher]))
+    assert f"at step {reached}" in resumed.stderr + resumed.stdout
+    assert sorted(losses(folder)) == [1, 2, 3, 4, 5, 6]
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
