@@ -95,6 +95,8 @@ class ReferencesConfig(Settings):
             raise ValueError(f"preset 'official' takes no other setting, but {', '.join(named)} is set: name 'custom'")
         if self.neighbourhood is not None and self.neighbourhood % 2 == 0:
             raise ValueError(f"neighbourhood {self.neighbourhood}: expected an odd number of patches")
+        if self.scales is not None and len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales {list(self.scales)}: expected each once")
         return self
 
 

@@ -1,0 +1,131 @@
+"""Which further views help, decided by the references themselves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from anomalygpt.inference.augmentation import ASKEW, CLEAR_GAIN, ELONGATED, choose_augmentation, view_gains
+from anomalygpt.inference.reference_views import ALL_VIEWS, UPRIGHT, VIEWS, View, places
+from anomalygpt.model.encoder import ImageFeatures
+from anomalygpt.model.foreground import Lie
+from tests.shared_data import ROOT
+
+ROUND, UPRIGHT_BAR, SKEW_BAR = Lie(1.0, 40.0), Lie(2.5, 1.0), Lie(2.5, 30.0)
+NO_GAIN = {"rotations": 0.97, "flips": 0.96}
+
+
+# -- views ------------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_what_their_names_say() -> None:
+    image = torch.arange(9.0).view(1, 3, 3)
+    assert torch.equal(UPRIGHT.of(image), image)
+    assert torch.equal(View(turns=1).of(image), torch.rot90(image, 1, (-2, -1)))
+    flips = [view.of(image) for view in VIEWS["flips"]]
+    expected = [image, image.flip(-1), image.flip(-2), image.flip(-2).flip(-1)]
+    assert all(torch.equal(a, b) for a, b in zip(flips, expected, strict=True))
+    assert len(ALL_VIEWS) == 6
+    assert all(views[0] == UPRIGHT for views in VIEWS.values())
+
+
+def test_places_say_where_a_views_patches_lay() -> None:
+    image = torch.randn(4, 4)
+    for view, place in zip(ALL_VIEWS, places(ALL_VIEWS, 4), strict=True):
+        assert torch.equal(view.of(image).flatten(), image.flatten()[place])
+
+
+# -- the decision -----------------------------------------------------------------------------------------------------
+
+
+def test_clear_gain_by_rotations_means_a_part_that_lies_at_any_angle() -> None:
+    assert choose_augmentation({"rotations": CLEAR_GAIN - 0.01, "flips": 0.95}, [ROUND] * 4) == "rotations"
+
+
+def test_small_gain_is_what_any_four_views_bring() -> None:
+    assert choose_augmentation({"rotations": CLEAR_GAIN + 0.01, "flips": CLEAR_GAIN + 0.01}, [ROUND] * 4) == "none"
+
+
+def test_flips_are_chosen_where_they_bring_more() -> None:
+    assert choose_augmentation({"rotations": 0.8, "flips": 0.7}, [UPRIGHT_BAR] * 4) == "flips"
+
+
+def test_single_long_part_that_lies_askew_is_turned() -> None:
+    assert choose_augmentation({}, [SKEW_BAR]) == "rotations"
+
+
+@pytest.mark.parametrize("lie", [ROUND, UPRIGHT_BAR, Lie(ELONGATED - 0.1, 40.0), Lie(3.0, ASKEW - 1)])
+def test_single_part_that_is_round_or_aligned_is_not(lie: Lie) -> None:
+    assert choose_augmentation({}, [lie]) == "none"
+
+
+def test_one_askew_photo_of_several_is_an_accident() -> None:
+    assert choose_augmentation(NO_GAIN, [SKEW_BAR, UPRIGHT_BAR, UPRIGHT_BAR]) == "none"
+    assert choose_augmentation(NO_GAIN, [SKEW_BAR, SKEW_BAR, UPRIGHT_BAR]) == "rotations"
+
+
+# -- how much nearer views bring references ---------------------------------------------------------------------------
+
+
+def as_views(part: torch.Tensor) -> ImageFeatures:
+    """Patches (8, 8, D) that look the same from any side, in all views of the photo."""
+    turned = torch.stack([view.of(part.permute(2, 0, 1)) for view in ALL_VIEWS])  # (6, D, 8, 8)
+    tap = turned.flatten(2).transpose(1, 2)
+    return ImageFeatures((tap,), torch.zeros(len(ALL_VIEWS), 4))
+
+
+def test_single_reference_has_no_gain() -> None:
+    assert view_gains([as_views(torch.randn(8, 8, 4))]) == {}
+
+
+def test_views_that_hold_the_same_patches_bring_nothing() -> None:
+    """Turned patches lie elsewhere, but patches are compared wherever they lie."""
+    gains = view_gains([as_views(torch.randn(8, 8, 4)) for _ in range(3)])
+    assert gains == pytest.approx({"rotations": 1.0, "flips": 1.0})
+
+
+def test_parts_that_differ_by_a_turn_gain_by_rotations_alone() -> None:
+    """What a patch looks like depends on the turn: the second photo is the first, turned by a quarter."""
+    generator = torch.Generator().manual_seed(0)
+    looks = torch.randn(len(ALL_VIEWS), 64, 32, generator=generator)
+    first = ImageFeatures((looks,), torch.zeros(len(ALL_VIEWS), 4))
+    quarter, half, three = (ALL_VIEWS.index(View(turns)) for turns in (1, 2, 3))
+    turned = looks.clone()
+    turned[0], turned[quarter], turned[half], turned[three] = looks[quarter], looks[half], looks[three], looks[0]
+    gains = view_gains([first, ImageFeatures((turned,), torch.zeros(len(ALL_VIEWS), 4))])
+    assert gains["rotations"] < 0.01
+    assert gains["flips"] > 0.7
+
+
+# -- real parts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.weights
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("part", "counts", "expected"),
+    [
+        ("screw", (1, 2), "rotations"),
+        ("hazelnut", (2,), "rotations"),
+        ("transistor", (1, 2), "none"),
+        ("toothbrush", (1, 2), "none"),
+        ("leather_tiles", (1, 2), "none"),
+    ],
+)
+def test_real_parts_decide_for_themselves(compact_predictor, part: str, counts: tuple[int, ...], expected: str) -> None:
+    from PIL import Image
+
+    from anomalygpt.inference.reference_settings import ReferenceSettings
+    from anomalygpt.inference.references import References
+
+    good = ROOT / "data" / "mvtec_layout" / part / "train" / "good"
+    if not good.is_dir():
+        pytest.skip(f"needs {good.relative_to(ROOT)}")
+    photos = [Image.open(path) for path in sorted(Path(good).iterdir())[: max(counts)]]
+    settings = ReferenceSettings(augmentation="auto")
+    references = References(compact_predictor.model, settings, compact_predictor.transform)
+    decided = {}
+    for count, photo in enumerate(photos, start=1):
+        references.add(photo)
+        decided[count] = references.augmentation
+    assert [decided[count] for count in counts] == [expected] * len(counts)
