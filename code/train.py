@@ -99,7 +99,7 @@ def _build(config: ExperimentConfig, process: "Process") -> "tuple[AnomalyGPT, D
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
     from anomalygpt.model.build import build_model, trainable_parts
     from anomalygpt.training.loop import Data
-    from anomalygpt.training.plan import all_records
+    from anomalygpt.training.plan import all_records, parameter_table
     from anomalygpt.training.skeleton import encoder_skeleton
 
     # Data first: a wrong path is told before gigabytes of weights are read.
@@ -108,8 +108,8 @@ def _build(config: ExperimentConfig, process: "Process") -> "tuple[AnomalyGPT, D
     train, validation = build_pairs(config.data, transform, config.seed)
     instructions = build_instructions(config.data, transform) if config.training.answers else None
     model = build_model(config, process.device, speaks=config.training.answers)
-    for part, parameters in trainable_parts(model, config.training.trainable).items():
-        logger.info("training %-15s %12s parameters", part, f"{sum(p.numel() for p in parameters):,}")
+    table = parameter_table(model, trainable_parts(model, config.training.trainable))
+    logger.info("parameters\n%s", "\n".join(table))
     if model.speaks and config.training.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
     classes = {record.class_name for pairs in (train, validation) if pairs is not None for record in all_records(pairs)}

@@ -1,15 +1,17 @@
 """What a run would do and need, without training: ``train.py --dry-run``."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.build import build_instructions, build_pairs
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.model.build import trainable_parts
+from anomalygpt.model.build import MAP_PARTS, trainable_parts
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 from anomalygpt.training.memory import CARD, GIB, Estimate, Sizes, estimate
 from anomalygpt.training.skeleton import Skeleton, build_skeleton
@@ -94,20 +96,32 @@ def paired_records(pairs: Any) -> list[ImageRecord]:
     return [record for record in records if record.is_anomalous] if hasattr(pairs, "samples") else records
 
 
+def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Parameter]]) -> list[str]:
+    """How many parameters each part has, a line each: those that are trained, those that are frozen, and all.
+
+    Args:
+        trained: part -> its parameters, as ``trainable_parts`` gives them.
+    """
+    lines = [_row(f"{part}, trained", _count(parameters)) for part, parameters in trained.items()]
+    for name, child in model.named_children():
+        frozen = _count(p for p in child.parameters() if not p.requires_grad)
+        if frozen:
+            lines.append(_row(f"{FROZEN_NAMES.get(name, name)}, frozen", frozen))
+    for kind, learns in (("trained", True), ("frozen", False)):
+        lines.append(_row(f"all {kind}", _count(p for p in model.parameters() if p.requires_grad is learns)))
+    return lines
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
 def _parameters(config: ExperimentConfig, skeleton: Skeleton, llm_known: bool) -> Iterator[str]:
     wanted = config.training.trainable
-    known = wanted if llm_known else [part for part in wanted if part in ("image_decoder", "states")]
-    for part, parameters in trainable_parts(skeleton.model, known).items():
-        yield _row(f"{part}, trained", sum(p.numel() for p in parameters))
+    known = wanted if llm_known else [part for part in wanted if part in MAP_PARTS]
+    yield from parameter_table(skeleton.model, trainable_parts(skeleton.model, known))
     if not llm_known:
         yield f"  {', '.join(['language model', *(part for part in wanted if part not in known)])}: {UNKNOWN}"
-    for name, child in skeleton.model.named_children():
-        frozen = sum(p.numel() for p in child.parameters() if not p.requires_grad)
-        if frozen:
-            yield _row(f"{FROZEN_NAMES.get(name, name)}, frozen", frozen)
-    for kind, trained in (("trained", True), ("frozen", False)):
-        every = sum(p.numel() for p in skeleton.model.parameters() if p.requires_grad is trained)
-        yield _row(f"all {kind}", every)
 
 
 def _data(counts: Counts, config: ExperimentConfig) -> Iterator[str]:
