@@ -114,7 +114,7 @@ def _stroke(
     fixed = np.rint(path * 2**SUBPIXEL_BITS).astype(np.int32)[:, None]
     cv2.polylines(cover, [fixed], False, 255, max(1, round(width)), cv2.LINE_AA, SUBPIXEL_BITS)
     soft = cv2.GaussianBlur(cover, (0, 0), 0.6).astype(np.float32) / 255
-    return soft * np.float32(min(1.0, width))
+    return (soft * min(1.0, width)).astype(np.float32)
 
 
 def _blob(image: Canvas, centre: tuple[float, float], rng: np.random.Generator, radius: float, edge: float) -> Plane:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class Validator:
         questions = [chat_prompt([], turns[0].text) for turns in batch.conversations]
         settings = GenerationSettings(max_new_tokens=tokens, temperature=0)
         # A process whose answers are done goes on beside the others: under ZeRO 3 each layer needs all of them.
-        together = {"synced_gpus": True} if self.settings.zero_stage == 3 else {}
+        together: dict[str, Any] = {"synced_gpus": True} if self.settings.zero_stage == 3 else {}
         return list(self.model.answer(features, maps, questions, settings, **together)), maps
 
     @torch.no_grad()
