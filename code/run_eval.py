@@ -264,8 +264,11 @@ def _session(
 def _predictor(
     arguments: argparse.Namespace, config: ExperimentConfig, *, speaks: bool, maps_by_text: bool
 ) -> "Predictor":
+    import torch
+
     from anomalygpt.inference.predictor import Predictor
 
+    torch.manual_seed(config.seed)  # parts that no delta fills are random, and must be the same in all processes
     predictor = Predictor.from_config(config, arguments.device, speaks=speaks)
     if not config.deltas and (speaks or maps_by_text):
         logger.warning("warning: no delta is loaded (deltas=[]), so answers and text maps come from untrained weights")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.evaluation.choices import (
     Answer,
     Answers,
@@ -233,3 +234,39 @@ def test_the_report_has_a_row_a_task_with_chance_beside_it():
     assert r"x\_1 & 1 & 25.0 & 100.0 \\" in as_latex(report)
     assert [line["text"] for line in csv.DictReader(io.StringIO(as_csv(report)))] == ["A", "B"]
     assert as_json(report)["tasks"][0] == {"task": "x_1", "questions": 1, "chance": 0.25, "text": 1.0}
+
+
+@pytest.mark.weights
+@pytest.mark.data
+def test_the_compact_model_tells_good_bottles_from_broken_ones_by_likelihood(predictor, bottle_folder, tmp_path):
+    """MMAD's form, real photos, real weights: better than guessing, with one good bottle as reference."""
+    root = bottle_folder.parent.parent
+    options = {"A": "Yes, there is an anomaly in the image.", "B": "No, there is no anomaly in the image."}
+    kinds = {"broken_large": "A", "good": "B"}
+    photos = {
+        path.relative_to(root).as_posix(): right
+        for kind, right in kinds.items()
+        for path in sorted((bottle_folder / "test" / kind).iterdir())[:2]
+    }
+    reference = sorted((bottle_folder / "train" / "good").iterdir())[0].relative_to(root).as_posix()
+    entries = {
+        image: {
+            "similar_templates": [reference],
+            "conversation": [
+                {
+                    "Question": detection_question("bottle", with_description=False),
+                    "Answer": right,
+                    "Options": options,
+                    "type": "Anomaly Detection",
+                }
+            ],
+        }
+        for image, right in photos.items()
+    }
+    (tmp_path / "mmad.json").write_text(json.dumps(entries))
+    questions = read_questions(tmp_path / "mmad.json", root, shots=1)
+    asker = Asker(predictor, root, 1, ("text",), 0)
+    found = answer_shared(lambda: asker, questions, State(tmp_path, Answers), 1, Share())
+    assert task_score(found.rows, "Anomaly Detection", "text").accuracy > 0.5
+    [row] = Asker(predictor, root, 1, ("letter", "generated"), 0).ask(questions[:1])
+    assert row.chosen["letter"] in options and row.generated

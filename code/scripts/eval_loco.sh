@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Measures on MVTec-LOCO-AD, zero-shot unless told otherwise: scripts/eval_loco.sh [--shots 1 2 4] [--rounds 5] [--out DIR] …
+# On several GPUs: LAUNCH="torchrun --standalone --nproc_per_node 4" scripts/eval_loco.sh --out DIR …
+set -euo pipefail
+cd "$(dirname "$0")/.."
+${LAUNCH:-python} run_eval.py --kind loco --data ../data/mvtec_loco_anomaly_detection "$@"
