@@ -109,6 +109,8 @@ class InferenceConfig(Settings):
         map_threshold: a text map's pixel belongs to a region above this probability.
         references: how good photos are remembered.
         false_alarm_rate: how often a good photo may be taken for an anomalous one, with references.
+        usual_score: what good photos of any part typically score against four references, of this encoder and these
+            ``references``; the calibration leans to it. None: the references alone tell.
         verdict: who wins where the answer's yes or no and the calibrated score contradict each other. Where the
             ``score`` does, the answer is given again, beginning with its verdict.
         prompt_map: what the prompt learner sees of a references' map: its ``raw`` distances, as in the paper, or
@@ -120,6 +122,7 @@ class InferenceConfig(Settings):
     map_threshold: Share = 0.5
     references: ReferencesConfig = ReferencesConfig()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    usual_score: Annotated[float, Field(gt=0)] | None = None
     verdict: Literal["answer", "score"] = "answer"
     prompt_map: Literal["raw", "calibrated"] = "raw"
 

@@ -13,6 +13,8 @@ from torch import Tensor
 SPREAD = 0.15  # of the logarithm, between good photos of one part
 SPREAD_COUNTS = 6.0  # so many photos' worth that the number above weighs against the references' own spread
 NEARER = 0.12  # distances fall with the number of references K as K ** -NEARER; held out, a photo has K - 1
+LEAN = 0.7  # how far the centre leans to what is usual for good photos of other parts, where that is known
+USUAL_FOR = 4  # the number of references that a usual score is stated for
 ALONE = 0.0  # added to the centre where one reference was held against itself taken again
 SHARPNESS = 2.0  # of the probability: how fast its log-odds rise, per spread
 LOWEST = 0.05  # the same photo twice differs in nothing, and then everything would be anomalous
@@ -65,7 +67,12 @@ class TextCalibration:
 
 
 def calibrate(
-    held_out_scores: Sequence[float], held_out_maps: Tensor, false_alarm_rate: float, *, references: int
+    held_out_scores: Sequence[float],
+    held_out_maps: Tensor,
+    false_alarm_rate: float,
+    *,
+    references: int,
+    usual_score: float | None = None,
 ) -> Calibration:
     """What good photos that the memory did not hold tell of those to come.
 
@@ -74,23 +81,38 @@ def calibrate(
         held_out_maps: (M, 1, S, S), see ``References.held_out_maps``.
         false_alarm_rate: how often a good photo may be taken for an anomalous one, above 0, below 1.
         references: K, how many are remembered.
+        usual_score: the typical score of a good photo of any part against four references; a few references tell
+            their own part's less well than many parts together do. None trusts the references alone.
     """
-    limit, spread = _limit(held_out_scores, false_alarm_rate, references)
-    threshold, _ = _limit(held_out_maps.flatten(1).amax(dim=1).tolist(), false_alarm_rate, references)
-    return Calibration(threshold, limit, SHARPNESS / spread)
+    logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
+    limit, spread = _limit(logs, false_alarm_rate, references, usual_score)
+    # A map's largest value lies a little above its score, by as much as it does on the held-out maps.
+    peaks = [math.log(max(value, LOWEST**2)) for value in held_out_maps.flatten(1).amax(dim=1).tolist()]
+    above = math.exp(_mean(peaks) - _mean(logs))
+    return Calibration(max(LOWEST, limit * above), max(LOWEST, limit), SHARPNESS / spread)
 
 
-def _limit(values: Sequence[float], false_alarm_rate: float, references: int) -> tuple[float, float]:
-    """(what a new good photo's value exceeds with this probability, the spread of its logarithm)."""
-    logs = [math.log(max(value, LOWEST**2)) for value in values]
-    mean = sum(logs) / len(logs)
+def _limit(
+    logs: Sequence[float], false_alarm_rate: float, references: int, usual_score: float | None
+) -> tuple[float, float]:
+    """(what a new good photo's score exceeds with this probability, the spread of its logarithm).
+
+    Args:
+        logs: of the held-out scores.
+    """
+    centre = _mean(logs)
     if references == 1:  # retakes of one photo are no photos of their own
-        centre, known, squares = mean + ALONE, 1, 0.0
+        centre, known, squares = centre + ALONE, 1, 0.0
     else:
-        centre = mean + NEARER * math.log((references - 1) / references)
-        known, squares = len(logs), sum((log - mean) ** 2 for log in logs)
-    # The predictive distribution of a normal variable under a conjugate prior on its variance.
+        known, squares = len(logs), sum((log - centre) ** 2 for log in logs)
+        centre += NEARER * math.log((references - 1) / references)
+    if usual_score is not None:
+        centre += LEAN * (math.log(usual_score) + NEARER * math.log(USUAL_FOR / references) - centre)
+    # The predictive distribution of a normal variable under a conjugate prior on its variance, made wider by `off`.
     freedom = SPREAD_COUNTS + known - 1
-    spread = math.sqrt((SPREAD_COUNTS * SPREAD**2 + squares) / freedom * (1 + 1 / known))
-    limit = math.exp(centre + spread * float(stats.t.ppf(1 - false_alarm_rate, freedom)))
-    return max(LOWEST, limit), spread
+    spread = math.hypot(math.sqrt((SPREAD_COUNTS * SPREAD**2 + squares) / freedom * (1 + 1 / known)), off)
+    return math.exp(centre + spread * float(stats.t.ppf(1 - false_alarm_rate, freedom))), spread
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -111,7 +111,8 @@ class Predictor:
 
     Args:
         model: in evaluation mode.
-        geometry, text_class_rule, map_threshold, false_alarm_rate, verdict, prompt_map: see ``InferenceConfig``.
+        geometry, text_class_rule, map_threshold, false_alarm_rate, usual_score, verdict, prompt_map: see
+            ``InferenceConfig``.
         references: how good photos are remembered.
         generation: how answers are sampled.
     """
@@ -125,6 +126,7 @@ class Predictor:
         map_threshold: float = 0.5,
         references: ReferenceSettings = OFFICIAL,
         false_alarm_rate: float = 0.05,
+        usual_score: float | None = None,
         verdict: Verdict = "answer",
         prompt_map: Literal["raw", "calibrated"] = "raw",
         generation: GenerationSettings | None = None,
@@ -134,6 +136,7 @@ class Predictor:
         self.map_threshold = map_threshold
         self.reference_settings = references
         self.false_alarm_rate = false_alarm_rate
+        self.usual_score = usual_score
         self.verdict = verdict
         self.prompt_map = prompt_map
         self.generation = generation or GenerationSettings()
@@ -230,7 +233,9 @@ class Predictor:
             maps = self._references.held_out_maps(key)
             scores = [self._references.score(one) for one in maps.split(1)]
             count = len(self._references)
-            self._calibrations[key] = calibrate(scores, maps, self.false_alarm_rate, references=count)
+            self._calibrations[key] = calibrate(
+                scores, maps, self.false_alarm_rate, references=count, usual_score=self.usual_score
+            )
         return self._calibrations[key]
 
     # -- looking ----------------------------------------------------------------------------------------------------

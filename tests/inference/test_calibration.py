@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anomalygpt.inference.calibration import LOWEST, Calibration, TextCalibration, calibrate
+from anomalygpt.inference.calibration import LEAN, LOWEST, NEARER, Calibration, TextCalibration, calibrate
 
 
 def from_maxima(*values: float, rate: float = 0.05, references: int | None = None) -> Calibration:
@@ -63,20 +63,34 @@ def test_more_references_leave_less_doubt() -> None:
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_good_photos_exceed_the_limit_as_often_as_stated(rate: float) -> None:
-    """Photos of many parts, each with its own centre, of the spread that the module takes for usual."""
+    """Parts whose photos vary as the module takes for usual, and come nearer with one more reference."""
     generator = torch.Generator().manual_seed(0)
     alarms = []
-    for _ in range(400):
-        logs = math.log(0.3) + 0.15 * torch.randn(4, generator=generator)
-        found = from_maxima(*logs.exp().tolist(), rate=rate, references=1000)
-        alarms.append(float((math.log(0.3) + 0.15 * torch.randn((), generator=generator)).exp()) > found.limit)
-    assert abs(sum(alarms) / len(alarms) - rate) < 0.04
+    for _ in range(1000):
+        good = math.log(0.3) + SPREAD * torch.randn(5, generator=generator)
+        to_come = good[4] + OFF * torch.randn((), generator=generator) - NEARER * math.log(4 / 3)
+        alarms.append(float(to_come.exp()) > from_maxima(*good[:4].exp().tolist(), rate=rate).limit)
+    assert abs(sum(alarms) / len(alarms) - rate) < 0.03
+
+
+def test_single_reference_leaves_more_room_than_several() -> None:
+    assert from_maxima(0.2, references=1).limit > 1.2 * from_maxima(0.2, 0.2).limit
 
 
 def test_retakes_of_one_photo_do_not_count_as_photos() -> None:
     """However alike they are, as much doubt is left as with a single one."""
     one, several = from_maxima(0.2, references=1), from_maxima(*[0.2] * 12, references=1)
     assert one.limit == pytest.approx(several.limit)
+
+
+def test_what_is_usual_for_other_parts_is_leaned_to() -> None:
+    """Whatever the references say, the limit comes nearer to that of usual ones; those that are usual do not move."""
+    for value in (0.1, 0.2, 0.4):
+        maps = torch.full((4, 1, 8, 8), value)
+        alone = calibrate([value] * 4, maps, 0.05, references=1000)
+        leaning = calibrate([value] * 4, maps, 0.05, references=1000, usual_score=0.2 * (1000 / 4) ** NEARER)
+        usual = calibrate([0.2] * 4, torch.full_like(maps, 0.2), 0.05, references=1000)
+        assert leaning.limit / usual.limit == pytest.approx((alone.limit / usual.limit) ** (1 - LEAN), rel=1e-3)
 
 
 def test_same_photo_twice_does_not_make_everything_anomalous() -> None:
