@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.predict import InputError, expand, main, output_stems
+from anomalygpt.predict import InputError, as_text, expand, main, output_stems
 from tests.shared_data import ROOT
 
 
@@ -116,6 +116,22 @@ def test_photo_is_answered_in_words(photos: Path, compact_overrides: list[str]) 
     assert "says the " in first
 
 
+@pytest.mark.weights
+def test_references_are_remembered_once_and_used_from_their_file(
+    silent_run: Run, photos: Path, compact_overrides: list[str], tmp_path: Path
+) -> None:
+    settings = ["--config", "compact", "--device", "cpu", *(["--set", *compact_overrides] if compact_overrides else [])]
+    memory = tmp_path / "references" / "part.safetensors"
+    kept = call("--reference", photos / "good" / "*.png", "--save-references", memory, *settings)
+    assert (kept.code, kept.out) == (0, "")
+    scratch = photos / "test" / "scratch.png"
+    used = call(scratch, "--references", memory, "--json", "--no-chat", *settings)
+    assert used.code == 0
+    before, after = results(silent_run)["scratch.png"], results(used)["scratch.png"]
+    for name in ("score", "threshold", "probability"):
+        assert after[name] == pytest.approx(before[name], abs=1e-3)
+
+
 def test_missing_photo_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "predict.py", str(tmp_path / "nowhere.png"), "--config", "compact"],
@@ -138,6 +154,8 @@ def test_missing_photo_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         (["--config", "compact", "--set", "llm.generation.top_q=1"], "did you mean 'top_p'?"),
         (["--config", "compact", "--reference", "{photos}/test/broken.png"], "cannot be read as an image"),
         (["--config", "compact", "--reference", "{photos}/none/*.png"], "no photo there"),
+        (["--config", "compact", "--references", "{photos}/none.safetensors"], "none.safetensors: no such file"),
+        (["--config", "compact", "--save-references", "{photos}/none.safetensors"], "needs good photos"),
         (["--config", "compact", "--out", "{photos}/test/note.txt"], "can't be made"),
         (["--config", "compact", "--device", "gpu"], "device 'gpu': not on this machine"),
         (["--config", "imagebind_vicuna7b", "--set", "deltas=[{{path: nowhere.pt, parts: [lora]}}]"], "nowhere.pt"),
@@ -149,6 +167,36 @@ def test_mistake_is_one_line_and_exit_code_2(photos: Path, arguments: list[str],
     assert len(run.err.splitlines()) == 1
     assert run.err.startswith("error: ")
     assert words in run.err
+
+
+def test_no_photo_at_all_is_one_line_and_exit_code_2() -> None:
+    run = call("--config", "compact")
+    assert run.code == 2
+    assert run.err.splitlines() == [
+        "error: no photo given; expected photos to look at, or --save-references FILE to remember good ones"
+    ]
+
+
+def test_text_tells_probability_and_who_decided() -> None:
+    result = {
+        "photo": "a.png",
+        "is_anomalous": True,
+        "verdict_from": "score",
+        "answer": "Yes, at the top.",
+        "answer_agrees": False,
+        "probability": 0.9,
+        "score": 0.5,
+        "threshold": 0.3,
+        "regions": [],
+    }
+    assert as_text(result).splitlines() == [
+        "a.png: DEFECT, says the score (probability 0.900, score 0.500, threshold 0.300)",
+        "  Yes, at the top.",
+        "  The language model disagreed: its own first word contradicts the score",
+    ]
+    said = as_text(result | {"verdict_from": "answer", "is_anomalous": False, "answer": "No."}).splitlines()
+    assert said[0].startswith("a.png: good, says the answer")
+    assert said[2] == "  The score contradicts the answer: the map marks no region"
 
 
 def test_folders_patterns_and_photos_are_taken_once_and_in_order(photos: Path) -> None:

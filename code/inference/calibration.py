@@ -108,9 +108,9 @@ def _limit(
         centre += NEARER * math.log((references - 1) / references)
     if usual_score is not None:
         centre += LEAN * (math.log(usual_score) + NEARER * math.log(USUAL_FOR / references) - centre)
-    # The predictive distribution of a normal variable under a conjugate prior on its variance, made wider by `off`.
+    # The predictive distribution of a normal variable under a conjugate prior on its variance.
     freedom = SPREAD_COUNTS + known - 1
-    spread = math.hypot(math.sqrt((SPREAD_COUNTS * SPREAD**2 + squares) / freedom * (1 + 1 / known)), off)
+    spread = math.sqrt((SPREAD_COUNTS * SPREAD**2 + squares) / freedom * (1 + 1 / known))
     return math.exp(centre + spread * float(stats.t.ppf(1 - false_alarm_rate, freedom))), spread
 
 

@@ -26,13 +26,14 @@ class Retake:
 
 
 HALF_PATCH = 1 / 32  # on a 16 x 16 grid
+# Each zooms in as far as it takes to stay inside the photo: an invented border is stranger than any good part.
 RETAKES = (
-    Retake(shift=(HALF_PATCH, HALF_PATCH), light=0.15),
-    Retake(shift=(-HALF_PATCH, -HALF_PATCH), light=-0.15),
-    Retake(angle=5.0),
-    Retake(angle=-5.0),
+    Retake(shift=(HALF_PATCH, HALF_PATCH), zoom=1.07, light=0.15),
+    Retake(shift=(-HALF_PATCH, -HALF_PATCH), zoom=1.07, light=-0.15),
+    Retake(angle=5.0, zoom=1.09),
+    Retake(angle=-5.0, zoom=1.09),
     Retake(zoom=1.04),
-    Retake(shift=(HALF_PATCH, 0.0), angle=10.0),
+    Retake(shift=(HALF_PATCH, 0.0), angle=3.0, zoom=1.13),
 )
 
 

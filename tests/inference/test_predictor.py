@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from anomalygpt.inference.predictor import Look, Predictor, find_regions, prediction
+from anomalygpt.inference.reference_settings import ReferenceSettings
+from anomalygpt.inference.references import ReferencesError
 
 pytestmark = pytest.mark.weights
 
@@ -183,6 +185,142 @@ def test_verdict_is_the_answers_and_else_the_scores(
     assert found.answer_agrees == anomalous, "the score says yes, so only a no contradicts it"
 
 
+# -- the calibrated verdict -------------------------------------------------------------------------------------------
+
+
+def test_probability_rises_from_a_good_photo_to_a_defect(predictor: Predictor, photo) -> None:
+    predictor.set_references([photo(seed=seed) for seed in range(3)])
+    good, defect = predictor.look(photo(seed=7)), predictor.look(photo(scratch=(0.5, 0.5), seed=9))
+    assert good.probability < 0.5 < 0.95 < defect.probability
+    assert (good.is_anomalous, defect.is_anomalous) == (False, True)
+
+
+def test_text_map_is_its_own_probability(predictor: Predictor, photo) -> None:
+    look = predictor.look(photo())
+    assert look.probability == pytest.approx(look.score)
+    assert look.prompt_map is look.model_map
+
+
+def test_fewer_false_alarms_make_smaller_regions(compact_predictor: Predictor, photo) -> None:
+    marked = {}
+    for rate in (0.3, 0.01):
+        strict = Predictor(compact_predictor.model, false_alarm_rate=rate)
+        strict.set_references([photo(seed=seed) for seed in range(3)])
+        look = strict.look(photo(scratch=(0.5, 0.5), seed=9))
+        marked[rate] = (look.threshold, sum(region.area for region in look.regions))
+    assert marked[0.3][0] < marked[0.01][0]
+    assert marked[0.3][1] > marked[0.01][1] > 0
+
+
+def test_prompt_learner_sees_the_raw_map_or_one_half_at_the_threshold(compact_predictor: Predictor, photo) -> None:
+    references, query = [photo(seed=seed) for seed in range(2)], photo(scratch=(0.5, 0.5), seed=9)
+    raw, scaled = (Predictor(compact_predictor.model, prompt_map=kind) for kind in ("raw", "calibrated"))
+    raw.set_references(references)
+    scaled.set_references(references)
+    plain, shown = raw.look(query), scaled.look(query)
+    assert plain.prompt_map is plain.model_map
+    assert torch.equal(shown.model_map, plain.model_map)
+    assert torch.allclose(shown.prompt_map, (shown.model_map / (2 * shown.threshold)).clamp(0, 1))
+    scaled.set_references([])
+    text = scaled.look(query)
+    assert text.prompt_map is text.model_map
+
+
+class Says(Predictor):
+    """A language model that wants to say something; it is asked for real only where its first words are given."""
+
+    wants = ""
+
+    def answer(self, look, question, history=(), opening=None):  # type: ignore[no-untyped-def]
+        return self.wants if opening is None else super().answer(look, question, history, opening)
+
+
+@pytest.mark.parametrize(("wants", "begins"), [("No, there is none.", "Yes,"), ("没有，图中没有异常。", "有，")])
+def test_score_that_wins_makes_the_language_model_say_so(
+    compact_predictor: Predictor, photo, wants: str, begins: str
+) -> None:
+    judge = Says(compact_predictor.model, verdict="score", generation=compact_predictor.generation)
+    judge.wants = wants
+    judge.set_references([photo(seed=seed) for seed in range(2)])
+    found = judge.predict(photo(scratch=(0.5, 0.5), seed=9))
+    assert found.answer.startswith(begins)
+    assert len(found.answer) > len(begins), "the language model goes on by itself"
+    assert (found.is_anomalous, found.verdict_from, found.answer_agrees) == (True, "score", False)
+
+
+def test_answer_that_wins_is_left_alone(compact_predictor: Predictor, photo) -> None:
+    judge = Says(compact_predictor.model)
+    judge.wants = "No, there is none."
+    judge.set_references([photo(seed=seed) for seed in range(2)])
+    found = judge.predict(photo(scratch=(0.5, 0.5), seed=9))
+    assert (found.answer, found.is_anomalous, found.verdict_from) == (judge.wants, False, "answer")
+    assert not found.answer_agrees
+
+
+def test_answer_to_another_question_is_left_alone(compact_predictor: Predictor, photo) -> None:
+    judge = Says(compact_predictor.model, verdict="score")
+    judge.wants = "No."
+    judge.set_references([photo(seed=seed) for seed in range(2)])
+    found = judge.predict(photo(scratch=(0.5, 0.5), seed=9), "Is it good?")
+    assert (found.answer, found.is_anomalous, found.verdict_from) == ("No.", True, "score")
+
+
+# -- references, kept -------------------------------------------------------------------------------------------------
+
+
+def test_reference_added_later_counts_like_one_given_at_once(predictor: Predictor, photo) -> None:
+    photos, query = [photo(seed=seed) for seed in range(3)], photo(scratch=(0.3, 0.6), seed=9)
+    predictor.set_references(photos)
+    at_once = predictor.look(query)
+    predictor.set_references([])
+    for one in photos:
+        predictor.add_reference(one)
+    later = predictor.look(query)
+    assert np.allclose(later.map, at_once.map, atol=1e-5)
+    assert later.threshold == pytest.approx(at_once.threshold, abs=1e-5)
+
+
+def test_saved_references_give_the_same_map_and_verdict(predictor: Predictor, photo, tmp_path: Path) -> None:
+    path, query = tmp_path / "references" / "part.safetensors", photo(scratch=(0.3, 0.6), seed=9)
+    predictor.set_references([photo(seed=seed) for seed in range(2)])
+    before = predictor.look(query)
+    predictor.save_references(path)
+    predictor.set_references([])
+    predictor.load_references(path)
+    after = predictor.look(query)
+    assert float(np.abs(after.map - before.map).max()) < 1e-3
+    assert after.threshold == pytest.approx(before.threshold, abs=1e-3)
+    assert after.probability == pytest.approx(before.probability, abs=1e-2)
+
+
+def test_nothing_to_save_is_one_line(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(ReferencesError, match="no references to save"):
+        predictor.save_references(tmp_path / "part.safetensors")
+
+
+def test_references_of_another_geometry_are_refused(compact_predictor: Predictor, photo, tmp_path: Path) -> None:
+    compact_predictor.set_references([photo()])
+    compact_predictor.save_references(tmp_path / "part.safetensors")
+    compact_predictor.set_references([])
+    official = Predictor(compact_predictor.model, geometry="official")
+    with pytest.raises(ReferencesError, match="geometry is squash in the file and crop here"):
+        official.load_references(tmp_path / "part.safetensors")
+    assert not official.has_references
+
+
+def test_photos_looked_at_together_are_seen_as_one_by_one(predictor: Predictor, photo, encodings) -> None:
+    photos = [photo((100 + 10 * seed, 80), seed=seed) for seed in range(3)]
+    predictor.set_references([photo(seed=9)])
+    encodings.clear()
+    together = predictor.look_many(photos)
+    assert encodings == [3]
+    for look, one in zip(together, photos, strict=True):
+        alone = predictor.look(one)
+        assert look.map.shape == alone.map.shape == (80, one.width)
+        assert np.allclose(look.map, alone.map, atol=1e-5)
+        assert look.probability == pytest.approx(alone.probability, abs=1e-3)
+
+
 # -- regions ----------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +370,24 @@ def test_four_references_rank_defective_bottles_above_good_ones(predictor: Predi
     scores = {path: predictor.look(Image.open(path)).score for path in [*good, *bad]}
     pairs = [(scores[b] > scores[g]) + 0.5 * (scores[b] == scores[g]) for b in bad for g in good]
     assert sum(pairs) / len(pairs) >= 0.98
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("turns", [1, 2])
+def test_screw_that_lies_the_other_way_round_is_no_defect(compact_predictor: Predictor, turns: int) -> None:
+    from tests.shared_data import shared
+
+    good = [Image.open(path) for path in sorted(shared("data/mvtec_layout/screw/train/good").iterdir())[:6]]
+    turned = [one.rotate(90 * turns) for one in good[2:]]
+    scores = {}
+    for augmentation in ("none", "auto"):
+        settings = ReferenceSettings(augmentation=augmentation)
+        looker = Predictor(compact_predictor.model, references=settings)
+        looker.set_references(good[:2])
+        scores[augmentation] = [look.score for look in looker.look_many(turned)]
+    assert looker.references is not None
+    assert looker.references.augmentation == "rotations"
+    assert np.mean(scores["auto"]) < 0.9 * np.mean(scores["none"])
 
 
 def test_model_without_a_language_model_still_draws(compact_overrides: list[str], photo) -> None:

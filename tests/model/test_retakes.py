@@ -2,7 +2,7 @@
 
 import torch
 
-from anomalygpt.model.retakes import RETAKES, Retake, retaken
+from anomalygpt.model.retakes import RETAKES, Retake, _matrix, retaken
 
 
 def dot(row: int, column: int, side: int = 33) -> torch.Tensor:
@@ -53,3 +53,11 @@ def test_every_retake_is_near_the_photo_and_none_is_it() -> None:
     assert again.shape == (len(RETAKES), 3, 64, 64)
     distances = (again - image).square().mean(dim=(1, 2, 3)).sqrt()
     assert 0.01 < float(distances.min()) <= float(distances.max()) < float(image.std())
+
+
+def test_no_retake_looks_beyond_the_photo() -> None:
+    """The corners of each retake lie on the photo."""
+    for retake in RETAKES:
+        corners = torch.tensor([[x, y, 1.0] for x in (-1.0, 1.0) for y in (-1.0, 1.0)])
+        seen = corners @ torch.tensor(_matrix(retake)).T
+        assert float(seen.abs().max()) <= 1, retake
