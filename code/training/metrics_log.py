@@ -60,11 +60,12 @@ class MetricsLog:
 
 def _append(path: Path, text: str) -> None:
     """Adds a line whole, or leaves the file as it was."""
-    with path.open("a", encoding="utf-8") as file:
+    left = text.encode()
+    with path.open("ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
         before = file.tell()
         try:
-            file.write(text)
-            file.flush()
+            while left:
+                left = left[file.write(left) :]
         except OSError:
             os.truncate(path, before)
             raise

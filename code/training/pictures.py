@@ -52,8 +52,8 @@ def sample_sheet(
         panel.set_title(title, fontsize=9)
     for row, image, target, drawn, words in zip(panels, images, targets, maps, talk, strict=True):
         row[0].imshow(_pixels(image, spec))
-        row[1].imshow(target[0].cpu(), cmap="gray", vmin=0, vmax=1)
-        row[2].imshow(drawn[0].float().cpu(), cmap="turbo", vmin=0, vmax=1)
+        row[1].imshow(target[0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+        row[2].imshow(drawn[0].float().cpu().numpy(), cmap="turbo", vmin=0, vmax=1)
         for panel in row:
             panel.axis("off")
         if speaks:

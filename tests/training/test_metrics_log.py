@@ -1,0 +1,50 @@
+"""A run's numbers: whole lines, also after a kill and on a full disk."""
+
+import json
+import subprocess
+import sys
+
+from anomalygpt.training.metrics_log import FILE, MetricsLog, read_metrics
+from tests.shared_data import ROOT
+
+
+def test_lines_are_there_at_once_and_on_the_board(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("train", 1, total=0.12345678)
+    assert read_metrics(tmp_path) == [{"kind": "train", "step": 1, "total": 0.123457}]
+    log.close()
+    assert any((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_resumed_run_takes_out_what_was_written_after_its_checkpoint(tmp_path):
+    lines = [json.dumps({"kind": "train", "step": step, "total": 1.0}) for step in (1, 2, 3)]
+    (tmp_path / FILE).write_text("\n".join(lines) + '\n{"kind": "train", "st')  # killed in the middle of a line
+    MetricsLog(tmp_path, start=2).write("train", 3, total=2.0)
+    assert [(line["step"], line["total"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+FULL = """
+import logging, resource, signal, sys
+from pathlib import Path
+from anomalygpt.training.metrics_log import MetricsLog, read_metrics
+
+logging.basicConfig(format="%(message)s")
+log = MetricsLog(Path(sys.argv[1]))
+log.write("train", 1, total=1.0)
+size = (Path(sys.argv[1]) / "metrics.jsonl").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for step in range(2, 6):
+    log.write("train", step, total=1.0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log.write("train", 6, total=1.0)
+print([line["step"] for line in read_metrics(Path(sys.argv[1]))])
+"""
+
+
+def test_numbers_that_a_full_disk_does_not_take_are_told_once_and_the_run_goes_on(tmp_path):
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'code')!r})\n{FULL}", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[1, 6]"  # no half line between them
+    assert done.stderr.count("numbers are lost") == 1
