@@ -219,7 +219,7 @@ def evaluate(small: tuple[Path, Path], out: Path, *launcher: str) -> dict:
     command += ["--data", str(data), "--shots", "0", "1", "--out", str(out), "--no-pictures"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=280, cwd=ROOT / "code", env=environment, check=False
+        command, capture_output=True, text=True, timeout=600, cwd=ROOT / "code", env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((out / "results.json").read_text())
@@ -227,9 +227,15 @@ def evaluate(small: tuple[Path, Path], out: Path, *launcher: str) -> dict:
     return found
 
 
+@pytest.fixture(scope="module")
+def alone(small: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What one process measures without a break."""
+    return evaluate(small, tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives_to_the_last_digit(small, tmp_path):
-    alone = evaluate(small, tmp_path / "one")
+@pytest.mark.timeout(1800)
+def test_two_processes_give_what_one_gives_to_the_last_digit(small, alone, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     assert evaluate(small, tmp_path / "two", *launcher) == alone
     texts = [photo["answer"] for p in alone["protocols"] for c in p["classes"] for photo in c["rounds"][0]["photos"]]
@@ -239,7 +245,8 @@ def test_two_processes_give_what_one_gives_to_the_last_digit(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_to_the_same_numbers(small, tmp_path):
+@pytest.mark.timeout(1800)
+def test_a_run_that_is_killed_goes_on_to_the_same_numbers(small, alone, tmp_path):
     config, data = small
     out = tmp_path / "killed"
     script = (
@@ -258,14 +265,15 @@ def test_a_run_that_is_killed_goes_on_to_the_same_numbers(small, tmp_path):
     words = ["--config", str(config), "--device", "cpu", "--data", str(data), "--shots", "0", "1", "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=ROOT / "code", env=environment, timeout=280, check=False
+        [sys.executable, "-c", script, *words], cwd=ROOT / "code", env=environment, timeout=600, check=False
     )
     assert done.returncode == -9
     assert [path.name for path in (out / "state").rglob("*.part*")] == ["disc.part0"]
-    assert evaluate(small, out) == evaluate(small, tmp_path / "whole")
+    assert evaluate(small, out) == alone
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_multiple_choice_gives_the_same_on_two_processes(small, tmp_path):
     config, data = small
     options = {"A": "Yes, there is a spot.", "B": "No, it is clean."}
@@ -282,7 +290,7 @@ def test_multiple_choice_gives_the_same_on_two_processes(small, tmp_path):
     for launcher in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")):
         out = tmp_path / f"out{len(found)}"
         whole = [sys.executable, *launcher, *command, "--out", str(out)]
-        done = subprocess.run(whole, capture_output=True, text=True, timeout=280, cwd=ROOT / "code", env=environment)
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=600, cwd=ROOT / "code", env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(json.loads((out / "results.json").read_text()))
         found[-1].pop("facts")

@@ -122,7 +122,9 @@ class Asker:
         torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, question.class_name), question.key))
         chosen: dict[str, str | None] = {}
         if "text" in self.methods:
-            chosen["text"] = self._likeliest(look, question.question, question.options)
+            # Whether a full stop follows says nothing of the option: "Yes." is mostly the beginning of "Yes, there is".
+            texts = {letter: text.rstrip(" .。") or text for letter, text in question.options.items()}
+            chosen["text"] = self._likeliest(look, question.question, texts)
         if "letter" in self.methods:
             letters = {letter: letter for letter in question.options}
             chosen["letter"] = self._likeliest(look, with_options(question), letters)
