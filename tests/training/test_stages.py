@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 DEEPSPEED = (str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2")
 LAUNCHERS = {"torchrun": TORCHRUN, "deepspeed": DEEPSPEED}
+PORT = "29651"  # on which the launchers of two machines meet; they can't choose a free one together
 HALF_STEP = 2e-3  # of fp16 at the size of these weights; the sums of stage 3 run in another order
 
 
@@ -52,6 +53,21 @@ def test_a_divided_run_gives_the_losses_and_the_delta_of_an_undivided_one(experi
         for name, tensor in other.items():
             assert tensor.numel(), name
             assert torch.allclose(mine[name].float(), tensor.float(), atol=HALF_STEP), name
+
+
+def test_two_launchers_that_share_a_host_file_train_as_two_machines(experiment, undivided):
+    """Each machine's launcher is started by hand, so that none has to be reached by ssh."""
+    folder, hosts = experiment.runs / "machines", experiment.runs / "hosts"
+    hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    running = []
+    for rank in range(2):
+        launcher = (DEEPSPEED[0], "--hostfile", str(hosts), "--no_ssh", "--node_rank", str(rank))
+        launcher += ("--master_addr", "127.0.0.1", "--master_port", PORT)
+        settings = (f"training.output={folder}", "training.zero_stage=2", *SAME_MAP)
+        command, options = command_line(experiment, *settings, launcher=launcher)
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options))
+    assert [process.wait(timeout=500) for process in running] == [0, 0]
+    assert losses(folder) == losses(undivided)
 
 
 @pytest.mark.parametrize(("stage", "launcher"), [(2, "torchrun"), (3, "deepspeed")])
