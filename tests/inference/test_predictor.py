@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalygpt.inference.comparison import top_mean
 from anomalygpt.inference.predictor import Look, Predictor, find_regions, prediction
 from anomalygpt.inference.reference_settings import ReferenceSettings
 from anomalygpt.inference.references import ReferencesError
@@ -36,7 +37,8 @@ def test_map_has_the_photos_own_size(predictor: Predictor, photo, size: tuple[in
     assert look.map.shape == (size[1], size[0])
     assert look.map.dtype == np.float32
     assert look.model_map.shape == (1, 1, 224, 224)
-    assert look.score == pytest.approx(float(look.model_map.max()))
+    share = predictor.reference_settings.top_share
+    assert look.score == pytest.approx(float(top_mean(look.model_map, share)))
 
 
 def test_defect_is_found_where_it_lies_on_a_photo_that_is_not_square(predictor: Predictor, photo) -> None:
@@ -138,9 +140,11 @@ def test_photo_is_encoded_once_however_often_it_is_asked_about(predictor: Predic
 
 def test_references_are_encoded_once_for_all_photos(predictor: Predictor, photo, encodings) -> None:
     predictor.set_references([photo(seed=seed) for seed in range(3)])
+    for_the_references = list(encodings)
     for seed in range(2):
         predictor.look(photo(seed=10 + seed))
-    assert encodings == [1] * 5
+    assert len(for_the_references) == 3
+    assert encodings == [*for_the_references, 1, 1]
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -195,9 +199,11 @@ def test_probability_rises_from_a_good_photo_to_a_defect(predictor: Predictor, p
     assert (good.is_anomalous, defect.is_anomalous) == (False, True)
 
 
-def test_text_map_is_its_own_probability(predictor: Predictor, photo) -> None:
+def test_text_map_is_its_own_probability_in_units_of_its_threshold(predictor: Predictor, photo) -> None:
     look = predictor.look(photo())
-    assert look.probability == pytest.approx(look.score)
+    assert look.threshold == predictor.map_threshold
+    assert look.score < look.threshold
+    assert look.probability == pytest.approx(look.score / (2 * look.threshold))
     assert look.prompt_map is look.model_map
 
 
