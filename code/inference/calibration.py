@@ -13,7 +13,7 @@ from torch import Tensor
 SPREAD = 0.15  # of the logarithm, between good photos of one part
 SPREAD_COUNTS = 6.0  # so many photos' worth that the number above weighs against the references' own spread
 NEARER = 0.12  # distances fall with the number of references K as K ** -NEARER; held out, a photo has K - 1
-LEAN = 0.7  # how far the centre leans to what is usual for good photos of other parts, where that is known
+LEAN = 0.5  # how far the centre leans to what is usual for good photos of other parts, where that is known
 USUAL_FOR = 4  # the number of references that a usual score is stated for
 ALONE = 0.0  # added to the centre where one reference was held against itself taken again
 SHARPNESS = 2.0  # of the probability: how fast its log-odds rise, per spread
