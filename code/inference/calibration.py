@@ -15,7 +15,6 @@ SPREAD_COUNTS = 6.0  # so many photos' worth that the number above weighs agains
 NEARER = 0.12  # distances fall with the number of references K as K ** -NEARER; held out, a photo has K - 1
 LEAN = 0.5  # how far the centre leans to what is usual for good photos of other parts, where that is known
 USUAL_FOR = 4  # the number of references that a usual score is stated for
-ALONE = 0.0  # added to the centre where one reference was held against itself taken again
 SHARPNESS = 2.0  # of the probability: how fast its log-odds rise, per spread
 LOWEST = 0.05  # the same photo twice differs in nothing, and then everything would be anomalous
 
@@ -102,7 +101,7 @@ def _limit(
     """
     centre = _mean(logs)
     if references == 1:  # retakes of one photo are no photos of their own
-        centre, known, squares = centre + ALONE, 1, 0.0
+        known, squares = 1, 0.0
     else:
         known, squares = len(logs), sum((log - centre) ** 2 for log in logs)
         centre += NEARER * math.log((references - 1) / references)
