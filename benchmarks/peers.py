@@ -22,7 +22,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -579,6 +579,8 @@ def run_ours(arguments: argparse.Namespace) -> None:
     store = Store(arguments.out.with_suffix(".json"))
     config = load_config(arguments.config, arguments.set)
     predictor = Predictor.from_config(config, speaks=False)
+    # The text map was trained on these very parts, as no peer was.
+    predictor.reference_settings = replace(predictor.reference_settings, text_weight=0.0)
     about = {"peer": arguments.name, "config": arguments.config, "set": list(arguments.set)}
     encode = predictor.model.encode
     for name in arguments.categories:

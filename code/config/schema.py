@@ -87,6 +87,7 @@ class ReferencesConfig(Settings):
     smoothing: Annotated[float, Field(ge=0)] | None = None
     top_share: Share | None = None
     text_weight: Share | None = None
+    text_trusted_below: Share | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "ReferencesConfig":

@@ -10,6 +10,7 @@ from typing import Any
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.evaluation.measured import Setting
+from anomalygpt.evaluation.pixels import BINS
 from anomalygpt.evaluation.protocol import PAPER_SHOTS, Plan
 from anomalygpt.evaluation.truth import CONNECTED, MASK_RULES, SATURATED, Resolution
 
@@ -37,6 +38,7 @@ def data_fingerprint(kind: str, root: Path, resolution: Resolution, plan: Plan) 
         "--resolution": resolution,
         "--reference-choice": plan.choice,
         "--seed": plan.seed,
+        "bins of pixel scores": BINS,
     }
 
 

@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
 
-# A bin is the sign, the exponent and the first bits of the mantissa of a float32: neighbours differ by 1/8192 of their
-# value, whatever range a map has, so that one pass does and any two counts can be added.
+# A bin is the exponent and the first bits of the mantissa of a float32: neighbours differ by 1/8192 of their value,
+# whatever range a map has, so that one pass does and any two counts can be added. Probabilities of a text map reach
+# down to the smallest number that a float32 holds in full, and where they do, that is most pixels.
 MANTISSA_BITS = 13
-SMALLEST, LARGEST = -24, 16  # powers of two; smaller values share the bin at zero, larger ones the last bin
+SMALLEST, LARGEST = -126, 16  # powers of two; smaller values share the bin at zero, larger ones the last bin
 _SHIFT = 23 - MANTISSA_BITS
 _FIRST = (127 + SMALLEST) << MANTISSA_BITS
-HALF = (LARGEST - SMALLEST) << MANTISSA_BITS
-BINS = 2 * HALF
+# The first bin is for everything below zero, where distances and probabilities come by rounding alone.
+BINS = 1 + ((LARGEST - SMALLEST) << MANTISSA_BITS)
 
 # Regions weigh alike, so a pixel weighs 1 / area of its region; in whole numbers, sums come out the same in any order.
 UNIT = 1 << 42
@@ -31,9 +32,8 @@ def bins_of(scores: NDArray[np.float32]) -> NDArray[np.int32]:
     values = np.ascontiguousarray(scores, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError("a map holds something else than finite numbers")
-    size = (values.view(np.int32) & 0x7FFFFFFF) >> _SHIFT
-    size = np.clip(size - _FIRST, 0, HALF - 1)
-    return np.where(values >= 0, HALF + size, HALF - 1 - size).astype(np.int32)
+    place = np.clip((values.view(np.int32) >> _SHIFT) - _FIRST, 0, BINS - 2)
+    return np.where(values >= 0, 1 + place, 0).astype(np.int32)
 
 
 class Region(NamedTuple):
@@ -45,7 +45,7 @@ class Region(NamedTuple):
 
 @dataclass
 class PixelCounts:
-    """What is kept of all maps of a class: three counts a bin, 16 MB, whatever the number of photos.
+    """What is kept of all maps of a class: three counts a bin, 28 MB, whatever the number of photos.
 
     Attributes:
         sound: (BINS,) int64, pixels outside the defects.

@@ -232,9 +232,12 @@ class Predictor:
         if key not in self._calibrations:
             maps = self._references.held_out_maps(key)
             scores = [self._references.score(one) for one in maps.split(1)]
+            usual = self.usual_score
+            if usual is not None:  # where a text map is trusted, it says next to nothing of a good photo
+                usual *= 1 - self._references.text_weight(key)
             count = len(self._references)
             self._calibrations[key] = calibrate(
-                scores, maps, self.false_alarm_rate, references=count, usual_score=self.usual_score
+                scores, maps, self.false_alarm_rate, references=count, usual_score=usual
             )
         return self._calibrations[key]
 

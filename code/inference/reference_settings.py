@@ -28,6 +28,8 @@ class ReferenceSettings:
         smoothing: standard deviation of the map's Gaussian blur, in patches of the encoder's own grid.
         top_share: the image score is the mean of this share of the map's pixels, the highest; 0 is its maximum.
         text_weight: of the text map, 0..1, against the references' map; for encoders with learned or spoken states.
+        text_trusted_below: the text map has its weight only where its mean score on the references is not above this,
+            and none where it calls good photos anomalous: it knows nothing of such a part. 1 always trusts it.
     """
 
     augmentation: Augmentation = "none"
@@ -45,6 +47,7 @@ class ReferenceSettings:
     smoothing: float = 0.0
     top_share: float = 0.0
     text_weight: float = 0.0
+    text_trusted_below: float = 1.0
 
 
 OFFICIAL = ReferenceSettings()

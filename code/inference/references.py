@@ -59,6 +59,7 @@ class References:
         # What follows from all photos together; None until it is asked for.
         self._memory: Mapping[int, ScaleMemory] | None = None
         self._held_out: dict[str, Tensor] = {}  # by class name
+        self._text_weights: dict[str, float] = {}  # by class name
         self._decided: Augmentation | None = None
 
     @classmethod
@@ -122,8 +123,25 @@ class References:
     ) -> Tensor:
         near = [memory[scale].closeness(seen[scale], self.settings) for scale in self.settings.scales]
         maps = distance_map(near, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
-        weight = self.settings.text_weight
-        return maps if weight == 0 else (1 - weight) * maps + weight * self.model.anomaly_map(seen[OWN], class_names)
+        weights = [self.text_weight(name) for name in class_names]
+        if not any(weights):
+            return maps
+        shares = torch.tensor(weights, device=maps.device)[:, None, None, None]
+        return (1 - shares) * maps + shares * self.model.anomaly_map(seen[OWN], class_names)
+
+    @torch.inference_mode()
+    def text_weight(self, class_name: str = UNNAMED_CLASS) -> float:
+        """What the text map of a class weighs beside these references: nothing where it finds fault with them."""
+        weight, trusted_below = self.settings.text_weight, self.settings.text_trusted_below
+        if weight == 0 or trusted_below == 1:
+            return weight
+        if class_name not in self._text_weights:
+            chosen = _evenly(len(self), MOST_HELD_OUT)
+            seen = _joined([self._views(photo, OWN, [UPRIGHT]) for photo in chosen])
+            maps = self.model.anomaly_map(seen, [class_name] * len(chosen))
+            trusted = float(top_mean(maps, self.settings.top_share).mean()) <= trusted_below
+            self._text_weights[class_name] = weight if trusted else 0.0
+        return self._text_weights[class_name]
 
     # -- good photos against each other -----------------------------------------------------------------------------
 
@@ -214,7 +232,7 @@ class References:
 
     def _forget_what_follows(self) -> None:
         """After a change of the photos."""
-        self._memory, self._held_out, self._decided = None, {}, None
+        self._memory, self._held_out, self._text_weights, self._decided = None, {}, {}, None
 
     # -- pixels and features ----------------------------------------------------------------------------------------
 

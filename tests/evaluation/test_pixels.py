@@ -66,6 +66,7 @@ def photos(scores):
 KINDS = {
     "continuous": lambda rng, shape, masks: rng.random(shape) + 0.6 * masks,
     "far below one": lambda rng, shape, masks: 1e-5 * (rng.random(shape) + 0.4 * masks),
+    "over all magnitudes": lambda rng, shape, masks: 10 ** (rng.uniform(-36, -3, shape) + 8 * masks),
     "negative too": lambda rng, shape, masks: rng.normal(0, 100, shape) + 90 * masks,
     "tied": lambda rng, shape, masks: np.round(4 * rng.random(shape) + 2 * masks) / 4,
     "all the same": lambda rng, shape, masks: np.full(shape, 0.5),
@@ -83,8 +84,9 @@ def test_binned_metrics_are_within_their_bound_of_the_exact_ones(kind):
 
 
 @pytest.mark.parametrize("metric", [auroc, average_precision, f1_max, aupro])
-def test_the_bound_is_small_where_scores_are_spread_out(metric):
-    maps, masks = photos(KINDS["continuous"])
+@pytest.mark.parametrize("kind", ["continuous", "over all magnitudes"])
+def test_the_bound_is_small_where_scores_are_spread_out(kind, metric):
+    maps, masks = photos(KINDS[kind])
     assert 0 <= metric(curves(counted(maps, masks))).error < 0.003
 
 
@@ -101,7 +103,8 @@ def test_bins_never_fall_where_scores_rise():
     bins = bins_of(scores)
     assert (np.diff(bins[order]) >= 0).all()
     assert bins.min() == 0 and bins.max() == BINS - 1
-    assert len(np.unique(bins[:5001])) == 5001, "steps of a thousandth are told apart"
+    assert len(np.unique(bins[2500:5001])) == 2501, "steps of a thousandth are told apart, from zero on"
+    assert set(bins[:2500]) == {0}, "all below zero is one"
 
 
 def test_counts_are_equal_in_whatever_order_and_shares_photos_are_added():

@@ -176,6 +176,32 @@ def test_text_map_is_blended_in_by_its_weight(remember, thin_model, photos) -> N
     assert close(half, 0.75 * plain + 0.25 * text)
 
 
+def test_text_map_that_finds_fault_with_the_references_is_left_out(remember, thin_model, photos) -> None:
+    features, plain = remember(photos[:2]).look(photos[5], "bottle")
+    on_references = [float(thin_model.anomaly_map(remember([p]).look(p)[0], ["bottle"]).max()) for p in photos[:2]]
+    usual = sum(on_references) / 2
+    for limit, weight in ((usual - 1e-3, 0.0), (usual + 1e-3, 0.25)):
+        references = remember(photos[:2], replace(OFFICIAL, text_weight=0.25, text_trusted_below=limit))
+        assert references.text_weight("bottle") == weight
+        text = thin_model.anomaly_map(features, ["bottle"])
+        assert close(references.look(photos[5], "bottle")[1], (1 - weight) * plain + weight * text)
+
+
+def test_trust_in_the_text_map_is_a_matter_of_all_references_and_of_the_class(remember, thin_model, photos) -> None:
+    def usual(some, name: str) -> float:
+        maps = [thin_model.anomaly_map(remember([photo]).look(photo)[0], [name]) for photo in some]
+        return sum(float(one.max()) for one in maps) / len(maps)
+
+    one, both, other = usual(photos[:1], "bottle"), usual(photos[:2], "bottle"), usual(photos[:2], "screw")
+    between = replace(OFFICIAL, text_weight=0.25, text_trusted_below=(one + both) / 2)
+    references = remember(photos[:1], between)
+    before = references.text_weight("bottle")
+    references.add(photos[1])
+    assert {before, references.text_weight("bottle")} == {0.0, 0.25}
+    by_class = remember(photos[:2], replace(between, text_trusted_below=(both + other) / 2))
+    assert {by_class.text_weight("bottle"), by_class.text_weight("screw")} == {0.0, 0.25}
+
+
 def test_held_out_maps_are_blended_as_maps_of_queries_are(remember, photos) -> None:
     references = remember(photos[:3], replace(OFFICIAL, text_weight=0.25))
     assert not close(references.held_out_maps("bottle"), references.held_out_maps("screw"), 1e-9)
