@@ -113,7 +113,8 @@ class InferenceConfig(Settings):
         usual_score: what good photos of any part typically score against four references, of this encoder and these
             ``references``; the calibration leans to it. None: the references alone tell.
         verdict: who wins where the answer's yes or no and the calibrated score contradict each other. Where the
-            ``score`` does, the answer is given again, beginning with its verdict.
+            ``score`` does, the answer is given again, beginning with its verdict and the place of the map's largest
+            region; the words are so set right where they name another place, too.
         prompt_map: what the prompt learner sees of a references' map: its ``raw`` distances, as in the paper, or
             ``calibrated``, one half at the threshold.
     """

@@ -56,7 +56,8 @@ class ClassWords:
 
 
 @cache
-def _phrases(language: str) -> dict[str, Any]:
+def phrase_table(language: str) -> dict[str, Any]:
+    """Everything that `phrases/` has for a language."""
     path = PHRASES / f"{language}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in PHRASES.glob("*.yaml") if p.stem != "classes")
@@ -132,7 +133,7 @@ def spoken_name(class_name: str) -> str:
 def noun_phrase(class_name: str, language: str = "en") -> str:
     """The class with its article: `a bottle`, `an object`, `capsules`; without one in Chinese."""
     name = spoken_name(class_name)
-    translated = _phrases(language).get("class_names")
+    translated = phrase_table(language).get("class_names")
     if translated is not None:
         return translated.get(name.lower(), name)
     return name if name.lower() in _classes()["plural"] else _with_article(name)
@@ -146,7 +147,7 @@ def describe(class_name: str, language: str = "en") -> str:
     """What a normal part of the class looks like: a clause that completes "…, which should be"; general for
     other classes.
     """
-    descriptions = _phrases(language)["descriptions"]
+    descriptions = phrase_table(language)["descriptions"]
     return descriptions.get(spoken_name(class_name).lower(), descriptions["general"])
 
 
@@ -160,7 +161,7 @@ def defect_sentence(class_name: str, defect: str, language: str = "en") -> str |
 
     defect: a data set's own name, several kinds with commas. None for names that say no more than `defect`.
     """
-    forms = _phrases(language)["defects"]
+    forms = phrase_table(language)["defects"]
     own = forms["classes"].get(spoken_name(class_name).lower(), {})
     sentences = []
     for part in defect.split(","):
@@ -235,7 +236,7 @@ def detection_question(
     paper's: `This is a photo of a bottle for anomaly detection, which should be …. Is there any anomaly in
     the image?` words: others for the class than the phrases'.
     """
-    phrases = _phrases(language)
+    phrases = phrase_table(language)
     questions = phrases["detection" if class_name is not None else "class_free"]
     question = questions[0] if rng is None else questions[int(rng.integers(len(questions)))]
     if class_name is None:
@@ -251,7 +252,7 @@ def detection_answer(is_anomalous: bool, positions: Sequence[str] = (), language
     """The answer to a detection question. positions: one name a defect, as `position_name` gives them; may
     repeat.
     """
-    answers = _phrases(language)["answers"]
+    answers = phrase_table(language)["answers"]
     if not is_anomalous:
         return answers["normal"]
     if not positions:
@@ -261,7 +262,7 @@ def detection_answer(is_anomalous: bool, positions: Sequence[str] = (), language
 
 def _placed(forms: dict[str, Any], positions: Sequence[str], language: str) -> str:
     """A sentence about one or several positions; a position that repeats is named once, but counts."""
-    phrases = _phrases(language)
+    phrases = phrase_table(language)
     names = [phrases["positions"][position] for position in dict.fromkeys(positions)]
     if len(positions) == 1:
         return forms["one"].format(positions=names[0])
@@ -286,7 +287,7 @@ def follow_up_answer(
     positions: one name a defect, none for a normal photo. share: of the photo's area that is marked, 0..1. words:
     others for the class than the phrases'. defect: the sentence that answers `kind`.
     """
-    phrases = _phrases(language)
+    phrases = phrase_table(language)
     forms = phrases["follow_up"][kind]
     if kind == "where" and positions:
         return _placed(forms, positions, language)
@@ -309,7 +310,7 @@ def parts_shown(class_name: str) -> int | None:
 
 
 def _share(share: float, language: str) -> str:
-    phrases = _phrases(language)
+    phrases = phrase_table(language)
     percent = 100 * share
     if percent < 0.1:
         return phrases["small_share"]
@@ -348,7 +349,7 @@ def conversation(
     if rng is None or not follow_up:
         return tuple(turns)
     for kind in _draw_kinds(rng, _kinds_known(class_name, defect)):
-        questions = _phrases(language)["follow_up"][kind]["questions"]
+        questions = phrase_table(language)["follow_up"][kind]["questions"]
         turns.append(Turn("human", questions[int(rng.integers(len(questions)))]))
         said = follow_up_answer(kind, class_name, positions, share, language, words=words, defect=defect or "")
         turns.append(Turn("assistant", said))
@@ -400,7 +401,7 @@ def _position_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
     """A pattern that finds every name of a position, and the position that each of them means."""
     meaning: dict[str, str] = {}
     for language in LANGUAGES:
-        phrases = _phrases(language)
+        phrases = phrase_table(language)
         for position, name in phrases["positions"].items():
             meaning |= dict.fromkeys((name, *phrases["position_words"][position]), position)
     longest_first = sorted(meaning, key=len, reverse=True)

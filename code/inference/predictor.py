@@ -12,13 +12,19 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.dialogue import class_in_prompt, detection_question, parse_verdict, position_name
+from anomalygpt.datasets.dialogue import class_in_prompt, detection_question, position_name
 from anomalygpt.datasets.transforms import Geometry, ImageTransform
 from anomalygpt.inference.calibration import Calibrated, Calibration, TextCalibration, calibrate
 from anomalygpt.inference.comparison import top_mean
 from anomalygpt.inference.reference_settings import OFFICIAL, ReferenceSettings, reference_settings
 from anomalygpt.inference.references import References, ReferencesError
-from anomalygpt.inference.verdict import Verdict, contradicting_opening, decide
+from anomalygpt.inference.verdict import (
+    Verdict,
+    contradicting_opening,
+    decide,
+    says_anomalous,
+    soundness_opening,
+)
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device, generation_settings
 from anomalygpt.model.chat import chat_prompt
@@ -75,6 +81,11 @@ class Look:
     def is_anomalous(self) -> bool:
         """What the score says."""
         return self.probability > 0.5
+
+    @property
+    def place(self) -> str | None:
+        """Where the largest region is, as answers name it; None without any."""
+        return self.regions[0].position if self.regions else None
 
 
 @dataclass(frozen=True)
@@ -306,14 +317,18 @@ class Predictor:
     def ask(self, look: Look, question: str, history: Sequence[tuple[str, str]] = ()) -> Prediction:
         """Asks for a verdict on a photo that was looked at.
 
-        Where the score wins over words that contradict it, the answer is given again, beginning with what the score
-        says; the result then still tells that the language model itself disagreed.
+        Where the score wins over words that contradict it or name another place than the map's largest region, the
+        answer is given again, beginning with what the map says; the result then still tells whether the language
+        model itself disagreed with the score.
         """
         if not self.model.speaks:
             return prediction(look, question, "", self.verdict)
-        answer = self.answer(look, question, history)
+        if self.verdict == "answer":
+            return prediction(look, question, self.answer(look, question, history), self.verdict)
+        told = soundness_opening(question, look.is_anomalous, look.place)
+        answer = self.answer(look, question, history, told)
         found = prediction(look, question, answer, self.verdict)
-        opening = contradicting_opening(question, answer, look.is_anomalous) if self.verdict == "score" else None
+        opening = None if told else contradicting_opening(question, answer, look.is_anomalous, look.place)
         return found if opening is None else replace(found, answer=self.answer(look, question, history, opening))
 
     def predict(self, photo: Image.Image, question: str | None = None, class_name: str | None = None) -> Prediction:
@@ -334,7 +349,7 @@ def prediction(look: Look, question: str, answer: str, verdict: Verdict = "answe
     Args:
         verdict: who wins where they contradict each other.
     """
-    said = parse_verdict(answer)
+    said = says_anomalous(question, answer)
     is_anomalous, source = decide(said, look.is_anomalous, verdict)
     return Prediction(
         question=question,

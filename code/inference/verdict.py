@@ -4,9 +4,7 @@ import re
 from functools import cache
 from typing import Literal
 
-import yaml
-
-from anomalygpt.datasets.dialogue import PHRASES, detection_answer, parse_verdict
+from anomalygpt.datasets.dialogue import LANGUAGES, parse_positions, parse_verdict, phrase_table
 
 Verdict = Literal["answer", "score"]  # who wins where they contradict each other
 
@@ -25,34 +23,73 @@ def decide(said: bool | None, by_score: bool, wins: Verdict) -> tuple[bool, Verd
     return said, "answer"
 
 
-def contradicting_opening(question: str, answer: str, by_score: bool) -> str | None:
-    """How an answer must begin to say what the score says: ``Yes,`` or ``No,`` in its own language.
+def says_anomalous(question: str, answer: str) -> bool | None:
+    """What an answer's yes or no means: to `Is it fine?` the opposite of what it means to other questions."""
+    said = parse_verdict(answer)
+    return not said if said is not None and asks_for_soundness(question) else said
 
-    None where it already does or says neither, and where the question is none of the known ones about anomalies, to
-    which alone yes is known to mean anomalous.
+
+def contradicting_opening(question: str, answer: str, by_score: bool, place: str | None = None) -> str | None:
+    """How an answer must begin to say what the map says: its verdict, and of an anomaly the place.
+
+    None where the answer already does or says neither, and where the question is none of the known ones about
+    anomalies, to which alone yes is known to mean anomalous.
+
+    Args:
+        place: of the map's largest region, as ``position_name`` gives it; None where it has none.
     """
     said = parse_verdict(answer)
-    if said is None or said == by_score or not asks_for_anomalies(question):
+    if said is None or not asks_for_anomalies(question):
         return None
-    return opening(by_score, "zh" if CHINESE.search(answer) else "en")
+    named = parse_positions(answer)
+    misplaced = by_score and place is not None and named[:1] not in ((), (place,))
+    if said == by_score and not misplaced:
+        return None
+    return opening(by_score, "zh" if CHINESE.search(answer) else "en", place)
 
 
-@cache
-def opening(is_anomalous: bool, language: str) -> str:
-    """The first words of a detection answer, up to their comma."""
-    whole = detection_answer(is_anomalous, language=language)
+def opening(is_anomalous: bool, language: str, place: str | None = None, answers: str = "answers") -> str:
+    """The first words of an answer, up to its comma, or up to the place where there is one.
+
+    Args:
+        answers: the phrases' name for the answers, of which ``one`` has a place.
+    """
+    phrases = phrase_table(language)
+    if is_anomalous and place is not None:
+        before, _, _ = phrases[answers]["one"].partition("{positions}")
+        return str(before + phrases["positions"][place])
+    whole = phrases[answers]["unplaced" if is_anomalous else "normal"]
     return re.match(r".*?[,，]", whole).group()  # type: ignore[union-attr]
+
+
+def soundness_opening(question: str, is_anomalous: bool, place: str | None = None) -> str | None:
+    """How the answer to a question must begin that asks whether all is well; None for any other question.
+
+    A language model that has only learned to be asked for anomalies says `No, there is none` to it, too.
+    """
+    if not asks_for_soundness(question):
+        return None
+    language = "zh" if CHINESE.search(question) else "en"
+    if is_anomalous and place is not None:
+        return opening(True, language, place, "soundness_answers")
+    return str(phrase_table(language)["soundness_answers"]["unplaced" if is_anomalous else "normal"])
 
 
 def asks_for_anomalies(question: str) -> bool:
     """Whether it ends in one of the phrases that ask for anomalies, in any language: then yes means anomalous."""
-    return " ".join(question.split()).lower().endswith(_detection_questions())
+    return _plain(question).endswith(_detection_questions())
+
+
+def asks_for_soundness(question: str) -> bool:
+    """Whether it ends in a question, in any language, to which yes means that nothing is wrong."""
+    return any(re.search(f"(?:{phrase_table(language)['soundness']})$", _plain(question)) for language in LANGUAGES)
+
+
+def _plain(question: str) -> str:
+    return " ".join(question.split()).lower()
 
 
 @cache
 def _detection_questions() -> tuple[str, ...]:
-    asked: list[str] = []
-    for path in sorted(PHRASES.glob("*.yaml")):
-        phrases = yaml.safe_load(path.read_text(encoding="utf-8"))
-        asked += [*phrases.get("detection", ()), *phrases.get("class_free", ())]
+    asked = [text for language in LANGUAGES for kind in ("detection", "class_free") for text in phrase_table(language)[kind]]
     return tuple(question.lower() for question in asked)

@@ -6,7 +6,7 @@ import pytest
 from anomalygpt.datasets.dialogue import (
     PHRASES,
     _classes,
-    _phrases,
+    phrase_table,
     class_in_prompt,
     conversation,
     defect_sentence,
@@ -123,7 +123,7 @@ def test_the_sentence_of_a_defect(class_name, defect, english, chinese):
 
 
 def test_every_defect_of_mvtec_has_its_own_sentence():
-    sentences = _phrases("en")["defects"]["classes"]
+    sentences = phrase_table("en")["defects"]["classes"]
     assert len(sentences) == 15 and sum(map(len, sentences.values())) == 73
 
 
@@ -141,7 +141,7 @@ def test_both_languages_have_the_same_keys():
     def keys(tree):
         return {key: keys(value) for key, value in tree.items()} if isinstance(tree, dict) else None
 
-    english, chinese = _phrases("en"), _phrases("zh")
+    english, chinese = phrase_table("en"), phrase_table("zh")
     assert chinese.keys() - english.keys() == {"class_names"}
     for part in english.keys() - {"descriptions"}:
         assert keys(english[part]) == keys(chinese[part]), part

@@ -184,7 +184,7 @@ def test_verdict_is_the_answers_and_else_the_scores(
     predictor.set_references([photo()])
     look: Look = predictor.look(photo(scratch=(0.5, 0.5)))
     assert look.regions
-    found = prediction(look, "Is it good?", answer)
+    found = prediction(look, "Is there any defect?", answer)
     assert (found.is_anomalous, found.verdict_from) == (anomalous, source)
     assert found.answer_agrees == anomalous, "the score says yes, so only a no contradicts it"
 
@@ -267,8 +267,33 @@ def test_answer_to_another_question_is_left_alone(compact_predictor: Predictor, 
     judge = Says(compact_predictor.model, verdict="score")
     judge.wants = "No."
     judge.set_references([photo(seed=seed) for seed in range(2)])
-    found = judge.predict(photo(scratch=(0.5, 0.5), seed=9), "Is it good?")
+    found = judge.predict(photo(scratch=(0.5, 0.5), seed=9), "Is it long?")
     assert (found.answer, found.is_anomalous, found.verdict_from) == ("No.", True, "score")
+
+
+def test_place_that_the_answer_names_is_that_of_the_largest_region(compact_predictor: Predictor, photo) -> None:
+    judge = Says(compact_predictor.model, verdict="score", generation=compact_predictor.generation)
+    judge.wants = "Yes, there is an anomaly in the image, at the bottom right of the image."
+    judge.set_references([photo(seed=seed) for seed in range(2)])
+    found = judge.predict(photo(scratch=(0.15, 0.15), seed=9))
+    assert found.regions[0].position == "top left"
+    assert found.answer.startswith("Yes, there is an anomaly in the image, at the top left")
+    assert found.answer_agrees
+
+
+@pytest.mark.parametrize(
+    ("scratch", "begins"),
+    [(None, "Yes, there is no anomaly in the image."), ((0.5, 0.5), "No, there is an anomaly in the image, at the")],
+)
+def test_question_whether_all_is_well_is_answered_as_it_was_asked(
+    compact_predictor: Predictor, photo, scratch, begins: str
+) -> None:
+    judge = Predictor(compact_predictor.model, verdict="score", generation=compact_predictor.generation)
+    judge.set_references([photo(seed=seed) for seed in range(4)])
+    found = judge.predict(photo(scratch=scratch, seed=9), "Is it fine?")
+    assert found.answer.startswith(begins)
+    assert found.is_anomalous == (scratch is not None)
+    assert found.answer_agrees
 
 
 # -- references, kept -------------------------------------------------------------------------------------------------

@@ -3,7 +3,15 @@
 import pytest
 
 from anomalygpt.datasets.dialogue import detection_question, parse_verdict
-from anomalygpt.inference.verdict import asks_for_anomalies, contradicting_opening, decide, opening
+from anomalygpt.inference.verdict import (
+    asks_for_anomalies,
+    asks_for_soundness,
+    contradicting_opening,
+    decide,
+    opening,
+    says_anomalous,
+    soundness_opening,
+)
 
 QUESTION = "Is there any anomaly in the image?"
 
@@ -40,6 +48,26 @@ def test_words_that_contradict_begin_anew_in_their_language(answer: str, by_scor
     assert contradicting_opening(QUESTION, answer, by_score) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Yes, there is an anomaly in the image, at the left of the image.", None),
+        ("Yes, there are 2 anomalies, they are at the left and the top of the image.", None),
+        ("Yes, there is an anomaly in the image.", None),
+        ("Yes, at the top left.", "Yes, there is an anomaly in the image, at the left"),
+        ("Yes, they are at the top and the left.", "Yes, there is an anomaly in the image, at the left"),
+        ("No, there is none.", "Yes, there is an anomaly in the image, at the left"),
+        ("有，位于图像的右侧。", "有，图中有一处异常，位于图像的左侧"),
+    ],
+)
+def test_words_begin_with_the_place_of_the_largest_region(answer: str, expected: str | None) -> None:
+    assert contradicting_opening(QUESTION, answer, True, "left") == expected
+
+
+def test_no_place_is_named_where_nothing_is_wrong() -> None:
+    assert contradicting_opening(QUESTION, "Yes, at the top.", False, "left") == "No,"
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("is_anomalous", [True, False])
 def test_opening_says_the_verdict(language: str, is_anomalous: bool) -> None:
@@ -53,7 +81,41 @@ def test_questions_of_the_training_are_known() -> None:
             assert asks_for_anomalies(detection_question(class_name, with_description=False, language=language))
 
 
-@pytest.mark.parametrize("question", ["Is it good?", "Is this part fine?", "How large is it?", "Is the screw long?"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Is it good?",
+        "This is a photo of a bottle. Is this part still OK?",
+        "is the  metal nut intact?",
+        "Is everything normal?",
+        "它正常吗？",
+        "这是一张瓶子的照片。这个零件是好的吗？",
+    ],
+)
+def test_yes_may_mean_that_nothing_is_wrong(question: str) -> None:
+    assert asks_for_soundness(question)
+    assert not asks_for_anomalies(question)
+    assert (says_anomalous(question, "Yes."), says_anomalous(question, "No.")) == (False, True)
+    assert says_anomalous(question, "Hard to say.") is None
+    for is_anomalous in (True, False):
+        begun = soundness_opening(question, is_anomalous, "top")
+        assert begun is not None
+        assert says_anomalous(question, begun) is is_anomalous
+
+
+def test_soundness_opening_names_the_place_of_an_anomaly_alone() -> None:
+    assert soundness_opening("Is it good?", True, "top") == "No, there is an anomaly in the image, at the top"
+    assert soundness_opening("Is it good?", False, "top") == "Yes, there is no anomaly in the image."
+    assert soundness_opening("Is it good?", True) == "No, there is an anomaly in the image."
+
+
+@pytest.mark.parametrize("question", [QUESTION, "What is good?", "Is it damaged?", "Is the screw long?", "图中有异常吗？"])
+def test_other_questions_do_not_ask_for_soundness(question: str) -> None:
+    assert not asks_for_soundness(question)
+    assert soundness_opening(question, True) is None
+
+
+@pytest.mark.parametrize("question", ["Is it good?", "How large is it?", "Is the screw long?"])
 def test_yes_to_another_question_is_not_set_right(question: str) -> None:
     assert not asks_for_anomalies(question)
     assert contradicting_opening(question, "Yes.", False) is None
