@@ -270,6 +270,7 @@ def _predictor(
 
     torch.manual_seed(config.seed)  # parts that no delta fills are random, and must be the same in all processes
     predictor = Predictor.from_config(config, arguments.device, speaks=speaks)
+    predictor.look_as_evaluated()
     if not config.deltas and (speaks or maps_by_text):
         logger.warning("warning: no delta is loaded (deltas=[]), so answers and text maps come from untrained weights")
     return predictor

@@ -137,9 +137,8 @@ class Session:
             part.examples.offer(name, record.is_anomalous, photo, truth.mask, look)
 
     def _setting(self, look: Look) -> Setting:
-        geometry = self.predictor.transform.geometry
-        rule = choose_mask_rule(self.settings.kind, self.settings.official, self.settings.resolution, geometry)
-        return Setting(geometry, look.model_map.shape[-1], rule, self.saturated)
+        rule = choose_mask_rule(self.settings.kind, self.settings.official, self.settings.resolution)
+        return Setting(self.predictor.transform.geometry, look.model_map.shape[-1], rule, self.saturated)
 
     def _name(self, record: ImageRecord) -> str:
         return photo_name(record, self.settings.root)

@@ -14,7 +14,6 @@ from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import (
     MVTEC_THRESHOLD,
     VISA_SHARE_OF_MAXIMUM,
-    Geometry,
     ImageTransform,
     load_mask,
     mask_on_photo,
@@ -47,20 +46,18 @@ SATURATED = (
 )
 
 
-def choose_mask_rule(kind: str, official: bool, resolution: Resolution, geometry: Geometry) -> MaskRule:
+def choose_mask_rule(kind: str, official: bool, resolution: Resolution) -> MaskRule:
     """The rule for masks.
 
     Args:
         kind: of the data set, see ``datasets.build.INDEXERS``.
         official: whether the config asks for the released code's geometry.
-        geometry: how photos are brought to the model.
     """
     if resolution == "photo":
         return "photo"
     if official and kind == "mvtec":
         return "official_mvtec"
-    # The released rule for VisA crops; a photo that was squashed needs its mask squashed.
-    return "official_visa" if official and kind == "visa" and geometry == "crop" else "as_seen"
+    return "official_visa" if official and kind == "visa" else "as_seen"
 
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:

@@ -153,7 +153,7 @@ class Predictor:
         self.generation = generation or GenerationSettings()
         spec = model.encoder.spec
         self._whole = ImageTransform(spec.size, spec.mean, spec.std, "squash")
-        # The released code crops wherever references are used, and squashes everywhere else (SPEC 2).
+        # The released demo crops wherever references are used, and squashes everywhere else (SPEC 2).
         referenced: Geometry = "crop" if geometry == "official" else "squash"
         self._beside_references = ImageTransform(spec.size, spec.mean, spec.std, referenced)
         self._references: References | None = None
@@ -179,6 +179,13 @@ class Predictor:
     def transform(self) -> ImageTransform:
         """How the next photo is brought to the model's size."""
         return self._whole if self._references is None else self._beside_references
+
+    def look_as_evaluated(self) -> None:
+        """Brings photos to the model as the paper's evaluation does, without references too (SPEC 2).
+
+        ``geometry: official`` crops there; in the released demo it squashes photos that have no references.
+        """
+        self._whole = self._beside_references
 
     # -- references -------------------------------------------------------------------------------------------------
 

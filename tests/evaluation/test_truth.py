@@ -25,18 +25,18 @@ def left_quarter(value: int = 255) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("kind", "official", "resolution", "geometry", "rule"),
+    ("kind", "official", "resolution", "rule"),
     [
-        ("mvtec", True, "map", "crop", "official_mvtec"),
-        ("visa", True, "map", "crop", "official_visa"),
-        ("visa", True, "map", "squash", "as_seen"),
-        ("folder", True, "map", "crop", "as_seen"),
-        ("mvtec", False, "map", "squash", "as_seen"),
-        ("visa", True, "photo", "crop", "photo"),
+        ("mvtec", True, "map", "official_mvtec"),
+        ("visa", True, "map", "official_visa"),
+        ("visa", False, "map", "as_seen"),
+        ("folder", True, "map", "as_seen"),
+        ("mvtec", False, "map", "as_seen"),
+        ("visa", True, "photo", "photo"),
     ],
 )
-def test_the_rule_follows_data_geometry_and_resolution(kind, official, resolution, geometry, rule):
-    assert choose_mask_rule(kind, official, resolution, geometry) == rule
+def test_the_rule_follows_data_geometry_and_resolution(kind, official, resolution, rule):
+    assert choose_mask_rule(kind, official, resolution) == rule
     assert MASK_RULES[rule]
 
 

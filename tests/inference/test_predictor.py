@@ -90,6 +90,8 @@ def test_official_geometry_crops_beside_references_and_nowhere_else(compact_pred
     assert not look.map[:, :99].any()  # outside the centre square nothing was seen
     official.set_references([])
     assert official.transform.geometry == "squash"
+    official.look_as_evaluated()
+    assert official.transform.geometry == "crop"
 
 
 # -- references -------------------------------------------------------------------------------------------------------
