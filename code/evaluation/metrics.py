@@ -79,6 +79,23 @@ def hindsight_accuracy(scores: Sequence[float], is_anomalous: Sequence[bool]) ->
     return best / len(pairs) if pairs else None
 
 
+def common_hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
+    """The best mean over classes of their shares of right verdicts that one threshold on all scores gives.
+
+    Args:
+        classes: scores and truths of each.
+
+    Returns:
+        0..1, or None where a class has no photo, or there is no class.
+    """
+    if not classes or not all(scores for scores, _ in classes):
+        return None
+    # A photo is called anomalous above the threshold: from below all scores to the highest of them.
+    thresholds = np.unique(np.concatenate([[-np.inf], *(scores for scores, _ in classes)]))
+    right = [(np.asarray(scores)[:, None] > thresholds) == np.asarray(truth)[:, None] for scores, truth in classes]
+    return float(np.mean([one.mean(axis=0) for one in right], axis=0).max())
+
+
 def recall(said: Sequence[bool], is_anomalous: Sequence[bool]) -> float | None:
     """Share of anomalous photos that are said to be; None where there is none."""
     return share(verdict for verdict, truth in zip(said, is_anomalous, strict=True) if truth)

@@ -102,6 +102,7 @@ def _protocol_json(found: ShotsResult, others: Sequence[Published]) -> dict[str,
         "rounds": found.rounds,
         "mean": {key: found.macro(key).mean for key in METRICS},
         "std": {key: found.macro(key).std for key in METRICS},
+        "one_threshold_in_hindsight": asdict(found.one_threshold()),
         "classes": [_class_json(found, name) for name in found.class_names],
         "published": [asdict(other) for other in others],
     }
@@ -171,7 +172,7 @@ def as_markdown(report: Report) -> str:
         lines += ["", f"## {title_of(found.shots)}", ""]
         lines += _rounds(found)
         lines += _markdown_table(found, MAP_METRICS)
-        lines += ["", *_markdown_table(found, VERDICT_METRICS)]
+        lines += ["", *_markdown_table(found, VERDICT_METRICS), "", *_one_threshold(found)]
         lines += _published_markdown(report, found)
     return "\n".join([*lines, "", MEANING[0], "", MEANING[1]]) + "\n"
 
@@ -232,6 +233,11 @@ def _percent(value: Spread, digits: int = 1, plus_minus: str = " ± ") -> str:
         return NOTHING
     text = f"{100 * value.mean:.{digits}f}"
     return text if value.std is None else f"{text}{plus_minus}{100 * value.std:.{digits}f}"
+
+
+def _one_threshold(found: ShotsResult) -> list[str]:
+    right = _percent(found.one_threshold())
+    return [f"The best threshold for all classes together, in hindsight: {right} (mean over classes)."]
 
 
 def _published_markdown(report: Report, found: ShotsResult) -> list[str]:

@@ -11,6 +11,7 @@ from anomalygpt.evaluation.examples import Examples
 from anomalygpt.evaluation.measured import Measured, PhotoRow, Setting
 from anomalygpt.evaluation.metrics import (
     answer_accuracy,
+    common_hindsight_accuracy,
     false_alarm_rate,
     hindsight_accuracy,
     image_ap,
@@ -211,6 +212,20 @@ class ShotsResult:
         """The mean over classes, of which mean and spread over rounds are taken."""
         values = [
             mean_known([r.metrics[metric] for r in self.results if r.cell.round == round_]) for round_ in self.rounds
+        ]
+        return Spread(mean_known(values), spread_known(values))
+
+    def one_threshold(self) -> Spread:
+        """The mean over classes of right verdicts by the best threshold for all of them, known in hindsight alone."""
+        values = [
+            common_hindsight_accuracy(
+                [
+                    ([row.score for row in r.rows], [row.is_anomalous for row in r.rows])
+                    for r in self.results
+                    if r.cell.round == round_
+                ]
+            )
+            for round_ in self.rounds
         ]
         return Spread(mean_known(values), spread_known(values))
 

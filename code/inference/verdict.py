@@ -91,5 +91,7 @@ def _plain(question: str) -> str:
 
 @cache
 def _detection_questions() -> tuple[str, ...]:
-    asked = [text for language in LANGUAGES for kind in ("detection", "class_free") for text in phrase_table(language)[kind]]
+    asked = [
+        text for language in LANGUAGES for kind in ("detection", "class_free") for text in phrase_table(language)[kind]
+    ]
     return tuple(question.lower() for question in asked)

@@ -6,7 +6,6 @@ import pytest
 from anomalygpt.datasets.dialogue import (
     PHRASES,
     _classes,
-    phrase_table,
     class_in_prompt,
     conversation,
     defect_sentence,
@@ -19,6 +18,7 @@ from anomalygpt.datasets.dialogue import (
     parse_positions,
     parse_verdict,
     parts_shown,
+    phrase_table,
     position_name,
     positions_of,
 )

@@ -4,6 +4,7 @@ import pytest
 
 from anomalygpt.evaluation.metrics import (
     answer_accuracy,
+    common_hindsight_accuracy,
     false_alarm_rate,
     hindsight_accuracy,
     image_ap,
@@ -52,6 +53,18 @@ def test_the_best_threshold_in_hindsight():
     assert hindsight_accuracy([0.5, 0.5, 0.5], [True, False, False]) == pytest.approx(2 / 3)  # ties stay together
     assert hindsight_accuracy([0.2, 0.9], [True, False]) == 0.5
     assert hindsight_accuracy([], []) is None
+
+
+def test_the_best_threshold_for_all_classes_together():
+    first, second = ([0.1, 0.3], [False, True]), ([0.4, 0.6], [False, True])
+    assert common_hindsight_accuracy([first]) == common_hindsight_accuracy([second]) == 1
+    # At .4 the first class's defect is missed, at .1 the second's good photo is a false alarm.
+    assert common_hindsight_accuracy([first, second]) == 0.75
+    # Classes weigh alike, however many photos they have: at .4 only one of the first class's three is wrong.
+    assert common_hindsight_accuracy([([0.1, 0.1, 0.3], [False, False, True]), second]) == pytest.approx(5 / 6)
+    assert common_hindsight_accuracy([([0.5], [True])]) == 1, "all may be anomalous"
+    assert common_hindsight_accuracy([first, ([], [])]) is None
+    assert common_hindsight_accuracy([]) is None
 
 
 def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():

@@ -68,6 +68,12 @@ def test_the_table_has_a_row_a_class_and_the_mean_over_classes():
     assert "answer accuracy |" not in page, "nothing was asked"
 
 
+def test_what_one_threshold_for_all_classes_could_reach_is_told():
+    apart, above = category("bottle", (0.1, 0.3, 0.3)), category("screw", (0.4, 0.6, 0.6))
+    page = as_markdown(report(apart, above))
+    assert "together, in hindsight: 83.3 (mean over classes)." in page  # at .1 one good photo of the screws is wrong
+
+
 def test_rounds_are_given_by_mean_and_standard_deviation_of_the_means_over_classes():
     results = [category(name, BOTTLE, round=0) for name in ("bottle", "screw")]
     results += [category("bottle", BOTTLE, round=1), category("screw", SCREW, round=1)]

@@ -109,7 +109,9 @@ def test_soundness_opening_names_the_place_of_an_anomaly_alone() -> None:
     assert soundness_opening("Is it good?", True) == "No, there is an anomaly in the image."
 
 
-@pytest.mark.parametrize("question", [QUESTION, "What is good?", "Is it damaged?", "Is the screw long?", "图中有异常吗？"])
+@pytest.mark.parametrize(
+    "question", [QUESTION, "What is good?", "Is it damaged?", "Is the screw long?", "图中有异常吗？"]
+)
 def test_other_questions_do_not_ask_for_soundness(question: str) -> None:
     assert not asks_for_soundness(question)
     assert soundness_opening(question, True) is None
