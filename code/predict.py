@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Say whether, and where, parts in photos are defective.")
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
-    parser.add_argument("--reference", nargs="+", default=[], metavar="GOOD", help="good photos of the same part")
+    parser.add_argument(
+        "--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part"
+    )
     parser.add_argument("--references", type=Path, metavar="FILE", help="good photos that were remembered in a file")
     parser.add_argument("--save-references", type=Path, metavar="FILE", help="remember them in a .safetensors file")
     parser.add_argument("--question", help="by default: is there any anomaly in the image?")
@@ -47,7 +49,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")
     parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key.sub=value", help="settings to change")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change"
+    )
     return parser.parse_args(argv)
 
 

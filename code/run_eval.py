@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("anomalygpt.run_eval")
 
+ANSWER_BY = ("text", "letter", "generated")
 KINDS = ("mvtec", "visa", "loco", "crack_forest", "folder", "csv")
 INTERRUPTED = 130  # what shells return after Ctrl-C
 
@@ -66,11 +67,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data = parser.add_argument_group("photos")
     data.add_argument("--data", type=Path, metavar="ROOT", help="the tree of photos and masks, or a CSV table")
     data.add_argument("--kind", default="mvtec", choices=KINDS, help="how they are laid out (default: mvtec)")
-    data.add_argument("--classes", nargs="+", metavar="CLASS", help="by default all")
+    data.add_argument("--classes", nargs="+", action="extend", metavar="CLASS", help="by default all")
     data.add_argument("--choices", type=Path, metavar="JSON", help="multiple-choice questions, MMAD's or your own")
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument(
-        "--shots", type=_count, nargs="+", default=[0], metavar="K", help="reference photos a class (default: 0)"
+        "--shots", type=_count, nargs="+", action="extend", metavar="K", help="reference photos a class (default: 0)"
     )
     protocol.add_argument("--round", type=_count, default=0, help="the first round (default: 0)")
     protocol.add_argument("--rounds", type=_positive, default=1, metavar="R", help="how many rounds (default: 1)")
@@ -92,8 +93,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     choices.add_argument(
         "--answer-by",
         nargs="+",
-        default=["text", "letter", "generated"],
-        choices=("text", "letter", "generated"),
+        action="extend",
+        choices=ANSWER_BY,
         help="likelihood of each option's text, of its letter, or a generated answer (default: all three)",
     )
     run = parser.add_argument_group("run")
@@ -128,7 +129,8 @@ def _at_least(text: str, least: int) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Options that do not go together are told before anything is read."""
-    arguments.shots = sorted(set(arguments.shots))
+    arguments.shots = sorted(set(arguments.shots or [0]))
+    arguments.answer_by = list(dict.fromkeys(arguments.answer_by or ANSWER_BY))
     if arguments.data is None and not arguments.choices:
         raise EvaluationError("--data is missing: the folder of labelled photos to measure on")
     if arguments.choices and (arguments.no_chat or len(arguments.shots) > 1 or arguments.rounds > 1):

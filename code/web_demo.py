@@ -157,12 +157,9 @@ class Session:
     def answer(self, talk: Talk, question: str) -> None:
         """Adds the answer to the conversation, which must have had its look."""
         assert talk.look is not None
-        if talk.found is None:
-            talk.found = self.predictor.ask(talk.look, question, talk.history)
-            answer = talk.found.answer
-        else:
-            answer = self.predictor.answer(talk.look, question, talk.history) if self.predictor.model.speaks else ""
-        talk.history.append((question, answer if self.predictor.model.speaks else MAP_ONLY))
+        found = self.predictor.ask(talk.look, question, talk.history)
+        talk.found = talk.found or found  # the page shows the first answer's verdict
+        talk.history.append((question, found.answer if self.predictor.model.speaks else MAP_ONLY))
 
 
 def _read(path: Path) -> "Image.Image":
@@ -498,7 +495,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=PORT, help="the next free one is taken (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="a public link, through Gradio's servers")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key.sub=value", help="settings to change")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change"
+    )
     return parser.parse_args(argv)
 
 

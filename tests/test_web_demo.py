@@ -100,6 +100,17 @@ def test_photo_is_encoded_once_however_often_it_is_asked_about(photos: list[str]
     assert len(steps[-1][0]) == 4
 
 
+def test_later_questions_are_set_right_too_and_the_verdict_on_the_page_is_the_first(photos: list[str]) -> None:
+    _, session = asked(photos[0], "How large is it?")
+    predictor: Any = session.predictor
+    predictor.ask = lambda look, question, history: prediction(look, question, "No, set right.")
+    steps, session = asked(photos[0], "Is there any defect?", session=session)
+    assert steps[-1][0][-1]["content"] == "No, set right."
+    assert session.talk is not None
+    assert session.talk.found is not None
+    assert session.talk.found.question == "How large is it?"
+
+
 @pytest.mark.parametrize("change", ["photo", "references", "class"])
 def test_other_inputs_begin_another_conversation(photos: list[str], change: str) -> None:
     _, session = asked(photos[0], "Is it fine?", [photos[1]], "nut")

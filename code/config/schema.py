@@ -111,7 +111,8 @@ class InferenceConfig(Settings):
         references: how good photos are remembered.
         false_alarm_rate: how often a good photo may be taken for an anomalous one, with references.
         usual_score: what good photos of any part typically score against four references, of this encoder and these
-            ``references``; the calibration leans to it. None: the references alone tell.
+            ``references``, without the text map; the calibration leans to it. None: the references alone tell. It says
+            nothing of references that were saved with other settings.
         verdict: who wins where the answer's yes or no and the calibrated score contradict each other. Where the
             ``score`` does, the answer is given again, beginning with its verdict and the place of the map's largest
             region; the words are so set right where they name another place, too.

@@ -108,10 +108,16 @@ class Asker:
         Raises:
             DatasetError: the photo or a reference can't be read.
         """
-        first = questions[0]
-        self._remember(first.references[: self.shots])
-        look = self.predictor.look(load_image(self.root / first.image), first.class_name)
-        return [self._answer(look, question) for question in questions]
+        photo = load_image(self.root / questions[0].image)
+        looks: dict[tuple[tuple[str, ...], str], Look] = {}  # a list may give each question references of its own
+        answers = []
+        for question in questions:
+            references = question.references[: self.shots]
+            if (references, question.class_name) not in looks:
+                self._remember(references)
+                looks[references, question.class_name] = self.predictor.look(photo, question.class_name)
+            answers.append(self._answer(looks[references, question.class_name], question))
+        return answers
 
     def _remember(self, references: tuple[str, ...]) -> None:
         if references != self._references:

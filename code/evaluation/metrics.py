@@ -92,8 +92,17 @@ def common_hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[
         return None
     # A photo is called anomalous above the threshold: from below all scores to the highest of them.
     thresholds = np.unique(np.concatenate([[-np.inf], *(scores for scores, _ in classes)]))
-    right = [(np.asarray(scores)[:, None] > thresholds) == np.asarray(truth)[:, None] for scores, truth in classes]
-    return float(np.mean([one.mean(axis=0) for one in right], axis=0).max())
+    return float(np.mean([_right_above(thresholds, scores, truth) for scores, truth in classes], axis=0).max())
+
+
+def _right_above(
+    thresholds: NDArray[np.float64], scores: Sequence[float], is_anomalous: Sequence[bool]
+) -> NDArray[np.float64]:
+    """The share of right verdicts by each threshold."""
+    found, truth = np.asarray(scores), np.asarray(is_anomalous, dtype=bool)
+    good = np.searchsorted(np.sort(found[~truth]), thresholds, side="right")
+    missed = np.searchsorted(np.sort(found[truth]), thresholds, side="right")
+    return np.asarray((good + truth.sum() - missed) / len(found))
 
 
 def recall(said: Sequence[bool], is_anomalous: Sequence[bool]) -> float | None:

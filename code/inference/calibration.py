@@ -80,8 +80,9 @@ def calibrate(
         held_out_maps: (M, 1, S, S), see ``References.held_out_maps``.
         false_alarm_rate: how often a good photo may be taken for an anomalous one, above 0, below 1.
         references: K, how many are remembered.
-        usual_score: the typical score of a good photo of any part against four references; a few references tell
-            their own part's less well than many parts together do. None trusts the references alone.
+        usual_score: the typical score of a good photo of any part against four references, in maps of the same kind;
+            a few references tell their own part's less well than many parts together do. None trusts the references
+            alone.
     """
     logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
     limit, spread = _limit(logs, false_alarm_rate, references, usual_score)

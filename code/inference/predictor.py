@@ -194,11 +194,6 @@ class Predictor:
         """The good photos that maps come from; None without any."""
         return self._references
 
-    @property
-    def has_references(self) -> bool:
-        """Whether maps come from reference photos."""
-        return self._references is not None
-
     def set_references(self, photos: Sequence[Image.Image]) -> None:
         """Remembers good photos of the part; they replace earlier ones. None at all goes back to the text map.
 
@@ -238,26 +233,37 @@ class Predictor:
         self._take(References.load(path, self.model, self._beside_references))
 
     def _take(self, references: References | None) -> None:
-        self._references = references
         self._calibrations = {}
-        if references is not None:
-            self._calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
+        if references is not None:  # now, so that the first photo does not wait for it
+            self._calibrations[UNNAMED_CLASS] = self._calibration(references, UNNAMED_CLASS)
+        self._references = references
 
     def _calibrated(self, class_name: str) -> Calibrated:
         if self._references is None:
             return TextCalibration(self.map_threshold)
-        key = class_name if self._references.settings.text_weight else UNNAMED_CLASS
+        key = self._references.calibration_class(class_name)
         if key not in self._calibrations:
-            maps = self._references.held_out_maps(key)
-            scores = [self._references.score(one) for one in maps.split(1)]
-            usual = self.usual_score
-            if usual is not None:  # where a text map is trusted, it says next to nothing of a good photo
-                usual *= 1 - self._references.text_weight(key)
-            count = len(self._references)
-            self._calibrations[key] = calibrate(
-                scores, maps, self.false_alarm_rate, references=count, usual_score=usual
-            )
+            self._calibrations[key] = self._calibration(self._references, key)
         return self._calibrations[key]
+
+    def _calibration(self, references: References, class_name: str) -> Calibration:
+        maps = references.held_out_maps(class_name)
+        scores = [references.score(one) for one in maps.split(1)]
+        return calibrate(
+            scores,
+            maps,
+            self.false_alarm_rate,
+            references=len(references),
+            usual_score=self._usual_score(references, class_name),
+        )
+
+    def _usual_score(self, references: References, class_name: str) -> float | None:
+        """``usual_score`` on the scale of these references' maps; None where they are compared in another way."""
+        # A trusted text map says next to nothing of a good photo, so that the blend shrinks by its weight.
+        own = 1 - references.text_weight(class_name)
+        if self.usual_score is None or own == 0 or references.settings != self.reference_settings:
+            return None
+        return self.usual_score * own
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -326,7 +332,7 @@ class Predictor:
 
         Where the score wins over words that contradict it or name another place than the map's largest region, the
         answer is given again, beginning with what the map says; the result then still tells whether the language
-        model itself disagreed with the score.
+        model itself disagreed with the score. To whether all is well it is not first asked for its own opinion.
         """
         if not self.model.speaks:
             return prediction(look, question, "", self.verdict)

@@ -26,6 +26,7 @@ from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec
 from anomalygpt.model.foreground import find_background, lie_of
 from anomalygpt.model.patch_bank import PatchBank, unit_patches
+from anomalygpt.model.prompt_ensemble import LearnedStates
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.model.retakes import retaken
 from anomalygpt.model.tiles import encode_square
@@ -135,13 +136,14 @@ class References:
         weight, trusted_below = self.settings.text_weight, self.settings.text_trusted_below
         if weight == 0 or trusted_below == 1:
             return weight
-        if class_name not in self._text_weights:
+        key = self.calibration_class(class_name)
+        if key not in self._text_weights:
             chosen = _evenly(len(self), MOST_HELD_OUT)
             seen = _joined([self._views(photo, OWN, [UPRIGHT]) for photo in chosen])
             maps = self.model.anomaly_map(seen, [class_name] * len(chosen))
             trusted = float(top_mean(maps, self.settings.top_share).mean()) <= trusted_below
-            self._text_weights[class_name] = weight if trusted else 0.0
-        return self._text_weights[class_name]
+            self._text_weights[key] = weight if trusted else 0.0
+        return self._text_weights[key]
 
     # -- good photos against each other -----------------------------------------------------------------------------
 
@@ -154,22 +156,31 @@ class References:
         Args:
             class_name: for the text map where it has a weight.
         """
-        key = class_name if self.settings.text_weight else UNNAMED_CLASS
+        key = self.calibration_class(class_name)
         if key not in self._held_out:
-            maps = self._retaken_maps(key) if len(self) == 1 else self._left_out_maps(key)
-            self._held_out[key] = maps
+            # A thinned memory may be one photo's alone, as where the others are copies of it.
+            photos = [photo for photo in _evenly(len(self), MOST_HELD_OUT) if self._is_known_without(photo)]
+            self._held_out[key] = self._left_out_maps(photos, key) if photos else self._retaken_maps(key)
         return self._held_out[key]
 
-    def _left_out_maps(self, class_name: str) -> Tensor:
+    def calibration_class(self, class_name: str) -> str:
+        """The name under which a class's good photos are kept: one for all where maps do not depend on the class."""
+        depends = self.settings.text_weight > 0 and not isinstance(self.model.states, LearnedStates)
+        return class_name if depends else UNNAMED_CLASS
+
+    def _is_known_without(self, photo: int) -> bool:
+        return all(len(known.bank.without(photo)) > 0 for known in self.memory.values())
+
+    def _left_out_maps(self, photos: Sequence[int], class_name: str) -> Tensor:
         maps = []
-        for photo in _evenly(len(self), MOST_HELD_OUT):
+        for photo in photos:
             memory = {scale: replace(known, bank=known.bank.without(photo)) for scale, known in self.memory.items()}
             seen = {scale: self._views(photo, scale, [UPRIGHT]) for scale in self._scales_seen}
             maps.append(self._maps(memory, seen, [class_name]))
         return torch.cat(maps)
 
     def _retaken_maps(self, class_name: str) -> Tensor:
-        """The single photo taken again: against all of the memory, then against it without each patch's own place.
+        """The first photo taken again: against all of the memory, then against it without each patch's own place.
 
         The first kind knows too well what it sees, the second misses what the part has only once.
         """
@@ -205,25 +216,21 @@ class References:
                 self._memory = {scale: self._scale_memory(scale) for scale in self.settings.scales}
         return self._memory
 
-    def thumbnails(self) -> list[Image.Image]:
-        """The remembered photos as the model sees them, in the order in which they came; at the largest side."""
-        return [shown[max(shown)] for shown in self._shown]
-
     def _scale_memory(self, scale: int) -> ScaleMemory:
         views = VIEWS[self.augmentation]
         photos = [self._views(photo, scale, views) for photo in range(len(self))]
         bank = PatchBank.of(photos, places(views, photos[0].grid), self.settings.neighbourhood)
         upright = [unit_patches(photo[:1], self.settings.neighbourhood) for photo in photos]
         background = find_background([taps[-1][0] for taps in upright]) if self.settings.foreground == "auto" else None
-        usual = self._usual(bank, upright) if self.settings.normalise else None
+        usual = self._usual(bank, upright, scale) if self.settings.normalise else None
         thin = self.settings.coreset_share < 1 and len(bank) > self.settings.coreset_from
         keep = max(1, round(self.settings.coreset_share * len(bank))) if thin else len(bank)
         return ScaleMemory(bank.thinned(keep), background, usual)
 
-    def _usual(self, bank: PatchBank, upright: Sequence[Sequence[Tensor]]) -> Tensor:
+    def _usual(self, bank: PatchBank, upright: Sequence[Sequence[Tensor]], scale: int) -> Tensor:
         """The mean distance of good patches from the memory, (L,)."""
         if len(upright) == 1:
-            cosines = bank.similarities_elsewhere(upright[0], ELSEWHERE)
+            cosines = bank.similarities_elsewhere(upright[0], scale * ELSEWHERE)
         else:
             chosen = _evenly(len(upright), MOST_HELD_OUT)
             cosines = torch.cat([bank.without(photo).similarities(upright[photo]) for photo in chosen], dim=1)

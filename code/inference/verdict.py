@@ -41,15 +41,14 @@ def contradicting_opening(question: str, answer: str, by_score: bool, place: str
     said = parse_verdict(answer)
     if said is None or not asks_for_anomalies(question):
         return None
-    named = parse_positions(answer)
-    misplaced = by_score and place is not None and named[:1] not in ((), (place,))
+    misplaced = by_score and parse_positions(answer)[:1] not in ((), (place,))
     if said == by_score and not misplaced:
         return None
     return opening(by_score, "zh" if CHINESE.search(answer) else "en", place)
 
 
 def opening(is_anomalous: bool, language: str, place: str | None = None, answers: str = "answers") -> str:
-    """The first words of an answer, up to its comma, or up to the place where there is one.
+    """The words that an answer begins with: up to the place, or all of a sentence that names none.
 
     Args:
         answers: the phrases' name for the answers, of which ``one`` has a place.
@@ -58,8 +57,7 @@ def opening(is_anomalous: bool, language: str, place: str | None = None, answers
     if is_anomalous and place is not None:
         before, _, _ = phrases[answers]["one"].partition("{positions}")
         return str(before + phrases["positions"][place])
-    whole = phrases[answers]["unplaced" if is_anomalous else "normal"]
-    return re.match(r".*?[,，]", whole).group()  # type: ignore[union-attr]
+    return str(phrases[answers]["unplaced" if is_anomalous else "normal"])
 
 
 def soundness_opening(question: str, is_anomalous: bool, place: str | None = None) -> str | None:
@@ -69,10 +67,7 @@ def soundness_opening(question: str, is_anomalous: bool, place: str | None = Non
     """
     if not asks_for_soundness(question):
         return None
-    language = "zh" if CHINESE.search(question) else "en"
-    if is_anomalous and place is not None:
-        return opening(True, language, place, "soundness_answers")
-    return str(phrase_table(language)["soundness_answers"]["unplaced" if is_anomalous else "normal"])
+    return opening(is_anomalous, "zh" if CHINESE.search(question) else "en", place, "soundness_answers")
 
 
 def asks_for_anomalies(question: str) -> bool:
@@ -86,12 +81,11 @@ def asks_for_soundness(question: str) -> bool:
 
 
 def _plain(question: str) -> str:
-    return " ".join(question.split()).lower()
+    """Lower case, single spaces, and nothing behind the last word."""
+    return " ".join(question.split()).lower().rstrip(" ?？.。!！")
 
 
 @cache
 def _detection_questions() -> tuple[str, ...]:
-    asked = [
-        text for language in LANGUAGES for kind in ("detection", "class_free") for text in phrase_table(language)[kind]
-    ]
-    return tuple(question.lower() for question in asked)
+    tables = [phrase_table(language) for language in LANGUAGES]
+    return tuple(_plain(asked) for table in tables for asked in (*table["detection"], *table["class_free"]))

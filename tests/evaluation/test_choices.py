@@ -188,9 +188,22 @@ def test_a_model_answers_by_likelihood_and_by_generation(mmad, real):
     assert [row.key for row in found] == [question.key for question in questions[:3]]
     assert all(set(row.chosen) == {"text", "letter", "generated"} for row in found)
     assert all(row.chosen["text"] in question.options for row, question in zip(found, questions, strict=False))
-    assert real.predictor.has_references
+    assert real.predictor.references is not None
     again = real.asker(mmad.parent, shots=1).ask(questions[:3])
     assert again == found, "each question has a seed of its own"
+
+
+def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real, monkeypatch):
+    question = read_questions(mmad, mmad.parent, shots=1)[0]
+    others = tuple(TEMPLATES["random_templates"][:1])
+    asked = [question, replace(question, references=others), replace(question, class_name="nut"), question]
+    seen = []
+    remember, look = real.predictor.set_references, real.predictor.look
+    monkeypatch.setattr(real.predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
+    monkeypatch.setattr(real.predictor, "look", lambda photo, name: (seen.append(name), look(photo, name))[1])
+    found = real.asker(mmad.parent, shots=1, methods=("text",)).ask(asked)
+    assert seen == ["new", "bottle", "new", "bottle", "new", "nut"]
+    assert found[0] == found[-1]
 
 
 def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, real):

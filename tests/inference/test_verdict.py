@@ -34,10 +34,11 @@ def test_who_wins(said: bool | None, by_score: bool, wins, expected: tuple[bool,
 @pytest.mark.parametrize(
     ("answer", "by_score", "expected"),
     [
-        ("No, there is no anomaly in the image.", True, "Yes,"),
-        ("Yes, there is one.", False, "No,"),
-        ("没有，图中没有异常。", True, "有，"),
-        ("有，图中有一处异常。", False, "没有，"),
+        ("No, there is no anomaly in the image.", True, "Yes, there is an anomaly in the image."),
+        ("Yes, there is one.", False, "No, there is no anomaly in the image."),
+        ("没有，图中没有异常。", True, "有，图中有一处异常。"),
+        ("有，图中有一处异常。", False, "没有，图中没有异常。"),
+        ("Yes, at the top of it.", True, "Yes, there is an anomaly in the image."),  # the map has no region
         ("Yes.", True, None),
         ("No.", False, None),
         ("I can not tell.", True, None),
@@ -65,13 +66,20 @@ def test_words_begin_with_the_place_of_the_largest_region(answer: str, expected:
 
 
 def test_no_place_is_named_where_nothing_is_wrong() -> None:
-    assert contradicting_opening(QUESTION, "Yes, at the top.", False, "left") == "No,"
+    assert contradicting_opening(QUESTION, "Yes, at the top.", False, "left") == "No, there is no anomaly in the image."
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("is_anomalous", [True, False])
 def test_opening_says_the_verdict(language: str, is_anomalous: bool) -> None:
     assert parse_verdict(opening(is_anomalous, language)) is is_anomalous
+
+
+@pytest.mark.parametrize(
+    "question", ["Is there any anomaly in the image", "is there a defect? Is anything wrong with it ?", "图中有异常吗?"]
+)
+def test_question_mark_makes_no_difference(question: str) -> None:
+    assert asks_for_anomalies(question)
 
 
 def test_questions_of_the_training_are_known() -> None:
@@ -87,8 +95,12 @@ def test_questions_of_the_training_are_known() -> None:
         "Is it good?",
         "This is a photo of a bottle. Is this part still OK?",
         "is the  metal nut intact?",
-        "Is everything normal?",
+        "Is everything normal",
+        "Does it look fine?",
+        "Is the small black screw OK ?",
         "它正常吗？",
+        "它是否正常",
+        "这个零件合格吗?",
         "这是一张瓶子的照片。这个零件是好的吗？",
     ],
 )
@@ -110,7 +122,20 @@ def test_soundness_opening_names_the_place_of_an_anomaly_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "question", [QUESTION, "What is good?", "Is it damaged?", "Is the screw long?", "图中有异常吗？"]
+    "question",
+    [
+        QUESTION,
+        "What is good?",
+        "Is it damaged?",
+        "Is the screw long?",
+        "Is the part not okay?",
+        "Is this part no longer good?",
+        "Is the surface scratched or is it fine?",
+        "Isn't it fine?",
+        "图中有异常吗？",
+        "它不正常吗？",
+        "这个零件不合格吗？",
+    ],
 )
 def test_other_questions_do_not_ask_for_soundness(question: str) -> None:
     assert not asks_for_soundness(question)
