@@ -41,10 +41,13 @@ def resolve(path: str) -> Path:
 
 
 def commit() -> str | None:
-    """The checkout's commit, ``-dirty`` where tracked files were changed since; None outside a checkout."""
+    """The code's own commit, ``-dirty`` where tracked files were changed since; None where it is no checkout."""
+    checkout = CONFIG_FOLDER.parents[1]
+    if not (checkout / ".git").exists():  # git would look further up, and find whose repository an environment lies in
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, cwd=home(), capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -8,8 +8,11 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+# NumPy's generators take 32 bits, and each process of a run adds its rank.
+Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
 
-PANDAGPT_PARTS: tuple[Part, ...] = ("llama_proj", "lora")
 ANOMALYGPT_PARTS: tuple[Part, ...] = ("image_decoder", "prompt_learner")
 
 
@@ -184,9 +187,9 @@ class OptimizerConfig(Settings):
     """AdamW with linear warm-up and linear decay."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 1e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 1e-3
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     warmup_share: Share = 0.1
     min_warmup_steps: Annotated[int, Field(ge=0)] = 10
@@ -204,6 +207,7 @@ class TrainingConfig(Settings):
             ``inference.prompt_map: calibrated`` will; None shows it raw, as the paper does.
         rotated_references: whether the one-shot reference counts in its four rotations.
         precision: of the engine; the optimiser's copy is always fp32.
+        offload_optimizer: keeps the optimiser on the CPU, from ZeRO stage 1 on; stage 0 divides nothing off.
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
         picture_every: how often, in steps, held-back photos are drawn with target, map and answer.
         keep_checkpoints: how many of the last checkpoints stay on disk.
@@ -232,6 +236,11 @@ class TrainingConfig(Settings):
     picture_every: Positive = 500
     output: str = "runs/imagebind_vicuna7b"
 
+    @property
+    def offloads(self) -> bool:
+        """Whether the optimiser is on the CPU. DeepSpeed moves it there from ZeRO stage 1 on."""
+        return self.offload_optimizer and self.zero_stage > 0
+
 
 class ExperimentConfig(Settings):
     """One experiment: what a YAML file in this folder describes.
@@ -240,7 +249,7 @@ class ExperimentConfig(Settings):
     """
 
     name: str = "imagebind_vicuna7b"
-    seed: int = 42
+    seed: Seed = 42
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     encoder: EncoderConfig = EncoderConfig()
     llm: LlmConfig | None = LlmConfig()

@@ -109,7 +109,7 @@ def build_simulated(
 def build_supervised(
     config: DataConfig, transform: ImageTransform, seed: int
 ) -> tuple[SupervisedPairs, SupervisedPairs | None]:
-    """Training pairs of real defects, and held-back ones; the latter None where nothing is held back.
+    """Training pairs of real defects, and held-back ones; the latter None where they lack defects or normal photos.
 
     Defects are taken from every split, the test split too: measure such a model on other data. Defects without a mask
     are left out, and counted in the log.
@@ -124,7 +124,14 @@ def build_supervised(
         return SupervisedPairs(SupervisedSamples(chosen, transform, seed, wording, cache_bytes(config)))
 
     train, held_back = supervised_split(records, config.validation_share, seed)
-    return pairs(train), pairs(held_back) if held_back else None
+    kinds = {record.is_anomalous for record in held_back}
+    if len(kinds) == 1:
+        logger.warning(
+            "nothing is validated: the %d held-back photos hold no %s, and pairs need both",
+            len(held_back),
+            "normal ones" if kinds == {True} else "defect (one is held back where a kind has two or more)",
+        )
+    return pairs(train), pairs(held_back) if len(kinds) == 2 else None
 
 
 def build_instructions(config: DataConfig, transform: ImageTransform) -> Instructions | None:

@@ -222,11 +222,6 @@ def _unit_tensor(grey: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(grey, dtype=np.float32))[None] / 255
 
 
-def training_target(mask: Tensor) -> Tensor:
-    """The target of the pixel losses: `mask > 0.3`, float32 in {0, 1}; `mask` holds 0..1 in any shape."""
-    return (mask > TRAINING_THRESHOLD).float()
-
-
 def official_mvtec_mask(mask: Image.Image, size: int) -> Tensor:
     """MVTec AD's evaluation mask as the paper's code makes it: squash, bilinear, `> 0.1`. (1, size, size)
     bool.

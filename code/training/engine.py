@@ -47,6 +47,7 @@ def memory_told(settings: TrainingConfig) -> Iterator[None]:
         less = [
             *(["training.gradient_checkpointing=true"] if not settings.gradient_checkpointing else []),
             *(["training.micro_batch_size=1"] if settings.micro_batch_size > 1 else []),
+            *(["training.zero_stage=2"] if settings.zero_stage == 0 else []),
             *(["training.offload_optimizer=true"] if not settings.offload_optimizer else []),
             "a smaller llm.max_target_tokens",
             *(["training.zero_stage=3 on several GPUs"] if settings.zero_stage < 3 else []),
@@ -106,7 +107,7 @@ def deepspeed_config(
                 "eps": chosen.eps,
                 "weight_decay": chosen.weight_decay,
                 # DeepSpeed's fused Adam is compiled at the first start; PyTorch's own needs no compiler.
-                "torch_adam": not settings.offload_optimizer,
+                "torch_adam": not settings.offloads,
             },
         },
         "scheduler": {
@@ -121,7 +122,7 @@ def deepspeed_config(
         },
         "zero_optimization": {"stage": settings.zero_stage},
     }
-    if settings.offload_optimizer:
+    if settings.offloads:
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if settings.precision == "fp16":
         config["fp16"] = {"enabled": True, "auto_cast": False}

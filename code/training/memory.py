@@ -69,7 +69,7 @@ def estimate(config: ExperimentConfig, sizes: Sizes, processes: int, photos: int
         "gradients": gradient_bytes(settings, sizes.trained, processes),
     }
     host = {"libraries": PROCESS_BYTES}
-    keeper = host if settings.offload_optimizer else device
+    keeper = host if settings.offloads else device
     keeper["optimiser"] = optimizer_bytes(settings, sizes.trained, processes)
     device["activations"] = activation_bytes(config, sizes, width)
     host["decoded photos"] = min(round(config.data.cache_gib * GIB), photos * config.encoder.image_size**2 * 3)
@@ -98,7 +98,7 @@ def gradient_bytes(settings: TrainingConfig, trained: int, processes: int) -> in
     if settings.zero_stage == 0:
         return trained * width
     divided = settings.zero_stage >= 2
-    kept = 0 if divided and settings.offload_optimizer else trained * width // (processes if divided else 1)
+    kept = 0 if divided and settings.offloads else trained * width // (processes if divided else 1)
     return kept + trained * width
 
 

@@ -1,5 +1,6 @@
 """Experiments as YAML: what ships loads, what is mistyped is named."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 from anomalygpt.config.load import (
     CONFIG_FOLDER,
     ConfigError,
+    commit,
     home,
     load_config,
     names,
     resolve,
     save_config,
 )
-from anomalygpt.config.schema import ANOMALYGPT_PARTS, PANDAGPT_PARTS, ExperimentConfig
+from anomalygpt.config.schema import ANOMALYGPT_PARTS, ExperimentConfig
 from anomalygpt.errors import UserError
 
 PAPER = "imagebind_vicuna7b"
@@ -66,7 +68,7 @@ def test_defaults_are_the_papers() -> None:
 def test_both_vicunas_read_pandagpts_delta_and_then_anomalygpts() -> None:
     for name in (PAPER, "imagebind_vicuna13b"):
         config = load_config(name)
-        assert [delta.parts for delta in config.deltas] == [PANDAGPT_PARTS, ANOMALYGPT_PARTS]
+        assert [delta.parts for delta in config.deltas] == [("llama_proj", "lora"), ANOMALYGPT_PARTS]
         assert config.inference.geometry == "official"
         size = name.removeprefix("imagebind_vicuna")
         assert f"/{size}_v0" in config.llm.weights  # type: ignore[union-attr]
@@ -93,6 +95,11 @@ def test_unknown_key_is_named_with_the_nearest_known_one(override: str, words: s
     [
         ("training.optimizer.lr=hot", "training.optimizer.lr: Input should be a valid number"),
         ("training.optimizer.lr=-1", "training.optimizer.lr: Input should be greater than 0 (got -1)"),
+        ("training.optimizer.betas=[0.9, 2]", "training.optimizer.betas.1: Input should be less than 1 (got 2)"),
+        ("training.optimizer.eps=-1", "training.optimizer.eps: Input should be greater than or equal to 0"),
+        ("training.optimizer.weight_decay=-1", "weight_decay: Input should be greater than or equal to 0"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0 (got -1)"),
+        ("seed=4294967295", "seed: Input should be less than "),
         ("precision=fp8", "precision: Input should be 'auto', 'fp32', 'fp16' or 'bf16' (got 'fp8')"),
         ("encoder.taps=[a]", "encoder.taps.0: Input should be a valid integer"),
         ("training.batch_size=0", "training.batch_size: Input should be greater than 0"),
@@ -217,3 +224,28 @@ def test_home_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert home() == tmp_path
     assert resolve("pretrained_ckpt/x") == tmp_path.resolve() / "pretrained_ckpt" / "x"
     assert resolve("/elsewhere/x") == Path("/elsewhere/x")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Somebody's project, with one commit, and below it the folder that its environment's packages are installed in."""
+    packages = tmp_path / ".venv" / "site-packages"
+    (packages / "anomalygpt" / "config").mkdir(parents=True)
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (("init", "--quiet"), (*author, "commit", "--quiet", "--allow-empty", "--message", "theirs")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_a_wheel_names_no_commit_wherever_it_lies(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    monkeypatch.setattr("anomalygpt.config.load.CONFIG_FOLDER", repository / ".venv/site-packages/anomalygpt/config")
+    monkeypatch.chdir(repository)
+    assert commit() is None
+
+
+def test_the_commit_is_the_codes_own_wherever_home_is(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    own = commit()
+    monkeypatch.setenv("ANOMALYGPT_HOME", str(repository))
+    assert commit() == own
+    monkeypatch.setattr("anomalygpt.config.load.CONFIG_FOLDER", repository / "code" / "config")
+    assert commit() not in (None, own)

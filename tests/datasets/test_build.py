@@ -78,15 +78,32 @@ def test_locos_own_validation_photos_are_validated_on(loco_tree, transform):
 
 
 def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, caplog):
-    config = config_of(("folder", parts), defects="real", languages=["zh"])
     with caplog.at_level(logging.WARNING):
         train, validation = build_pairs(config_of(("folder", parts), defects="real", validation_share=0), transform, 0)
     assert validation is None and len(train) == 2
     assert "2 defect photos without a mask are left out" in caplog.text
     assert train.samples.wording.cards.keys() == {"gear"}
     assert build_pairs(config_of(("folder", parts)), transform, 0)[0].records
-    with pytest.raises(DatasetError, match="pairs need both"):
-        build_supervised(config, transform, 0)  # the only defect of each kind is trained on
+
+
+def test_where_no_defect_is_held_back_real_defects_are_trained_on_without_validation(parts, transform, caplog):
+    with caplog.at_level(logging.WARNING):
+        train, validation = build_supervised(config_of(("folder", parts), defects="real"), transform, seed=0)
+    assert validation is None and len(train) == 2  # the only defect of each class
+    assert "nothing is validated: the 2 held-back photos hold no defect" in caplog.text
+
+
+def test_where_no_normal_photo_is_held_back_real_defects_are_trained_on_without_validation(
+    tmp_path, write_photo, transform, caplog
+):
+    write_photo(tmp_path / "gear" / "good" / "0.png", seed=0)
+    for number in range(2):
+        write_photo(tmp_path / "gear" / "rust" / f"{number}.png", seed=number)
+        write_photo(tmp_path / "gear" / "masks" / f"{number}.png", value=255)
+    with caplog.at_level(logging.WARNING):
+        train, validation = build_supervised(config_of(("folder", tmp_path), defects="real"), transform, seed=0)
+    assert validation is None and len(train) == 1
+    assert "the 1 held-back photos hold no normal ones" in caplog.text
 
 
 def test_instructions_are_built_where_the_config_names_them(parts, transform, tmp_path):

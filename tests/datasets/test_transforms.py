@@ -9,12 +9,12 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import (
     CLIP_MEAN,
     CLIP_STD,
+    TRAINING_THRESHOLD,
     ImageTransform,
     load_image,
     official_mvtec_mask,
     official_visa_mask,
     to_rgb,
-    training_target,
 )
 
 
@@ -122,12 +122,7 @@ def test_masks_of_any_coding_mark_the_same_pixels():
     palette = Image.fromarray(marked.astype(np.uint8))
     palette.putpalette([0, 0, 0, 128, 0, 0])
     for mask in [*codings, palette]:
-        assert np.array_equal(training_target(plain(20).mask(mask))[0].bool(), marked), mask.mode
-
-
-def test_the_training_target_lies_above_three_tenths():
-    values = torch.tensor([[[0.0, 0.3, 0.31, 1.0]]])
-    assert training_target(values).tolist() == [[[0.0, 0.0, 1.0, 1.0]]]
+        assert np.array_equal(plain(20).mask(mask)[0] > TRAINING_THRESHOLD, marked), mask.mode
 
 
 def test_the_official_masks_by_hand():
