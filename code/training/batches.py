@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from anomalygpt.errors import UserError
 from anomalygpt.training.distributed import Process
 from anomalygpt.training.engine import BatchError
 
@@ -20,6 +22,28 @@ class ResumableSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[int]:
         return islice(super().__iter__(), self.skip, None)
+
+
+class _Told(Dataset[Any]):
+    """Gives a sample's :class:`UserError` in its place: a loader process makes a traceback of what it raises."""
+
+    def __init__(self, samples: Dataset[Any]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.samples[index]
+        except UserError as error:
+            return error
+
+
+def _collate_told(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any]) -> Any:
+    """The batch, or the first error among its samples."""
+    errors = [sample for sample in samples if isinstance(sample, UserError)]
+    return errors[0] if errors else collate(samples)
 
 
 def endless_batches(
@@ -42,6 +66,7 @@ def endless_batches(
 
     Raises:
         BatchError: the data set is smaller than one batch of all processes.
+        UserError: a sample's own, such as that of a photo that can't be read.
     """
     sampler = ResumableSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
     per_epoch = sampler.num_samples // batch_size
@@ -51,11 +76,11 @@ def endless_batches(
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )
     loader = DataLoader(
-        dataset,
+        _Told(dataset),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(_collate_told, collate),
         drop_last=True,
         pin_memory=process.device.type == "cuda",
         # Its own generator: a new epoch would draw from the one that dropout uses, and a resumed run differ.
@@ -69,7 +94,10 @@ def endless_batches(
         sampler.skip = skipped * batch_size
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(epoch)
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
         epoch, skipped = epoch + 1, 0
 
 

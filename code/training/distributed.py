@@ -10,6 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from anomalygpt.training.engine import EngineError
+
+# How a starter that sets no RANK names a process's rank, its local rank (the first of these that is there) and the
+# number of processes. The order counts: in a Slurm allocation mpirun starts one Slurm task a machine. Slurm's own
+# number is that of the step: SLURM_NTASKS is set in a batch script and in an interactive shell, too, where one process
+# runs.
+STARTERS = (
+    ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",), "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
+    ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
+)
+
 
 @dataclass(frozen=True)
 class Process:
@@ -29,20 +41,29 @@ class Process:
 def start(device: str = "auto") -> Process:
     """Joins the processes that ``deepspeed`` or ``torchrun`` started; alone, it is a run of one process.
 
+    Started by ``mpirun`` or ``srun``, it takes its place from their variables.
+
     Args:
         device: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
+
+    Raises:
+        EngineError: the launcher has not said all that the processes need to meet, or there is no GPU for this one.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    os.environ.setdefault("DS_ACCELERATOR", device)
+    adopt_starter()
     _alone_unless_launched()
+    _require_whole_launch()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device == "cuda":
+        _require_gpu(local_rank)
+    os.environ.setdefault("DS_ACCELERATOR", device)
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of its own defaults at every start
     if device == "cpu":
         # DeepSpeed would compile a shared-memory op for CPU runs, which needs a C++ compiler; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    local_rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
@@ -54,6 +75,18 @@ def start(device: str = "auto") -> Process:
     )
 
 
+def adopt_starter() -> None:
+    """Says in RANK, LOCAL_RANK and WORLD_SIZE what ``mpirun`` or ``srun`` say in variables of their own."""
+    if "RANK" in os.environ:
+        return
+    for rank, local_ranks, size in STARTERS:
+        if rank in os.environ and int(os.environ.get(size, "1")) > 1:
+            os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[size])
+            found = [os.environ[name] for name in local_ranks if name in os.environ]
+            os.environ.update({"LOCAL_RANK": found[0]} if found else {})
+            return
+
+
 def _alone_unless_launched() -> None:
     if "RANK" in os.environ:
         return
@@ -61,6 +94,26 @@ def _alone_unless_launched() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _require_whole_launch() -> None:
+    missing = [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise EngineError(
+            f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}: the processes of a run meet at "
+            f"MASTER_ADDR (rank 0's machine) and MASTER_PORT (a free port there); export them, or start with torchrun"
+        )
+
+
+def _require_gpu(local_rank: int) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise EngineError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
+    if local_rank >= count:
+        raise EngineError(
+            f"process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds {count}; start no more "
+            f"processes on a machine than it has GPUs"
+        )
 
 
 def stop() -> None:

@@ -6,8 +6,11 @@ from itertools import islice
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.transforms import load_image
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.distributed import Process
 from anomalygpt.training.engine import BatchError
@@ -69,3 +72,26 @@ def test_an_epoch_shows_each_process_its_own_share():
 def test_fewer_samples_than_a_round_of_all_processes_are_refused():
     with pytest.raises(BatchError, match=r"10 samples are fewer than micro_batch_size 3 x 4 process"):
         batches(1, world_size=4)
+
+
+class Photos(Dataset):
+    """A photo that can be read, and one that was cut off."""
+
+    def __init__(self, folder):
+        self.paths = [folder / "whole.png", folder / "cut.png"]
+        Image.effect_noise((64, 64), 50).save(self.paths[0])
+        self.paths[1].write_bytes(self.paths[0].read_bytes()[:-100])
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return load_image(self.paths[index])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_cannot_be_read_is_one_line_from_a_loader_process_too(tmp_path, workers):
+    process = Process(0, 0, 1, torch.device("cpu"))
+    with pytest.raises(DatasetError, match=r"cut\.png") as caught:
+        next(endless_batches(Photos(tmp_path), list, batch_size=2, process=process, seed=1, workers=workers))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,123 @@
+"""How a process finds its place among those of the run, whatever started it."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from anomalygpt.training import distributed
+from anomalygpt.training.engine import EngineError
+from tests.shared_data import ROOT
+
+PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"}
+MPICH = {"PMI_RANK": "3", "MPI_LOCALRANKID": "1", "PMI_SIZE": "4"}
+# Of a batch script or an interactive shell: room for four tasks, of which one runs.
+ALLOCATION = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+SRUN = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
+SRUN |= {"SLURM_STEP_NUM_TASKS": "4"}
+
+
+@pytest.fixture
+def environment(monkeypatch) -> dict[str, str]:
+    """This process's variables, without those of a launcher; what a test changes is taken back."""
+    plain = {name: value for name, value in os.environ.items() if name not in (*PLACE, *MEETING)}
+    monkeypatch.setattr(os, "environ", plain)
+    return plain
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        OPEN_MPI,
+        MPICH,
+        SRUN,
+        # mpirun in an allocation has started one Slurm task a machine.
+        SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2"} | OPEN_MPI,
+        {"PMI_RANK": "3", "PMI_SIZE": "4"} | SRUN,  # srun --mpi=pmi2
+    ],
+    ids=["Open MPI", "MPICH", "srun", "Open MPI in Slurm", "srun with PMI"],
+)
+def test_mpirun_and_srun_say_a_process_its_place(environment, said):
+    environment.update(said)
+    distributed.adopt_starter()
+    assert [environment[name] for name in PLACE] == ["3", "1", "4"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        ALLOCATION,
+        ALLOCATION | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"RANK": "0"} | SRUN,  # torchrun or deepspeed, started by srun
+    ],
+    ids=["nothing", "batch script", "interactive step", "mpirun -n 1", "another launcher"],
+)
+def test_a_single_process_and_another_launchers_stay_what_they_are(environment, said):
+    environment.update(said)
+    distributed.adopt_starter()
+    assert environment.get("RANK") == said.get("RANK")
+    assert "WORLD_SIZE" not in environment
+
+
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [
+        (OPEN_MPI, "MASTER_ADDR, MASTER_PORT not set, beside RANK 3"),
+        (SRUN | {"MASTER_ADDR": "machine1"}, "MASTER_PORT not set, beside RANK 3"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "LOCAL_RANK not set"),
+    ],
+)
+def test_what_a_launcher_has_not_said_is_named_in_one_line(environment, said, missing):
+    environment.update(said)
+    with pytest.raises(EngineError, match=missing) as told:
+        distributed.start("cpu")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_in_one_line(environment):
+    with pytest.raises(EngineError, match="--device cuda: PyTorch finds no GPU here"):
+        distributed.start("cuda")
+
+
+def test_a_process_more_than_there_are_gpus_is_told(environment, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    environment.update(RANK="2", LOCAL_RANK="2", WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    with pytest.raises(EngineError, match=r"process 2 of this machine .* has no GPU: PyTorch finds 2"):
+        distributed.start("cuda")
+
+
+MEET = """
+from anomalygpt.training import distributed
+
+process = distributed.start("cpu")
+print(process.rank, process.local_rank, process.world_size, distributed.summed([process.rank + 1]))
+distributed.stop()
+"""
+
+
+def test_two_processes_of_mpirun_are_one_run(environment):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment |= {"PYTHONPATH": str(ROOT / "code"), "OMP_NUM_THREADS": "1"}
+    environment |= {"OMPI_COMM_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEET],
+            env=environment | {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=200)[0].splitlines()[-1] for process in running]
+    assert said == ["0 0 2 [3.0]", "1 1 2 [3.0]"]
