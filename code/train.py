@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomalygpt.config.load import ConfigError, load_config, resolve, to_yaml
@@ -32,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.llm is None and config.training.answers:
             raise ConfigError("llm: training answers needs a language model; training.answers=false trains maps alone")
         if arguments.dry_run:
-            if os.environ.get("RANK", "0") == "0":  # a launcher starts this once for each GPU
-                _plan(config, arguments.processes)
+            _plan(config, arguments.processes)
             return 0
         _train(config, arguments.device)
     return 0
@@ -52,8 +52,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _plan(config: ExperimentConfig, processes: int | None) -> None:
     """Prints the settings as YAML and the plan as its comments, so that the whole is a config file again."""
+    from anomalygpt.training.distributed import adopt_starter
     from anomalygpt.training.plan import describe
 
+    adopt_starter()
+    if os.environ.get("RANK", "0") != "0":  # a launcher starts this once for each GPU
+        return
     processes = processes if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
     if processes < 1:
         raise ConfigError(f"--processes {processes}: expected 1 or more")
@@ -64,7 +68,6 @@ def _plan(config: ExperimentConfig, processes: int | None) -> None:
 def _train(config: ExperimentConfig, device: str) -> None:
     from anomalygpt.training import distributed
     from anomalygpt.training.engine import memory_told, require_device
-    from anomalygpt.training.pictures import draw_curves
     from anomalygpt.training.run_folder import export_delta, record_run, require_shared
 
     process = distributed.start(device)
@@ -75,17 +78,27 @@ def _train(config: ExperimentConfig, device: str) -> None:
     with memory_told(config.training):
         model, data = _build(config, process)
         distributed.seed_everything(config.seed + process.rank)  # the weights began alike; dropout must differ
+        trainer = _trainer(model, data, config, process)
+        trainer.require_same_run()  # first: a refused run must not overwrite what the folder says of its own
         if process.is_main:
             record_run(config, folder)
         require_shared(folder)
-        trainer = _trainer(model, data, config, process)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, trainer.stop_soon)
         trainer.run()
     logger.info("wrote %s", export_delta(trainer.model, config, folder, process))
     if process.is_main:
-        logger.info("wrote %s", draw_curves(folder))
+        _draw_curves(folder)
     distributed.stop()
+
+
+def _draw_curves(folder: Path) -> None:
+    from anomalygpt.training.pictures import draw_curves
+
+    try:
+        logger.info("wrote %s", draw_curves(folder))
+    except OSError as error:
+        logger.error("%s: the curves could not be drawn (%s)", folder, error)
 
 
 def _set_up_logging(is_main: bool) -> None:

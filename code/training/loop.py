@@ -19,26 +19,24 @@ from anomalygpt.datasets.instructions import InstructionBatch, Instructions, col
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
-from anomalygpt.model.checkpoint import CheckpointError, save_tensors
 from anomalygpt.training.batches import endless_batches
+from anomalygpt.training.best import BestWeights
 from anomalygpt.training.distributed import Process, all_agree, summed
 from anomalygpt.training.engine import accumulation_steps
-from anomalygpt.training.metrics_log import MetricsLog, read_metrics
-from anomalygpt.training.partitioned import whole_delta
-from anomalygpt.training.state import load_state, save_state
+from anomalygpt.training.metrics_log import MetricsLog
+from anomalygpt.training.state import load_state, require_same_run, save_state
 from anomalygpt.training.validation import PARTS_OF_LOSS, Validator
 
 logger = logging.getLogger(__name__)
 
 QUARTER_TURNS = 4
-BEST = "best.safetensors"
 # On the progress bar, beside steps a second and the time that is left.
 SHOWN = {"total": "loss"} | {name: name for name in ("answer", "focal", "dice", "instruction", "lr")}
 SHOWN |= {"samples_per_second": "pairs/s"}
 
 
 class Stopped(UserError):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop; the message says from where it goes on."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class Trainer:
         self.max_length = config.llm.max_target_tokens if config.llm else 0
         self.accumulation = accumulation_steps(self.settings, process.world_size)
         self._log: MetricsLog | None = None
+        self._best: BestWeights | None = None
         self._stop_asked = False
 
     @property
@@ -78,14 +77,39 @@ class Trainer:
         """The model inside the engine."""
         return self.engine.module
 
+    def require_same_run(self) -> None:
+        """Compares this run with the one whose checkpoint lies in the folder, before anything is written there.
+
+        Raises:
+            ResumeError: the checkpoint does not fit this run.
+        """
+        require_same_run(self.engine, self.folder, self.process, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint's place in the data follows from, beside the number of processes.
+
+        ``micro_batch_size`` is left free, so that a run whose GPU was full can go on with less: it moves only the few
+        samples of an epoch's incomplete last micro-batch.
+        """
+        data = self.data
+        return {
+            "training.batch_size": self.settings.batch_size,
+            "seed": self.config.seed,
+            "training pairs": len(data.train),  # type: ignore[arg-type]
+            "held-back pairs": len(data.validation) if data.validation is not None else 0,  # type: ignore[arg-type]
+            "instructions": len(data.instructions) if data.instructions is not None else 0,
+        }
+
     def run(self) -> None:
         """Trains to the last step; saves as it goes and at the end.
 
         Raises:
-            Stopped: :meth:`stop_soon` was called; the state is saved.
-            ResumeError: the folder's checkpoint does not fit this run.
+            Stopped: :meth:`stop_soon` was called.
+            ResumeError: the folder's checkpoint is damaged.
+            RunFolderError: the folder can't be written.
         """
         step = load_state(self.engine, self.folder, self.process)
+        self._best = BestWeights(self.folder, self.process, resumed=step > 0)
         self._log = MetricsLog(self.folder, step) if self.process.is_main else None
         pairs, instructions = self._pairs(step), self._instructions(step)
         bar = tqdm(total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main)
@@ -117,10 +141,13 @@ class Trainer:
         if last or step % self.settings.picture_every == 0:
             self._draw(step)
         stopping = not all_agree(not self._stop_asked)
+        saved = False
         if last or stopping or step % self.settings.save_every == 0:
-            save_state(self.engine, self.folder, step, self.process, self.settings.keep_checkpoints)
+            keep = self.settings.keep_checkpoints
+            saved = save_state(self.engine, self.folder, step, self.process, keep, self._facts())
         if stopping and not last:
-            raise Stopped(f"stopped at step {step} as asked; start the same command again to go on")
+            lost = "" if saved else ", but its state could not be saved: it goes on from the checkpoint before, if any"
+            raise Stopped(f"stopped at step {step} as asked{lost}; start the same command again to go on")
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -205,7 +232,8 @@ class Trainer:
             return
         numbers = self._validator(self.data.validation).measure()
         logger.info("step %d, held-back pairs: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
-        self._keep_best(step, numbers["total"])
+        if self._best:
+            self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
         if self._log:
             self._log.write("validation", step, **numbers)
 
@@ -219,19 +247,6 @@ class Trainer:
 
     def _validator(self, pairs: Dataset[SamplePair]) -> Validator:
         return Validator(self.model, pairs, self.settings, self.max_length, self.process)
-
-    def _keep_best(self, step: int, total: float) -> None:
-        before = [line["total"] for line in read_metrics(self.folder) if line["kind"] == "validation"]
-        # Rank 0 decides: on another machine the log may not be there.
-        if not all_agree(not self.process.is_main or not before or total < min(before)):
-            return
-        tensors = whole_delta(self.model, self.settings.trainable, torch.float16)
-        if not self.process.is_main:
-            return
-        try:
-            save_tensors(tensors, self.folder / BEST, {"step": str(step), "validation_loss": f"{total:.6f}"})
-        except CheckpointError as error:
-            logger.error("%s; the run goes on", error)
 
 
 def reference_views(references: Tensor, *, rotated: bool) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalygpt.files import replacing
+from anomalygpt.training.run_folder import RunFolderError
 
 logger = logging.getLogger(__name__)
 
@@ -20,15 +21,21 @@ class MetricsLog:
 
     Args:
         start: the step that a resumed run goes on from; what the killed run wrote after it is taken out.
+
+    Raises:
+        RunFolderError: the folder can't be written.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / FILE
-        self._drop_after(start)
         self._complained = False
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        try:
+            self._drop_after(start)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        except OSError as error:
+            raise RunFolderError(f"{folder}: can't be written ({error}); make room, then start again") from error
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """One line: what kind of numbers (``train``, ``validation``), at which step, and the numbers."""
@@ -54,8 +61,11 @@ class MetricsLog:
 
     def _drop_after(self, step: int) -> None:
         kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if self.path.is_file() and text == self.path.read_text(encoding="utf-8"):  # a full disk takes no copy
+            return
         with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _append(path: Path, text: str) -> None:

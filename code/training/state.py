@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,22 @@ logger = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 WHOLE = "whole"
 FACTS = "run.json"  # what a checkpoint is bound to
+NO_FACTS: Mapping[str, Any] = {}
 
 
 class ResumeError(UserError):
     """A checkpoint does not fit the run; the message says why and what to do."""
 
 
-def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int) -> bool:
+def save_state(
+    engine: Any, folder: Path, step: int, process: Process, keep: int, facts: Mapping[str, Any] = NO_FACTS
+) -> bool:
     """Saves all that a run needs to go on, then removes checkpoints older than the last ``keep``.
 
     A save that fails (a full disk) is told and taken back; the run and its former checkpoints stay.
+
+    Args:
+        facts: what the checkpoint is bound to beside what the engine tells, see :func:`require_same_run`.
 
     Returns:
         Whether the checkpoint is whole.
@@ -43,7 +49,7 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
     # After each part all processes agree, so that none waits for one that has given up.
     for part in (
         lambda: _prepare(target, process),
-        lambda: _write(engine, target, step, process),
+        lambda: _write(engine, target, step, process, facts),
         lambda: _mark(target, process),
     ):
         if not all_agree(_attempt(part, target)):
@@ -62,8 +68,7 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     """Restores the newest whole checkpoint of a run folder; the step to go on from, 0 without one.
 
     Raises:
-        ResumeError: it was written by another number of processes, another ZeRO stage or for other parts, or it is
-            damaged.
+        ResumeError: it is damaged.
     """
     found = whole_checkpoints(folder)
     if not found:
@@ -72,7 +77,6 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     if process.is_main:  # left by a save that was cut off
         for torn in set((folder / FOLDER).glob("step*")) - set(found):
             shutil.rmtree(torn, ignore_errors=True)
-    _require_same_run(newest, _facts(engine, process))
     try:
         # Frozen parameters are not in the file; they came from their own weight files.
         path, client = engine.load_checkpoint(str(newest.parent), tag=newest.name, load_module_strict=False)
@@ -89,7 +93,22 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     return int(client["step"])
 
 
-def _facts(engine: Any, process: Process) -> dict[str, Any]:
+def require_same_run(engine: Any, folder: Path, process: Process, facts: Mapping[str, Any] = NO_FACTS) -> None:
+    """Compares this run with the one that wrote the folder's newest checkpoint, if there is one; writes nothing.
+
+    Args:
+        facts: what has to be the same beside the engine's own: name -> value. A checkpoint that was written without one
+            of them is not asked for it.
+
+    Raises:
+        ResumeError: something differs, such as the number of processes, the ZeRO stage or the trained parts.
+    """
+    found = whole_checkpoints(folder)
+    if found:
+        _compare(found[-1], {**_engine_facts(engine, process), **facts})
+
+
+def _engine_facts(engine: Any, process: Process) -> dict[str, Any]:
     """What has to be the same in the run that goes on: DeepSpeed divides its files by these."""
     trained: Counter[str] = Counter()
     for name, parameter in engine.module.named_parameters():
@@ -106,7 +125,7 @@ def _facts(engine: Any, process: Process) -> dict[str, Any]:
     }
 
 
-def _require_same_run(checkpoint: Path, facts: dict[str, Any]) -> None:
+def _compare(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     path = checkpoint / FACTS
     try:
         written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -131,8 +150,8 @@ def _prepare(target: Path, process: Process) -> None:
         target.mkdir(parents=True, exist_ok=True)
 
 
-def _write(engine: Any, target: Path, step: int, process: Process) -> None:
-    with _late_errors(engine.checkpoint_engine):
+def _write(engine: Any, target: Path, step: int, process: Process, facts: Mapping[str, Any]) -> None:
+    with _late_errors(engine):
         engine.save_checkpoint(
             str(target.parent),
             tag=target.name,
@@ -142,15 +161,17 @@ def _write(engine: Any, target: Path, step: int, process: Process) -> None:
         )
     torch.save(_random_states(), _random_file(target, process))
     if process.is_main:
-        (target / FACTS).write_text(json.dumps(_facts(engine, process), indent=2) + "\n", encoding="utf-8")
+        bound_to = {**_engine_facts(engine, process), **facts}
+        (target / FACTS).write_text(json.dumps(bound_to, indent=2) + "\n", encoding="utf-8")
     for path in (*target.iterdir(), target):  # a power cut must not leave the mark without the files
         _flush(path)
 
 
 @contextmanager
-def _late_errors(checkpoint_engine: Any) -> Iterator[None]:
+def _late_errors(engine: Any) -> Iterator[None]:
     """Holds back a failing file's error until the block's end, in which DeepSpeed's processes wait for each other."""
     errors: list[Exception] = []
+    checkpoint_engine = engine.checkpoint_engine
     save = checkpoint_engine.save
 
     def attempt(*args: Any, **kwargs: Any) -> None:
@@ -160,6 +181,8 @@ def _late_errors(checkpoint_engine: Any) -> Iterator[None]:
             errors.append(error)
 
     checkpoint_engine.save = attempt
+    # Rank 0 alone would copy DeepSpeed's conversion scripts into the folder. That can fail, too, and nothing uses them.
+    engine._copy_recovery_script = lambda _: None
     try:
         yield
     finally:

@@ -1,10 +1,14 @@
 """A run's numbers: whole lines, also after a kill and on a full disk."""
 
+import errno
 import json
 import subprocess
 import sys
 
+import pytest
+
 from anomalygpt.training.metrics_log import FILE, MetricsLog, read_metrics
+from anomalygpt.training.run_folder import RunFolderError
 from tests.shared_data import ROOT
 
 
@@ -21,6 +25,31 @@ def test_a_resumed_run_takes_out_what_was_written_after_its_checkpoint(tmp_path)
     (tmp_path / FILE).write_text("\n".join(lines) + '\n{"kind": "train", "st')  # killed in the middle of a line
     MetricsLog(tmp_path, start=2).write("train", 3, total=2.0)
     assert [(line["step"], line["total"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_where_nothing_is_taken_out_the_file_is_not_written_again(tmp_path):
+    """A full disk takes no copy of it."""
+    MetricsLog(tmp_path).write("train", 1, total=1.0)
+    before = (tmp_path / FILE).stat()
+    MetricsLog(tmp_path, start=1)
+    after = (tmp_path / FILE).stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+@pytest.mark.parametrize("blocked", ["tensorboard", FILE])
+def test_a_folder_that_takes_no_numbers_is_one_line(tmp_path, monkeypatch, blocked):
+    (tmp_path / FILE).write_text('{"kind": "train", "step": 1}\n')
+    if blocked == FILE:
+        monkeypatch.setattr("anomalygpt.files.tempfile.mkstemp", full_disk)
+    else:
+        (tmp_path / blocked).write_text("in the way")
+    with pytest.raises(RunFolderError, match="can't be written .* make room") as told:
+        MetricsLog(tmp_path, start=0)
+    assert "\n" not in str(told.value)
+
+
+def full_disk(**_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 FULL = """

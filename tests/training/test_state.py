@@ -8,10 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
-from anomalygpt.training.state import whole_checkpoints
+from anomalygpt.training.distributed import Process
+from anomalygpt.training.state import ResumeError, require_same_run, whole_checkpoints
 from tests.shared_data import ROOT
 
 # Trains a layer with AdamW and dropout, and saves after every step: argv is folder, last step, ZeRO stage.
@@ -24,7 +28,7 @@ from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import user_errors
 from anomalygpt.training import distributed
 from anomalygpt.training.engine import deepspeed_config, start_engine
-from anomalygpt.training.state import load_state, save_state
+from anomalygpt.training.state import load_state, require_same_run, save_state
 
 folder, last, stage = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 process = distributed.start("cpu")
@@ -35,6 +39,7 @@ settings = TrainingConfig(
 )
 engine = start_engine(model, deepspeed_config(settings, 10, process.world_size))
 with user_errors():
+    require_same_run(engine, folder, process)
     step = load_state(engine, folder, process)
 if process.is_main:
     print(json.dumps({"resumed": step}), flush=True)
@@ -53,8 +58,9 @@ while step < last:
     step += 1
     if step == int(os.environ.get("DIE_IN_SAVE", 0)):
         torch.save = die
-    if step == int(os.environ.get("NO_ROOM_FROM", 0)) and process.rank == process.world_size - 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    full = int(os.environ.get("FULL_RANK", process.world_size - 1))
+    if step == int(os.environ.get("NO_ROOM_FROM", 0)) and process.rank == full:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ.get("ROOM", 100_000)), resource.RLIM_INFINITY))
     kept = save_state(engine, folder, step, process, keep=2)
     if process.is_main:
         print(json.dumps({"step": step, "loss": float(loss.detach()), "kept": kept}), flush=True)
@@ -182,10 +188,53 @@ def test_a_file_that_may_not_grow_is_one_line_too(tmp_path, uninterrupted):
     assert said(start(folder, 4))[0] == {"resumed": 2}
 
 
+# 30,000 bytes are too few for the scripts, too, that DeepSpeed's rank 0 would copy.
 @pytest.mark.slow
-def test_where_one_of_two_processes_has_no_room_neither_waits_and_none_keeps_the_checkpoint(tmp_path):
+@pytest.mark.parametrize(("rank", "room"), [(1, 100_000), (0, 30_000)])
+def test_where_one_of_two_processes_has_no_room_neither_waits_and_none_keeps_the_checkpoint(tmp_path, rank, room):
     folder = tmp_path / "run"
-    done = start(folder, 3, stage=2, processes=2, NO_ROOM_FROM=2)
+    done = start(folder, 3, stage=2, processes=2, NO_ROOM_FROM=2, FULL_RANK=rank, ROOM=room)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line["kept"] for line in said(done)[1:]] == [True, False, False]
     assert [path.name for path in whole_checkpoints(folder)] == ["step0000001"]
+
+
+ALONE = Process(0, 0, 1, torch.device("cpu"))
+PLACE = {"training.batch_size": 16, "seed": 42, "training pairs": 10}
+
+
+def written(folder: Path, facts: dict) -> Path:
+    """A run's folder with a whole checkpoint that is bound to these facts."""
+    checkpoint = folder / "checkpoints" / "step0000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "run.json").write_text(json.dumps(facts))
+    (checkpoint / "whole").touch()
+    return folder
+
+
+@pytest.fixture
+def engine() -> SimpleNamespace:
+    """What a checkpoint's facts are read from."""
+    return SimpleNamespace(
+        module=nn.Linear(2, 1),
+        fp16_enabled=lambda: False,
+        bfloat16_enabled=lambda: False,
+        zero_optimization_stage=lambda: 2,
+        zero_offload_optimizer=lambda: None,
+    )
+
+
+@pytest.mark.parametrize("key", PLACE)
+def test_a_run_with_another_place_in_the_data_is_refused(engine, tmp_path, key):
+    folder = written(tmp_path, {"number of processes": 1, **PLACE})
+    require_same_run(engine, folder, ALONE, PLACE)
+    with pytest.raises(ResumeError, match=rf"step0000004 was written with {key} {PLACE[key]}, here 8\. Take the run"):
+        require_same_run(engine, folder, ALONE, {**PLACE, key: 8})
+
+
+def test_a_checkpoint_from_before_these_facts_were_written_is_taken_up(engine, tmp_path):
+    require_same_run(engine, written(tmp_path, {"number of processes": 1, "training.zero_stage": 2}), ALONE, PLACE)
+
+
+def test_where_there_is_no_checkpoint_nothing_is_compared(engine, tmp_path):
+    require_same_run(engine, tmp_path, ALONE, PLACE)

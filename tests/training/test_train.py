@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from anomalygpt.model.checkpoint import file_shapes, part_of, read_metadata, read_tensors
+from anomalygpt.train import _draw_curves
 from anomalygpt.training.metrics_log import read_metrics
 from anomalygpt.training.state import whole_checkpoints
 from tests.shared_data import ROOT
@@ -95,6 +96,21 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_losses_of_an_uninterrupt
     assert losses(folder) == losses(finished)
     ours, theirs = (read_tensors(run / "model.safetensors") for run in (folder, finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_resume_that_is_refused_leaves_the_runs_own_settings_where_they_are(experiment, finished):
+    files = [finished / name for name in ("config.yaml", "environment.json", "metrics.jsonl")]
+    before = [path.read_bytes() for path in files]
+    refused = train(experiment, f"training.output={finished}", "seed=43")
+    assert refused.returncode == 2, refused.stderr[-2000:]
+    assert "step0000004 was written with seed 42, here 43. Take the run up as it was (its config.yaml" in refused.stderr
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_curves_that_could_not_be_drawn_do_not_spoil_a_finished_run(tmp_path, caplog):
+    (tmp_path / "curves.png").mkdir()
+    _draw_curves(tmp_path)
+    assert "the curves could not be drawn" in caplog.text
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
