@@ -152,14 +152,17 @@ def _default_config() -> str:
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> "Iterator[Share]":
-    """Joins the processes of ``torchrun`` or ``deepspeed``; alone, nothing is joined. Sets ``arguments.device``."""
-    from anomalygpt.evaluation.sharing import Share
+    """Joins the processes of ``torchrun``, ``deepspeed``, ``mpirun`` or ``srun``; alone, nothing is joined.
 
+    Sets ``arguments.device``.
+    """
+    from anomalygpt.evaluation.sharing import Share
+    from anomalygpt.training import distributed
+
+    distributed.adopt_starter()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Share()
         return
-    from anomalygpt.training import distributed
-
     process = distributed.start(arguments.device.partition(":")[0])
     arguments.device = str(process.device)
     try:
