@@ -1,6 +1,7 @@
 """What ``--dry-run`` foretells, with and without weights and data."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,8 @@ def test_the_scripts_start_and_print_a_config_that_can_be_used_again(name, tmp_p
         env=os.environ | {"PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    printed = done.stdout[done.stdout.index("name:") :]
+    # The launcher's own lines come before and after.
+    printed = re.sub(r"^\[\d{4}-.*\n?", "", done.stdout[done.stdout.index("name:") :], flags=re.MULTILINE)
     assert yaml.safe_load(printed)["name"] == name
     (tmp_path / "again.yaml").write_text(printed)
     assert load_config(tmp_path / "again.yaml") == load_config(name, ["seed=5"])
