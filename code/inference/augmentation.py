@@ -25,19 +25,21 @@ def choose_augmentation(gains: Mapping[Augmentation, float], lies: Sequence[Lie]
     """Which views to remember.
 
     A part that lies at any angle needs its rotations. With several references this shows in how much nearer they
-    come to each other by them. One photo alone tells it only of a long part that lies askew: its own rotated views
-    are as strange for a screw, which may lie so, as for a transistor, which never does.
+    come to each other by them, or in that a long part lies askew in most. One photo alone does not tell, and shows so
+    little of a part that its rotations help, whatever it is.
 
     Args:
         gains: the references' distance from each other with the views over that without, for each kind of views;
             empty for a single reference.
         lies: of each reference.
     """
+    if not gains:
+        return "rotations"
     long = [lie for lie in lies if lie.elongation >= ELONGATED]
     if 2 * len(long) > len(lies) and median(lie.askew for lie in long) >= ASKEW:
         return "rotations"
-    best = min(gains, key=lambda kind: gains[kind], default=None)
-    return best if best is not None and gains[best] < CLEAR_GAIN else "none"
+    best = min(gains, key=lambda kind: gains[kind])
+    return best if gains[best] < CLEAR_GAIN else "none"
 
 
 def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]:
