@@ -130,7 +130,7 @@ def _at_least(text: str, least: int) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Options that do not go together are told before anything is read."""
     arguments.shots = sorted(set(arguments.shots or [0]))
-    arguments.answer_by = list(dict.fromkeys(arguments.answer_by or ANSWER_BY))
+    arguments.answer_by = arguments.answer_by or ANSWER_BY
     if arguments.data is None and not arguments.choices:
         raise EvaluationError("--data is missing: the folder of labelled photos to measure on")
     if arguments.choices and (arguments.no_chat or len(arguments.shots) > 1 or arguments.rounds > 1):

@@ -172,7 +172,7 @@ def as_markdown(report: Report) -> str:
         lines += ["", f"## {title_of(found.shots)}", ""]
         lines += _rounds(found)
         lines += _markdown_table(found, MAP_METRICS)
-        lines += ["", *_markdown_table(found, VERDICT_METRICS), "", *_one_threshold(found)]
+        lines += ["", *_markdown_table(found, VERDICT_METRICS), "", _one_threshold(found)]
         lines += _published_markdown(report, found)
     return "\n".join([*lines, "", MEANING[0], "", MEANING[1]]) + "\n"
 
@@ -235,9 +235,9 @@ def _percent(value: Spread, digits: int = 1, plus_minus: str = " ± ") -> str:
     return text if value.std is None else f"{text}{plus_minus}{100 * value.std:.{digits}f}"
 
 
-def _one_threshold(found: ShotsResult) -> list[str]:
+def _one_threshold(found: ShotsResult) -> str:
     right = _percent(found.one_threshold())
-    return [f"The best threshold for all classes together, in hindsight: {right} (mean over classes)."]
+    return f"The best threshold for all classes together, in hindsight: {right} (mean over classes)."
 
 
 def _published_markdown(report: Report, found: ShotsResult) -> list[str]:

@@ -202,9 +202,9 @@ class References:
 
     @torch.inference_mode()
     def _decide(self) -> Augmentation:
-        # A single photo's other views tell nothing, so they need not be encoded.
-        views = [UPRIGHT] if len(self) == 1 else ALL_VIEWS
-        photos = [self._views(photo, OWN, views) for photo in range(min(len(self), DECIDED_BY))]
+        if len(self) == 1:  # nothing that could be encoded and compared for it would tell
+            return choose_augmentation({}, ())
+        photos = [self._views(photo, OWN, ALL_VIEWS) for photo in range(min(len(self), DECIDED_BY))]
         lies = [lie_of(unit_patches(photo[:1])[-1][0]) for photo in photos]
         return choose_augmentation(view_gains(photos), lies)
 
