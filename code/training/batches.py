@@ -1,5 +1,8 @@
 """Endless batches, epoch after epoch, that a resumed run takes up where it stopped."""
 
+import atexit
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -75,6 +78,8 @@ def endless_batches(
             f"{len(dataset)} samples are fewer than micro_batch_size {batch_size} x "  # type: ignore[arg-type]
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )
+    leaving = multiprocessing.RawValue("b", False)
+    atexit.register(setattr, leaving, "value", True)  # before the workers are ended, which is the last thing at exit
     loader = DataLoader(
         _Told(dataset),
         batch_size=batch_size,
@@ -85,7 +90,7 @@ def endless_batches(
         pin_memory=process.device.type == "cuda",
         # Its own generator: a new epoch would draw from the one that dropout uses, and a resumed run differ.
         generator=torch.Generator(),
-        worker_init_fn=prepare_worker,
+        worker_init_fn=partial(_prepare_worker, leaving),
         persistent_workers=workers > 0,  # beside a model of gigabytes, forking them anew each epoch takes seconds
     )
     epoch, skipped = divmod(start, per_epoch)
@@ -101,7 +106,15 @@ def endless_batches(
         epoch, skipped = epoch + 1, 0
 
 
-def prepare_worker(_: int) -> None:
-    """Leaves it to the main process when to stop: launchers and terminals send signals to every process of a run."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _prepare_worker(leaving: Any, _: int) -> None:
+    """Leaves it to the main process when to stop: launchers and terminals send signals to every process of a run.
+
+    The main process itself, when it leaves with batches still to come, ends its workers by SIGTERM and waits for them.
+    """
+
+    def stop_if_told(*_: object) -> None:
+        if leaving.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop_if_told)

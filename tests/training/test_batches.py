@@ -1,7 +1,11 @@
 """The endless batches: the same whatever the number of loader processes, and taken up where a run stopped."""
 
+import itertools
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -14,12 +18,13 @@ from anomalygpt.datasets.transforms import load_image
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.distributed import Process
 from anomalygpt.training.engine import BatchError
+from tests.shared_data import ROOT
 
 SAMPLES = 10
 
 
 class Numbers(Dataset):
-    """(epoch, index), and what the process that answers does when it is told to stop."""
+    """(epoch, index), and the process that answers."""
 
     def __init__(self):
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -31,13 +36,16 @@ class Numbers(Dataset):
         return SAMPLES
 
     def __getitem__(self, index):
-        return int(self.epoch), index, os.getpid(), signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        return int(self.epoch), index, os.getpid()
 
 
-def batches(count: int, *, workers: int = 0, start: int = 0, rank: int = 0, world_size: int = 1) -> list:
+def endless(*, workers: int = 0, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator:
     process = Process(rank, rank, world_size, torch.device("cpu"))
-    endless = endless_batches(Numbers(), list, batch_size=3, process=process, seed=1, workers=workers, start=start)
-    return list(islice(endless, count))
+    return endless_batches(Numbers(), list, batch_size=3, process=process, seed=1, workers=workers, start=start)
+
+
+def batches(count: int, **options: int) -> list:
+    return list(islice(endless(**options), count))
 
 
 def shown(found: list) -> list:
@@ -51,10 +59,31 @@ def test_loader_processes_change_no_batch_over_several_epochs():
 
 
 def test_loader_processes_live_on_from_epoch_to_epoch_and_leave_stopping_to_the_main_one():
-    samples = [sample for batch in batches(9, workers=2) for sample in batch]
-    assert len({sample[2] for sample in samples}) == 2
-    assert os.getpid() not in {sample[2] for sample in samples}
-    assert all(sample[3] for sample in samples)
+    found = endless(workers=2)
+    first = [sample for batch in islice(found, 3) for sample in batch]
+    workers = {sample[2] for sample in first}
+    assert len(workers - {os.getpid()}) == 2
+    for worker, number in itertools.product(workers, (signal.SIGTERM, signal.SIGINT)):
+        os.kill(worker, number)
+    later = [sample for batch in islice(found, 6) for sample in batch]
+    assert {sample[2] for sample in later} == workers
+
+
+LEAVES = """
+import anomalygpt
+from tests.training.test_batches import endless
+
+found = endless(workers=2)
+next(found)
+raise SystemExit(3)
+"""
+
+
+def test_a_process_that_leaves_in_the_middle_does_not_wait_for_its_loaders_for_ever():
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'code'}:{ROOT}", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-c", LEAVES]
+    left = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
+    assert (left.returncode, left.stderr) == (3, "")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
