@@ -9,12 +9,13 @@ import glob
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from anomalygpt.config.load import load_config
+from anomalygpt.config.load import load_config, stated
 from anomalygpt.datasets.records import DatasetError, list_images
 from anomalygpt.datasets.transforms import load_image
 from anomalygpt.errors import UserError, user_errors
@@ -90,9 +91,7 @@ def _run(arguments: argparse.Namespace, config: Any) -> int:
         results.append(result)
         tqdm.write(json.dumps(result, ensure_ascii=False) if arguments.json else as_text(result), file=sys.stdout)
     if arguments.out:
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        with replacing(arguments.out / "results.json") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_results(arguments.out, results)
     return 1 if failed else 0
 
 
@@ -106,6 +105,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("no photo given; expected photos to look at, or --save-references FILE to remember good ones")
     if arguments.save_references and not (arguments.reference or arguments.references):
         raise InputError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
+    if arguments.references and arguments.references.is_dir():
+        raise InputError(f"--references {arguments.references}: a folder; expected a file that --save-references made")
     if arguments.references and not arguments.references.is_file():
         raise InputError(f"--references {arguments.references}: no such file; --save-references makes one")
 
@@ -114,12 +115,30 @@ def _remember(predictor: Any, arguments: argparse.Namespace, good: Sequence[Any]
     """References from a file, further ones beside them, and the file that they are saved to."""
     if arguments.references:
         predictor.load_references(arguments.references)
+        _require_saved_settings(predictor, arguments)
         for photo in good:
             predictor.add_reference(photo)
     else:
         predictor.set_references(good)
     if arguments.save_references:
         predictor.save_references(arguments.save_references)
+
+
+def _require_saved_settings(predictor: Any, arguments: argparse.Namespace) -> None:
+    """A file is compared as it was saved: a setting that is asked for beside it must be the file's.
+
+    Raises:
+        InputError: it is another one; what a config says differently is not asked for.
+    """
+    asked = stated(arguments.set).get("inference", {}).get("references", {})
+    saved, wanted = asdict(predictor.references.settings), asdict(predictor.reference_settings)
+    names = saved if "preset" in asked else asked  # a preset says something of each
+    differ = [f"{name} {saved[name]}" for name in names if saved[name] != wanted[name]]
+    if differ:
+        raise InputError(
+            f"--references {arguments.references}: saved with {', '.join(differ)}; "
+            "other inference.references need the good photos, --reference GOOD …"
+        )
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -203,22 +222,43 @@ def output_stems(paths: Sequence[Path]) -> dict[Path, str]:
     return stems
 
 
-def write_pictures(folder: Path, stem: str, photo: Any, found: Any) -> dict[str, str]:
-    """Writes a photo's overlay and float map; the names that were given.
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--out {folder}: can't be written ({error})") from error
+
+
+def write_results(folder: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Writes all photos' results as one JSON list, results.json, whole or not at all.
 
     Raises:
-        InputError: the folder can't be written.
+        InputError: it can't be written.
+    """
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    with _told(folder), replacing(folder / "results.json") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_pictures(folder: Path, stem: str, photo: Any, found: Any) -> dict[str, str]:
+    """Writes a photo's overlay and float map, each whole or not at all; the names that were given.
+
+    Raises:
+        InputError: they can't be written.
     """
     from PIL import Image
 
     from anomalygpt.inference.visualize import overlay
 
     names = {"overlay": f"{stem}_overlay.png", "map": f"{stem}_map.tiff"}
-    try:
-        overlay(photo, found.map, found.threshold, found.regions).save(folder / names["overlay"])
-        Image.fromarray(found.map).save(folder / names["map"])
-    except OSError as error:
-        raise InputError(f"--out {folder}: can't be written ({error})") from error
+    pictures = {
+        "overlay": overlay(photo, found.map, found.threshold, found.regions),
+        "map": Image.fromarray(found.map),
+    }
+    for kind, picture in pictures.items():
+        with _told(folder), replacing(folder / names[kind]) as temporary:
+            picture.save(temporary)
     return names
 
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.predict import InputError, as_text, expand, main, output_stems
+from anomalygpt.predict import InputError, as_text, expand, main, output_stems, write_pictures
 from tests.shared_data import ROOT
 
 
@@ -132,6 +133,103 @@ def test_references_are_remembered_once_and_used_from_their_file(
         assert after[name] == pytest.approx(before[name], abs=1e-3)
 
 
+@pytest.fixture
+def saved_as_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A call that loads references, saved with the compact settings, and saves them again; no model is built."""
+    from anomalygpt.config.load import load_config
+    from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.reference_settings import reference_settings
+
+    def from_config(config: Any, device: str, *, speaks: bool) -> Any:
+        return SimpleNamespace(
+            reference_settings=reference_settings(config.inference.references),
+            references=SimpleNamespace(settings=reference_settings(load_config("compact").inference.references)),
+            load_references=lambda path: None,
+            save_references=lambda path: path.write_text("saved"),
+            set_references=lambda photos: None,
+        )
+
+    monkeypatch.setattr(Predictor, "from_config", from_config)
+    (tmp_path / "part.safetensors").touch()
+    return ["--references", str(tmp_path / "part.safetensors"), "--save-references", str(tmp_path / "again")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["inference.references.preset=best"], "saved with scales (1,), scale_weights (); "),
+        (["inference.references={preset: fast}"], "saved with text_weight 0.35, text_trusted_below 0.15; "),
+        (["seed=1", "inference.references.augmentation=none"], "saved with augmentation auto; "),
+    ],
+)
+def test_saved_references_refuse_other_settings(saved_as_shipped: list[str], settings: list[str], words: str) -> None:
+    run = call(*saved_as_shipped, "--config", "compact", "--set", *settings)
+    assert run.code == 2
+    assert run.err.splitlines() == [
+        f"error: --references {saved_as_shipped[1]}: {words}"
+        "other inference.references need the good photos, --reference GOOD …"
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings", [[], ["--set", "seed=1"], ["--set", "inference.references.augmentation=auto", "seed=1"]]
+)
+def test_saved_references_go_before_the_configs_own_settings(
+    saved_as_shipped: list[str], tmp_path: Path, settings: list[str]
+) -> None:
+    (tmp_path / "other.yaml").write_text("base: compact\ninference: {references: {preset: best}}\n")
+    assert call(*saved_as_shipped, "--config", tmp_path / "other.yaml", *settings).code == 0
+    assert (tmp_path / "again").read_text() == "saved"
+
+
+@pytest.mark.parametrize("disk_is_full", [False, True])
+def test_results_that_can_not_be_written_are_one_line_and_exit_code_2(
+    saved_as_shipped: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk_is_full: bool
+) -> None:
+    def full_disk(*_arguments: Any, **_named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if disk_is_full:
+        monkeypatch.setattr("anomalygpt.files.tempfile.mkstemp", full_disk)
+    else:
+        (tmp_path / "out" / "results.json").mkdir(parents=True)
+    run = call(photos / "test" / "broken.png", "--config", "compact", "--out", tmp_path / "out")
+    assert run.code == 2
+    unread, unwritten = run.err.splitlines()
+    assert "broken.png" in unread
+    assert unwritten.startswith(f"error: --out {tmp_path / 'out'}: can't be written (")
+
+
+@pytest.mark.parametrize("kind", ["overlay", "map"])
+def test_interrupted_write_leaves_the_picture_that_was_there(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with Image.open(photos / "good" / "0.png") as photo:
+        found = SimpleNamespace(map=np.zeros((120, 160), np.float32), threshold=0.5, regions=())
+        names = write_pictures(tmp_path, "a", photo, found)
+        before = {name: (tmp_path / name).read_bytes() for name in names.values()}
+        save = Image.Image.save
+
+        def interrupted(picture: Image.Image, path: Path) -> None:
+            save(picture, path)
+            if path.suffix == Path(names[kind]).suffix:
+                path.write_bytes(path.read_bytes()[:50])
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Image.Image, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_pictures(tmp_path, "a", photo, found)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_long_name_of_a_photo_is_written_as_far_as_the_file_system_goes(photos: Path, tmp_path: Path) -> None:
+    stem = "a" * (255 - len("_overlay.png"))
+    found = SimpleNamespace(map=np.zeros((120, 160), np.float32), threshold=0.5, regions=())
+    with Image.open(photos / "good" / "0.png") as photo:
+        names = write_pictures(tmp_path, stem, photo, found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names.values())
+
+
 def test_missing_photo_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "predict.py", str(tmp_path / "nowhere.png"), "--config", "compact"],
@@ -155,6 +253,7 @@ def test_missing_photo_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         (["--config", "compact", "--reference", "{photos}/test/broken.png"], "cannot be read as an image"),
         (["--config", "compact", "--reference", "{photos}/none/*.png"], "no photo there"),
         (["--config", "compact", "--references", "{photos}/none.safetensors"], "none.safetensors: no such file"),
+        (["--config", "compact", "--references", "{photos}/good"], "good: a folder; expected a file"),
         (["--config", "compact", "--save-references", "{photos}/none.safetensors"], "needs good photos"),
         (["--config", "compact", "--out", "{photos}/test/note.txt"], "can't be made"),
         (["--config", "compact", "--device", "gpu"], "device 'gpu': not on this machine"),

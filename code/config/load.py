@@ -4,19 +4,21 @@ import difflib
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.config.schema import ExperimentConfig, ReferencesConfig
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # where all weights lie
 BASE_KEY = "base"  # a YAML may name another one that it changes
+OFFICIAL = "official"  # the references' preset that takes no other setting
 
 
 class ConfigError(UserError, ValueError):
@@ -63,19 +65,32 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
     Args:
         source: a shipped experiment's name (``compact``) or a YAML file's path.
-        overrides: ``key.sub=value`` each, the value in YAML's syntax.
+        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset=official`` drops
+            the file's other settings of the references, which this preset does not take, and its ``usual_score``.
 
     Raises:
-        ConfigError: no such file, not YAML, or a setting that is unknown or of the wrong kind.
+        ConfigError: no such file, not YAML, or a setting that is unknown or of the wrong kind; names the override that
+            brought it, else the file.
     """
     path = _find(source)
     values = _read(path)
+    try:
+        return ExperimentConfig.model_validate(_overridden(values, overrides))
+    except ValidationError as error:
+        lines = [f"{_culprit(line, values, overrides) or path}: {line}" for line in _explain(error)]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def stated(overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides say by themselves, as nested settings.
+
+    Raises:
+        ConfigError: one is not ``key.sub=value``, or goes below a value.
+    """
+    values: dict[str, Any] = {}
     for override in overrides:
         _apply(values, override)
-    try:
-        return ExperimentConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error))) from error
+    return values
 
 
 def save_config(config: ExperimentConfig, path: Path) -> None:
@@ -130,6 +145,33 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A file's settings as overrides change them; the file's own are left as they are."""
+    changed = deepcopy(dict(values))
+    if _mapping(stated(overrides), "inference", "references").get("preset") == OFFICIAL:
+        _make_room_for_official(changed)
+    for override in overrides:
+        _apply(changed, override)
+    return changed
+
+
+def _make_room_for_official(values: dict[str, Any]) -> None:
+    """Drops what a file says for another preset than the paper's comparison, which takes no other setting."""
+    inference = _mapping(values, "inference")
+    references = _mapping(inference, "references")
+    if references.get("preset", ReferencesConfig().preset) == OFFICIAL:
+        return  # the file's usual score is of this preset
+    references.clear()
+    inference.pop("usual_score", None)
+
+
+def _mapping(values: Any, *keys: str) -> dict[str, Any]:
+    """The settings below some keys; empty where there are none, or a value that is yet to be refused."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -147,15 +189,28 @@ def _apply(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
+def _culprit(line: str, values: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
+    """The override that brings a fault; None where the file has it."""
+    for count in range(len(overrides) + 1):
+        try:
+            ExperimentConfig.model_validate(_overridden(values, overrides[:count]))
+        except ValidationError as error:
+            if line in _explain(error):
+                return f"override {overrides[count - 1]!r}" if count else None
+    return None
+
+
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for fault in error.errors():
+        if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
+            continue  # items that are wrong are not counted; each of them is told
         where = ".".join(map(str, fault["loc"])) or "config"
         if fault["type"] == "extra_forbidden":
             lines.append(f"unknown key {where!r}{_suggestion(fault['loc'])}")
         else:
             # A rule about several settings names them itself.
-            got = f" (got {fault['input']!r:.80})" if fault["loc"] else ""
+            got = f" (got {fault['input']!r:.80})" if fault["type"] != "value_error" else ""
             lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}")
     return lines
 

@@ -214,7 +214,7 @@ class TrainingConfig(Settings):
         output: the run's folder.
     """
 
-    trainable: tuple[Part, ...] = ANOMALYGPT_PARTS
+    trainable: Annotated[tuple[Part, ...], Field(min_length=1)] = ANOMALYGPT_PARTS
     answers: bool = True
     epochs: Positive = 50
     steps: Positive | None = None

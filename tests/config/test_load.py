@@ -16,7 +16,7 @@ from anomalygpt.config.load import (
     resolve,
     save_config,
 )
-from anomalygpt.config.schema import ANOMALYGPT_PARTS, ExperimentConfig
+from anomalygpt.config.schema import ANOMALYGPT_PARTS, ExperimentConfig, ReferencesConfig
 from anomalygpt.errors import UserError
 
 PAPER = "imagebind_vicuna7b"
@@ -106,6 +106,8 @@ def test_unknown_key_is_named_with_the_nearest_known_one(override: str, words: s
         ("training.one_shot_probability=1.5", "training.one_shot_probability: Input should be less than or equal to 1"),
         ("training.trainable=[lor]", "training.trainable.0: Input should be 'image_decoder'"),
         ("training.trainable=[states]", "'states' are for encoders without a text tower"),
+        ("data.languages=[de]", "data.languages.0: Input should be 'en' or 'zh'"),
+        ("training.trainable=[]", "training.trainable: Tuple should have at least 1 item"),
     ],
 )
 def test_value_of_the_wrong_kind_is_told_with_what_was_expected(override: str, words: str) -> None:
@@ -117,6 +119,58 @@ def test_value_of_the_wrong_kind_is_told_with_what_was_expected(override: str, w
 @pytest.mark.parametrize("override", ["steps", "=3", "", "a=[", "name.x=3", "deltas.0.path=x"])
 def test_override_that_is_none_is_quoted(override: str) -> None:
     assert refused("compact", override).startswith(f"override {override!r}: ")
+
+
+OFFICIAL = "inference.references.preset=official"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "culprit"),
+    [
+        (["seed=1", "inference.map_threshold=abc", "name=x"], 1),
+        (["traning.steps=3"], 0),
+        (["inference={map_threshold: abc}"], 0),
+        (["encoder.name=imagebind_huge", "training.trainable=[states]", "seed=1"], 1),
+        (["inference.references.neighbourhood=2", "inference.references.smoothing=1"], 0),
+        ([OFFICIAL, "inference.references.smoothing=1", "seed=1"], 1),
+    ],
+)
+def test_fault_is_told_of_the_override_that_brings_it(overrides: list[str], culprit: int) -> None:
+    text = refused("compact", *overrides)
+    assert text.startswith(f"override {overrides[culprit]!r}: ")
+    assert "\n" not in text
+
+
+def test_fault_of_the_file_is_told_of_the_file(write: Callable[..., Path]) -> None:
+    path = write(top="seed: 1\ninference: {map_threshold: abc, references: {preset: fast, neighbourhood: 2}}\n")
+    lines = refused(path, "seed=2", "inference.references.smoothing=1").splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{path}: inference.") for line in lines)
+
+
+@pytest.mark.parametrize("override", [OFFICIAL, "inference.references={preset: official}"])
+def test_official_as_an_override_drops_what_the_file_says_of_its_own_preset(override: str) -> None:
+    inference = load_config("compact", [override]).inference
+    assert inference.references == ReferencesConfig(preset="official")
+    assert inference.usual_score is None
+
+
+def test_official_as_an_override_keeps_what_other_overrides_say() -> None:
+    assert load_config("compact", ["inference.usual_score=0.3", OFFICIAL]).inference.usual_score == 0.3
+    assert "takes no other setting, but smoothing is set" in refused(
+        "compact", "inference.references.smoothing=1", OFFICIAL
+    )
+
+
+def test_official_in_the_file_too_keeps_its_usual_score(write: Callable[..., Path]) -> None:
+    path = write(top="inference: {usual_score: 0.3, references: {preset: official}}\n")
+    assert load_config(path, [OFFICIAL]).inference.usual_score == 0.3
+
+
+def test_another_preset_as_an_override_keeps_the_files_other_settings() -> None:
+    inference = load_config("compact", [OFFICIAL, "inference.references.preset=best"]).inference
+    assert inference.references == ReferencesConfig(preset="best", text_weight=0.35, text_trusted_below=0.15)
+    assert inference.usual_score == load_config("compact").inference.usual_score
 
 
 def test_overrides_reach_nested_settings_in_yaml_syntax() -> None:
