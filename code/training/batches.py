@@ -4,7 +4,7 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,6 +16,8 @@ from torch.utils.data.distributed import DistributedSampler
 from anomalygpt.errors import UserError
 from anomalygpt.training.distributed import Process
 from anomalygpt.training.engine import BatchError
+
+LEAVING_TAKES = 5.0  # seconds, for a worker that was told to leave
 
 
 class ResumableSampler(DistributedSampler[Any]):
@@ -58,8 +60,8 @@ def endless_batches(
     seed: int,
     workers: int = 0,
     start: int = 0,
-) -> Iterator[Any]:
-    """Yields batches for ever.
+) -> Generator[Any]:
+    """Yields batches for ever; closing it ends the loader processes.
 
     The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out.
 
@@ -79,7 +81,7 @@ def endless_batches(
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )
     leaving = multiprocessing.RawValue("b", False)
-    atexit.register(setattr, leaving, "value", True)  # before the workers are ended, which is the last thing at exit
+    atexit.register(_end_workers, leaving)
     loader = DataLoader(
         _Told(dataset),
         batch_size=batch_size,
@@ -107,10 +109,7 @@ def endless_batches(
 
 
 def _prepare_worker(leaving: Any, _: int) -> None:
-    """Leaves it to the main process when to stop: launchers and terminals send signals to every process of a run.
-
-    The main process itself, when it leaves with batches still to come, ends its workers by SIGTERM and waits for them.
-    """
+    """Leaves it to the main process when to stop: launchers and terminals send signals to every process of a run."""
 
     def stop_if_told(*_: object) -> None:
         if leaving.value:
@@ -118,3 +117,15 @@ def _prepare_worker(leaving: Any, _: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop_if_told)
+
+
+def _end_workers(leaving: Any) -> None:
+    """Where the main process leaves with batches still to come: Python itself waits for a stuck worker for ever."""
+    leaving.value = True
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(LEAVING_TAKES)
+        if worker.is_alive():
+            worker.kill()

@@ -4,12 +4,14 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
 
+from anomalygpt.errors import UserError
 from anomalygpt.training.engine import EngineError
 
 # How a starter that sets no RANK names a process's rank, its local rank (the first of these that is there) and the
@@ -38,13 +40,15 @@ class Process:
         return self.rank == 0
 
 
-def start(device: str = "auto") -> Process:
+def start(device: str = "auto", patience: timedelta | None = None) -> Process:
     """Joins the processes that ``deepspeed`` or ``torchrun`` started; alone, it is a run of one process.
 
     Started by ``mpirun`` or ``srun``, it takes its place from their variables.
 
     Args:
         device: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
+        patience: how long processes wait where they meet, for one that works on; None is DeepSpeed's ten minutes. One
+            that has died is noticed at once.
 
     Raises:
         EngineError: the launcher has not said all that the processes need to meet, or there is no GPU for this one.
@@ -66,7 +70,8 @@ def start(device: str = "auto") -> Process:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if device == "cuda":
         torch.cuda.set_device(local_rank)
-    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
+    limit = {} if patience is None else {"timeout": patience}
+    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False, **limit)
     return Process(
         rank=int(os.environ["RANK"]),
         local_rank=local_rank,
@@ -120,6 +125,22 @@ def stop() -> None:
     """Leaves the group of processes."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def on_main(is_main: bool, act: Callable[[], object]) -> None:
+    """Does on the main process what only one may do. A user's mistake there ends the others, too, without a word.
+
+    Raises:
+        UserError: what ``act`` raised, on the main process.
+    """
+    mistake = None
+    if is_main:
+        try:
+            act()
+        except UserError as error:
+            mistake = error
+    if not all_agree(mistake is None):
+        raise mistake or SystemExit(2)
 
 
 def all_agree(yes: bool) -> bool:

@@ -3,7 +3,8 @@
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,13 @@ class Trainer:
         self._best = BestWeights(self.folder, self.process, resumed=step > 0)
         self._log = MetricsLog(self.folder, step) if self.process.is_main else None
         pairs, instructions = self._pairs(step), self._instructions(step)
+        # Left open by an error, they would end with the process: later, and not as tidily.
+        with closing(pairs), nullcontext() if instructions is None else closing(instructions):
+            self._steps(step, pairs, instructions)
+        if self._log:
+            self._log.close()
+
+    def _steps(self, step: int, pairs: Iterator[AnomalyBatch], instructions: Iterator[InstructionBatch] | None) -> None:
         bar = tqdm(total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main)
         while step < self.total_steps:
             started = time.monotonic()
@@ -125,8 +133,6 @@ class Trainer:
                 self._log.write("train", step, **numbers)
             self._after_step(step)
         bar.close()
-        if self._log:
-            self._log.close()
 
     def stop_soon(self, number: int = signal.SIGTERM, _: object = None) -> None:
         """A signal handler: finish the step, save, and leave. A second Ctrl-C leaves at once."""
@@ -136,11 +142,11 @@ class Trainer:
 
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps
-        if last or step % self.settings.validate_every == 0:
-            self._validate(step)
-        if last or step % self.settings.picture_every == 0:
-            self._draw(step)
         stopping = not all_agree(not self._stop_asked)
+        if last or (step % self.settings.validate_every == 0 and not stopping):  # launchers give a stop 30 seconds
+            self._validate(step)
+        if last or (step % self.settings.picture_every == 0 and not stopping):
+            self._draw(step)
         saved = False
         if last or stopping or step % self.settings.save_every == 0:
             keep = self.settings.keep_checkpoints
@@ -205,15 +211,15 @@ class Trainer:
 
     # -- data -----------------------------------------------------------------------------------------------------
 
-    def _pairs(self, step: int) -> Iterator[AnomalyBatch]:
+    def _pairs(self, step: int) -> Generator[AnomalyBatch]:
         return self._endless(self.data.train, collate_pairs, step)
 
-    def _instructions(self, step: int) -> Iterator[InstructionBatch] | None:
+    def _instructions(self, step: int) -> Generator[InstructionBatch] | None:
         if self.data.instructions is None:
             return None
         return self._endless(self.data.instructions, collate_instructions, step)
 
-    def _endless(self, dataset: Dataset[Any], collate: Any, step: int) -> Iterator[Any]:
+    def _endless(self, dataset: Dataset[Any], collate: Any, step: int) -> Generator[Any]:
         return endless_batches(
             dataset,
             collate,

@@ -25,3 +25,19 @@ def test_a_stop_says_whether_its_state_is_saved(tmp_path, monkeypatch, saved, wo
     trainer.stop_soon()
     with pytest.raises(Stopped, match=words):
         trainer._after_step(7)
+
+
+def test_a_stop_does_not_wait_for_what_is_due_after_its_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "save_state", lambda *_: True)
+    settings = load_config("train_mvtec", ["training.validate_every=1", "training.picture_every=1"])
+    data, process = Data(train=range(4)), Process(0, 0, 1, torch.device("cpu"))
+    trainer = Trainer(SimpleNamespace(), data, settings, process, tmp_path, total_steps=10)
+    done = []
+    monkeypatch.setattr(trainer, "_validate", lambda step: done.append(("validated", step)))
+    monkeypatch.setattr(trainer, "_draw", lambda step: done.append(("drawn", step)))
+    trainer._after_step(6)
+    trainer.stop_soon()
+    with pytest.raises(Stopped):
+        trainer._after_step(7)
+    trainer._after_step(10)
+    assert done == [("validated", 6), ("drawn", 6), ("validated", 10), ("drawn", 10)]

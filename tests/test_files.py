@@ -1,0 +1,46 @@
+"""A folder is one run's at a time."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from anomalygpt.files import InUseError, claimed
+from tests.shared_data import ROOT
+
+HOLD = """
+import sys, time
+import anomalygpt
+from pathlib import Path
+from anomalygpt.files import claimed
+
+with claimed(Path(sys.argv[1]), "--out"):
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
+    folder = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "code")}
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with (
+                pytest.raises(InUseError, match=r"another run is writing there.*another --out"),
+                claimed(folder, "--out"),
+            ):
+                pass
+        finally:
+            holder.kill()
+    for _ in range(2):
+        with claimed(folder, "--out"):
+            pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InUseError, match="can't be made"), claimed(tmp_path / "file" / "run", "--out"):
+        pass
