@@ -179,12 +179,13 @@ def answer_shared(
     asker: list[Asker] = []
 
     def measure(part: Answers, photo: str) -> None:
-        part.rows += asker[0].ask(by_photo[photo])
+        rows = asker[0].ask(by_photo[photo])
+        part.rows += rows
         part.photos.append(photo)
 
     work = Work(lambda: asker.append(make()), on_photo, save_every)
     done = measure_shared(state, choices_cell(shots), list(by_photo), share, measure, work)
-    if done is not None and {row.key for row in done.rows} != {question.key for question in questions}:
+    if done is not None and sorted(row.key for row in done.rows) != sorted(question.key for question in questions):
         raise StateError(
             f"{state.folder.parent}: holds a run on other questions; name another --out, or delete {state.folder}"
         )

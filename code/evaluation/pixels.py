@@ -82,9 +82,10 @@ class PixelCounts:
         if scores.shape != mask.shape:
             raise ValueError(f"the map is {scores.shape} and the mask {mask.shape}; expected the same shape")
         bins = bins_of(scores)
+        found = connected(mask) if regions is None else regions
         self.sound += np.bincount(bins[~mask], minlength=BINS)
         self.defective += np.bincount(bins[mask], minlength=BINS)
-        for region in connected(mask) if regions is None else regions:
+        for region in found:
             self._add_region(bins[region.pixels], region.needed)
         self.photos += 1
 

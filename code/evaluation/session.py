@@ -1,6 +1,7 @@
 """Measures cell after cell on the one path that users take, by one process or several, and keeps what is done."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,13 +129,14 @@ class Session:
         photo = load_image(record.image)
         look = self.predictor.look(photo, record.class_name)
         found = self.predictor.ask(look, asked(cell.class_name))
-        part.setting = part.setting or self._setting(look)
-        part.rows.append(_row(name, record, look, found, self.predictor))
-        if part.rows[-1].has_pixels:
-            rule = part.setting.mask_rule
-            truth = truth_about(record, look, self.predictor.transform, rule, self.saturated)
+        setting = part.setting or self._setting(look)
+        row = _row(name, record, look, found, self.predictor)
+        if row.has_pixels:
+            truth = truth_about(record, look, self.predictor.transform, setting.mask_rule, self.saturated)
             part.pixels.add(*truth)
             part.examples.offer(name, record.is_anomalous, photo, truth.mask, look)
+        part.rows.append(row)  # last: a photo that has a row is not measured again
+        part.setting = setting
 
     def _setting(self, look: Look) -> Setting:
         rule = choose_mask_rule(self.settings.kind, self.settings.official, self.settings.resolution)
@@ -144,11 +146,17 @@ class Session:
         return photo_name(record, self.settings.root)
 
     def _require_same_photos(self, done: Measured, photos: dict[str, ImageRecord]) -> None:
-        other = sorted({row.photo for row in done.rows} ^ photos.keys())
+        measured = Counter(row.photo for row in done.rows)
+        other = sorted(measured.keys() ^ photos.keys())
         if other:
             raise StateError(
                 f"{self.state.folder.parent}: holds a run on other photos ({first_offenders(other)}); "
                 f"name another --out, or delete {self.state.folder} to start anew"
+            )
+        if max(measured.values()) > 1 or done.pixels.photos != sum(row.has_pixels for row in done.rows):
+            raise StateError(
+                f"{self.state.folder}: photos were counted twice or by half, as when two runs write there at once; "
+                f"delete it to start anew"
             )
 
 

@@ -1,7 +1,10 @@
 """Photos shared out among processes, measured, kept while they go by, and added up."""
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,9 +54,10 @@ def measure_shared(
 
     Args:
         names: of all photos.
-        measure: adds one photo, by its name, to what this process keeps.
+        measure: adds one photo, by its name, to what this process keeps; nothing of it where it raises.
 
     Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM came; what was measured is kept.
         StateError: the state is damaged.
         OSError: the state can't be written.
     """
@@ -74,19 +78,47 @@ def _measure_share(
     distributed.barrier()  # every process has seen the same parts before the first one writes another
     mine = [name for name in names if name not in earlier][share.number :: share.count]
     number = max(parts, default=-1) + 1 + share.number
-    part, saved, count = state.empty(), time.monotonic(), 0
-    if mine:
-        work.prepare()
-    try:
-        for name in mine:
-            started = time.monotonic()
-            measure(part, name)
-            count += 1
-            part.seconds += time.monotonic() - started
-            work.on_photo()
-            if time.monotonic() - saved >= work.save_every:
+    if not mine:
+        return
+    work.prepare()
+    part, saved, count, whole = state.empty(), time.monotonic(), 0, True
+    with _stops_between_photos() as stop:
+        try:
+            for name in mine:
+                started, whole = time.monotonic(), False
+                measure(part, name)
+                count, whole = count + 1, True
+                part.seconds += time.monotonic() - started
+                work.on_photo()
+                if stop.is_set():
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved >= work.save_every:
+                    state.write_part(cell, number, part)
+                    saved = time.monotonic()
+        except Exception:  # of a photo that can't be measured nothing is in
+            whole = True
+            raise
+        finally:  # what a signal or an unreadable photo stops is not lost
+            if count and whole:
                 state.write_part(cell, number, part)
-                saved = time.monotonic()
-    finally:  # what Ctrl-C or an unreadable photo stops is not lost
-        if count:
-            state.write_part(cell, number, part)
+
+
+@contextmanager
+def _stops_between_photos() -> Iterator[threading.Event]:
+    """What SIGINT or SIGTERM sets, so that no photo is left half counted; the second one stops at once."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        for number in earlier:
+            signal.signal(number, signal.default_int_handler)
+
+    # Only the main thread may set handlers.
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM) if on_main_thread else ()
+    earlier = {number: signal.signal(number, ask) for number in signals}
+    try:
+        yield asked
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,6 +1,8 @@
 """What is measured of maps and answers that are known; alone and shared, stopped and gone on with."""
 
 import dataclasses
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -10,6 +12,8 @@ from PIL import Image
 
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.evaluation import session as session_module
 from anomalygpt.evaluation.protocol import Cell, Plan, ProtocolError
 from anomalygpt.evaluation.sharing import Share
 from anomalygpt.evaluation.state import StateError
@@ -173,3 +177,52 @@ def test_a_finished_class_of_other_photos_is_refused(session, fake_predictor, tr
     fewer = [record for record in index_mvtec(tree) if not record.image.match("hole/001.png")]
     with pytest.raises(StateError, match=r"other photos \(bottle/test/hole/001.png\); name another --out"):
         session(fake_predictor(), records=fewer).measure(ZERO)
+
+
+def test_a_photo_that_fails_in_the_middle_is_measured_anew(session, fake_predictor, tmp_path, monkeypatch):
+    alone = session(fake_predictor(noisy)).measure(ZERO)
+    folder = tmp_path / "failed"
+    truth, calls = session_module.truth_about, []
+
+    def fails_once(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise DatasetError("the mask can't be read")
+        return truth(*given)
+
+    monkeypatch.setattr(session_module, "truth_about", fails_once)
+    with pytest.raises(DatasetError):
+        session(fake_predictor(noisy), folder=folder).measure(ZERO)
+    again = session(fake_predictor(noisy), folder=folder)
+    assert again.left(ZERO) == 3
+    assert_equal(again.measure(ZERO), alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_photo_and_a_second_one_does_not(session, fake_predictor, tmp_path, monkeypatch, number):
+    alone = session(fake_predictor(noisy)).measure(ZERO)
+    truth, calls = session_module.truth_about, []
+
+    def interrupted(*given):
+        calls.append(given)
+        for _ in range({2: 1, 3: 2}.get(len(calls), 0)):
+            os.kill(os.getpid(), number)
+        return truth(*given)
+
+    monkeypatch.setattr(session_module, "truth_about", interrupted)
+    for left in (2, 2):  # after the second photo; then at once, with the third one not counted
+        stopped = session(fake_predictor(noisy), folder=tmp_path / "stopped")
+        with pytest.raises(KeyboardInterrupt):
+            stopped.measure(ZERO)
+        assert stopped.left(ZERO) == left
+    assert_equal(session(fake_predictor(noisy), folder=tmp_path / "stopped").measure(ZERO), alone)
+
+
+def test_photos_that_two_runs_counted_are_not_reported(session, fake_predictor, tmp_path):
+    folder = tmp_path / "twice"
+    with pytest.raises(Killed):
+        session(fake_predictor(noisy), folder=folder, on_photo=stop_after(2)).measure(ZERO)
+    [part] = folder.rglob("*.part0")
+    part.with_name(part.name.replace("part0", "part1")).write_bytes(part.read_bytes())
+    with pytest.raises(StateError, match="counted twice"):
+        session(fake_predictor(noisy), folder=folder).measure(ZERO)
