@@ -12,13 +12,15 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import commit, load_config
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError, user_errors
+from anomalygpt.files import claimed
 
 if TYPE_CHECKING:
     from anomalygpt.datasets.records import ImageRecord
@@ -36,6 +38,19 @@ logger = logging.getLogger("anomalygpt.run_eval")
 
 ANSWER_BY = ("text", "letter", "generated")
 KINDS = ("mvtec", "visa", "loco", "crack_forest", "folder", "csv")
+# What an option means that was not given. The parser leaves it None, so that one that was given can be told from it.
+DEFAULTS = {
+    "shots": [0],
+    "kind": "mvtec",
+    "round": 0,
+    "rounds": 1,
+    "reference_choice": "paper",
+    "resolution": "map",
+    "templates": "similar",
+    "answer_by": ANSWER_BY,
+}
+NOT_OF_CHOICES = ("kind", "classes", "round", "rounds", "reference_choice", "resolution")
+ONLY_OF_CHOICES = ("templates", "answer_by")
 INTERRUPTED = 130  # what shells return after Ctrl-C
 
 
@@ -66,29 +81,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     data = parser.add_argument_group("photos")
     data.add_argument("--data", type=Path, metavar="ROOT", help="the tree of photos and masks, or a CSV table")
-    data.add_argument("--kind", default="mvtec", choices=KINDS, help="how they are laid out (default: mvtec)")
+    data.add_argument("--kind", choices=KINDS, help="how they are laid out (default: mvtec)")
     data.add_argument("--classes", nargs="+", action="extend", metavar="CLASS", help="by default all")
     data.add_argument("--choices", type=Path, metavar="JSON", help="multiple-choice questions, MMAD's or your own")
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument(
         "--shots", type=_count, nargs="+", action="extend", metavar="K", help="reference photos a class (default: 0)"
     )
-    protocol.add_argument("--round", type=_count, default=0, help="the first round (default: 0)")
-    protocol.add_argument("--rounds", type=_positive, default=1, metavar="R", help="how many rounds (default: 1)")
+    protocol.add_argument("--round", type=_count, help="the first round (default: 0)")
+    protocol.add_argument("--rounds", type=_positive, metavar="R", help="how many rounds (default: 1)")
     protocol.add_argument(
         "--reference-choice",
-        default="paper",
         choices=("paper", "random"),
         help="paper: numbers 4 * round + k of the sorted good training photos (default)",
     )
     protocol.add_argument("--seed", type=_count, help="of random references and sampled answers (default: config's)")
     protocol.add_argument(
-        "--resolution", default="map", choices=("map", "photo"), help="measure on the map's pixels or the photo's own"
+        "--resolution", choices=("map", "photo"), help="measure on the map's pixels (default) or the photo's own"
     )
     protocol.add_argument("--no-chat", action="store_true", help="maps only: no language model is loaded")
     choices = parser.add_argument_group("multiple choice")
     choices.add_argument(
-        "--templates", default="similar", choices=("similar", "random"), help="which of MMAD's templates are references"
+        "--templates", choices=("similar", "random"), help="MMAD's templates that are references (default: similar)"
     )
     choices.add_argument(
         "--answer-by",
@@ -128,17 +142,38 @@ def _at_least(text: str, least: int) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Options that do not go together are told before anything is read."""
-    arguments.shots = sorted(set(arguments.shots or [0]))
-    arguments.answer_by = arguments.answer_by or ANSWER_BY
+    """Options that do not go together are told before anything is read. What was not given gets its default."""
+    _refuse_idle(arguments)
+    for name, value in DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    arguments.shots = sorted(set(arguments.shots))
     if arguments.data is None and not arguments.choices:
         raise EvaluationError("--data is missing: the folder of labelled photos to measure on")
-    if arguments.choices and (arguments.no_chat or len(arguments.shots) > 1 or arguments.rounds > 1):
+    if arguments.choices and (arguments.no_chat or len(arguments.shots) > 1):
         raise EvaluationError("--choices asks questions about one number of references: no --no-chat, one --shots")
-    if arguments.rounds > 1 and not any(arguments.shots):
-        raise EvaluationError(f"--rounds {arguments.rounds}: rounds differ in their references; add --shots K")
     if arguments.out and arguments.out.exists() and not arguments.out.is_dir():
         raise EvaluationError(f"--out {arguments.out}: this is a file, a folder was expected")
+
+
+def _refuse_idle(arguments: argparse.Namespace) -> None:
+    """An option without effect would let the numbers be taken for something that they are not."""
+    if arguments.choices and (idle := _given(arguments, NOT_OF_CHOICES)):
+        raise EvaluationError(f"--choices has no use for {idle}: the file names each question's photo and references")
+    if not arguments.choices and (idle := _given(arguments, ONLY_OF_CHOICES)):
+        raise EvaluationError(f"{idle} without --choices: there are no questions")
+    if any(arguments.shots or ()):
+        return
+    if (arguments.rounds or 1) > 1:
+        raise EvaluationError(f"--rounds {arguments.rounds}: rounds differ in their references; add --shots K")
+    if arguments.reference_choice == "random" or arguments.round is not None:
+        idle = _given(arguments, ("round", "reference_choice"))
+        raise EvaluationError(f"{idle}: without references there are none to choose; add --shots K")
+
+
+def _given(arguments: argparse.Namespace, names: Sequence[str]) -> str:
+    """The options among these that are on the command line."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None)
 
 
 def _default_config() -> str:
@@ -163,7 +198,8 @@ def _processes(arguments: argparse.Namespace) -> "Iterator[Share]":
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Share()
         return
-    process = distributed.start(arguments.device.partition(":")[0])
+    # Shares take as long as their photos do, and the first to be done waits for the last.
+    process = distributed.start(arguments.device.partition(":")[0], patience=timedelta(days=30))
     arguments.device = str(process.device)
     try:
         yield Share(process.rank, process.world_size)
@@ -175,11 +211,11 @@ def _processes(arguments: argparse.Namespace) -> "Iterator[Share]":
 def _folder(arguments: argparse.Namespace, share: "Share") -> Iterator[Path]:
     """--out, or one folder for all processes that is deleted afterwards."""
     if arguments.out:
-        try:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EvaluationError(f"--out {arguments.out}: can't be made ({error.strerror or error})") from error
-        yield arguments.out
+        from anomalygpt.training.distributed import on_main
+
+        with ExitStack() as held:
+            on_main(share.is_main, lambda: held.enter_context(claimed(arguments.out, "--out")))
+            yield arguments.out
     elif share.count == 1:
         with tempfile.TemporaryDirectory(prefix="run_eval_") as folder:
             yield Path(folder)
@@ -237,9 +273,7 @@ def _state(
     chat = not arguments.no_chat and config.llm is not None
     settings = fingerprint(config, chat=chat, device=choose_device(arguments.device).type)
     settings |= data_fingerprint(arguments.kind, arguments.data, arguments.resolution, plan)
-    if share.is_main:
-        state.require(settings)
-    distributed.barrier()
+    distributed.on_main(share.is_main, lambda: state.require(settings))
     return state
 
 
@@ -402,11 +436,10 @@ def _ask(
     (shots,) = arguments.shots
     seed = config.seed if arguments.seed is None else arguments.seed
     state = State(folder, Answers)
-    if share.is_main:
-        own = {"--choices": str(arguments.choices.resolve()), "--data": str(root.resolve()), "--seed": seed}
-        own |= {"--templates": arguments.templates, "--answer-by": sorted(arguments.answer_by)}
-        state.require({**fingerprint(config, chat=True, device=choose_device(arguments.device).type), **own})
-    distributed.barrier()
+    settings = fingerprint(config, chat=True, device=choose_device(arguments.device).type)
+    settings |= {"--choices": str(arguments.choices.resolve()), "--data": str(root.resolve()), "--seed": seed}
+    settings |= {"--templates": arguments.templates, "--answer-by": sorted(arguments.answer_by)}
+    distributed.on_main(share.is_main, lambda: state.require(settings))
 
     def make() -> Asker:
         predictor = _predictor(arguments, config, speaks=True, maps_by_text=not shots)

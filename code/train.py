@@ -1,6 +1,6 @@
 """Trains AnomalyGPT: ``python train.py --config train_mvtec``, or ``deepspeed train.py …`` on several GPUs.
 
-Any setting can be changed on the command line: ``training.steps=100 training.optimizer.lr=5e-4``. A run that was
+Any setting can be changed on the command line, bare or after ``--set``: ``training.steps=100``. A run that was
 stopped, or killed, goes on when the same command is started again.
 """
 
@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomalygpt.config.load import ConfigError, load_config, resolve, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import user_errors
+from anomalygpt.files import claimed
 
 if TYPE_CHECKING:
     from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when the run reached its last step."""
     arguments = _parse(argv)
     with user_errors():
-        config = load_config(arguments.config, arguments.overrides)
+        config = load_config(arguments.config, [*arguments.overrides, *arguments.set])
         if config.llm is None and config.training.answers:
             raise ConfigError("llm: training answers needs a language model; training.answers=false trains maps alone")
         if arguments.dry_run:
@@ -47,6 +49,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, help="of a --dry-run: plan for so many (default: WORLD_SIZE, else 1)")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings to change")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="key.sub=value",
+        help="the same, as the other commands take them; they come after the bare ones",
+    )
     return parser.parse_intermixed_args(argv)
 
 
@@ -79,14 +89,15 @@ def _train(config: ExperimentConfig, device: str) -> None:
         model, data = _build(config, process)
         distributed.seed_everything(config.seed + process.rank)  # the weights began alike; dropout must differ
         trainer = _trainer(model, data, config, process)
-        trainer.require_same_run()  # first: a refused run must not overwrite what the folder says of its own
-        if process.is_main:
-            record_run(config, folder)
-        require_shared(folder)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, trainer.stop_soon)
-        trainer.run()
-    logger.info("wrote %s", export_delta(trainer.model, config, folder, process))
+        with ExitStack() as held:
+            distributed.on_main(process.is_main, lambda: held.enter_context(claimed(folder, "training.output")))
+            trainer.require_same_run()  # first: a refused run must not overwrite what the folder says of its own
+            distributed.on_main(process.is_main, lambda: record_run(config, folder))
+            require_shared(folder)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, trainer.stop_soon)
+            trainer.run()
+            logger.info("wrote %s", export_delta(trainer.model, config, folder, process))
     if process.is_main:
         _draw_curves(folder)
     distributed.stop()

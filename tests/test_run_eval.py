@@ -146,6 +146,26 @@ def test_what_cannot_be_measured_ends_in_one_line_before_the_model_is_loaded(tre
     assert "no images" in fails(capsys, "--data", str(tree))
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--templates", "random"), "--templates without --choices"),
+        (("--answer-by", "text"), "--answer-by without --choices"),
+        (("--round", "0"), "--round: without references"),
+        (("--reference-choice", "random", "--shots", "0"), "--reference-choice: without references"),
+        (
+            ("--choices", "x.json", "--kind", "mvtec", "--classes", "plate"),
+            "--choices has no use for --kind, --classes:",
+        ),
+        (("--choices", "x.json", "--shots", "1", "--round", "1"), "no use for --round:"),
+        (("--choices", "x.json", "--rounds", "2", "--resolution", "map"), "no use for --rounds, --resolution:"),
+        (("--choices", "x.json", "--reference-choice", "paper"), "no use for --reference-choice:"),
+    ],
+)
+def test_options_without_effect_are_refused_in_one_line(tree, capsys, words, says):
+    assert says in fails(capsys, "--data", str(tree), *words)
+
+
 def test_questions_that_cannot_be_asked_end_in_one_line(tmp_path, capsys):
     def asks(*words: str) -> str:
         with pytest.raises(SystemExit):

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from anomalygpt.config.load import PRETRAINED, ConfigError, load_config, resolve
+from anomalygpt.config.load import PRETRAINED, ConfigError, home, load_config, names, resolve
 from anomalygpt.config.schema import EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.checkpoint import PARTS, CheckpointError, delta_shapes, load_delta, load_module, part_of
+from anomalygpt.model.checkpoint import PARTS, delta_shapes, load_delta, load_module, part_of, require_file
 from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, load_llm
@@ -94,7 +94,7 @@ def build_model(
     speaks = speaks and config.llm is not None
     # A file that is not there is told before gigabytes of others are read; one that only speaks is not needed for maps.
     needed = [delta for delta in config.deltas if speaks or set(delta.parts) & set(MAP_PARTS)]
-    files = [_available(delta.path) for delta in needed]
+    files = [_available(delta.path, "deltas") for delta in needed]
     encoder = build_encoder(config.encoder, device, dtype)
     spec = encoder.spec
     decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
@@ -125,7 +125,7 @@ def _imagebind(config: EncoderConfig, device: torch.device, dtype: torch.dtype) 
     with torch.device("meta"):
         encoder = ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
     advice = "Get the complete imagebind_huge.pth (4.5 GB) as pretrained_ckpt/README.md says."
-    load_module(encoder, _available(config.weights), device, dtype, skipped_shapes(), advice)
+    load_module(encoder, _available(config.weights, "encoder.weights"), device, dtype, skipped_shapes(), advice)
     return encoder
 
 
@@ -135,7 +135,7 @@ def _dinov2(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> 
     with torch.device("meta"):
         encoder = Dinov2(config.image_size, config.taps)
     advice = "Delete it and run `python fetch_weights.py` to fetch it again."
-    load_module(encoder.vit, _available(config.weights), device, dtype, advice=advice)
+    load_module(encoder.vit, _available(config.weights, "encoder.weights"), device, dtype, advice=advice)
     return encoder
 
 
@@ -144,7 +144,7 @@ ENCODERS = {"imagebind_huge": _imagebind, "dinov2_vits14": _dinov2}
 
 def _build_speech(config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The language model and what leads into it, as keyword arguments of :class:`AnomalyGPT`."""
-    folder = _available(config.weights)
+    folder = _available(config.weights, "llm.weights")
     tokenizer = load_tokenizer(folder)
     llm = load_llm(folder, dtype, device)
     width = llm.get_input_embeddings().embedding_dim
@@ -183,7 +183,7 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
     return groups
 
 
-def _available(path: str) -> Path:
+def _available(path: str, setting: str) -> Path:
     """The weight's place on disk, fetched first where that is possible.
 
     Raises:
@@ -194,9 +194,7 @@ def _available(path: str) -> Path:
         return full
     name = fetchable(full)
     if name is None:
-        raise CheckpointError(
-            f"{full}: not there. Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
-            f"`--config compact` runs without the paper's weights"
-        )
-    ensure(name, resolve(PRETRAINED))
+        require_file(full, setting, home(), names())
+    else:
+        ensure(name, resolve(PRETRAINED))
     return full

@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 SHOWN = 3  # how many names an error lists before it counts the rest
+BEGINNING = 64  # bytes of a file that tell a text
+RUNS = "runs"  # where trained experiments are written
+RELEASED = ("pretrained_ckpt", "code/ckpt")  # where the files belong that pretrained_ckpt/README.md lists
 # A Hugging Face folder's weights, in the order in which transformers looks for them.
 FOLDER_FILES = (
     "model.safetensors",
@@ -45,6 +49,38 @@ class CheckpointError(UserError, ValueError):
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+def require_file(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> None:
+    """Says what to do about a weight file that is not there.
+
+    Args:
+        path: resolved.
+        setting: which names the file.
+        home: the folder that relative paths start at.
+        experiments: the names that ``train.py --config`` takes.
+
+    Raises:
+        CheckpointError: there is no such file, or it is a folder.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: this is a folder, a file was expected ({setting})")
+    if not path.exists():
+        raise CheckpointError(f"{path}: not there. {_advice(path, setting, home, experiments)}")
+
+
+def _advice(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> str:
+    runs = (home / RUNS).resolve()
+    if path.is_relative_to(runs):
+        run = path.relative_to(runs).parts[0]
+        command = f": python train.py --config {run}" if run in experiments else ""
+        return f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"
+    if any(path.is_relative_to((home / folder).resolve()) for folder in RELEASED):
+        return (
+            "Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
+            "`--config compact` runs without the paper's weights"
+        )
+    return f"The setting {setting} names it"
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a .safetensors, .pt, .pth or .bin file, mapped from disk where the format allows it.
 
@@ -53,6 +89,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, cut short, or holds something else than named tensors.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: this is a folder, a file was expected")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
@@ -61,6 +99,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         loaded = _torch_load(path)
     except pickle.UnpicklingError as error:
+        if _text(path):
+            raise _damaged(path, error) from error
         raise CheckpointError(
             f"{path}: not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
         ) from error
@@ -82,8 +122,22 @@ def _kinds(loaded: Any) -> str:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that can't be read, with the reason's first sentence."""
-    reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+    if text := _text(path):
+        return CheckpointError(f"{path}: not a weight file but text, which begins with {text!r}")
+    reason = " ".join(str(error).split()).split(". ")[0]
+    reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's is the key, a number
     return CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({reason})")
+
+
+def _text(path: Path) -> str:
+    """How a file of text begins (a web page, a pointer of Git LFS, notes); empty for any other."""
+    try:
+        with path.open("rb") as file:
+            text = getincrementaldecoder("utf-8")().decode(file.read(BEGINNING))  # the last letter may be cut
+    except (OSError, UnicodeDecodeError):
+        return ""
+    readable = all(letter.isprintable() or letter.isspace() for letter in text)
+    return text.strip().partition("\n")[0].strip() if readable else ""
 
 
 def _torch_load(path: Path) -> Any:

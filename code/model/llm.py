@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomalygpt.errors import UserError
 from anomalygpt.model.chat import answer_text, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes
 from anomalygpt.model.tokenizer import Tokenizer
@@ -18,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
+
+
+class LoraError(UserError, ValueError):
+    """LoRA can't stand where it was asked to; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,14 @@ def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def add_lora(llm: Any, settings: LoraSettings) -> Any:
-    """Wraps the model in PEFT, whose tensor names the released deltas use."""
+    """Wraps the model in PEFT, whose tensor names the released deltas use.
+
+    Raises:
+        LoraError: a target is no module of this model, or none that takes LoRA.
+    """
     from peft import LoraConfig, get_peft_model
 
+    _require_targets(llm, settings.targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -113,7 +123,25 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT still asks for a flag that transformers has renamed
-        return get_peft_model(llm, config)
+        try:
+            return get_peft_model(llm, config)
+        except ValueError as error:  # the modules are there, but of a kind that PEFT has no adapter for
+            raise LoraError(_no_target(llm, "LoRA can't stand on all of these", settings.targets)) from error
+
+
+def _require_targets(llm: nn.Module, targets: Sequence[str]) -> None:
+    """PEFT itself passes over a misspelt target where another one is found."""
+    modules = [name for name, _ in llm.named_modules()]
+    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
+    if not targets:
+        raise LoraError(_no_target(llm, "names no module", targets))
+    if absent:
+        raise LoraError(_no_target(llm, "no such modules in this language model", absent))
+
+
+def _no_target(llm: nn.Module, fault: str, targets: Sequence[str]) -> str:
+    linear = dict.fromkeys(name.rpartition(".")[2] for name, m in llm.named_modules() if isinstance(m, nn.Linear))
+    return f"llm.lora.targets [{', '.join(targets)}]: {fault}; its linear layers are called {', '.join(linear)}"
 
 
 @torch.inference_mode()

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.build import build_instructions, build_pairs
+from anomalygpt.config.load import resolve
+from anomalygpt.config.schema import DataConfig, ExperimentConfig, InstructionSource
+from anomalygpt.datasets.build import build_cards, build_instructions, build_pairs, build_records
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.build import MAP_PARTS, trainable_parts
@@ -44,6 +45,7 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
     Raises:
         BatchError: the batch does not divide among the processes.
         ConfigError: a part is to be trained that the model does not have.
+        DatasetError: data that are there are wrong.
     """
     settings = config.training
     accumulation = accumulation_steps(settings, processes)
@@ -62,27 +64,57 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
 
 
 def count_data(config: ExperimentConfig, spec: Any) -> Counts:
-    """Counts photos and conversations without decoding a photo; what is absent is told, not raised."""
+    """Counts photos and conversations without decoding a photo; what is absent is told, not raised.
+
+    Raises:
+        DatasetError: a tree is there, but not as the settings say.
+    """
     transform = ImageTransform(spec.size, spec.mean, spec.std)
-    unknown = []
-    counts: dict[str, Any] = {}
     try:
-        train, validation = build_pairs(config.data, transform, config.seed)
-        counts = {
-            "classes": dict(Counter(record.class_name for record in paired_records(train))),
-            "pairs": len(train),
-            "validation": len(validation) if validation is not None else 0,
-            "photos": len(all_records(train)),
-        }
-    except (DatasetError, OSError) as error:
-        unknown.append(f"data: {error}")
-    if config.data.instructions is not None and config.training.answers:
-        try:
-            found = build_instructions(config.data, transform)
-            counts["conversations"] = len(found) if found is not None else 0
-        except (DatasetError, OSError) as error:
-            unknown.append(f"instructions: {error}")
-    return Counts(**counts, unknown=tuple(unknown))
+        counts, absent = _count_pairs(config, transform)
+        if config.data.instructions is not None and config.training.answers:
+            absent_talk = _absent_instructions(config.data.instructions)
+            absent += absent_talk
+            if not absent_talk:
+                counts["conversations"] = len(build_instructions(config.data, transform) or ())
+    except OSError as error:
+        raise DatasetError(f"data can't be read ({error})") from error
+    return Counts(**counts, unknown=tuple(absent))
+
+
+def _count_pairs(config: ExperimentConfig, transform: ImageTransform) -> tuple[dict[str, Any], list[str]]:
+    """(Fields of :class:`Counts`, a line for each tree that is absent); nothing is counted where one is."""
+    if absent := _absent_sources(config.data):
+        _check_present(config.data)
+        return {}, absent
+    train, validation = build_pairs(config.data, transform, config.seed)
+    counts = {
+        "classes": dict(Counter(record.class_name for record in paired_records(train))),
+        "pairs": len(train),
+        "validation": len(validation) if validation is not None else 0,
+        "photos": len(all_records(train)),
+    }
+    return counts, []
+
+
+def _absent_sources(data: DataConfig) -> list[str]:
+    if not data.sources:
+        return ["data: data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'"]
+    kinds = {resolve(source.root): "file" if source.kind == "csv" else "folder" for source in data.sources}
+    return [f"data: {path}: no such {kind}" for path, kind in kinds.items() if not path.exists()]
+
+
+def _check_present(data: DataConfig) -> None:
+    """A tree that is there and wrong is the user's to mend, whether or not another is absent."""
+    present = tuple(source for source in data.sources if resolve(source.root).exists())
+    if present:
+        build_records(data.model_copy(update={"sources": present}))
+        build_cards(data.model_copy(update={"sources": present}))
+
+
+def _absent_instructions(source: InstructionSource) -> list[str]:
+    paths = {resolve(source.conversations): "file", resolve(source.images): "folder"}
+    return [f"instructions: {path}: no such {kind}" for path, kind in paths.items() if not path.exists()]
 
 
 def all_records(pairs: Any) -> list[ImageRecord]:

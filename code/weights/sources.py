@@ -1,15 +1,21 @@
 """Which weights there are and where each may be had: `sources.yaml`, read into types."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from anomalygpt.errors import UserError
+
 _Kind = TypeVar("_Kind")
 
 SOURCES_FILE = Path(__file__).with_name("sources.yaml")
+
+
+class SourcesFileError(UserError, ValueError):
+    """The table of weights is not there, or not what such a table looks like; the message is one line."""
 
 
 class SourceError(RuntimeError):
@@ -69,28 +75,67 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Weight]:
     """Reads the table of weights.
 
     Raises:
-        ValueError: an entry lacks a field or has one that is not known.
+        SourcesFileError: there is no such file, it is no YAML, or an entry lacks a key or has one that is not known.
     """
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {name: _read_weight(name, entry) for name, entry in table.items()}
+    table = _read_table(path)
+    return {name: _read_weight(name, entry, f"{path}: weight {name!r}") for name, entry in table.items()}
 
 
-def _read_weight(name: str, entry: Mapping[str, Any]) -> Weight:
-    sources = tuple(_read_source(name, source) for source in entry.get("sources", ()))
-    return _build(Weight, name, {**entry, "name": name, "sources": sources})
-
-
-def _read_source(name: str, entry: Mapping[str, Any]) -> HubSource | WheelSource:
-    if "hub" in entry:
-        return _build(HubSource, name, entry)
-    return _build(WheelSource, name, entry)
-
-
-def _build(kind: type[_Kind], name: str, entry: Mapping[str, Any]) -> _Kind:
-    """Makes a dataclass from a mapping; lists become tuples so that the result stays frozen."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+def _read_table(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise SourcesFileError(f"{path}: this is a folder, a YAML file was expected")
     try:
-        return kind(**values)
-    except TypeError as error:
-        known = ", ".join(field.name for field in fields(kind))  # type: ignore[arg-type]
-        raise ValueError(f"weight {name!r}: {error}; the fields of {kind.__name__} are {known}") from error
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SourcesFileError(f"{path}: can't be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no UTF-8, and dates that are none, are ValueErrors
+        raise SourcesFileError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
+        raise SourcesFileError(f"{path}: not a table of weights; expected names with an entry each, as in sources.yaml")
+    return table
+
+
+def _read_weight(name: str, entry: Any, where: str) -> Weight:
+    listed = entry.get("sources", []) if isinstance(entry, Mapping) else []
+    if not isinstance(listed, list):
+        raise SourcesFileError(f"{where}: sources: expected a list")
+    sources = tuple(_read_source(source, f"{where}, source {n}") for n, source in enumerate(listed, start=1))
+    return _build(Weight, entry, where, name=name, sources=sources)
+
+
+def _read_source(entry: Any, where: str) -> HubSource | WheelSource:
+    if isinstance(entry, Mapping) and "hub" in entry:
+        return _build(HubSource, entry, where)
+    return _build(WheelSource, entry, where)
+
+
+def _build(kind: type[_Kind], entry: Any, where: str, **made: Any) -> _Kind:
+    """Makes a dataclass from a mapping; lists become tuples so that the result stays frozen.
+
+    Args:
+        where: begins an error's line.
+        made: fields that are not taken from the mapping.
+    """
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    keys = [key for key in known if key != "name"]
+    if not isinstance(entry, Mapping):
+        raise SourcesFileError(f"{where}: expected {', '.join(keys)}, found {type(entry).__name__}")
+    missing = [key for key in keys if key not in entry and key not in made and known[key].default is MISSING]
+    unknown = [str(key) for key in entry if key not in keys]
+    if missing or unknown:
+        faults = [f"without {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
+        raise SourcesFileError(f"{where}: {'; '.join(faults)}; its keys are {', '.join(keys)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    for key in values.keys() - made.keys():
+        _require_fit(known[key], values[key], where)
+    return kind(**{**values, **made})
+
+
+def _require_fit(field: "Field[Any]", value: Any, where: str) -> None:
+    if field.type is str:
+        # A version such as 1.10 would be the number 1.1.
+        fits, expected = isinstance(value, str) and value != "", "text, in quotes where it looks like a number"
+    else:
+        fits, expected = isinstance(value, tuple) and all(isinstance(item, str) for item in value), "a list of names"
+    if not fits and value != field.default:
+        raise SourcesFileError(f"{where}: {field.name}: expected {expected}")

@@ -25,6 +25,7 @@ from anomalygpt.model.checkpoint import (
     part_of,
     read_metadata,
     read_tensors,
+    require_file,
     save_tensors,
 )
 from anomalygpt.model.image_decoder import ImageDecoder
@@ -215,6 +216,45 @@ def test_file_of_another_kind_is_an_error(tmp_path: Path, content: bytes, suffix
         with pytest.raises(CheckpointError) as error:
             read(path)
         assert message(error).startswith(f"{path}: ")
+        assert ("not a weight file but text, which begins with" in message(error)) == bool(content.strip(b"\0"))
+
+
+def test_damaged_file_gives_a_reason_in_words(tmp_path: Path) -> None:
+    (tmp_path / "delta.pt").write_bytes(b"hello \xff")  # unpickling it raises KeyError(101)
+    with pytest.raises(CheckpointError) as error:
+        read_tensors(tmp_path / "delta.pt")
+    assert message(error).endswith("(KeyError)")
+
+
+def test_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    for read in (read_tensors, file_shapes):
+        with pytest.raises(CheckpointError) as error:
+            read(tmp_path)
+        assert message(error) == f"{tmp_path}: this is a folder, a file was expected"
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("runs/first/model.safetensors", "to its end: python train.py --config first; or"),
+        ("runs/mine/model.safetensors", "Train the experiment that writes it first, to its end; or"),
+        ("pretrained_ckpt/pandagpt_ckpt/7b/pytorch_model.pt", "as pretrained_ckpt/README.md says"),
+        ("code/ckpt/train_mvtec/pytorch_model.pt", "as pretrained_ckpt/README.md says"),
+        ("elsewhere/model.safetensors", "not there. The setting deltas names it"),
+    ],
+)
+def test_what_to_do_about_an_absent_file_depends_on_where_it_belongs(tmp_path: Path, file: str, words: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        require_file(tmp_path / file, "deltas", tmp_path, ["first", "second"])
+    assert message(error).startswith(f"{tmp_path / file}: not there. ") and words in message(error)
+    assert ("README" in words) == ("README" in message(error))
+
+
+def test_file_that_is_there_is_required_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "delta.pt").touch()
+    require_file(tmp_path / "delta.pt", "deltas", tmp_path, [])
+    with pytest.raises(CheckpointError, match="this is a folder, a file was expected"):
+        require_file(tmp_path, "deltas", tmp_path, [])
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:

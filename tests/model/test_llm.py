@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from anomalygpt.errors import UserError
 from anomalygpt.model.chat import END_OF_TURN, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError
-from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, generate, load_llm
+from anomalygpt.model.llm import GenerationSettings, LoraError, LoraSettings, add_lora, generate, load_llm
 from anomalygpt.model.tokenizer import (
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
@@ -242,6 +242,25 @@ def test_lora_stands_on_the_four_projections_of_each_layer_under_the_released_na
         for projection in "qkvo"
         for kind in "AB"
     }
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (
+            ("foo",),
+            "llm.lora.targets [foo]: no such modules in this language model; its linear layers are called q_proj,",
+        ),
+        (("q_proj", "foo"), "[foo]: no such modules"),  # PEFT would train the other one without a word
+        (("mlp",), "[mlp]: LoRA can't stand on all of these"),
+        ((), "[]: names no module"),
+    ],
+)
+def test_lora_on_a_module_that_is_not_there_is_told_with_those_that_are(targets: tuple[str, ...], words: str) -> None:
+    with pytest.raises(LoraError) as error:
+        add_lora(tiny_llama(), LoraSettings(targets=targets))
+    assert isinstance(error.value, UserError)
+    assert words in str(error.value) and "down_proj" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_lora_of_a_half_precision_model_is_float32_and_runs() -> None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from anomalygpt.config.load import load_config
+from anomalygpt.datasets.records import DatasetError
 from anomalygpt.model.build import build_model, trainable_parts
 from anomalygpt.training.engine import BatchError
 from anomalygpt.training.memory import GIB
@@ -60,6 +61,33 @@ def test_pairs_and_steps_are_counted_where_the_data_are(experiment):
     assert line(plan, "training pairs").split()[-1] == "10"
     assert line(plan, "held-back pairs").split()[-1] == "2"
     assert "in all: 15 steps, 3.0 epochs" in line(plan, "in all")
+
+
+@pytest.mark.parametrize("others", ["", "{kind: mvtec, root: nowhere}, "])
+def test_a_tree_that_is_there_but_wrong_is_an_error_beside_an_absent_one_too(experiment, tmp_path, others):
+    root = experiment.config.parent / "data"
+    photo = next(root.rglob("*.png"))
+    for source, words in ((f"root: {root}, classes: [disk]", "no class disk"), (f"root: {photo}", "this is a file")):
+        config = load_config(experiment.config, [f"data.sources=[{others}{{kind: mvtec, {source}}}]"])
+        with pytest.raises(DatasetError, match=words):
+            describe(config, processes=1)
+
+
+def test_an_absent_tree_beside_a_right_one_is_told_and_nothing_counted(experiment):
+    right = f"{{kind: mvtec, root: {experiment.config.parent / 'data'}}}"
+    plan = describe(load_config(experiment.config, [f"data.sources=[{right}, {{kind: csv, root: no.csv}}]"]), 1)
+    assert line(plan, "training pairs").endswith("unknown")
+    assert line(plan, "data: ").endswith("no.csv: no such file")
+
+
+def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path):
+    (tmp_path / "talk.json").write_text("{}")
+    talk = f"data.instructions={{conversations: {tmp_path}/talk.json, images: {tmp_path}/%s}}"
+    plan = describe(load_config(experiment.config, [talk % "photos"]), 1)
+    assert line(plan, "instructions: /").endswith("photos: no such folder")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DatasetError, match="expected a JSON list"):
+        describe(load_config(experiment.config, [talk % "photos"]), 1)
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(nothing_there):
