@@ -116,8 +116,7 @@ def _remember(predictor: Any, arguments: argparse.Namespace, good: Sequence[Any]
     if arguments.references:
         predictor.load_references(arguments.references)
         _require_saved_settings(predictor, arguments)
-        for photo in good:
-            predictor.add_reference(photo)
+        predictor.add_references(good)
     else:
         predictor.set_references(good)
     if arguments.save_references:

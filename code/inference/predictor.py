@@ -206,13 +206,15 @@ class Predictor:
             else None
         )
 
-    def add_reference(self, photo: Image.Image) -> None:
-        """Remembers one more good photo, beside those that are remembered."""
+    def add_references(self, photos: Sequence[Image.Image]) -> None:
+        """Remembers more good photos, beside those that are remembered."""
         if self._references is None:
-            self.set_references([photo])
+            self.set_references(photos)
             return
-        self._references.add(photo)
-        self._take(self._references)
+        for photo in photos:
+            self._references.add(photo)
+        if photos:
+            self._take(self._references)
 
     def save_references(self, path: Path) -> None:
         """Writes the references to a safetensors file, from which :meth:`load_references` restores them.

@@ -306,8 +306,8 @@ def test_reference_added_later_counts_like_one_given_at_once(predictor: Predicto
     predictor.set_references(photos)
     at_once = predictor.look(query)
     predictor.set_references([])
-    for one in photos:
-        predictor.add_reference(one)
+    for some in (photos[:1], photos[1:]):
+        predictor.add_references(some)
     later = predictor.look(query)
     assert np.allclose(later.map, at_once.map, atol=1e-5)
     assert later.threshold == pytest.approx(at_once.threshold, abs=1e-5)
