@@ -7,15 +7,18 @@ are optional; with them the map shows what differs from the good ones.
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from anomalygpt.config.load import home, load_config
 from anomalygpt.datasets.records import DatasetError, list_folders, list_images
@@ -34,6 +37,8 @@ Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and capti
 PORT = 7860
 PORTS_TRIED = 100
 MOST_REFERENCES = 4
+MOST_REMEMBERED = 8  # sessions; what was encoded for one takes 60 MB with the compact model, hundreds with ImageBind
+MOST_WAITING = 32  # questions; Gradio turns away the next one in its own words
 LONGEST_SIDE = 1024  # of the overlay that goes to the browser, in pixels
 REGIONS_SHOWN = 4
 LARGEST_UPLOAD = "50mb"
@@ -74,6 +79,9 @@ STYLE = """
 
 # One model serves every browser, one question at a time.
 MODEL_IN_USE = threading.Lock()
+# The sessions that hold encoded photos, by id, the one that asked last at the end; changed under MODEL_IN_USE. Weak:
+# every reload of the page is a new session, and Gradio lets go of the old ones.
+REMEMBERED: "WeakValueDictionary[int, Session]" = WeakValueDictionary()
 
 
 # -- the conversation -------------------------------------------------------------------------------------------------
@@ -97,10 +105,11 @@ class Talk:
     """The conversation about one photo, which is encoded once.
 
     Attributes:
-        look: None until the photo was encoded.
+        look: None until the photo was encoded, and after it was forgotten.
         picture: the overlay, small enough for a browser.
         history: (question, answer) pairs.
         found: what the first answer says; "no" to a later "is it large?" is no verdict.
+        class_name: what the part is taken for; set with the first look.
     """
 
     inputs: Inputs
@@ -108,6 +117,7 @@ class Talk:
     picture: "Image.Image | None" = None
     history: list[tuple[str, str]] = field(default_factory=list)
     found: "Prediction | None" = None
+    class_name: str = ""
 
 
 @dataclass
@@ -131,7 +141,7 @@ class Session:
         return self.talk
 
     def look(self, talk: Talk, question: str) -> None:
-        """Encodes the photo of a new conversation, and references that are new.
+        """Encodes the photo of a new conversation, and references that are new; what was forgotten, once more.
 
         Args:
             question: may name the part where the page does not.
@@ -149,7 +159,8 @@ class Session:
         if inputs.references != self.references:
             self.predictor.set_references([_read(path) for path in inputs.references])
             self.references = inputs.references
-        named = inputs.class_name or class_in_prompt(question, self.predictor.text_class_rule)
+        named = talk.class_name or inputs.class_name or class_in_prompt(question, self.predictor.text_class_rule)
+        talk.class_name = named
         talk.look = self.predictor.look(photo, named)
         talk.picture = overlay(photo, talk.look.map, talk.look.threshold, talk.look.regions)
         talk.picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
@@ -158,8 +169,25 @@ class Session:
         """Adds the answer to the conversation, which must have had its look."""
         assert talk.look is not None
         found = self.predictor.ask(talk.look, question, talk.history)
-        talk.found = talk.found or found  # the page shows the first answer's verdict
+        # The page shows the first answer's verdict; the map, as large as the photo, is the look's alone to hold.
+        talk.found = talk.found or replace(found, map=found.map[:0].copy())
         talk.history.append((question, found.answer if self.predictor.model.speaks else MAP_ONLY))
+
+    def forget(self) -> None:
+        """Lets go of what was encoded. The photos stay, so that the next question goes on after encoding them again."""
+        self.predictor.set_references([])
+        self.references = ()
+        if self.talk is not None:
+            self.talk.look = None
+
+
+def remember(session: Session) -> None:
+    """Makes a session the latest of those that hold encoded photos; the oldest beyond ``MOST_REMEMBERED`` forget."""
+    REMEMBERED.pop(id(session), None)
+    REMEMBERED[id(session)] = session
+    for oldest in list(REMEMBERED.values())[:-MOST_REMEMBERED]:
+        del REMEMBERED[id(oldest)]
+        oldest.forget()
 
 
 def _read(path: Path) -> "Image.Image":
@@ -261,6 +289,7 @@ def ask(
         talk = session.talk_about(inputs)
         yield bubbles(talk.history, asked), gr.skip(), gr.skip(), "", session
         with MODEL_IN_USE:
+            remember(session)
             session.look(talk, asked)
         if session.talk is talk:  # else the photo was replaced meanwhile, and the page shows the new one
             yield gr.skip(), talk.picture, verdict(talk), gr.skip(), session
@@ -481,10 +510,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         name = arguments.config or _default_config()
         config = load_config(name, arguments.set)
-        port = free_port(arguments.host, arguments.port)
+        free_port(arguments.host, arguments.port)  # a wrong address is told at once
         print(f"Loading {config.name} …", flush=True)
         demo = build_demo(predictors(config, arguments.device), f"Model: {config.name}.", home() / EXAMPLES)
-        serve(demo, arguments.host, port, arguments.share)
+        # Looked for only now: loading may take minutes, in which another demo may have taken one.
+        serve(demo, arguments.host, free_port(arguments.host, arguments.port), arguments.share)
     return 0
 
 
@@ -544,28 +574,61 @@ def free_port(host: str, wanted: int) -> int:
 
 
 def serve(demo: "gr.Blocks", host: str, port: int, share: bool) -> None:
-    """Runs the page until it is interrupted, and prints its address once it is up."""
+    """Runs the page until Ctrl-C or SIGTERM, which ``systemctl stop`` and ``docker stop`` send.
+
+    Raises:
+        DemoError: the port was taken.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _open(demo, host, port, share)
+        while demo.is_running:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        _close(demo)
+
+
+def _open(demo: "gr.Blocks", host: str, port: int, share: bool) -> None:
+    """Starts the page, and prints its address once it is up."""
     import gradio as gr
 
     # Comes with Gradio; the theme's own choice, weight 600, lacks most letters.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
-    demo.queue(default_concurrency_limit=1)
-    demo.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        quiet=True,
-        prevent_thread_lock=True,
-        allowed_paths=[str(home() / EXAMPLES)],
-        max_file_size=LARGEST_UPLOAD,
-        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=[font, "system-ui", "sans-serif"]),
-        css=STYLE,
-        footer_links=[],
-    )
+    demo.queue(default_concurrency_limit=1, max_size=MOST_WAITING)
+    try:
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            allowed_paths=[str(home() / EXAMPLES)],
+            max_file_size=LARGEST_UPLOAD,
+            theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=[font, "system-ui", "sans-serif"]),
+            css=STYLE,
+            footer_links=[],
+        )
+    except OSError as error:
+        why = str(error).split(". ")[0]  # Gradio goes on with advice for programmers
+        raise DemoError(f"--port {port}: no page can be served there ({why}); start again, or name another") from error
     # A wildcard address is none that a browser can open.
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    print(f"Open http://{shown}:{port}" + (f" or {demo.share_url}" if share else ""), flush=True)
-    demo.block_thread()
+    print(f"Open http://{shown}:{port}" + (f" or {demo.share_url}" if demo.share_url else ""), flush=True)
+
+
+def _close(demo: "gr.Blocks") -> None:
+    """Ends the public link and the server, which removes the uploads.
+
+    Gradio's own ``block_thread`` does not tell open pages first: the server then waits for them, and is cut off.
+    """
+    from gradio.tunneling import CURRENT_TUNNELS
+
+    for tunnel in CURRENT_TUNNELS:
+        tunnel.kill()
+    demo.close(verbose=False)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from tests.processes import started
+
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -76,24 +78,11 @@ def running_demo(arguments: Sequence[str] = ()) -> Iterator[str]:
     """Starts the demo as a user does; yields the address that it prints."""
     command = [sys.executable, "web_demo.py", "--port", "0", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT / "code",
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout or ()], daemon=True).start()
-    try:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with started(command, cwd=ROOT / "code", env=environment, **options) as process:
+        lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
         yield _address(process, lines)
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def _address(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> str:

@@ -147,6 +147,7 @@ def saved_as_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[st
             load_references=lambda path: None,
             save_references=lambda path: path.write_text("saved"),
             set_references=lambda photos: None,
+            add_references=lambda photos: None,
         )
 
     monkeypatch.setattr(Predictor, "from_config", from_config)

@@ -1,6 +1,10 @@
 """The demo: what its handlers do, and once as a person sees it, in a browser."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import torch
 from PIL import Image
 
@@ -15,6 +20,7 @@ from anomalygpt import web_demo
 from anomalygpt.inference.predictor import Look, Prediction, Region, prediction
 from anomalygpt.web_demo import DemoError, Session, ask, find_examples, free_port, read_inputs, start_over
 from tests import browser
+from tests.processes import started
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "pretrained_ckpt"
@@ -138,6 +144,30 @@ def test_references_that_were_taken_away_are_forgotten(photos: list[str]) -> Non
     assert session.predictor.references == 0  # type: ignore[attr-defined]
 
 
+def test_only_the_latest_sessions_hold_encoded_photos_and_the_others_notice_nothing(photos: list[str]) -> None:
+    _, first = asked(photos[0], "Is this zipper fine?", photos[1:3])
+    later = [asked(photos[3], references=photos[1:2])[1] for _ in range(web_demo.MOST_REMEMBERED)]
+    predictor: Any = first.predictor
+    assert first.talk is not None
+    assert (predictor.references, first.talk.look) == (0, None)
+    assert all(session.predictor.references == 1 for session in later)  # type: ignore[attr-defined]
+
+    steps, first = asked(photos[0], "Where is it?", photos[1:3], session=first)
+    assert predictor.references == 2
+    assert predictor.looks == ["zipper", "zipper"]
+    assert predictor.asked[1] == ("Where is it?", [("Is this zipper fine?", "Yes, zipper number 1.")])
+    assert "Good" in steps[-1][2]  # the first answer's
+    assert later[0].predictor.references == 0  # type: ignore[attr-defined]
+
+
+def test_of_a_conversation_that_was_forgotten_no_map_is_left(photos: list[str]) -> None:
+    _, session = asked(photos[0])
+    session.forget()
+    assert session.talk is not None
+    assert session.talk.found is not None
+    assert session.talk.found.map.nbytes == 0
+
+
 def test_new_photo_clears_the_chat(photos: list[str]) -> None:
     _, session = asked(photos[0], references=[photos[1]])
     same = start_over(photos[0], [(photos[1], None)], session)
@@ -224,6 +254,73 @@ def test_busy_port_gives_way_to_the_next_free_one() -> None:
         port = taken.getsockname()[1]
         assert port < free_port("127.0.0.1", port) < port + web_demo.PORTS_TRIED
     assert free_port("127.0.0.1", 0) > 0
+
+
+def test_port_that_is_taken_while_the_model_is_loaded_gives_way_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, served = free_port("127.0.0.1", 0), []
+    with socket.socket() as taken:
+
+        def load(*_: object) -> type[FakePredictor]:
+            taken.bind(("127.0.0.1", port))
+            taken.listen()
+            return FakePredictor
+
+        monkeypatch.setattr(web_demo, "predictors", load)
+        monkeypatch.setattr(web_demo, "serve", lambda _demo, _host, port, _share: served.append(port))
+        web_demo.main(["--config", "compact", "--port", str(port)])
+    assert served[0] > port
+
+
+def test_port_that_is_taken_at_the_last_moment_is_told_in_one_line(tmp_path: Path) -> None:
+    demo = web_demo.build_demo(FakePredictor, examples=tmp_path)  # type: ignore[arg-type]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(DemoError, match=f"^--port {port}: no page can be served there") as error:
+            web_demo._open(demo, "127.0.0.1", port, share=False)
+    assert "\n" not in str(error.value)
+
+
+def test_questions_that_wait_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = web_demo.build_demo(FakePredictor, examples=tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(demo, "launch", lambda **_: None)
+    web_demo._open(demo, "127.0.0.1", 1, share=False)
+    assert demo._queue.max_size == web_demo.MOST_WAITING
+
+
+# A page with a public link, or what Gradio takes for one.
+SHARED = """
+import subprocess, sys
+from gradio.tunneling import CURRENT_TUNNELS, Tunnel
+from anomalygpt import web_demo
+from tests.test_web_demo import FakePredictor
+
+tunnel = Tunnel("", 0, "", 0, "", None)
+tunnel.proc = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+CURRENT_TUNNELS.append(tunnel)
+web_demo.serve(web_demo.build_demo(FakePredictor), "127.0.0.1", web_demo.free_port("127.0.0.1", 0), False)
+print("tunnel", tunnel.proc)
+"""
+
+
+def test_a_demo_that_is_told_to_stop_ends_its_public_link_and_removes_uploads(tmp_path: Path) -> None:
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+    environment |= {"PYTHONPATH": f"{ROOT / 'code'}:{ROOT}", "GRADIO_ANALYTICS_ENABLED": "False"}
+    command = [sys.executable, "-c", SHARED]
+    with started(command, env=environment, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        address = demo.stdout.readline().split()[1] + "/gradio_api"
+        page = requests.Session()
+        page.trust_env = False  # no proxy
+        page.post(f"{address}/upload", files={"files": ("photo.png", b"photo")}).raise_for_status()
+        assert [path.read_bytes() for path in tmp_path.rglob("*.png")] == [b"photo"]
+        with page.get(f"{address}/heartbeat/me", stream=True):  # as an open page does
+            demo.send_signal(signal.SIGTERM)
+            said = demo.communicate(timeout=60)[0]
+    assert demo.returncode == 0
+    assert said.endswith("tunnel None\n")
+    assert list(tmp_path.rglob("*.png")) == []
 
 
 def test_shipped_examples_are_small_and_have_references() -> None:

@@ -4,12 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
 
 from anomalygpt.training import distributed
 from anomalygpt.training.engine import EngineError
+from tests.processes import started
 from tests.shared_data import ROOT
 
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -110,14 +112,12 @@ def test_two_processes_of_mpirun_are_one_run(environment):
         port = str(probe.getsockname()[1])
     environment |= {"PYTHONPATH": str(ROOT / "code"), "OMP_NUM_THREADS": "1"}
     environment |= {"OMPI_COMM_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEET],
-            env=environment | {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=200)[0].splitlines()[-1] for process in running]
+    command = [sys.executable, "-c", MEET]
+    with ExitStack() as both:
+        running = []
+        for rank in ("0", "1"):
+            place = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+            one = started(command, env=environment | place, stdout=subprocess.PIPE, text=True)
+            running.append(both.enter_context(one))
+        said = [process.communicate(timeout=200)[0].splitlines()[-1] for process in running]
     assert said == ["0 0 2 [3.0]", "1 1 2 [3.0]"]

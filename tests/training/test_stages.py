@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 from anomalygpt.model.checkpoint import read_tensors
 from anomalygpt.training.state import whole_checkpoints
+from tests.processes import started, wait_until
 from tests.training.test_train import command_line, losses, numbers, ok, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -20,6 +21,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 DEEPSPEED = (str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2")
 LAUNCHERS = {"torchrun": TORCHRUN, "deepspeed": DEEPSPEED}
 PORT = "29651"  # on which the launchers of two machines meet; they can't choose a free one together
+STEPS = 12  # of a run that is told to stop: the signal comes long before the last one
 HALF_STEP = 2e-3  # of fp16 at the size of these weights; the sums of stage 3 run in another order
 
 
@@ -59,40 +61,41 @@ def test_two_launchers_that_share_a_host_file_train_as_two_machines(experiment, 
     """Each machine's launcher is started by hand, so that none has to be reached by ssh."""
     folder, hosts = experiment.runs / "machines", experiment.runs / "hosts"
     hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
-    running = []
-    for rank in range(2):
-        launcher = (DEEPSPEED[0], "--hostfile", str(hosts), "--no_ssh", "--node_rank", str(rank))
-        launcher += ("--master_addr", "127.0.0.1", "--master_port", PORT)
-        settings = (f"training.output={folder}", "training.zero_stage=2", *SAME_MAP)
-        command, options = command_line(experiment, *settings, launcher=launcher)
-        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options))
-    assert [process.wait(timeout=500) for process in running] == [0, 0]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with ExitStack() as both:
+        running = []
+        for rank in range(2):
+            launcher = (DEEPSPEED[0], "--hostfile", str(hosts), "--no_ssh", "--node_rank", str(rank))
+            launcher += ("--master_addr", "127.0.0.1", "--master_port", PORT)
+            settings = (f"training.output={folder}", "training.zero_stage=2", *SAME_MAP)
+            command, options = command_line(experiment, *settings, launcher=launcher)
+            running.append(both.enter_context(started(command, **silent, **options)))
+        assert [process.wait(timeout=500) for process in running] == [0, 0]
     assert losses(folder) == losses(undivided)
 
 
 @pytest.mark.parametrize(("stage", "launcher"), [(2, "torchrun"), (3, "deepspeed")])
-def test_two_processes_that_are_told_to_stop_save_and_go_on(experiment, stage, launcher):
+def test_two_processes_that_are_told_to_stop_save_and_go_on(experiment, tmp_path, stage, launcher):
     """The signal goes to every process of the run, loaders and launchers too, as a batch system sends it."""
     folder = experiment.runs / f"stopped{stage}"
-    settings = (f"training.output={folder}", f"training.zero_stage={stage}", "data.workers=1", "training.steps=6")
+    settings = (f"training.output={folder}", f"training.zero_stage={stage}")
+    settings += ("data.workers=1", f"training.steps={STEPS}")
     command, options = command_line(experiment, *settings, launcher=LAUNCHERS[launcher])
-    with (folder.parent / f"stopped{stage}.log").open("w+") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **options)
-        while running.poll() is None and 1 not in losses(folder):
-            time.sleep(0.05)
+    path = tmp_path / "stopped.log"
+    with path.open("w") as log, started(command, stdout=log, stderr=log, **options) as running:
+        wait_until(lambda: running.poll() is not None or 1 in losses(folder), 200)
         os.killpg(running.pid, signal.SIGTERM)
         assert running.wait(timeout=120) != 0
-        while _alive(running.pid):  # the launcher may leave before the processes that it has started
-            time.sleep(0.1)
-        log.seek(0)
-        said = log.read()
+        # The launcher may leave before the processes that it has started.
+        wait_until(lambda: not _alive(running.pid), 60)
+    said = path.read_text()
     assert "start the same command again to go on" in said
     assert "DataLoader worker" not in said
     [reached] = [int(path.name.removeprefix("step")) for path in whole_checkpoints(folder)[-1:]]
-    assert reached < 6
+    assert reached < STEPS
     resumed = ok(train(experiment, *settings, launcher=LAUNCHERS[launcher]))
     assert f"at step {reached}" in resumed.stderr + resumed.stdout
-    assert sorted(losses(folder)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(losses(folder)) == [*range(1, STEPS + 1)]
 
 
 def _alive(group: int) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 
 from anomalygpt.training.distributed import Process
 from anomalygpt.training.state import ResumeError, require_same_run, whole_checkpoints
+from tests.processes import run
 from tests.shared_data import ROOT
 
 # Trains a layer with AdamW and dropout, and saves after every step: argv is folder, last step, ZeRO stage.
@@ -74,10 +75,8 @@ def start(
     script = folder.parent / "run.py"
     script.write_text(RUN)
     environment = os.environ | {"PYTHONPATH": str(ROOT / "code"), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    return run(
         [sys.executable, *launcher, str(script), str(folder), str(last), str(stage)],
-        capture_output=True,
-        text=True,
         timeout=200,
         env=environment | {name: str(value) for name, value in variables.items()},
     )

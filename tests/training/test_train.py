@@ -5,17 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from anomalygpt.files import claimed
 from anomalygpt.model.checkpoint import file_shapes, part_of, read_metadata, read_tensors
-from anomalygpt.train import _draw_curves
+from anomalygpt.train import _draw_curves, main
 from anomalygpt.training.metrics_log import read_metrics
 from anomalygpt.training.state import whole_checkpoints
+from tests import processes
 from tests.shared_data import ROOT
 
 PARTS = ["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
@@ -29,7 +30,7 @@ def command_line(experiment, *settings: str, launcher: tuple[str, ...] = (sys.ex
 
 def train(experiment, *settings: str, **launch: tuple[str, ...]) -> subprocess.CompletedProcess:
     command, options = command_line(experiment, *settings, **launch)
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, **options)
+    return processes.run(command, timeout=280, **options)
 
 
 def ok(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
@@ -74,23 +75,41 @@ def test_a_run_validates_on_held_back_photos_and_shows_what_it_sees(finished):
     assert (finished / "curves.png").is_file()
 
 
+# Runs train.py, which gets a signal as soon as it has logged a step: argv is step, signal, "train.py" and its own.
+# From outside the signal could come after the last step.
+INTERRUPTED = """
+import os, sys
+from anomalygpt import train
+from anomalygpt.training.metrics_log import MetricsLog
+
+write = MetricsLog.write
+
+def write_and_stop(self, kind, step, **values):
+    write(self, kind, step, **values)
+    if (kind, step) == ("train", int(sys.argv[1])):
+        os.kill(os.getpid(), int(sys.argv[2]))
+
+MetricsLog.write = write_and_stop
+sys.exit(train.main(sys.argv[4:]))
+"""
+
+
 def stop_after(experiment, folder: Path, step: int, number: signal.Signals) -> tuple[int, str]:
-    """Starts a run and sends it a signal once it has logged a step; its exit code and what it said."""
-    command, options = command_line(experiment, f"training.output={folder}")
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
-    while running.poll() is None and step not in losses(folder):
-        time.sleep(0.05)
-    running.send_signal(number)
-    return running.returncode or running.wait(), running.stderr.read()
+    """A run that gets a signal once it has logged a step; its exit code and what it said."""
+    launcher = (sys.executable, "-c", INTERRUPTED, str(step), str(int(number)))
+    done = train(experiment, f"training.output={folder}", launcher=launcher)
+    return done.returncode, done.stderr
 
 
 def test_a_run_that_is_stopped_and_killed_ends_with_the_losses_of_an_uninterrupted_one(experiment, finished):
     folder = experiment.runs / "killed"
     code, said = stop_after(experiment, folder, 1, signal.SIGTERM)
     assert code == 2, said
+    assert sorted(losses(folder)) == [1]
     assert "start the same command again to go on" in said
     code, said = stop_after(experiment, folder, 3, signal.SIGKILL)
-    assert code == -signal.SIGKILL
+    assert code == -signal.SIGKILL, said
+    assert sorted(losses(folder)) == [1, 2, 3]
     assert "resumed" in said
     assert "resumed" in ok(train(experiment, f"training.output={folder}")).stderr
     assert losses(folder) == losses(finished)
@@ -105,6 +124,14 @@ def test_a_resume_that_is_refused_leaves_the_runs_own_settings_where_they_are(ex
     assert refused.returncode == 2, refused.stderr[-2000:]
     assert "step0000004 was written with seed 42, here 43. Take the run up as it was (its config.yaml" in refused.stderr
     assert [path.read_bytes() for path in files] == before
+
+
+def test_a_second_run_into_a_folder_in_use_is_refused(experiment, finished):
+    with claimed(finished, "training.output"):
+        done = train(experiment, f"training.output={finished}")
+    assert done.returncode == 2
+    assert f"error: {finished}: another run is writing there" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_curves_that_could_not_be_drawn_do_not_spoil_a_finished_run(tmp_path, caplog):
@@ -161,6 +188,36 @@ def test_a_wrong_setting_is_one_line(experiment):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].endswith("did you mean 'optimizer'?")
     assert "Traceback" not in done.stderr
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a command ends in, with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
+
+
+def test_a_delta_that_is_not_there_is_told_with_what_to_do(experiment, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
+    config = ["--config", str(experiment.config), "--set"]
+
+    def told(path: str, part: str = "states") -> str:
+        return refused(capsys, *config, f"deltas=[{{path: {path}, parts: [{part}]}}]")
+
+    assert "python train.py --config train_compact_1_map" in told("runs/train_compact_1_map/model.safetensors")
+    assert told("typo.safetensors", "lora").endswith("typo.safetensors: not there. The setting deltas names it\n")
+    assert "this is a folder" in told(".")
+
+
+def test_settings_come_bare_and_after_set(experiment, capsys):
+    words = ["seed=5", "training.steps=7", "--set", "training.steps=8", "training.epochs=2", "--dry-run"]
+    assert main(["--config", str(experiment.config), *words, "--set", "name=other"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["seed"], printed["name"]) == (5, "other")
+    assert (printed["training"]["steps"], printed["training"]["epochs"]) == (8, 2)
 
 
 def test_dry_run_prints_the_resolved_config(experiment):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from anomalygpt.weights import download
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -139,7 +141,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets requests to this machine reach it, whatever proxy the user or pip's configuration names."""
+    for variable in ("NO_PROXY", "no_proxy"):  # the second one wins where both are set
+        monkeypatch.setenv(variable, "127.0.0.1")
+    monkeypatch.delenv("PIP_PROXY", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    download._session.cache_clear()  # it has read the configuration of the test before
+    yield
+    download._session.cache_clear()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, no_proxy: None) -> Iterator[LocalServer]:
     """Starts the server; pip and the hub's client of this test know nothing else."""
     handler = type("Handler", (_Handler,), {})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -148,10 +162,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
     threading.Thread(target=http.serve_forever, daemon=True).start()
     for variable in ("HF_HUB_OFFLINE", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_ENDPOINT", local.url)
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_INDEX_URL", local.url + "/simple")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     yield local

@@ -68,6 +68,7 @@ def test_error_status_is_named(server, tmp_path: Path) -> None:
         download(server.url + "/nothing", tmp_path / "file", DIGEST)
 
 
+@pytest.mark.usefixtures("no_proxy")
 def test_address_where_nobody_listens_ends_in_words(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="could not be downloaded"):
         download("http://127.0.0.1:9/file", tmp_path / "file", DIGEST)

@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 
+from anomalygpt.fetch_weights import main
 from anomalygpt.weights.fetch import WeightsUnavailable, ensure, local_path
 from anomalygpt.weights.sources import Weight, load_sources
 from anomalygpt.weights.store import read_manifest
+from tests.processes import started, wait_until
 
 from .conftest import COMMIT, sha256
 
@@ -52,23 +56,25 @@ def only_index(table: dict[str, Weight]) -> dict[str, Weight]:
     return {"tiny": Weight(**{**vars(weight), "sources": weight.sources[1:]})}
 
 
-def start_fetch(repository: Path, root: Path, table: Path, *options: str) -> "subprocess.Popen[str]":
-    command = [
-        sys.executable,
-        "fetch_weights.py",
-        "tiny",
-        "--root",
-        str(root),
-        "--sources",
-        str(table),
-        *options,
-    ]
-    return subprocess.Popen(command, cwd=repository / "code", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+Fetch = Callable[..., "subprocess.Popen[str]"]
 
 
-def test_hub_is_asked_first_and_its_files_are_kept(server, tiny: Path, repository: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def start_fetch(repository: Path) -> Iterator[Fetch]:
+    """Starts the command on a table's one weight; takes root, table and further options."""
+    with ExitStack() as running:
+
+        def start(root: Path, table: Path, *options: str) -> "subprocess.Popen[str]":
+            command = [sys.executable, "fetch_weights.py", "tiny", "--root", str(root), "--sources", str(table)]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            return running.enter_context(started([*command, *options], cwd=repository / "code", text=True, **pipes))
+
+        yield start
+
+
+def test_hub_is_asked_first_and_its_files_are_kept(server, tiny: Path, start_fetch: Fetch, tmp_path: Path) -> None:
     server.serve_hub_file("authors/tiny", "model.bin", TEXT)
-    run = start_fetch(repository, tmp_path / "root", tiny)
+    run = start_fetch(tmp_path / "root", tiny)
     output, errors = run.communicate(timeout=60)
     assert run.returncode == 0, errors
     assert f"from authors/tiny@{COMMIT}" in output
@@ -81,10 +87,10 @@ def test_hub_is_asked_first_and_its_files_are_kept(server, tiny: Path, repositor
 
 
 def test_corrupt_hub_file_is_refused_and_the_index_has_its_turn(
-    server, tiny: Path, repository: Path, tmp_path: Path
+    server, tiny: Path, start_fetch: Fetch, tmp_path: Path
 ) -> None:
     server.serve_hub_file("authors/tiny", "model.bin", TEXT[:-1] + b"!", declared=sha256(TEXT))
-    run = start_fetch(repository, tmp_path / "root", tiny)
+    run = start_fetch(tmp_path / "root", tiny)
     output, errors = run.communicate(timeout=60)
     assert "model.bin is corrupt" in errors
     assert sha256(TEXT) in errors
@@ -92,8 +98,8 @@ def test_corrupt_hub_file_is_refused_and_the_index_has_its_turn(
     assert (tmp_path / "root" / "tiny" / "model.bin").read_bytes() == TEXT
 
 
-def test_hub_that_lacks_the_file_costs_one_line(server, tiny: Path, repository: Path, tmp_path: Path) -> None:
-    run = start_fetch(repository, tmp_path / "root", tiny)
+def test_hub_that_lacks_the_file_costs_one_line(server, tiny: Path, start_fetch: Fetch, tmp_path: Path) -> None:
+    run = start_fetch(tmp_path / "root", tiny)
     output, errors = run.communicate(timeout=60)
     assert run.returncode == 0
     assert len([line for line in errors.splitlines() if "not from the Hugging Face hub" in line]) == 1
@@ -101,10 +107,10 @@ def test_hub_that_lacks_the_file_costs_one_line(server, tiny: Path, repository: 
 
 
 def test_switched_off_hub_is_not_asked(
-    server, tiny: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server, tiny: Path, start_fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    run = start_fetch(repository, tmp_path / "root", tiny)
+    run = start_fetch(tmp_path / "root", tiny)
     _, errors = run.communicate(timeout=60)
     assert "HF_HUB_OFFLINE is set" in errors
     assert not any("authors" in path for _, path, _ in server.requests)
@@ -200,12 +206,12 @@ def test_offline_message_names_files_folder_origin_and_command(only_index, tmp_p
 
 
 def test_unreachable_sources_are_all_named_and_cost_seconds(
-    server, tiny: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server, tiny: Path, start_fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     start = time.monotonic()
-    run = start_fetch(repository, tmp_path / "root", tiny)
+    run = start_fetch(tmp_path / "root", tiny)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 1
     assert "authors/tiny: not reachable" in errors
@@ -215,26 +221,26 @@ def test_unreachable_sources_are_all_named_and_cost_seconds(
 
 
 def test_killed_fetch_leaves_no_weight_and_the_next_one_goes_on(
-    server, tiny: Path, only_index, repository: Path, tmp_path: Path
+    server, tiny: Path, only_index, start_fetch: Fetch, tmp_path: Path
 ) -> None:
     answer = server.answers["/files/tinypackage-1.0-py3-none-any.whl"]
     answer.stall = threading.Event()
-    run = start_fetch(repository, tmp_path / "root", tiny)
-    wait_until(lambda: any(part.stat().st_size > 0 for part in (tmp_path / "root").rglob("*.part")))
+    run = start_fetch(tmp_path / "root", tiny)
+    wait_until(lambda: any(part.stat().st_size > 0 for part in (tmp_path / "root").rglob("*.part")), 40)
     run.send_signal(signal.SIGKILL)
     run.communicate(timeout=20)
     answer.stall.set()
     assert local_path("tiny", tmp_path / "root", sources=only_index) is None
     assert not (tmp_path / "root" / "tiny").exists()
 
-    again = start_fetch(repository, tmp_path / "root", tiny)
+    again = start_fetch(tmp_path / "root", tiny)
     assert again.wait(60) == 0, again.communicate()
     assert (tmp_path / "root" / "tiny" / "model.bin").read_bytes() == TEXT
     assert server.downloads_of(".whl")[-1].startswith("bytes=")
 
 
-def test_two_processes_at_once_fetch_once(server, tiny: Path, repository: Path, tmp_path: Path) -> None:
-    runs = [start_fetch(repository, tmp_path / "root", tiny) for _ in range(2)]
+def test_two_processes_at_once_fetch_once(server, tiny: Path, start_fetch: Fetch, tmp_path: Path) -> None:
+    runs = [start_fetch(tmp_path / "root", tiny) for _ in range(2)]
     assert [run.wait(60) for run in runs] == [0, 0], [run.communicate() for run in runs]
     assert len(server.downloads_of(".whl")) == 1
 
@@ -250,8 +256,15 @@ def test_misspelt_name_gets_a_suggestion(tmp_path: Path) -> None:
         ensure("dinov2_vit14", tmp_path)
 
 
-def wait_until(condition, seconds: float = 40.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
+def test_mistakes_on_the_command_line_end_in_one_line_and_2_what_could_not_be_had_in_1(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--root", str(tmp_path / "root"), "--offline", "--sources"]
+    for words in (["tiny", "tyni", *own, str(tiny)], [*own, str(tmp_path / "absent.yaml")], [*own, str(tmp_path)]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        errors = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert main(["tiny", *own, str(tiny)]) == 1
+    assert "fetching is switched off" in capsys.readouterr().err
