@@ -548,7 +548,7 @@ def predictors(config: "ExperimentConfig", device: str = "auto") -> NewPredictor
     from anomalygpt.inference.predictor import Predictor
     from anomalygpt.model.build import build_model, choose_device
 
-    return partial(Predictor.around, build_model(config, choose_device(device)), config)
+    return partial(Predictor.around, build_model(config, choose_device(device), folds_lora=True), config)
 
 
 def free_port(host: str, wanted: int) -> int:

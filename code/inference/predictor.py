@@ -166,7 +166,7 @@ class Predictor:
         Args:
             speaks: False leaves the language model out: maps, scores and regions only.
         """
-        return cls.around(build_model(config, choose_device(device), speaks=speaks), config)
+        return cls.around(build_model(config, choose_device(device), speaks=speaks, folds_lora=True), config)
 
     @classmethod
     def around(cls, model: AnomalyGPT, config: ExperimentConfig) -> "Predictor":

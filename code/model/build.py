@@ -15,7 +15,7 @@ from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import PARTS, delta_shapes, load_delta, load_module, part_of, require_file
 from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
-from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, load_llm
+from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, fold_lora, load_llm
 from anomalygpt.model.prompt_ensemble import LearnedStates, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import load_tokenizer
@@ -78,12 +78,14 @@ def build_model(
     device: torch.device | None = None,
     *,
     speaks: bool = True,
+    folds_lora: bool = False,
 ) -> AnomalyGPT:
     """Builds every part, loads its weights, and joins them, in evaluation mode.
 
     Args:
         device: by default :func:`choose_device`.
         speaks: False leaves the language model out; the model then only draws maps.
+        folds_lora: for answers alone, see ``fold_lora``.
 
     Raises:
         CheckpointError: a file is missing, damaged or another model's.
@@ -110,6 +112,8 @@ def build_model(
     untrained = [part for part in PARTS if part not in loaded and delta_shapes(model, [part])]
     if untrained:
         logger.warning("no file in `deltas` fills %s: random so far", ", ".join(untrained))
+    if model.speaks and folds_lora:
+        fold_lora(model.llama_model)
     return model.eval()
 
 

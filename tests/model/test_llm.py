@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from anomalygpt.errors import UserError
 from anomalygpt.model.chat import END_OF_TURN, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError
-from anomalygpt.model.llm import GenerationSettings, LoraError, LoraSettings, add_lora, generate, load_llm
+from anomalygpt.model.llm import GenerationSettings, LoraError, LoraSettings, add_lora, fold_lora, generate, load_llm
 from anomalygpt.model.tokenizer import (
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
@@ -261,6 +261,23 @@ def test_lora_on_a_module_that_is_not_there_is_told_with_those_that_are(targets:
         add_lora(tiny_llama(), LoraSettings(targets=targets))
     assert isinstance(error.value, UserError)
     assert words in str(error.value) and "down_proj" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_lora_says_the_same(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    llm = add_lora(tiny_llama().to(dtype), LoraSettings(rank=4)).eval()
+    for name, parameter in llm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(3, 9)[None]
+    weights = llm.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
+    with torch.inference_mode():
+        apart, before = llm(ids).logits, weights.clone()
+        fold_lora(llm)
+        folded = llm(ids).logits
+    assert torch.allclose(folded, apart, atol=1e-5)
+    assert torch.equal(weights, before) == (dtype == torch.bfloat16), "half precision keeps them apart"
 
 
 def test_lora_of_a_half_precision_model_is_float32_and_runs() -> None:
