@@ -12,7 +12,7 @@ from anomalygpt.config.load import PRETRAINED, ConfigError, home, load_config, n
 from anomalygpt.config.schema import EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.checkpoint import PARTS, delta_shapes, load_delta, load_module, part_of, require_file
+from anomalygpt.model.checkpoint import PARTS, absent_file, delta_shapes, load_delta, load_module, part_of
 from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, fold_lora, load_llm
@@ -198,7 +198,6 @@ def _available(path: str, setting: str) -> Path:
         return full
     name = fetchable(full)
     if name is None:
-        require_file(full, setting, home(), names())
-    else:
-        ensure(name, resolve(PRETRAINED))
+        raise absent_file(full, setting, home(), names())
+    ensure(name, resolve(PRETRAINED))
     return full

@@ -49,27 +49,21 @@ class CheckpointError(UserError, ValueError):
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def require_file(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> None:
-    """Says what to do about a weight file that is not there.
+def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
+    """What to do about a weight file that is not there.
 
     Args:
         path: resolved.
         setting: which names the file.
         home: the folder that relative paths start at.
         experiments: the names that ``train.py --config`` takes.
-
-    Raises:
-        CheckpointError: there is no such file, or it is a folder.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path}: this is a folder, a file was expected ({setting})")
-    if not path.exists():
-        raise CheckpointError(f"{path}: not there. {_advice(path, setting, home, experiments)}")
+    return CheckpointError(f"{path}: not there. {_advice(path, setting, home, experiments)}")
 
 
 def _advice(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> str:
     runs = (home / RUNS).resolve()
-    if path.is_relative_to(runs):
+    if path != runs and path.is_relative_to(runs):
         run = path.relative_to(runs).parts[0]
         command = f": python train.py --config {run}" if run in experiments else ""
         return f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"

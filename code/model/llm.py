@@ -132,9 +132,11 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
 def fold_lora(llm: Any) -> None:
     """Adds each adapter to the weights that it stands on: the same answers, sooner; it can't be trained any more.
 
-    In float32 only. Half precision would round much of the small changes away, so there the adapters stay apart.
+    In float32 only. Half precision would round much of the small changes away, so there the adapters stay apart; as
+    they do on an output layer whose weights are the embedding's, too.
     """
-    if llm.dtype == torch.float32:
+    shared = llm.config.tie_word_embeddings and hasattr(llm.get_output_embeddings(), "lora_A")
+    if llm.dtype == torch.float32 and not shared:
         llm.merge_adapter()
 
 

@@ -3,5 +3,5 @@
 # On several GPUs: LAUNCH="torchrun --standalone --nproc_per_node 4" scripts/eval_mmad.sh --out DIR …
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[[ " $* " == *" --shots "* ]] || set -- --shots 1 "$@"
+[[ " $* " == *" --shots"[\ =]* ]] || set -- --shots 1 "$@"
 ${LAUNCH:-python} run_eval.py --choices ../data/MMAD/mmad.json "$@"

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
@@ -80,8 +80,6 @@ def endless_batches(
             f"{len(dataset)} samples are fewer than micro_batch_size {batch_size} x "  # type: ignore[arg-type]
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )
-    leaving = multiprocessing.RawValue("b", False)
-    atexit.register(_end_workers, leaving)
     loader = DataLoader(
         _Told(dataset),
         batch_size=batch_size,
@@ -92,7 +90,7 @@ def endless_batches(
         pin_memory=process.device.type == "cuda",
         # Its own generator: a new epoch would draw from the one that dropout uses, and a resumed run differ.
         generator=torch.Generator(),
-        worker_init_fn=partial(_prepare_worker, leaving),
+        worker_init_fn=partial(_prepare_worker, _leaving()),
         persistent_workers=workers > 0,  # beside a model of gigabytes, forking them anew each epoch takes seconds
     )
     epoch, skipped = divmod(start, per_epoch)
@@ -106,6 +104,14 @@ def endless_batches(
                 raise batch
             yield batch
         epoch, skipped = epoch + 1, 0
+
+
+@cache
+def _leaving() -> Any:
+    """What tells the workers of all loaders that their process leaves."""
+    leaving = multiprocessing.RawValue("b", False)
+    atexit.register(_end_workers, leaving)
+    return leaving
 
 
 def _prepare_worker(leaving: Any, _: int) -> None:
@@ -122,6 +128,8 @@ def _prepare_worker(leaving: Any, _: int) -> None:
 def _end_workers(leaving: Any) -> None:
     """Where the main process leaves with batches still to come: Python itself waits for a stuck worker for ever."""
     leaving.value = True
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for a worker that is killed
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     for worker in workers:
         worker.terminate()

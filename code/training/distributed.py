@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ STARTERS = (
     ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
     ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
 )
+
+_meeting: list[Any] = []  # the group of the barriers, where it is not that of all else
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def start(device: str = "auto", patience: timedelta | None = None) -> Process:
 
     Args:
         device: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
-        patience: how long processes wait where they meet, for one that works on; None is DeepSpeed's ten minutes. One
-            that has died is noticed at once.
+        patience: how long :func:`barrier` waits for a process that works on; None is DeepSpeed's ten minutes, which
+            always holds while they find each other.
 
     Raises:
         EngineError: the launcher has not said all that the processes need to meet, or there is no GPU for this one.
@@ -70,8 +73,9 @@ def start(device: str = "auto", patience: timedelta | None = None) -> Process:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if device == "cuda":
         torch.cuda.set_device(local_rank)
-    limit = {} if patience is None else {"timeout": patience}
-    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False, **limit)
+    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
+    if patience is not None:
+        _meeting.append(torch.distributed.new_group(timeout=patience))
     return Process(
         rank=int(os.environ["RANK"]),
         local_rank=local_rank,
@@ -123,6 +127,7 @@ def _require_gpu(local_rank: int) -> None:
 
 def stop() -> None:
     """Leaves the group of processes."""
+    _meeting.clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -131,13 +136,13 @@ def on_main(is_main: bool, act: Callable[[], object]) -> None:
     """Does on the main process what only one may do. A user's mistake there ends the others, too, without a word.
 
     Raises:
-        UserError: what ``act`` raised, on the main process.
+        UserError, OSError: what ``act`` raised, on the main process.
     """
-    mistake = None
+    mistake: UserError | OSError | None = None
     if is_main:
         try:
             act()
-        except UserError as error:
+        except (UserError, OSError) as error:
             mistake = error
     if not all_agree(mistake is None):
         raise mistake or SystemExit(2)
@@ -166,7 +171,7 @@ def summed(values: Sequence[float]) -> list[float]:
 def barrier() -> None:
     """Waits until every process is here."""
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        torch.distributed.barrier(group=_meeting[0] if _meeting else None)
 
 
 def seed_everything(seed: int) -> None:

@@ -147,6 +147,7 @@ class Trainer:
             self._validate(step)
         if last or (step % self.settings.picture_every == 0 and not stopping):
             self._draw(step)
+        stopping = stopping or not all_agree(not self._stop_asked)
         saved = False
         if last or stopping or step % self.settings.save_every == 0:
             keep = self.settings.keep_checkpoints

@@ -280,6 +280,18 @@ def test_folded_lora_says_the_same(dtype: torch.dtype) -> None:
     assert torch.equal(weights, before) == (dtype == torch.bfloat16), "half precision keeps them apart"
 
 
+def test_lora_on_an_output_layer_that_is_the_embedding_too_is_not_folded() -> None:
+    llm = add_lora(tiny_llama(tie_word_embeddings=True), LoraSettings(rank=4, targets=("q_proj", "lm_head"))).eval()
+    for name, parameter in llm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(3, 9)[None]
+    with torch.inference_mode():
+        apart = llm(ids).logits
+        fold_lora(llm)
+        assert torch.allclose(llm(ids).logits, apart, atol=1e-5)
+
+
 def test_lora_of_a_half_precision_model_is_float32_and_runs() -> None:
     llm = add_lora(tiny_llama().half(), LoraSettings(rank=4)).eval()
     adapters = {p.dtype for name, p in llm.named_parameters() if "lora_" in name}
