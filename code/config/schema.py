@@ -2,12 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _each_once(scales: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(scales)) < len(scales):
+        raise ValueError(f"{list(scales)}: expected each once")
+    return scales
+
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+# Sides to look at, in multiples of the encoder's own.
+Scales = Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1), AfterValidator(_each_once)]
 NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # NumPy's generators take 32 bits, and each process of a run adds its rank.
@@ -76,7 +85,7 @@ class ReferencesConfig(Settings):
 
     preset: Literal["official", "best", "fast", "custom"] = "official"
     augmentation: Literal["none", "rotations", "flips", "auto"] | None = None
-    scales: Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1)] | None = None
+    scales: Scales | None = None
     scale_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     tiling: bool | None = None
     tap_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
@@ -99,8 +108,6 @@ class ReferencesConfig(Settings):
             raise ValueError(f"preset 'official' takes no other setting, but {', '.join(named)} is set: name 'custom'")
         if self.neighbourhood is not None and self.neighbourhood % 2 == 0:
             raise ValueError(f"neighbourhood {self.neighbourhood}: expected an odd number of patches")
-        if self.scales is not None and len(set(self.scales)) < len(self.scales):
-            raise ValueError(f"scales {list(self.scales)}: expected each once")
         return self
 
 
@@ -110,6 +117,8 @@ class InferenceConfig(Settings):
     Attributes:
         geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released code's table (SPEC 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
+        text_scales: without references, the sides at which a photo is looked at, in multiples of the encoder's own: 2
+            finds what is small, and takes four times the time.
         map_threshold: a text map's pixel belongs to a region above this probability.
         references: how good photos are remembered.
         false_alarm_rate: how often a good photo may be taken for an anomalous one, with references.
@@ -125,6 +134,7 @@ class InferenceConfig(Settings):
 
     geometry: Literal["squash", "official"] = "squash"
     text_class_rule: Literal["longest_word", "official"] = "longest_word"
+    text_scales: Scales = (1,)
     map_threshold: Share = 0.5
     references: ReferencesConfig = ReferencesConfig()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05

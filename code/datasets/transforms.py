@@ -149,6 +149,10 @@ class ImageTransform:
         self.std = std
         self.geometry = geometry
 
+    def enlarged(self, scale: int) -> "ImageTransform":
+        """The same to a side that is so many times as long."""
+        return ImageTransform(scale * self.size, self.mean, self.std, self.geometry)
+
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image of any mode and size -> (3, size, size) float32, normalised."""
         return self.normalise(np.asarray(self.shown(image)))

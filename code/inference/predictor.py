@@ -18,6 +18,7 @@ from anomalygpt.inference.calibration import Calibrated, Calibration, TextCalibr
 from anomalygpt.inference.comparison import top_mean
 from anomalygpt.inference.reference_settings import OFFICIAL, ReferenceSettings, reference_settings
 from anomalygpt.inference.references import References, ReferencesError
+from anomalygpt.inference.text_map import text_maps
 from anomalygpt.inference.verdict import (
     Verdict,
     contradicting_opening,
@@ -122,7 +123,7 @@ class Predictor:
 
     Args:
         model: in evaluation mode.
-        geometry, text_class_rule, map_threshold, false_alarm_rate, usual_score, verdict, prompt_map: see
+        geometry, text_class_rule, text_scales, map_threshold, false_alarm_rate, usual_score, verdict, prompt_map: see
             ``InferenceConfig``.
         references: how good photos are remembered.
         generation: how answers are sampled.
@@ -134,6 +135,7 @@ class Predictor:
         *,
         geometry: Literal["squash", "official"] = "squash",
         text_class_rule: Literal["longest_word", "official"] = "longest_word",
+        text_scales: Sequence[int] = (1,),
         map_threshold: float = 0.5,
         references: ReferenceSettings = OFFICIAL,
         false_alarm_rate: float = 0.05,
@@ -144,6 +146,7 @@ class Predictor:
     ) -> None:
         self.model = model
         self.text_class_rule = text_class_rule
+        self.text_scales = text_scales
         self.map_threshold = map_threshold
         self.reference_settings = references
         self.false_alarm_rate = false_alarm_rate
@@ -285,8 +288,7 @@ class Predictor:
         if self._references is not None:
             features, maps = self._references.look_many(photos, names)
         else:
-            features = self.model.encode(torch.stack([self.transform(photo) for photo in photos]))
-            maps = self.model.anomaly_map(features, names)
+            features, maps = text_maps(self.model, photos, names, self.transform, self.text_scales)
         return [
             self._seen(photo, features[[number]], maps[number : number + 1], class_name)
             for number, photo in enumerate(photos)

@@ -22,6 +22,7 @@ from anomalygpt.inference.reference_file import (
 )
 from anomalygpt.inference.reference_settings import ReferenceSettings
 from anomalygpt.inference.reference_views import ALL_VIEWS, UPRIGHT, VIEWS, Augmentation, View, places
+from anomalygpt.inference.text_map import OWN
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec
 from anomalygpt.model.foreground import find_background, lie_of
@@ -31,7 +32,6 @@ from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.model.retakes import retaken
 from anomalygpt.model.tiles import encode_square
 
-OWN = 1  # the scale at which photos have the encoder's own side
 MOST_HELD_OUT = 16  # so many references are held against the others; more tell nothing new, and take time
 ELSEWHERE = 2  # patches around a patch's own place that are no comparison, where a photo is held against itself
 
@@ -89,7 +89,7 @@ class References:
         Only where the photos were loaded from a file with a thinned memory are they all encoded once more, and where
         ``auto`` now decides for views that were not needed before, those views.
         """
-        self._shown.append({scale: self._transform(scale).shown(photo) for scale in self._scales})
+        self._shown.append({scale: self.transform.enlarged(scale).shown(photo) for scale in self._scales})
         self._forget_what_follows()
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ class References:
             class_names: B names, for the text map where it has a weight.
         """
         seen = {
-            scale: self._encode(torch.stack([self._transform(scale)(photo) for photo in photos]), scale)
+            scale: self._encode(torch.stack([self.transform.enlarged(scale)(photo) for photo in photos]), scale)
             for scale in self._scales
         }
         return seen[OWN], self._maps(self.memory, seen, class_names)
@@ -253,12 +253,8 @@ class References:
         """At which a reference is encoded to be compared."""
         return sorted({*self.settings.scales, *([OWN] if self.settings.text_weight else [])})
 
-    def _transform(self, scale: int) -> ImageTransform:
-        own = self.transform
-        return ImageTransform(scale * own.size, own.mean, own.std, own.geometry)
-
     def _pixels(self, photo: int, scale: int) -> Tensor:
-        return self._transform(scale).normalise(np.asarray(self._shown[photo][scale]))
+        return self.transform.enlarged(scale).normalise(np.asarray(self._shown[photo][scale]))
 
     def _encode(self, images: Tensor, scale: int) -> ImageFeatures:
         tiling = self.settings.tiling and scale != OWN
