@@ -118,7 +118,7 @@ class InferenceConfig(Settings):
         geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released code's table (SPEC 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
         text_scales: without references, the sides at which a photo is looked at, in multiples of the encoder's own: 2
-            finds what is small, and takes four times the time.
+            gives finer maps, and takes more than four times the time.
         map_threshold: a text map's pixel belongs to a region above this probability.
         references: how good photos are remembered.
         false_alarm_rate: how often a good photo may be taken for an anomalous one, with references.

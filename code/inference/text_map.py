@@ -36,6 +36,4 @@ def text_maps(
         for scale in dict.fromkeys((OWN, *scales))
     }
     maps = [model.anomaly_map(seen[scale], class_names) for scale in scales]
-    if len(maps) == 1:
-        return seen[OWN], maps[0]
     return seen[OWN], torch.stack([one ** (1 / len(maps)) for one in maps]).prod(dim=0)
