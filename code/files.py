@@ -34,10 +34,6 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-class InUseError(UserError):
-    """Another process is writing to a folder; the message names the folder."""
-
-
 @contextmanager
 def claimed(folder: Path, option: str) -> Iterator[None]:
     """Keeps a second run out of a folder while the block lasts; with the process, however it ends, the claim ends, too.
@@ -46,17 +42,17 @@ def claimed(folder: Path, option: str) -> Iterator[None]:
         option: by which the user chose the folder.
 
     Raises:
-        InUseError: another process has claimed it, or it can't be made.
+        UserError: another process has claimed it, or it can't be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InUseError(f"{folder}: can't be made ({error}); choose another {option}") from error
+        raise UserError(f"{folder}: can't be made ({error}); choose another {option}") from error
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InUseError(
+        raise UserError(
             f"{folder}: another run is writing there; wait until it has ended, or choose another {option}"
         ) from None
     except (OSError, NotImplementedError):  # some network file systems have no locks

@@ -22,10 +22,6 @@ from anomalygpt.errors import UserError, user_errors
 from anomalygpt.files import replacing
 
 
-class InputError(UserError):
-    """A photo that was asked for is not there."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when every photo was read, 1 when some could not be."""
     arguments = _parse(argv)
@@ -99,16 +95,16 @@ def _check(arguments: argparse.Namespace) -> None:
     """What the parser can't tell, before the model is loaded.
 
     Raises:
-        InputError: there is nothing to do, or a file is missing.
+        UserError: there is nothing to do, or a file is missing.
     """
     if not arguments.photos and not arguments.save_references:
-        raise InputError("no photo given; expected photos to look at, or --save-references FILE to remember good ones")
+        raise UserError("no photo given; expected photos to look at, or --save-references FILE to remember good ones")
     if arguments.save_references and not (arguments.reference or arguments.references):
-        raise InputError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
+        raise UserError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
     if arguments.references and arguments.references.is_dir():
-        raise InputError(f"--references {arguments.references}: a folder; expected a file that --save-references made")
+        raise UserError(f"--references {arguments.references}: a folder; expected a file that --save-references made")
     if arguments.references and not arguments.references.is_file():
-        raise InputError(f"--references {arguments.references}: no such file; --save-references makes one")
+        raise UserError(f"--references {arguments.references}: no such file; --save-references makes one")
 
 
 def _remember(predictor: Any, arguments: argparse.Namespace, good: Sequence[Any]) -> None:
@@ -127,14 +123,14 @@ def _require_saved_settings(predictor: Any, arguments: argparse.Namespace) -> No
     """A file is compared as it was saved: a setting that is asked for beside it must be the file's.
 
     Raises:
-        InputError: it is another one; what a config says differently is not asked for.
+        UserError: it is another one; what a config says differently is not asked for.
     """
     asked = stated(arguments.set).get("inference", {}).get("references", {})
     saved, wanted = asdict(predictor.references.settings), asdict(predictor.reference_settings)
     names = saved if "preset" in asked else asked  # a preset says something of each
     differ = [f"{name} {saved[name]}" for name in names if saved[name] != wanted[name]]
     if differ:
-        raise InputError(
+        raise UserError(
             f"--references {arguments.references}: saved with {', '.join(differ)}; "
             "other inference.references need the good photos, --reference GOOD …"
         )
@@ -144,7 +140,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     """Photos, folders and globs -> photos, in the order given, each once.
 
     Raises:
-        InputError: a pattern matches nothing.
+        UserError: a pattern matches nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -156,7 +152,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         else:
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
         if not matches:
-            raise InputError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
+            raise UserError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -202,12 +198,12 @@ def make_folder(folder: Path) -> None:
     """Makes the folder for the results.
 
     Raises:
-        InputError: it can't be made.
+        UserError: it can't be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {folder}: can't be made ({error})") from error
+        raise UserError(f"--out {folder}: can't be made ({error})") from error
 
 
 def output_stems(paths: Sequence[Path]) -> dict[Path, str]:
@@ -226,14 +222,14 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"--out {folder}: can't be written ({error})") from error
+        raise UserError(f"--out {folder}: can't be written ({error})") from error
 
 
 def write_results(folder: Path, results: Sequence[dict[str, Any]]) -> None:
     """Writes all photos' results as one JSON list, results.json, whole or not at all.
 
     Raises:
-        InputError: it can't be written.
+        UserError: it can't be written.
     """
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     with _told(folder), replacing(folder / "results.json") as temporary:
@@ -244,7 +240,7 @@ def write_pictures(folder: Path, stem: str, photo: Any, found: Any) -> dict[str,
     """Writes a photo's overlay and float map, each whole or not at all; the names that were given.
 
     Raises:
-        InputError: they can't be written.
+        UserError: they can't be written.
     """
     from PIL import Image
 

@@ -54,10 +54,6 @@ ONLY_OF_CHOICES = ("templates", "answer_by")
 INTERRUPTED = 130  # what shells return after Ctrl-C
 
 
-class EvaluationError(UserError):
-    """The run can't be made as asked, or its results can't be written."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when everything was measured."""
     arguments = _parse(argv)
@@ -149,26 +145,26 @@ def _check(arguments: argparse.Namespace) -> None:
             setattr(arguments, name, value)
     arguments.shots = sorted(set(arguments.shots))
     if arguments.data is None and not arguments.choices:
-        raise EvaluationError("--data is missing: the folder of labelled photos to measure on")
+        raise UserError("--data is missing: the folder of labelled photos to measure on")
     if arguments.choices and (arguments.no_chat or len(arguments.shots) > 1):
-        raise EvaluationError("--choices asks questions about one number of references: no --no-chat, one --shots")
+        raise UserError("--choices asks questions about one number of references: no --no-chat, one --shots")
     if arguments.out and arguments.out.exists() and not arguments.out.is_dir():
-        raise EvaluationError(f"--out {arguments.out}: this is a file, a folder was expected")
+        raise UserError(f"--out {arguments.out}: this is a file, a folder was expected")
 
 
 def _refuse_idle(arguments: argparse.Namespace) -> None:
     """An option without effect would let the numbers be taken for something that they are not."""
     if arguments.choices and (idle := _given(arguments, NOT_OF_CHOICES)):
-        raise EvaluationError(f"--choices has no use for {idle}: the file names each question's photo and references")
+        raise UserError(f"--choices has no use for {idle}: the file names each question's photo and references")
     if not arguments.choices and (idle := _given(arguments, ONLY_OF_CHOICES)):
-        raise EvaluationError(f"{idle} without --choices: there are no questions")
+        raise UserError(f"{idle} without --choices: there are no questions")
     if any(arguments.shots or ()):
         return
     if (arguments.rounds or 1) > 1:
-        raise EvaluationError(f"--rounds {arguments.rounds}: rounds differ in their references; add --shots K")
+        raise UserError(f"--rounds {arguments.rounds}: rounds differ in their references; add --shots K")
     if arguments.reference_choice == "random" or arguments.round is not None:
         idle = _given(arguments, ("round", "reference_choice"))
-        raise EvaluationError(f"{idle}: without references there are none to choose; add --shots K")
+        raise UserError(f"{idle}: without references there are none to choose; add --shots K")
 
 
 def _given(arguments: argparse.Namespace, names: Sequence[str]) -> str:
@@ -221,7 +217,7 @@ def _folder(arguments: argparse.Namespace, share: "Share") -> Iterator[Path]:
             yield Path(folder)
     else:
         # Processes of several machines would not see each other's temporary folder.
-        raise EvaluationError("several processes meet in a folder: name one that all of them see, --out DIR")
+        raise UserError("several processes meet in a folder: name one that all of them see, --out DIR")
 
 
 @contextmanager
@@ -231,7 +227,7 @@ def _writing(arguments: argparse.Namespace) -> Iterator[None]:
         yield
     except OSError as error:
         where = f"--out {arguments.out}" if arguments.out else tempfile.gettempdir()
-        raise EvaluationError(f"{where}: can't be written ({error.strerror or error})") from error
+        raise UserError(f"{where}: can't be written ({error.strerror or error})") from error
 
 
 # -- maps, verdicts and answers ----------------------------------------------------------------------------------------
@@ -406,7 +402,7 @@ def _answer_choices(arguments: argparse.Namespace, config: ExperimentConfig) -> 
     from anomalygpt.evaluation.questions import read_questions
 
     if config.llm is None:
-        raise EvaluationError(f"--choices needs a language model, and {config.name} has none (llm: null)")
+        raise UserError(f"--choices needs a language model, and {config.name} has none (llm: null)")
     root = arguments.data or arguments.choices.parent
     (shots,) = arguments.shots
     questions = read_questions(arguments.choices, root, arguments.templates, shots)

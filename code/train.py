@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomalygpt.config.load import ConfigError, load_config, resolve, to_yaml
+from anomalygpt.config.load import load_config, resolve, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.errors import user_errors
+from anomalygpt.errors import UserError, user_errors
 from anomalygpt.files import claimed
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         config = load_config(arguments.config, [*arguments.overrides, *arguments.set])
         if config.llm is None and config.training.answers:
-            raise ConfigError("llm: training answers needs a language model; training.answers=false trains maps alone")
+            raise UserError("llm: training answers needs a language model; training.answers=false trains maps alone")
         if arguments.dry_run:
             _plan(config, arguments.processes)
             return 0
@@ -70,7 +70,7 @@ def _plan(config: ExperimentConfig, processes: int | None) -> None:
         return
     processes = processes if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
     if processes < 1:
-        raise ConfigError(f"--processes {processes}: expected 1 or more")
+        raise UserError(f"--processes {processes}: expected 1 or more")
     plan = describe(config, processes)
     print(to_yaml(config) + "\n".join(f"# {line}".rstrip() for line in plan))
 

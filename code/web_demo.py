@@ -87,10 +87,6 @@ REMEMBERED: "WeakValueDictionary[int, Session]" = WeakValueDictionary()
 # -- the conversation -------------------------------------------------------------------------------------------------
 
 
-class DemoError(UserError):
-    """What the person at the browser can mend; shown there as one line."""
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What the left side of the page holds: a photo, good photos, and what the part is called ("" for no name)."""
@@ -147,7 +143,7 @@ class Session:
             question: may name the part where the page does not.
 
         Raises:
-            DemoError: a file can't be read.
+            UserError: a file can't be read.
         """
         from anomalygpt.datasets.dialogue import class_in_prompt
         from anomalygpt.inference.visualize import overlay
@@ -196,20 +192,20 @@ def _read(path: Path) -> "Image.Image":
     try:
         return load_image(path)
     except DatasetError as error:  # it names the server's folder, which is none of the browser's business
-        raise DemoError(str(error).replace(str(path), path.name)) from error
+        raise UserError(str(error).replace(str(path), path.name)) from error
 
 
 def read_inputs(photo: str | None, references: Uploads, class_name: str | None) -> Inputs:
     """What the page sends, checked.
 
     Raises:
-        DemoError: there is no photo, or there are too many references.
+        UserError: there is no photo, or there are too many references.
     """
     if not photo:
-        raise DemoError("There is no photo yet: upload one, or click an example.")
+        raise UserError("There is no photo yet: upload one, or click an example.")
     good = tuple(Path(path) for path, _ in references or ())
     if len(good) > MOST_REFERENCES:
-        raise DemoError(f"{len(good)} good photos are too many: keep {MOST_REFERENCES} at most.")
+        raise UserError(f"{len(good)} good photos are too many: keep {MOST_REFERENCES} at most.")
     return Inputs(Path(photo), good, " ".join((class_name or "").split()))
 
 
@@ -555,7 +551,7 @@ def free_port(host: str, wanted: int) -> int:
     """The wanted port, or the next free one after it; 0: any.
 
     Raises:
-        DemoError: none is free, or there is no such host.
+        UserError: none is free, or there is no such host.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in range(wanted, wanted + PORTS_TRIED):
@@ -564,20 +560,20 @@ def free_port(host: str, wanted: int) -> int:
             try:
                 trial.bind((host, port))
             except (PermissionError, OverflowError) as error:
-                raise DemoError(f"--port {port}: not allowed ({error})") from error
+                raise UserError(f"--port {port}: not allowed ({error})") from error
             except socket.gaierror as error:
-                raise DemoError(f"--host {host}: no address of this machine ({error})") from error
+                raise UserError(f"--host {host}: no address of this machine ({error})") from error
             except OSError:
                 continue
             return trial.getsockname()[1]
-    raise DemoError(f"--port {wanted}: neither it nor the {PORTS_TRIED - 1} after it are free on {host}")
+    raise UserError(f"--port {wanted}: neither it nor the {PORTS_TRIED - 1} after it are free on {host}")
 
 
 def serve(demo: "gr.Blocks", host: str, port: int, share: bool) -> None:
     """Runs the page until Ctrl-C or SIGTERM, which ``systemctl stop`` and ``docker stop`` send.
 
     Raises:
-        DemoError: the port was taken.
+        UserError: the port was taken.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -613,7 +609,7 @@ def _open(demo: "gr.Blocks", host: str, port: int, share: bool) -> None:
         )
     except OSError as error:
         why = str(error).split(". ")[0]  # Gradio goes on with advice for programmers
-        raise DemoError(f"--port {port}: no page can be served there ({why}); start again, or name another") from error
+        raise UserError(f"--port {port}: no page can be served there ({why}); start again, or name another") from error
     # A wildcard address is none that a browser can open.
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     print(f"Open http://{shown}:{port}" + (f" or {demo.share_url}" if demo.share_url else ""), flush=True)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from anomalygpt.files import InUseError, claimed
+from anomalygpt.errors import UserError
+from anomalygpt.files import claimed
 from tests.shared_data import ROOT
 
 HOLD = """
@@ -29,7 +30,7 @@ def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
         try:
             assert holder.stdout.readline() == "held\n"
             with (
-                pytest.raises(InUseError, match=r"another run is writing there.*another --out"),
+                pytest.raises(UserError, match=r"another run is writing there.*another --out"),
                 claimed(folder, "--out"),
             ):
                 pass
@@ -42,5 +43,5 @@ def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InUseError, match="can't be made"), claimed(tmp_path / "file" / "run", "--out"):
+    with pytest.raises(UserError, match="can't be made"), claimed(tmp_path / "file" / "run", "--out"):
         pass

@@ -124,7 +124,7 @@ def test_no_import_breaks_the_layers() -> None:
         ("config/load.py", "def late():\n    from anomalygpt.model.build import build", "above"),
         ("training/loop.py", "from anomalygpt.evaluation.metrics import auroc", "above"),
         ("evaluation/report.py", "from anomalygpt.train import main", "entry point"),
-        ("errors.py", "from anomalygpt.config.load import ConfigError", "above"),
+        ("errors.py", "from anomalygpt.config.load import UserError", "above"),
         ("serve.py", "from anomalygpt.predict import main", "entry point"),
         ("training/loop.py", "from model.encoder import Encoder", "bare"),
         ("predict.py", "import datasets", "bare"),

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.predict import InputError, as_text, expand, main, output_stems, write_pictures
+from anomalygpt.errors import UserError
+from anomalygpt.predict import as_text, expand, main, output_stems, write_pictures
 from tests.shared_data import ROOT
 
 
@@ -307,7 +308,7 @@ def test_folders_patterns_and_photos_are_taken_once_and_in_order(photos: Path) -
 
 
 def test_pattern_that_matches_nothing_is_named(photos: Path) -> None:
-    with pytest.raises(InputError, match=r"\*\.bmp: no photo there"):
+    with pytest.raises(UserError, match=r"\*\.bmp: no photo there"):
         expand([str(photos / "*.bmp")])
 
 

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from anomalygpt import web_demo
+from anomalygpt.errors import UserError
 from anomalygpt.inference.predictor import Look, Prediction, Region, prediction
-from anomalygpt.web_demo import DemoError, Session, ask, find_examples, free_port, read_inputs, start_over
+from anomalygpt.web_demo import Session, ask, find_examples, free_port, read_inputs, start_over
 from tests import browser
 from tests.processes import started
 
@@ -204,7 +205,7 @@ def test_unreadable_photo_is_one_warning_without_the_servers_folders(tmp_path: P
 
 
 def test_too_many_references_are_refused(photos: list[str]) -> None:
-    with pytest.raises(DemoError, match="5 good photos are too many: keep 4"):
+    with pytest.raises(UserError, match="5 good photos are too many: keep 4"):
         read_inputs(photos[0], [(path, None) for path in photos[1:]], "")
 
 
@@ -277,7 +278,7 @@ def test_port_that_is_taken_at_the_last_moment_is_told_in_one_line(tmp_path: Pat
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(DemoError, match=f"^--port {port}: no page can be served there") as error:
+        with pytest.raises(UserError, match=f"^--port {port}: no page can be served there") as error:
             web_demo._open(demo, "127.0.0.1", port, share=False)
     assert "\n" not in str(error.value)
 

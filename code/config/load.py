@@ -21,10 +21,6 @@ BASE_KEY = "base"  # a YAML may name another one that it changes
 OFFICIAL = "official"  # the references' preset that takes no other setting
 
 
-class ConfigError(UserError, ValueError):
-    """A setting is wrong; the message says which, where, and what was expected."""
-
-
 def home() -> Path:
     """The folder that relative paths in a config start at: ANOMALYGPT_HOME, else the checkout that holds ``code/``.
 
@@ -69,7 +65,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
             the file's other settings of the references, which this preset does not take, and its ``usual_score``.
 
     Raises:
-        ConfigError: no such file, not YAML, or a setting that is unknown or of the wrong kind; names the override that
+        UserError: no such file, not YAML, or a setting that is unknown or of the wrong kind; names the override that
             brought it, else the file.
     """
     path = _find(source)
@@ -78,14 +74,14 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
         return ExperimentConfig.model_validate(_overridden(values, overrides))
     except ValidationError as error:
         lines = [f"{_culprit(line, values, overrides) or path}: {line}" for line in _explain(error)]
-        raise ConfigError("\n".join(lines)) from error
+        raise UserError("\n".join(lines)) from error
 
 
 def stated(overrides: Sequence[str]) -> dict[str, Any]:
     """What overrides say by themselves, as nested settings.
 
     Raises:
-        ConfigError: one is not ``key.sub=value``, or goes below a value.
+        UserError: one is not ``key.sub=value``, or goes below a value.
     """
     values: dict[str, Any] = {}
     for override in overrides:
@@ -115,24 +111,24 @@ def _find(source: str | Path) -> Path:
     elif not path.is_file() and (CONFIG_FOLDER / path.name).is_file() and path.parent == Path("."):
         path = CONFIG_FOLDER / path.name
     if not path.is_file():
-        raise ConfigError(f"no config {str(source)!r}; expected a YAML file, or one of {', '.join(names())}")
+        raise UserError(f"no config {str(source)!r}; expected a YAML file, or one of {', '.join(names())}")
     return path
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
-        raise ConfigError(f"{path}: 'base' leads back to itself")
+        raise UserError(f"{path}: 'base' leads back to itself")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected settings (key: value), found {type(values).__name__}")
+        raise UserError(f"{path}: expected settings (key: value), found {type(values).__name__}")
     base = values.pop(BASE_KEY, None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected the name of one config, got {base!r:.80}")
+        raise UserError(f"{path}: base: expected the name of one config, got {base!r:.80}")
     sibling = path.parent / f"{base}.yaml"
     return _merged(_read(sibling if sibling.is_file() else _find(base), (*seen, path)), values)
 
@@ -175,17 +171,17 @@ def _mapping(values: Any, *keys: str) -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {override!r}: expected key.sub=value, as in training.optimizer.lr=1e-4")
+        raise UserError(f"override {override!r}: expected key.sub=value, as in training.optimizer.lr=1e-4")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        raise UserError(f"override {override!r}: the value is not valid YAML") from error
     *parents, last = key.split(".")
     node = values
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} holds a value, not further settings")
+            raise UserError(f"override {override!r}: {parent!r} holds a value, not further settings")
     node[last] = value
 
 

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 
 from anomalygpt.datasets.transforms import load_image
+from anomalygpt.errors import UserError
 from anomalygpt.evaluation.protocol import Cell, photo_seed
 from anomalygpt.evaluation.questions import Question, parse_choice, with_options, wording
 from anomalygpt.evaluation.sharing import SAVE_EVERY, Share, Work, measure_shared
-from anomalygpt.evaluation.state import State, StateError
+from anomalygpt.evaluation.state import State
 from anomalygpt.files import replacing
 from anomalygpt.inference.predictor import Look, Predictor
 from anomalygpt.model.chat import chat_prompt
@@ -75,13 +76,13 @@ class Answers:
         """Reads a file back.
 
         Raises:
-            StateError: it is damaged, or none of ours.
+            UserError: it is damaged, or none of ours.
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return cls([Answer(**row) for row in found["rows"]], found["photos"], found["seconds"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StateError(f"{path}: can't be read ({error}); delete it, its photos are asked again") from error
+            raise UserError(f"{path}: can't be read ({error}); delete it, its photos are asked again") from error
 
 
 class Asker:
@@ -170,7 +171,7 @@ def answer_shared(
         make: makes what asks; not called where this process has nothing to ask.
 
     Raises:
-        StateError: the state is damaged, or of other questions.
+        UserError: the state is damaged, or of other questions.
         OSError: the state can't be written.
     """
     by_photo: dict[str, list[Question]] = {}
@@ -186,7 +187,7 @@ def answer_shared(
     work = Work(lambda: asker.append(make()), on_photo, save_every)
     done = measure_shared(state, choices_cell(shots), list(by_photo), share, measure, work)
     if done is not None and sorted(row.key for row in done.rows) != sorted(question.key for question in questions):
-        raise StateError(
+        raise UserError(
             f"{state.folder.parent}: holds a run on other questions; name another --out, or delete {state.folder}"
         )
     return done

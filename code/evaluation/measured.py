@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 import numpy as np
 
+from anomalygpt.errors import UserError
 from anomalygpt.evaluation.examples import Case, Example, Examples
 from anomalygpt.evaluation.pixels import PixelCounts
-from anomalygpt.evaluation.state import StateError
 from anomalygpt.evaluation.truth import MaskRule
 from anomalygpt.files import replacing
 
@@ -126,7 +126,7 @@ class Measured:
         """Reads a file back.
 
         Raises:
-            StateError: it is damaged, or none of ours.
+            UserError: it is damaged, or none of ours.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -142,7 +142,7 @@ class Measured:
         # A damaged archive makes NumPy and zipfile raise nearly anything.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise StateError(f"{path}: can't be read ({reason}); delete it, its photos are measured again") from error
+            raise UserError(f"{path}: can't be read ({reason}); delete it, its photos are measured again") from error
         return found
 
 

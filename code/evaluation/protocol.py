@@ -17,10 +17,6 @@ PAPER_SHOTS = 4  # the paper draws 1, 2 or 4 references, and starts each round f
 ReferenceChoice = Literal["paper", "random"]
 
 
-class ProtocolError(UserError, ValueError):
-    """The photos do not allow the measurement that was asked for."""
-
-
 @dataclass(frozen=True)
 class Cell:
     """One class in one round with K references: what is measured at a time. Zero-shot has the single round 0."""
@@ -59,7 +55,7 @@ class Plan:
         """The reference photos of a cell.
 
         Raises:
-            ProtocolError: there are too few good training photos.
+            UserError: there are too few good training photos.
         """
         own = of_class(records, cell.class_name)
         if self.choice == "paper":
@@ -76,11 +72,11 @@ def tested(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]
     """A class's test photos.
 
     Raises:
-        ProtocolError: there is none.
+        UserError: there is none.
     """
     found = [record for record in of_class(records, class_name) if record.split == "test"]
     if not found:
-        raise ProtocolError(f"{class_name}: no test photos")
+        raise UserError(f"{class_name}: no test photos")
     return found
 
 
@@ -94,12 +90,12 @@ def reference_records(records: Sequence[ImageRecord], shots: int, round: int = 0
         shots: K; 0 takes none.
 
     Raises:
-        ProtocolError: there are too few good training photos.
+        UserError: there are too few good training photos.
     """
     good = _good_training_photos(records)
     start = max(PAPER_SHOTS, shots) * round
     if shots and start + shots > len(good):
-        raise ProtocolError(
+        raise UserError(
             f"{_name(records)}: {shots} references in round {round} need {start + shots} good training photos, "
             f"there are {len(good)}{_advice(good)}"
         )
@@ -110,11 +106,11 @@ def random_references(records: Sequence[ImageRecord], shots: int, round: int, se
     """K good training photos, drawn without repetition; the same for the same class, K, round and seed.
 
     Raises:
-        ProtocolError: there are fewer than K.
+        UserError: there are fewer than K.
     """
     good = _good_training_photos(records)
     if shots > len(good):
-        raise ProtocolError(
+        raise UserError(
             f"{_name(records)}: {shots} references need {shots} good training photos, there are {len(good)}"
             f"{_advice(good)}"
         )
@@ -139,12 +135,12 @@ def check(plan: Plan, records: Sequence[ImageRecord]) -> None:
     """What can be known to fail fails before a model is loaded.
 
     Raises:
-        ProtocolError: a class has no test photo, or too few references for a round.
+        UserError: a class has no test photo, or too few references for a round.
     """
     names = sorted({record.class_name for record in records})
     without = [name for name in names if not any(r.split == "test" for r in of_class(records, name))]
     if without or not names:
-        raise ProtocolError(f"no test photos of {first_offenders(without) or 'any class'}")
+        raise UserError(f"no test photos of {first_offenders(without) or 'any class'}")
     for cell in plan.cells(names):
         plan.references(records, cell)
 

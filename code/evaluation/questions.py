@@ -23,10 +23,6 @@ EXPECTED = (
 )
 
 
-class ChoicesError(UserError, ValueError):
-    """The file of questions is not as it should be, or photos that it names are not there."""
-
-
 @dataclass(frozen=True)
 class Question:
     """One question about one photo.
@@ -74,22 +70,22 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
         shots: how many references each question must have.
 
     Raises:
-        ChoicesError: no such file, not of one of the two forms, a photo that is not there, or too few references.
+        UserError: no such file, not of one of the two forms, a photo that is not there, or too few references.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ChoicesError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise ChoicesError(f"{path}: can't be read as JSON ({error})") from error
+        raise UserError(f"{path}: can't be read as JSON ({error})") from error
     if isinstance(content, dict):
         found = [q for image, entry in content.items() for q in _mmad(path, image, entry, templates)]
     elif isinstance(content, list):
         found = [_own(path, number, entry) for number, entry in enumerate(content, start=1)]
     else:
-        raise ChoicesError(f"{path}: {EXPECTED}")
+        raise UserError(f"{path}: {EXPECTED}")
     if not found:
-        raise ChoicesError(f"{path}: no questions; {EXPECTED}")
+        raise UserError(f"{path}: no questions; {EXPECTED}")
     _require(path, root, found, shots)
     return found
 
@@ -98,7 +94,7 @@ def _mmad(path: Path, image: str, entry: Any, templates: Templates) -> list[Ques
     where = f"{path}: {image}"
     talk = entry.get("conversation") if isinstance(entry, dict) else None
     if not isinstance(talk, list):
-        raise ChoicesError(f"{where}: no list 'conversation'; {EXPECTED}")
+        raise UserError(f"{where}: no list 'conversation'; {EXPECTED}")
     parts = Path(image).parts
     class_name = parts[1] if len(parts) > 2 else UNNAMED_CLASS  # data set / class / …
     references = tuple(map(str, entry.get(f"{templates}_templates") or ()))
@@ -116,7 +112,7 @@ def _mmad(path: Path, image: str, entry: Any, templates: Templates) -> list[Ques
 def _own(path: Path, number: int, entry: Any) -> Question:
     where = f"{path}: record {number}"
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-        raise ChoicesError(f"{where}: no 'image'; {EXPECTED}")
+        raise UserError(f"{where}: no 'image'; {EXPECTED}")
     named = next((entry[key] for key in ("reference", "references", "template", "templates") if key in entry), ())
     references = (named,) if isinstance(named, str) else tuple(map(str, named or ()))
     task_key = "task" if "task" in entry else "type"
@@ -132,11 +128,11 @@ def _own(path: Path, number: int, entry: Any) -> Question:
 def _question(where: str, given: dict[str, Any], asked: Any, keys: tuple[str, str, str, str]) -> Question:
     question, options, answer, task = (asked.get(key) if isinstance(asked, dict) else None for key in keys)
     if not isinstance(question, str) or not isinstance(options, dict) or len(options) < 2:
-        raise ChoicesError(f"{where}: needs '{keys[0]}' and two or more '{keys[1]}'; {EXPECTED}")
+        raise UserError(f"{where}: needs '{keys[0]}' and two or more '{keys[1]}'; {EXPECTED}")
     if not all(re.fullmatch("[A-Z]", key) and isinstance(text, str) and text for key, text in options.items()):
-        raise ChoicesError(f"{where}: '{keys[1]}' must be texts by capital letter, found {', '.join(options)}")
+        raise UserError(f"{where}: '{keys[1]}' must be texts by capital letter, found {', '.join(options)}")
     if not isinstance(answer, str) or answer not in options:
-        raise ChoicesError(f"{where}: the answer {answer!r} is none of the options {', '.join(options)}")
+        raise UserError(f"{where}: the answer {answer!r} is none of the options {', '.join(options)}")
     name = str(task) if task else "questions"
     return Question(
         key=given["key"],
@@ -153,11 +149,11 @@ def _question(where: str, given: dict[str, Any], asked: Any, keys: tuple[str, st
 def _require(path: Path, root: Path, found: Sequence[Question], shots: int) -> None:
     few = dict.fromkeys(question.image for question in found if len(question.references) < shots)
     if few:
-        raise ChoicesError(f"{path}: {len(few)} photos have fewer than {shots} references: {first_offenders(few)}")
+        raise UserError(f"{path}: {len(few)} photos have fewer than {shots} references: {first_offenders(few)}")
     named = dict.fromkeys(name for question in found for name in (question.image, *question.references[:shots]))
     absent = [name for name in named if not (root / name).is_file()]
     if absent:
-        raise ChoicesError(
+        raise UserError(
             f"{root}: {len(absent)} of {len(named)} photos are not there: {first_offenders(absent)}; "
             "--data names the folder that paths start at"
         )

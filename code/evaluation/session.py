@@ -17,11 +17,12 @@ from anomalygpt.datasets.dialogue import (
 )
 from anomalygpt.datasets.records import ImageRecord, first_offenders
 from anomalygpt.datasets.transforms import load_image, load_mask
+from anomalygpt.errors import UserError
 from anomalygpt.evaluation.measured import Measured, PhotoRow, Setting
 from anomalygpt.evaluation.protocol import Cell, Plan, of_class, photo_name, photo_seed, tested
 from anomalygpt.evaluation.results import CategoryResult, summarise
 from anomalygpt.evaluation.sharing import SAVE_EVERY, Share, Work, measure_shared
-from anomalygpt.evaluation.state import State, StateError
+from anomalygpt.evaluation.state import State
 from anomalygpt.evaluation.truth import Resolution, can_saturate, choose_mask_rule, on_map, truth_about
 from anomalygpt.inference.predictor import Look, Prediction, Predictor
 
@@ -95,9 +96,9 @@ class Session:
         """Measures what is not measured yet of a cell, and adds it up; None on all processes but the first.
 
         Raises:
-            ProtocolError: there is no test photo, or too few references.
+            UserError: there is no test photo, or too few references.
             DatasetError: a photo or a mask can't be read.
-            StateError: the state is damaged, or of other photos.
+            UserError: the state is damaged, or of other photos.
             OSError: the state can't be written.
         """
         photos = {self._name(record): record for record in tested(self.records, cell.class_name)}
@@ -149,12 +150,12 @@ class Session:
         measured = Counter(row.photo for row in done.rows)
         other = sorted(measured.keys() ^ photos.keys())
         if other:
-            raise StateError(
+            raise UserError(
                 f"{self.state.folder.parent}: holds a run on other photos ({first_offenders(other)}); "
                 f"name another --out, or delete {self.state.folder} to start anew"
             )
         if max(measured.values()) > 1 or done.pixels.photos != sum(row.has_pixels for row in done.rows):
-            raise StateError(
+            raise UserError(
                 f"{self.state.folder}: photos were counted twice or by half, as when two runs write there at once; "
                 f"delete it to start anew"
             )

@@ -58,7 +58,7 @@ def measure_shared(
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM came; what was measured is kept.
-        StateError: the state is damaged.
+        UserError: the state is damaged.
         OSError: the state can't be written.
     """
     done = state.finished(cell)

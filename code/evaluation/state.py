@@ -15,10 +15,6 @@ FOLDER = "state"
 SETTINGS = "settings.json"
 
 
-class StateError(UserError):
-    """A file of an earlier, unfinished run can't be used."""
-
-
 class Kept(Protocol):
     """What is kept of some photos of a cell."""
 
@@ -38,7 +34,7 @@ class Kept(Protocol):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads it back. Raises StateError for a damaged one."""
+        """Reads it back. Raises UserError for a damaged one."""
         ...
 
 
@@ -64,7 +60,7 @@ class State(Generic[K]):
         """Keeps the settings that numbers depend on, and refuses to mix those of two runs.
 
         Raises:
-            StateError: the folder holds a run with other settings.
+            UserError: the folder holds a run with other settings.
             OSError: the folder can't be written.
         """
         path = self.folder / SETTINGS
@@ -74,7 +70,7 @@ class State(Generic[K]):
             different = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
             if different:
                 key = different[0]
-                raise StateError(
+                raise UserError(
                     f"{self.folder.parent}: holds a run with another {key} ({_short(found.get(key))}, now "
                     f"{_short(wanted.get(key))}); name another --out, or delete {self.folder} to start anew"
                 )
@@ -86,7 +82,7 @@ class State(Generic[K]):
         """A cell that was measured to its end.
 
         Raises:
-            StateError: its file is damaged.
+            UserError: its file is damaged.
         """
         path = self._path(cell)
         return self.empty.read(path) if path.is_file() else None
@@ -100,7 +96,7 @@ class State(Generic[K]):
         """The photos of a cell that need not be measured again.
 
         Raises:
-            StateError: a file is damaged.
+            UserError: a file is damaged.
         """
         done = self.finished(cell)
         if done is not None:
@@ -120,7 +116,7 @@ class State(Generic[K]):
         """Adds a cell's parts up, writes the whole, and then deletes the parts.
 
         Raises:
-            StateError: a part is damaged.
+            UserError: a part is damaged.
             OSError: the file can't be written.
         """
         parts = self.parts(cell)
@@ -142,7 +138,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StateError(f"{path}: can't be read ({error}); delete {path.parent} to start anew") from error
+        raise UserError(f"{path}: can't be read ({error}); delete {path.parent} to start anew") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -14,10 +14,11 @@ from scipy import ndimage
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.dialogue import class_in_prompt, detection_question, position_name
 from anomalygpt.datasets.transforms import Geometry, ImageTransform
+from anomalygpt.errors import UserError
 from anomalygpt.inference.calibration import Calibrated, Calibration, TextCalibration, calibrate
 from anomalygpt.inference.comparison import top_mean
 from anomalygpt.inference.reference_settings import OFFICIAL, ReferenceSettings, reference_settings
-from anomalygpt.inference.references import References, ReferencesError
+from anomalygpt.inference.references import References
 from anomalygpt.inference.text_map import text_maps
 from anomalygpt.inference.verdict import (
     Verdict,
@@ -201,7 +202,7 @@ class Predictor:
         """Remembers good photos of the part; they replace earlier ones. None at all goes back to the text map.
 
         Raises:
-            ReferencesError: the settings of ``inference.references`` do not fit the encoder.
+            UserError: the settings of ``inference.references`` do not fit the encoder.
         """
         self._take(
             References.remember(self.model, photos, self.reference_settings, self._beside_references)
@@ -223,17 +224,17 @@ class Predictor:
         """Writes the references to a safetensors file, from which :meth:`load_references` restores them.
 
         Raises:
-            ReferencesError: there are none, or the file can't be written.
+            UserError: there are none, or the file can't be written.
         """
         if self._references is None:
-            raise ReferencesError(f"{path}: there are no references to save")
+            raise UserError(f"{path}: there are no references to save")
         self._references.save(path)
 
     def load_references(self, path: Path) -> None:
         """Takes saved references in place of any earlier ones; they are compared as they were when they were saved.
 
         Raises:
-            ReferencesError: no such file, damaged, or made with another encoder, other weights or another geometry.
+            UserError: no such file, damaged, or made with another encoder, other weights or another geometry.
         """
         self._take(References.load(path, self.model, self._beside_references))
 

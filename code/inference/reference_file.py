@@ -30,10 +30,6 @@ KEPT = torch.float16  # cosines of patches rounded so differ by about 1e-5
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and of each so many, tell encoders apart
 
 
-class ReferencesError(UserError, ValueError):
-    """The references can't be used so; the message says why."""
-
-
 @dataclass(frozen=True)
 class EncoderIdentity:
     """What patches depend on, beside the settings. Patches of two photos compare only where all of it is the same."""
@@ -97,10 +93,10 @@ def write_references(path: Path, stored: StoredReferences) -> None:
     """Writes a safetensors file, whole or not at all.
 
     Raises:
-        ReferencesError: the name ends in something else, or it can't be written.
+        UserError: the name ends in something else, or it can't be written.
     """
     if path.suffix != SUFFIX:
-        raise ReferencesError(f"{path}: expected a file name that ends in {SUFFIX}")
+        raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
     tensors = _photos(stored) | _features(stored) | _memory(stored)
     if stored.held_out is not None:
         tensors["held_out"] = stored.held_out.to("cpu", KEPT)
@@ -117,7 +113,7 @@ def write_references(path: Path, stored: StoredReferences) -> None:
     try:
         save_tensors({name: value.contiguous() for name, value in tensors.items()}, path, about)
     except CheckpointError as error:
-        raise ReferencesError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _photos(stored: StoredReferences) -> dict[str, Tensor]:
@@ -163,19 +159,19 @@ def read_references(path: Path, device: torch.device) -> StoredReferences:
     """Reads what :func:`write_references` wrote.
 
     Raises:
-        ReferencesError: no such file, damaged, or no file of references.
+        UserError: no such file, damaged, or no file of references.
     """
     if not path.is_file():
-        raise ReferencesError(f"{path}: no such file; expected references that were saved before")
+        raise UserError(f"{path}: no such file; expected references that were saved before")
     try:
         about = read_metadata(path)
         if about.get("format") != FORMAT:
-            raise ReferencesError(f"{path}: no file of references; expected one that --save-references wrote")
+            raise UserError(f"{path}: no file of references; expected one that --save-references wrote")
         return _restored(about, read_tensors(path), device)
     except UserError as error:
-        raise ReferencesError(str(error)) from error
+        raise UserError(str(error)) from error
     except (KeyError, ValueError, TypeError, OSError) as error:
-        raise ReferencesError(f"{path}: damaged ({type(error).__name__}: {error}); save them again") from error
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); save them again") from error
 
 
 def _restored(about: Mapping[str, str], tensors: Mapping[str, Tensor], device: torch.device) -> StoredReferences:
@@ -242,12 +238,12 @@ def check_fits(
         settings: None takes whatever the file has.
 
     Raises:
-        ReferencesError: they differ; names each thing in which they do.
+        UserError: they differ; names each thing in which they do.
     """
     differ = _differences(stored.identity, identity)
     differ += _differences(stored.settings, settings) if settings is not None else []
     if differ:
-        raise ReferencesError(
+        raise UserError(
             f"{path}: made for something else: {'; '.join(differ)}. Remember the good photos again with this model"
         )
 

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.errors import UserError
 from anomalygpt.inference.augmentation import DECIDED_BY, choose_augmentation, view_gains
 from anomalygpt.inference.comparison import ScaleMemory, distance_map, euclid, top_mean
 from anomalygpt.inference.reference_file import (
-    ReferencesError,
     StoredReferences,
     check_fits,
     encoder_identity,
@@ -35,7 +35,7 @@ from anomalygpt.model.tiles import encode_square
 MOST_HELD_OUT = 16  # so many references are held against the others; more tell nothing new, and take time
 ELSEWHERE = 2  # patches around a patch's own place that are no comparison, where a photo is held against itself
 
-__all__ = ["References", "ReferencesError"]
+__all__ = ["References"]
 
 
 class References:
@@ -47,7 +47,7 @@ class References:
         transform: brings a photo to the encoder's own side, in the geometry that queries have too.
 
     Raises:
-        ReferencesError: the settings do not fit each other or the encoder.
+        UserError: the settings do not fit each other or the encoder.
     """
 
     def __init__(self, model: AnomalyGPT, settings: ReferenceSettings, transform: ImageTransform) -> None:
@@ -74,10 +74,10 @@ class References:
         """Remembers K >= 1 good photos; arguments are those of the class.
 
         Raises:
-            ReferencesError: there is no photo, or the settings do not fit.
+            UserError: there is no photo, or the settings do not fit.
         """
         if not photos:
-            raise ReferencesError("references: expected at least one photo of a good part")
+            raise UserError("references: expected at least one photo of a good part")
         references = cls(model, settings, transform)
         for photo in photos:
             references.add(photo)
@@ -276,10 +276,10 @@ class References:
         """Writes a safetensors file, whole or not at all. Features are kept in half precision.
 
         Raises:
-            ReferencesError: there is no photo yet, or the file can't be written.
+            UserError: there is no photo yet, or the file can't be written.
         """
         if not self._shown:
-            raise ReferencesError(f"{path}: there are no references to save")
+            raise UserError(f"{path}: there are no references to save")
         write_references(
             path,
             StoredReferences(
@@ -304,7 +304,7 @@ class References:
         """Reads what :meth:`save` wrote; ``settings`` None takes those of the file.
 
         Raises:
-            ReferencesError: no such file, damaged, or it does not fit the encoder, its weights, the geometry or the
+            UserError: no such file, damaged, or it does not fit the encoder, its weights, the geometry or the
                 settings.
         """
         stored = read_references(path, model.device)
@@ -338,7 +338,7 @@ def _check(settings: ReferenceSettings, spec: ImageSpec) -> None:
         ("tap_weights", settings.tap_weights, len(spec.taps), "tap"),
     ):
         if weights and (len(weights) != count or sum(weights) <= 0):
-            raise ReferencesError(
+            raise UserError(
                 f"inference.references.{name} {list(weights)}: expected {count} numbers, one a {what}, not all zero"
             )
 

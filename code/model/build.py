@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anomalygpt.config.load import PRETRAINED, ConfigError, home, load_config, names, resolve
+from anomalygpt.config.load import PRETRAINED, home, load_config, names, resolve
 from anomalygpt.config.schema import EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -29,22 +29,18 @@ MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else speaks
 PAPER, COMPACT = "imagebind_vicuna7b", "compact"
 
 
-class DeviceError(UserError, ValueError):
-    """There is no such device."""
-
-
 def choose_device(name: str = "auto") -> torch.device:
     """``auto``: the first CUDA device where there is one, else the CPU.
 
     Raises:
-        DeviceError: there is no such device.
+        UserError: there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {name!r}: not on this machine; expected auto, cpu, cuda or cuda:N") from error
+        raise UserError(f"device {name!r}: not on this machine; expected auto, cpu, cuda or cuda:N") from error
     return torch.device(name)
 
 
@@ -173,7 +169,7 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
     """Marks the parts as trainable, in fp32, and all else as frozen; part -> its parameters.
 
     Raises:
-        ConfigError: the model has no such part.
+        UserError: the model has no such part.
     """
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
     for name, parameter in model.named_parameters():
@@ -183,7 +179,7 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
             groups[part].append(parameter)
     empty = [part for part, parameters in groups.items() if not parameters]
     if empty:
-        raise ConfigError(f"training.trainable: this model has no {', '.join(empty)}")
+        raise UserError(f"training.trainable: this model has no {', '.join(empty)}")
     return groups
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalygpt.model.encoder import EncoderSettingsError, ImageFeatures, ImageSpec
+from anomalygpt.errors import UserError
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec
 
 TIMM_NAME = "vit_small_patch14_dinov2.lvd142m"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,11 +31,11 @@ class Dinov2(nn.Module):
         self.vit = vit
         patch, depth = vit.patch_embed.patch_size[0], len(vit.blocks)
         if image_size % patch:
-            raise EncoderSettingsError(f"encoder.image_size {image_size}: expected a multiple of the patch, {patch}")
+            raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {patch}")
         quarter = depth // 4
         chosen = tuple(taps) if taps is not None else tuple(quarter * (i + 1) - 1 for i in range(4))
         if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
-            raise EncoderSettingsError(f"encoder.taps {chosen}: expected rising block numbers below {depth}")
+            raise UserError(f"encoder.taps {chosen}: expected rising block numbers below {depth}")
         self.spec = ImageSpec(
             size=image_size,
             mean=IMAGENET_MEAN,

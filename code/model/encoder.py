@@ -7,12 +7,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from anomalygpt.errors import UserError
-
-
-class EncoderSettingsError(UserError, ValueError):
-    """An encoder can't be built so; the message names the setting."""
-
 
 @dataclass(frozen=True)
 class ImageSpec:

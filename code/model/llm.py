@@ -21,10 +21,6 @@ EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 
 
-class LoraError(UserError, ValueError):
-    """LoRA can't stand where it was asked to; the message is one line."""
-
-
 @dataclass(frozen=True)
 class LoraSettings:
     """Low-rank adapters; the defaults are PandaGPT's."""
@@ -108,7 +104,7 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     """Wraps the model in PEFT, whose tensor names the released deltas use.
 
     Raises:
-        LoraError: a target is no module of this model, or none that takes LoRA.
+        UserError: a target is no module of this model, or none that takes LoRA.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -126,7 +122,7 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
         try:
             return get_peft_model(llm, config)
         except ValueError as error:  # the modules are there, but of a kind that PEFT has no adapter for
-            raise LoraError(_no_target(llm, "LoRA can't stand on all of these", settings.targets)) from error
+            raise UserError(_no_target(llm, "LoRA can't stand on all of these", settings.targets)) from error
 
 
 def fold_lora(llm: Any) -> None:
@@ -145,9 +141,9 @@ def _require_targets(llm: nn.Module, targets: Sequence[str]) -> None:
     modules = [name for name, _ in llm.named_modules()]
     absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
     if not targets:
-        raise LoraError(_no_target(llm, "names no module", targets))
+        raise UserError(_no_target(llm, "names no module", targets))
     if absent:
-        raise LoraError(_no_target(llm, "no such modules in this language model", absent))
+        raise UserError(_no_target(llm, "no such modules in this language model", absent))
 
 
 def _no_target(llm: nn.Module, fault: str, targets: Sequence[str]) -> str:

@@ -9,10 +9,6 @@ from anomalygpt.errors import UserError
 SENTENCEPIECE_FILE = "tokenizer.model"
 
 
-class TokenizerError(UserError, ValueError):
-    """A language model's folder holds no tokeniser that can be read."""
-
-
 class Tokenizer(Protocol):
     """Encodes a string on its own, as if a space stood before it, without special tokens (SPEC 6)."""
 
@@ -41,9 +37,7 @@ class SentencePieceTokenizer:
         try:
             self._model = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            raise TokenizerError(
-                f"{path}: no SentencePiece model; it is damaged or was not fully downloaded"
-            ) from error
+            raise UserError(f"{path}: no SentencePiece model; it is damaged or was not fully downloaded") from error
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
 
@@ -77,7 +71,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokeniser of a language model's folder: SentencePiece where ``tokenizer.model`` is there.
 
     Raises:
-        TokenizerError: the folder holds no tokeniser, or a damaged one.
+        UserError: the folder holds no tokeniser, or a damaged one.
     """
     if (folder / SENTENCEPIECE_FILE).is_file():
         return SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
@@ -86,6 +80,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # the tokenizers library raises no narrower one for a damaged file
-        raise TokenizerError(
+        raise UserError(
             f"{folder} holds no tokeniser: expected tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
         ) from error

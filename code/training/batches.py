@@ -15,7 +15,6 @@ from torch.utils.data.distributed import DistributedSampler
 
 from anomalygpt.errors import UserError
 from anomalygpt.training.distributed import Process
-from anomalygpt.training.engine import BatchError
 
 LEAVING_TAKES = 5.0  # seconds, for a worker that was told to leave
 
@@ -70,13 +69,13 @@ def endless_batches(
         start: how many batches of this process came before.
 
     Raises:
-        BatchError: the data set is smaller than one batch of all processes.
+        UserError: the data set is smaller than one batch of all processes.
         UserError: a sample's own, such as that of a photo that can't be read.
     """
     sampler = ResumableSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
     per_epoch = sampler.num_samples // batch_size
     if per_epoch == 0:
-        raise BatchError(
+        raise UserError(
             f"{len(dataset)} samples are fewer than micro_batch_size {batch_size} x "  # type: ignore[arg-type]
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from anomalygpt.errors import UserError
-from anomalygpt.training.engine import EngineError
 
 # How a starter that sets no RANK names a process's rank, its local rank (the first of these that is there) and the
 # number of processes. The order counts: in a Slurm allocation mpirun starts one Slurm task a machine. Slurm's own
@@ -54,7 +53,7 @@ def start(device: str = "auto", patience: timedelta | None = None) -> Process:
             always holds while they find each other.
 
     Raises:
-        EngineError: the launcher has not said all that the processes need to meet, or there is no GPU for this one.
+        UserError: the launcher has not said all that the processes need to meet, or there is no GPU for this one.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,7 +107,7 @@ def _alone_unless_launched() -> None:
 def _require_whole_launch() -> None:
     missing = [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise EngineError(
+        raise UserError(
             f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}: the processes of a run meet at "
             f"MASTER_ADDR (rank 0's machine) and MASTER_PORT (a free port there); export them, or start with torchrun"
         )
@@ -117,9 +116,9 @@ def _require_whole_launch() -> None:
 def _require_gpu(local_rank: int) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise EngineError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
+        raise UserError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
     if local_rank >= count:
-        raise EngineError(
+        raise UserError(
             f"process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds {count}; start no more "
             f"processes on a machine than it has GPUs"
         )

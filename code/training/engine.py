@@ -14,22 +14,14 @@ from anomalygpt.errors import UserError
 BUCKET = 500_000_000  # DeepSpeed's own reduce_bucket_size, in numbers
 
 
-class BatchError(UserError, ValueError):
-    """The batch size does not divide among the processes; the message shows the arithmetic."""
-
-
-class EngineError(UserError, RuntimeError):
-    """The machine can't do what the settings ask for; the message says which of them to change."""
-
-
 def require_device(settings: TrainingConfig, device: torch.device) -> None:
     """Compares the engine's precision with the device, before weights are read.
 
     Raises:
-        EngineError: DeepSpeed does not train in fp16 on a CPU.
+        UserError: DeepSpeed does not train in fp16 on a CPU.
     """
     if device.type == "cpu" and settings.precision == "fp16":
-        raise EngineError(
+        raise UserError(
             "training.precision fp16 needs a GPU, and this run is on the CPU; training.precision=fp32 trains there"
         )
 
@@ -39,7 +31,7 @@ def memory_told(settings: TrainingConfig) -> Iterator[None]:
     """Turns a GPU's full memory into a line that says what takes less.
 
     Raises:
-        EngineError: in the place of torch's error.
+        UserError: in the place of torch's error.
     """
     try:
         yield
@@ -52,7 +44,7 @@ def memory_told(settings: TrainingConfig) -> Iterator[None]:
             "a smaller llm.max_target_tokens",
             *(["training.zero_stage=3 on several GPUs"] if settings.zero_stage < 3 else []),
         ]
-        raise EngineError(
+        raise UserError(
             f"the GPU's memory is full ({str(error).split('. ')[0]}). Less is taken with {', '.join(less)}; "
             f"--dry-run estimates it"
         ) from error
@@ -62,11 +54,11 @@ def accumulation_steps(settings: TrainingConfig, world_size: int) -> int:
     """Micro-steps between two optimiser steps: batch = micro x accumulation x processes.
 
     Raises:
-        BatchError: there is no whole number of them.
+        UserError: there is no whole number of them.
     """
     a_round = settings.micro_batch_size * world_size
     if settings.batch_size % a_round:
-        raise BatchError(
+        raise UserError(
             f"training.batch_size {settings.batch_size} is not micro_batch_size {settings.micro_batch_size} x "
             f"{world_size} process(es) x a whole number; {a_round * max(1, settings.batch_size // a_round)} would be"
         )
@@ -135,7 +127,7 @@ def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
     """Wraps the model's trainable parameters in a DeepSpeed engine.
 
     Raises:
-        EngineError: DeepSpeed's optimiser for the CPU can't be compiled.
+        UserError: DeepSpeed's optimiser for the CPU can't be compiled.
     """
     import deepspeed
 
@@ -148,7 +140,7 @@ def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
     except (RuntimeError, ImportError, OSError, subprocess.CalledProcessError) as error:
         if "cpu_adam" not in str(error):
             raise
-        raise EngineError(
+        raise UserError(
             "training.offload_optimizer: DeepSpeed's CPU Adam could not be compiled, which needs a C++ compiler (g++); "
             "install one, or keep the optimiser on the GPU with training.offload_optimizer=false"
         ) from error

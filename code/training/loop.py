@@ -82,7 +82,7 @@ class Trainer:
         """Compares this run with the one whose checkpoint lies in the folder, before anything is written there.
 
         Raises:
-            ResumeError: the checkpoint does not fit this run.
+            UserError: the checkpoint does not fit this run.
         """
         require_same_run(self.engine, self.folder, self.process, self._facts())
 
@@ -106,8 +106,8 @@ class Trainer:
 
         Raises:
             Stopped: :meth:`stop_soon` was called.
-            ResumeError: the folder's checkpoint is damaged.
-            RunFolderError: the folder can't be written.
+            UserError: the folder's checkpoint is damaged.
+            UserError: the folder can't be written.
         """
         step = load_state(self.engine, self.folder, self.process)
         self._best = BestWeights(self.folder, self.process, resumed=step > 0)

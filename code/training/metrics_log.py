@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
-from anomalygpt.training.run_folder import RunFolderError
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class MetricsLog:
         start: the step that a resumed run goes on from; what the killed run wrote after it is taken out.
 
     Raises:
-        RunFolderError: the folder can't be written.
+        UserError: the folder can't be written.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -35,7 +35,7 @@ class MetricsLog:
             self._drop_after(start)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         except OSError as error:
-            raise RunFolderError(f"{folder}: can't be written ({error}); make room, then start again") from error
+            raise UserError(f"{folder}: can't be written ({error}); make room, then start again") from error
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """One line: what kind of numbers (``train``, ``validation``), at which step, and the numbers."""

@@ -43,8 +43,8 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
     """The plan of a run, a line each.
 
     Raises:
-        BatchError: the batch does not divide among the processes.
-        ConfigError: a part is to be trained that the model does not have.
+        UserError: the batch does not divide among the processes.
+        UserError: a part is to be trained that the model does not have.
         DatasetError: data that are there are wrong.
     """
     settings = config.training

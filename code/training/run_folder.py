@@ -23,15 +23,11 @@ CONFIG = "config.yaml"
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "timm", "numpy", "opencv-python-headless")
 
 
-class RunFolderError(UserError):
-    """The run's folder can't be written; the message says why."""
-
-
 def record_run(config: ExperimentConfig, folder: Path) -> None:
     """Writes ``config.yaml`` (every setting) and ``environment.json`` (commit, command, package versions).
 
     Raises:
-        RunFolderError: the folder can't be made or written.
+        UserError: the folder can't be made or written.
     """
     packages = {name: _version(name) for name in RECORDED_PACKAGES}
     facts = {"commit": commit(), "command": sys.argv, "packages": packages}
@@ -40,18 +36,18 @@ def record_run(config: ExperimentConfig, folder: Path) -> None:
         with replacing(folder / "environment.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise RunFolderError(f"{folder}: can't be written ({error}); choose another training.output") from error
+        raise UserError(f"{folder}: can't be written ({error}); choose another training.output") from error
 
 
 def require_shared(folder: Path) -> None:
     """Every process has to see what rank 0 has recorded: checkpoints are written and read by all of them together.
 
     Raises:
-        RunFolderError: on another machine the folder is another one.
+        UserError: on another machine the folder is another one.
     """
     barrier()
     if not all_agree((folder / CONFIG).is_file()):
-        raise RunFolderError(
+        raise UserError(
             f"{folder}: not all processes see the same folder; training.output has to lie on a file system that all "
             f"machines of the run share"
         )

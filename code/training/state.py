@@ -28,10 +28,6 @@ FACTS = "run.json"  # what a checkpoint is bound to
 NO_FACTS: Mapping[str, Any] = {}
 
 
-class ResumeError(UserError):
-    """A checkpoint does not fit the run; the message says why and what to do."""
-
-
 def save_state(
     engine: Any, folder: Path, step: int, process: Process, keep: int, facts: Mapping[str, Any] = NO_FACTS
 ) -> bool:
@@ -68,7 +64,7 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     """Restores the newest whole checkpoint of a run folder; the step to go on from, 0 without one.
 
     Raises:
-        ResumeError: it is damaged.
+        UserError: it is damaged.
     """
     found = whole_checkpoints(folder)
     if not found:
@@ -86,7 +82,7 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     # A damaged file makes DeepSpeed and the unpickler raise nearly anything.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResumeError(
+        raise UserError(
             f"{newest}: can't be read, it is damaged ({reason}); delete it to go on from the one before"
         ) from error
     logger.info("resumed %s at step %d", newest, client["step"])
@@ -101,7 +97,7 @@ def require_same_run(engine: Any, folder: Path, process: Process, facts: Mapping
             of them is not asked for it.
 
     Raises:
-        ResumeError: something differs, such as the number of processes, the ZeRO stage or the trained parts.
+        UserError: something differs, such as the number of processes, the ZeRO stage or the trained parts.
     """
     found = whole_checkpoints(folder)
     if found:
@@ -130,10 +126,10 @@ def _compare(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     try:
         written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
-        raise ResumeError(f"{path}: can't be read ({error}); delete {checkpoint.name} to go on without it") from error
+        raise UserError(f"{path}: can't be read ({error}); delete {checkpoint.name} to go on without it") from error
     differ = [f"{key} {value}, here {facts.get(key)}" for key, value in written.items() if facts.get(key) != value]
     if differ:
-        raise ResumeError(
+        raise UserError(
             f"{checkpoint} was written with {'; '.join(differ)}. Take the run up as it was (its config.yaml lies in "
             f"{checkpoint.parents[1]}), or choose another training.output"
         )

@@ -29,15 +29,11 @@ class WeightsUnavailable(UserError, RuntimeError):
     """A weight is not there and could not be fetched; the message tells the user what to do."""
 
 
-class UnknownWeight(UserError, ValueError):
-    """There is no weight of that name; the message lists those that there are."""
-
-
 def local_path(name: str, root: Path, sources: Mapping[str, Weight] | None = None) -> Path | None:
     """The path of a weight that is present and complete, else None. Cheap: looks at sizes only.
 
     Raises:
-        UnknownWeight: there is no weight of that name.
+        UserError: there is no weight of that name.
     """
     return find_complete(look_up(name, sources), root)
 
@@ -56,7 +52,7 @@ def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str
 
     Raises:
         WeightsUnavailable: not there and not to be had, or the disk is full or not writable.
-        UnknownWeight: there is no weight of that name.
+        UserError: there is no weight of that name.
     """
     weight = look_up(name, sources)
     if path := find_complete(weight, root):
@@ -77,13 +73,13 @@ def look_up(name: str, sources: Mapping[str, Weight] | None = None) -> Weight:
     """The table's entry of a weight.
 
     Raises:
-        UnknownWeight: there is no weight of that name.
+        UserError: there is no weight of that name.
     """
     table = load_sources() if sources is None else sources
     if name in table:
         return table[name]
     hint = "".join(f"; did you mean {close!r}?" for close in difflib.get_close_matches(name, table, 1))
-    raise UnknownWeight(f"there is no weight called {name!r}, only {', '.join(sorted(table))}{hint}")
+    raise UserError(f"there is no weight called {name!r}, only {', '.join(sorted(table))}{hint}")
 
 
 def _fetch(weight: Weight, root: Path, workspace: Path) -> Path:

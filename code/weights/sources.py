@@ -14,10 +14,6 @@ _Kind = TypeVar("_Kind")
 SOURCES_FILE = Path(__file__).with_name("sources.yaml")
 
 
-class SourcesFileError(UserError, ValueError):
-    """The table of weights is not there, or not what such a table looks like; the message is one line."""
-
-
 class SourceError(RuntimeError):
     """One source could not give a weight; the message is the reason, in words for the user."""
 
@@ -75,7 +71,7 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Weight]:
     """Reads the table of weights.
 
     Raises:
-        SourcesFileError: there is no such file, it is no YAML, or an entry lacks a key or has one that is not known.
+        UserError: there is no such file, it is no YAML, or an entry lacks a key or has one that is not known.
     """
     table = _read_table(path)
     return {name: _read_weight(name, entry, f"{path}: weight {name!r}") for name, entry in table.items()}
@@ -83,22 +79,22 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Weight]:
 
 def _read_table(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        raise SourcesFileError(f"{path}: this is a folder, a YAML file was expected")
+        raise UserError(f"{path}: this is a folder, a YAML file was expected")
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SourcesFileError(f"{path}: can't be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
     except (yaml.YAMLError, ValueError) as error:  # bytes that are no UTF-8, and dates that are none, are ValueErrors
-        raise SourcesFileError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
-        raise SourcesFileError(f"{path}: not a table of weights; expected names with an entry each, as in sources.yaml")
+        raise UserError(f"{path}: not a table of weights; expected names with an entry each, as in sources.yaml")
     return table
 
 
 def _read_weight(name: str, entry: Any, where: str) -> Weight:
     listed = entry.get("sources", []) if isinstance(entry, Mapping) else []
     if not isinstance(listed, list):
-        raise SourcesFileError(f"{where}: sources: expected a list")
+        raise UserError(f"{where}: sources: expected a list")
     sources = tuple(_read_source(source, f"{where}, source {n}") for n, source in enumerate(listed, start=1))
     return _build(Weight, entry, where, name=name, sources=sources)
 
@@ -119,12 +115,12 @@ def _build(kind: type[_Kind], entry: Any, where: str, **made: Any) -> _Kind:
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     keys = [key for key in known if key != "name"]
     if not isinstance(entry, Mapping):
-        raise SourcesFileError(f"{where}: expected {', '.join(keys)}, found {type(entry).__name__}")
+        raise UserError(f"{where}: expected {', '.join(keys)}, found {type(entry).__name__}")
     missing = [key for key in keys if key not in entry and key not in made and known[key].default is MISSING]
     unknown = [str(key) for key in entry if key not in keys]
     if missing or unknown:
         faults = [f"without {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
-        raise SourcesFileError(f"{where}: {'; '.join(faults)}; its keys are {', '.join(keys)}")
+        raise UserError(f"{where}: {'; '.join(faults)}; its keys are {', '.join(keys)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     for key in values.keys() - made.keys():
         _require_fit(known[key], values[key], where)
@@ -138,4 +134,4 @@ def _require_fit(field: "Field[Any]", value: Any, where: str) -> None:
     else:
         fits, expected = isinstance(value, tuple) and all(isinstance(item, str) for item in value), "a list of names"
     if not fits and value != field.default:
-        raise SourcesFileError(f"{where}: {field.name}: expected {expected}")
+        raise UserError(f"{where}: {field.name}: expected {expected}")

@@ -6,16 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalygpt.config.load import (
-    CONFIG_FOLDER,
-    ConfigError,
-    commit,
-    home,
-    load_config,
-    names,
-    resolve,
-    save_config,
-)
+from anomalygpt.config.load import CONFIG_FOLDER, commit, home, load_config, names, resolve, save_config
 from anomalygpt.config.schema import ANOMALYGPT_PARTS, ExperimentConfig, ReferencesConfig
 from anomalygpt.errors import UserError
 
@@ -24,7 +15,7 @@ PAPER = "imagebind_vicuna7b"
 
 def refused(source: str | Path, *overrides: str) -> str:
     """What is said about a config that does not load."""
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         load_config(source, overrides)
     assert isinstance(error.value, UserError)
     return str(error.value)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.errors import UserError
 from anomalygpt.evaluation.choices import (
     Answer,
     Answers,
@@ -20,9 +21,9 @@ from anomalygpt.evaluation.choices import (
     task_score,
 )
 from anomalygpt.evaluation.choices_report import ChoicesFacts, ChoicesReport, as_csv, as_json, as_latex, as_markdown
-from anomalygpt.evaluation.questions import ChoicesError, parse_choice, read_questions, with_options
+from anomalygpt.evaluation.questions import parse_choice, read_questions, with_options
 from anomalygpt.evaluation.sharing import Share
-from anomalygpt.evaluation.state import State, StateError
+from anomalygpt.evaluation.state import State
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.llm import GenerationSettings
 from tests.model.test_anomalygpt import model  # noqa: F401 (a fixture)
@@ -87,7 +88,7 @@ def test_a_list_of_ones_own_is_read(tmp_path):
     plain, referred = read_questions(tmp_path / "own.json", tmp_path)
     assert (plain.task, plain.class_name, plain.references, plain.dataset) == ("verdict", "object", (), "")
     assert (referred.class_name, referred.references) == ("cup", ("good.png",))
-    with pytest.raises(ChoicesError, match=r"1 photos have fewer than 1 references: a.png"):
+    with pytest.raises(UserError, match=r"1 photos have fewer than 1 references: a.png"):
         read_questions(tmp_path / "own.json", tmp_path, shots=1)
 
 
@@ -108,10 +109,10 @@ def test_a_list_of_ones_own_is_read(tmp_path):
 def test_a_wrong_file_is_told_in_one_line(tmp_path, text, says):
     write_photos(tmp_path, "a.png")
     (tmp_path / "file.json").write_text(text)
-    with pytest.raises(ChoicesError, match=says) as raised:
+    with pytest.raises(UserError, match=says) as raised:
         read_questions(tmp_path / "file.json", tmp_path)
     assert "\n" not in str(raised.value)
-    with pytest.raises(ChoicesError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_questions(tmp_path / "absent.json", tmp_path)
 
 
@@ -231,7 +232,7 @@ def test_a_run_goes_on_with_the_photos_that_are_left(mmad, real, tmp_path):
     state = State(tmp_path / "b", Answers)
     both = answer_shared(lambda: asker, questions, state, 0, Share(), lambda: done.append(1))
     assert (both.rows, both.photos, len(done)) == (alone.rows, alone.photos, 1)
-    with pytest.raises(StateError, match="on other questions"):
+    with pytest.raises(UserError, match="on other questions"):
         answer_shared(lambda: asker, questions[:2], state, 0, Share())
 
 

@@ -6,10 +6,10 @@ import pytest
 
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.errors import UserError
 from anomalygpt.evaluation.protocol import (
     Cell,
     Plan,
-    ProtocolError,
     check,
     photo_name,
     photo_seed,
@@ -45,16 +45,16 @@ def test_references_are_sorted_good_training_photos_whatever_the_order_of_the_re
 
 
 def test_too_few_good_photos_are_told(tree):
-    with pytest.raises(ProtocolError, match="4 references in round 2 need 12 good training photos, there are 10"):
+    with pytest.raises(UserError, match="4 references in round 2 need 12 good training photos, there are 10"):
         reference_records(index_mvtec(tree), 4, 2)
-    with pytest.raises(ProtocolError, match="11 references need 11 good training photos, there are 10"):
+    with pytest.raises(UserError, match="11 references need 11 good training photos, there are 10"):
         random_references(index_mvtec(tree), 11, 0, seed=0)
 
 
 def test_photos_without_a_training_split_can_only_be_measured_without_references(tree):
     tested = [record for record in index_mvtec(tree) if record.split == "test"]
     check(Plan((0,)), tested)
-    with pytest.raises(ProtocolError, match="there are 0; photos without a training split .* --shots 0"):
+    with pytest.raises(UserError, match="there are 0; photos without a training split .* --shots 0"):
         check(Plan((1,)), tested)
 
 
@@ -86,7 +86,7 @@ def test_a_plan_goes_round_after_round_and_measures_zero_shot_once():
 
 def test_a_class_without_test_photos_is_told_before_anything_is_measured(tree):
     records = [record for record in index_mvtec(tree) if record.split == "train"]
-    with pytest.raises(ProtocolError, match="no test photos of bottle"):
+    with pytest.raises(UserError, match="no test photos of bottle"):
         check(Plan((0,)), records)
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import DatasetError
+from anomalygpt.errors import UserError
 from anomalygpt.evaluation import session as session_module
-from anomalygpt.evaluation.protocol import Cell, Plan, ProtocolError
+from anomalygpt.evaluation.protocol import Cell, Plan
 from anomalygpt.evaluation.sharing import Share
-from anomalygpt.evaluation.state import StateError
 from anomalygpt.training import distributed
 
 ZERO = Cell(0, 0, "bottle")
@@ -92,7 +92,7 @@ def test_a_defect_without_a_mask_counts_for_the_image_only(session, fake_predict
 
 
 def test_a_class_without_test_photos_is_told(session, fake_predictor):
-    with pytest.raises(ProtocolError, match="screw: no test photos"):
+    with pytest.raises(UserError, match="screw: no test photos"):
         session(fake_predictor()).measure(Cell(0, 0, "screw"))
 
 
@@ -175,7 +175,7 @@ def test_photos_are_saved_while_they_are_measured(session, fake_predictor, tmp_p
 def test_a_finished_class_of_other_photos_is_refused(session, fake_predictor, tree):
     session(fake_predictor()).measure(ZERO)
     fewer = [record for record in index_mvtec(tree) if not record.image.match("hole/001.png")]
-    with pytest.raises(StateError, match=r"other photos \(bottle/test/hole/001.png\); name another --out"):
+    with pytest.raises(UserError, match=r"other photos \(bottle/test/hole/001.png\); name another --out"):
         session(fake_predictor(), records=fewer).measure(ZERO)
 
 
@@ -224,5 +224,5 @@ def test_photos_that_two_runs_counted_are_not_reported(session, fake_predictor, 
         session(fake_predictor(noisy), folder=folder, on_photo=stop_after(2)).measure(ZERO)
     [part] = folder.rglob("*.part0")
     part.with_name(part.name.replace("part0", "part1")).write_bytes(part.read_bytes())
-    with pytest.raises(StateError, match="counted twice"):
+    with pytest.raises(UserError, match="counted twice"):
         session(fake_predictor(noisy), folder=folder).measure(ZERO)

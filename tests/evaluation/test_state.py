@@ -2,17 +2,18 @@
 
 import pytest
 
+from anomalygpt.errors import UserError
 from anomalygpt.evaluation.measured import Measured
 from anomalygpt.evaluation.protocol import Cell
-from anomalygpt.evaluation.state import State, StateError
+from anomalygpt.evaluation.state import State
 
 
 def test_another_setting_is_refused_by_name(tmp_path):
     State(tmp_path, Measured).require({"seed": 1, "precision": "fp32"})
     State(tmp_path, Measured).require({"seed": 1, "precision": "fp32"})
-    with pytest.raises(StateError, match='another precision \\("fp32", now "fp16"\\); name another --out, or delete'):
+    with pytest.raises(UserError, match='another precision \\("fp32", now "fp16"\\); name another --out, or delete'):
         State(tmp_path, Measured).require({"seed": 1, "precision": "fp16"})
-    with pytest.raises(StateError, match="another new setting"):
+    with pytest.raises(UserError, match="another new setting"):
         State(tmp_path, Measured).require({"seed": 1, "precision": "fp32", "new setting": True})
 
 
@@ -21,7 +22,7 @@ def test_a_damaged_file_is_told_and_nothing_is_lost_by_deleting_it(tmp_path):
     state.write_part(cell, 0, Measured())
     (path,) = state.parts(cell).values()
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(StateError, match=r"bottle.part0: can't be read .* delete it"):
+    with pytest.raises(UserError, match=r"bottle.part0: can't be read .* delete it"):
         state.finish(cell)
     path.unlink()
     assert state.parts(cell) == {} and state.finished(cell) is None

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalygpt.errors import UserError
 from anomalygpt.inference.comparison import top_mean
 from anomalygpt.inference.predictor import Look, Predictor, find_regions, prediction
 from anomalygpt.inference.reference_settings import OFFICIAL, ReferenceSettings
-from anomalygpt.inference.references import ReferencesError
 
 pytestmark = pytest.mark.weights
 
@@ -346,7 +346,7 @@ def test_usual_score_is_of_references_of_the_same_settings_and_of_their_own_map(
 
 
 def test_nothing_to_save_is_one_line(predictor: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(ReferencesError, match="no references to save"):
+    with pytest.raises(UserError, match="no references to save"):
         predictor.save_references(tmp_path / "part.safetensors")
 
 
@@ -355,7 +355,7 @@ def test_references_of_another_geometry_are_refused(compact_predictor: Predictor
     compact_predictor.save_references(tmp_path / "part.safetensors")
     compact_predictor.set_references([])
     official = Predictor(compact_predictor.model, geometry="official")
-    with pytest.raises(ReferencesError, match="geometry is squash in the file and crop here"):
+    with pytest.raises(UserError, match="geometry is squash in the file and crop here"):
         official.load_references(tmp_path / "part.safetensors")
     assert official.references is None
 

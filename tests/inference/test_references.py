@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.errors import UserError
 from anomalygpt.inference.reference_settings import OFFICIAL, ReferenceSettings
-from anomalygpt.inference.references import References, ReferencesError
+from anomalygpt.inference.references import References
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
@@ -291,7 +292,7 @@ def test_file_keeps_the_pixels_that_the_encoder_saw(
 
 
 def fault(path: Path, model: AnomalyGPT, transform: ImageTransform, settings: ReferenceSettings | None = None) -> str:
-    with pytest.raises(ReferencesError) as caught:
+    with pytest.raises(UserError) as caught:
         References.load(path, model, transform, settings)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
@@ -347,10 +348,10 @@ def test_file_with_a_tensor_missing_is_refused(saved: Path, thin_model, thin_tra
 
 def test_other_ending_and_unwritable_folder_are_one_line(remember, photos, tmp_path: Path) -> None:
     references = remember(photos[:1])
-    with pytest.raises(ReferencesError, match=r"ends in \.safetensors"):
+    with pytest.raises(UserError, match=r"ends in \.safetensors"):
         references.save(tmp_path / "part.pt")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ReferencesError, match="could not be written"):
+    with pytest.raises(UserError, match="could not be written"):
         references.save(tmp_path / "file" / "part.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -359,7 +360,7 @@ def test_other_ending_and_unwritable_folder_are_one_line(remember, photos, tmp_p
 
 
 def test_no_photo_is_refused(remember) -> None:
-    with pytest.raises(ReferencesError, match="at least one photo"):
+    with pytest.raises(UserError, match="at least one photo"):
         remember([])
 
 
@@ -372,5 +373,5 @@ def test_no_photo_is_refused(remember) -> None:
     ],
 )
 def test_weights_that_do_not_fit_are_refused(remember, photos, settings: ReferenceSettings, words: str) -> None:
-    with pytest.raises(ReferencesError, match=words):
+    with pytest.raises(UserError, match=words):
         remember(photos[:1], settings)

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import load_image
+from anomalygpt.errors import UserError
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.distributed import Process
-from anomalygpt.training.engine import BatchError
 from tests.shared_data import ROOT
 
 SAMPLES = 10
@@ -137,7 +137,7 @@ def test_an_epoch_shows_each_process_its_own_share():
 
 
 def test_fewer_samples_than_a_round_of_all_processes_are_refused():
-    with pytest.raises(BatchError, match=r"10 samples are fewer than micro_batch_size 3 x 4 process"):
+    with pytest.raises(UserError, match=r"10 samples are fewer than micro_batch_size 3 x 4 process"):
         batches(1, world_size=4)
 
 

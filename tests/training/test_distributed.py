@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import pytest
 import torch
 
+from anomalygpt.errors import UserError
 from anomalygpt.training import distributed
-from anomalygpt.training.engine import EngineError
 from tests.processes import started
 from tests.shared_data import ROOT
 
@@ -78,14 +78,14 @@ def test_a_single_process_and_another_launchers_stay_what_they_are(environment, 
 )
 def test_what_a_launcher_has_not_said_is_named_in_one_line(environment, said, missing):
     environment.update(said)
-    with pytest.raises(EngineError, match=missing) as told:
+    with pytest.raises(UserError, match=missing) as told:
         distributed.start("cpu")
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_told_in_one_line(environment):
-    with pytest.raises(EngineError, match="--device cuda: PyTorch finds no GPU here"):
+    with pytest.raises(UserError, match="--device cuda: PyTorch finds no GPU here"):
         distributed.start("cuda")
 
 
@@ -93,7 +93,7 @@ def test_a_process_more_than_there_are_gpus_is_told(environment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     environment.update(RANK="2", LOCAL_RANK="2", WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
-    with pytest.raises(EngineError, match=r"process 2 of this machine .* has no GPU: PyTorch finds 2"):
+    with pytest.raises(UserError, match=r"process 2 of this machine .* has no GPU: PyTorch finds 2"):
         distributed.start("cuda")
 
 

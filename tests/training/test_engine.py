@@ -4,15 +4,8 @@ import pytest
 import torch
 
 from anomalygpt.config.schema import ExperimentConfig, TrainingConfig
-from anomalygpt.training.engine import (
-    BatchError,
-    EngineError,
-    accumulation_steps,
-    deepspeed_config,
-    memory_told,
-    require_device,
-    warmup_steps,
-)
+from anomalygpt.errors import UserError
+from anomalygpt.training.engine import accumulation_steps, deepspeed_config, memory_told, require_device, warmup_steps
 from anomalygpt.training.memory import Sizes, estimate
 
 
@@ -24,7 +17,7 @@ def test_batch_is_micro_times_accumulation_times_processes():
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic():
     settings = TrainingConfig(batch_size=16, micro_batch_size=3)
-    with pytest.raises(BatchError, match=r"batch_size 16 is not micro_batch_size 3 x 2 process.*; 12 would be"):
+    with pytest.raises(UserError, match=r"batch_size 16 is not micro_batch_size 3 x 2 process.*; 12 would be"):
         accumulation_steps(settings, world_size=2)
 
 
@@ -47,7 +40,7 @@ def test_the_papers_defaults_reach_deepspeed():
 
 
 def test_half_precision_on_a_cpu_is_refused_with_what_works_there():
-    with pytest.raises(EngineError, match=r"fp16 needs a GPU.*training.precision=fp32 trains there"):
+    with pytest.raises(UserError, match=r"fp16 needs a GPU.*training.precision=fp32 trains there"):
         require_device(TrainingConfig(), torch.device("cpu"))
     require_device(TrainingConfig(), torch.device("cuda", 0))
     require_device(TrainingConfig(precision="bf16"), torch.device("cpu"))
@@ -55,7 +48,7 @@ def test_half_precision_on_a_cpu_is_refused_with_what_works_there():
 
 def test_a_full_gpu_is_told_with_the_settings_that_take_less():
     settings = TrainingConfig(gradient_checkpointing=False, micro_batch_size=2, batch_size=2)
-    with pytest.raises(EngineError) as told, memory_told(settings):
+    with pytest.raises(UserError) as told, memory_told(settings):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
     assert "\n" not in str(told.value)
     for hint in ("CUDA out of memory)", "gradient_checkpointing=true", "micro_batch_size=1", "zero_stage=3"):

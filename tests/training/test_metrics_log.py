@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from anomalygpt.errors import UserError
 from anomalygpt.training.metrics_log import FILE, MetricsLog, read_metrics
-from anomalygpt.training.run_folder import RunFolderError
 from tests.shared_data import ROOT
 
 
@@ -43,7 +43,7 @@ def test_a_folder_that_takes_no_numbers_is_one_line(tmp_path, monkeypatch, block
         monkeypatch.setattr("anomalygpt.files.tempfile.mkstemp", full_disk)
     else:
         (tmp_path / blocked).write_text("in the way")
-    with pytest.raises(RunFolderError, match="can't be written .* make room") as told:
+    with pytest.raises(UserError, match="can't be written .* make room") as told:
         MetricsLog(tmp_path, start=0)
     assert "\n" not in str(told.value)
 

@@ -12,8 +12,8 @@ import yaml
 
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError
+from anomalygpt.errors import UserError
 from anomalygpt.model.build import build_model, trainable_parts
-from anomalygpt.training.engine import BatchError
 from anomalygpt.training.memory import GIB
 from anomalygpt.training.plan import describe, foretell
 from anomalygpt.training.skeleton import build_skeleton
@@ -91,7 +91,7 @@ def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(nothing_there):
-    with pytest.raises(BatchError, match="16 is not micro_batch_size 1 x 3 process"):
+    with pytest.raises(UserError, match="16 is not micro_batch_size 1 x 3 process"):
         describe(load_config("train_mvtec"), processes=3)
 
 

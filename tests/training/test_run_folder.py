@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from anomalygpt.config.load import load_config
 from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import file_shapes, load_delta, read_metadata, read_tensors
 from anomalygpt.model.image_decoder import ImageDecoder
@@ -23,7 +24,7 @@ from anomalygpt.model.llm import LoraSettings, add_lora
 from anomalygpt.model.prompt_ensemble import PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.training.distributed import Process
-from anomalygpt.training.run_folder import RunFolderError, export_delta, record_run, require_shared
+from anomalygpt.training.run_folder import export_delta, record_run, require_shared
 from tests.shared_data import ROOT
 
 LAYERS, WIDTH, JOINT = 2, 32, 16
@@ -126,7 +127,7 @@ def test_another_rank_writes_nothing(model, tmp_path):
 def test_a_run_that_can_not_write_says_so_in_one_line(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with pytest.raises(RunFolderError, match=r"file.run: can't be written .* choose another training.output"):
+    with pytest.raises(UserError, match=r"file.run: can't be written .* choose another training.output"):
         record_run(config("[image_decoder]"), blocked / "run")
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from anomalygpt.errors import UserError
 from anomalygpt.training.distributed import Process
-from anomalygpt.training.state import ResumeError, require_same_run, whole_checkpoints
+from anomalygpt.training.state import require_same_run, whole_checkpoints
 from tests.processes import run
 from tests.shared_data import ROOT
 
@@ -227,7 +228,7 @@ def engine() -> SimpleNamespace:
 def test_a_run_with_another_place_in_the_data_is_refused(engine, tmp_path, key):
     folder = written(tmp_path, {"number of processes": 1, **PLACE})
     require_same_run(engine, folder, ALONE, PLACE)
-    with pytest.raises(ResumeError, match=rf"step0000004 was written with {key} {PLACE[key]}, here 8\. Take the run"):
+    with pytest.raises(UserError, match=rf"step0000004 was written with {key} {PLACE[key]}, here 8\. Take the run"):
         require_same_run(engine, folder, ALONE, {**PLACE, key: 8})
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from anomalygpt.errors import UserError
 from anomalygpt.weights.convert import CONVERTERS
-from anomalygpt.weights.sources import HubSource, SourcesFileError, WheelSource, load_sources
+from anomalygpt.weights.sources import HubSource, WheelSource, load_sources
 
 
 def test_shipped_table_asks_the_hub_first_and_pins_every_wheel() -> None:
@@ -64,7 +64,7 @@ def test_file_that_is_no_table_of_weights_is_told_in_one_line(
     table = tmp_path / "sources.yaml"
     if content is not None:
         table.write_bytes(content)
-    with pytest.raises(SourcesFileError) as error:
+    with pytest.raises(UserError) as error:
         load_sources(table)
     text = str(error.value)
     assert isinstance(error.value, UserError)
@@ -72,5 +72,5 @@ def test_file_that_is_no_table_of_weights_is_told_in_one_line(
 
 
 def test_folder_in_place_of_the_table_is_called_one(tmp_path: Path) -> None:
-    with pytest.raises(SourcesFileError, match="this is a folder"):
+    with pytest.raises(UserError, match="this is a folder"):
         load_sources(tmp_path)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalygpt.model.encoder import EncoderSettingsError, ImageFeatures, ImageSpec
+from anomalygpt.errors import UserError
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec
 from anomalygpt.model.imagebind.text import LogitScale, Normalize, TextHead, TextStem
 from anomalygpt.model.imagebind.tokenizer import tokenize
 from anomalygpt.model.imagebind.transformer import Trunk
@@ -45,7 +46,7 @@ class ImageBind(nn.Module):
         quarter = size.vision_depth // 4
         taps = tuple(taps) if taps is not None else tuple(quarter * (i + 1) - 1 for i in range(4))
         if list(taps) != sorted(set(taps)) or not all(0 <= tap < size.vision_depth for tap in taps):
-            raise EncoderSettingsError(f"encoder.taps {taps}: expected rising block numbers below {size.vision_depth}")
+            raise UserError(f"encoder.taps {taps}: expected rising block numbers below {size.vision_depth}")
         self.spec = ImageSpec(
             size=size.image_size,
             mean=CLIP_MEAN,
