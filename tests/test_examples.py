@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anomalygpt.datasets.rendered import PARTS, SIDE, render
+from images.make_examples import PARTS, SIDE, render
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -1,10 +1,9 @@
 """Pictures of three made-up parts, drawn from nothing: a washer, a circuit board, a woven fabric.
 
 They are the demo's examples: no data set's licence allows its photos to be shipped. Each part comes whole or with a
-defect whose place is known. ``python -m anomalygpt.datasets.rendered ../images/examples`` draws them anew.
+defect whose place is known. ``python images/make_examples.py`` draws them anew.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -452,4 +451,4 @@ PARTS: dict[str, Callable[[np.random.Generator, bool], tuple[Colours, NDArray[np
 
 
 if __name__ == "__main__":
-    write_examples(Path(sys.argv[1]))
+    write_examples(Path(__file__).parent / "examples")
