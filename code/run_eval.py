@@ -187,8 +187,8 @@ def _processes(arguments: argparse.Namespace) -> "Iterator[Share]":
 
     Sets ``arguments.device``.
     """
+    from anomalygpt import distributed
     from anomalygpt.evaluation.sharing import Share
-    from anomalygpt.training import distributed
 
     distributed.adopt_starter()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -207,7 +207,7 @@ def _processes(arguments: argparse.Namespace) -> "Iterator[Share]":
 def _folder(arguments: argparse.Namespace, share: "Share") -> Iterator[Path]:
     """--out, or one folder for all processes that is deleted afterwards."""
     if arguments.out:
-        from anomalygpt.training.distributed import on_main
+        from anomalygpt.distributed import on_main
 
         with ExitStack() as held:
             on_main(share.is_main, lambda: held.enter_context(claimed(arguments.out, "--out")))
@@ -259,11 +259,11 @@ def _root(arguments: argparse.Namespace) -> Path:
 def _state(
     arguments: argparse.Namespace, config: ExperimentConfig, plan: "Plan", folder: Path, share: "Share"
 ) -> "State[Measured]":
+    from anomalygpt import distributed
     from anomalygpt.evaluation.facts import data_fingerprint, fingerprint
     from anomalygpt.evaluation.measured import Measured
     from anomalygpt.evaluation.state import State
     from anomalygpt.model.build import choose_device
-    from anomalygpt.training import distributed
 
     state = State(folder, Measured)
     chat = not arguments.no_chat and config.llm is not None
@@ -423,11 +423,11 @@ def _ask(
 ) -> "Answers | None":
     from tqdm import tqdm
 
+    from anomalygpt import distributed
     from anomalygpt.evaluation.choices import Answers, Asker, answer_shared, choices_cell
     from anomalygpt.evaluation.facts import fingerprint
     from anomalygpt.evaluation.state import State
     from anomalygpt.model.build import choose_device
-    from anomalygpt.training import distributed
 
     (shots,) = arguments.shots
     seed = config.seed if arguments.seed is None else arguments.seed

@@ -20,8 +20,8 @@ from anomalygpt.errors import UserError, user_errors
 from anomalygpt.files import claimed
 
 if TYPE_CHECKING:
+    from anomalygpt.distributed import Process
     from anomalygpt.model.anomalygpt import AnomalyGPT
-    from anomalygpt.training.distributed import Process
     from anomalygpt.training.loop import Data, Trainer
 
 logger = logging.getLogger("anomalygpt.train")
@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _plan(config: ExperimentConfig, processes: int | None) -> None:
     """Prints the settings as YAML and the plan as its comments, so that the whole is a config file again."""
-    from anomalygpt.training.distributed import adopt_starter
+    from anomalygpt.distributed import adopt_starter
     from anomalygpt.training.plan import describe
 
     adopt_starter()
@@ -76,7 +76,7 @@ def _plan(config: ExperimentConfig, processes: int | None) -> None:
 
 
 def _train(config: ExperimentConfig, device: str) -> None:
-    from anomalygpt.training import distributed
+    from anomalygpt import distributed
     from anomalygpt.training.engine import memory_told, require_device
     from anomalygpt.training.run_folder import export_delta, record_run, require_shared
 

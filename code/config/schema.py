@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from anomalygpt.config.settings import GenerationSettings, LoraSettings, Positive, Settings, Share
 
 
 def _each_once(scales: tuple[int, ...]) -> tuple[int, ...]:
@@ -13,8 +15,6 @@ def _each_once(scales: tuple[int, ...]) -> tuple[int, ...]:
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 # Sides to look at, in multiples of the encoder's own.
 Scales = Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1), AfterValidator(_each_once)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -23,12 +23,6 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
 
 ANOMALYGPT_PARTS: tuple[Part, ...] = ("image_decoder", "prompt_learner")
-
-
-class Settings(BaseModel):
-    """Settings are read-only, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EncoderConfig(Settings):
@@ -40,31 +34,13 @@ class EncoderConfig(Settings):
     taps: tuple[int, ...] | None = None
 
 
-class LoraConfig(Settings):
-    """Low-rank adapters of the language model's attention."""
-
-    rank: Positive = 32
-    alpha: float = 32.0
-    dropout: Share = 0.1
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-class GenerationConfig(Settings):
-    """How an answer is sampled. Temperature 0 always takes the likeliest token."""
-
-    max_new_tokens: Positive = 512
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.01
-    top_k: Positive = 50
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-
-
 class LlmConfig(Settings):
     """The language model: a folder in Hugging Face's layout."""
 
     weights: str = "pretrained_ckpt/vicuna_ckpt/7b_v0"
     max_target_tokens: Positive = 1024
-    lora: LoraConfig = LoraConfig()
-    generation: GenerationConfig = GenerationConfig()
+    lora: LoraSettings = LoraSettings()
+    generation: GenerationSettings = GenerationSettings()
 
 
 class DeltaConfig(Settings):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalygpt.datasets.regions import label_regions
+
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
 
 # A bin is the exponent and the first bits of the mantissa of a float32: neighbours differ by 1/8192 of their value,
@@ -108,9 +110,8 @@ class PixelCounts:
 
 def connected(mask: NDArray[np.bool_]) -> list[Region]:
     """The connected parts of a mask (H, W); pixels that touch at a corner are connected."""
-    from scipy import ndimage
 
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    labels, _ = label_regions(mask)
     return [Region(labels == number) for number in range(1, int(labels.max(initial=0)) + 1)]
 
 

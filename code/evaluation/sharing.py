@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from anomalygpt import distributed
 from anomalygpt.evaluation.protocol import Cell
 from anomalygpt.evaluation.state import Kept, State
-from anomalygpt.training import distributed
 
 SAVE_EVERY = 30.0  # seconds: what a kill can cost
 

@@ -12,7 +12,9 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.dialogue import class_in_prompt, detection_question, position_name
+from anomalygpt.datasets.regions import label_regions
 from anomalygpt.datasets.transforms import Geometry, ImageTransform
 from anomalygpt.errors import UserError
 from anomalygpt.inference.calibration import Calibrated, Calibration, TextCalibration, calibrate
@@ -28,10 +30,9 @@ from anomalygpt.inference.verdict import (
     soundness_opening,
 )
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
-from anomalygpt.model.build import build_model, choose_device, generation_settings
+from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.llm import GenerationSettings
 from anomalygpt.model.map_scale import calibrated
 
 SMALLEST_REGION = 0.0005  # of the photo's area; smaller ones are specks of the map's interpolation
@@ -177,7 +178,7 @@ class Predictor:
         """A predictor around a model that was built before, with an experiment's settings; it has no references yet."""
         settings = config.inference.model_dump(exclude={"references"})
         remembered = reference_settings(config.inference.references)
-        return cls(model, generation=generation_settings(config), references=remembered, **settings)
+        return cls(model, generation=config.llm.generation if config.llm else None, references=remembered, **settings)
 
     @property
     def transform(self) -> ImageTransform:
@@ -387,7 +388,7 @@ def prediction(look: Look, question: str, answer: str, verdict: Verdict = "answe
 def find_regions(anomaly_map: NDArray[np.float32], threshold: float) -> tuple[Region, ...]:
     """The connected parts of a map (height, width) above a threshold, largest first; specks are left out."""
     height, width = anomaly_map.shape
-    labels, _ = ndimage.label(anomaly_map > threshold)
+    labels, _ = label_regions(anomaly_map > threshold)
     regions = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         inside = labels[rows, columns] == number

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, TextBatch, Turn, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
 from anomalygpt.model.few_shot import PatchMemory
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map
-from anomalygpt.model.llm import GenerationSettings, generate
+from anomalygpt.model.llm import generate
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss
 from anomalygpt.model.map_scale import calibrated
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner

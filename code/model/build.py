@@ -15,7 +15,7 @@ from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import PARTS, absent_file, delta_shapes, load_delta, load_module, part_of
 from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
-from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, fold_lora, load_llm
+from anomalygpt.model.llm import add_lora, fold_lora, load_llm
 from anomalygpt.model.prompt_ensemble import LearnedStates, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import load_tokenizer
@@ -148,21 +148,13 @@ def _build_speech(config: LlmConfig, embed_width: int, device: torch.device, dty
     tokenizer = load_tokenizer(folder)
     llm = load_llm(folder, dtype, device)
     width = llm.get_input_embeddings().embedding_dim
-    lora = config.lora
-    llm = add_lora(llm, LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets))
+    llm = add_lora(llm, config.lora)
     return {
         "prompt_learner": PromptLearner(width).to(device),
         "llm": llm,
         "llama_proj": nn.Linear(embed_width, width).to(device),
         "tokenizer": tokenizer,
     }
-
-
-def generation_settings(config: ExperimentConfig) -> GenerationSettings:
-    """The config's sampling rule as the model takes it."""
-    if config.llm is None:
-        return GenerationSettings()
-    return GenerationSettings(**config.llm.generation.model_dump())
 
 
 def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomalygpt.config.settings import GenerationSettings, LoraSettings
 from anomalygpt.errors import UserError
 from anomalygpt.model.chat import answer_text, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes
@@ -19,26 +20,6 @@ logger = logging.getLogger(__name__)
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters; the defaults are PandaGPT's."""
-
-    rank: int = 32
-    alpha: float = 32.0
-    dropout: float = 0.1
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How an answer is sampled; the defaults are the demo's."""
-
-    max_new_tokens: int = 128
-    top_p: float = 0.01
-    top_k: int = 50
-    temperature: float = 1.0
 
 
 @dataclass

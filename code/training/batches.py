@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.training.distributed import Process
 
 LEAVING_TAKES = 5.0  # seconds, for a worker that was told to leave
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from anomalygpt.distributed import Process, all_agree
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import CheckpointError, read_metadata, save_tensors
-from anomalygpt.training.distributed import Process, all_agree
 from anomalygpt.training.partitioned import whole_delta
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
+from anomalygpt.distributed import Process, all_agree, summed
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.best import BestWeights
-from anomalygpt.training.distributed import Process, all_agree, summed
 from anomalygpt.training.engine import accumulation_steps
 from anomalygpt.training.metrics_log import MetricsLog
 from anomalygpt.training.state import load_state, require_same_run, save_state

@@ -10,11 +10,11 @@ import torch
 
 from anomalygpt.config.load import commit, save_config, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.distributed import Process, all_agree, barrier
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import save_tensors
-from anomalygpt.training.distributed import Process, all_agree, barrier
 from anomalygpt.training.partitioned import whole_delta
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from anomalygpt.config.schema import EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import CheckpointError, folder_shapes
 from anomalygpt.model.image_decoder import ImageDecoder
-from anomalygpt.model.llm import EMBEDDING, LoraSettings, add_lora
+from anomalygpt.model.llm import EMBEDDING, add_lora
 from anomalygpt.model.prompt_ensemble import LearnedStates
 from anomalygpt.model.prompt_learner import PromptLearner
 
@@ -104,10 +104,9 @@ def _speech(config: LlmConfig, llm_config: Any, embed_width: int) -> dict[str, A
     from transformers import AutoModelForCausalLM
 
     width = llm_config.hidden_size
-    lora = config.lora
     llm = AutoModelForCausalLM.from_config(llm_config)
     return {
         "prompt_learner": PromptLearner(width),
-        "llm": add_lora(llm, LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets)),
+        "llm": add_lora(llm, config.lora),
         "llama_proj": nn.Linear(embed_width, width),
     }

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from anomalygpt.distributed import Process, all_agree, barrier
 from anomalygpt.errors import UserError
 from anomalygpt.model.checkpoint import part_of
-from anomalygpt.training.distributed import Process, all_agree, barrier
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from anomalygpt.config.schema import TrainingConfig
+from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.dialogue import parse_verdict
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
+from anomalygpt.distributed import Process, summed
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import chat_prompt
-from anomalygpt.model.llm import GenerationSettings
-from anomalygpt.training.distributed import Process, summed
 from anomalygpt.training.partitioned import held_by_composites, whole
 from anomalygpt.training.pictures import sample_sheet
 

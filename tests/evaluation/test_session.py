@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalygpt import distributed
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import DatasetError
@@ -17,7 +18,6 @@ from anomalygpt.errors import UserError
 from anomalygpt.evaluation import session as session_module
 from anomalygpt.evaluation.protocol import Cell, Plan
 from anomalygpt.evaluation.sharing import Share
-from anomalygpt.training import distributed
 
 ZERO = Cell(0, 0, "bottle")
 

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import load_image
+from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.training.batches import endless_batches
-from anomalygpt.training.distributed import Process
 from tests.shared_data import ROOT
 
 SAMPLES = 10

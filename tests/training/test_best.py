@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from anomalygpt.distributed import Process
 from anomalygpt.model.checkpoint import read_metadata
 from anomalygpt.training.best import FILE, BestWeights
-from anomalygpt.training.distributed import Process
 
 ALONE = Process(0, 0, 1, torch.device("cpu"))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from anomalygpt.config.load import load_config
+from anomalygpt.distributed import Process
 from anomalygpt.training import loop
-from anomalygpt.training.distributed import Process
 from anomalygpt.training.loop import Data, Stopped, Trainer
 
 

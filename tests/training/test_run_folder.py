@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from anomalygpt.config.load import load_config
 from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import file_shapes, load_delta, read_metadata, read_tensors
@@ -23,7 +24,6 @@ from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 from anomalygpt.model.llm import LoraSettings, add_lora
 from anomalygpt.model.prompt_ensemble import PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
-from anomalygpt.training.distributed import Process
 from anomalygpt.training.run_folder import export_delta, record_run, require_shared
 from tests.shared_data import ROOT
 
@@ -143,7 +143,7 @@ APART = """
 import sys
 from pathlib import Path
 from anomalygpt.errors import user_errors
-from anomalygpt.training import distributed
+from anomalygpt import distributed
 from anomalygpt.training.run_folder import CONFIG, require_shared
 
 process = distributed.start("cpu")

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.training.distributed import Process
 from anomalygpt.training.state import require_same_run, whole_checkpoints
 from tests.processes import run
 from tests.shared_data import ROOT
@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import user_errors
-from anomalygpt.training import distributed
+from anomalygpt import distributed
 from anomalygpt.training.engine import deepspeed_config, start_engine
 from anomalygpt.training.state import load_state, require_same_run, save_state
 

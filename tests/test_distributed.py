@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import pytest
 import torch
 
+from anomalygpt import distributed
 from anomalygpt.errors import UserError
-from anomalygpt.training import distributed
 from tests.processes import started
 from tests.shared_data import ROOT
 
@@ -98,7 +98,7 @@ def test_a_process_more_than_there_are_gpus_is_told(environment, monkeypatch):
 
 
 MEET = """
-from anomalygpt.training import distributed
+from anomalygpt import distributed
 
 process = distributed.start("cpu")
 print(process.rank, process.local_rank, process.world_size, distributed.summed([process.rank + 1]))
