@@ -1,4 +1,4 @@
-"""Every setting of an experiment, typed; the defaults are the paper's (AnomalyGPT section 4; SPEC 7)."""
+"""Every setting of an experiment, typed; the defaults are the paper's (AnomalyGPT section 4; specification 7)."""
 
 from typing import Annotated, Literal
 
@@ -91,7 +91,7 @@ class InferenceConfig(Settings):
     """How photos are looked at.
 
     Attributes:
-        geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released code's table (SPEC 2).
+        geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released table (specification 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
         text_scales: without references, the sides at which a photo is looked at, in multiples of the encoder's own: 2
             gives finer maps, and takes more than four times the time.
@@ -128,7 +128,7 @@ class DataSource(Settings):
 
 
 class InstructionSource(Settings):
-    """Conversations about everyday photos, which keep the language model able to talk (PandaGPT's; SPEC 7).
+    """Conversations about everyday photos, which keep the language model able to talk (PandaGPT's; specification 7).
 
     Attributes:
         conversations: the JSON file.
@@ -142,7 +142,7 @@ class InstructionSource(Settings):
 
 
 class DataConfig(Settings):
-    """What is trained on: normal photos, onto which defects are simulated (NSA; SPEC 8), or real defects.
+    """What is trained on: normal photos, onto which defects are simulated (NSA; specification 8), or real defects.
 
     Attributes:
         defects: ``simulated`` on normal photos, or ``real`` ones with the masks that people drew.

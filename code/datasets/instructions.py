@@ -1,4 +1,4 @@
-"""PandaGPT's visual instructions: conversations about everyday photos (Su et al., 2023; SPEC 7)."""
+"""PandaGPT's visual instructions: conversations about everyday photos (Su et al., 2023; specification 7)."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A map and the truth about it on the same pixels, by a rule that is printed with the numbers (SPEC 2)."""
+"""A map and the truth about it on the same pixels, by a rule that is printed with the numbers (specification 2)."""
 
 from functools import cache
 from pathlib import Path

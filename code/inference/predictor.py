@@ -158,7 +158,7 @@ class Predictor:
         self.generation = generation or GenerationSettings()
         spec = model.encoder.spec
         self._whole = ImageTransform(spec.size, spec.mean, spec.std, "squash")
-        # The released demo crops wherever references are used, and squashes everywhere else (SPEC 2).
+        # The released demo crops wherever references are used, and squashes everywhere else (specification 2).
         referenced: Geometry = "crop" if geometry == "official" else "squash"
         self._beside_references = ImageTransform(spec.size, spec.mean, spec.std, referenced)
         self._references: References | None = None
@@ -186,7 +186,7 @@ class Predictor:
         return self._whole if self._references is None else self._beside_references
 
     def look_as_evaluated(self) -> None:
-        """Brings photos to the model as the paper's evaluation does, without references too (SPEC 2).
+        """Brings photos to the model as the paper's evaluation does, without references too (specification 2).
 
         ``geometry: official`` crops there; in the released demo it squashes photos that have no references.
         """

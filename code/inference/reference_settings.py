@@ -10,7 +10,7 @@ Augmentation = Literal["none", "rotations", "flips", "auto"]
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """The defaults are the paper's (section 3.2, eq. 2; SPEC 4).
+    """The defaults are the paper's (section 3.2, eq. 2; specification 4).
 
     Attributes:
         augmentation: which further views of a reference are remembered; ``auto`` is decided by the references.

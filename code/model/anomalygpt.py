@@ -97,7 +97,7 @@ class AnomalyGPT(nn.Module):
     # -- map -> words ---------------------------------------------------------------------------------------------
 
     def prompt_embeds(self, features: ImageFeatures, maps: Tensor) -> Tensor:
-        """What precedes the text: BOS, the image and the 18 prompts (SPEC 6) -> (B, N, D_l)."""
+        """What precedes the text: BOS, the image and the 18 prompts (specification 6) -> (B, N, D_l)."""
         embed, tokenizer = self._embedding(), self._speaking(self.tokenizer)
         batch = len(features)
 
@@ -165,7 +165,7 @@ class AnomalyGPT(nn.Module):
         references: Tensor | None = None,
         one_shot_threshold: float | None = None,
     ) -> Losses:
-        """The loss of one micro-step (SPEC 7): cross entropy on the answers, and with a target focal + dice on the map.
+        """One micro-step's loss (specification 7): cross entropy on the answers, with a target focal + dice on the map.
 
         A model without a language model has the map's losses only.
 

@@ -1,4 +1,4 @@
-"""The words around the picture: turns -> ids and labels, the history of a chat, and where an answer stops (SPEC 6)."""
+"""The words around the picture: turns -> ids and labels, a chat's history, where an answer stops (specification 6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

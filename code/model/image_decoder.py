@@ -1,4 +1,4 @@
-"""The image decoder: patch tokens against text features -> anomaly map (AnomalyGPT section 3.2, eq. 1; SPEC 4)."""
+"""The image decoder: patch tokens against text features -> anomaly map (AnomalyGPT 3.2, eq. 1; specification 4)."""
 
 from collections.abc import Sequence
 from typing import Any

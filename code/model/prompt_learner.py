@@ -1,4 +1,4 @@
-"""The prompt learner: anomaly map -> soft prompts for the language model (AnomalyGPT section 3.3; SPEC 5)."""
+"""The prompt learner: anomaly map -> soft prompts for the language model (AnomalyGPT section 3.3; specification 5)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The training loop: batches in, optimiser steps, numbers and checkpoints out (AnomalyGPT section 3.5; SPEC 7)."""
+"""The training loop: batches in, optimiser steps, numbers and checkpoints out (AnomalyGPT 3.5; specification 7)."""
 
 import logging
 import signal

@@ -1,4 +1,4 @@
-"""Overlays on a fixed scale (SPEC 9: a heat map that is scaled per image paints noise on normal parts)."""
+"""Overlays on a fixed scale (specification 9: a heat map that is scaled per image paints noise on normal parts)."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Turns -> ids, labels and attention; the chat's history; where an answer stops (SPEC 6)."""
+"""Turns -> ids, labels and attention; the chat's history; where an answer stops (specification 6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -106,7 +106,7 @@ def speaking_model(size: str, *, joint: int = 1024) -> AnomalyGPT:
 
 
 def pandagpt_delta(size: str, *, adapter: str = ".default", prefix: str = "") -> dict[str, Tensor]:
-    """A PandaGPT delta as SPEC 7 names its tensors."""
+    """A PandaGPT delta as specification 7 names its tensors."""
     width, rank = WIDTHS[size], 32
     tensors = {"llama_proj.weight": torch.randn(width, 1024), "llama_proj.bias": torch.randn(width)}
     for layer in range(LAYERS):

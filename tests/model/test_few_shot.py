@@ -1,4 +1,4 @@
-"""The patch memory: nearest reference patch over all references (SPEC 4)."""
+"""The patch memory: nearest reference patch over all references (specification 4)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The image decoder on a single patch, worked out by hand (SPEC 4)."""
+"""The image decoder on a single patch, worked out by hand (specification 4)."""
 
 import math
 

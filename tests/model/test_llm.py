@@ -1,4 +1,4 @@
-"""Language model folders as they are found in the wild, and how an answer is generated and stopped (SPEC 6)."""
+"""Language model folders as found in the wild, and how an answer is generated and stopped (specification 6)."""
 
 import json
 import subprocess

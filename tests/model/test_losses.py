@@ -1,4 +1,4 @@
-"""The losses against numbers that were worked out by hand (SPEC 7)."""
+"""The losses against numbers that were worked out by hand (specification 7)."""
 
 import math
 

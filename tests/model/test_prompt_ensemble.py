@@ -1,4 +1,4 @@
-"""The text ensemble: 24 sentences a class, encoded once (SPEC 3)."""
+"""The text ensemble: 24 sentences a class, encoded once (specification 3)."""
 
 from collections.abc import Iterator
 

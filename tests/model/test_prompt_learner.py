@@ -1,4 +1,4 @@
-"""Eighteen prompts whatever the language model's width (SPEC 5)."""
+"""Eighteen prompts whatever the language model's width (specification 5)."""
 
 import pytest
 import torch

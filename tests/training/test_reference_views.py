@@ -1,4 +1,4 @@
-"""The one-shot reference in its four rotations (SPEC 7)."""
+"""The one-shot reference in its four rotations (specification 7)."""
 
 import pytest
 import torch

@@ -33,7 +33,7 @@ SIZE = ImageBindSize(
 )
 ALONE = Process(0, 0, 1, torch.device("cpu"))
 
-# SPEC 7's list.
+# The list of specification 7.
 IMAGE_DECODER = {f"image_decoder.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
 PROMPT_LEARNER = {f"prompt_learner.meta_net.{i}.{kind}" for i in (0, 3, 6, 9, 12, 15) for kind in ("weight", "bias")}
 PROMPT_LEARNER |= {"prompt_learner.base_prompts"}

@@ -1,4 +1,4 @@
-"""ImageBind's vision tower: patches of an image in, patch tokens and one joint embedding out (SPEC 1)."""
+"""ImageBind's vision tower: patches of an image in, patch tokens and one joint embedding out (specification 1)."""
 
 import torch
 import torch.nn.functional as F
