@@ -17,7 +17,7 @@ setup-dev: $(VENV)/.setup-dev
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=…" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade "pip>=25"  # an older one downloads a wheel whole to look up its address
+	$(PY) -m pip install --quiet --upgrade "pip>=25.2"  # an older one does not resume a download that breaks
 
 $(VENV)/.setup: requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install -r requirements.txt

@@ -1,17 +1,43 @@
-"""Files that appear whole or not at all, and folders that one run at a time writes to."""
+"""Reads and hashes files; writes files that appear whole or not at all, in folders that one run at a time writes to."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from anomalygpt.errors import UserError
 
 LOCK = ".lock"
 SHOWN = 40  # letters of a file's name in that of its temporary file
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: it can't be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, ValueError) as error:  # invalid UTF-8 and impossible dates are ValueErrors
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -9,7 +9,6 @@
 Every key may be left out; what is not said is taken from the tables (phrases/*.yaml, nsa_classes.yaml).
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from anomalygpt.datasets.dialogue import ClassWords, class_words, noun_phrase
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.synthesis import NSASettings, nsa_settings
+from anomalygpt.errors import did_you_mean
 
 BASE_LANGUAGE = "en"
 
@@ -144,5 +144,4 @@ def _explain(fault: Mapping[str, Any]) -> str:
         return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.60})"
     *place, key = fault["loc"]
     known = list(_KEYS_BELOW[len(place)].model_fields)
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f"unknown key {where!r}; " + (f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}")
+    return f"unknown key {where!r}{did_you_mean(str(key), known)}"
