@@ -76,7 +76,7 @@ class Window:
 @contextmanager
 def running_demo(arguments: Sequence[str] = ()) -> Iterator[str]:
     """Starts the demo as a user does; yields the address that it prints."""
-    command = [sys.executable, "web_demo.py", "--port", "0", *arguments]
+    command = [sys.executable, "web_demo.py", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with started(command, cwd=ROOT / "code", env=environment, **options) as process:
