@@ -79,14 +79,6 @@ def test_no_photo_is_one_warning() -> None:
     assert steps[-1][3] == "Is it fine?"
 
 
-def test_unreadable_photo_is_one_warning(tmp_path: Path) -> None:
-    path = tmp_path / "broken.png"
-    path.write_bytes(b"no picture at all")
-    with pytest.warns(UserWarning, match=r"^broken\.png: cannot be read"):
-        steps, _ = asked(str(path))
-    assert steps[-1][0] == []
-
-
 @pytest.mark.parametrize(
     ("class_name", "expected"),
     [

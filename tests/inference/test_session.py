@@ -3,7 +3,9 @@
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,14 +18,9 @@ from tests.fake_predictor import FakePredictor
 class Users:
     """Asks a shared model, and keeps the predictors that it made."""
 
-    def __init__(self, speaks: bool = True, word: str = "Yes") -> None:
+    def __init__(self, kind: type[FakePredictor] = FakePredictor, **options: Any) -> None:
         self.predictors: list[FakePredictor] = []
-        self.options = {"speaks": speaks, "word": word}
-        self.model = SharedModel(self._make)  # type: ignore[arg-type]
-
-    def _make(self) -> FakePredictor:
-        self.predictors.append(FakePredictor(**self.options))  # type: ignore[arg-type]
-        return self.predictors[-1]
+        self.model = SharedModel(lambda: self.predictors.append(kind(**options)) or self.predictors[-1])
 
     @property
     def looks(self) -> list[str]:
@@ -93,7 +90,7 @@ def test_users_keep_their_references_apart(users: Users, photos: list[str]) -> N
     assert asked == [["Is it fine?", "Where is it?"], ["Is it bent?"], ["Is it whole?"]]
 
 
-def test_conversations_at_the_same_time_take_turns(users: Users, photos: list[str]) -> None:
+def test_conversations_at_the_same_time_take_turns(photos: list[str]) -> None:
     busy, overlaps = threading.Lock(), []
 
     class Slow(FakePredictor):
@@ -103,19 +100,11 @@ def test_conversations_at_the_same_time_take_turns(users: Users, photos: list[st
             busy.release()
             return super().look(photo, class_name)
 
-    users.model = SharedModel(Slow)  # type: ignore[arg-type]
-    found: dict[int, Conversation] = {}
-    threads = [
-        threading.Thread(target=lambda number=number: found.update({number: users.ask(photos[number])}))
-        for number in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(Users(Slow).ask, photos[:4]))
     assert overlaps == [False] * 4
-    assert {number: str(conversation.photo) for number, conversation in found.items()} == dict(enumerate(photos[:4]))
-    assert all(len(conversation.history) == 1 for conversation in found.values())
+    assert [str(conversation.photo) for conversation in found] == photos[:4]
+    assert all(len(conversation.history) == 1 for conversation in found)
 
 
 def test_only_the_latest_photos_and_references_stay_encoded_and_users_notice_nothing(
@@ -153,7 +142,7 @@ def test_the_verdict_is_that_of_the_first_answer(users: Users, photos: list[str]
 def test_verdict_says_where_it_is_from(
     photos: list[str], speaks: bool, word: str, is_anomalous: bool, source: str
 ) -> None:
-    found = Users(speaks, word).ask(photos[0], "Is there any defect?")
+    found = Users(speaks=speaks, word=word).ask(photos[0], "Is there any defect?")
     assert (found.is_anomalous, found.verdict_source) == (is_anomalous, source)
     assert (found.history[0][1] == NO_ANSWER) is not speaks
 
