@@ -1,7 +1,7 @@
-"""Looks at photos: ``python predict.py PHOTO… [--reference GOOD…] [--question "…"] [--json] [--out DIR]``.
+"""Inspects photos: ``python predict.py PHOTO… [--reference GOOD…] [--question "…"] [--json] [--out DIR]``.
 
-Good photos of a part are remembered once, ``python predict.py --reference GOOD… --save-references FILE``, and used
-often: ``--references FILE``.
+Good photos of a part are encoded once, ``python predict.py --reference GOOD… --save-references FILE``, and used again
+with ``--references FILE``.
 """
 
 import argparse

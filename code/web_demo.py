@@ -36,6 +36,7 @@ EXAMPLES = "images/examples"
 PHOTO_HEIGHT = 366  # in CSS pixels
 SUGGESTED = ("Is there any anomaly in the image?", "Where is it?", "How many anomalies are there?", "How large is it?")
 PENDING = "…"
+HANDLER: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
 NO_VERDICT = '<p class="hint">Ask a question: the map and the verdict appear here.</p>'
 
 TITLE = "# AnomalyGPT\nShows what is wrong with a part, and where, and answers questions about it."
@@ -194,8 +195,7 @@ def _input_column(examples: Sequence[tuple[str, list[str], str]]) -> tuple["gr.I
     )
     class_name = gr.Textbox(label="What is it? (optional)", placeholder="washer, circuit board, carpet …", max_lines=1)
     if examples:
-        quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        row.click(lambda number: examples[number], row, [photo, references, class_name], **quiet)
+        row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **HANDLER)
     return photo, references, class_name
 
 
@@ -215,18 +215,17 @@ def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], co
         suggestions = [gr.Button(text, size="sm", min_width=150) for text in SUGGESTED]
     photo, references, chat = inputs[0], inputs[1], shown[0]
     given = [*inputs, conversation]
-    common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows a pending bubble
     one_at_a_time: dict[str, Any] = {
         "outputs": [*shown, question, conversation],
         "concurrency_id": "model",
         "trigger_mode": "multiple",  # a question asked while another is answered waits, it is not lost
-        **common,
+        **HANDLER,
     }
     answer = partial(ask, model)
     asking = [gr.on([send.click, question.submit], answer, [question, *given], **one_at_a_time)]
     for button, text in zip(suggestions, SUGGESTED, strict=True):
         asking.append(button.click(partial(answer, text), given, **one_at_a_time))
-    clearing = {"outputs": [*shown, conversation], "cancels": asking, "queue": False, **common}
+    clearing = {"outputs": [*shown, conversation], "cancels": asking, "queue": False, **HANDLER}
     chat.clear(partial(start_over, None, None), conversation, **clearing)
     for changed in (photo.change, references.change):
         changed(start_over, [photo, references, conversation], **clearing)
@@ -317,7 +316,7 @@ def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
             footer_links=[],
         )
         # A browser can't open the wildcard address.
-        url = demo.local_url.rstrip("/").replace("[::]", "localhost")
+        url = str(demo.local_url).rstrip("/").replace("[::]", "localhost")
         print(f"Open {url}" + (f" or {demo.share_url}" if demo.share_url else ""), flush=True)
         while demo.is_running:
             time.sleep(1)

@@ -1,7 +1,7 @@
-"""Conversations about photos with one shared model, without a user interface; the web demo is one.
+"""Conversations of several users with one shared model, without a user interface (the web demo is one).
 
-A conversation belongs to one user. What the model encoded is cached by the files it was made from, so that nobody gets
-a result of other photos or other references than his own, and memory is bounded however many users there are.
+A conversation belongs to one user. Encoded photos and references are cached by their files: a user only gets results of
+the files of his own conversation, and memory does not grow with the number of users.
 """
 
 import threading
@@ -29,7 +29,7 @@ DISAGREEMENT = {"answer": ", which the score contradicts", "score": "; the langu
 
 
 class EncodedPhoto(NamedTuple):
-    """The result for a photo, and the picture of it with its map."""
+    """The result for a photo, and the photo with its anomaly map."""
 
     result: "Look"
     overlay: "Image.Image"
@@ -78,7 +78,7 @@ def conversation_about(
 
 
 class SharedModel:
-    """A model that serves one conversation at a time, and remembers the photos and references that it encoded last.
+    """A model that serves one conversation at a time, with a cache of the latest photos and references.
 
     Args:
         new_predictor: makes a predictor without references around the model; must be cheap.
@@ -87,7 +87,7 @@ class SharedModel:
     def __init__(self, new_predictor: "Callable[[], Predictor]") -> None:
         self._new_predictor = new_predictor
         self._lock = threading.Lock()
-        self._predictor = lru_cache(MAX_CACHED)(self._remember)
+        self._predictor = lru_cache(MAX_CACHED)(self._encode_references)
         self._photo = lru_cache(MAX_CACHED)(self._encode)
 
     def encode(self, conversation: Conversation, question: str) -> EncodedPhoto:
@@ -119,7 +119,7 @@ class SharedModel:
             conversation.verdict_source = found.verdict_from + doubt
         conversation.history.append((question, found.answer if predictor.model.speaks else NO_ANSWER))
 
-    def _remember(self, references: tuple[Path, ...]) -> "Predictor":
+    def _encode_references(self, references: tuple[Path, ...]) -> "Predictor":
         photos = [_read(path) for path in references]
         predictor = self._new_predictor()
         predictor.set_references(photos)
