@@ -1,4 +1,4 @@
-"""A user's mistake ends in one clear line, not in a traceback."""
+"""Mistakes of the user, which end in one line, not in a traceback."""
 
 import difflib
 import sys
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message says what is wrong, where, and what to do."""
+    """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
 
 
 @contextmanager
