@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from anomalygpt.model.dinov2 import expected_shapes
+from anomalygpt.model.dinov2 import Dinov2
 
 PHOTOS = 6
 
@@ -43,7 +43,9 @@ def draw_parts(root: Path) -> None:
 def write_encoder(path: Path) -> None:
     """DINOv2's tensors by name and shape, with random values."""
     generator = torch.Generator().manual_seed(0)
-    tensors = {n: 0.02 * torch.randn(s, generator=generator) for n, s in expected_shapes().items()}
+    with torch.device("meta"):
+        vit = Dinov2().vit
+    tensors = {n: 0.02 * torch.randn(v.shape, generator=generator) for n, v in vit.state_dict().items()}
     save_file(tensors, path)
 
 

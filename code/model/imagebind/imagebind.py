@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalygpt.errors import UserError
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 from anomalygpt.model.imagebind.text import LogitScale, Normalize, TextHead, TextStem
 from anomalygpt.model.imagebind.tokenizer import tokenize
 from anomalygpt.model.imagebind.transformer import Trunk
@@ -37,41 +36,29 @@ class ImageBind(nn.Module):
 
     Args:
         size: widths and depths.
-        taps: the vision blocks (0-based) whose raw output becomes patch features; by default the last of each quarter.
+        taps: vision blocks, see :func:`tapped_blocks`.
     """
 
     def __init__(self, size: ImageBindSize | None = None, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         size = size or ImageBindSize()
-        quarter = size.vision_depth // 4
-        taps = tuple(taps) if taps is not None else tuple(quarter * (i + 1) - 1 for i in range(4))
-        if list(taps) != sorted(set(taps)) or not all(0 <= tap < size.vision_depth for tap in taps):
-            raise UserError(f"encoder.taps {taps}: expected rising block numbers below {size.vision_depth}")
         self.spec = ImageSpec(
             size=size.image_size,
             mean=CLIP_MEAN,
             std=CLIP_STD,
             grid=size.image_size // size.patch,
             tap_width=size.vision_width,
-            taps=taps,
+            taps=tapped_blocks(taps, size.vision_depth),
             embed_width=size.joint_width,
         )
         vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False, norm_first=True)
         text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True, norm_first=False)
-        # The four dictionaries below carry the released names; the towers read as vision_*/text_* from here on.
-        self.modality_preprocessors = nn.ModuleDict(
-            {
-                "vision": VisionStem(size.vision_width, size.image_size, size.patch),
-                "text": TextStem(size.text_width),
-            }
-        )
+        stem = VisionStem(size.vision_width, size.image_size, size.patch)
+        # The four dictionaries carry the released names.
+        self.modality_preprocessors = nn.ModuleDict({"vision": stem, "text": TextStem(size.text_width)})
+        head = vision_head(size.vision_width, size.joint_width)
         self.modality_trunks = nn.ModuleDict({"vision": vision, "text": text})
-        self.modality_heads = nn.ModuleDict(
-            {
-                "vision": vision_head(size.vision_width, size.joint_width),
-                "text": TextHead(size.text_width, size.joint_width),
-            }
-        )
+        self.modality_heads = nn.ModuleDict({"vision": head, "text": TextHead(size.text_width, size.joint_width)})
         self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(Normalize(), LogitScale())})
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
