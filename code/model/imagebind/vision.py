@@ -1,7 +1,8 @@
-"""ImageBind's vision tower: patches of an image in, patch tokens and one joint embedding out (SPEC 1)."""
+"""ImageBind's vision tower: patches of an image in, patch tokens and one joint embedding out (specification 1)."""
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS
@@ -22,7 +23,7 @@ class PatchProjection(nn.Module):
         """(B, 3, S, S) -> (B, P * P, width), P = S / patch."""
         # Both frames are the same image, so the sum over the kernel's time axis does the work of the repeated frame.
         kernel = self.weight.sum(dim=2)
-        return F.conv2d(images, kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
+        return rearrange(F.conv2d(images, kernel, stride=kernel.shape[-1]), "b d h w -> b (h w) d")
 
 
 class PositionTable(nn.Module):
