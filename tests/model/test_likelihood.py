@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from anomalygpt.model.chat import chat_prompt
-from anomalygpt.model.likelihood import answer_likelihoods
 from tests.model.test_anomalygpt import images, model  # noqa: F401 (fixtures)
 
 QUESTION = chat_prompt([], "Is it good?")
@@ -31,25 +30,25 @@ def one_by_one(model, features, maps, answer):  # noqa: F811
 
 @torch.no_grad()
 def test_one_batch_equals_one_token_after_the_other(model, seen):  # noqa: F811
-    found = answer_likelihoods(model, *seen, QUESTION, ANSWERS)
+    found = model.answer_likelihoods(*seen, QUESTION, ANSWERS)
     expected = torch.stack([one_by_one(model, *seen, answer) for answer in ANSWERS])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_answers_likelihood_does_not_depend_on_the_others(model, seen):  # noqa: F811
-    together = answer_likelihoods(model, *seen, QUESTION, ANSWERS)
-    alone = torch.cat([answer_likelihoods(model, *seen, QUESTION, [answer]) for answer in ANSWERS])
+    together = model.answer_likelihoods(*seen, QUESTION, ANSWERS)
+    alone = torch.cat([model.answer_likelihoods(*seen, QUESTION, [answer]) for answer in ANSWERS])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_image_and_its_map_are_heard(model, images, seen):  # noqa: F811
     features, maps = seen
-    before = answer_likelihoods(model, features, maps, QUESTION, ANSWERS)
+    before = model.answer_likelihoods(features, maps, QUESTION, ANSWERS)
     other = model.encode(images)[[1]]
-    assert not torch.allclose(answer_likelihoods(model, other, maps, QUESTION, ANSWERS), before, atol=1e-4)
-    assert not torch.allclose(answer_likelihoods(model, features, 1 - maps, QUESTION, ANSWERS), before, atol=1e-6)
+    assert not torch.allclose(model.answer_likelihoods(other, maps, QUESTION, ANSWERS), before, atol=1e-4)
+    assert not torch.allclose(model.answer_likelihoods(features, 1 - maps, QUESTION, ANSWERS), before, atol=1e-6)
 
 
 def test_an_empty_answer_is_refused(model, seen):  # noqa: F811
     with pytest.raises(ValueError, match="empty"):
-        answer_likelihoods(model, *seen, QUESTION, ["Yes", ""])
+        model.answer_likelihoods(*seen, QUESTION, ["Yes", ""])
