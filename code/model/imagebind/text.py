@@ -1,4 +1,4 @@
-"""ImageBind's text tower: token ids in, one joint embedding a sentence out (SPEC 1)."""
+"""ImageBind's text tower: token ids in, one joint embedding per sentence out (specification 1)."""
 
 import math
 
