@@ -46,11 +46,6 @@ class AnomalyGPT(nn.Module):
         tokenizer: the language model's.
     """
 
-    # None in a model without a language model; ``_embedding`` is where that becomes an error.
-    prompt_learner: Any
-    llama_proj: Any
-    tokenizer: Any
-
     def __init__(
         self,
         encoder: Encoder,
@@ -65,10 +60,11 @@ class AnomalyGPT(nn.Module):
         self.encoder = encoder
         self.states = states
         self.image_decoder = image_decoder
-        self.prompt_learner = prompt_learner
+        # None in a model without a language model, where ``_embedding`` raises the error.
+        self.prompt_learner: Any = prompt_learner
         self.llama_model = llm
-        self.llama_proj = llama_proj
-        self.tokenizer = tokenizer
+        self.llama_proj: Any = llama_proj
+        self.tokenizer: Any = tokenizer
 
     @property
     def speaks(self) -> bool:
@@ -253,8 +249,10 @@ class AnomalyGPT(nn.Module):
         labels = torch.cat([silent, text.labels], dim=1).to(before.device)
         seen = torch.ones(before.shape[:2], dtype=torch.long)
         attention = torch.cat([seen, text.attention], dim=1).to(before.device)
+        answered = (labels != IGNORE_INDEX).any(dim=0).nonzero()
+        first = int(answered[0]) if len(answered) else labels.shape[1] - 1
         # Logits before the first answer are never used, and the vocabulary makes them the largest tensor here.
-        kept = labels.shape[1] - _first_answer(labels) + 1
+        kept = labels.shape[1] - first + 1
         logits = self.llama_model(inputs_embeds=embeds, attention_mask=attention, logits_to_keep=kept).logits
         return logits, labels[:, -kept:]
 
@@ -262,12 +260,6 @@ class AnomalyGPT(nn.Module):
         if self.llama_model is None:
             raise RuntimeError("this model was built without a language model: it draws maps, but can't answer")
         return self.llama_model.get_input_embeddings()
-
-
-def _first_answer(labels: Tensor) -> int:
-    """The first position at which any of the conversations (B, N) has an answer token; N - 1 when none has."""
-    columns = (labels != IGNORE_INDEX).any(dim=0).nonzero()
-    return int(columns[0]) if len(columns) else labels.shape[1] - 1
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,13 +24,8 @@ NAMES_SHOWN = 3  # an error lists so many names and counts the rest
 TEXT_BYTES = 64  # read from the beginning of a file to recognise text
 RUNS = "runs"  # where trained experiments are written
 RELEASED = ("pretrained_ckpt", "code/ckpt")  # the folders of the files that pretrained_ckpt/README.md lists
-# A Hugging Face folder's weights, in the order in which transformers looks for them.
-FOLDER_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face model, in transformers' order
+INDEX = ".index.json"  # appended to one of them, the name of a list of shards
 
 # The parts of a delta checkpoint and the prefixes of their tensors' names.
 PARTS = {
@@ -58,11 +54,11 @@ def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]
         experiments: the names that ``train.py --config`` takes.
     """
     runs = (home / RUNS).resolve()
-    if path != runs and path.is_relative_to(runs):
+    if runs in path.parents:
         run = path.relative_to(runs).parts[0]
         command = f": python train.py --config {run}" if run in experiments else ""
         advice = f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"
-    elif any(path.is_relative_to((home / folder).resolve()) for folder in RELEASED):
+    elif any((home / folder).resolve() in path.parents for folder in RELEASED):
         advice = (
             "Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
             "`--config compact` runs without the paper's weights"
@@ -88,12 +84,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            loaded = torch.load(path, map_location="cpu", weights_only=True)  # torch < 1.6 wrote it: can't be mapped
+        mapped = is_zipfile(path)  # torch before 1.6 wrote another format, which can't be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpickling bytes that are no pickle can raise nearly anything
         raise _unreadable(path, error) from error
     if not isinstance(loaded, Mapping):
@@ -154,9 +146,10 @@ def folder_shapes(folder: Path) -> dict[str, Shape]:
     Raises:
         CheckpointError: there are no weights, or the index names shards that do not exist.
     """
-    present = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
+    names = [name + suffix for name in FOLDER_FILES for suffix in ("", INDEX)]
+    present = next((folder / name for name in names if (folder / name).is_file()), None)
     if present is None:
-        raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(FOLDER_FILES)}")
+        raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(names)}")
     if present.suffix != ".json":
         return file_shapes(present)
     try:

@@ -71,11 +71,8 @@ class ImageBind(nn.Module):
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Sentences -> (B, 1024): unit embeddings times the learned, clipped temperature."""
         head = self.modality_heads["text"]
-        return self.encode_ids(tokenize(sentences).to(head.proj[1].weight.device))  # type: ignore[union-attr, index]
-
-    def encode_ids(self, ids: Tensor) -> Tensor:
-        """Token ids (B, 77) int64 -> (B, 1024); see :meth:`encode_text`."""
+        ids = tokenize(sentences).to(head.proj[1].weight.device)  # type: ignore[union-attr, index]  # (B, 77) int64
         # Causal attention: nothing after the last end-of-text token can change a sentence's embedding.
         ids = ids[:, : int(ids.argmax(dim=1).max()) + 1]
         tokens, _ = self.modality_trunks["text"](self.modality_preprocessors["text"](ids))
-        return self.modality_postprocessors["text"](self.modality_heads["text"](tokens, ids))
+        return self.modality_postprocessors["text"](head(tokens, ids))
