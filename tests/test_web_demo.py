@@ -24,9 +24,6 @@ from tests import browser
 from tests.processes import started
 
 ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = ROOT / "pretrained_ckpt"
-COMPACT = WEIGHTS / "anomalygpt_compact" / "model.safetensors"
-ALL_PARTS = ("image_decoder", "prompt_learner", "states", "llama_proj", "lora")
 EXAMPLES = ROOT / web_demo.EXAMPLES
 
 
@@ -341,33 +338,15 @@ def test_page_without_examples_has_no_row_of_them(tmp_path: Path) -> None:
     assert "Dataset" in kinds(EXAMPLES)
 
 
-@pytest.fixture(scope="module")
-def compact_model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments that start the compact model: with its trained delta where there is one, else untrained."""
-    for needed in (WEIGHTS / "dinov2_vits14" / "model.safetensors", WEIGHTS / "smollm2_135m_instruct"):
-        if not needed.exists():
-            pytest.skip(f"needs {needed.relative_to(ROOT)} (python fetch_weights.py)")
-    arguments = ["--config", "compact", "--set", "llm.generation.max_new_tokens=16"]
-    if COMPACT.exists():
-        return arguments
-    from anomalygpt.config.load import load_config
-    from anomalygpt.model.build import build_model
-    from anomalygpt.model.checkpoint import delta_tensors, save_tensors
-
-    path = tmp_path_factory.mktemp("delta") / "model.safetensors"
-    model = build_model(load_config("compact", ["deltas=[]"]), torch.device("cpu"))
-    save_tensors(delta_tensors(model, ALL_PARTS, torch.float16), path)
-    return [*arguments, f"deltas=[{{path: {path}, parts: [{', '.join(ALL_PARTS)}]}}]"]
-
-
 @pytest.mark.weights
 @pytest.mark.timeout(900)  # a quiet machine needs half a minute
-def test_demo_in_a_browser(compact_model: list[str], tmp_path: Path) -> None:
+def test_demo_in_a_browser(compact_overrides: list[str], tmp_path: Path) -> None:
     pytest.importorskip("playwright", reason="needs playwright")
     if browser.installed_browser() is None:
         pytest.skip(f"needs a browser: none of {', '.join(browser.BROWSERS)} is installed")
     example = find_examples(EXAMPLES)[0]
-    with browser.running_demo(compact_model) as address, browser.window(address) as window:
+    arguments = ["--config", "compact", "--set", "llm.generation.max_new_tokens=16", *compact_overrides]
+    with browser.running_demo(arguments) as address, browser.window(address) as window:
         page = window.page
         page.locator("#send").click()
         page.get_by_text("There is no photo yet").wait_for()
