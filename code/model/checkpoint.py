@@ -183,11 +183,8 @@ def check_names(
     """
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith(tuple(ignore)))
-    differ = [
-        f"{name} is {_size(found[name])}, expected {_size(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
+    common = [(name, found[name], shape) for name, shape in expected.items() if name in found]
+    differ = [f"{name} is {_size(own)}, expected {_size(shape)}" for name, own, shape in common if own != shape]
     faults = [f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})"] if missing else []
     faults += [f"{len(extra)} unexpected ({_few(extra)})"] if extra else []
     faults += [f"{len(differ)} of another shape ({_few(differ)})"] if differ else []

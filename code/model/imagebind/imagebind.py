@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
-from anomalygpt.model.imagebind.text import LogitScale, Normalize, TextHead, TextStem
+from anomalygpt.model.imagebind.text import LogitScale, TextHead, TextStem
 from anomalygpt.model.imagebind.tokenizer import tokenize
-from anomalygpt.model.imagebind.transformer import Trunk
-from anomalygpt.model.imagebind.vision import VisionStem, vision_head
+from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS, Trunk
+from anomalygpt.model.imagebind.vision import VisionStem
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -54,18 +54,19 @@ class ImageBind(nn.Module):
         vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False, norm_first=True)
         text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True, norm_first=False)
         stem = VisionStem(size.vision_width, size.image_size, size.patch)
-        # The four dictionaries carry the released names.
+        # The four dictionaries carry the released names, and the identities keep their numbers.
         self.modality_preprocessors = nn.ModuleDict({"vision": stem, "text": TextStem(size.text_width)})
-        head = vision_head(size.vision_width, size.joint_width)
+        norm = nn.LayerNorm(size.vision_width, eps=LAYER_NORM_EPS)
+        head = nn.Sequential(norm, nn.Identity(), nn.Linear(size.vision_width, size.joint_width, bias=False))
         self.modality_trunks = nn.ModuleDict({"vision": vision, "text": text})
         self.modality_heads = nn.ModuleDict({"vision": head, "text": TextHead(size.text_width, size.joint_width)})
-        self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(Normalize(), LogitScale())})
+        self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(nn.Identity(), LogitScale())})
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, 224, 224), CLIP-normalised -> taps of (B, 256, 1280) and a unit embedding (B, 1024)."""
         tokens = self.modality_preprocessors["vision"](images)
         tokens, taps = self.modality_trunks["vision"](tokens, self.spec.taps)
-        embedding = F.normalize(self.modality_heads["vision"](tokens), dim=-1)
+        embedding = F.normalize(self.modality_heads["vision"](tokens[:, 0]), dim=-1)
         return ImageFeatures(taps=tuple(tap[:, 1:] for tap in taps), embedding=embedding)
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS
-
 FRAMES = 2  # ImageBind sees a still image as a clip of two identical frames
 CHANNELS = 3
 
@@ -57,17 +55,3 @@ class VisionStem(nn.Module):
         patches = self.rgbt_stem["proj"]["1"](images)  # type: ignore[index]
         cls = self.cls_token.expand(len(patches), -1, -1)
         return torch.cat([cls, patches], dim=1) + self.pos_embedding_helper.pos_embed
-
-
-class SelectClass(nn.Module):
-    """(B, N, width) -> the CLS token (B, width)."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens[:, 0]
-
-
-def vision_head(width: int, joint_width: int) -> nn.Sequential:
-    """Tokens (B, N, width) -> unnormalised joint embedding (B, joint_width)."""
-    return nn.Sequential(
-        nn.LayerNorm(width, eps=LAYER_NORM_EPS), SelectClass(), nn.Linear(width, joint_width, bias=False)
-    )
