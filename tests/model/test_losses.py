@@ -14,17 +14,14 @@ def states(abnormal: torch.Tensor) -> torch.Tensor:
     return torch.stack([1 - abnormal, abnormal], dim=1)
 
 
-def test_focal_loss_of_two_pixels() -> None:
-    probabilities = states(torch.tensor([[[0.9, 0.4]]]))  # said abnormal with 0.9 and 0.4
+def test_focal_loss_of_two_pixels_and_its_smoothing() -> None:
+    probabilities = states(torch.tensor([[[0.9, 0.4]]]))  # abnormal with 0.9 and 0.4
     target = torch.tensor([[[[1.0, 0.0]]]])  # the first one is, so p = 0.9 and 0.6
     by_hand = (0.1**2 * -math.log(0.9) + 0.4**2 * -math.log(0.6)) / 2
     assert float(focal_loss(probabilities, target)) == pytest.approx(by_hand, rel=1e-3)
-
-
-def test_focal_loss_smooths_as_the_released_code_does() -> None:
-    """p = sum of clamp(one-hot, 1e-5, 1 - 1e-5) x probability, + 1e-5: certain and wrong stays finite."""
-    loss = focal_loss(states(torch.tensor([[[0.0]]])), torch.tensor([[[[1.0]]]]))
+    # p = sum of clamp(one-hot, 1e-5, 1 - 1e-5) x probability, + 1e-5: certain and wrong stays finite.
     p = 1e-5 * 1.0 + (1 - 1e-5) * 0.0 + 1e-5
+    loss = focal_loss(states(torch.tensor([[[0.0]]])), torch.tensor([[[[1.0]]]]))
     assert float(loss) == pytest.approx((1 - p) ** 2 * -math.log(p), rel=1e-5)
 
 
