@@ -17,13 +17,9 @@ from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import file_shapes, load_delta, read_metadata, read_tensors
-from anomalygpt.model.image_decoder import ImageDecoder
-from anomalygpt.model.imagebind.imagebind import ImageBind
 from anomalygpt.model.llm import LoraSettings
-from anomalygpt.model.prompt_ensemble import PromptEnsemble
-from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.training.run_folder import export_delta, record_run, require_shared
-from tests.helpers import TINY, tiny_model
+from tests.helpers import tiny_model
 from tests.shared_data import ROOT
 
 ALONE = Process(0, 0, 1, torch.device("cpu"))
@@ -79,9 +75,7 @@ def test_both_files_hold_the_same_and_ours_carries_its_config(model, tmp_path):
 
 def test_the_delta_fits_a_model_that_was_not_trained(model, tmp_path):
     export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
-    torch.manual_seed(1)
-    encoder = ImageBind(TINY)
-    fresh = AnomalyGPT(encoder, PromptEnsemble(encoder), ImageDecoder(32, 16, 4), PromptLearner(32))
+    fresh = tiny_model(seed=1)
     load_delta(fresh, tmp_path / "pytorch_model.pt", ["image_decoder", "prompt_learner"])
     assert torch.equal(fresh.prompt_learner.base_prompts, model.prompt_learner.base_prompts.half().float())
 
