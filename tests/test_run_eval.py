@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from anomalygpt.run_eval import INTERRUPTED, main
-from tests.training.conftest import write_encoder, write_llm
+from tests.helpers import write_encoder, write_llm
 
 ROOT = Path(__file__).resolve().parents[1]
 MAPS_ONLY = ["--config", "compact", "--device", "cpu", "--no-chat", "--set", "deltas=[]"]

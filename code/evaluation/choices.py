@@ -17,7 +17,6 @@ from anomalygpt.evaluation.state import State
 from anomalygpt.files import replacing
 from anomalygpt.inference.predictor import Look, Predictor
 from anomalygpt.model.chat import chat_prompt
-from anomalygpt.model.likelihood import answer_likelihoods
 
 Method = Literal["text", "letter", "generated"]
 METHODS: dict[Method, str] = {
@@ -152,7 +151,7 @@ class Asker:
 
     def _likeliest(self, look: Look, asked: str, options: Mapping[str, str]) -> str:
         text = chat_prompt([], asked)
-        found = answer_likelihoods(self.predictor.model, look.features, look.prompt_map, text, list(options.values()))
+        found = self.predictor.model.answer_likelihoods(look.features, look.prompt_map, text, list(options.values()))
         return list(options)[int(found.argmax())]
 
 

@@ -1,4 +1,4 @@
-"""Normal and abnormal text features of a class: WinCLIP's states and templates (AnomalyGPT 3.2; specification 3)."""
+"""Normal and abnormal text features of a class: WinCLIP's states and templates (specification 3)."""
 
 from collections.abc import Sequence
 

@@ -4,12 +4,9 @@ import pytest
 import torch
 
 from anomalygpt.model.few_shot import PatchMemory
-from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+from anomalygpt.model.imagebind.imagebind import ImageBind
 from anomalygpt.training.loop import reference_views
-
-SIZE = ImageBindSize(
-    vision_width=32, vision_depth=4, vision_heads=2, text_width=16, text_depth=1, text_heads=2, joint_width=16
-)
+from tests.helpers import TINY
 
 
 def part() -> torch.Tensor:
@@ -33,7 +30,7 @@ def test_without_rotation_the_photo_alone() -> None:
 def test_rotated_reference_finds_rotated_part(turns: int) -> None:
     """A good part that lies the other way round is normal beside the four views, and strange beside the one."""
     torch.manual_seed(1)
-    encoder = ImageBind(SIZE).eval()
+    encoder = ImageBind(TINY).eval()
     query = torch.rot90(part(), turns, dims=(-2, -1))
     with torch.no_grad():
         seen = {

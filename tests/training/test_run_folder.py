@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from anomalygpt.config.load import load_config
 from anomalygpt.config.schema import ExperimentConfig
@@ -19,18 +17,11 @@ from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import file_shapes, load_delta, read_metadata, read_tensors
-from anomalygpt.model.image_decoder import ImageDecoder
-from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
-from anomalygpt.model.llm import LoraSettings, add_lora
-from anomalygpt.model.prompt_ensemble import PromptEnsemble
-from anomalygpt.model.prompt_learner import PromptLearner
+from anomalygpt.model.llm import LoraSettings
 from anomalygpt.training.run_folder import export_delta, record_run, require_shared
+from tests.helpers import tiny_model
 from tests.shared_data import ROOT
 
-LAYERS, WIDTH, JOINT = 2, 32, 16
-SIZE = ImageBindSize(
-    vision_width=32, vision_depth=4, vision_heads=2, text_width=16, text_depth=1, text_heads=2, joint_width=JOINT
-)
 ALONE = Process(0, 0, 1, torch.device("cpu"))
 
 # The list of specification 7.
@@ -39,7 +30,7 @@ PROMPT_LEARNER = {f"prompt_learner.meta_net.{i}.{kind}" for i in (0, 3, 6, 9, 12
 PROMPT_LEARNER |= {"prompt_learner.base_prompts"}
 PANDAGPT = {"llama_proj.weight", "llama_proj.bias"} | {
     f"llama_model.base_model.model.model.layers.{layer}.self_attn.{letter}_proj.lora_{side}.default.weight"
-    for layer in range(LAYERS)
+    for layer in range(2)
     for letter in "qkvo"
     for side in "AB"
 }
@@ -48,25 +39,7 @@ PANDAGPT = {"llama_proj.weight", "llama_proj.bias"} | {
 @pytest.fixture(scope="module")
 def model() -> AnomalyGPT:
     """The paper's parts, thin."""
-    torch.manual_seed(0)
-    encoder = ImageBind(SIZE)
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-        )
-    )
-    return AnomalyGPT(
-        encoder,
-        PromptEnsemble(encoder),
-        ImageDecoder(SIZE.vision_width, JOINT, 4),
-        PromptLearner(WIDTH),
-        add_lora(llama, LoraSettings(rank=2)),
-        nn.Linear(JOINT, WIDTH),
-    )
+    return tiny_model(lora=LoraSettings(rank=2))
 
 
 def config(parts: str) -> ExperimentConfig:
@@ -102,9 +75,7 @@ def test_both_files_hold_the_same_and_ours_carries_its_config(model, tmp_path):
 
 def test_the_delta_fits_a_model_that_was_not_trained(model, tmp_path):
     export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
-    torch.manual_seed(1)
-    encoder = ImageBind(SIZE)
-    fresh = AnomalyGPT(encoder, PromptEnsemble(encoder), ImageDecoder(32, JOINT, 4), PromptLearner(WIDTH))
+    fresh = tiny_model(seed=1)
     load_delta(fresh, tmp_path / "pytorch_model.pt", ["image_decoder", "prompt_learner"])
     assert torch.equal(fresh.prompt_learner.base_prompts, model.prompt_learner.base_prompts.half().float())
 

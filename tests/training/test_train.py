@@ -12,14 +12,12 @@ import torch
 import yaml
 
 from anomalygpt.files import claimed
-from anomalygpt.model.checkpoint import file_shapes, part_of, read_metadata, read_tensors
+from anomalygpt.model.checkpoint import PARTS, file_shapes, part_of, read_metadata, read_tensors
 from anomalygpt.train import _draw_curves, main
 from anomalygpt.training.metrics_log import read_metrics
 from anomalygpt.training.state import whole_checkpoints
 from tests import processes
 from tests.shared_data import ROOT
-
-PARTS = ["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
 
 
 def command_line(experiment, *settings: str, launcher: tuple[str, ...] = (sys.executable,)) -> tuple[list[str], dict]:

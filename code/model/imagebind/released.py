@@ -1,14 +1,14 @@
 """Names and shapes of what the released ``imagebind_huge.pth`` holds beside the vision and text towers.
 
-A file is checked against its whole list of 1311 tensors, so that a truncated or another file is an error rather than
-a surprise. The blocks' own shapes are read off a :class:`Block`, which these modalities share with ours.
+A file is checked against its complete list of 1311 tensors, so that a truncated file or another one is an error. The
+trunks' shapes are read off a :class:`Trunk`, whose blocks these modalities share with vision and text.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from anomalygpt.model.imagebind.transformer import Block
+from anomalygpt.model.imagebind.transformer import Trunk
 
 Shape = tuple[int, ...]
 
@@ -40,37 +40,27 @@ SKIPPED_TOWERS = {
 
 
 def skipped_shapes(joint_width: int = 1024) -> dict[str, Shape]:
-    """Every released tensor that is recognised and left alone: name -> shape."""
+    """Name -> shape of every released tensor that is recognised and not loaded."""
     shapes: dict[str, Shape] = {CAUSAL_MASK: (77, 77)}
     for modality, tower in SKIPPED_TOWERS.items():
-        shapes |= _tower_shapes(modality, tower, joint_width)
+        width = tower.width
+        stem, head = f"modality_preprocessors.{modality}", f"modality_heads.{modality}"
+        shapes |= {
+            f"{stem}.cls_token": (1, 1, width),
+            f"{stem}.{tower.positions}": (1, tower.tokens, width),
+            f"{stem}.{tower.stem}.proj.weight": tower.projection,
+            f"{stem}.{tower.stem}.norm_layer.weight": (width,),
+            f"{stem}.{tower.stem}.norm_layer.bias": (width,),
+            f"{head}.0.weight": (width,),
+            f"{head}.0.bias": (width,),
+            f"{head}.{tower.head}": (joint_width, width),
+            f"modality_postprocessors.{modality}.1.log_logit_scale": (),
+        }
+        with torch.device("meta"):
+            trunk = Trunk(width, tower.depth, heads=1, causal=False, norm_first=False).state_dict()
+        shapes |= {f"modality_trunks.{modality}.{name}": tuple(value.shape) for name, value in trunk.items()}
+        # Unlike vision and text, these modalities attend to one additional learned key and value.
+        for kind in ("bias_k", "bias_v"):
+            name = f"modality_trunks.{modality}.blocks.{{}}.attn.{kind}"
+            shapes |= {name.format(block): (1, 1, width) for block in range(tower.depth)}
     return shapes
-
-
-def _tower_shapes(modality: str, tower: SkippedTower, joint_width: int) -> dict[str, Shape]:
-    width = tower.width
-    stem = f"modality_preprocessors.{modality}"
-    head = f"modality_heads.{modality}"
-    shapes: dict[str, Shape] = {
-        f"{stem}.cls_token": (1, 1, width),
-        f"{stem}.{tower.positions}": (1, tower.tokens, width),
-        f"{stem}.{tower.stem}.proj.weight": tower.projection,
-        f"{stem}.{tower.stem}.norm_layer.weight": (width,),
-        f"{stem}.{tower.stem}.norm_layer.bias": (width,),
-        f"{head}.0.weight": (width,),
-        f"{head}.0.bias": (width,),
-        f"{head}.{tower.head}": (joint_width, width),
-        f"modality_postprocessors.{modality}.1.log_logit_scale": (),
-    }
-    block = _block_shapes(width)
-    for number in range(tower.depth):
-        shapes |= {f"modality_trunks.{modality}.blocks.{number}.{name}": shape for name, shape in block.items()}
-    return shapes
-
-
-def _block_shapes(width: int) -> dict[str, Shape]:
-    with torch.device("meta"):
-        block = Block(width, heads=1)
-    shapes: dict[str, Shape] = {name: tuple(value.shape) for name, value in block.state_dict().items()}
-    # Unlike vision and text, these modalities attend to one learned key and value more.
-    return shapes | {"attn.bias_k": (1, 1, width), "attn.bias_v": (1, 1, width)}
