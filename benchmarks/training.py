@@ -105,7 +105,8 @@ def _decoding(arguments: argparse.Namespace, side: int = 1024, photos: int = 8) 
 
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import build_records
-    from anomalygpt.datasets.transforms import CLIP_MEAN, CLIP_STD, ImageTransform, load_image
+    from anomalygpt.datasets.transforms import ImageTransform, load_image
+    from anomalygpt.model.imagebind.imagebind import CLIP_MEAN, CLIP_STD
 
     config = load_config(STAGES[0], arguments.set)
     records = [record for record in build_records(config.data) if record.split == "train"]
@@ -236,7 +237,8 @@ def _write_conversations(file: Path) -> None:
 def inside_instructions(arguments: argparse.Namespace) -> dict[str, Any]:
     """Indexes the folder's conversations, and reads some of them."""
     from anomalygpt.datasets.instructions import Instructions
-    from anomalygpt.datasets.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
+    from anomalygpt.datasets.transforms import ImageTransform
+    from anomalygpt.model.imagebind.imagebind import CLIP_MEAN, CLIP_STD
 
     before = peak_bytes()
     seconds = time.process_time()

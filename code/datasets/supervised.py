@@ -86,7 +86,7 @@ class SupervisedSamples(Dataset[AnomalySample]):
         """(S, S) bool; empty exactly for a normal photo."""
         if not record.is_anomalous or record.mask is None:
             return np.zeros((self.transform.size, self.transform.size), bool)
-        mask = self.transform.mask(load_mask(record.mask))[0].numpy()
+        mask = self.transform.mask(load_mask(record))[0].numpy()
         target = mask > TRAINING_THRESHOLD
         if not target.any():
             target = mask > 0
