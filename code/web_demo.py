@@ -145,7 +145,7 @@ class Session:
         Raises:
             UserError: a file can't be read.
         """
-        from anomalygpt.datasets.dialogue import class_in_prompt
+        from anomalygpt.inference.answers import class_in_prompt
         from anomalygpt.inference.visualize import overlay
 
         if talk.look is not None:

@@ -8,15 +8,10 @@ from pathlib import Path
 
 import torch
 
-from anomalygpt.datasets.dialogue import (
-    detection_question,
-    marks_position,
-    parse_positions,
-    parse_verdict,
-    positions_of,
-)
+from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.loco import can_saturate
 from anomalygpt.datasets.records import ImageRecord, first_offenders
+from anomalygpt.datasets.regions import marks_position, positions_of
 from anomalygpt.datasets.transforms import load_image, load_mask
 from anomalygpt.errors import UserError
 from anomalygpt.evaluation.measured import Measured, PhotoRow, Setting
@@ -25,6 +20,7 @@ from anomalygpt.evaluation.results import CategoryResult, summarise
 from anomalygpt.evaluation.sharing import SAVE_EVERY, Share, Work, measure_shared
 from anomalygpt.evaluation.state import State
 from anomalygpt.evaluation.truth import Resolution, choose_mask_rule, on_map, truth_about
+from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import Look, Prediction, Predictor
 
 logger = logging.getLogger(__name__)

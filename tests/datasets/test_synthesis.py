@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from anomalygpt.datasets.dialogue import detection_answer, parse_verdict, position_name
+from anomalygpt.datasets.dialogue import detection_answer
 from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.datasets.regions import position_name
 from anomalygpt.datasets.synthesis import NSASettings, change_label, nsa_settings, object_mask, simulate
 from anomalygpt.datasets.transforms import load_image
+from anomalygpt.inference.answers import parse_verdict
 
 SETTINGS = NSASettings()
 

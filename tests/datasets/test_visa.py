@@ -3,7 +3,7 @@
 import pytest
 
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.simulated import normal_split
+from anomalygpt.datasets.splits import normal_split
 from anomalygpt.datasets.transforms import load_mask
 from anomalygpt.datasets.visa import index_visa
 
