@@ -78,7 +78,7 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     train, held_back = normal_split(records, config.validation_share, seed)
     if not train:
         raise DatasetError("data.sources hold no normal training photos (train/good)")
-    changes = {name: info.nsa_changes() for name, info in infos.items()}
+    changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}
     options = (transform, seed, config.patch_source, config.drawn_share, wording, changes)
     return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.synthesis import NSALabel, NSASettings
 
 PHRASES = Path(__file__).with_name("phrases")
 LANGUAGES = ("en", "zh")
@@ -40,62 +41,34 @@ def _for_english(value: Any) -> Any:
     return {"en": value} if isinstance(value, str) else value
 
 
-def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError("the first must not be larger than the second")
-    return bounds
-
-
-SideFraction = Annotated[float, Field(gt=0, le=0.5)]
-ResizeFactor = Annotated[float, Field(gt=0)]
-GreyLevel = Annotated[float, Field(ge=0, le=255)]
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 ByLanguage = Annotated[dict[Literal["en", "zh"], Words], BeforeValidator(_for_english)]
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Label(_Form):
-    softness: Annotated[float, Field(gt=0)]
-    midpoint: GreyLevel
-
-
-class _Simulation(_Form):
-    half_height: Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)] | None = None
-    half_width: Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)] | None = None
-    resize: Annotated[tuple[ResizeFactor, ResizeFactor], AfterValidator(_ascending)] | None = None
-    label: _Label | None = None
-    background: tuple[GreyLevel, GreyLevel] | None = None
-
-
-class ClassInfo(_Form):
+class ClassInfo(BaseModel):
     """What a ``dataset.yaml`` says about one class.
 
     Attributes:
         name: in sentences, by language.
         description: what a normal part looks like, by language.
-        nsa: where the simulation of defects differs from the class's row in nsa_classes.yaml.
+        nsa: the fields that are set replace those of the class's row in nsa_classes.yaml.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ByLanguage = Field(default_factory=dict)
     description: ByLanguage = Field(default_factory=dict)
-    nsa: _Simulation = _Simulation()
-
-    def nsa_changes(self) -> dict[str, Any]:
-        """What differs, in the form of nsa_classes.yaml."""
-        changes = self.nsa.model_dump(exclude_unset=True)
-        # `background: null` means that the object fills the photo; any other null means the default.
-        return {key: value for key, value in changes.items() if value is not None or key == "background"}
+    nsa: NSASettings = NSASettings()
 
 
-class _File(_Form):
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     classes: dict[str, ClassInfo]
 
 
 # The models of the file's mappings, by depth.
-_MODELS: dict[int, type[BaseModel]] = {0: _File, 2: ClassInfo, 3: _Simulation, 4: _Label}
+_MODELS: dict[int, type[BaseModel]] = {0: _File, 2: ClassInfo, 3: NSASettings, 4: NSALabel}
 
 
 def read_class_infos(path: Path) -> dict[str, ClassInfo]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.datasets.records import (
@@ -60,20 +59,15 @@ def index_crack_forest(root: Path, classes: Sequence[str] | None = None) -> list
         truth = truths.get(image.stem)
         if truth is None:
             continue
-        if read_cracks(truth).any():
-            records.append(ImageRecord(image, CLASS_NAME, "test", True, CRACK, truth, _read_mask))
+        if read_cracks(truth).getbbox() is not None:
+            records.append(ImageRecord(image, CLASS_NAME, "test", True, CRACK, truth, read_cracks))
         else:
             records.append(ImageRecord(image, CLASS_NAME, "test", False, GOOD, None))
     return records
 
 
-def _read_mask(truth: Path) -> Image.Image:
-    """The cracks of a ground truth: mode L, 0 and 255."""
-    return binary_image(read_cracks(truth))
-
-
-def read_cracks(path: Path) -> NDArray[np.bool_]:
-    """The cracks that a ground truth marks, (H, W) bool on the photo's own pixels.
+def read_cracks(path: Path) -> Image.Image:
+    """The cracks that a ground truth marks on the photo's own pixels: mode L, 0 and 255.
 
     Raises:
         DatasetError: the file can't be read, or holds no ``groundTruth.Segmentation`` of numbers.
@@ -90,4 +84,4 @@ def read_cracks(path: Path) -> NDArray[np.bool_]:
     if segments.ndim != 2 or not np.issubdtype(segments.dtype, np.number):
         found = f"{segments.dtype} {segments.shape}"
         raise DatasetError(f"{path}: groundTruth.Segmentation: expected numbers (H, W), found {found}")
-    return np.isin(segments, CRACK_SEGMENTS)
+    return binary_image(np.isin(segments, CRACK_SEGMENTS))

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from skimage.filters import rank
 from skimage.morphology import disk
 
@@ -36,24 +37,49 @@ MAX_TRIES = 200  # placements tried for one patch
 MAX_PASTES = 5  # blends tried for one patch until it marks enough
 
 
-@dataclass(frozen=True)
-class NSASettings:
-    """How defects are simulated for one class.
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the first must not be larger than the second")
+    return bounds
+
+
+SideFraction = Annotated[float, Field(gt=0, le=0.5)]
+ResizeFactor = Annotated[float, Field(gt=0)]
+GreyLevel = Annotated[float, Field(ge=0, le=255)]
+
+
+class NSALabel(BaseModel):
+    """The label logistic((difference - midpoint) / softness) in grey levels: k = 1 / softness, x0 = midpoint in NSA."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    softness: Annotated[float, Field(gt=0)]
+    midpoint: GreyLevel
+
+
+class NSASettings(BaseModel):
+    """How defects are simulated for one class: a row of nsa_classes.yaml, or ``nsa`` of a ``dataset.yaml``.
 
     Attributes:
         half_height, half_width: bounds of the patch's half sides, as fractions of the photo's side.
         resize: bounds of the resize factor.
-        label_softness, label_midpoint: grey levels; the label is logistic((difference - midpoint) / softness), that is
-            k = 1 / softness and x0 = midpoint in NSA.
+        label: from the change of a pixel to its label.
         background: (brightness, threshold) in grey levels, None where the object fills the photo.
     """
 
-    half_height: tuple[float, float] = (0.03, 0.4)
-    half_width: tuple[float, float] = (0.03, 0.4)
-    resize: tuple[float, float] = (0.5, 2.0)
-    label_softness: float = 12.0
-    label_midpoint: float = 24.0
-    background: tuple[float, float] | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    half_height: Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)] = (0.03, 0.4)
+    half_width: Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)] = (0.03, 0.4)
+    resize: Annotated[tuple[ResizeFactor, ResizeFactor], AfterValidator(_ascending)] = (0.5, 2.0)
+    label: NSALabel = NSALabel(softness=12, midpoint=24)
+    background: tuple[GreyLevel, GreyLevel] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, row: Any) -> Any:
+        """Only ``background`` may be null; any other null means the default."""
+        return {k: v for k, v in row.items() if v is not None or k == "background"} if isinstance(row, dict) else row
 
 
 @dataclass(frozen=True)
@@ -87,14 +113,7 @@ def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> N
     table = _class_table()
     name = class_name.strip().lower().replace(" ", "_")
     row = table["default"] | table["classes"].get(table["aliases"].get(name, name), {}) | dict(changes or {})
-    return NSASettings(
-        half_height=tuple(row["half_height"]),
-        half_width=tuple(row["half_width"]),
-        resize=tuple(row["resize"]),
-        label_softness=row["label"]["softness"],
-        label_midpoint=row["label"]["midpoint"],
-        background=None if row["background"] is None else tuple(row["background"]),
-    )
+    return NSASettings.model_validate(row)
 
 
 @cache
@@ -233,7 +252,7 @@ def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> NDArra
     region = bounding_box(changed).pixels(MEDIAN_RADIUS)
     mean = np.rint(difference[region].mean(axis=2)).astype(np.uint8)
     smooth = rank.median(mean, disk(MEDIAN_RADIUS)).astype(np.float32)
-    logistic = 1 / (1 + np.exp((settings.label_midpoint - smooth) / settings.label_softness))
+    logistic = 1 / (1 + np.exp((settings.label.midpoint - smooth) / settings.label.softness))
     label[region] = np.where(smooth > 0, logistic, 0)
     return label
 

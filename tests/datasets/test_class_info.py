@@ -37,16 +37,16 @@ def test_an_entry_names_and_describes_its_class_and_changes_its_simulation(parts
         "round, with 24 whole teeth",
     )
     assert (noun_phrase("gear", "zh", info), describe("gear", "zh", info)) == ("齿轮", describe("gear", "zh"))
-    settings = nsa_settings("gear", info.nsa_changes())
+    settings = nsa_settings("gear", info.nsa.model_dump(exclude_unset=True))
     assert (settings.half_height, settings.background) == ((0.03, 0.2), (200, 60))
-    assert (settings.label_softness, settings.half_width) == (3, nsa_settings("gear").half_width)
+    assert (settings.label.softness, settings.half_width) == (3, nsa_settings("gear").half_width)
 
 
 def test_what_an_entry_does_not_say_comes_from_the_tables(parts):
     info = folder_infos(parts("classes: {bottle: {nsa: {background: null, resize: null}}}"))["bottle"]
     assert noun_phrase("bottle", "en", info) == noun_phrase("bottle")
     assert describe("bottle", "en", info) == describe("bottle")
-    settings = nsa_settings("bottle", info.nsa_changes())
+    settings = nsa_settings("bottle", info.nsa.model_dump(exclude_unset=True))
     assert settings.background is None and nsa_settings("bottle").background is not None
     assert settings.resize == nsa_settings("bottle").resize
 
