@@ -201,7 +201,7 @@ def load_category(root: Path, name: str) -> Category:
     records = index_mvtec(root, [name])
     tested = [record for record in records if record.split == "test"]
     blank = np.zeros((MAP_SIDE, MAP_SIDE), dtype=bool)
-    masks = [official_mvtec_mask(load_mask(r.mask), MAP_SIDE)[0].numpy() if r.mask else blank for r in tested]
+    masks = [official_mvtec_mask(load_mask(r), MAP_SIDE)[0].numpy() if r.mask else blank for r in tested]
     return Category(name, records, tested, [r.is_anomalous for r in tested], np.stack(masks))
 
 

@@ -67,7 +67,7 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 def loader(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pairs a second of each kind of data on one core, cold and warm, their hot spots, and of the training step."""
+    """Pairs a second of each kind of data on one core, their hot spots, and of the training step."""
     import cv2
     import torch
 
@@ -90,10 +90,7 @@ def _loader_of(settings: list[str], arguments: argparse.Namespace) -> dict[str, 
     spec = encoder_skeleton(config.encoder).spec
     pairs: Any = build_pairs(config.data, ImageTransform(spec.size, spec.mean, spec.std), config.seed)[0]
     chosen = [round(at * (len(pairs) - 1) / (arguments.pairs - 1)) for at in range(arguments.pairs)]
-    found = {"all": len(pairs), "cold": len(chosen) / _core_seconds(lambda: [pairs[i] for i in chosen])}
-    for index in chosen:  # the references too are then in the cache
-        pairs[index]
-    found["warm"] = len(chosen) / _core_seconds(lambda: [pairs[i] for i in chosen])
+    found = {"all": len(pairs), "rate": len(chosen) / _core_seconds(lambda: [pairs[i] for i in chosen])}
     profile = cProfile.Profile()
     profile.runcall(lambda: [pairs[i] for i in chosen])
     return found | {"hot": _hot_spots(profile)}
@@ -105,7 +102,8 @@ def _decoding(arguments: argparse.Namespace, side: int = 1024, photos: int = 8) 
 
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import build_records
-    from anomalygpt.datasets.transforms import CLIP_MEAN, CLIP_STD, ImageTransform, load_image
+    from anomalygpt.datasets.transforms import ImageTransform, load_image
+    from anomalygpt.model.imagebind.imagebind import CLIP_MEAN, CLIP_STD
 
     config = load_config(STAGES[0], arguments.set)
     records = [record for record in build_records(config.data) if record.split == "train"]
@@ -136,7 +134,7 @@ def _step_seconds(stage: str, arguments: argparse.Namespace) -> tuple[float, int
     import torch
 
     from anomalygpt.config.load import load_config
-    from anomalygpt.datasets.build import build_simulated
+    from anomalygpt.datasets.build import build_pairs
     from anomalygpt.datasets.sample import collate_pairs
     from anomalygpt.datasets.transforms import ImageTransform
     from anomalygpt.model.build import build_model, trainable_parts
@@ -147,7 +145,7 @@ def _step_seconds(stage: str, arguments: argparse.Namespace) -> tuple[float, int
     parameters = [p for group in trainable_parts(model, settings.trainable).values() for p in group]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6)
     spec = model.encoder.spec
-    pairs, _ = build_simulated(config.data, ImageTransform(spec.size, spec.mean, spec.std), config.seed)
+    pairs, _ = build_pairs(config.data, ImageTransform(spec.size, spec.mean, spec.std), config.seed)
     batch = collate_pairs([pairs[i] for i in range(settings.micro_batch_size)])
     length = config.llm.max_target_tokens if config.llm else 0
 
@@ -171,28 +169,25 @@ def loader_page(found: dict[str, Any]) -> list[str]:
     """The loader's tables."""
     lines = [
         "Pairs a second that one core prepares: three photos (normal, defect, reference), a simulated defect or a real "
-        "mask, two conversations. Cold: each photo is decoded; warm: the photos are in the cache.",
+        "mask, two conversations.",
         "",
-        "| data | cold | warm | where a warm loader's time goes (its own time) |",
-        "|---|--:|--:|---|",
+        "| data | pairs a second | where the time goes (its own time) |",
+        "|---|--:|---|",
     ]
     for kind, row in found["kinds"].items():
         hot = ", ".join(f"`{name}` {share:.0%}" for name, share in row["hot"])
-        lines.append(f"| {kind} | {row['cold']:.1f} | {row['warm']:.1f} | {hot} |")
-    slowest = min(row["warm"] for row in found["kinds"].values())
+        lines.append(f"| {kind} | {row['rate']:.1f} | {hot} |")
+    slowest = min(row["rate"] for row in found["kinds"].values())
     lines += [
         "",
-        f"A core decodes and squashes {found['decoding']:.0f} photos of 1024 x 1024, MVTec-AD's size, a second: what "
-        "the first epoch adds.",
+        f"A core decodes and squashes {found['decoding']:.0f} photos of 1024 x 1024, MVTec-AD's size, a second.",
         "",
-        "| training step | pairs a second that it takes | loader cores for that, slowest data, warm |",
+        "| training step | pairs a second that it takes | loader cores for that, slowest data |",
         "|---|--:|--:|",
     ]
     needs = {f"{stage}, one core": found[stage][1] / found[stage][0] for stage in STAGES}
     needs[f"a GPU with {GPU_STEP:g} s a step of {PAPERS_BATCH} pairs"] = PAPERS_BATCH / GPU_STEP
     lines += [f"| {name} | {need:.2f} | {need / slowest:.2f} |" for name, need in needs.items()]
-    first = PAPERS_BATCH / GPU_STEP * (1 / slowest + 1 / found["decoding"])
-    lines += ["", f"In the first epoch, with photos of 1024 x 1024, that GPU takes {first:.1f} loader cores."]
     return lines
 
 
@@ -236,7 +231,8 @@ def _write_conversations(file: Path) -> None:
 def inside_instructions(arguments: argparse.Namespace) -> dict[str, Any]:
     """Indexes the folder's conversations, and reads some of them."""
     from anomalygpt.datasets.instructions import Instructions
-    from anomalygpt.datasets.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
+    from anomalygpt.datasets.transforms import ImageTransform
+    from anomalygpt.model.imagebind.imagebind import CLIP_MEAN, CLIP_STD
 
     before = peak_bytes()
     seconds = time.process_time()

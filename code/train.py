@@ -123,7 +123,7 @@ def _build(config: ExperimentConfig, process: "Process") -> "tuple[AnomalyGPT, D
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
     from anomalygpt.model.build import build_model, trainable_parts
     from anomalygpt.training.loop import Data
-    from anomalygpt.training.plan import all_records, parameter_table
+    from anomalygpt.training.plan import parameter_table
     from anomalygpt.training.skeleton import encoder_skeleton
 
     # Data first: a wrong path is told before gigabytes of weights are read.
@@ -136,7 +136,7 @@ def _build(config: ExperimentConfig, process: "Process") -> "tuple[AnomalyGPT, D
     logger.info("parameters\n%s", "\n".join(table))
     if model.speaks and config.training.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
-    classes = {record.class_name for pairs in (train, validation) if pairs is not None for record in all_records(pairs)}
+    classes = {record.class_name for pairs in (train, validation) if pairs is not None for record in pairs.records}
     # A text tower's features are computed here, once: later each process would ask for other classes at other times,
     # which ZeRO 3 can't do.
     model.states([*sorted(classes), UNNAMED_CLASS])

@@ -153,7 +153,6 @@ class DataConfig(Settings):
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
         workers: processes that prepare a training process's batches, and as many its instructions; 0: none of its own.
-        cache_gib: memory for decoded photos, of one training process and its workers together.
     """
 
     sources: tuple[DataSource, ...] = ()
@@ -166,7 +165,6 @@ class DataConfig(Settings):
     follow_up_questions: bool = False
     description_share: Share = 0.7
     workers: Annotated[int, Field(ge=0)] = 4
-    cache_gib: Annotated[float, Field(ge=0)] = 2.0
 
 
 class OptimizerConfig(Settings):

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
-from anomalygpt.datasets.dialogue import parse_verdict
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.errors import UserError
+from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 
 Templates = Literal["similar", "random"]

@@ -8,14 +8,10 @@ from pathlib import Path
 
 import torch
 
-from anomalygpt.datasets.dialogue import (
-    detection_question,
-    marks_position,
-    parse_positions,
-    parse_verdict,
-    positions_of,
-)
+from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.datasets.loco import can_saturate
 from anomalygpt.datasets.records import ImageRecord, first_offenders
+from anomalygpt.datasets.regions import marks_position, positions_of
 from anomalygpt.datasets.transforms import load_image, load_mask
 from anomalygpt.errors import UserError
 from anomalygpt.evaluation.measured import Measured, PhotoRow, Setting
@@ -23,7 +19,8 @@ from anomalygpt.evaluation.protocol import Cell, Plan, of_class, photo_name, pho
 from anomalygpt.evaluation.results import CategoryResult, summarise
 from anomalygpt.evaluation.sharing import SAVE_EVERY, Share, Work, measure_shared
 from anomalygpt.evaluation.state import State
-from anomalygpt.evaluation.truth import Resolution, can_saturate, choose_mask_rule, on_map, truth_about
+from anomalygpt.evaluation.truth import Resolution, choose_mask_rule, on_map, truth_about
+from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import Look, Prediction, Predictor
 
 logger = logging.getLogger(__name__)
@@ -196,7 +193,7 @@ def _positions(
     """Where the defects are, on the photo as the model was shown it, and whether the first position named holds any."""
     if record.mask is None:
         return (), None
-    mask = on_map(load_mask(record.mask), predictor.transform, look.model_map.shape[-1], "as_seen")
+    mask = on_map(load_mask(record), predictor.transform, look.model_map.shape[-1], "as_seen")
     if not mask.any():
         return (), None
     return positions_of(mask), bool(named) and marks_position(mask, named[0])

@@ -1,7 +1,5 @@
 """A map and the truth about it on the same pixels, by a rule that is printed with the numbers (specification 2)."""
 
-from functools import cache
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -118,24 +116,13 @@ def truth_about(
 
     if record.mask is None:
         return Truth(scores, np.zeros(scores.shape, dtype=bool), None)
-    mask = placed(load_mask(record.mask))
+    mask = placed(load_mask(record))
     if not saturated:
         return Truth(scores, mask, None)
     found = []
-    for region in loco.regions(record, _kinds(record.mask.parents[2])):
+    for region in loco.regions(record):
         pixels = placed(Image.fromarray(np.where(region.pixels, np.uint8(255), np.uint8(0))))
         if pixels.any():
             needed = region.needed / np.count_nonzero(region.pixels) * np.count_nonzero(pixels)
             found.append(Region(pixels & mask, float(needed)))
     return Truth(scores, mask, found)
-
-
-@cache
-def _kinds(folder: Path) -> tuple[loco.DefectKind, ...]:
-    return loco.defect_kinds(folder)
-
-
-def can_saturate(records: list[ImageRecord]) -> bool:
-    """Whether these are LOCO's photos, with the file that says how much of each kind of defect must be found."""
-    folders = {record.mask.parents[2] for record in records if record.mask is not None and record.mask.is_dir()}
-    return bool(folders) and all((folder / loco.CONFIG).is_file() for folder in folders)

@@ -13,22 +13,23 @@ from scipy import ndimage
 
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.datasets.dialogue import class_in_prompt, detection_question, position_name
-from anomalygpt.datasets.regions import label_regions
+from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.datasets.regions import label_regions, position_name
 from anomalygpt.datasets.transforms import Geometry, ImageTransform
 from anomalygpt.errors import UserError
-from anomalygpt.inference.calibration import Calibrated, Calibration, TextCalibration, calibrate
-from anomalygpt.inference.comparison import top_mean
-from anomalygpt.inference.reference_settings import OFFICIAL, ReferenceSettings, reference_settings
-from anomalygpt.inference.references import References
-from anomalygpt.inference.text_map import text_maps
-from anomalygpt.inference.verdict import (
+from anomalygpt.inference.answers import (
     Verdict,
+    class_in_prompt,
     contradicting_opening,
     decide,
     says_anomalous,
     soundness_opening,
 )
+from anomalygpt.inference.calibration import Calibrated, Calibration, TextCalibration, calibrate
+from anomalygpt.inference.comparison import top_mean
+from anomalygpt.inference.reference_settings import OFFICIAL, ReferenceSettings, reference_settings
+from anomalygpt.inference.references import References
+from anomalygpt.inference.text_map import text_maps
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt

@@ -55,11 +55,10 @@ class Estimate:
         return sum(self.host.values())
 
 
-def estimate(config: ExperimentConfig, sizes: Sizes, processes: int, photos: int, *, on_cpu: bool = False) -> Estimate:
+def estimate(config: ExperimentConfig, sizes: Sizes, processes: int, *, on_cpu: bool = False) -> Estimate:
     """The memory of one of the run's processes.
 
     Args:
-        photos: how many may come to be kept.
         on_cpu: there is no GPU: all lies in the host's memory.
     """
     settings = config.training
@@ -72,7 +71,6 @@ def estimate(config: ExperimentConfig, sizes: Sizes, processes: int, photos: int
     keeper = host if settings.offloads else device
     keeper["optimiser"] = optimizer_bytes(settings, sizes.trained, processes)
     device["activations"] = activation_bytes(config, sizes, width)
-    host["decoded photos"] = min(round(config.data.cache_gib * GIB), photos * config.encoder.image_size**2 * 3)
     if on_cpu:
         return Estimate({}, host | device)
     device["CUDA and fragments"] = CUDA_BYTES + round(FRAGMENTED * sum(device.values()))

@@ -10,7 +10,7 @@ from torch import nn
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import DataConfig, ExperimentConfig, InstructionSource
 from anomalygpt.datasets.build import build_cards, build_instructions, build_pairs, build_records
-from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.build import MAP_PARTS, trainable_parts
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
@@ -27,14 +27,12 @@ class Counts:
 
     Attributes:
         classes: pairs of each class.
-        photos: of all training pairs, those that they borrow from too.
         unknown: a line for each thing that is absent.
     """
 
     classes: dict[str, int] = field(default_factory=dict)
     pairs: int | None = None
     validation: int | None = None
-    photos: int = 0
     conversations: int | None = None
     unknown: tuple[str, ...] = ()
 
@@ -56,7 +54,7 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
     lines += list(_parameters(config, skeleton, llm_known))
     lines += ["", "data", *_data(counts, config)]
     lines += ["", "steps", *_steps(config, counts, accumulation, processes)]
-    lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, skeleton, counts, processes)]
+    lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, skeleton, processes)]
     absent = [*skeleton.unknown, *counts.unknown]
     if absent:
         lines += ["", "not known here", *(f"  {line}" for line in absent)]
@@ -89,10 +87,9 @@ def _count_pairs(config: ExperimentConfig, transform: ImageTransform) -> tuple[d
         return {}, absent
     train, validation = build_pairs(config.data, transform, config.seed)
     counts = {
-        "classes": dict(Counter(record.class_name for record in paired_records(train))),
+        "classes": dict(Counter(train.records[index].class_name for index in train.paired)),
         "pairs": len(train),
         "validation": len(validation) if validation is not None else 0,
-        "photos": len(all_records(train)),
     }
     return counts, []
 
@@ -115,17 +112,6 @@ def _check_present(data: DataConfig) -> None:
 def _absent_instructions(source: InstructionSource) -> list[str]:
     paths = {resolve(source.conversations): "file", resolve(source.images): "folder"}
     return [f"instructions: {path}: no such {kind}" for path, kind in paths.items() if not path.exists()]
-
-
-def all_records(pairs: Any) -> list[ImageRecord]:
-    """Every photo that a set of pairs, simulated or real, may show."""
-    return pairs.samples.records if hasattr(pairs, "samples") else pairs.records
-
-
-def paired_records(pairs: Any) -> list[ImageRecord]:
-    """The photo of each pair that gives it its class: the normal one onto which a defect is put, or the real defect."""
-    records = all_records(pairs)
-    return [record for record in records if record.is_anomalous] if hasattr(pairs, "samples") else records
 
 
 def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Parameter]]) -> list[str]:
@@ -190,8 +176,7 @@ def foretell(config: ExperimentConfig, processes: int, *, on_cpu: bool = False) 
     """The memory estimate of a run, see :mod:`anomalygpt.training.memory`."""
     skeleton = build_skeleton(config, speaks=config.training.answers)
     trainable_parts(skeleton.model, config.training.trainable)
-    counts = count_data(config, skeleton.model.encoder.spec)
-    return estimate(config, _sizes(skeleton), processes, counts.photos, on_cpu=on_cpu)
+    return estimate(config, _sizes(skeleton), processes, on_cpu=on_cpu)
 
 
 def _sizes(skeleton: Skeleton) -> Sizes:
@@ -200,9 +185,9 @@ def _sizes(skeleton: Skeleton) -> Sizes:
     return Sizes(numbers[False], numbers[True], len(spec.taps), spec.grid**2, spec.tap_width, skeleton.llm)
 
 
-def _memory(config: ExperimentConfig, skeleton: Skeleton, counts: Counts, processes: int) -> Iterator[str]:
+def _memory(config: ExperimentConfig, skeleton: Skeleton, processes: int) -> Iterator[str]:
     sizes = _sizes(skeleton)
-    found = estimate(config, sizes, processes, counts.photos)
+    found = estimate(config, sizes, processes)
     total = found.device_total
     room = CARD - total
     verdict = "fits 24 GiB" if room >= 0 else f"does NOT fit 24 GiB, {-room / GIB:.1f} GiB too much"
@@ -210,12 +195,12 @@ def _memory(config: ExperimentConfig, skeleton: Skeleton, counts: Counts, proces
     if sizes.llm is not None:
         other = not config.training.gradient_checkpointing
         changed = config.training.model_copy(update={"gradient_checkpointing": other})
-        turned = estimate(config.model_copy(update={"training": changed}), sizes, processes, counts.photos)
+        turned = estimate(config.model_copy(update={"training": changed}), sizes, processes)
         word = "with" if other else "without"
         yield f"    {word} gradient checkpointing: {turned.device_total / GIB:.1f} GiB"
     yield f"  host, each process: {found.host_total / GIB:.1f} GiB ({_parts(found.host)})"
     if config.training.precision != "fp16":
-        on_cpu = estimate(config, sizes, processes, counts.photos, on_cpu=True)
+        on_cpu = estimate(config, sizes, processes, on_cpu=True)
         yield f"  on a CPU instead, each process: {on_cpu.host_total / GIB:.1f} GiB ({_parts(on_cpu.host)})"
 
 

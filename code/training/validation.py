@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.datasets.dialogue import parse_verdict
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
+from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import chat_prompt
 from anomalygpt.training.partitioned import held_by_composites, whole

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalygpt.datasets.loco import can_saturate, read_union
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.evaluation.pixels import PixelCounts, curves
-from anomalygpt.evaluation.truth import MASK_RULES, can_saturate, choose_mask_rule, on_map, truth_about
+from anomalygpt.evaluation.truth import MASK_RULES, choose_mask_rule, on_map, truth_about
 
 SQUASH = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "squash")
 CROP = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "crop")
@@ -91,7 +92,7 @@ def loco(tmp_path):
         {"defect_name": "cut", "pixel_value": 255, "saturation_threshold": 1e9, "relative_saturation": False},
     ]
     (tmp_path / "box" / "defects_config.json").write_text(json.dumps(kinds))
-    return ImageRecord(tmp_path / "photo.png", "box", "test", True, "logical_anomalies", folder)
+    return ImageRecord(tmp_path / "photo.png", "box", "test", True, "logical_anomalies", folder, read_union)
 
 
 @pytest.mark.parametrize("rule", ["photo", "as_seen"])

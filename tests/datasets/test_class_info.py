@@ -2,9 +2,8 @@
 
 import pytest
 
-from anomalygpt.datasets.class_card import card_of, read_cards
-from anomalygpt.datasets.dialogue import class_words
-from anomalygpt.datasets.folder import folder_cards
+from anomalygpt.datasets.class_info import describe, noun_phrase, read_class_infos
+from anomalygpt.datasets.folder import folder_infos
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.synthesis import nsa_settings
 
@@ -21,8 +20,8 @@ def parts(tmp_path, write_photo):
     return write
 
 
-def test_a_card_speaks_of_its_class_and_simulates_it(parts):
-    cards = folder_cards(
+def test_an_entry_names_and_describes_its_class_and_changes_its_simulation(parts):
+    info = folder_infos(
         parts(
             """
             classes:
@@ -32,22 +31,24 @@ def test_a_card_speaks_of_its_class_and_simulates_it(parts):
                 nsa: {half_height: [0.03, 0.2], background: [200, 60], label: {softness: 3, midpoint: 7}}
             """
         )
+    )["gear"]
+    assert (noun_phrase("gear", "en", info), describe("gear", "en", info)) == (
+        "a gear wheel",
+        "round, with 24 whole teeth",
     )
-    words = cards["gear"].words("en")
-    assert (words.noun_phrase, words.description) == ("a gear wheel", "round, with 24 whole teeth")
-    assert cards["gear"].words("zh").noun_phrase == "齿轮"
-    assert cards["gear"].words("zh").description == class_words("gear", "zh").description
-    settings = cards["gear"].nsa()
+    assert (noun_phrase("gear", "zh", info), describe("gear", "zh", info)) == ("齿轮", describe("gear", "zh"))
+    settings = nsa_settings("gear", info.nsa.model_dump(exclude_unset=True))
     assert (settings.half_height, settings.background) == ((0.03, 0.2), (200, 60))
-    assert (settings.label_softness, settings.half_width) == (3, nsa_settings("gear").half_width)
+    assert (settings.label.softness, settings.half_width) == (3, nsa_settings("gear").half_width)
 
 
-def test_what_a_card_does_not_say_comes_from_the_tables(parts):
-    card = folder_cards(parts("classes: {bottle: {nsa: {background: null, resize: null}}}"))["bottle"]
-    assert card.words("en") == class_words("bottle")
-    assert card.nsa().background is None and nsa_settings("bottle").background is not None
-    assert card.nsa().resize == nsa_settings("bottle").resize
-    assert card_of("screw", {}).nsa() == nsa_settings("screw")
+def test_what_an_entry_does_not_say_comes_from_the_tables(parts):
+    info = folder_infos(parts("classes: {bottle: {nsa: {background: null, resize: null}}}"))["bottle"]
+    assert noun_phrase("bottle", "en", info) == noun_phrase("bottle")
+    assert describe("bottle", "en", info) == describe("bottle")
+    settings = nsa_settings("bottle", info.nsa.model_dump(exclude_unset=True))
+    assert settings.background is None and nsa_settings("bottle").background is not None
+    assert settings.resize == nsa_settings("bottle").resize
 
 
 @pytest.mark.parametrize(
@@ -67,12 +68,12 @@ def test_what_a_card_does_not_say_comes_from_the_tables(parts):
 )
 def test_a_wrong_file_is_explained(parts, text, message):
     with pytest.raises(DatasetError, match=message) as caught:
-        folder_cards(parts(text))
+        folder_infos(parts(text))
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_needs_no_file(parts, tmp_path):
     parts("classes: {}")
-    assert read_cards(tmp_path / "dataset.yaml") == {}
+    assert read_class_infos(tmp_path / "dataset.yaml") == {}
     (tmp_path / "dataset.yaml").unlink()
-    assert folder_cards(tmp_path) == {}
+    assert folder_infos(tmp_path) == {}

@@ -1,19 +1,120 @@
-"""Who decides, and how words are set right."""
+"""What is read from questions and answers, who decides, and how answers are made to agree with the map."""
 
 import pytest
 
-from anomalygpt.datasets.dialogue import detection_question, parse_verdict
-from anomalygpt.inference.verdict import (
+from anomalygpt.datasets.class_info import phrase_table
+from anomalygpt.datasets.dialogue import detection_answer, detection_question, follow_up_answer
+from anomalygpt.inference.answers import (
     asks_for_anomalies,
     asks_for_soundness,
+    class_in_prompt,
     contradicting_opening,
     decide,
     opening,
+    parse_positions,
+    parse_verdict,
     says_anomalous,
     soundness_opening,
 )
 
 QUESTION = "Is there any anomaly in the image?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected", "official"),
+    [
+        ("This is a photo of a bottle for anomaly detection.", "bottle", "bottle"),
+        ("a photo of capsules", "capsules", "capsule"),
+        ("a photo of a capsule", "capsule", "capsule"),
+        ("Are these pipe fryums fine?", "pipe fryum", "fryum"),
+        ("a pipe_fryum", "pipe fryum", "fryum"),
+        ("Is the rule applicable to this textile?", "object", "cable"),
+        ("Is this Metal_Nut OK?", "metal nut", "object"),
+        ("two bottles", "bottle", "bottle"),
+        ("three toothbrushes", "toothbrush", "toothbrush"),
+        ("the screw bag", "screw bag", "screw"),
+        ("a juice bottle", "juice bottle", "bottle"),
+        ("one pushpin", "pushpins", "object"),
+        ("a picture of pcb4", "pcb4", "pcb"),
+        ("carpet tiles", "carpet", "carpet"),
+        ("检测bottle照片", "bottle", "bottle"),
+        ("What about this?", "object", "object"),
+    ],
+)
+def test_the_class_in_a_prompt(prompt, expected, official):
+    assert class_in_prompt(prompt) == expected
+    assert class_in_prompt(prompt, "official") == official
+
+
+def test_the_class_is_found_again_in_our_own_questions():
+    for name in ("bottle", "metal_nut", "capsules", "macaroni2", "pipe_fryum", "splicing_connectors"):
+        assert class_in_prompt(detection_question(name, with_description=False)) == name.replace("_", " ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("Yes, there is an anomaly in the image.", True),
+        ("No, there is no anomaly in the image.", False),
+        ("  **yes**", True),
+        ("NO", False),
+        ("No.", False),
+        ("None of the parts is damaged.", None),
+        ("Normal.", None),
+        ("Nothing is wrong.", None),
+        ("Not sure.", None),
+        ("Yesterday it was fine.", None),
+        ("There is no anomaly.", None),
+        ("", None),
+        ("是的，图中有异常。", True),
+        ("有，图中有一处异常。", True),
+        ("没有，图中没有异常。", False),
+        ("否", False),
+        ("不是。", False),
+        ("无异常", False),
+        ("不确定", None),
+        ("是否有异常？", None),
+    ],
+)
+def test_the_verdict_of_an_answer(answer, verdict):
+    assert parse_verdict(answer) is verdict
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_answer_of_ours_gives_its_own_verdict(language):
+    for positions in ([], ["top"], ["top", "left"]):
+        assert parse_verdict(detection_answer(bool(positions), positions, language)) is bool(positions)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_positions_are_read_back_from_the_answers_that_name_them(language):
+    for position in phrase_table(language)["positions"]:
+        assert parse_positions(detection_answer(True, [position], language)) == (position,)
+    several = ["bottom right", "top", "center"]
+    assert parse_positions(detection_answer(True, several, language)) == tuple(several)
+    assert parse_positions(detection_answer(False, (), language)) == ()
+    assert parse_positions(detection_answer(True, (), language)) == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("It is near the Top-Left corner, not at the bottom.", ("top left", "bottom")),
+        ("Upper right, and in the centre.", ("top right", "center")),
+        ("At the lower\nleft.", ("bottom left",)),
+        ("The stopper was leftover; it is bright and rightly topped.", ()),
+        ("At the top, and again at the top.", ("top",)),
+        ("异常在左上方，另一处在中间。", ("top left", "center")),
+        ("位于图像的底部和右边。", ("bottom", "right")),
+        ("", ()),
+    ],
+)
+def test_the_longest_position_wins_and_parts_of_words_are_none(answer, expected):
+    assert parse_positions(answer) == expected
+
+
+def test_whether_to_use_a_defective_part_is_no_question_for_a_verdict():
+    assert parse_verdict(follow_up_answer("usable", "bottle", ["top"], 0.1)) is None, "yes would mean a defect"
 
 
 @pytest.mark.parametrize(
