@@ -11,7 +11,6 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def _run(arguments: argparse.Namespace, config: Any) -> int:
             failed += 1
             continue
         found = predictor.predict(photo, arguments.question, arguments.class_name)
-        result = as_json(path, found)
+        result = {"photo": str(path), **found.to_dict()}
         if arguments.out:
             result |= write_pictures(arguments.out, stems[path], photo, found)
         results.append(result)
@@ -126,7 +125,7 @@ def _require_saved_settings(predictor: Any, arguments: argparse.Namespace) -> No
         UserError: it is another one; what a config says differently is not asked for.
     """
     asked = stated(arguments.set).get("inference", {}).get("references", {})
-    saved, wanted = asdict(predictor.references.settings), asdict(predictor.reference_settings)
+    saved, wanted = predictor.references.settings.options, predictor.settings.references.options
     names = saved if "preset" in asked else asked  # a preset says something of each
     differ = [f"{name} {saved[name]}" for name in names if saved[name] != wanted[name]]
     if differ:
@@ -155,23 +154,6 @@ def expand(patterns: Sequence[str]) -> list[Path]:
             raise UserError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
         found |= dict.fromkeys(matches)
     return list(found)
-
-
-def as_json(path: Path, found: Any) -> dict[str, Any]:
-    """A prediction as plain values; the map is left out."""
-    return {
-        "photo": str(path),
-        "question": found.question,
-        "answer": found.answer,
-        "is_anomalous": found.is_anomalous,
-        "verdict_from": found.verdict_from,
-        "answer_agrees": found.answer_agrees,
-        "probability": round(found.probability, 6),
-        "score": round(found.score, 6),
-        "threshold": round(found.threshold, 6),
-        "class_name": found.class_name,
-        "regions": [asdict(region) for region in found.regions],
-    }
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -248,8 +230,8 @@ def write_pictures(folder: Path, stem: str, photo: Any, found: Any) -> dict[str,
 
     names = {"overlay": f"{stem}_overlay.png", "map": f"{stem}_map.tiff"}
     pictures = {
-        "overlay": overlay(photo, found.map, found.threshold, found.regions),
-        "map": Image.fromarray(found.map),
+        "overlay": overlay(photo, found.image.map, found.image.threshold, found.image.regions),
+        "map": Image.fromarray(found.image.map),
     }
     for kind, picture in pictures.items():
         with _told(folder), replacing(folder / names[kind]) as temporary:

@@ -155,7 +155,8 @@ class Session:
         if inputs.references != self.references:
             self.predictor.set_references([_read(path) for path in inputs.references])
             self.references = inputs.references
-        named = talk.class_name or inputs.class_name or class_in_prompt(question, self.predictor.text_class_rule)
+        rule = self.predictor.settings.text_class_rule
+        named = talk.class_name or inputs.class_name or class_in_prompt(question, rule)
         talk.class_name = named
         talk.look = self.predictor.look(photo, named)
         talk.picture = overlay(photo, talk.look.map, talk.look.threshold, talk.look.regions)
@@ -166,7 +167,7 @@ class Session:
         assert talk.look is not None
         found = self.predictor.ask(talk.look, question, talk.history)
         # The page shows the first answer's verdict; the map, as large as the photo, is the look's alone to hold.
-        talk.found = talk.found or replace(found, map=found.map[:0].copy())
+        talk.found = talk.found or replace(found, image=replace(found.image, map=found.image.map[:0].copy()))
         talk.history.append((question, found.answer if self.predictor.model.speaks else MAP_ONLY))
 
     def forget(self) -> None:

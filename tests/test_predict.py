@@ -139,12 +139,11 @@ def saved_as_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[st
     """A call that loads references, saved with the compact settings, and saves them again; no model is built."""
     from anomalygpt.config.load import load_config
     from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.reference_settings import reference_settings
 
     def from_config(config: Any, device: str, *, speaks: bool) -> Any:
         return SimpleNamespace(
-            reference_settings=reference_settings(config.inference.references),
-            references=SimpleNamespace(settings=reference_settings(load_config("compact").inference.references)),
+            settings=config.inference,
+            references=SimpleNamespace(settings=load_config("compact").inference.references),
             load_references=lambda path: None,
             save_references=lambda path: path.write_text("saved"),
             set_references=lambda photos: None,

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from anomalygpt import web_demo
+from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.errors import UserError
-from anomalygpt.inference.predictor import Look, Prediction, Region, prediction
+from anomalygpt.inference.predictor import Look, Prediction, prediction
+from anomalygpt.inference.regions import Region
 from anomalygpt.web_demo import Session, ask, find_examples, free_port, read_inputs, start_over
 from tests import browser
 from tests.processes import started
@@ -33,7 +35,7 @@ EXAMPLES = ROOT / web_demo.EXAMPLES
 class FakePredictor:
     """Answers at once, and remembers what it was given."""
 
-    text_class_rule = "longest_word"
+    settings = InferenceConfig()
 
     def __init__(self, speaks: bool = True, word: str = "Yes") -> None:
         self.model = SimpleNamespace(speaks=speaks)
@@ -166,7 +168,7 @@ def test_of_a_conversation_that_was_forgotten_no_map_is_left(photos: list[str]) 
     session.forget()
     assert session.talk is not None
     assert session.talk.found is not None
-    assert session.talk.found.map.nbytes == 0
+    assert session.talk.found.image.map.nbytes == 0
 
 
 def test_new_photo_clears_the_chat(photos: list[str]) -> None:

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anomalygpt.config.schema import ExperimentConfig, ReferencesConfig
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.config.settings import REFERENCE_PRESETS, ReferenceSettings
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 
@@ -61,8 +62,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
     Args:
         source: a shipped experiment's name (``compact``) or a YAML file's path.
-        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset=official`` drops
-            the file's other settings of the references, which this preset does not take, and its ``usual_score``.
+        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset`` drops the values
+            of the file's own preset; ``official`` also drops the file's other settings of the references, which this
+            preset does not take, and its ``prior_score``.
 
     Raises:
         UserError: no such file, not YAML, or a setting that is unknown or of the wrong kind; names the override that
@@ -144,21 +146,30 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A file's settings as overrides change them; the file's own are left as they are."""
     changed = deepcopy(dict(values))
-    if _mapping(stated(overrides), "inference", "references").get("preset") == OFFICIAL:
-        _make_room_for_official(changed)
+    preset = _mapping(stated(overrides), "inference", "references").get("preset")
+    if preset is not None:
+        _leave_preset(changed, preset)
     for override in overrides:
         _apply(changed, override)
     return changed
 
 
-def _make_room_for_official(values: dict[str, Any]) -> None:
-    """Drops what a file says for another preset than the paper's comparison, which takes no other setting."""
+def _leave_preset(values: dict[str, Any], preset: Any) -> None:
+    """Drops what a file says for its own preset of the references, before an override names another one.
+
+    The config in a run's folder names every value of its preset, each of which would go before the new one's.
+    """
     inference = _mapping(values, "inference")
     references = _mapping(inference, "references")
-    if references.get("preset", ReferencesConfig().preset) == OFFICIAL:
-        return  # the file's usual score is of this preset
-    references.clear()
-    inference.pop("usual_score", None)
+    own = references.get("preset", OFFICIAL)
+    if own == preset or str(own) not in REFERENCE_PRESETS:
+        return  # a prior score in the file is of this preset
+    if preset == OFFICIAL:
+        references.clear()
+        inference.pop("prior_score", None)
+    for name, value in ReferenceSettings(preset=own).model_dump(mode="json").items():
+        if references.get(name) == value:
+            del references[name]
 
 
 def _mapping(values: Any, *keys: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Anomaly maps as pictures, on a fixed scale: a normal part looks calm, whatever its largest value is."""
+"""Anomaly maps as pictures, on a fixed scale: a normal part stays unpainted."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from anomalygpt.datasets.transforms import to_rgb
-from anomalygpt.inference.predictor import Region
+from anomalygpt.inference.regions import Region
 from anomalygpt.model.map_scale import calibrated
 
 BOX_COLOUR = (255, 255, 255)
