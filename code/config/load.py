@@ -12,14 +12,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.config.settings import REFERENCE_PRESETS, ReferenceSettings
+from anomalygpt.config.settings import leave_preset
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # where all weights lie
 BASE_KEY = "base"  # a YAML may name another one that it changes
-OFFICIAL = "official"  # the references' preset that takes no other setting
 
 
 def home() -> Path:
@@ -148,28 +147,10 @@ def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str
     changed = deepcopy(dict(values))
     preset = _mapping(stated(overrides), "inference", "references").get("preset")
     if preset is not None:
-        _leave_preset(changed, preset)
+        leave_preset(_mapping(changed, "inference"), preset)
     for override in overrides:
         _apply(changed, override)
     return changed
-
-
-def _leave_preset(values: dict[str, Any], preset: Any) -> None:
-    """Drops what a file says for its own preset of the references, before an override names another one.
-
-    The config in a run's folder names every value of its preset, each of which would go before the new one's.
-    """
-    inference = _mapping(values, "inference")
-    references = _mapping(inference, "references")
-    own = references.get("preset", OFFICIAL)
-    if own == preset or str(own) not in REFERENCE_PRESETS:
-        return  # a prior score in the file is of this preset
-    if preset == OFFICIAL:
-        references.clear()
-        inference.pop("prior_score", None)
-    for name, value in ReferenceSettings(preset=own).model_dump(mode="json").items():
-        if references.get(name) == value:
-            del references[name]
 
 
 def _mapping(values: Any, *keys: str) -> dict[str, Any]:

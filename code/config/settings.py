@@ -114,3 +114,23 @@ class ReferenceSettings(Settings):
     def options(self) -> dict[str, Any]:
         """All settings but the preset's name: equal where photos are compared alike."""
         return {name: value for name, value in self if name != "preset"}
+
+
+def leave_preset(inference: dict[str, Any], preset: Any) -> None:
+    """Drops what a file says for its own preset of the references, before an override names another one.
+
+    A config that was written in full names every value of its preset, each of which would go before the new one's.
+
+    Args:
+        inference: the file's settings below ``inference``, unchecked; changed in place.
+        preset: ``official`` also drops the other settings of the references, and the prior score found with them.
+    """
+    references = inference.get("references")
+    own = references.get("preset", "official") if isinstance(references, dict) else preset
+    if own == preset or str(own) not in REFERENCE_PRESETS:
+        return
+    if preset == "official":
+        inference.pop("prior_score", None)
+    values = ReferenceSettings(preset=own).model_dump(mode="json")
+    kept = {} if preset == "official" else {name: v for name, v in references.items() if v != values.get(name)}
+    inference["references"] = kept
