@@ -1,15 +1,14 @@
 """Saved references: one safetensors file with the photos' pixels, the settings, and the encoder that they belong to."""
 
 import hashlib
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
@@ -45,30 +44,25 @@ def fingerprint(encoder: torch.nn.Module) -> str:
 
 
 def write_references(
-    path: Path, identity: Mapping[str, Any], settings: ReferenceSettings, photos: Sequence[Mapping[int, Image.Image]]
+    path: Path, identity: Mapping[str, Any], settings: ReferenceSettings, pixels: Mapping[int, NDArray[np.uint8]]
 ) -> None:
     """Writes a safetensors file, whole or not at all.
 
     Args:
-        photos: of each photo, at each scale, the pixels that the encoder sees; stored as PNG.
+        pixels: scale -> (K, S, S, 3), the photos as the encoder gets them.
 
     Raises:
         UserError: the name ends in something else, or it can't be written.
     """
     if path.suffix != SUFFIX:
         raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
-    tensors = {}
-    for number, photo in enumerate(photos):
-        for scale, image in photo.items():
-            buffer = io.BytesIO()
-            image.save(buffer, format="PNG")
-            tensors[f"photo.{number}.{scale}"] = torch.from_numpy(np.frombuffer(buffer.getvalue(), np.uint8).copy())
+    tensors = {f"photos.{scale}": torch.from_numpy(values) for scale, values in pixels.items()}
     about = {"format": FORMAT, "identity": json.dumps(identity), "settings": settings.model_dump_json()}
-    save_tensors(tensors, path, about | {"photos": str(len(photos)), "scales": json.dumps(list(photos[0]))})
+    save_tensors(tensors, path, about)
 
 
-def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceSettings, list[dict[int, Image.Image]]]:
-    """Reads what :func:`write_references` wrote: the settings and the photos.
+def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceSettings, dict[int, NDArray[np.uint8]]]:
+    """Reads what :func:`write_references` wrote: the settings and the pixels.
 
     Raises:
         UserError: no such file, damaged, no file of references, or one that belongs to another encoder.
@@ -80,18 +74,10 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
         raise UserError(f"{path}: saved by an earlier version: teach the part again from its photos")
     if about.get("format") != FORMAT:
         raise UserError(f"{path}: no file of references; expected one that --save-references wrote")
-    tensors = read_tensors(path)
     try:
         saved = json.loads(about["identity"])
         settings = ReferenceSettings.model_validate_json(about["settings"])
-        photos = [
-            {
-                scale: Image.open(io.BytesIO(tensors[f"photo.{number}.{scale}"].numpy().tobytes())).convert("RGB")
-                for scale in json.loads(about["scales"])
-            }
-            for number in range(int(about["photos"]))
-        ]
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: damaged ({type(error).__name__}: {reason}); save them again") from error
     differ = [
@@ -103,4 +89,4 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
         raise UserError(
             f"{path}: made for something else: {'; '.join(differ)}. Remember the good photos again with this model"
         )
-    return settings, photos
+    return settings, {int(name.removeprefix("photos.")): value.numpy() for name, value in read_tensors(path).items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -72,7 +73,7 @@ class References:
         self.model = model
         self.settings = settings
         self.transform = transform
-        self._photos: list[dict[int, Image.Image]] = []  # the pixels of each photo, at each scale
+        self._photos: list[dict[int, NDArray[np.uint8]]] = []  # of each photo, its pixels (S, S, 3) by scale
         self._features: dict[tuple[int, int, View], ImageFeatures] = {}  # (photo, scale, view) -> one image's
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
@@ -85,7 +86,7 @@ class References:
         Only where ``augmentation: auto`` now decides for views that were not needed before, these are encoded.
         """
         scales = sorted({OWN, *self.settings.scales})
-        self._photos.append({scale: self.transform.enlarged(scale).shown(photo) for scale in scales})
+        self._photos.append({scale: np.asarray(self.transform.enlarged(scale).shown(photo)) for scale in scales})
         self._held_out, self._text_weights = {}, {}
         for name in ("augmentation", "banks"):
             self.__dict__.pop(name, None)
@@ -215,7 +216,7 @@ class References:
         return sorted({*self.settings.scales, *([OWN] if self.settings.text_weight else [])})
 
     def _pixels(self, photo: int, scale: int) -> Tensor:
-        return self.transform.enlarged(scale).normalise(np.asarray(self._photos[photo][scale]))
+        return self.transform.enlarged(scale).normalise(self._photos[photo][scale])
 
     def _encode(self, images: Tensor) -> ImageFeatures:
         return encode_square(self.model.encode, self.model.encoder.spec, images)
@@ -238,7 +239,8 @@ class References:
         Raises:
             UserError: the file can't be written.
         """
-        write_references(path, encoder_identity(self.model, self.transform), self.settings, self._photos)
+        pixels = {scale: np.stack([photo[scale] for photo in self._photos]) for scale in self._photos[0]}
+        write_references(path, encoder_identity(self.model, self.transform), self.settings, pixels)
 
     @classmethod
     def load(cls, path: Path, model: AnomalyGPT, transform: ImageTransform) -> "References":
@@ -247,9 +249,9 @@ class References:
         Raises:
             UserError: no such file, damaged, or it does not fit the encoder, its weights or the geometry.
         """
-        settings, photos = read_references(path, encoder_identity(model, transform))
+        settings, pixels = read_references(path, encoder_identity(model, transform))
         references = cls(model, settings, transform)
-        references._photos = photos
+        references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
         return references
 
 

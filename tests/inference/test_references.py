@@ -313,7 +313,7 @@ def test_missing_damaged_and_foreign_files_are_refused(saved: Path, thin_model, 
     ("changes", "words"),
     [
         ({"format": "anomalygpt references 1"}, "saved by an earlier version: teach the part again from its photos"),
-        ({"photos": "3"}, "damaged (KeyError: 'photo.2.1'); save them again"),
+        ({"identity": "{"}, "damaged (JSONDecodeError: "),
         ({"settings": '{"colour": 1}'}, "damaged (ValidationError: "),
     ],
 )
