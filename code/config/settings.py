@@ -126,11 +126,14 @@ def leave_preset(inference: dict[str, Any], preset: Any) -> None:
         preset: ``official`` also drops the other settings of the references, and the prior score found with them.
     """
     references = inference.get("references")
-    own = references.get("preset", "official") if isinstance(references, dict) else preset
+    if not isinstance(references, dict):
+        return
+    own = references.get("preset", "official")
     if own == preset or str(own) not in REFERENCE_PRESETS:
         return
     if preset == "official":
         inference.pop("prior_score", None)
     values = ReferenceSettings(preset=own).model_dump(mode="json")
-    kept = {} if preset == "official" else {name: v for name, v in references.items() if v != values.get(name)}
-    inference["references"] = kept
+    for name in list(references):
+        if preset == "official" or references[name] == values.get(name):
+            del references[name]

@@ -39,7 +39,7 @@ MOST_HELD_OUT = 16  # so many references are held out; more of them take time an
 EXCLUSION_RADIUS = 2  # patches of the own grid around a position, where a photo is compared with itself
 # A bank above so many patches of one scale is replaced by a coreset of the other size. 16 references in four views have
 # 65,536 at twice DINOv2's side; the limit takes 1.5 GiB there.
-CORESET_ABOVE, CORESET_SIZE = 2**18, 2**14
+CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13
 
 
 class References:

@@ -21,7 +21,6 @@ from anomalygpt.model.orientation import Orientation
 from tests.shared_data import shared
 
 ROUND, UPRIGHT_BAR, TILTED_BAR = Orientation(1.0, 40.0), Orientation(2.5, 1.0), Orientation(2.5, 30.0)
-NO_GAIN = {"rotations": 0.97, "flips": 0.96}
 
 
 # -- views ------------------------------------------------------------------------------------------------------------
@@ -47,35 +46,29 @@ def test_positions_say_where_a_views_patches_lie() -> None:
 # -- the decision -----------------------------------------------------------------------------------------------------
 
 
-def test_clear_gain_by_rotations_means_a_part_that_lies_at_any_angle() -> None:
-    assert choose_augmentation({"rotations": CLEAR_GAIN - 0.01, "flips": 0.95}, [ROUND] * 4) == "rotations"
+@pytest.mark.parametrize(
+    ("rotations", "flips", "parts", "expected"),
+    [
+        (CLEAR_GAIN - 0.01, 0.95, [ROUND] * 4, "rotations"),
+        (CLEAR_GAIN + 0.01, CLEAR_GAIN + 0.01, [ROUND] * 4, "none"),  # what any four views bring
+        (0.8, 0.7, [UPRIGHT_BAR] * 4, "flips"),
+        (0.97, 0.96, [TILTED_BAR] * 3, "rotations"),
+        (0.97, 0.96, [ROUND] * 3, "none"),
+        (0.97, 0.96, [UPRIGHT_BAR] * 3, "none"),
+        (0.97, 0.96, [Orientation(ELONGATED - 0.1, 40.0)] * 3, "none"),
+        (0.97, 0.96, [Orientation(3.0, TILTED - 1)] * 3, "none"),
+        (0.97, 0.96, [TILTED_BAR, UPRIGHT_BAR, UPRIGHT_BAR], "none"),  # one of several is an accident
+        (0.97, 0.96, [TILTED_BAR, TILTED_BAR, UPRIGHT_BAR], "rotations"),
+    ],
+)
+def test_views_are_chosen_by_a_clear_gain_or_by_most_parts_tilt(
+    rotations: float, flips: float, parts: list[Orientation], expected: str
+) -> None:
+    assert choose_augmentation({"rotations": rotations, "flips": flips}, parts) == expected
 
 
-def test_small_gain_is_what_any_four_views_bring() -> None:
-    assert choose_augmentation({"rotations": CLEAR_GAIN + 0.01, "flips": CLEAR_GAIN + 0.01}, [ROUND] * 4) == "none"
-
-
-def test_flips_are_chosen_where_they_bring_more() -> None:
-    assert choose_augmentation({"rotations": 0.8, "flips": 0.7}, [UPRIGHT_BAR] * 4) == "flips"
-
-
-@pytest.mark.parametrize("part", [ROUND, UPRIGHT_BAR, TILTED_BAR])
-def test_single_part_is_turned_whatever_it_is(part: Orientation) -> None:
-    assert choose_augmentation({}, [part]) == "rotations"
-
-
-def test_elongated_parts_that_are_tilted_are_turned() -> None:
-    assert choose_augmentation(NO_GAIN, [TILTED_BAR] * 3) == "rotations"
-
-
-@pytest.mark.parametrize("part", [ROUND, UPRIGHT_BAR, Orientation(ELONGATED - 0.1, 40.0), Orientation(3.0, TILTED - 1)])
-def test_round_and_aligned_parts_are_not(part: Orientation) -> None:
-    assert choose_augmentation(NO_GAIN, [part] * 3) == "none"
-
-
-def test_one_tilted_photo_of_several_is_an_accident() -> None:
-    assert choose_augmentation(NO_GAIN, [TILTED_BAR, UPRIGHT_BAR, UPRIGHT_BAR]) == "none"
-    assert choose_augmentation(NO_GAIN, [TILTED_BAR, TILTED_BAR, UPRIGHT_BAR]) == "rotations"
+def test_single_part_is_turned_in_any_case() -> None:
+    assert all(choose_augmentation({}, [part]) == "rotations" for part in (ROUND, UPRIGHT_BAR, TILTED_BAR))
 
 
 # -- how much nearer views bring references ---------------------------------------------------------------------------

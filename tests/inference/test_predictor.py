@@ -118,39 +118,35 @@ def test_references_are_set_replaced_and_cleared(predictor: Predictor, photo) ->
 
 
 @pytest.mark.parametrize("shots", [1, 4])
-def test_normal_reference_lies_below_the_threshold_and_a_defect_above(predictor: Predictor, photo, shots: int) -> None:
-    references = [photo(seed=seed) for seed in range(shots)]
-    predictor.set_references(references)
-    normal, defect = predictor.look(references[0]), predictor.look(photo(scratch=(0.5, 0.5), seed=9))
-    assert 0 < normal.threshold == defect.threshold
-    assert normal.score < normal.threshold < defect.score
-    assert normal.regions == ()
-    assert defect.regions[0].position == "center"
-
-
-def test_same_reference_twice_still_gives_a_usable_threshold(predictor: Predictor, photo) -> None:
+def test_good_photo_lies_below_the_threshold_and_a_defect_above(predictor: Predictor, photo, shots: int) -> None:
+    predictor.set_references([photo(seed=seed) for seed in range(shots)])
+    good, defect = predictor.look(photo()), predictor.look(photo(scratch=(0.5, 0.5), seed=9))
+    assert 0 < good.threshold == defect.threshold
+    assert good.score < good.threshold < defect.score
+    assert good.probability < 0.5 < 0.95 < defect.probability
+    assert (good.is_anomalous, defect.is_anomalous) == (False, True)
+    assert (good.regions, good.place) == ((), None)
+    assert defect.regions[0].position == defect.place == "center"
     predictor.set_references([photo(), photo()])
-    look = predictor.look(photo())
-    assert look.score < look.threshold
+    same = predictor.look(photo())
+    assert same.score < same.threshold, "the same reference twice"
 
 
 # -- encode once, ask often -------------------------------------------------------------------------------------------
 
 
-def test_photo_is_encoded_once_however_often_it_is_asked_about(predictor: Predictor, photo, encodings) -> None:
+def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, encodings) -> None:
     look = predictor.look(photo())
     first = predictor.answer(look, "Is there any anomaly in the image?")
+    assert predictor.answer(look, "Is there any anomaly in the image?") == first
     predictor.answer(look, "Where is it?", [("Is there any anomaly in the image?", first)])
     assert encodings == [1]
-
-
-def test_references_are_encoded_once_for_all_photos(predictor: Predictor, photo, encodings) -> None:
     predictor.set_references([photo(seed=seed) for seed in range(3)])
-    for_the_references = list(encodings)
+    for_the_references = encodings[1:]
     for seed in range(2):
         predictor.look(photo(seed=10 + seed))
     assert len(for_the_references) == 3
-    assert encodings == [*for_the_references, 1, 1]
+    assert encodings == [1, *for_the_references, 1, 1]
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -174,11 +170,6 @@ def test_class_is_the_one_that_the_question_names(predictor: Predictor, photo) -
     assert predictor.predict(photo()).image.class_name == "object"
 
 
-def test_answer_is_the_same_each_time(predictor: Predictor, photo) -> None:
-    answers = {predictor.predict(photo(), "Is there any anomaly in the image?").answer for _ in range(2)}
-    assert len(answers) == 1
-
-
 @pytest.mark.parametrize(
     ("answer", "anomalous", "source"),
     [
@@ -200,13 +191,6 @@ def test_verdict_is_the_answers_and_else_the_scores(
 
 
 # -- the calibrated verdict -------------------------------------------------------------------------------------------
-
-
-def test_probability_rises_from_a_good_photo_to_a_defect(predictor: Predictor, photo) -> None:
-    predictor.set_references([photo(seed=seed) for seed in range(3)])
-    good, defect = predictor.look(photo(seed=7)), predictor.look(photo(scratch=(0.5, 0.5), seed=9))
-    assert good.probability < 0.5 < 0.95 < defect.probability
-    assert (good.is_anomalous, defect.is_anomalous) == (False, True)
 
 
 def test_text_map_is_its_own_probability_in_units_of_its_threshold(predictor: Predictor, photo) -> None:
@@ -252,43 +236,30 @@ class Says(Predictor):
         return self.wants if opening is None else super().answer(look, question, history, opening)
 
 
-@pytest.mark.parametrize(("wants", "begins"), [("No, there is none.", "Yes,"), ("没有，图中没有异常。", "有，")])
-def test_score_that_wins_makes_the_language_model_say_so(
-    compact_predictor: Predictor, photo, wants: str, begins: str
+NONE, YES = "No, there is none.", "Yes, there is an anomaly in the image"
+QUESTION = "Is there any anomaly in the image?"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "question", "wants", "begins", "expected"),
+    [
+        ("score", QUESTION, NONE, "Yes,", (True, "score", False)),
+        ("score", QUESTION, "没有，图中没有异常。", "有，", (True, "score", False)),
+        ("score", "Is it long?", "No.", "No.", (True, "score", False)),
+        ("score", QUESTION, "Yes, at the bottom right.", f"{YES}, at the top left", (True, "score", True)),
+        ("answer", QUESTION, NONE, NONE, (False, "answer", False)),
+    ],
+)
+def test_score_that_wins_begins_the_answer_and_other_answers_stay(
+    compact_predictor: Predictor, photo, verdict, question: str, wants: str, begins: str, expected
 ) -> None:
-    judge = Says(compact_predictor.model, SCORE_WINS, compact_predictor.generation)
+    judge = Says(compact_predictor.model, InferenceConfig(verdict=verdict), compact_predictor.generation)
     judge.wants = wants
     judge.set_references([photo(seed=seed) for seed in range(2)])
-    found = judge.predict(photo(scratch=(0.5, 0.5), seed=9))
+    found = judge.predict(photo(scratch=(0.15, 0.15), seed=9), question)
+    assert found.image.place == "top left"
     assert found.answer.startswith(begins)
-    assert (found.is_anomalous, found.verdict_from, found.answer_agrees) == (True, "score", False)
-
-
-def test_answer_that_wins_is_left_alone(compact_predictor: Predictor, photo) -> None:
-    judge = Says(compact_predictor.model)
-    judge.wants = "No, there is none."
-    judge.set_references([photo(seed=seed) for seed in range(2)])
-    found = judge.predict(photo(scratch=(0.5, 0.5), seed=9))
-    assert (found.answer, found.is_anomalous, found.verdict_from) == (judge.wants, False, "answer")
-    assert not found.answer_agrees
-
-
-def test_answer_to_another_question_is_left_alone(compact_predictor: Predictor, photo) -> None:
-    judge = Says(compact_predictor.model, SCORE_WINS)
-    judge.wants = "No."
-    judge.set_references([photo(seed=seed) for seed in range(2)])
-    found = judge.predict(photo(scratch=(0.5, 0.5), seed=9), "Is it long?")
-    assert (found.answer, found.is_anomalous, found.verdict_from) == ("No.", True, "score")
-
-
-def test_place_that_the_answer_names_is_that_of_the_largest_region(compact_predictor: Predictor, photo) -> None:
-    judge = Says(compact_predictor.model, SCORE_WINS, compact_predictor.generation)
-    judge.wants = "Yes, there is an anomaly in the image, at the bottom right of the image."
-    judge.set_references([photo(seed=seed) for seed in range(2)])
-    found = judge.predict(photo(scratch=(0.15, 0.15), seed=9))
-    assert found.image.regions[0].position == "top left"
-    assert found.answer.startswith("Yes, there is an anomaly in the image, at the top left")
-    assert found.answer_agrees
+    assert (found.is_anomalous, found.verdict_from, found.answer_agrees) == expected
 
 
 @pytest.mark.parametrize(
@@ -352,18 +323,15 @@ def test_prior_score_is_of_references_of_the_same_settings_and_of_their_own_map(
     assert threshold(0.9, 0.5, official) == pytest.approx(threshold(None, 0.0, official)), "saved with other settings"
 
 
-def test_nothing_to_save_is_one_line(predictor: Predictor, tmp_path: Path) -> None:
+def test_nothing_to_save_and_another_geometry_are_one_line(predictor: Predictor, photo, tmp_path: Path) -> None:
+    path = tmp_path / "part.safetensors"
     with pytest.raises(UserError, match="no references to save"):
-        predictor.save_references(tmp_path / "part.safetensors")
-
-
-def test_references_of_another_geometry_are_refused(compact_predictor: Predictor, photo, tmp_path: Path) -> None:
-    compact_predictor.set_references([photo()])
-    compact_predictor.save_references(tmp_path / "part.safetensors")
-    compact_predictor.set_references([])
-    official = Predictor(compact_predictor.model, InferenceConfig(geometry="official"))
+        predictor.save_references(path)
+    predictor.set_references([photo()])
+    predictor.save_references(path)
+    official = Predictor(predictor.model, InferenceConfig(geometry="official"))
     with pytest.raises(UserError, match="geometry is squash in the file and crop here"):
-        official.load_references(tmp_path / "part.safetensors")
+        official.load_references(path)
     assert official.references is None
 
 
