@@ -22,7 +22,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -577,10 +577,9 @@ def run_ours(arguments: argparse.Namespace) -> None:
     from anomalygpt.inference.predictor import Predictor
 
     store = Store(arguments.out.with_suffix(".json"))
-    config = load_config(arguments.config, arguments.set)
-    predictor = Predictor.from_config(config, speaks=False)
     # The text map was trained on these very parts, as no peer was.
-    predictor.reference_settings = replace(predictor.reference_settings, text_weight=0.0)
+    config = load_config(arguments.config, [*arguments.set, "inference.references.text_weight=0"])
+    predictor = Predictor.from_config(config, speaks=False)
     about = {"peer": arguments.name, "config": arguments.config, "set": list(arguments.set)}
     encode = predictor.model.encode
     for name in arguments.categories:
@@ -617,10 +616,12 @@ def _joined(parts: Sequence[Any]) -> Any:
 def _look_at(predictor: Any, category: Category, shots: int, turn: int) -> list[float]:
     """The maps and scores of ``Predictor.look``, without the calibration, which neither of them needs."""
     from anomalygpt.inference.references import References
+    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 
     photos = [load_image(record.image) for record in category.references(shots, turn)]
-    references = References.remember(predictor.model, photos, predictor.reference_settings, predictor.transform)
-    seen = [references.look(load_image(record.image))[1] for record in category.tested]
+    settings = predictor.settings.references
+    references = References(predictor.model, settings, predictor.transform, photos)
+    seen = [references.anomaly_maps([load_image(record.image)], [UNNAMED_CLASS])[1] for record in category.tested]
     maps = np.stack([to_map_side(one[0, 0]) for one in seen])
     return category.measure([references.score(one) for one in seen], maps)
 

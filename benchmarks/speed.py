@@ -99,7 +99,7 @@ def reference_map(bench: Bench) -> Timed:
 
 
 def _look_parts(bench: Bench) -> dict[str, float]:
-    from anomalygpt.inference.predictor import find_regions
+    from anomalygpt.inference.regions import find_regions
 
     predictor, model = bench.predictor, bench.predictor.model
     look = predictor.look(bench.query)
@@ -217,14 +217,14 @@ def search_broadcast(bench: Bench) -> Timed:
 
 
 def _search_inputs(bench: Bench) -> tuple[Any, Any, Any]:
-    from anomalygpt.model.few_shot import PatchMemory
+    from anomalygpt.model.memory_bank import MemoryBank
 
     references = bench.encode(bench.references)
-    return bench.encode([bench.query]), references, PatchMemory(references)
+    return bench.encode([bench.query]), references, MemoryBank(references)
 
 
 def broadcast_similarity(query: Any, references: Any) -> Any:
-    """Features of one photo and of K references -> (1, P, P), as ``PatchMemory.similarity`` gives it."""
+    """Features of one photo and of K references -> (1, P, P), as ``MemoryBank.similarity`` gives it."""
     import torch
     import torch.nn.functional as F
 

@@ -11,7 +11,6 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,7 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
             failed += 1
             continue
         prediction = predictor.predict(photo, arguments.question, arguments.class_name)
-        result = {"photo": str(path), **as_dict(prediction)}
+        result = {"photo": str(path), **prediction.to_dict()}
         if arguments.out:
             result |= write_pictures(arguments.out, stems[path], photo, prediction)
         results.append(result)
@@ -146,22 +145,6 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def as_dict(prediction: "Prediction") -> dict[str, Any]:
-    """A prediction as plain values; the map is left out."""
-    return {
-        "question": prediction.question,
-        "answer": prediction.answer,
-        "is_anomalous": prediction.is_anomalous,
-        "verdict_from": prediction.verdict_from,
-        "answer_agrees": prediction.answer_agrees,
-        "probability": round(prediction.probability, 6),
-        "score": round(prediction.score, 6),
-        "threshold": round(prediction.threshold, 6),
-        "class_name": prediction.class_name,
-        "regions": [asdict(region) for region in prediction.regions],
-    }
-
-
 def as_text(result: dict[str, Any]) -> str:
     """A result for people."""
     verdict = "DEFECT" if result["is_anomalous"] else "good"
@@ -210,9 +193,10 @@ def write_pictures(folder: Path, stem: str, photo: "Image.Image", prediction: "P
 
     from anomalygpt.inference.visualize import overlay
 
+    image = prediction.image
     pictures = {
-        "overlay": (f"{stem}_overlay.png", overlay(photo, prediction.map, prediction.threshold, prediction.regions)),
-        "map": (f"{stem}_map.tiff", Image.fromarray(prediction.map)),
+        "overlay": (f"{stem}_overlay.png", overlay(photo, image.map, image.threshold, image.regions)),
+        "map": (f"{stem}_map.tiff", Image.fromarray(image.map)),
     }
     for name, picture in pictures.values():
         with _writing(folder), replacing(folder / name) as temporary:

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomalygpt.inference.predictor import Look, Prediction, Region, prediction
+from anomalygpt.config.schema import InferenceConfig
+from anomalygpt.inference.predictor import Look, Prediction, prediction
+from anomalygpt.inference.regions import Region
 
 TOP_LEFT = Region(box=(0, 0, 4, 4), area=0.01, position="top left", peak=1.0)
 
@@ -40,7 +42,7 @@ class FakePredictor:
         asked: questions with their history.
     """
 
-    text_class_rule = "longest_word"
+    settings = InferenceConfig()
 
     def __init__(self, speaks: bool = True, word: str = "Yes") -> None:
         self.model = SimpleNamespace(speaks=speaks)

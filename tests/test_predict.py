@@ -188,7 +188,7 @@ def test_results_that_can_not_be_written_are_one_line_and_exit_code_2(
 
 @pytest.fixture
 def found() -> Any:
-    return SimpleNamespace(map=np.zeros((120, 160), np.float32), threshold=0.5, regions=())
+    return SimpleNamespace(image=SimpleNamespace(map=np.zeros((120, 160), np.float32), threshold=0.5, regions=()))
 
 
 @pytest.mark.parametrize("kind", ["overlay", "map"])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomalygpt import web_demo
 from anomalygpt.errors import UserError
-from anomalygpt.inference.predictor import Region
+from anomalygpt.inference.regions import Region
 from anomalygpt.inference.session import NO_ANSWER, Conversation, SharedModel
 from anomalygpt.web_demo import ask, find_examples, start_over, verdict_html
 from tests import browser

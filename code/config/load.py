@@ -10,17 +10,17 @@ import yaml
 from pydantic import ValidationError
 
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.config.settings import explain
+from anomalygpt.config.settings import explain, leave_preset
 from anomalygpt.errors import UserError
 from anomalygpt.files import read_yaml, replacing
 
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # where all weights lie
 BASE_KEY = "base"  # a YAML may name another one that it changes
-OFFICIAL = "official"  # the references' preset that takes no other setting
 # Dotted keys of earlier versions and their new names; None for a setting that was removed.
 OLD_NAMES: dict[str, str | None] = {
     "data.cache_gib": None,
+    "inference.usual_score": "inference.prior_score",
     "inference.references.tiling": None,
     "inference.references.neighbourhood": None,
     "inference.references.distance": None,
@@ -71,8 +71,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
     Args:
         source: a shipped experiment's name (``compact``) or a YAML file's path.
-        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset=official`` drops
-            the file's other settings of the references, which this preset does not take, and its ``usual_score``.
+        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset`` drops the values
+            of the file's own preset; ``official`` also drops the file's other settings of the references, which this
+            preset does not take, and its ``prior_score``.
 
     Raises:
         UserError: no such file, not YAML, or a setting that is unknown or of the wrong type; names the file and all
@@ -80,9 +81,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
     """
     path = _find(source)
     values = _read(path)
-    if _preset(stated(overrides)) == OFFICIAL and _preset(values) not in (None, OFFICIAL):
-        _apply(values, "inference.references={}")
-        _apply(values, "inference.usual_score=null")
+    preset = _nested(stated(overrides), "inference", "references").get("preset")
+    if preset is not None:
+        leave_preset(_nested(values, "inference"), preset)
     for override in overrides:
         _apply(values, override)
     try:
@@ -154,11 +155,11 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _preset(values: Any) -> Any:
-    """What nested settings say of ``inference.references.preset``; None where they say nothing."""
-    for key in ("inference", "references", "preset"):
+def _nested(values: Any, *keys: str) -> dict[str, Any]:
+    """The settings below some keys; empty where there are none, or a value that is yet to be refused."""
+    for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
-    return values
+    return values if isinstance(values, dict) else {}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -2,22 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from anomalygpt.config.settings import GenerationSettings, LoraSettings, Positive, Settings, Share
-
-
-def _each_once(scales: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(scales)) < len(scales):
-        raise ValueError(f"{list(scales)}: expected each once")
-    return scales
-
+from anomalygpt.config.settings import (
+    GenerationSettings,
+    LoraSettings,
+    NotNegative,
+    Positive,
+    ReferenceSettings,
+    Scales,
+    Settings,
+    Share,
+)
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
-# Sides to look at, in multiples of the encoder's own.
-Scales = Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1), AfterValidator(_each_once)]
-NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # NumPy's generators take 32 bits, and each process of a run adds its rank.
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
@@ -50,71 +49,34 @@ class DeltaConfig(Settings):
     parts: tuple[Part, ...]
 
 
-class ReferencesConfig(Settings):
-    """How good photos are remembered and compared. None takes the preset's value.
-
-    Attributes:
-        preset: ``official`` is the paper's behaviour, ``best`` and ``fast`` are what measured best on photos at twice
-            the encoder's side and at its own; ``custom`` starts at the paper's values.
-        others: see ``ReferenceSettings``.
-    """
-
-    preset: Literal["official", "best", "fast", "custom"] = "official"
-    augmentation: Literal["none", "rotations", "flips", "auto"] | None = None
-    scales: Scales | None = None
-    scale_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    tiling: bool | None = None
-    tap_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    neighbourhood: Annotated[int, Field(gt=0)] | None = None
-    distance: Literal["cosine", "euclid"] | None = None
-    normalise: bool | None = None
-    foreground: Literal["off", "auto"] | None = None
-    coreset_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    coreset_from: Annotated[int, Field(ge=0)] | None = None
-    interpolation: Literal["aligned", "centred"] | None = None
-    smoothing: Annotated[float, Field(ge=0)] | None = None
-    top_share: Share | None = None
-    text_weight: Share | None = None
-    text_trusted_below: Share | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ReferencesConfig":
-        named = self.model_dump(exclude={"preset"}, exclude_none=True)
-        if self.preset == "official" and named:
-            raise ValueError(f"preset 'official' takes no other setting, but {', '.join(named)} is set: name 'custom'")
-        if self.neighbourhood is not None and self.neighbourhood % 2 == 0:
-            raise ValueError(f"neighbourhood {self.neighbourhood}: expected an odd number of patches")
-        return self
-
-
 class InferenceConfig(Settings):
-    """How photos are looked at.
+    """How photos are compared, scored and answered about.
 
     Attributes:
         geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released table (specification 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
-        text_scales: without references, the sides at which a photo is looked at, in multiples of the encoder's own: 2
-            gives finer maps, and takes more than four times the time.
+        text_scales: without references, the image sides of the text map, in multiples of the encoder's own: 2 gives
+            finer maps, and takes more than four times the time.
         map_threshold: a text map's pixel belongs to a region above this probability.
-        references: how good photos are remembered.
-        false_alarm_rate: how often a good photo may be taken for an anomalous one, with references.
-        usual_score: what good photos of any part typically score against four references, of this encoder and these
-            ``references``, without the text map; the calibration leans to it. None: the references alone tell. It says
-            nothing of references that were saved with other settings.
-        verdict: who wins where the answer's yes or no and the calibrated score contradict each other. Where the
-            ``score`` does, the answer is given again, beginning with its verdict and the place of the map's largest
-            region; the words are so set right where they name another place, too.
-        prompt_map: what the prompt learner sees of a references' map: its ``raw`` distances, as in the paper, or
-            ``calibrated``, one half at the threshold.
+        references: how reference photos are remembered and compared.
+        false_alarm_rate: with references, the share of good photos that may be taken for anomalous ones.
+        prior_score: the typical image score of good photos of any part against four references, with this encoder and
+            these ``references``, without the text map; the calibration shrinks to it. None: calibrated by the
+            references alone. It is not used for saved references that were compared with other settings.
+        verdict: which wins where the answer's yes or no and the calibrated score contradict each other. Where the
+            ``score`` does, the answer is generated again, beginning with its verdict and the position of the map's
+            largest region; so is an answer that names another position.
+        prompt_map: what the prompt learner sees of the map of the references: its ``raw`` distances, as in the paper,
+            or ``calibrated``, one half at the threshold.
     """
 
     geometry: Literal["squash", "official"] = "squash"
     text_class_rule: Literal["longest_word", "official"] = "longest_word"
     text_scales: Scales = (1,)
     map_threshold: Share = 0.5
-    references: ReferencesConfig = ReferencesConfig()
+    references: ReferenceSettings = ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    usual_score: Annotated[float, Field(gt=0)] | None = None
+    prior_score: Annotated[float, Field(gt=0)] | None = None
     verdict: Literal["answer", "score"] = "answer"
     prompt_map: Literal["raw", "calibrated"] = "raw"
 

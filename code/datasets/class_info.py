@@ -9,7 +9,6 @@
 Every key may be left out: the defaults are in phrases/*.yaml and nsa_classes.yaml.
 """
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.synthesis import NSALabel, NSASettings
+from anomalygpt.errors import did_you_mean
 
 PHRASES = Path(__file__).with_name("phrases")
 LANGUAGES = ("en", "zh")
@@ -91,8 +91,7 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"{where}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.60})"
     *place, key = error["loc"]
     known = list(_MODELS[len(place)].model_fields)
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f"unknown key {where!r}; " + (f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}")
+    return f"unknown key {where!r}{did_you_mean(str(key), known)}"
 
 
 def spoken_name(class_name: str) -> str:

@@ -99,11 +99,11 @@ class SharedModel:
         Raises:
             UserError: a file can't be read.
         """
-        from anomalygpt.datasets.dialogue import class_in_prompt
+        from anomalygpt.inference.answers import class_in_prompt
 
         with self._lock:
             if not conversation.part:
-                rule = self._predictor(conversation.references).text_class_rule
+                rule = self._predictor(conversation.references).settings.text_class_rule
                 conversation.part = conversation.class_name or class_in_prompt(question, rule)
             return self._photo(conversation.photo, conversation.references, conversation.part)
 

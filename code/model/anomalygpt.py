@@ -12,11 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, TextBatch, Turn, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
-from anomalygpt.model.few_shot import PatchMemory
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map
 from anomalygpt.model.llm import generate
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss
 from anomalygpt.model.map_scale import calibrated
+from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer
 
@@ -90,7 +90,7 @@ class AnomalyGPT(nn.Module):
         return self.image_decoder(features.taps, states, MAP_SIZE)
 
     def anomaly_map(
-        self, features: ImageFeatures, class_names: Sequence[str], memory: PatchMemory | None = None
+        self, features: ImageFeatures, class_names: Sequence[str], memory: MemoryBank | None = None
     ) -> Tensor:
         """(B, 1, 224, 224) float32: from the references where there are any, else from the text features."""
         if memory is not None:
@@ -234,7 +234,7 @@ class AnomalyGPT(nn.Module):
         share = len(features) // groups
         maps = []
         for group in range(groups):
-            memory = PatchMemory(encoded[group * views : (group + 1) * views])
+            memory = MemoryBank(encoded[group * views : (group + 1) * views])
             maps.append(memory.anomaly_map(features[group * share : (group + 1) * share], MAP_SIZE))
         return torch.cat(maps)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from anomalygpt.config.load import CONFIG_FOLDER, OLD_NAMES, commit, home, load_config, names, resolve, save_config
-from anomalygpt.config.schema import ANOMALYGPT_PARTS, ExperimentConfig, ReferencesConfig
+from anomalygpt.config.schema import ANOMALYGPT_PARTS, ExperimentConfig
+from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.errors import UserError
 
 PAPER = "imagebind_vicuna7b"
@@ -144,24 +145,36 @@ def test_old_key_is_reported_with_its_new_name_or_as_removed(
 @pytest.mark.parametrize("override", [OFFICIAL, "inference.references={preset: official}"])
 def test_official_as_an_override_drops_what_the_file_says_of_its_own_preset(override: str) -> None:
     inference = load_config("compact", [override]).inference
-    assert inference.references == ReferencesConfig(preset="official")
-    assert inference.usual_score is None
+    assert inference.references == ReferenceSettings(preset="official")
+    assert inference.prior_score is None
 
 
 def test_official_as_an_override_keeps_what_other_overrides_say() -> None:
-    assert load_config("compact", ["inference.usual_score=0.3", OFFICIAL]).inference.usual_score == 0.3
-    assert "but smoothing is set" in refused("compact", "inference.references.smoothing=1", OFFICIAL)
+    assert load_config("compact", ["inference.prior_score=0.3", OFFICIAL]).inference.prior_score == 0.3
+    assert "takes no other setting, but smoothing is set" in refused(
+        "compact", "inference.references.smoothing=1", OFFICIAL
+    )
 
 
-def test_official_in_the_file_too_keeps_its_usual_score(write: Callable[..., Path]) -> None:
-    path = write(top="inference: {usual_score: 0.3, references: {preset: official}}\n")
-    assert load_config(path, [OFFICIAL]).inference.usual_score == 0.3
+def test_official_in_the_file_too_keeps_its_prior_score(write: Callable[..., Path]) -> None:
+    path = write(top="inference: {prior_score: 0.3, references: {preset: official}}\n")
+    assert load_config(path, [OFFICIAL]).inference.prior_score == 0.3
 
 
 def test_another_preset_as_an_override_keeps_the_files_other_settings() -> None:
     inference = load_config("compact", [OFFICIAL, "inference.references.preset=best"]).inference
-    assert inference.references == ReferencesConfig(preset="best", text_weight=0.35, text_trusted_below=0.15)
-    assert inference.usual_score == load_config("compact").inference.usual_score
+    assert inference.references == ReferenceSettings(preset="best", text_weight=0.35, text_trusted_below=0.15)
+    assert inference.prior_score == load_config("compact").inference.prior_score
+
+
+@pytest.mark.parametrize("overrides", [[], [OFFICIAL], ["inference.references.preset=best"]])
+def test_config_that_was_written_in_full_loads_again_and_takes_another_preset(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    for name in ("compact", PAPER):
+        save_config(load_config(name), tmp_path / "config.yaml")
+        again = load_config(tmp_path / "config.yaml", overrides).inference
+        assert again == load_config(name, overrides).inference
 
 
 def test_overrides_reach_nested_settings_in_yaml_syntax() -> None:

@@ -15,7 +15,8 @@ from anomalygpt.evaluation.measured import Measured
 from anomalygpt.evaluation.protocol import Plan
 from anomalygpt.evaluation.session import Session, Settings
 from anomalygpt.evaluation.state import State
-from anomalygpt.inference.predictor import Look, Prediction, find_regions, prediction
+from anomalygpt.inference.predictor import Look, Prediction, prediction
+from anomalygpt.inference.regions import find_regions
 
 SIDE = 32
 SQUARE = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.inference.predictor import Region
+from anomalygpt.inference.regions import Region
 from anomalygpt.inference.visualize import heat, overlay
 
 

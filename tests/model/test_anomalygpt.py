@@ -8,9 +8,9 @@ from torch import Tensor
 
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, chat_prompt
-from anomalygpt.model.few_shot import PatchMemory
 from anomalygpt.model.image_decoder import anomaly_map
 from anomalygpt.model.llm import GenerationSettings
+from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_ensemble import PromptEnsemble
 from tests.helpers import Letters, Said, tiny_model
 
@@ -108,7 +108,7 @@ def test_prompt_learner_sees_the_one_shot_map_in_units_of_the_threshold(model, i
 
 def test_references_replace_the_text_map(model, images) -> None:
     features = model.encode(images)
-    memory = PatchMemory(features[[1]])
+    memory = MemoryBank(features[[1]])
     with torch.no_grad():
         text = model.anomaly_map(features, ["screw", "screw"])
         few = model.anomaly_map(features, ["screw", "screw"], memory)

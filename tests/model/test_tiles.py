@@ -28,7 +28,7 @@ def images(side: int, count: int = 2) -> torch.Tensor:
 
 def test_own_side_is_encoded_as_it_is() -> None:
     photo = images(PATCH * GRID)
-    assert torch.equal(encode_square(patch_means, spec(), photo, tiling=True).taps[0], patch_means(photo).taps[0])
+    assert torch.equal(encode_square(patch_means, spec(), photo).taps[0], patch_means(photo).taps[0])
 
 
 @pytest.mark.parametrize("times", [2, 3, 1.5])
@@ -50,7 +50,7 @@ def test_tiles_have_the_encoders_own_side() -> None:
     assert set(sides) == {(PATCH * GRID, PATCH * GRID)}
 
 
-def test_tiling_is_left_out_where_the_encoder_takes_any_side() -> None:
+def test_encoder_that_takes_any_side_needs_no_tiles() -> None:
     calls = []
 
     def encode(seen: torch.Tensor) -> ImageFeatures:
@@ -60,7 +60,7 @@ def test_tiling_is_left_out_where_the_encoder_takes_any_side() -> None:
     photo = images(2 * PATCH * GRID, count=1)
     encode_square(encode, spec(any_size=True), photo)
     assert calls == [1]
-    encode_square(encode, spec(any_size=True), photo, tiling=True)
+    encode_square(encode, spec(), photo)
     assert sum(calls) == 1 + 9
 
 

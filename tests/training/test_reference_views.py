@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from anomalygpt.model.few_shot import PatchMemory
 from anomalygpt.model.imagebind.imagebind import ImageBind
+from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.training.loop import reference_views
 from tests.helpers import TINY
 
@@ -34,7 +34,7 @@ def test_rotated_reference_finds_rotated_part(turns: int) -> None:
     query = torch.rot90(part(), turns, dims=(-2, -1))
     with torch.no_grad():
         seen = {
-            rotated: PatchMemory(encoder.encode_image(reference_views(part(), rotated=rotated)[0]))
+            rotated: MemoryBank(encoder.encode_image(reference_views(part(), rotated=rotated)[0]))
             .anomaly_map(encoder.encode_image(query), 224)
             .max()
             for rotated in (True, False)
