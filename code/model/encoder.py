@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from anomalygpt.errors import UserError
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -31,6 +33,18 @@ class ImageSpec:
     def patch(self) -> int:
         """Side of a patch in pixels."""
         return self.size // self.grid
+
+
+def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """The numbers (from 0) of the blocks that are tapped; None: the last block of each quarter.
+
+    Raises:
+        UserError: they do not rise, or the encoder has no such block.
+    """
+    chosen = tuple(taps) if taps is not None else tuple(depth // 4 * (i + 1) - 1 for i in range(4))
+    if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
+        raise UserError(f"encoder.taps {chosen}: expected rising block numbers below {depth}")
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalygpt.errors import UserError
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 from anomalygpt.model.imagebind.text import LogitScale, Normalize, TextHead, TextStem
 from anomalygpt.model.imagebind.tokenizer import tokenize
 from anomalygpt.model.imagebind.transformer import Trunk
@@ -32,6 +31,23 @@ class ImageBindSize:
     joint_width: int = 1024
 
 
+def image_spec(size: ImageBindSize, taps: Sequence[int] | None = None) -> ImageSpec:
+    """What :class:`ImageBind` takes and gives, without building it.
+
+    Raises:
+        UserError: ``taps`` are wrong.
+    """
+    return ImageSpec(
+        size=size.image_size,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        grid=size.image_size // size.patch,
+        tap_width=size.vision_width,
+        taps=tapped_blocks(taps, size.vision_depth),
+        embed_width=size.joint_width,
+    )
+
+
 class ImageBind(nn.Module):
     """Vision and text towers in one joint space. The other modalities of the released file are not built.
 
@@ -43,19 +59,7 @@ class ImageBind(nn.Module):
     def __init__(self, size: ImageBindSize | None = None, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         size = size or ImageBindSize()
-        quarter = size.vision_depth // 4
-        taps = tuple(taps) if taps is not None else tuple(quarter * (i + 1) - 1 for i in range(4))
-        if list(taps) != sorted(set(taps)) or not all(0 <= tap < size.vision_depth for tap in taps):
-            raise UserError(f"encoder.taps {taps}: expected rising block numbers below {size.vision_depth}")
-        self.spec = ImageSpec(
-            size=size.image_size,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-            grid=size.image_size // size.patch,
-            tap_width=size.vision_width,
-            taps=taps,
-            embed_width=size.joint_width,
-        )
+        self.spec = image_spec(size, taps)
         vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False, norm_first=True)
         text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True, norm_first=False)
         # The four dictionaries below carry the released names; the towers read as vision_*/text_* from here on.
