@@ -8,7 +8,7 @@ from torch import nn
 
 from anomalygpt.distributed import Process
 from anomalygpt.model.checkpoint import read_metadata
-from anomalygpt.training.best import FILE, BestWeights
+from anomalygpt.training.checkpoints import BEST, BestWeights
 
 ALONE = Process(0, 0, 1, torch.device("cpu"))
 
@@ -27,7 +27,7 @@ def offered(tmp_path):
         best = BestWeights(tmp_path, ALONE, resumed=resumed)
         for step, loss in enumerate(losses, start=1):
             best.offer(Decoder(), ["image_decoder"], step, loss)
-        kept = read_metadata(tmp_path / FILE).get("validation_loss")
+        kept = read_metadata(tmp_path / BEST).get("validation_loss")
         return float(kept) if kept is not None else None
 
     return offer
@@ -55,7 +55,7 @@ def test_a_file_that_another_run_left_is_no_bar_to_a_new_one(offered):
 
 
 def test_what_could_not_be_written_is_no_bar(tmp_path, offered, caplog):
-    blocked = tmp_path / FILE
+    blocked = tmp_path / BEST
     (blocked / "in the way").mkdir(parents=True)
     best = BestWeights(tmp_path, ALONE, resumed=True)
     best.offer(Decoder(), ["image_decoder"], 1, 0.3)
@@ -67,5 +67,5 @@ def test_what_could_not_be_written_is_no_bar(tmp_path, offered, caplog):
 
 
 def test_a_damaged_file_is_no_bar(tmp_path, offered):
-    (tmp_path / FILE).write_bytes(b"damaged")
+    (tmp_path / BEST).write_bytes(b"damaged")
     assert offered(0.4, resumed=True) == 0.4

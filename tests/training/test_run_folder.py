@@ -24,7 +24,7 @@ from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 from anomalygpt.model.llm import LoraSettings, add_lora
 from anomalygpt.model.prompt_ensemble import PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
-from anomalygpt.training.run_folder import export_delta, record_run, require_shared
+from anomalygpt.training.checkpoints import export_delta, record_run, require_shared
 from tests.shared_data import ROOT
 
 LAYERS, WIDTH, JOINT = 2, 32, 16
@@ -144,7 +144,7 @@ import sys
 from pathlib import Path
 from anomalygpt.errors import user_errors
 from anomalygpt import distributed
-from anomalygpt.training.run_folder import CONFIG, require_shared
+from anomalygpt.training.checkpoints import CONFIG, require_shared
 
 process = distributed.start("cpu")
 folder = Path(sys.argv[1]) / (str(process.rank) if sys.argv[2] == "apart" else "one")
