@@ -3,7 +3,7 @@
 * ``loader``: pairs a second that one core prepares, against those that a training step takes.
 * ``instructions``: time and memory of the index of 161,000 conversations.
 * ``host-memory``: the peak resident memory of a process that loads a random LLaMA's shards in half precision.
-* ``estimate``: what ``train.py --dry-run`` foretells, against the peak resident memory of real runs on this CPU.
+* ``estimate``: what ``train.py --dry-run`` estimates, against the peak resident memory of real runs on this CPU.
 
 Every measurement runs in a process of its own.
 """
@@ -31,6 +31,7 @@ GIB = 2**30
 SHARDS = 8
 GPU_STEP = 1.0  # seconds that a GPU's optimiser step is taken to last
 PAPERS_BATCH = 16  # pairs
+PHOTOS_A_PAIR = 3  # that are decoded
 KINDS = {
     "simulated: pasted patches (NSA)": ["data.drawn_share=0"],
     "simulated: drawn": ["data.drawn_share=1"],
@@ -67,7 +68,7 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 def loader(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pairs a second of each kind of data on one core, their hot spots, and of the training step."""
+    """Pairs a second of each kind of data on one core, their hot spots, and pairs a second of the training step."""
     import cv2
     import torch
 
@@ -84,13 +85,13 @@ def _loader_of(settings: list[str], arguments: argparse.Namespace) -> dict[str, 
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import build_pairs
     from anomalygpt.datasets.transforms import ImageTransform
-    from anomalygpt.training.skeleton import encoder_skeleton
+    from anomalygpt.model.build import image_spec
 
     config = load_config(STAGES[0], [*arguments.set, *settings])
-    spec = encoder_skeleton(config.encoder).spec
+    spec = image_spec(config.encoder)
     pairs: Any = build_pairs(config.data, ImageTransform(spec.size, spec.mean, spec.std), config.seed)[0]
     chosen = [round(at * (len(pairs) - 1) / (arguments.pairs - 1)) for at in range(arguments.pairs)]
-    found = {"all": len(pairs), "rate": len(chosen) / _core_seconds(lambda: [pairs[i] for i in chosen])}
+    found = {"all": len(pairs), "pairs": len(chosen) / _core_seconds(lambda: [pairs[i] for i in chosen])}
     profile = cProfile.Profile()
     profile.runcall(lambda: [pairs[i] for i in chosen])
     return found | {"hot": _hot_spots(profile)}
@@ -171,13 +172,13 @@ def loader_page(found: dict[str, Any]) -> list[str]:
         "Pairs a second that one core prepares: three photos (normal, defect, reference), a simulated defect or a real "
         "mask, two conversations.",
         "",
-        "| data | pairs a second | where the time goes (its own time) |",
+        "| data | pairs a second | where the time goes (functions' own time) |",
         "|---|--:|---|",
     ]
     for kind, row in found["kinds"].items():
         hot = ", ".join(f"`{name}` {share:.0%}" for name, share in row["hot"])
-        lines.append(f"| {kind} | {row['rate']:.1f} | {hot} |")
-    slowest = min(row["rate"] for row in found["kinds"].values())
+        lines.append(f"| {kind} | {row['pairs']:.1f} | {hot} |")
+    slowest = min(row["pairs"] for row in found["kinds"].values())
     lines += [
         "",
         f"A core decodes and squashes {found['decoding']:.0f} photos of 1024 x 1024, MVTec-AD's size, a second.",
@@ -188,6 +189,8 @@ def loader_page(found: dict[str, Any]) -> list[str]:
     needs = {f"{stage}, one core": found[stage][1] / found[stage][0] for stage in STAGES}
     needs[f"a GPU with {GPU_STEP:g} s a step of {PAPERS_BATCH} pairs"] = PAPERS_BATCH / GPU_STEP
     lines += [f"| {name} | {need:.2f} | {need / slowest:.2f} |" for name, need in needs.items()]
+    large = PAPERS_BATCH / GPU_STEP * (1 / slowest + PHOTOS_A_PAIR / found["decoding"])
+    lines += ["", f"With photos of 1024 x 1024, that GPU takes at most {large:.1f} loader cores."]
     return lines
 
 
@@ -372,7 +375,7 @@ def host_memory_page(found: dict[str, Any]) -> list[str]:
 
 
 def estimates(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Foretold and measured memory of short runs: the compact stages, checkpointing, ZeRO's stages."""
+    """Estimated and measured memory of short runs: the compact stages, checkpointing, ZeRO's stages."""
     common = ["deltas=[]", "training.steps=2", "training.validation_pairs=1"]
     # The estimate is of the longest text, so every conversation has to reach it.
     words = ["llm.max_target_tokens=64", "data.description_share=1"]
@@ -404,29 +407,30 @@ def estimates(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def inside_train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains for a few steps in this process, and foretells the same."""
+    """Trains for a few steps in this process, and estimates the same."""
     from anomalygpt.config.load import load_config
     from anomalygpt.train import main
-    from anomalygpt.training.plan import foretell
+    from anomalygpt.training.dry_run import estimate_memory, planned_model
 
     config = load_config(arguments.config, arguments.set)
     main(["--config", arguments.config, "--device", "cpu", *arguments.set])
     peak = peak_bytes()
-    foretold = foretell(config, arguments.processes, on_cpu=True)
-    return {"peak": peak, "foretold": foretold.host_total, "parts": foretold.host}
+    model, _ = planned_model(config)
+    _, host = estimate_memory(config, model, arguments.processes, on_cpu=True)
+    return {"peak": peak, "estimated": sum(host.values()), "parts": host}
 
 
 def estimates_page(found: dict[str, Any]) -> list[str]:
-    """The table of foretold and measured memory."""
+    """The table of estimated and measured memory."""
     lines = [
         "Two steps, a validation and a picture, fp32 on the CPU; with two processes, the larger of the two.",
         "",
-        "| run | foretold, GiB | measured peak, GiB | error |",
+        "| run | estimated, GiB | measured peak, GiB | error |",
         "|---|--:|--:|--:|",
     ]
     for name, row in found["rows"]:
-        error = row["foretold"] / row["peak"] - 1
-        lines.append(f"| {name} | {row['foretold'] / GIB:.2f} | {row['peak'] / GIB:.2f} | {error:+.0%} |")
+        error = row["estimated"] / row["peak"] - 1
+        lines.append(f"| {name} | {row['estimated'] / GIB:.2f} | {row['peak'] / GIB:.2f} | {error:+.0%} |")
     return lines
 
 

@@ -13,6 +13,27 @@ from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 TIMM_NAME = "vit_small_patch14_dinov2.lvd142m"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PATCH, WIDTH, DEPTH = 14, 384, 12
+
+
+def image_spec(image_size: int = 224, taps: Sequence[int] | None = None) -> ImageSpec:
+    """What :class:`Dinov2` takes and gives, without building it.
+
+    Raises:
+        UserError: the size is no multiple of the patch, or ``taps`` are wrong.
+    """
+    if image_size % PATCH:
+        raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {PATCH}")
+    return ImageSpec(
+        size=image_size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        grid=image_size // PATCH,
+        tap_width=WIDTH,
+        taps=tapped_blocks(taps, DEPTH),
+        embed_width=WIDTH,
+        any_size=True,
+    )
 
 
 class Dinov2(nn.Module):
@@ -25,21 +46,8 @@ class Dinov2(nn.Module):
 
     def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         super().__init__()
-        vit: Any = timm.create_model(TIMM_NAME, pretrained=False, num_classes=0, dynamic_img_size=True)
-        self.vit = vit
-        patch = vit.patch_embed.patch_size[0]
-        if image_size % patch:
-            raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {patch}")
-        self.spec = ImageSpec(
-            size=image_size,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            grid=image_size // patch,
-            tap_width=vit.embed_dim,
-            taps=tapped_blocks(taps, len(vit.blocks)),
-            embed_width=vit.embed_dim,
-            any_size=True,
-        )
+        self.spec = image_spec(image_size, taps)
+        self.vit: Any = timm.create_model(TIMM_NAME, pretrained=False, num_classes=0, dynamic_img_size=True)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""

@@ -20,6 +20,11 @@ logger = logging.getLogger(__name__)
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
+# LLaMA's published sizes (Touvron et al., 2023, table 2), which Vicuna shares: by the beginning of a folder's name.
+LLAMA_SIZES: dict[str, dict[str, Any]] = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+}
 
 
 @dataclass
@@ -45,17 +50,13 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         CheckpointError: the folder is missing, incomplete, or another model's.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json there; expected a Hugging Face causal LM's folder")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
-        raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
+    config = _read_config(folder)
     found = folder_shapes(folder)
     rows = found.get(EMBEDDING, (config.vocab_size,))[0]
     if rows != config.vocab_size:
@@ -72,6 +73,38 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, device_map={"": device}, local_files_only=True
     )
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
+
+
+def planned_config(folder: Path) -> tuple[Any, str | None]:
+    """The Hugging Face config of a language model whose files may be absent, for a plan, and a remark on its source.
+
+    Returns:
+        The config, None where the model's size is unknown; and the remark, None where all files are there.
+    """
+    from transformers import LlamaConfig
+
+    if (folder / "config.json").is_file():
+        config = None
+        try:
+            config = _read_config(folder)
+            config.vocab_size = folder_shapes(folder).get(EMBEDDING, (config.vocab_size,))[0]
+        except CheckpointError as error:
+            return config, f"{error}: sizes are config.json's" if config else str(error)
+        return config, None
+    size = next((size for size in LLAMA_SIZES if folder.name.lower().startswith(f"{size}_")), None)
+    if size is None:
+        return None, f"{folder}: no config.json there, so the language model's size is unknown and not counted"
+    return LlamaConfig(**LLAMA_SIZES[size]), f"{folder}: no config.json there; taken to be LLaMA-{size.upper()}"
 
 
 def add_lora(llm: Any, settings: LoraSettings) -> Any:

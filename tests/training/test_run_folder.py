@@ -1,5 +1,6 @@
-"""What a run hands over at its end: the trained tensors, in the released deltas' format and in ours."""
+"""What a run leaves in its folder: the exported delta, the best weights, and its settings."""
 
+import math
 import os
 import pickletools
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from anomalygpt.config.load import load_config
 from anomalygpt.config.schema import ExperimentConfig
@@ -18,7 +20,7 @@ from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import file_shapes, load_delta, read_metadata, read_tensors
 from anomalygpt.model.llm import LoraSettings
-from anomalygpt.training.run_folder import export_delta, record_run, require_shared
+from anomalygpt.training.checkpoints import BEST, BestWeights, export_delta, record_run, require_shared
 from tests.helpers import tiny_model
 from tests.shared_data import ROOT
 
@@ -115,7 +117,7 @@ import sys
 from pathlib import Path
 from anomalygpt.errors import user_errors
 from anomalygpt import distributed
-from anomalygpt.training.run_folder import CONFIG, require_shared
+from anomalygpt.training.checkpoints import CONFIG, require_shared
 
 process = distributed.start("cpu")
 folder = Path(sys.argv[1]) / (str(process.rank) if sys.argv[2] == "apart" else "one")
@@ -142,3 +144,61 @@ def test_machines_that_do_not_share_the_runs_folder_are_told_at_the_start(tmp_pa
 def test_a_single_process_shares_with_nobody(model, tmp_path):
     record_run(config("[image_decoder]"), tmp_path)
     require_shared(tmp_path)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image_decoder = nn.Linear(2, 1)
+
+
+@pytest.fixture
+def offered(tmp_path):
+    """Offers losses, step after step, and says which one the file holds then."""
+
+    def offer(*losses: float, resumed: bool = False) -> float | None:
+        best = BestWeights(tmp_path, ALONE, resumed=resumed)
+        for step, loss in enumerate(losses, start=1):
+            best.offer(Decoder(), ["image_decoder"], step, loss)
+        kept = read_metadata(tmp_path / BEST).get("validation_loss")
+        return float(kept) if kept is not None else None
+
+    return offer
+
+
+def test_the_lowest_loss_is_kept(offered):
+    assert offered(0.5, 0.3, 0.4) == 0.3
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_not_kept(offered, loss):
+    assert offered(loss) is None
+    assert offered(loss, 0.5, loss) == 0.5
+
+
+def test_a_resumed_run_has_to_do_better_than_the_file(offered):
+    offered(0.3)
+    assert offered(0.4, resumed=True) == 0.3
+    assert offered(0.2, resumed=True) == 0.2
+
+
+def test_a_file_that_another_run_left_is_no_bar_to_a_new_one(offered):
+    offered(0.3)
+    assert offered(0.4) == 0.4
+
+
+def test_what_could_not_be_written_is_no_bar(tmp_path, offered, caplog):
+    blocked = tmp_path / BEST
+    (blocked / "in the way").mkdir(parents=True)
+    best = BestWeights(tmp_path, ALONE, resumed=True)
+    best.offer(Decoder(), ["image_decoder"], 1, 0.3)
+    assert "the run goes on" in caplog.text
+    (blocked / "in the way").rmdir()
+    blocked.rmdir()
+    best.offer(Decoder(), ["image_decoder"], 2, 0.4)
+    assert read_metadata(blocked)["validation_loss"] == "0.400000"
+
+
+def test_a_damaged_file_is_no_bar(tmp_path, offered):
+    (tmp_path / BEST).write_bytes(b"damaged")
+    assert offered(0.4, resumed=True) == 0.4

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from anomalygpt.model.checkpoint import read_tensors
-from anomalygpt.training.state import whole_checkpoints
+from anomalygpt.training.checkpoints import whole_checkpoints
 from tests.processes import started, wait_until
 from tests.training.test_train import command_line, losses, numbers, ok, train
 

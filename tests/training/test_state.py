@@ -16,7 +16,7 @@ from torch import nn
 
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.training.state import require_same_run, whole_checkpoints
+from anomalygpt.training.checkpoints import require_same_run, whole_checkpoints
 from tests.processes import run
 from tests.shared_data import ROOT
 
@@ -30,7 +30,7 @@ from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import user_errors
 from anomalygpt import distributed
 from anomalygpt.training.engine import deepspeed_config, start_engine
-from anomalygpt.training.state import load_state, require_same_run, save_state
+from anomalygpt.training.checkpoints import load_state, require_same_run, save_state
 
 folder, last, stage = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 process = distributed.start("cpu")

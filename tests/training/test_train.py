@@ -14,8 +14,8 @@ import yaml
 from anomalygpt.files import claimed
 from anomalygpt.model.checkpoint import PARTS, file_shapes, part_of, read_metadata, read_tensors
 from anomalygpt.train import _draw_curves, main
+from anomalygpt.training.checkpoints import whole_checkpoints
 from anomalygpt.training.metrics_log import read_metrics
-from anomalygpt.training.state import whole_checkpoints
 from tests import processes
 from tests.shared_data import ROOT
 

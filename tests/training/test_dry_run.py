@@ -1,4 +1,4 @@
-"""What ``--dry-run`` foretells, with and without weights and data."""
+"""What ``--dry-run`` prints, with and without weights and data."""
 
 import os
 import re
@@ -13,10 +13,8 @@ import yaml
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
-from anomalygpt.model.build import build_model, trainable_parts
-from anomalygpt.training.memory import GIB
-from anomalygpt.training.plan import describe, foretell
-from anomalygpt.training.skeleton import build_skeleton
+from anomalygpt.model.build import build_model, image_spec, trainable_parts
+from anomalygpt.training.dry_run import GIB, describe, estimate_memory, planned_model
 from tests.shared_data import ROOT
 
 SCRIPTS = ("train_mvtec", "train_visa", "train_supervised", "train_all_supervised_cn")
@@ -97,20 +95,25 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(nothing
 
 def test_the_plans_sizes_are_those_of_the_model_that_is_built(experiment):
     config = load_config(experiment.config)
-    planned = build_skeleton(config).model
+    planned, _ = planned_model(config)
     built = build_model(config, torch.device("cpu"))
-    for model in (planned, built):
-        trainable_parts(model, config.training.trainable)
+    trainable_parts(built, config.training.trainable)
     sizes = [{n: (tuple(p.shape), p.requires_grad) for n, p in model.named_parameters()} for model in (planned, built)]
     assert sizes[0] == sizes[1]
     assert {p.device.type for p in planned.parameters()} == {"meta"}
+    assert planned.encoder.spec == built.encoder.spec == image_spec(config.encoder)
+
+
+def memory(*overrides: str, config: str = "train_mvtec", processes: int = 1) -> tuple[dict[str, int], dict[str, int]]:
+    settings = load_config(config, overrides)
+    return estimate_memory(settings, planned_model(settings)[0], processes)
 
 
 def gib(*overrides: str, processes: int = 1) -> float:
-    return foretell(load_config("train_mvtec", overrides), processes).device_total / GIB
+    return sum(memory(*overrides, processes=processes)[0].values()) / GIB
 
 
-def test_what_saves_memory_is_foretold_to_save_it(nothing_there):
+def test_what_saves_memory_is_estimated_to_save_it(nothing_there):
     assert gib("training.gradient_checkpointing=false") > 1.3 * gib()
     assert gib("training.offload_optimizer=false") > gib() + 112_663_480 * 4 * 5 / GIB
     assert gib("training.zero_stage=3", processes=2) < 0.9 * gib(processes=2)
@@ -119,10 +122,17 @@ def test_what_saves_memory_is_foretold_to_save_it(nothing_there):
 
 
 def test_a_frozen_parameter_takes_two_bytes_and_a_trained_one_its_optimisers_too(nothing_there):
-    device = foretell(load_config("train_mvtec"), 1).device
+    device, _ = memory()
     assert device["weights"] == 2 * (7_763_030_529 + 112_663_480)
-    host = foretell(load_config("train_mvtec"), 2).host
+    _, host = memory(processes=2)
     assert host["optimiser"] == 112_663_480 * 4 * 5 // 2  # divided between the two
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_optimiser_is_on_the_host_from_stage_1_on(nothing_there, stage):
+    settings = (f"training.zero_stage={stage}", "training.offload_optimizer=true")
+    device, host = memory(*settings, config="train_compact_1_map")
+    assert ("optimiser" in host, "optimiser" in device) == (stage == 1, stage == 0)
 
 
 @pytest.mark.slow
