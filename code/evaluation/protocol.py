@@ -19,7 +19,7 @@ ReferenceChoice = Literal["paper", "random"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One class in one round with K references: what is measured at a time. Zero-shot has the single round 0."""
+    """The unit of work: one class in one round with K references. Zero-shot has the single round 0."""
 
     shots: int
     round: int
@@ -42,8 +42,9 @@ class Plan:
     choice: ReferenceChoice = "paper"
     seed: int = 0
 
-    def cells(self, class_names: Sequence[str]) -> list[Cell]:
+    def cells(self, records: Sequence[ImageRecord]) -> list[Cell]:
         """Every cell, round after round, so that a run that is stopped early has whole rounds."""
+        class_names = sorted({record.class_name for record in records})
         return [
             Cell(shots, round_, name)
             for shots in self.shots
@@ -68,16 +69,9 @@ def of_class(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecor
     return [record for record in records if record.class_name == class_name]
 
 
-def tested(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
-    """A class's test photos.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = [record for record in of_class(records, class_name) if record.split == "test"]
-    if not found:
-        raise UserError(f"{class_name}: no test photos")
-    return found
+def test_photos(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
+    """A class's test photos."""
+    return [record for record in of_class(records, class_name) if record.split == "test"]
 
 
 def reference_records(records: Sequence[ImageRecord], shots: int, round: int = 0) -> list[ImageRecord]:
@@ -132,16 +126,16 @@ def _advice(good: Sequence[ImageRecord]) -> str:
 
 
 def check(plan: Plan, records: Sequence[ImageRecord]) -> None:
-    """What can be known to fail fails before a model is loaded.
+    """Checks, before a model is loaded, what can be known to fail.
 
     Raises:
         UserError: a class has no test photo, or too few references for a round.
     """
     names = sorted({record.class_name for record in records})
-    without = [name for name in names if not any(r.split == "test" for r in of_class(records, name))]
+    without = [name for name in names if not test_photos(records, name)]
     if without or not names:
         raise UserError(f"no test photos of {first_offenders(without) or 'any class'}")
-    for cell in plan.cells(names):
+    for cell in plan.cells(records):
         plan.references(records, cell)
 
 
@@ -151,5 +145,5 @@ def photo_name(record: ImageRecord, root: Path) -> str:
 
 
 def photo_seed(seed: int, cell: Cell, photo: str) -> int:
-    """A seed of a photo's own, so that sampled answers do not depend on which process, or run, comes to it."""
+    """A seed for one photo, so that sampled answers do not depend on the process, or the run, that measures it."""
     return zlib.crc32(f"{seed}/{cell.shots}/{cell.round}/{photo}".encode())

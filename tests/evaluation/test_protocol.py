@@ -77,7 +77,8 @@ def test_each_good_photo_is_drawn_as_often_as_any_other(tree):
 
 
 def test_a_plan_goes_round_after_round_and_measures_zero_shot_once():
-    cells = Plan((0, 2), (3, 4)).cells(["a", "b"])
+    records = [ImageRecord(None, name, "test", False, "good", None) for name in "bab"]
+    cells = Plan((0, 2), (3, 4)).cells(records)
     assert cells == [
         *(Cell(0, 0, name) for name in "ab"),
         *(Cell(2, round_, name) for round_ in (3, 4) for name in "ab"),

@@ -1,8 +1,8 @@
-"""A map and the truth about it on the same pixels, by a rule that is printed with the numbers (SPEC 2)."""
+"""A map and its ground truth on the same pixels, by a rule that is printed with the numbers (specification 2)."""
 
-from functools import cache
-from pathlib import Path
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -78,64 +78,62 @@ def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRu
     return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
 
 
-class Truth(NamedTuple):
-    """What pixel metrics are made of.
+@dataclass(frozen=True)
+class GroundTruth:
+    """A photo's map and marked defects.
 
     Attributes:
         scores: (H, W) float32, the map.
         mask: (H, W) bool, True where anomalous.
-        regions: the defects; None for the mask's connected parts.
+        regions: the defects; None for the mask's connected regions.
+        seen: (S, S) bool, the mask as the model was shown the photo, on the pixels of its map.
     """
 
     scores: NDArray[np.float32]
     mask: NDArray[np.bool_]
     regions: list[Region] | None
+    seen: NDArray[np.bool_]
 
 
-def truth_about(
-    record: ImageRecord, look: Look, transform: ImageTransform, rule: MaskRule, saturated: bool = False
-) -> Truth:
+def ground_truth(
+    record: ImageRecord,
+    look: Look,
+    transform: ImageTransform,
+    rule: MaskRule,
+    kinds: Sequence[loco.DefectKind] | None = None,
+) -> GroundTruth:
     """A photo's map and mask on the same pixels.
 
     Args:
         record: good, or with a mask.
-        saturated: count LOCO's masks one by one, as ``defects_config.json`` says.
+        kinds: LOCO's kinds of defect, whose masks are counted one by one; None merges them.
 
     Raises:
         DatasetError: the mask can't be read.
     """
-    if rule == "photo":
-        scores = look.map
-        size = (scores.shape[1], scores.shape[0])
-
-        def placed(mask: Image.Image) -> NDArray[np.bool_]:
-            return mask_on_photo(mask, size)
-    else:
-        scores = look.model_map[0, 0].to("cpu", torch.float32).numpy()
-
-        def placed(mask: Image.Image) -> NDArray[np.bool_]:
-            return on_map(mask, transform, scores.shape[-1], rule)
-
+    side = look.model_map.shape[-1]
+    scores = look.map if rule == "photo" else look.model_map[0, 0].to("cpu", torch.float32).numpy()
     if record.mask is None:
-        return Truth(scores, np.zeros(scores.shape, dtype=bool), None)
-    mask = placed(load_mask(record.mask))
-    if not saturated:
-        return Truth(scores, mask, None)
-    found = []
-    for region in loco.regions(record, _kinds(record.mask.parents[2])):
-        pixels = placed(Image.fromarray(np.where(region.pixels, np.uint8(255), np.uint8(0))))
+        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
+
+    def placed(mask: Image.Image) -> NDArray[np.bool_]:
+        return mask_on_photo(mask, look.map.shape[::-1]) if rule == "photo" else on_map(mask, transform, side, rule)
+
+    image = load_mask(record.mask)
+    mask = placed(image)
+    regions = None if kinds is None else _saturated_regions(loco.regions(record, kinds), placed, mask)
+    return GroundTruth(scores, mask, regions, mask if rule == "as_seen" else on_map(image, transform, side, "as_seen"))
+
+
+def _saturated_regions(
+    defects: Sequence[loco.DefectRegion],
+    placed: Callable[[Image.Image], NDArray[np.bool_]],
+    mask: NDArray[np.bool_],
+) -> list[Region]:
+    regions = []
+    for defect in defects:
+        pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
         if pixels.any():
-            needed = region.needed / np.count_nonzero(region.pixels) * np.count_nonzero(pixels)
-            found.append(Region(pixels & mask, float(needed)))
-    return Truth(scores, mask, found)
-
-
-@cache
-def _kinds(folder: Path) -> tuple[loco.DefectKind, ...]:
-    return loco.defect_kinds(folder)
-
-
-def can_saturate(records: list[ImageRecord]) -> bool:
-    """Whether these are LOCO's photos, with the file that says how much of each kind of defect must be found."""
-    folders = {record.mask.parents[2] for record in records if record.mask is not None and record.mask.is_dir()}
-    return bool(folders) and all((folder / loco.CONFIG).is_file() for folder in folders)
+            needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
+            regions.append(Region(pixels & mask, float(needed)))
+    return regions
