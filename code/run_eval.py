@@ -155,7 +155,7 @@ def _report(
     from anomalygpt.evaluation.figures import write_pictures
     from anomalygpt.evaluation.ground_truth import CONNECTED, SATURATED
     from anomalygpt.evaluation.protocol import photo_name, test_photos
-    from anomalygpt.evaluation.tables import Report, as_markdown, by_protocol, write_report
+    from anomalygpt.evaluation.tables import Report, as_markdown, write_report
 
     results = [store.load(cell, CellResult) for cell in plan.cells(records)]
     for result in results:
@@ -167,18 +167,17 @@ def _report(
     for warning in warnings:
         logger.warning("warning: %s", warning)
     seconds, photos = sum(result.seconds for result in results), sum(len(result.photos) for result in results)
-    settings = [result.setting for result in results]
     about = provenance.EvalProvenance(
         **provenance.of_run(config, options.command, process, plan.seed, seconds, photos),
         references=provenance.references_in_words(plan),
         data=f"{options.data} ({options.kind}), {len(names)} classes",
-        maps=provenance.maps_in_words(settings),
-        defects=SATURATED if any(setting.saturated for setting in settings) else CONNECTED,
+        maps=tuple(dict.fromkeys(result.maps for result in results)),
+        defects=SATURATED if any(result.saturated for result in results) else CONNECTED,
         warnings=tuple(warnings),
     )
     dataset = published.official_dataset(options.kind, records)
     others = {shots: published.published(dataset, shots) for shots in plan.shots} if dataset else {}
-    report = Report(about, by_protocol(results, others), published.title(dataset) if dataset else None)
+    report = Report(about, results, published.title(dataset) if dataset else None, others)
     print(as_markdown(report), end="")
     if options.out:
         written = write_report(options.out, report)

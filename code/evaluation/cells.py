@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from anomalygpt import distributed
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.ground_truth import MaskRule
 from anomalygpt.evaluation.protocol import Cell
 from anomalygpt.files import replacing
 
@@ -27,11 +26,9 @@ class PhotoResult:
     Attributes:
         photo: its path below the data's root.
         has_pixels: whether its pixels were counted: good, or with a mask.
-        score: the photo's anomaly score.
         threshold: a pixel of the map above it is anomalous.
         probability: that the photo is anomalous, by the score.
-        verdict: what the user is given.
-        verdict_from: what decided it.
+        verdict, verdict_from: what the user is given, and what decided it.
         answer: in words; empty without a language model.
         said: what the answer says; None where it says neither yes nor no, or there is none.
         own_said: what the language model itself answered, before the score overruled it.
@@ -58,23 +55,6 @@ class PhotoResult:
 
 
 @dataclass(frozen=True)
-class MapSetting:
-    """How photos, maps and masks were brought to the same pixels.
-
-    Attributes:
-        geometry: how photos were brought to the model.
-        map_side: of ``Look.model_map``, in pixels.
-        mask_rule: a key of ``MASK_RULES``.
-        saturated: whether LOCO's saturation counted.
-    """
-
-    geometry: str
-    map_side: int
-    mask_rule: MaskRule
-    saturated: bool
-
-
-@dataclass(frozen=True)
 class Example:
     """A photo to show; ``strip`` is a JPEG of its pictures side by side."""
 
@@ -96,6 +76,8 @@ class CellResult:
         no_verdict: answers of the language model itself that say neither yes nor no.
         placed: answers that position accuracy is of: a true yes about a photo with a mask.
         seconds: that measuring took.
+        maps: how photos, maps and masks were brought to the same pixels, in words.
+        saturated: whether LOCO's saturation counted.
         curves: x and y of ``roc`` over photos, ``pixel_roc``, ``pro``; each only where it is defined.
         examples: the best and worst photos, by what they are examples of.
     """
@@ -110,7 +92,8 @@ class CellResult:
     no_verdict: int
     placed: int
     seconds: float
-    setting: MapSetting
+    maps: str
+    saturated: bool
     curves: dict[str, tuple[list[float], list[float]]]
     examples: dict[str, list[Example]]
 
@@ -144,8 +127,8 @@ class CellStore:
                 temporary.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             return
         try:
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: can't be read ({error}); delete {self.folder} to start anew") from error
         for key in {**wanted, **found}:
             if wanted.get(key) != found.get(key):
@@ -153,11 +136,7 @@ class CellStore:
                 raise self.mixed(f"with another {key} ({then}, now {now})")
 
     def mixed(self, run: str) -> UserError:
-        """The error of a folder that holds another run.
-
-        Args:
-            run: how that run differs.
-        """
+        """The error of a folder that holds another run; ``run`` says how it differs."""
         return UserError(
             f"{self.folder.parent}: holds a run {run}; name another --out, or delete {self.folder} to start anew"
         )

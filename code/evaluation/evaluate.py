@@ -20,9 +20,9 @@ from anomalygpt.datasets.dialogue import (
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import load_image
 from anomalygpt.evaluation import metrics
-from anomalygpt.evaluation.cells import CellResult, MapSetting, PhotoResult
+from anomalygpt.evaluation.cells import CellResult, PhotoResult
 from anomalygpt.evaluation.figures import Examples
-from anomalygpt.evaluation.ground_truth import Resolution, choose_mask_rule, ground_truth
+from anomalygpt.evaluation.ground_truth import Resolution, choose_mask_rule, ground_truth, in_words
 from anomalygpt.evaluation.pixels import Curve, PixelCounts
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.published import METRICS
@@ -77,7 +77,7 @@ class Evaluator:
             look = self.predictor.look(photo, record.class_name)
             found = self.predictor.ask(look, detection_question(cell.class_name, with_description=False))
             transform, seen = self.predictor.transform, None
-            setting = MapSetting(transform.geometry, look.model_map.shape[-1], rule, saturated=kinds is not None)
+            maps = in_words(rule, transform, look.model_map.shape[-1])
             if record.mask is not None or not record.is_anomalous:
                 truth = ground_truth(record, look, transform, rule, kinds)
                 counts.add(truth.scores, truth.mask, truth.regions)
@@ -87,7 +87,7 @@ class Evaluator:
             seconds += time.monotonic() - started
             on_photo()
         names = tuple(photo_name(record, self.root) for record in references)
-        return summarise(cell, names, photos, counts, examples, setting, seconds, self.with_llm)
+        return summarise(cell, names, photos, counts, examples, maps, kinds is not None, seconds, self.with_llm)
 
     def _saturating_kinds(self, class_name: str) -> tuple[loco.DefectKind, ...] | None:
         """LOCO's kinds of defect, where all classes have the file that says how much of each must be found."""
@@ -131,7 +131,8 @@ def summarise(
     photos: Sequence[PhotoResult],
     counts: PixelCounts,
     examples: Examples,
-    setting: MapSetting,
+    maps: str,
+    saturated: bool = False,
     seconds: float = 0.0,
     with_llm: bool = True,
 ) -> CellResult:
@@ -171,7 +172,8 @@ def summarise(
         no_verdict=sum(photo.own_said is None for photo in photos) if with_llm else 0,
         placed=len(placed),
         seconds=seconds,
-        setting=setting,
+        maps=maps,
+        saturated=saturated,
         curves=curves,
         examples=examples.best(),
     )

@@ -1,6 +1,6 @@
 """A map and its ground truth on the same pixels, by a rule that is printed with the numbers (specification 2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,17 +47,18 @@ SATURATED = (
 
 
 def choose_mask_rule(kind: str, official: bool, resolution: Resolution) -> MaskRule:
-    """The rule for masks.
-
-    Args:
-        kind: of the data set, see ``datasets.build.INDEXERS``.
-        official: whether the config asks for the released code's geometry.
-    """
+    """The rule for masks of a kind of data set; ``official`` asks for the released code's geometry."""
     if resolution == "photo":
         return "photo"
     if official and kind == "mvtec":
         return "official_mvtec"
     return "official_visa" if official and kind == "visa" else "as_seen"
+
+
+def in_words(rule: MaskRule, transform: ImageTransform, side: int) -> str:
+    """How photos, maps of ``side`` pixels, and masks are brought to the same pixels."""
+    pixels = "" if rule == "photo" else f", measured at {side} x {side}"
+    return f"photos: {transform.geometry}{pixels}; {MASK_RULES[rule]}"
 
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
@@ -121,19 +122,12 @@ def ground_truth(
 
     image = load_mask(record.mask)
     mask = placed(image)
-    regions = None if kinds is None else _saturated_regions(loco.regions(record, kinds), placed, mask)
+    regions: list[Region] | None = None
+    if kinds is not None:
+        regions = []
+        for defect in loco.regions(record, kinds):
+            pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
+            if pixels.any():
+                needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
+                regions.append(Region(pixels & mask, float(needed)))
     return GroundTruth(scores, mask, regions, mask if rule == "as_seen" else on_map(image, transform, side, "as_seen"))
-
-
-def _saturated_regions(
-    defects: Sequence[loco.DefectRegion],
-    placed: Callable[[Image.Image], NDArray[np.bool_]],
-    mask: NDArray[np.bool_],
-) -> list[Region]:
-    regions = []
-    for defect in defects:
-        pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
-        if pixels.any():
-            needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
-            regions.append(Region(pixels & mask, float(needed)))
-    return regions

@@ -30,13 +30,9 @@ def whole_number(least: int) -> Callable[[str], int]:
     """A type for argparse: whole numbers from ``least`` on."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text}: expected {least} or more")
-        return value
+        if not text.strip().lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, {least} or more")
+        return int(text)
 
     return parse
 
@@ -67,11 +63,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(program: Callable[[], object], out: Path | None) -> int:
-    """Runs a program to its exit code: 0, 2 after a user's mistake, 130 when it was stopped.
-
-    Raises:
-        SystemExit: a user's mistake, told in one line.
-    """
+    """Runs a program to its exit code: 0, or 130 when it was stopped; a user's mistake exits with 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with user_errors():

@@ -3,15 +3,17 @@
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
 import yaml
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+from typing_extensions import Self
 
 from anomalygpt.datasets.dialogue import parse_verdict
 from anomalygpt.datasets.records import first_offenders
@@ -55,9 +57,11 @@ def wording() -> dict[str, Any]:
 
 # -- questions ---------------------------------------------------------------------------------------------------------
 
+Letter = Annotated[str, StringConstraints(pattern="^[A-Z]$")]
+Text = Annotated[str, StringConstraints(min_length=1)]
 
-@dataclass(frozen=True)
-class Question:
+
+class Question(BaseModel, frozen=True):
     """One question about one photo.
 
     Attributes:
@@ -71,11 +75,17 @@ class Question:
     key: str
     image: str
     question: str
-    options: Mapping[str, str]
+    options: dict[Letter, Text] = Field(min_length=2)
     answer: str
     task: str
     class_name: str
     references: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _answer_is_an_option(self) -> Self:
+        if self.answer not in self.options:
+            raise ValueError(f"the answer {self.answer!r} is none of the options {', '.join(self.options)}")
+        return self
 
     @property
     def dataset(self) -> str:
@@ -105,12 +115,19 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read as JSON ({error})") from error
-    if isinstance(content, dict):
-        found = [q for image, entry in content.items() for q in _mmad(path, image, entry, templates)]
-    elif isinstance(content, list):
-        found = [_own(path, number, entry) for number, entry in enumerate(content, start=1)]
-    else:
+    if not isinstance(content, dict | list):
         raise UserError(f"{path}: {EXPECTED}")
+    found = []
+    try:
+        for number, entry in _mmad(content, templates) if isinstance(content, dict) else enumerate(content, start=1):
+            found.append(_question(number, entry))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join([f"{path}: {entry.get('image')}, question {number}", *map(str, fault["loc"])])
+        raise UserError(f"{where}: {fault['msg']}; {EXPECTED}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: question {len(found) + 1} can't be read ({reason}); {EXPECTED}") from error
     if not found:
         raise UserError(f"{path}: no questions; {EXPECTED}")
     few = dict.fromkeys(question.image for question in found if len(question.references) < shots)
@@ -126,58 +143,29 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
     return found
 
 
-def _mmad(path: Path, image: str, entry: Any, templates: Templates) -> list[Question]:
-    where = f"{path}: {image}"
-    conversation = entry.get("conversation") if isinstance(entry, dict) else None
-    if not isinstance(conversation, list):
-        raise UserError(f"{where}: no list 'conversation'; {EXPECTED}")
-    parts = Path(image).parts
-    class_name = parts[1] if len(parts) > 2 else UNNAMED_CLASS  # data set / class / …
-    references = tuple(map(str, entry.get(f"{templates}_templates") or ()))
-    keys = ("Question", "Options", "Answer", "type")
-    return [
-        _question(f"{where}, question {number}", asked, keys, image, number, class_name, references)
-        for number, asked in enumerate(conversation, start=1)
-    ]
+def _mmad(content: dict[str, Any], templates: Templates) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The questions of MMAD's file in the form of a list of one's own, each with its number."""
+    for image, entry in content.items():
+        parts = Path(image).parts
+        about = {"image": image, "class": parts[1] if len(parts) > 2 else UNNAMED_CLASS}  # data set / class / …
+        about["references"] = entry.get(f"{templates}_templates")
+        for number, asked in enumerate(entry["conversation"], start=1):
+            yield number, {**{key.lower(): value for key, value in asked.items()}, **about}
 
 
-def _own(path: Path, number: int, entry: Any) -> Question:
-    where = f"{path}: record {number}"
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-        raise UserError(f"{where}: no 'image'; {EXPECTED}")
-    named = next((entry[key] for key in ("reference", "references", "template", "templates") if key in entry), ())
-    references = (named,) if isinstance(named, str) else tuple(map(str, named or ()))
-    keys = ("question", "options", "answer", "task" if "task" in entry else "type")
-    class_name = str(entry.get("class", UNNAMED_CLASS))
-    return _question(where, entry, keys, entry["image"], number, class_name, references)
-
-
-def _question(
-    where: str,
-    entry: Any,
-    keys: tuple[str, str, str, str],
-    image: str,
-    number: int,
-    class_name: str,
-    references: tuple[str, ...],
-) -> Question:
-    question, options, answer, task = (entry.get(key) if isinstance(entry, dict) else None for key in keys)
-    if not isinstance(question, str) or not isinstance(options, dict) or len(options) < 2:
-        raise UserError(f"{where}: needs '{keys[0]}' and two or more '{keys[1]}'; {EXPECTED}")
-    if not all(re.fullmatch("[A-Z]", key) and isinstance(text, str) and text for key, text in options.items()):
-        raise UserError(f"{where}: '{keys[1]}' must be texts by capital letter, found {', '.join(options)}")
-    if not isinstance(answer, str) or answer not in options:
-        raise UserError(f"{where}: the answer {answer!r} is none of the options {', '.join(options)}")
-    name = str(task) if task else "questions"
+def _question(number: int, entry: dict[str, Any]) -> Question:
+    names = ("reference", "references", "template", "templates")
+    references = next((entry[name] for name in names if name in entry), None) or ()
+    task = str(entry.get("task", entry.get("type")) or "questions")
     return Question(
-        key=f"{image}#{number}",
-        image=image,
-        question=question.strip(),
-        options=dict(options),
-        answer=answer,
-        task=wording()["tasks"].get(name, name),
-        class_name=class_name,
-        references=references,
+        key=f"{entry['image']}#{number}",
+        image=entry["image"],
+        question=entry["question"].strip(),
+        options=entry["options"],
+        answer=entry["answer"],
+        task=wording()["tasks"].get(task, task),
+        class_name=str(entry.get("class", UNNAMED_CLASS)),
+        references=(references,) if isinstance(references, str) else references,
     )
 
 
@@ -208,16 +196,13 @@ def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
     held = [letter for letter, option in plain.items() if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text.lower())]
     if len(held) > 1:  # "top left" also holds "left"
         longest = max(held, key=lambda letter: len(plain[letter]))
-        held = [longest] if all(other == longest or _inside(plain[other], plain[longest]) for other in held) else []
+        others = [plain[letter] for letter in held if letter != longest]
+        held = [longest] if all(other in plain[longest] and other != plain[longest] for other in others) else []
     if held:
         return held[0]
     said = parse_verdict(answer)
     same = [letter for letter, option in options.items() if said is not None and parse_verdict(option) == said]
     return same[0] if len(same) == 1 else None
-
-
-def _inside(part: str, whole: str) -> bool:
-    return part in whole and part != whole
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -261,23 +246,23 @@ def cells_of(questions: Sequence[Question], shots: int) -> dict[Cell, list[list[
     }
 
 
+@dataclass
 class Asker:
     """Puts questions to a predictor.
 
-    Args:
+    Attributes:
         root: the folder that photos' paths start at.
         shots: how many references each photo has.
         methods: by which answers are chosen.
         seed: of sampled answers.
     """
 
-    def __init__(self, predictor: Predictor, root: Path, shots: int, methods: Sequence[Method], seed: int) -> None:
-        self.predictor = predictor
-        self.root = root
-        self.shots = shots
-        self.methods = methods
-        self.seed = seed
-        self._references: tuple[str, ...] | None = None
+    predictor: Predictor
+    root: Path
+    shots: int
+    methods: Sequence[Method]
+    seed: int
+    _references: tuple[str, ...] | None = None
 
     def answer(self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object] = lambda: None) -> Answers:
         """Answers the questions of a cell; errors as of :meth:`ask`."""
@@ -394,9 +379,7 @@ def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answ
     scores = task_scores(frame, methods)
     scores.insert(0, "questions", by_task.size())
     scores.insert(1, "chance", by_task["chance"].mean())
-    scores.loc["average"] = {"questions": len(rows), "chance": frame["chance"].mean()} | dict(
-        mmad_average(frame, methods)
-    )
+    scores.loc["average"] = [len(rows), frame["chance"].mean(), *mmad_average(frame, methods)]
     scores["questions"] = scores["questions"].astype(int)
     unclear = sum("generated" in row.chosen and row.chosen["generated"] is None for row in rows)
 

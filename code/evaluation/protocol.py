@@ -61,7 +61,10 @@ class Plan:
         own = of_class(records, cell.class_name)
         if self.choice == "paper":
             return reference_records(own, cell.shots, cell.round)
-        return random_references(own, cell.shots, cell.round, self.seed)
+        good = _good_training_photos(own, cell.shots)
+        # The same photos for the same class, K, round and seed.
+        rng = np.random.default_rng([self.seed, cell.round, cell.shots, zlib.crc32(cell.class_name.encode())])
+        return [good[number] for number in sorted(rng.permutation(len(good))[: cell.shots])]
 
 
 def of_class(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
@@ -86,43 +89,17 @@ def reference_records(records: Sequence[ImageRecord], shots: int, round: int = 0
     Raises:
         UserError: there are too few good training photos.
     """
-    good = _good_training_photos(records)
     start = max(PAPER_SHOTS, shots) * round
-    if shots and start + shots > len(good):
-        raise UserError(
-            f"{_name(records)}: {shots} references in round {round} need {start + shots} good training photos, "
-            f"there are {len(good)}{_advice(good)}"
-        )
-    return good[start : start + shots]
+    return _good_training_photos(records, start + shots if shots else 0)[start : start + shots]
 
 
-def random_references(records: Sequence[ImageRecord], shots: int, round: int, seed: int) -> list[ImageRecord]:
-    """K good training photos, drawn without repetition; the same for the same class, K, round and seed.
-
-    Raises:
-        UserError: there are fewer than K.
-    """
-    good = _good_training_photos(records)
-    if shots > len(good):
-        raise UserError(
-            f"{_name(records)}: {shots} references need {shots} good training photos, there are {len(good)}"
-            f"{_advice(good)}"
-        )
-    rng = np.random.default_rng([seed, round, shots, zlib.crc32(_name(records).encode())])
-    return [good[number] for number in sorted(rng.permutation(len(good))[:shots])]
-
-
-def _good_training_photos(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+def _good_training_photos(records: Sequence[ImageRecord], needed: int) -> list[ImageRecord]:
     good = [record for record in records if record.split == "train" and not record.is_anomalous]
+    if needed > len(good):
+        name = records[0].class_name if records else "this class"
+        advice = "" if good else "; photos without a training split can be measured with --shots 0 alone"
+        raise UserError(f"{name}: the references need {needed} good training photos, there are {len(good)}{advice}")
     return sorted(good, key=lambda record: record.image)
-
-
-def _name(records: Sequence[ImageRecord]) -> str:
-    return records[0].class_name if records else "this class"
-
-
-def _advice(good: Sequence[ImageRecord]) -> str:
-    return "" if good else "; photos without a training split can be measured with --shots 0 alone"
 
 
 def check(plan: Plan, records: Sequence[ImageRecord]) -> None:

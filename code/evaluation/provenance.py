@@ -16,8 +16,6 @@ from anomalygpt.config.schema import DataConfig, DataSource, ExperimentConfig
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.distributed import Process
-from anomalygpt.evaluation.cells import MapSetting
-from anomalygpt.evaluation.ground_truth import MASK_RULES
 from anomalygpt.evaluation.protocol import PAPER_SHOTS, Plan
 from anomalygpt.model.checkpoint import read_metadata
 
@@ -29,7 +27,7 @@ class Provenance:
     """How the numbers were made.
 
     Attributes:
-        commit: of the code, with ``-dirty`` where files were changed since; None outside a checkout.
+        commit: of the code; None outside a checkout.
         trained_on: a line per delta.
         seconds_per_photo: of one process, encoding, map, answer and metrics together.
         peak_memory: of the first process, in bytes.
@@ -104,15 +102,6 @@ def references_in_words(plan: Plan) -> str:
     return f"numbers {PAPER_SHOTS} x round + k, k < K, of the sorted good training photos, as in the paper" + (
         f" (K x round + k for K > {PAPER_SHOTS})" if max(plan.shots) > PAPER_SHOTS else ""
     )
-
-
-def maps_in_words(settings: Sequence[MapSetting]) -> tuple[str, ...]:
-    """How photos, maps and masks were brought to the same pixels, a line per distinct way."""
-    lines = []
-    for setting in settings:
-        pixels = "" if setting.mask_rule == "photo" else f", measured at {setting.map_side} x {setting.map_side}"
-        lines.append(f"photos: {setting.geometry}{pixels}; {MASK_RULES[setting.mask_rule]}")
-    return tuple(dict.fromkeys(lines))
 
 
 # -- settings that runs into one folder must share ---------------------------------------------------------------------

@@ -54,12 +54,6 @@ def results_frame(results: Sequence[CellResult]) -> pd.DataFrame:
     return frame.sort_values(["shots", "round", "class"], ignore_index=True)
 
 
-def spread(values: pd.Series) -> Spread:
-    """The mean of rounds and, of two or more, their standard deviation (divided by their number); NaN is left out."""
-    known = values.dropna()
-    return Spread(known.mean() if len(known) else None, known.std(ddof=0) if len(known) > 1 else None)
-
-
 @dataclass(frozen=True)
 class Protocol:
     """All classes and rounds with K references.
@@ -71,9 +65,9 @@ class Protocol:
     """
 
     shots: int
-    results: tuple[CellResult, ...]
+    results: Sequence[CellResult]
     frame: pd.DataFrame
-    published: tuple[Published, ...] = ()
+    published: Sequence[Published] = ()
 
     @property
     def rounds(self) -> list[int]:
@@ -82,23 +76,16 @@ class Protocol:
 
     def of_class(self, name: str) -> dict[str, Spread]:
         """A class's metrics over rounds."""
-        own = self.frame[self.frame["class"] == name]
-        return {metric: spread(own[metric]) for metric in METRICS}
+        return _spreads(self.frame.loc[self.frame["class"] == name, list(METRICS)])
 
     def mean(self) -> dict[str, Spread]:
         """The metrics' means over classes, over rounds; with that of one threshold for all classes in hindsight."""
         by_round = self.frame.groupby("round")[list(METRICS)].mean()
-        by_round[HINDSIGHT] = [
-            hindsight_accuracy(
-                [
-                    ([photo.score for photo in result.photos], [photo.is_anomalous for photo in result.photos])
-                    for result in self.results
-                    if result.cell.round == number
-                ]
-            )
-            for number in by_round.index
-        ]
-        return {metric: spread(by_round[metric]) for metric in by_round}
+        for number in by_round.index:
+            cells = [result.photos for result in self.results if result.cell.round == number]
+            scores = [([p.score for p in photos], [p.is_anomalous for p in photos]) for photos in cells]
+            by_round.loc[number, HINDSIGHT] = hindsight_accuracy(scores)
+        return _spreads(by_round)
 
     def used(self, metrics: Iterable[str]) -> list[str]:
         """The metrics that any class has; a column that is empty throughout is left out."""
@@ -107,16 +94,13 @@ class Protocol:
 
     def table(self, metrics: dict[str, str]) -> pd.DataFrame:
         """Formatted percentages: a row per class, and at last the mean."""
-        first = self.frame[self.frame["round"] == self.rounds[0]].set_index("class")
-        counts = {"photos": first["photos"], "with a defect": first["with_defect"]}
-        rows = {name: self.of_class(name) for name in sorted(first.index)} | {None: self.mean()}
-        lines = [
-            {"class": name or "mean"}
-            | {title: str(values.sum() if name is None else values[name]) for title, values in counts.items()}
-            | {metrics[metric]: percent(found[metric]) for metric in self.used(metrics)}
-            for name, found in rows.items()
-        ]
-        return pd.DataFrame(lines)
+        first = self.frame[self.frame["round"] == self.rounds[0]]
+        table = first[["class", "photos", "with_defect"]].rename(columns={"with_defect": "with a defect"})
+        table.loc["mean"] = ["mean", *table[["photos", "with a defect"]].sum()]
+        rows = [*(self.of_class(name) for name in first["class"]), self.mean()]
+        return table.astype(str).assign(
+            **{metrics[key]: [percent(row[key]) for row in rows] for key in self.used(metrics)}
+        )
 
     def beside_published(self, config: str) -> pd.DataFrame:
         """Formatted percentages of this run, and below it of others."""
@@ -129,31 +113,41 @@ class Protocol:
         )
 
 
-def by_protocol(results: Sequence[CellResult], published: dict[int, list[Published]] | None = None) -> list[Protocol]:
-    """Results grouped by their number of references, in ascending order.
-
-    Args:
-        published: numbers of others by the number of references.
-    """
-    frame = results_frame(results)
-    return [
-        Protocol(
-            shots,
-            tuple(result for result in results if result.cell.shots == shots),
-            own,
-            tuple((published or {}).get(shots, ())),
-        )
-        for shots, own in frame.groupby("shots")
-    ]
+def _spreads(rounds: pd.DataFrame) -> dict[str, Spread]:
+    """Each column's mean and, of two rounds or more, its standard deviation; NaN is left out."""
+    known = {name: rounds[name].dropna() for name in rounds}
+    return {
+        name: Spread(values.mean() if len(values) else None, values.std(ddof=0) if len(values) > 1 else None)
+        for name, values in known.items()
+    }
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is written. ``dataset`` is the official data set's name, where it is one."""
+    """All that is written.
+
+    Attributes:
+        dataset: the official data set's name, where it is one.
+        published: numbers of others by the number of references.
+    """
 
     provenance: EvalProvenance
-    protocols: Sequence[Protocol]
+    results: Sequence[CellResult]
     dataset: str | None = None
+    published: dict[int, list[Published]] | None = None
+
+    @property
+    def protocols(self) -> list[Protocol]:
+        """The results by their number of references, in ascending order."""
+        return [
+            Protocol(
+                shots,
+                [result for result in self.results if result.cell.shots == shots],
+                frame,
+                (self.published or {}).get(shots, ()),
+            )
+            for shots, frame in results_frame(self.results).groupby("shots")
+        ]
 
 
 # -- formats -----------------------------------------------------------------------------------------------------------
@@ -196,8 +190,7 @@ def _cell_json(result: CellResult) -> dict[str, Any]:
 
 def as_csv(report: Report) -> str:
     """A line per class and round, metrics 0..1, empty where they are not defined."""
-    frame = pd.concat([protocol.frame for protocol in report.protocols])
-    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    return results_frame(report.results).to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
 def as_markdown(report: Report) -> str:
@@ -212,7 +205,14 @@ def as_markdown(report: Report) -> str:
     lines += [*(f"* maps and masks: {line}" for line in about.maps), f"* AUPRO: {about.defects}"]
     lines += [f"* pixel metrics are {exact}"]
     for protocol in report.protocols:
-        lines += ["", f"## {title_of(protocol.shots)}", "", *_rounds(protocol)]
+        lines += ["", f"## {title_of(protocol.shots)}", ""]
+        if protocol.shots:
+            rounds, single = protocol.rounds, len(protocol.results) == 1
+            references = f" References: {', '.join(protocol.results[0].references)}." if single else ""
+            lines += [
+                f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}: {', '.join(map(str, rounds))}.{references}",
+                "",
+            ]
         for metrics in (MAP_METRICS, VERDICT_METRICS):
             table = protocol.table(metrics)
             table.iloc[-1, 0] = "**mean**"
@@ -224,16 +224,6 @@ def as_markdown(report: Report) -> str:
             lines += [*markdown_table(protocol.beside_published(about.config), texts=2), ""]
             lines += [f"* {source}" for source in dict.fromkeys(other.source for other in protocol.published)]
     return "\n".join([*lines, "", MEANING[0], "", MEANING[1]]) + "\n"
-
-
-def _rounds(protocol: Protocol) -> list[str]:
-    if not protocol.shots:
-        return []
-    rounds = protocol.rounds
-    line = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}: {', '.join(map(str, rounds))}."
-    if len(protocol.results) == 1:
-        line += f" References: {', '.join(protocol.results[0].references)}."
-    return [line, ""]
 
 
 def as_latex(report: Report) -> str:
@@ -291,11 +281,7 @@ def latex_text(text: str) -> str:
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> list[Path]:
-    """Writes files by name into a folder, which is made; each appears whole or not at all.
-
-    Raises:
-        OSError: the folder can't be written.
-    """
+    """Writes files by name into a folder, each whole or not at all; raises OSError."""
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -96,10 +95,16 @@ def test_a_list_of_ones_own_is_read(tmp_path):
         ("{", "can't be read as JSON"),
         ("3", "expected MMAD's"),
         ("[]", "no questions"),
-        ('{"a.png": {"conversation": 1}}', "a.png: no list 'conversation'"),
-        ('[{"question": "?"}]', "record 1: no 'image'"),
-        ('[{"image": "a.png", "question": "?", "options": {"A": "x"}, "answer": "A"}]', "two or more 'options'"),
-        ('[{"image": "a.png", "question": "?", "options": {"A": "x", "two": "y"}, "answer": "A"}]', "capital letter"),
+        ('{"a.png": {"conversation": 1}}', "question 1 can't be read"),
+        ('[{"question": "?"}]', "question 1 can't be read .KeyError: 'image'"),
+        (
+            '[{"image": "a.png", "question": "?", "options": {"A": "x"}, "answer": "A"}]',
+            "1.options: .* at least 2",
+        ),
+        (
+            '[{"image": "a.png", "question": "?", "options": {"A": "x", "two": "y"}, "answer": "A"}]',
+            "1.options.two",
+        ),
         ('[{"image": "a.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}]', "answer 'C' is none"),
         ('[{"image": "b.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "A"}]', "not there: b.png"),
     ],
@@ -197,7 +202,12 @@ def test_a_model_answers_by_likelihood_and_by_generation(mmad, real):
 def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real, monkeypatch):
     question = read_questions(mmad, mmad.parent, shots=1)[0]
     others = tuple(TEMPLATES["random_templates"][:1])
-    asked = [question, replace(question, references=others), replace(question, class_name="nut"), question]
+    asked = [
+        question,
+        question.model_copy(update={"references": others}),
+        question.model_copy(update={"class_name": "nut"}),
+        question,
+    ]
     seen = []
     remember, look = real.predictor.set_references, real.predictor.look
     monkeypatch.setattr(real.predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
@@ -209,7 +219,7 @@ def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real
 
 def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, real):
     (question, *_) = read_questions(mmad, mmad.parent)
-    turned = replace(question, options={"A": "No.", "B": "Yes."})
+    turned = question.model_copy(update={"options": {"A": "No.", "B": "Yes."}})
     asker = real.asker(mmad.parent, methods=("text",))
     one, other = asker.ask([question])[0].chosen["text"], asker.ask([turned])[0].chosen["text"]
     assert {one, other} == {"A", "B"}
@@ -217,7 +227,7 @@ def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, real):
 
 def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, real):
     questions = read_questions(mmad, mmad.parent)
-    many = [replace(question, image=f"{n}.png") for n in range(45) for question in questions[:2]]
+    many = [question.model_copy(update={"image": f"{n}.png"}) for n in range(45) for question in questions[:2]]
     cells = list(cells_of(many, 1).values())
     assert [len(photos) for photos in cells] == [20, 20, 5]
     assert [question for photos in cells for photo in photos for question in photo] == many

@@ -5,11 +5,9 @@ import torch
 import yaml
 
 from anomalygpt.config.load import load_config
-from anomalygpt.evaluation.cells import MapSetting
 from anomalygpt.evaluation.protocol import Plan
 from anomalygpt.evaluation.provenance import (
     fingerprint,
-    maps_in_words,
     references_in_words,
     seen_in_training,
     trained_on,
@@ -59,13 +57,6 @@ def test_a_delta_of_the_same_name_and_other_contents_is_another(tmp_path):
 )
 def test_the_choice_of_references_in_words(plan, words):
     assert words in references_in_words(plan)
-
-
-def test_each_way_that_maps_and_masks_met_is_said_once():
-    squash, photo = MapSetting("squash", 224, "as_seen", False), MapSetting("crop", 224, "photo", True)
-    lines = maps_in_words([squash, photo, squash])
-    assert len(lines) == 2 and "squash, measured at 224 x 224; mask resized" in lines[0]
-    assert "the photo's own pixels" in lines[1] and "measured at" not in lines[1]
 
 
 def config_of(tmp_path, root, *, defects="simulated", classes=None, metadata=True):

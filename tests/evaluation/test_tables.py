@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.evaluation.cells import MapSetting, PhotoResult
+from anomalygpt.evaluation.cells import PhotoResult
 from anomalygpt.evaluation.evaluate import summarise
 from anomalygpt.evaluation.figures import CASES, Examples, write_pictures
 from anomalygpt.evaluation.pixels import PixelCounts
@@ -24,7 +24,6 @@ from anomalygpt.evaluation.tables import (
     as_csv,
     as_latex,
     as_markdown,
-    by_protocol,
     latex_text,
     write_report,
 )
@@ -45,7 +44,6 @@ ABOUT = EvalProvenance(
     seconds_per_photo=0.5,
     peak_memory=10**9,
 )
-SETTING = MapSetting("squash", 224, "as_seen", False)
 
 
 def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> PhotoResult:
@@ -62,14 +60,14 @@ def category(name: str, scores: tuple[float, ...], shots: int = 4, round: int = 
     counts = PixelCounts()
     counts.add(np.array([[0.1, 0.3, 0.2]], np.float32), np.array([[False, False, True]]))
     cell = Cell(shots, round, name)
-    return summarise(cell, ("good/000.png",), photos, counts, Examples(), SETTING, with_llm=with_llm)
+    return summarise(cell, ("good/000.png",), photos, counts, Examples(), "squash", with_llm=with_llm)
 
 
 BOTTLE, SCREW = (0.1, 0.9, 0.8), (0.5, 0.9, 0.1)  # image-AUROC 1 and 1/2
 
 
-def report(*results, published=None, **more) -> Report:
-    return Report(ABOUT, by_protocol(results, published), **more)
+def report(*results, **more) -> Report:
+    return Report(ABOUT, results, **more)
 
 
 def test_the_table_has_a_row_a_class_and_the_mean_over_classes():
@@ -201,7 +199,7 @@ def test_pictures_are_written_of_the_first_round(tmp_path, fake_predictor):
         is_anomalous = number % 2 == 1
         photos.append(row(f"cup/{number}.png", is_anomalous, found.score, answer="有，位于左上角。" * 30))
         examples.offer(f"cup/{number}.png", is_anomalous, photo, np.eye(30, 40, dtype=bool), found)
-    result = summarise(Cell(1, 0, "cup/1"), (), photos, PixelCounts(), examples, SETTING)
+    result = summarise(Cell(1, 0, "cup/1"), (), photos, PixelCounts(), examples, "squash")
     assert {case: [e.photo for e in found] for case, found in result.examples.items()} == dict(
         zip(CASES, [[f"cup/{n}.png" for n in pair] for pair in ((5, 3), (0, 2), (1, 3), (4, 2))], strict=True)
     ), "the darkest have the highest scores"
