@@ -131,10 +131,8 @@ def _evaluate(options: Options) -> None:
 
         def build() -> "Callable[[Cell, Callable[[], object]], CellResult]":
             predictor = build_predictor(config, process, with_llm=with_llm, maps_by_text=0 in plan.shots)
-            resolution = options.resolution
-            return Evaluator(
-                predictor, records, plan, options.root, options.kind, official, resolution, with_llm
-            ).measure
+            settings = (options.root, options.kind, official, options.resolution, with_llm)
+            return Evaluator(predictor, records, plan, *settings).measure
 
         store.fill(plan.cells(records), process, lambda cell: len(test_photos(records, cell.class_name)), build)
         if process.is_main:

@@ -55,14 +55,6 @@ class PhotoResult:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A photo to show; ``strip`` is a JPEG of its pictures side by side."""
-
-    photo: str
-    strip: Base64Bytes
-
-
-@dataclass(frozen=True)
 class CellResult:
     """One class in one round. Metrics are 0..1, None where they are not defined or were not measured.
 
@@ -79,7 +71,7 @@ class CellResult:
         maps: how photos, maps and masks were brought to the same pixels, in words.
         saturated: whether LOCO's saturation counted.
         curves: x and y of ``roc`` over photos, ``pixel_roc``, ``pro``; each only where it is defined.
-        examples: the best and worst photos, by what they are examples of.
+        examples: the best and worst photos, by what they are examples of: names, and JPEGs of their pictures.
     """
 
     cell: Cell
@@ -95,7 +87,7 @@ class CellResult:
     maps: str
     saturated: bool
     curves: dict[str, tuple[list[float], list[float]]]
-    examples: dict[str, list[Example]]
+    examples: dict[str, list[tuple[str, Base64Bytes]]]
 
     @property
     def anomalous(self) -> int:

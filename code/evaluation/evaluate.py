@@ -143,10 +143,9 @@ def summarise(
     verdicts = [photo.verdict for photo in photos]
     placed = [photo for photo in photos if photo.said and photo.is_anomalous and photo.positions]
     pixels, pixel_curves = counts.metrics()
-    found = {key: value for key, (value, _) in pixels.items()} | {
-        "image_auroc": metrics.image_auroc(scores, truth),
-        "image_ap": metrics.image_ap(scores, truth),
-        "image_f1_max": metrics.image_f1_max(scores, truth),
+    found: dict[str, float | None] = {
+        **metrics.image_metrics(scores, truth),
+        **{key: value for key, (value, _) in pixels.items()},
         "verdict_accuracy": metrics.accuracy(verdicts, truth),
         "recall": metrics.recall(verdicts, truth),
         "false_alarm_rate": metrics.false_alarm_rate(verdicts, truth),

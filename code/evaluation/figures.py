@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.datasets.transforms import to_rgb
-from anomalygpt.evaluation.cells import CellResult, Example
+from anomalygpt.evaluation.cells import CellResult
 from anomalygpt.evaluation.pixels import PRO_LIMIT
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.evaluation.tables import title_of
@@ -56,9 +56,9 @@ class Examples:
             if is_anomalous == of_anomalous and (len(kept) < KEPT or (rank, photo) < kept[-1][:2]):
                 self._cases[case] = sorted([*kept, (rank, photo, _strip(image, mask, look))])[:KEPT]
 
-    def best(self) -> dict[str, list[Example]]:
+    def best(self) -> dict[str, list[tuple[str, bytes]]]:
         """The examples of each case that has any, the most telling first."""
-        return {case: [Example(*one[1:]) for one in kept] for case, kept in self._cases.items() if kept}
+        return {case: [(photo, strip) for _, photo, strip in kept] for case, kept in self._cases.items() if kept}
 
 
 def _strip(image: Image.Image, mask: NDArray[np.bool_], look: Look) -> bytes:
@@ -125,15 +125,15 @@ def sheet(result: CellResult) -> "Figure":
     for axes in panels.flat:
         axes.set_axis_off()
     for row, (case, examples) in zip(panels, result.examples.items(), strict=False):
-        for axes, example in zip(row, examples, strict=False):
-            photo = photos[example.photo]
+        for axes, (name, strip) in zip(row, examples, strict=False):
+            photo = photos[name]
             right = photo.verdict == photo.is_anomalous
             verdict = (
                 f"{'defective' if photo.verdict else 'good'}, {'right' if right else 'WRONG'} ({photo.verdict_from})"
             )
             lines = [f"{case}: {photo.photo}", f"score {photo.score:.3f}, threshold {photo.threshold:.3f}; {verdict}"]
             lines += [textwrap.fill(photo.answer, 100, max_lines=2, placeholder="…")] if photo.answer else []
-            axes.imshow(Image.open(io.BytesIO(example.strip)))
+            axes.imshow(Image.open(io.BytesIO(strip)))
             axes.set_title("\n".join(lines), loc="left", fontsize=8, family=fonts, color=GOOD if right else BAD)
     return figure
 

@@ -3,51 +3,34 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 
-def image_auroc(scores: Sequence[float], is_anomalous: Sequence[bool]) -> float | None:
-    """Area under the ROC curve over photos.
+def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
+    """Metrics over photos.
 
     Args:
         scores: one per photo, the higher the more anomalous.
         is_anomalous: the ground truth, one per photo.
 
     Returns:
-        0..1, or None where the photos are all good or all anomalous.
+        ``image_auroc``, ``image_ap`` and ``image_f1_max`` (the best F1 at any threshold), 0..1; nothing where the
+        photos are all good or all anomalous.
 
     Raises:
         ValueError: scores and ground truth differ in number, or a score is not a number.
     """
-    from sklearn.metrics import roc_auc_score
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-    truth = _both_kinds(is_anomalous)
-    return None if truth is None else float(roc_auc_score(truth, scores))
-
-
-def image_ap(scores: Sequence[float], is_anomalous: Sequence[bool]) -> float | None:
-    """Average precision over photos; arguments, result and errors as of :func:`image_auroc`."""
-    from sklearn.metrics import average_precision_score
-
-    truth = _both_kinds(is_anomalous)
-    return None if truth is None else float(average_precision_score(truth, scores))
-
-
-def image_f1_max(scores: Sequence[float], is_anomalous: Sequence[bool]) -> float | None:
-    """The best F1 over photos at any threshold; arguments, result and errors as of :func:`image_auroc`."""
-    from sklearn.metrics import precision_recall_curve
-
-    truth = _both_kinds(is_anomalous)
-    if truth is None:
-        return None
+    truth = np.asarray(is_anomalous, dtype=bool)
+    if truth.all() or not truth.any():
+        return {}
     precision, recall, _ = precision_recall_curve(truth, scores)
     both = precision + recall
-    return float((2 * precision * recall / np.where(both > 0, both, 1)).max())
-
-
-def _both_kinds(is_anomalous: Sequence[bool]) -> NDArray[np.bool_] | None:
-    truth = np.asarray(is_anomalous, dtype=bool)
-    return None if truth.all() or not truth.any() else truth
+    return {
+        "image_auroc": float(roc_auc_score(truth, scores)),
+        "image_ap": float(average_precision_score(truth, scores)),
+        "image_f1_max": float((2 * precision * recall / np.where(both > 0, both, 1)).max()),
+    }
 
 
 def accuracy(predicted: Sequence[bool | None], is_anomalous: Sequence[bool]) -> float | None:

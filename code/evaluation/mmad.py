@@ -69,6 +69,8 @@ class Question(BaseModel, frozen=True):
         image: below the photos' folder, as the file has it.
         options: by letter.
         answer: the right letter.
+        dataset: the first folder of the photo's path, which is the data set in MMAD.
+        is_good: whether the photo's path says that it shows a good part.
         references: good photos, below the same folder, all that the file names.
     """
 
@@ -79,6 +81,8 @@ class Question(BaseModel, frozen=True):
     answer: str
     task: str
     class_name: str
+    dataset: str
+    is_good: bool
     references: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -86,16 +90,6 @@ class Question(BaseModel, frozen=True):
         if self.answer not in self.options:
             raise ValueError(f"the answer {self.answer!r} is none of the options {', '.join(self.options)}")
         return self
-
-    @property
-    def dataset(self) -> str:
-        """The first folder of the photo's path, which is the data set in MMAD."""
-        return Path(self.image).parts[0] if len(Path(self.image).parts) > 1 else ""
-
-    @property
-    def is_good(self) -> bool:
-        """Whether the photo's path says that it shows a good part."""
-        return wording()["good_folder"] in Path(self.image).parts
 
 
 def read_questions(path: Path, root: Path, templates: Templates = "similar", shots: int = 0) -> list[Question]:
@@ -157,6 +151,7 @@ def _question(number: int, entry: dict[str, Any]) -> Question:
     names = ("reference", "references", "template", "templates")
     references = next((entry[name] for name in names if name in entry), None) or ()
     task = str(entry.get("task", entry.get("type")) or "questions")
+    folders = Path(entry["image"]).parts[:-1]
     return Question(
         key=f"{entry['image']}#{number}",
         image=entry["image"],
@@ -165,6 +160,8 @@ def _question(number: int, entry: dict[str, Any]) -> Question:
         answer=entry["answer"],
         task=wording()["tasks"].get(task, task),
         class_name=str(entry.get("class", UNNAMED_CLASS)),
+        dataset=folders[0] if folders else "",
+        is_good=wording()["good_folder"] in folders,
         references=(references,) if isinstance(references, str) else references,
     )
 

@@ -139,14 +139,10 @@ class Report:
     @property
     def protocols(self) -> list[Protocol]:
         """The results by their number of references, in ascending order."""
+        published = self.published or {}
         return [
-            Protocol(
-                shots,
-                [result for result in self.results if result.cell.shots == shots],
-                frame,
-                (self.published or {}).get(shots, ()),
-            )
-            for shots, frame in results_frame(self.results).groupby("shots")
+            Protocol(shots, [one for one in self.results if one.cell.shots == shots], own, published.get(shots, ()))
+            for shots, own in results_frame(self.results).groupby("shots")
         ]
 
 
@@ -196,9 +192,7 @@ def as_csv(report: Report) -> str:
 def as_markdown(report: Report) -> str:
     """A page: the provenance, and for each number of references a row per class."""
     about = report.provenance
-    bound = max(
-        (bound for one in report.protocols for cell in one.results for bound in cell.bounds.values()), default=0
-    )
+    bound = max((bound for result in report.results for bound in result.bounds.values()), default=0)
     exact = f"exact within ± {100 * bound:.4f} points: there were too many pixels to keep" if bound else "exact"
     lines = [f"# {', '.join(title_of(one.shots) for one in report.protocols)}: {about.config}", ""]
     lines += [*(f"* **{warning}**" for warning in about.warnings), *about.lines(f"data: {about.data}")]
@@ -207,12 +201,10 @@ def as_markdown(report: Report) -> str:
     for protocol in report.protocols:
         lines += ["", f"## {title_of(protocol.shots)}", ""]
         if protocol.shots:
-            rounds, single = protocol.rounds, len(protocol.results) == 1
-            references = f" References: {', '.join(protocol.results[0].references)}." if single else ""
-            lines += [
-                f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}: {', '.join(map(str, rounds))}.{references}",
-                "",
-            ]
+            rounds = protocol.rounds
+            lines += [f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}: {', '.join(map(str, rounds))}.", ""]
+            if len(protocol.results) == 1:
+                lines[-2] += f" References: {', '.join(protocol.results[0].references)}."
         for metrics in (MAP_METRICS, VERDICT_METRICS):
             table = protocol.table(metrics)
             table.iloc[-1, 0] = "**mean**"
