@@ -43,7 +43,7 @@ from anomalygpt.datasets.mvtec import index_mvtec  # noqa: E402
 from anomalygpt.datasets.records import ImageRecord  # noqa: E402
 from anomalygpt.datasets.transforms import load_image, load_mask, official_mvtec_mask  # noqa: E402
 from anomalygpt.errors import UserError, user_errors  # noqa: E402
-from anomalygpt.evaluation.metrics import image_auroc  # noqa: E402
+from anomalygpt.evaluation.metrics import image_metrics  # noqa: E402
 from anomalygpt.evaluation.protocol import reference_records  # noqa: E402
 from anomalygpt.files import replacing  # noqa: E402
 
@@ -190,7 +190,7 @@ class Category:
     def measure(self, scores: Sequence[float], maps: NDArray[np.float32]) -> list[float]:
         """The three metrics, 0..1; defective photos without a mask are left out of the last two."""
         known = [bool(not bad or mask.any()) for bad, mask in zip(self.truth, self.masks, strict=True)]
-        image = image_auroc(scores, self.truth)
+        image = image_metrics(scores, self.truth).get("image_auroc")
         if image is None or not np.isfinite(maps).all():
             raise UserError(f"{self.name}: needs good and defective photos, and finite maps")
         return [round(value, 5) for value in (image, *pixel_metrics(maps[known], self.masks[known]))]

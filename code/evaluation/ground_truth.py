@@ -1,6 +1,7 @@
-"""A map and the truth about it on the same pixels, by a rule that is printed with the numbers (specification 2)."""
+"""A map and its ground truth on the same pixels, by a rule that is printed with the numbers (specification 2)."""
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,17 +46,18 @@ SATURATED = (
 
 
 def choose_mask_rule(kind: str, official: bool, resolution: Resolution) -> MaskRule:
-    """The rule for masks.
-
-    Args:
-        kind: of the data set, see ``datasets.build.INDEXERS``.
-        official: whether the config asks for the released code's geometry.
-    """
+    """The rule for masks of a kind of data set; ``official`` asks for the released code's geometry."""
     if resolution == "photo":
         return "photo"
     if official and kind == "mvtec":
         return "official_mvtec"
     return "official_visa" if official and kind == "visa" else "as_seen"
+
+
+def in_words(rule: MaskRule, transform: ImageTransform, side: int) -> str:
+    """How photos, maps of ``side`` pixels, and masks are brought to the same pixels."""
+    pixels = "" if rule == "photo" else f", measured at {side} x {side}"
+    return f"photos: {transform.geometry}{pixels}; {MASK_RULES[rule]}"
 
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
@@ -76,53 +78,55 @@ def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRu
     return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
 
 
-class Truth(NamedTuple):
-    """What pixel metrics are made of.
+@dataclass(frozen=True)
+class GroundTruth:
+    """A photo's map and marked defects.
 
     Attributes:
         scores: (H, W) float32, the map.
         mask: (H, W) bool, True where anomalous.
-        regions: the defects; None for the mask's connected parts.
+        regions: the defects; None for the mask's connected regions.
+        seen: (S, S) bool, the mask as the model was shown the photo, on the pixels of its map.
     """
 
     scores: NDArray[np.float32]
     mask: NDArray[np.bool_]
     regions: list[Region] | None
+    seen: NDArray[np.bool_]
 
 
-def truth_about(
-    record: ImageRecord, look: Look, transform: ImageTransform, rule: MaskRule, saturated: bool = False
-) -> Truth:
+def ground_truth(
+    record: ImageRecord,
+    look: Look,
+    transform: ImageTransform,
+    rule: MaskRule,
+    saturated: bool = False,
+) -> GroundTruth:
     """A photo's map and mask on the same pixels.
 
     Args:
         record: good, or with a mask.
-        saturated: count LOCO's masks one by one, as ``defects_config.json`` says.
+        saturated: count LOCO's masks one by one, each as far as its kind of defect must be found.
 
     Raises:
         DatasetError: the mask can't be read.
     """
-    if rule == "photo":
-        scores = look.map
-        size = (scores.shape[1], scores.shape[0])
-
-        def placed(mask: Image.Image) -> NDArray[np.bool_]:
-            return mask_on_photo(mask, size)
-    else:
-        scores = look.model_map[0, 0].to("cpu", torch.float32).numpy()
-
-        def placed(mask: Image.Image) -> NDArray[np.bool_]:
-            return on_map(mask, transform, scores.shape[-1], rule)
-
+    side = look.model_map.shape[-1]
+    scores = look.map if rule == "photo" else look.model_map[0, 0].to("cpu", torch.float32).numpy()
     if record.mask is None:
-        return Truth(scores, np.zeros(scores.shape, dtype=bool), None)
-    mask = placed(load_mask(record))
-    if not saturated:
-        return Truth(scores, mask, None)
-    found = []
-    for region in loco.regions(record):
-        pixels = placed(Image.fromarray(np.where(region.pixels, np.uint8(255), np.uint8(0))))
-        if pixels.any():
-            needed = region.needed / np.count_nonzero(region.pixels) * np.count_nonzero(pixels)
-            found.append(Region(pixels & mask, float(needed)))
-    return Truth(scores, mask, found)
+        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
+
+    def placed(mask: Image.Image) -> NDArray[np.bool_]:
+        return mask_on_photo(mask, look.map.shape[::-1]) if rule == "photo" else on_map(mask, transform, side, rule)
+
+    image = load_mask(record)
+    mask = placed(image)
+    regions: list[Region] | None = None
+    if saturated:
+        regions = []
+        for defect in loco.regions(record):
+            pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
+            if pixels.any():
+                needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
+                regions.append(Region(pixels & mask, float(needed)))
+    return GroundTruth(scores, mask, regions, mask if rule == "as_seen" else on_map(image, transform, side, "as_seen"))

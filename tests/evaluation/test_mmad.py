@@ -1,29 +1,26 @@
 """Multiple-choice questions: read in both forms, asked of a real small model, counted as in MMAD."""
 
 import csv
-import io
 import json
-from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.choices import (
+from anomalygpt.evaluation.mmad import (
     Answer,
-    Answers,
     Asker,
-    accuracy,
-    answer_shared,
-    balanced,
+    MmadProvenance,
+    answers_frame,
+    cells_of,
     mmad_average,
-    task_score,
+    parse_choice,
+    read_questions,
+    task_scores,
+    with_options,
+    write_report,
 )
-from anomalygpt.evaluation.choices_report import ChoicesFacts, ChoicesReport, as_csv, as_json, as_latex, as_markdown
-from anomalygpt.evaluation.questions import parse_choice, read_questions, with_options
-from anomalygpt.evaluation.sharing import Share
-from anomalygpt.evaluation.state import State
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.llm import GenerationSettings
 from tests.model.test_anomalygpt import model  # noqa: F401 (a fixture)
@@ -98,10 +95,16 @@ def test_a_list_of_ones_own_is_read(tmp_path):
         ("{", "can't be read as JSON"),
         ("3", "expected MMAD's"),
         ("[]", "no questions"),
-        ('{"a.png": {"conversation": 1}}', "a.png: no list 'conversation'"),
-        ('[{"question": "?"}]', "record 1: no 'image'"),
-        ('[{"image": "a.png", "question": "?", "options": {"A": "x"}, "answer": "A"}]', "two or more 'options'"),
-        ('[{"image": "a.png", "question": "?", "options": {"A": "x", "two": "y"}, "answer": "A"}]', "capital letter"),
+        ('{"a.png": {"conversation": 1}}', "question 1 can't be read"),
+        ('[{"question": "?"}]', "question 1 can't be read .KeyError: 'image'"),
+        (
+            '[{"image": "a.png", "question": "?", "options": {"A": "x"}, "answer": "A"}]',
+            "1.options: .* at least 2",
+        ),
+        (
+            '[{"image": "a.png", "question": "?", "options": {"A": "x", "two": "y"}, "answer": "A"}]',
+            "1.options.two",
+        ),
         ('[{"image": "a.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}]', "answer 'C' is none"),
         ('[{"image": "b.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "A"}]', "not there: b.png"),
     ],
@@ -157,14 +160,16 @@ def answer(key="a#1", right="A", chosen="A", task="t", good=False, dataset="d") 
 
 
 def test_anomaly_detection_is_balanced_and_the_average_is_over_tasks_then_data_sets():
+    def score(rows):
+        return task_scores(answers_frame(rows, ["text"]), ["text"])["text"]["Anomaly Detection"]
+
     detection = [answer(task="Anomaly Detection", good=True, chosen="B")]  # 0 of 1 good ones right
     detection += [answer(task="Anomaly Detection")] * 9  # all anomalous ones
-    assert accuracy(detection, "text").accuracy == 0.9
-    assert balanced(detection, "text").accuracy == task_score(detection, "Anomaly Detection", "text").accuracy == 0.5
-    one_kind = task_score(detection[1:], "Anomaly Detection", "text")
-    assert one_kind.accuracy == 1, "nothing to balance"
+    assert score(detection) == 0.5
+    assert score(detection[1:]) == 1, "nothing to balance"
     rows = [*detection, answer(task="x"), answer(task="x", dataset="e"), answer(task="y", dataset="e", chosen=None)]
-    assert mmad_average(rows, "text") == pytest.approx(((0.5 + 1) / 2 + (1 + 0) / 2) / 2)
+    average = mmad_average(answers_frame(rows, ["text"]), ["text"])["text"]
+    assert average == pytest.approx(((0.5 + 1) / 2 + (1 + 0) / 2) / 2)
 
 
 class Real:
@@ -197,7 +202,12 @@ def test_a_model_answers_by_likelihood_and_by_generation(mmad, real):
 def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real, monkeypatch):
     question = read_questions(mmad, mmad.parent, shots=1)[0]
     others = tuple(TEMPLATES["random_templates"][:1])
-    asked = [question, replace(question, references=others), replace(question, class_name="nut"), question]
+    asked = [
+        question,
+        question.model_copy(update={"references": others}),
+        question.model_copy(update={"class_name": "nut"}),
+        question,
+    ]
     seen = []
     remember, look = real.predictor.set_references, real.predictor.look
     monkeypatch.setattr(real.predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
@@ -209,45 +219,52 @@ def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real
 
 def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, real):
     (question, *_) = read_questions(mmad, mmad.parent)
-    turned = replace(question, options={"A": "No.", "B": "Yes."})
+    turned = question.model_copy(update={"options": {"A": "No.", "B": "Yes."}})
     asker = real.asker(mmad.parent, methods=("text",))
     one, other = asker.ask([question])[0].chosen["text"], asker.ask([turned])[0].chosen["text"]
     assert {one, other} == {"A", "B"}
 
 
-def test_a_run_goes_on_with_the_photos_that_are_left(mmad, real, tmp_path):
+def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, real):
     questions = read_questions(mmad, mmad.parent)
-    asker = real.asker(mmad.parent, methods=("text",))
-    alone = answer_shared(lambda: asker, questions, State(tmp_path / "a", Answers), 0, Share())
-
-    class Killed(BaseException):
-        pass
-
-    def kill():
-        raise Killed
-
-    with pytest.raises(Killed):
-        answer_shared(lambda: asker, questions, State(tmp_path / "b", Answers), 0, Share(), kill)
+    many = [question.model_copy(update={"image": f"{n}.png"}) for n in range(45) for question in questions[:2]]
+    cells = list(cells_of(many, 1).values())
+    assert [len(photos) for photos in cells] == [20, 20, 5]
+    assert [question for photos in cells for photo in photos for question in photo] == many
     done = []
-    state = State(tmp_path / "b", Answers)
-    both = answer_shared(lambda: asker, questions, state, 0, Share(), lambda: done.append(1))
-    assert (both.rows, both.photos, len(done)) == (alone.rows, alone.photos, 1)
-    with pytest.raises(UserError, match="on other questions"):
-        answer_shared(lambda: asker, questions[:2], state, 0, Share())
+    [photos] = cells_of(questions, 0).values()
+    answers = real.asker(mmad.parent, methods=("text",)).answer(photos, lambda: done.append(1))
+    assert [row.key for row in answers.rows] == [question.key for question in questions]
+    assert answers.photos == len(done) == 2
 
 
-FACTS = ChoicesFacts("python run_eval.py", "compact", None, "file", "none", 42, "cpu", 1, ("x",), 0.1, 10**9)
+ABOUT = MmadProvenance(
+    command="python run_mmad.py",
+    config="compact",
+    commit=None,
+    questions="file",
+    references="none",
+    seed=42,
+    device="cpu",
+    processes=1,
+    trained_on=("x",),
+    seconds_per_photo=0.1,
+    peak_memory=10**9,
+)
 
 
-def test_the_report_has_a_row_a_task_with_chance_beside_it():
+def test_the_report_has_a_row_a_task_with_chance_beside_it(tmp_path):
     rows = (answer("a#1", task="x_1"), answer("a#2", task="y", chosen="B"))
-    report = ChoicesReport(FACTS, rows, ("text",))
-    page = as_markdown(report)
+    page = write_report(tmp_path, ABOUT, rows, ["text"])
     assert "| x_1 | 1 | 25.0 | 100.0 |" in page and "| y | 1 | 25.0 | 0.0 |" in page
-    assert "| **average** | 2 | 25.0 | 50.0 |" in page
-    assert r"x\_1 & 1 & 25.0 & 100.0 \\" in as_latex(report)
-    assert [line["text"] for line in csv.DictReader(io.StringIO(as_csv(report)))] == ["A", "B"]
-    assert as_json(report)["tasks"][0] == {"task": "x_1", "questions": 1, "chance": 0.25, "text": 1.0}
+    assert "| **average** | 2 | 25.0 | 50.0 |" in page and "* questions: file\n" in page
+    assert (tmp_path / "results.md").read_text() == page
+    assert r"x\_1 & 1 & 25.0 & 100.0 \\" in (tmp_path / "results.tex").read_text()
+    with (tmp_path / "answers.csv").open() as lines:
+        assert [line["text"] for line in csv.DictReader(lines)] == ["A", "B"]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["tasks"][0] == {"task": "x_1", "questions": 1, "chance": 0.25, "text": 1.0}
+    assert found["unclear_answers"] == 0 and found["facts"]["questions"] == "file"
 
 
 @pytest.mark.weights
@@ -280,7 +297,8 @@ def test_the_compact_model_tells_good_bottles_from_broken_ones_by_likelihood(pre
     (tmp_path / "mmad.json").write_text(json.dumps(entries))
     questions = read_questions(tmp_path / "mmad.json", root, shots=1)
     asker = Asker(predictor, root, 1, ("text",), 0)
-    found = answer_shared(lambda: asker, questions, State(tmp_path, Answers), 1, Share())
-    assert task_score(found.rows, "Anomaly Detection", "text").accuracy > 0.5
+    [photos] = cells_of(questions, 1).values()
+    rows = asker.answer(photos).rows
+    assert task_scores(answers_frame(rows, ["text"]), ["text"])["text"]["Anomaly Detection"] > 0.5
     [row] = Asker(predictor, root, 1, ("letter", "generated"), 0).ask(questions[:1])
     assert row.chosen["letter"] in options and row.generated

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalygpt.datasets.loco import can_saturate, read_union
+from anomalygpt.datasets.loco import read_union
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.evaluation.pixels import PixelCounts, curves
-from anomalygpt.evaluation.truth import MASK_RULES, choose_mask_rule, on_map, truth_about
+from anomalygpt.evaluation.ground_truth import choose_mask_rule, ground_truth, in_words, on_map
+from anomalygpt.evaluation.pixels import PixelCounts
 
 SQUASH = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "squash")
 CROP = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "crop")
@@ -38,7 +38,12 @@ def left_quarter(value: int = 255) -> Image.Image:
 )
 def test_the_rule_follows_data_geometry_and_resolution(kind, official, resolution, rule):
     assert choose_mask_rule(kind, official, resolution) == rule
-    assert MASK_RULES[rule]
+
+
+def test_the_rule_is_said_in_words():
+    assert in_words("as_seen", SQUASH, 224).startswith("photos: squash, measured at 224 x 224; mask resized")
+    words = in_words("photo", CROP, 224)
+    assert words.startswith("photos: crop; map resized to the photo's own pixels") and "measured at" not in words
 
 
 def test_a_mask_follows_its_photo_and_the_official_ones_do_as_the_paper():
@@ -63,19 +68,19 @@ def look_at(photo_map: np.ndarray) -> SimpleNamespace:
 def test_at_the_photos_resolution_map_and_mask_stay_as_they_are(tmp_path):
     left_quarter().save(tmp_path / "mask.png")
     seen = np.random.default_rng(0).random((32, 64))
-    truth = truth_about(record(tmp_path / "mask.png"), look_at(seen), CROP, "photo")
+    truth = ground_truth(record(tmp_path / "mask.png"), look_at(seen), CROP, "photo")
     assert np.array_equal(truth.scores, seen.astype(np.float32))
     assert truth.mask[:, :16].all() and not truth.mask[:, 16:].any()
 
 
 def test_small_numbers_in_a_mask_mark_as_white_does(tmp_path):
     left_quarter(3).save(tmp_path / "mask.png")
-    assert truth_about(record(tmp_path / "mask.png"), look_at(np.zeros((32, 64))), SQUASH, "photo").mask[:, :16].all()
+    assert ground_truth(record(tmp_path / "mask.png"), look_at(np.zeros((32, 64))), SQUASH, "photo").mask[:, :16].all()
 
 
 def test_a_good_photo_has_an_empty_mask():
     for rule, shape in (("as_seen", (16, 16)), ("photo", (32, 64))):
-        assert truth_about(record(), look_at(np.zeros((32, 64))), SQUASH, rule).mask.shape == shape
+        assert ground_truth(record(), look_at(np.zeros((32, 64))), SQUASH, rule).mask.shape == shape
 
 
 @pytest.fixture
@@ -96,26 +101,27 @@ def loco(tmp_path):
 
 
 @pytest.mark.parametrize("rule", ["photo", "as_seen"])
-def test_locos_masks_are_regions_of_their_own_and_saturate(loco, rule):
+def test_locos_masks_are_regions_of_their_own_and_saturate(loco, rule, tmp_path):
     seen = np.zeros((32, 64))
     seen[:8, :32] = 1  # the upper quarter of both
     look = SimpleNamespace(map=seen.astype(np.float32), model_map=torch.zeros(1, 1, 32, 64)[..., ::2])
     look.model_map[0, 0, :8, :16] = 1
-    assert can_saturate([loco])
-    truth = truth_about(loco, look, SQUASH, rule, saturated=True)
+    truth = ground_truth(loco, look, SQUASH, rule, saturated=True)
     assert len(truth.regions) == 2
-    counts = PixelCounts.empty()
-    counts.add(*truth)
-    found = curves(counts)
-    # Where masks are resized their edges move by a pixel.
-    assert found.overlap[1] == pytest.approx((1 + 0.25) / 2, abs=0.02), (
-        "all of the first that is needed, a quarter of the other"
-    )
-    plain = PixelCounts.empty()
-    plain.add(truth.scores, truth.mask)
-    assert (plain.regions, curves(plain).overlap[1]) == (1, pytest.approx(0.25, abs=0.02))
+    # All of the first that is needed, a quarter of the other; together they are one region, of which it is a quarter.
+    for regions, expected in ((truth.regions, (1 + 0.25) / 2), (None, 0.25)):
+        counts = PixelCounts()
+        counts.add(truth.scores, truth.mask, regions)
+        rate, overlap = counts.metrics()[1]["pro"]
+        # Where masks are resized their edges move by a pixel.
+        assert overlap[rate == 0].max() == pytest.approx(expected, abs=0.02)
+        assert counts.regions == (1 if regions is None else 2)
 
 
-def test_without_locos_table_of_defects_nothing_saturates(loco):
-    (loco.mask.parents[2] / "defects_config.json").unlink()
-    assert not can_saturate([loco])
+def test_a_mask_is_also_given_as_the_model_was_shown_its_photo(tmp_path):
+    left_quarter().save(tmp_path / "mask.png")
+    photo, look = record(tmp_path / "mask.png"), look_at(np.zeros((32, 64)))
+    for rule in ("photo", "official_mvtec", "as_seen"):
+        assert not ground_truth(photo, look, CROP, rule).seen[:, 1:].any(), "it is cut off, but for its edge"
+        seen = ground_truth(photo, look, SQUASH, rule).seen
+        assert seen.shape == (16, 16) and seen[:, :4].all() and not seen[:, 5:].any()

@@ -12,15 +12,23 @@ import pytest
 from PIL import Image
 
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.evaluation.examples import CASES, Examples
-from anomalygpt.evaluation.measured import Measured, PhotoRow
-from anomalygpt.evaluation.pictures import write_pictures
+from anomalygpt.evaluation.cells import PhotoResult
+from anomalygpt.evaluation.evaluate import summarise
+from anomalygpt.evaluation.figures import CASES, Examples, write_pictures
+from anomalygpt.evaluation.pixels import PixelCounts
 from anomalygpt.evaluation.protocol import Cell
-from anomalygpt.evaluation.published import _table, official_dataset, published, title
-from anomalygpt.evaluation.report import Report, RunFacts, as_csv, as_latex, as_markdown, latex_text, write_report
-from anomalygpt.evaluation.results import METRICS, by_shots, summarise
+from anomalygpt.evaluation.provenance import EvalProvenance
+from anomalygpt.evaluation.published import METRICS, _table, official_dataset, published, title
+from anomalygpt.evaluation.tables import (
+    Report,
+    as_csv,
+    as_latex,
+    as_markdown,
+    latex_text,
+    write_report,
+)
 
-FACTS = RunFacts(
+ABOUT = EvalProvenance(
     command="python run_eval.py --x",
     config="compact",
     commit="abc123",
@@ -38,26 +46,28 @@ FACTS = RunFacts(
 )
 
 
-def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> PhotoRow:
+def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> PhotoResult:
     said = is_anomalous
-    found = PhotoRow(
+    found = PhotoResult(
         photo, "cut", is_anomalous, True, score, 0.5, score, said, "answer", "Yes.", said, said, (), (), None
     )
     return dataclasses.replace(found, **changes)
 
 
-def category(name: str, scores: tuple[float, float, float], shots: int = 4, round: int = 0, chat: bool = False):
-    """A class of one good photo and two bad ones with these scores; half of the pairs of pixels are in order."""
-    measured = Measured([row(f"{name}/{n}.png", n > 0, score) for n, score in enumerate(scores)])
-    measured.pixels.add(np.array([[0.1, 0.3, 0.2]], np.float32), np.array([[False, False, True]]))
-    return summarise(Cell(shots, round, name), ("good/000.png",), measured, chat)
+def category(name: str, scores: tuple[float, ...], shots: int = 4, round: int = 0, with_llm: bool = False):
+    """A class of one good photo and bad ones with these scores; half of the pairs of pixels are in order."""
+    photos = [row(f"{name}/{n}.png", n > 0, score) for n, score in enumerate(scores)]
+    counts = PixelCounts()
+    counts.add(np.array([[0.1, 0.3, 0.2]], np.float32), np.array([[False, False, True]]))
+    cell = Cell(shots, round, name)
+    return summarise(cell, ("good/000.png",), photos, counts, Examples(), "squash", with_llm=with_llm)
 
 
 BOTTLE, SCREW = (0.1, 0.9, 0.8), (0.5, 0.9, 0.1)  # image-AUROC 1 and 1/2
 
 
 def report(*results, **more) -> Report:
-    return Report(FACTS, tuple(by_shots(results)), **more)
+    return Report(ABOUT, results, **more)
 
 
 def test_the_table_has_a_row_a_class_and_the_mean_over_classes():
@@ -84,16 +94,14 @@ def test_rounds_are_given_by_mean_and_standard_deviation_of_the_means_over_class
 
 
 def test_a_number_that_is_not_defined_is_left_out_of_the_mean():
-    good_only = Measured([row("cup/0.png", False, 0.1)])
-    undefined = summarise(Cell(4, 0, "cup"), (), good_only, False)
-    page = as_markdown(report(undefined, category("screw", SCREW)))
+    page = as_markdown(report(category("cup", (0.1,)), category("screw", SCREW)))
     assert "| cup | 1 | 0 | – |" in page and "| **mean** | 4 | 2 | 50.0 |" in page
 
 
 @pytest.mark.parametrize(
     "fact",
     ["python run_eval.py --x", "compact", "abc123", "as its photo", "as in the paper", "seed 42", "connected"]
-    + ["elsewhere", "**seen before**", "0.50 s a photo", "1.00 GB", "data/tree", "within ±"],
+    + ["elsewhere", "**seen before**", "0.50 s a photo", "1.00 GB", "data/tree", "pixel metrics are exact"],
 )
 def test_the_page_says_how_it_was_made(fact):
     assert fact in as_markdown(report(category("bottle", BOTTLE)))
@@ -101,7 +109,7 @@ def test_the_page_says_how_it_was_made(fact):
 
 def test_files_are_written_whole_and_leave_nothing_else(tmp_path):
     folder = tmp_path / "new" / "folder"
-    write_report(folder, report(category("bottle", BOTTLE, chat=True), category("bottle", SCREW, shots=1)))
+    write_report(folder, report(category("bottle", BOTTLE, with_llm=True), category("bottle", SCREW, shots=1)))
     assert sorted(path.name for path in folder.iterdir()) == [
         "per_class.csv",
         "results.json",
@@ -175,7 +183,7 @@ def test_the_table_of_published_numbers_is_sound():
 
 def test_published_numbers_are_printed_with_their_source():
     others = {4: published("mvtec", 4)}
-    page = as_markdown(report(category("bottle", BOTTLE, chat=True), published=others, dataset=title("mvtec")))
+    page = as_markdown(report(category("bottle", BOTTLE, with_llm=True), published=others, dataset=title("mvtec")))
     assert "Beside published means on MVTec-AD:" in page
     assert "| this run (compact) | few-shot | 100.0 |" in page
     assert "| AnomalyGPT | few-shot | 96.3 ± 0.3 | – |" in page and "arXiv 2308.15366" in page
@@ -184,18 +192,18 @@ def test_published_numbers_are_printed_with_their_source():
 
 
 def test_pictures_are_written_of_the_first_round(tmp_path, fake_predictor):
-    measured, examples = Measured(), Examples()
+    photos, examples = [], Examples()
     for number in range(6):
         photo = Image.new("RGB", (40, 30), (10 * number,) * 3)
         found = fake_predictor().look(photo, "cup")
         is_anomalous = number % 2 == 1
-        measured.rows.append(row(f"cup/{number}.png", is_anomalous, found.score, answer="有，位于左上角。" * 30))
+        photos.append(row(f"cup/{number}.png", is_anomalous, found.score, answer="有，位于左上角。" * 30))
         examples.offer(f"cup/{number}.png", is_anomalous, photo, np.eye(30, 40, dtype=bool), found)
-    measured.examples = examples
-    result = summarise(Cell(1, 0, "cup/1"), (), measured, True)
-    assert all(len(examples.cases[case]) == 2 for case in CASES)
-    assert [e.photo for e in examples.cases["found"]] == ["cup/1.png", "cup/3.png"], "the darkest first"
-    written = write_pictures(tmp_path, by_shots([result]))
+    result = summarise(Cell(1, 0, "cup/1"), (), photos, PixelCounts(), examples, "squash")
+    assert {case: [name for name, _ in found] for case, found in result.examples.items()} == dict(
+        zip(CASES, [[f"cup/{n}.png" for n in pair] for pair in ((5, 3), (0, 2), (1, 3), (4, 2))], strict=True)
+    ), "the darkest have the highest scores"
+    written = write_pictures(tmp_path, [result])
     assert [path.relative_to(tmp_path).as_posix() for path in written] == [
         "cases_1-shot/cup_1.png",
         "curves_1-shot.png",

@@ -1,0 +1,82 @@
+"""What is measured of maps and answers that are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.evaluation.protocol import Cell, Plan
+
+ZERO = Cell(0, 0, "bottle")
+
+
+def test_a_map_of_the_defect_is_perfect(evaluator, fake_predictor):
+    metrics = evaluator(fake_predictor()).measure(ZERO).metrics
+    assert metrics.pop("false_alarm_rate") == 0
+    assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0))
+
+
+def test_an_inverted_map_is_as_wrong_as_can_be(evaluator, fake_predictor):
+    def inverted(dark):
+        return (1 - dark) * (1 - dark.max())  # the darker the darkest pixel, the lower the photo's score
+
+    assert evaluator(fake_predictor(inverted)).measure(ZERO).metrics["image_auroc"] == 0
+    pixels = evaluator(fake_predictor(lambda dark: 1 - dark)).measure(ZERO).metrics
+    assert (pixels["pixel_auroc"], pixels["aupro"]) == (pytest.approx(0), pytest.approx(0))
+
+
+def test_the_references_of_the_round_reach_the_predictor(evaluator, fake_predictor, tree):
+    predictor = fake_predictor()
+    found = evaluator(predictor, plan=Plan((2,), (1,))).measure(Cell(2, 1, "bottle"))
+    assert found.references == ("bottle/train/good/004.png", "bottle/train/good/005.png")
+    expected = [Image.open(tree / "bottle" / "train" / "good" / f"00{n}.png") for n in (4, 5)]
+    assert all(np.array_equal(a, b) for a, b in zip(predictor.references, expected, strict=True))
+
+
+def test_zero_shot_takes_earlier_references_away(evaluator, fake_predictor):
+    predictor = fake_predictor()
+    predictor.set_references(["of an earlier class"])
+    evaluator(predictor).measure(ZERO)
+    assert predictor.references == []
+
+
+def test_the_question_is_the_one_that_users_are_given(evaluator, fake_predictor):
+    predictor = fake_predictor()
+    evaluator(predictor).measure(ZERO)
+    assert set(predictor.questions) == {detection_question("bottle", with_description=False)}
+
+
+def test_a_silent_answer_is_wrong_but_leaves_the_verdict_to_the_score(evaluator, fake_predictor):
+    found = evaluator(fake_predictor(words=lambda is_dark: "Nothing comes to mind.")).measure(ZERO)
+    assert (found.metrics["answer_accuracy"], found.no_verdict, found.metrics["verdict_accuracy"]) == (0, 4, 1)
+    assert found.metrics["position_accuracy"] is None, "nobody said yes"
+
+
+@pytest.mark.parametrize(
+    ("place", "strict", "cell"),
+    [("at the center", 1, 1), ("at the top left", 0, 1), ("at the bottom", 0, 0), ("somewhere", 0, 0)],
+)
+def test_a_position_is_right_by_the_defects_centre_or_by_any_of_it(evaluator, fake_predictor, place, strict, cell):
+    # The square's centre lies in the middle ninth; pixels 8 to 10 of 32 reach into the top left one.
+    found = evaluator(fake_predictor(words=lambda is_dark: f"Yes, {place}." if is_dark else "No.")).measure(ZERO)
+    assert found.placed == 2
+    assert (found.metrics["position_accuracy"], found.metrics["position_cell_accuracy"]) == (strict, cell)
+
+
+def test_without_chat_answers_are_not_counted(evaluator, fake_predictor):
+    found = evaluator(fake_predictor(words=lambda is_dark: ""), with_llm=False).measure(ZERO)
+    assert found.metrics["answer_accuracy"] is None and found.metrics["position_accuracy"] is None
+    assert (found.metrics["image_auroc"], found.metrics["verdict_accuracy"]) == (1, 1)
+
+
+def test_a_defect_without_a_mask_counts_for_the_image_only(evaluator, fake_predictor, tree):
+    records = [
+        dataclasses.replace(record, mask=None) if record.image.match("hole/001.png") else record
+        for record in index_mvtec(tree)
+    ]
+    found = evaluator(fake_predictor(), records=records).measure(ZERO)
+    assert (len(found.photos), found.masked_photos, found.regions) == (4, 3, 1)
+    assert found.metrics["pixel_auroc"] == pytest.approx(1)
