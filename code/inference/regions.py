@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from anomalygpt.datasets.dialogue import position_name
-from anomalygpt.datasets.regions import label_regions
+from anomalygpt.datasets.regions import label_regions, position_name
 
 SMALLEST_REGION = 0.0005  # of the photo's area; smaller ones come from the map's interpolation
 
