@@ -124,11 +124,7 @@ def fingerprint(config: ExperimentConfig, *, with_llm: bool, device: str) -> dic
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """What is measured of maps and answers that are known."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.evaluation.protocol import Cell, Plan
+from tests.evaluation.conftest import SIDE
 
 ZERO = Cell(0, 0, "bottle")
 
@@ -80,3 +83,26 @@ def test_a_defect_without_a_mask_counts_for_the_image_only(evaluator, fake_predi
     found = evaluator(fake_predictor(), records=records).measure(ZERO)
     assert (len(found.photos), found.masked_photos, found.regions) == (4, 3, 1)
     assert found.metrics["pixel_auroc"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_locos_masks_saturate_where_its_table_of_defects_is_there(evaluator, fake_predictor, tree, has_table):
+    def upper_half(dark):
+        return dark * (torch.arange(SIDE) < 12)[:, None]
+
+    measured = evaluator(fake_predictor(upper_half), kind="loco")
+    # The tree's masks one by one in folders, as LOCO has them; a quarter of each has to be found.
+    records = [
+        dataclasses.replace(record, mask=record.mask and record.mask.with_name(record.image.stem))
+        for record in measured.records
+    ]
+    for folder in {record.mask for record in records if record.mask}:
+        folder.mkdir()
+        folder.with_name(f"{folder.name}_mask.png").rename(folder / "000.png")
+    if has_table:
+        kind = {"defect_name": "hole", "pixel_value": 255, "saturation_threshold": 0.25, "relative_saturation": True}
+        (tree / "bottle" / "defects_config.json").write_text(json.dumps([kind]))
+    found = dataclasses.replace(measured, records=records).measure(ZERO)
+    assert (found.saturated, found.regions) == (has_table, 2)
+    rate, overlap = found.curves["pro"]
+    assert max(y for x, y in zip(rate, overlap, strict=True) if x == 0) == pytest.approx(1 if has_table else 0.5)
