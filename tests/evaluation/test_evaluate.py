@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalygpt.datasets import loco
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.evaluation.protocol import Cell, Plan
@@ -93,7 +94,9 @@ def test_locos_masks_saturate_where_its_table_of_defects_is_there(evaluator, fak
     measured = evaluator(fake_predictor(upper_half), kind="loco")
     # The tree's masks one by one in folders, as LOCO has them; a quarter of each has to be found.
     records = [
-        dataclasses.replace(record, mask=record.mask and record.mask.with_name(record.image.stem))
+        dataclasses.replace(
+            record, mask=record.mask and record.mask.with_name(record.image.stem), mask_reader=loco.read_union
+        )
         for record in measured.records
     ]
     for folder in {record.mask for record in records if record.mask}:
