@@ -579,7 +579,7 @@ def run_ours(arguments: argparse.Namespace) -> None:
     store = Store(arguments.out.with_suffix(".json"))
     # The text map was trained on these very parts, as no peer was.
     config = load_config(arguments.config, [*arguments.set, "inference.references.text_weight=0"])
-    predictor = Predictor.from_config(config, speaks=False)
+    predictor = Predictor.from_config(config, with_llm=False)
     about = {"peer": arguments.name, "config": arguments.config, "set": list(arguments.set)}
     encode = predictor.model.encode
     for name in arguments.categories:

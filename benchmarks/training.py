@@ -142,7 +142,7 @@ def _step_seconds(stage: str, arguments: argparse.Namespace) -> tuple[float, int
 
     config = load_config(stage, [*arguments.set, "deltas=[]"])
     settings = config.training
-    model = build_model(config, torch.device("cpu"), speaks=settings.answers)
+    model = build_model(config, torch.device("cpu"), with_llm=settings.answers)
     parameters = [p for group in trainable_parts(model, settings.trainable).values() for p in group]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6)
     spec = model.encoder.spec

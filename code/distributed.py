@@ -16,7 +16,7 @@ from anomalygpt.errors import UserError
 # Launchers that set no RANK: their variables for the rank, the local rank (the first that is set) and the number of
 # processes. The order counts: inside a Slurm allocation, mpirun itself runs as one Slurm task per machine. The step's
 # own task count is used, as SLURM_NTASKS is also set in a batch script, where a single process runs.
-STARTERS = (
+LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",), "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
     ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
@@ -42,19 +42,19 @@ class Process:
         return self.rank == 0
 
 
-def start(device: str = "auto", patience: timedelta | None = None) -> Process:
+def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Process:
     """Joins the processes started by ``deepspeed``, ``torchrun``, ``mpirun`` or ``srun``; else a run of one process.
 
     Args:
         device: ``auto`` (CUDA if available), ``cuda`` or ``cpu``.
-        patience: timeout of :func:`barrier`; None: ten minutes, as for every other collective.
+        barrier_timeout: timeout of :func:`barrier`; None: ten minutes, as for every other collective.
 
     Raises:
         UserError: the launcher left out a variable that the processes need to meet, or there is no GPU for this one.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    adopt_starter()
+    adopt_launcher_environment()
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -73,8 +73,8 @@ def start(device: str = "auto", patience: timedelta | None = None) -> Process:
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
-    if patience is not None:
-        _barrier_group.append(torch.distributed.new_group(timeout=patience))
+    if barrier_timeout is not None:
+        _barrier_group.append(torch.distributed.new_group(timeout=barrier_timeout))
     return Process(
         rank=int(os.environ["RANK"]),
         local_rank=local_rank,
@@ -83,11 +83,11 @@ def start(device: str = "auto", patience: timedelta | None = None) -> Process:
     )
 
 
-def adopt_starter() -> None:
+def adopt_launcher_environment() -> None:
     """Sets RANK, LOCAL_RANK and WORLD_SIZE from the variables of ``mpirun`` or ``srun``, unless RANK is set."""
     if "RANK" in os.environ:
         return
-    for rank, local_ranks, size in STARTERS:
+    for rank, local_ranks, size in LAUNCHERS:
         if rank in os.environ and int(os.environ.get(size, "1")) > 1:
             os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[size])
             found = [os.environ[name] for name in local_ranks if name in os.environ]

@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
         with _writing(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
     stems = output_stems(queries)
-    predictor = Predictor.from_config(config, arguments.device, speaks=bool(queries) and not arguments.no_chat)
+    predictor = Predictor.from_config(config, arguments.device, with_llm=bool(queries) and not arguments.no_chat)
     if arguments.references:
         predictor.load_references(arguments.references)
     predictor.add_references(good)

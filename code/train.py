@@ -56,10 +56,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _plan(config: ExperimentConfig, processes: int | None) -> None:
     """Prints the settings as YAML and the plan as its comments, so that the whole is a config file again."""
-    from anomalygpt.distributed import adopt_starter
+    from anomalygpt.distributed import adopt_launcher_environment
     from anomalygpt.training.dry_run import describe
 
-    adopt_starter()
+    adopt_launcher_environment()
     if os.environ.get("RANK", "0") != "0":  # a launcher starts this once for each GPU
         return
     processes = processes if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
@@ -71,7 +71,7 @@ def _plan(config: ExperimentConfig, processes: int | None) -> None:
 
 def _train(config: ExperimentConfig, device: str) -> None:
     from anomalygpt import distributed
-    from anomalygpt.training.engine import memory_told, require_device
+    from anomalygpt.training.engine import report_out_of_memory, require_device
 
     process = distributed.start(device)
     level = logging.INFO if process.is_main else logging.ERROR
@@ -79,7 +79,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     require_device(config.training, process.device)
     folder = resolve(config.training.output)
-    with memory_told(config.training), ExitStack() as held:
+    with report_out_of_memory(config.training), ExitStack() as held:
         trainer = _build(config, process)
         distributed.on_main(process.is_main, lambda: held.enter_context(claimed(folder, "training.output")))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,10 +116,10 @@ def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
     transform = ImageTransform(spec.size, spec.mean, spec.std)
     train, validation = build_pairs(config.data, transform, config.seed)
     instructions = build_instructions(config.data, transform) if settings.answers else None
-    model = build_model(config, process.device, speaks=settings.answers)
+    model = build_model(config, process.device, with_llm=settings.answers)
     table = parameter_table(model, trainable_parts(model, settings.trainable))
     logger.info("parameters\n%s", "\n".join(table))
-    if model.speaks and settings.gradient_checkpointing:
+    if model.has_llm and settings.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
     classes = {record.class_name for pairs in (train, validation) if pairs is not None for record in pairs.records}
     # A text tower's features are computed here, once: later each process would ask for other classes at other times,

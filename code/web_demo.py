@@ -25,7 +25,7 @@ from anomalygpt.inference.session import MAX_REFERENCES, Conversation, SharedMod
 if TYPE_CHECKING:
     import gradio as gr
 
-    from anomalygpt.inference.predictor import Look, Predictor
+    from anomalygpt.inference.predictor import ImageResult, Predictor
 
 Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and captions
 
@@ -50,7 +50,7 @@ def bubbles(history: Sequence[tuple[str, str]], pending: str | None = None) -> l
     return messages
 
 
-def verdict_html(conversation: Conversation, result: "Look") -> str:
+def verdict_html(conversation: Conversation, result: "ImageResult") -> str:
     """The verdict, the score and the regions."""
     name, kind, source = PENDING, "open", ""
     if conversation.is_anomalous is not None:
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from anomalygpt.inference.predictor import Predictor  # here, because it takes seconds
         from anomalygpt.model.build import build_model, choose_device
 
-        model = build_model(config, choose_device(arguments.device), folds_lora=True)
+        model = build_model(config, choose_device(arguments.device), merge_lora=True)
         demo = build_demo(partial(Predictor.around, model, config), f"Model: {config.name}.", home() / EXAMPLES)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
         serve(demo, arguments.host, arguments.port, arguments.share)

@@ -144,7 +144,7 @@ def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         save_references=lambda path: path.write_text("saved"),
         add_references=lambda photos: None,
     )
-    monkeypatch.setattr(Predictor, "from_config", lambda config, device, *, speaks: predictor)
+    monkeypatch.setattr(Predictor, "from_config", lambda config, device, *, with_llm: predictor)
     (tmp_path / "part.safetensors").touch()
     return ["--references", str(tmp_path / "part.safetensors"), "--save-references", str(tmp_path / "again")]
 

@@ -94,7 +94,7 @@ def test_empty_question_asks_for_anomalies(photos: list[str], class_name: str, e
 @pytest.mark.parametrize(
     ("predictor", "badge", "source"),
     [
-        (FakePredictor(speaks=False), "Defect", "Verdict from the score."),
+        (FakePredictor(with_llm=False), "Defect", "Verdict from the score."),
         (FakePredictor(word="No"), "Good", "Verdict from the answer, which the score contradicts."),
     ],
 )
@@ -102,7 +102,7 @@ def test_page_says_where_the_verdict_is_from(
     photos: list[str], predictor: FakePredictor, badge: str, source: str
 ) -> None:
     steps, _ = asked(photos[0], predictor=predictor)
-    assert (steps[-1][0][-1]["content"] == NO_ANSWER) is not predictor.model.speaks
+    assert (steps[-1][0][-1]["content"] == NO_ANSWER) is not predictor.model.has_llm
     assert badge in steps[-1][2]
     assert source in steps[-1][2]
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from anomalygpt.config.settings import (
+    Fraction,
     GenerationSettings,
     LoraSettings,
     NotNegative,
@@ -12,7 +13,6 @@ from anomalygpt.config.settings import (
     ReferenceSettings,
     Scales,
     Settings,
-    Share,
 )
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -73,7 +73,7 @@ class InferenceConfig(Settings):
     geometry: Literal["squash", "official"] = "squash"
     text_class_rule: Literal["longest_word", "official"] = "longest_word"
     text_scales: Scales = (1,)
-    map_threshold: Share = 0.5
+    map_threshold: Fraction = 0.5
     references: ReferenceSettings = ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     prior_score: Annotated[float, Field(gt=0)] | None = None
@@ -122,10 +122,10 @@ class DataConfig(Settings):
     instructions: InstructionSource | None = None
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
     patch_source: Literal["same", "any"] = "same"
-    drawn_share: Share = 0.0
+    drawn_share: Fraction = 0.0
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     follow_up_questions: bool = False
-    description_share: Share = 0.7
+    description_share: Fraction = 0.7
     workers: Annotated[int, Field(ge=0)] = 4
 
 
@@ -137,7 +137,7 @@ class OptimizerConfig(Settings):
     eps: NotNegative = 1e-8
     weight_decay: NotNegative = 1e-3
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    warmup_share: Share = 0.1
+    warmup_share: Fraction = 0.1
     min_warmup_steps: Annotated[int, Field(ge=0)] = 10
 
 
@@ -167,7 +167,7 @@ class TrainingConfig(Settings):
     batch_size: Positive = 16
     micro_batch_size: Positive = 1
     optimizer: OptimizerConfig = OptimizerConfig()
-    one_shot_probability: Share = 0.5
+    one_shot_probability: Fraction = 0.5
     one_shot_threshold: Annotated[float, Field(gt=0)] | None = None
     rotated_references: bool = True
     precision: Precision = "fp16"

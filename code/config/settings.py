@@ -17,7 +17,7 @@ def _distinct(scales: tuple[int, ...]) -> tuple[int, ...]:
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 UNKNOWN_KEYS = "unknown_keys"
 # Image sides, in multiples of the encoder's own.
 Scales = Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -68,7 +68,7 @@ class LoraSettings(Settings):
 
     rank: Positive = 32
     alpha: float = 32.0
-    dropout: Share = 0.1
+    dropout: Fraction = 0.1
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -126,9 +126,9 @@ class ReferenceSettings(Settings):
     tap_weights: tuple[NotNegative, ...] = ()
     interpolation: Literal["aligned", "centred"] = "aligned"
     smoothing: NotNegative = 0.0
-    top_share: Share = 0.0
-    text_weight: Share = 0.0
-    text_trusted_below: Share = 1.0
+    top_share: Fraction = 0.0
+    text_weight: Fraction = 0.0
+    text_trusted_below: Fraction = 1.0
 
     @model_validator(mode="before")
     @classmethod

@@ -141,7 +141,7 @@ class SimulatedPairs(_Pairs):
 
     def _simulate(self, pixels: Pixels, patches: Pixels, class_name: str, rng: np.random.Generator) -> Simulated:
         settings = nsa_settings(class_name, self.nsa_changes.get(class_name))
-        # Share 0 draws no number, so that the paper's pairs do not depend on the option.
+        # Fraction 0 draws no number, so that the paper's pairs do not depend on the option.
         if self.drawn_share and rng.random() < self.drawn_share:
             drawn = draw_defects(pixels, settings, rng)
             if drawn.is_anomalous:

@@ -22,7 +22,7 @@ from anomalygpt.evaluation.pixels import Curve, PixelCounts
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.inference.answers import parse_positions, parse_verdict
-from anomalygpt.inference.predictor import Look, Prediction, Predictor
+from anomalygpt.inference.predictor import ImageResult, Prediction, Predictor
 
 CURVE_POINTS = 400  # of a drawn curve
 
@@ -70,16 +70,16 @@ class Evaluator:
             started, name = time.monotonic(), photo_name(record, self.root)
             torch.manual_seed(photo_seed(self.plan.seed, cell, name))
             photo = load_image(record.image)
-            look = self.predictor.look(photo, record.class_name)
-            found = self.predictor.ask(look, detection_question(cell.class_name, with_description=False))
+            result = self.predictor.inspect(photo, record.class_name)
+            found = self.predictor.ask(result, detection_question(cell.class_name, with_description=False))
             transform, seen = self.predictor.transform, None
-            maps = in_words(rule, transform, look.model_map.shape[-1])
+            maps = in_words(rule, transform, result.model_map.shape[-1])
             if record.mask is not None or not record.is_anomalous:
-                truth = ground_truth(record, look, transform, rule, saturated)
+                truth = ground_truth(record, result, transform, rule, saturated)
                 counts.add(truth.scores, truth.mask, truth.regions)
-                examples.offer(name, record.is_anomalous, photo, truth.mask, look)
+                examples.offer(name, record.is_anomalous, photo, truth.mask, result)
                 seen = truth.seen
-            photos.append(_photo_result(name, record, look, found, seen))
+            photos.append(_photo_result(name, record, result, found, seen))
             seconds += time.monotonic() - started
             on_photo()
         names = tuple(photo_name(record, self.root) for record in references)
@@ -87,7 +87,7 @@ class Evaluator:
 
 
 def _photo_result(
-    name: str, record: ImageRecord, look: Look, found: Prediction, seen: NDArray[np.bool_] | None
+    name: str, record: ImageRecord, result: ImageResult, found: Prediction, seen: NDArray[np.bool_] | None
 ) -> PhotoResult:
     said, named = parse_verdict(found.answer), parse_positions(found.answer)
     positions: tuple[str, ...] = ()
@@ -99,15 +99,15 @@ def _photo_result(
         defect=record.defect,
         is_anomalous=record.is_anomalous,
         has_pixels=seen is not None,
-        score=look.score,
-        threshold=look.threshold,
-        probability=look.probability,
+        score=result.score,
+        threshold=result.threshold,
+        probability=result.probability,
         verdict=found.is_anomalous,
         verdict_from=found.verdict_from,
         answer=found.answer,
         said=said,
         # Where the score overruled the language model, the answer was generated again, to agree with the score.
-        own_said=said if found.answer_agrees else not look.is_anomalous,
+        own_said=said if found.answer_agrees else not result.is_anomalous,
         positions=positions,
         named=named,
         named_holds_defect=holds if said else None,

@@ -17,7 +17,7 @@ from anomalygpt.evaluation.pixels import PRO_LIMIT
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.evaluation.tables import title_of
 from anomalygpt.files import replacing
-from anomalygpt.inference.predictor import Look
+from anomalygpt.inference.predictor import ImageResult
 from anomalygpt.inference.visualize import heat, overlay
 
 if TYPE_CHECKING:
@@ -45,31 +45,33 @@ class Examples:
     def __init__(self) -> None:
         self._cases: dict[str, list[tuple[float, str, bytes]]] = {case: [] for case in CASES}
 
-    def offer(self, photo: str, is_anomalous: bool, image: Image.Image, mask: NDArray[np.bool_], look: Look) -> None:
+    def offer(
+        self, photo: str, is_anomalous: bool, image: Image.Image, mask: NDArray[np.bool_], result: ImageResult
+    ) -> None:
         """Keeps a photo if it is among the best or worst so far; of equal scores the first name wins.
 
         Args:
             mask: (H, W) of any size, True where anomalous.
         """
         for case, (of_anomalous, falls) in CASES.items():
-            kept, rank = self._cases[case], -look.score if falls else look.score
+            kept, rank = self._cases[case], -result.score if falls else result.score
             if is_anomalous == of_anomalous and (len(kept) < KEPT or (rank, photo) < kept[-1][:2]):
-                self._cases[case] = sorted([*kept, (rank, photo, _strip(image, mask, look))])[:KEPT]
+                self._cases[case] = sorted([*kept, (rank, photo, _strip(image, mask, result))])[:KEPT]
 
     def best(self) -> dict[str, list[tuple[str, bytes]]]:
         """The examples of each case that has any, the most telling first."""
         return {case: [(photo, strip) for _, photo, strip in kept] for case, kept in self._cases.items() if kept}
 
 
-def _strip(image: Image.Image, mask: NDArray[np.bool_], look: Look) -> bytes:
+def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> bytes:
     upright = to_rgb(image)
     scale = TILE / max(upright.size)
     size = (max(1, round(upright.width * scale)), max(1, round(upright.height * scale)))
     tiles = [
         upright.resize(size, Image.Resampling.LANCZOS),
         Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).resize(size, Image.Resampling.BILINEAR),
-        _coloured(look).resize(size, Image.Resampling.BILINEAR),
-        overlay(upright, look.map, look.threshold, look.regions).resize(size, Image.Resampling.LANCZOS),
+        _coloured(result).resize(size, Image.Resampling.BILINEAR),
+        overlay(upright, result.map, result.threshold, result.regions).resize(size, Image.Resampling.LANCZOS),
     ]
     strip = Image.new("RGB", (len(TILES) * TILE, TILE), "white")
     for number, tile in enumerate(tiles):
@@ -80,11 +82,11 @@ def _strip(image: Image.Image, mask: NDArray[np.bool_], look: Look) -> bytes:
     return file.getvalue()
 
 
-def _coloured(look: Look) -> Image.Image:
+def _coloured(result: ImageResult) -> Image.Image:
     """The whole map in colours, on the scale of every other picture: half way up is the threshold."""
     from matplotlib import colormaps
 
-    return Image.fromarray((colormaps["turbo"](heat(look.map, look.threshold))[..., :3] * 255).astype(np.uint8))
+    return Image.fromarray((colormaps["turbo"](heat(result.map, result.threshold))[..., :3] * 255).astype(np.uint8))
 
 
 def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:

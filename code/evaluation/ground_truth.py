@@ -20,7 +20,7 @@ from anomalygpt.datasets.transforms import (
     official_visa_mask,
 )
 from anomalygpt.evaluation.pixels import Region
-from anomalygpt.inference.predictor import Look
+from anomalygpt.inference.predictor import ImageResult
 
 Resolution = Literal["map", "photo"]
 MaskRule = Literal["official_mvtec", "official_visa", "as_seen", "photo"]
@@ -97,7 +97,7 @@ class GroundTruth:
 
 def ground_truth(
     record: ImageRecord,
-    look: Look,
+    result: ImageResult,
     transform: ImageTransform,
     rule: MaskRule,
     saturated: bool = False,
@@ -111,13 +111,13 @@ def ground_truth(
     Raises:
         DatasetError: the mask can't be read.
     """
-    side = look.model_map.shape[-1]
-    scores = look.map if rule == "photo" else look.model_map[0, 0].to("cpu", torch.float32).numpy()
+    side = result.model_map.shape[-1]
+    scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
     if record.mask is None:
         return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
-        return mask_on_photo(mask, look.map.shape[::-1]) if rule == "photo" else on_map(mask, transform, side, rule)
+        return mask_on_photo(mask, result.map.shape[::-1]) if rule == "photo" else on_map(mask, transform, side, rule)
 
     image = load_mask(record)
     mask = placed(image)

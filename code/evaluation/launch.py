@@ -91,12 +91,12 @@ def started(device: str, out: Path | None) -> Iterator[tuple["Process", Path]]:
     from anomalygpt.model.build import choose_device
 
     with ExitStack() as held:
-        distributed.adopt_starter()
+        distributed.adopt_launcher_environment()
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             process = distributed.Process(0, 0, 1, choose_device(device))
         else:
             # The first process to finish its cells waits for the last.
-            process = distributed.start(device.partition(":")[0], patience=timedelta(days=30))
+            process = distributed.start(device.partition(":")[0], barrier_timeout=timedelta(days=30))
             held.callback(distributed.stop)
         if out is None and process.world_size > 1:
             raise UserError("several processes need a folder that all of them see: name one, --out DIR")
@@ -122,8 +122,8 @@ def build_predictor(
     from anomalygpt.inference.predictor import Predictor
 
     torch.manual_seed(config.seed)  # parts that no delta fills are random, and must be the same in all processes
-    predictor = Predictor.from_config(config, str(process.device), speaks=with_llm)
-    predictor.look_as_evaluated()
+    predictor = Predictor.from_config(config, str(process.device), with_llm=with_llm)
+    predictor.use_evaluation_geometry()
     if not config.deltas and (with_llm or maps_by_text):
         logger.warning("warning: no delta is loaded (deltas=[]), so answers and text maps come from untrained weights")
     return predictor

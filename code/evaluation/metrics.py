@@ -34,7 +34,7 @@ def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict
 
 
 def accuracy(predicted: Sequence[bool | None], is_anomalous: Sequence[bool]) -> float | None:
-    """Share of photos whose verdict is right.
+    """Fraction of photos whose verdict is right.
 
     Args:
         predicted: the verdicts; None, neither yes nor no, counts as wrong.

@@ -23,7 +23,7 @@ from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.published import Spread
 from anomalygpt.evaluation.tables import latex_table, markdown_table, percent, write_texts
 from anomalygpt.inference.answers import parse_verdict
-from anomalygpt.inference.predictor import Look, Predictor
+from anomalygpt.inference.predictor import ImageResult, Predictor
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 from anomalygpt.model.chat import chat_prompt
 
@@ -275,31 +275,33 @@ class Asker:
             DatasetError: the photo or a reference can't be read.
         """
         photo = load_image(self.root / questions[0].image)
-        looks: dict[tuple[tuple[str, ...], str], Look] = {}  # a list may give each question references of its own
+        results: dict[
+            tuple[tuple[str, ...], str], ImageResult
+        ] = {}  # a list may give each question references of its own
         answers = []
         for question in questions:
             references = question.references[: self.shots]
-            if (references, question.class_name) not in looks:
+            if (references, question.class_name) not in results:
                 if references != self._references:
                     self.predictor.set_references([load_image(self.root / name) for name in references])
                     self._references = references
-                looks[references, question.class_name] = self.predictor.look(photo, question.class_name)
-            answers.append(self._answer(looks[references, question.class_name], question))
+                results[references, question.class_name] = self.predictor.inspect(photo, question.class_name)
+            answers.append(self._answer(results[references, question.class_name], question))
         return answers
 
-    def _answer(self, look: Look, question: Question) -> Answer:
+    def _answer(self, result: ImageResult, question: Question) -> Answer:
         torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, question.class_name), question.key))
         chosen: dict[str, str | None] = {}
         if "text" in self.methods:
             # Whether a full stop follows says nothing of the option: "Yes." is mostly the beginning of "Yes, there is".
             texts = {letter: text.rstrip(" .。") or text for letter, text in question.options.items()}
-            chosen["text"] = self._likeliest(look, question.question, texts)
+            chosen["text"] = self._likeliest(result, question.question, texts)
         if "letter" in self.methods:
             letters = {letter: letter for letter in question.options}
-            chosen["letter"] = self._likeliest(look, with_options(question), letters)
+            chosen["letter"] = self._likeliest(result, with_options(question), letters)
         generated = ""
         if "generated" in self.methods:
-            generated = self.predictor.answer(look, with_options(question))
+            generated = self.predictor.answer(result, with_options(question))
             chosen["generated"] = parse_choice(generated, question.options)
         return Answer(
             key=question.key,
@@ -312,9 +314,11 @@ class Asker:
             generated=generated,
         )
 
-    def _likeliest(self, look: Look, asked: str, options: Mapping[str, str]) -> str:
+    def _likeliest(self, result: ImageResult, asked: str, options: Mapping[str, str]) -> str:
         text = chat_prompt([], asked)
-        found = self.predictor.model.answer_likelihoods(look.features, look.prompt_map, text, list(options.values()))
+        found = self.predictor.model.answer_likelihoods(
+            result.features, result.prompt_map, text, list(options.values())
+        )
         return list(options)[int(found.argmax())]
 
 

@@ -14,7 +14,7 @@ from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import upsample
 from anomalygpt.model.memory_bank import weighted_mean
-from anomalygpt.model.tiles import encode_square
+from anomalygpt.model.multiscale import encode_multiscale
 
 OWN = 1  # the scale at which photos have the encoder's own side
 BLUR_REACH = 3.0  # standard deviations that the blur's kernel holds to each side
@@ -31,7 +31,7 @@ def encode_scales(
     encoded = {}
     for scale in dict.fromkeys((OWN, *scales)):
         images = torch.stack([transform.enlarged(scale)(photo) for photo in photos])
-        encoded[scale] = encode_square(model.encode, model.encoder.spec, images)
+        encoded[scale] = encode_multiscale(model.encode, model.encoder.spec, images)
     return encoded
 
 

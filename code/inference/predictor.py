@@ -31,11 +31,11 @@ from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.map_scale import calibrated
+from anomalygpt.model.map_calibration import calibrate_map
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageResult:
     """The result of one photo: encoded once, to be asked about often.
 
     Attributes:
@@ -84,7 +84,7 @@ class Prediction:
         answer_agrees: False where the language model's own yes or no contradicts the score.
     """
 
-    image: Look
+    image: ImageResult
     question: str
     answer: str
     is_anomalous: bool
@@ -134,13 +134,13 @@ class Predictor:
         self._calibrations: dict[str, Calibration] = {}  # by class name
 
     @classmethod
-    def from_config(cls, config: ExperimentConfig, device: str = "auto", *, speaks: bool = True) -> "Predictor":
+    def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
         """Builds the model of an experiment and a predictor around it.
 
         Args:
-            speaks: False leaves the language model out: maps, scores and regions only.
+            with_llm: False leaves the language model out: maps, scores and regions only.
         """
-        return cls.around(build_model(config, choose_device(device), speaks=speaks, folds_lora=True), config)
+        return cls.around(build_model(config, choose_device(device), with_llm=with_llm, merge_lora=True), config)
 
     @classmethod
     def around(cls, model: AnomalyGPT, config: ExperimentConfig) -> "Predictor":
@@ -152,7 +152,7 @@ class Predictor:
         """How the next photo is brought to the encoder's size."""
         return self._without_references if self._references is None else self._with_references
 
-    def look_as_evaluated(self) -> None:
+    def use_evaluation_geometry(self) -> None:
         """Takes the geometry of the paper's evaluation, without references too (specification 2).
 
         ``geometry: official`` crops there; in the released demo it squashes photos that have no references.
@@ -229,17 +229,17 @@ class Predictor:
 
     # -- maps -------------------------------------------------------------------------------------------------------
 
-    def look(self, photo: Image.Image, class_name: str = UNNAMED_CLASS) -> Look:
+    def inspect(self, photo: Image.Image, class_name: str = UNNAMED_CLASS) -> ImageResult:
         """Encodes a photo and computes its map; the language model is asked about the result.
 
         Args:
             photo: of any mode and size; its EXIF orientation is respected.
             class_name: what the photo shows, for encoders with a text tower.
         """
-        return self.look_many([photo], class_name)[0]
+        return self.inspect_batch([photo], class_name)[0]
 
     @torch.inference_mode()
-    def look_many(self, photos: Sequence[Image.Image], class_name: str = UNNAMED_CLASS) -> list[Look]:
+    def inspect_batch(self, photos: Sequence[Image.Image], class_name: str = UNNAMED_CLASS) -> list[ImageResult]:
         """The results of several photos of one kind of part at once: quicker on a GPU, the same on a CPU."""
         names = [class_name] * len(photos)
         if self._references is not None:
@@ -251,14 +251,16 @@ class Predictor:
             for number, photo in enumerate(photos)
         ]
 
-    def _result(self, photo: Image.Image, features: ImageFeatures, model_map: torch.Tensor, class_name: str) -> Look:
+    def _result(
+        self, photo: Image.Image, features: ImageFeatures, model_map: torch.Tensor, class_name: str
+    ) -> ImageResult:
         size = ImageOps.exif_transpose(photo).size
         on_photo = self.transform.to_photo(model_map[0, 0], size).cpu().numpy()
         calibration = self._calibrated(class_name)
         used = self.settings.references if self._references is None else self._references.settings
         score = float(top_mean(model_map, used.top_share))
         rescaled = self.settings.prompt_map == "calibrated" and self._references is not None
-        return Look(
+        return ImageResult(
             features=features,
             model_map=model_map,
             map=on_photo,
@@ -267,13 +269,13 @@ class Predictor:
             regions=find_regions(on_photo, calibration.threshold),
             class_name=class_name,
             probability=calibration.probability(score),
-            prompt_map=calibrated(model_map, calibration.threshold) if rescaled else model_map,
+            prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
         )
 
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def answer(
-        self, look: Look, question: str, history: Sequence[tuple[str, str]] = (), opening: str | None = None
+        self, image: ImageResult, question: str, history: Sequence[tuple[str, str]] = (), opening: str | None = None
     ) -> str:
         """Answers a question about a photo.
 
@@ -283,24 +285,24 @@ class Predictor:
         """
         text = chat_prompt(history, question)
         openings = [] if opening is None else [opening]
-        return self.model.answer(look.features, look.prompt_map, [text], self.generation, openings)[0]
+        return self.model.answer(image.features, image.prompt_map, [text], self.generation, openings)[0]
 
-    def ask(self, look: Look, question: str, history: Sequence[tuple[str, str]] = ()) -> Prediction:
+    def ask(self, image: ImageResult, question: str, history: Sequence[tuple[str, str]] = ()) -> Prediction:
         """Asks about a photo, with a verdict.
 
         Where the score wins over an answer that contradicts it or names another position than that of the largest
         region, the answer is generated again, beginning with the verdict of the score; ``answer_agrees`` still says
         whether the language model itself contradicted it. The answer to whether all is well begins so at once.
         """
-        if not self.model.speaks:
-            return prediction(look, question, "", self.settings.verdict)
+        if not self.model.has_llm:
+            return prediction(image, question, "", self.settings.verdict)
         if self.settings.verdict == "answer":
-            return prediction(look, question, self.answer(look, question, history))
-        required = soundness_opening(question, look.is_anomalous, look.place)
-        answer = self.answer(look, question, history, required)
-        result = prediction(look, question, answer, "score")
-        opening = None if required else contradicting_opening(question, answer, look.is_anomalous, look.place)
-        return result if opening is None else replace(result, answer=self.answer(look, question, history, opening))
+            return prediction(image, question, self.answer(image, question, history))
+        required = soundness_opening(question, image.is_anomalous, image.place)
+        answer = self.answer(image, question, history, required)
+        result = prediction(image, question, answer, "score")
+        opening = None if required else contradicting_opening(question, answer, image.is_anomalous, image.place)
+        return result if opening is None else replace(result, answer=self.answer(image, question, history, opening))
 
     def predict(self, photo: Image.Image, question: str | None = None, class_name: str | None = None) -> Prediction:
         """The map of a photo and the answer to one question about it.
@@ -311,15 +313,15 @@ class Predictor:
         """
         question = question or detection_question(class_name, with_description=False)
         named = class_name or class_in_prompt(question, self.settings.text_class_rule)
-        return self.ask(self.look(photo, named), question)
+        return self.ask(self.inspect(photo, named), question)
 
 
-def prediction(look: Look, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
+def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
     """The verdict that follows from a photo's result and the language model's own answer.
 
     Args:
         verdict: which wins where they contradict each other.
     """
     said = says_anomalous(question, answer)
-    is_anomalous, source = decide(said, look.is_anomalous, verdict)
-    return Prediction(look, question, answer, is_anomalous, source, said is None or said == look.is_anomalous)
+    is_anomalous, source = decide(said, image.is_anomalous, verdict)
+    return Prediction(image, question, answer, is_anomalous, source, said is None or said == image.is_anomalous)

@@ -29,11 +29,11 @@ from anomalygpt.inference.reference_file import encoder_identity, read_reference
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank, unit_patches
+from anomalygpt.model.multiscale import encode_multiscale
 from anomalygpt.model.orientation import orientation_of
 from anomalygpt.model.perturbations import perturbed
-from anomalygpt.model.prompt_ensemble import LearnedStates
+from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
 from anomalygpt.model.prompt_learner import MAP_SIZE
-from anomalygpt.model.tiles import encode_square
 
 MOST_HELD_OUT = 16  # so many references are held out; more of them take time and hardly change the calibration
 EXCLUSION_RADIUS = 2  # patches of the own grid around a position, where a photo is compared with itself
@@ -165,7 +165,7 @@ class References:
 
     def calibration_class(self, class_name: str) -> str:
         """The class by which calibrations differ: one for all where maps do not depend on the class."""
-        depends = self.settings.text_weight > 0 and not isinstance(self.model.states, LearnedStates)
+        depends = self.settings.text_weight > 0 and not isinstance(self.model.states, LearnedTextFeatures)
         return class_name if depends else UNNAMED_CLASS
 
     def _leave_one_out_maps(self, class_name: str) -> Tensor:
@@ -219,7 +219,7 @@ class References:
         return self.transform.enlarged(scale).normalise(self._photos[photo][scale])
 
     def _encode(self, images: Tensor) -> ImageFeatures:
-        return encode_square(self.model.encode, self.model.encoder.spec, images)
+        return encode_multiscale(self.model.encode, self.model.encoder.spec, images)
 
     def _views(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
         """Features of V views of a reference; those that are not there yet are encoded."""

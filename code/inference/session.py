@@ -17,7 +17,7 @@ from anomalygpt.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from anomalygpt.inference.predictor import Look, Predictor
+    from anomalygpt.inference.predictor import ImageResult, Predictor
 
 MAX_REFERENCES = 4
 MAX_CACHED = (
@@ -31,7 +31,7 @@ DISAGREEMENT = {"answer": ", which the score contradicts", "score": "; the langu
 class EncodedPhoto(NamedTuple):
     """The result for a photo, and the photo with its anomaly map."""
 
-    result: "Look"
+    result: "ImageResult"
     overlay: "Image.Image"
 
 
@@ -117,7 +117,7 @@ class SharedModel:
             conversation.is_anomalous = found.is_anomalous
             doubt = "" if found.answer_agrees else DISAGREEMENT[found.verdict_from]
             conversation.verdict_source = found.verdict_from + doubt
-        conversation.history.append((question, found.answer if predictor.model.speaks else NO_ANSWER))
+        conversation.history.append((question, found.answer if predictor.model.has_llm else NO_ANSWER))
 
     def _encode_references(self, references: tuple[Path, ...]) -> "Predictor":
         photos = [_read(path) for path in references]
@@ -129,7 +129,7 @@ class SharedModel:
         from anomalygpt.inference.visualize import overlay
 
         photo = _read(path)
-        result = self._predictor(references).look(photo, part)
+        result = self._predictor(references).inspect(photo, part)
         picture = overlay(photo, result.map, result.threshold, result.regions)
         picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
         return EncodedPhoto(result, picture)

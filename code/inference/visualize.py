@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from anomalygpt.datasets.transforms import to_rgb
 from anomalygpt.inference.regions import Region
-from anomalygpt.model.map_scale import calibrated
+from anomalygpt.model.map_calibration import calibrate_map
 
 BOX_COLOUR = (255, 255, 255)
 BOX_EDGE = (20, 20, 20)
@@ -15,7 +15,7 @@ OPAQUE = 0.65  # how much of the photo the hottest colour covers
 
 def heat(anomaly_map: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
     """(H, W) -> (H, W) in 0..1: 0.5 where the map meets the threshold, 1 at twice that. Never scaled per image."""
-    return calibrated(anomaly_map, threshold).astype(np.float32)
+    return calibrate_map(anomaly_map, threshold).astype(np.float32)
 
 
 def overlay(

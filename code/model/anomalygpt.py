@@ -15,7 +15,7 @@ from anomalygpt.model.encoder import Encoder, ImageFeatures
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map
 from anomalygpt.model.llm import generate
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss
-from anomalygpt.model.map_scale import calibrated
+from anomalygpt.model.map_calibration import calibrate_map
 from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ class AnomalyGPT(nn.Module):
 
     Args:
         encoder: frozen image encoder.
-        states: class names -> (B, 2, D): a :class:`PromptEnsemble`, or trained :class:`LearnedStates`.
+        states: class names -> (B, 2, D): a :class:`PromptEnsemble`, or trained :class:`LearnedTextFeatures`.
         image_decoder, prompt_learner: the paper's two trained parts.
         llm: a Hugging Face causal LM, with or without LoRA; None for a model of anomaly maps alone.
         llama_proj: Linear D -> D_l for the image's embedding.
@@ -67,7 +67,7 @@ class AnomalyGPT(nn.Module):
         self.tokenizer: Any = tokenizer
 
     @property
-    def speaks(self) -> bool:
+    def has_llm(self) -> bool:
         """Whether there is a language model."""
         return self.llama_model is not None
 
@@ -84,7 +84,7 @@ class AnomalyGPT(nn.Module):
         parameter = next(self.encoder.parameters())  # type: ignore[attr-defined]
         return self.encoder.encode_image(images.to(parameter.device, parameter.dtype))
 
-    def state_probabilities(self, features: ImageFeatures, class_names: Sequence[str]) -> Tensor:
+    def text_probabilities(self, features: ImageFeatures, class_names: Sequence[str]) -> Tensor:
         """Features of B images, B class names -> (L, B, 2, 224, 224) float32."""
         states = self.states(class_names).to(self.device)
         return self.image_decoder(features.taps, states, MAP_SIZE)
@@ -95,7 +95,7 @@ class AnomalyGPT(nn.Module):
         """(B, 1, 224, 224) float32: from the references where there are any, else from the text features."""
         if memory is not None:
             return memory.anomaly_map(features, MAP_SIZE)
-        return anomaly_map(self.state_probabilities(features, class_names))
+        return anomaly_map(self.text_probabilities(features, class_names))
 
     # -- map -> text ----------------------------------------------------------------------------------------------
 
@@ -210,13 +210,13 @@ class AnomalyGPT(nn.Module):
                 shows it raw, as the paper does.
         """
         features = self.encode(images)
-        probabilities = self.state_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
-        if self.speaks:
+        probabilities = self.text_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
+        if self.has_llm:
             # The text map is not detached: the language loss trains the image decoder too.
             maps = anomaly_map(probabilities)
             if references is not None:
                 maps = self._one_shot_maps(features, references)
-                maps = maps if one_shot_threshold is None else calibrated(maps, one_shot_threshold)
+                maps = maps if one_shot_threshold is None else calibrate_map(maps, one_shot_threshold)
             text = training_batch(conversations, self.tokenizer, max_length)
             logits, labels = self._answer_logits(self.prompt_embeds(features, maps), text)
             answer, accuracy = answer_loss(logits, labels), _token_accuracy(logits, labels)
@@ -264,7 +264,7 @@ class AnomalyGPT(nn.Module):
 
 @torch.no_grad()
 def _token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of answer tokens that would have been predicted right; 0 when there is none."""
+    """Fraction of answer tokens that would have been predicted right; 0 when there is none."""
     chosen = labels[:, 1:] != IGNORE_INDEX
     hits = logits[:, :-1].argmax(dim=-1)[chosen] == labels[:, 1:][chosen]
     return hits.float().mean() if chosen.any() else logits.new_zeros(())

@@ -16,8 +16,8 @@ from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import PARTS, absent_file, delta_shapes, load_delta, load_module, part_of
 from anomalygpt.model.encoder import ImageSpec, TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
-from anomalygpt.model.llm import add_lora, fold_lora, load_llm, planned_config
-from anomalygpt.model.prompt_ensemble import LearnedStates, PromptEnsemble
+from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
+from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
 from anomalygpt.weights.fetch import ensure
@@ -26,7 +26,7 @@ from anomalygpt.weights.sources import load_sources
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else speaks
+MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else with_llm
 PAPER, COMPACT = "imagebind_vicuna7b", "compact"
 META = torch.device("meta")
 
@@ -75,16 +75,16 @@ def build_model(
     config: ExperimentConfig,
     device: torch.device | None = None,
     *,
-    speaks: bool = True,
-    folds_lora: bool = False,
+    with_llm: bool = True,
+    merge_lora: bool = False,
 ) -> AnomalyGPT:
     """Builds every part, loads its weights, and joins them, in evaluation mode.
 
     Args:
         device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
             needed; a language model of unknown size (see :func:`planned_config`) is left out.
-        speaks: False leaves the language model out; the model then only draws maps.
-        folds_lora: for answers alone, see ``fold_lora``.
+        with_llm: False leaves the language model out; the model then only draws maps.
+        merge_lora: for answers alone, see ``merge_lora_weights``.
 
     Raises:
         CheckpointError: a file is missing, damaged or another model's.
@@ -92,30 +92,30 @@ def build_model(
     """
     device = device or choose_device()
     dtype = choose_dtype(config.precision, device)
-    speaks = speaks and config.llm is not None
+    with_llm = with_llm and config.llm is not None
     # Missing files are reported before gigabytes of others are read; maps need no file of the language side.
-    needed = [delta for delta in config.deltas if speaks or set(delta.parts) & set(MAP_PARTS)]
+    needed = [delta for delta in config.deltas if with_llm or set(delta.parts) & set(MAP_PARTS)]
     files = [] if device == META else [_available(delta.path, "deltas") for delta in needed]
     encoder = build_encoder(config.encoder, device, dtype)
     spec = encoder.spec
     with META if device == META else nullcontext():
         decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
         has_text = isinstance(encoder, TextImageEncoder)
-        states = PromptEnsemble(encoder) if has_text else LearnedStates(spec.embed_width).to(device)
-        speech = _build_speech(config.llm, spec.embed_width, device, dtype) if speaks and config.llm else {}
+        states = PromptEnsemble(encoder) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
+        speech = _build_speech(config.llm, spec.embed_width, device, dtype) if with_llm and config.llm else {}
         model = AnomalyGPT(encoder, states, decoder, **speech)
     model.requires_grad_(False)
     if device == META:
         return model.eval()
-    skipped = [] if model.speaks else [part for part in PARTS if part not in MAP_PARTS]
+    skipped = [] if model.has_llm else [part for part in PARTS if part not in MAP_PARTS]
     loaded: set[str] = set()
     for delta, file in zip(needed, files, strict=True):
         loaded |= {*load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
     untrained = [part for part in PARTS if part not in loaded and delta_shapes(model, [part])]
     if untrained:
         logger.warning("no file in `deltas` fills %s: random so far", ", ".join(untrained))
-    if model.speaks and folds_lora:
-        fold_lora(model.llama_model)
+    if model.has_llm and merge_lora:
+        merge_lora_weights(model.llama_model)
     return model.eval()
 
 
@@ -136,7 +136,7 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
     with META:
         if config.name == "imagebind_huge":
             from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
-            from anomalygpt.model.imagebind.released import skipped_shapes
+            from anomalygpt.model.imagebind.names import skipped_shapes
 
             encoder = ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
             tower, skipped = encoder, skipped_shapes()

@@ -141,7 +141,7 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
             raise UserError(f"llm.lora.targets [{targets}]: LoRA can't stand on all of these; {advice}") from error
 
 
-def fold_lora(llm: Any) -> None:
+def merge_lora_weights(llm: Any) -> None:
     """Adds each adapter to the weights that it stands on: the same answers, sooner; it can't be trained any more.
 
     In float32 only. Half precision would round much of the small changes away, so there the adapters stay apart; as

@@ -53,7 +53,7 @@ class PromptEnsemble:
         return F.normalize(torch.stack(means), dim=-1)
 
 
-class LearnedStates(nn.Module):
+class LearnedTextFeatures(nn.Module):
     """T as two trained vectors, the same for every class: for an encoder that has no text tower."""
 
     def __init__(self, width: int) -> None:

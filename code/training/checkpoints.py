@@ -152,7 +152,7 @@ class BestWeights:
             logger.error("%s; the run goes on", error)
 
 
-def whole_checkpoints(folder: Path) -> list[Path]:
+def complete_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
     return sorted(marker.parent for marker in (folder / FOLDER).glob(f"step*/{WHOLE}"))
 
@@ -208,7 +208,7 @@ def save_state(
                 shutil.rmtree(target, ignore_errors=True)
             return False
     if process.is_main:
-        for old in whole_checkpoints(folder)[:-keep]:
+        for old in complete_checkpoints(folder)[:-keep]:
             (old / WHOLE).unlink(missing_ok=True)  # first: a kill must not leave half of it looking complete
             shutil.rmtree(old, ignore_errors=True)
     barrier()
@@ -221,7 +221,7 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     Raises:
         UserError: it is damaged.
     """
-    found = whole_checkpoints(folder)
+    found = complete_checkpoints(folder)
     if not found:
         return 0
     newest = found[-1]
@@ -256,7 +256,7 @@ def require_same_run(engine: Any, folder: Path, process: Process, facts: Mapping
     Raises:
         UserError: something differs, such as the number of processes, the ZeRO stage or the trained parts.
     """
-    found = whole_checkpoints(folder)
+    found = complete_checkpoints(folder)
     if not found:
         return
     path, here = found[-1] / FACTS, {**_engine_facts(engine, process), **facts}

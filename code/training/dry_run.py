@@ -49,7 +49,7 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
         raise DatasetError(f"data can't be read ({error})") from error
     lines = ["parameters", *parameter_table(model, trained)]
     unknown = [part for part in settings.trainable if part not in trained]
-    if settings.answers and not model.speaks:
+    if settings.answers and not model.has_llm:
         lines.append(f"  {', '.join(['language model', *unknown])}: {UNKNOWN}")
     lines += ["", "data", *data]
     lines += ["", "steps", *_steps(config, pairs, accumulation, processes)]
@@ -63,8 +63,8 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
 def planned_model(config: ExperimentConfig) -> tuple[AnomalyGPT, dict[str, list[nn.Parameter]]]:
     """The run's model on the meta device, and its trained parameters by part; those of an unknown size are left out."""
     wanted = config.training.trainable
-    model = build_model(config, META, speaks=config.training.answers)
-    known = wanted if model.speaks or not config.training.answers else [part for part in wanted if part in MAP_PARTS]
+    model = build_model(config, META, with_llm=config.training.answers)
+    known = wanted if model.has_llm or not config.training.answers else [part for part in wanted if part in MAP_PARTS]
     return model, trainable_parts(model, known)
 
 
@@ -154,7 +154,7 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     excess = sum(device.values()) - CARD
     verdict = "fits 24 GiB" if excess <= 0 else f"does NOT fit 24 GiB, {excess / GIB:.1f} GiB too much"
     yield f"  each GPU: {_gib(device)}, {verdict} ({_uses(device)})"
-    if model.speaks:
+    if model.has_llm:
         other = not config.training.gradient_checkpointing
         changed = config.training.model_copy(update={"gradient_checkpointing": other})
         turned, _ = estimate_memory(config.model_copy(update={"training": changed}), model, processes)
@@ -232,7 +232,7 @@ def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
     seen = photos + references * settings.answers
     total = seen * tokens * (taps + ENCODER_COPIES) * width
     total += 4 * photos * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
-    if model.speaks and config.llm is not None:
+    if model.has_llm and config.llm is not None:
         length = config.llm.max_target_tokens
         total += _language(model.llama_model.config, photos, length, width, settings.gradient_checkpointing)
     return total

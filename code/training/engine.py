@@ -28,7 +28,7 @@ def require_device(settings: TrainingConfig, device: torch.device) -> None:
 
 
 @contextmanager
-def memory_told(settings: TrainingConfig) -> Iterator[None]:
+def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
     """Turns a full GPU's error into one line that says which settings need less memory.
 
     Raises:

@@ -192,7 +192,7 @@ class Trainer:
         partitioned = settings.zero_stage == 3
         # Drawn from the run's position, not from a running generator: a resumed run draws the same.
         rng = np.random.default_rng([self.config.seed, step, micro, 0 if partitioned else self.process.rank])
-        one_shot = bool(rng.random() < settings.one_shot_probability) and self.model.speaks
+        one_shot = bool(rng.random() < settings.one_shot_probability) and self.model.has_llm
         views = None
         if one_shot and (all_agree(batch.references is not None) if partitioned else batch.references is not None):
             assert batch.references is not None

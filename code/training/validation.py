@@ -60,7 +60,7 @@ def draw_samples(
     batch = batch.to(process.device)
     answers, maps = _answers(model, batch, config, PICTURE_TOKENS)
     if process.is_main:
-        questions = [turns[0].text if model.speaks else None for turns in batch.conversations]
+        questions = [turns[0].text if model.has_llm else None for turns in batch.conversations]
         talk = list(zip(questions, answers, strict=True))
         sample_sheet(batch.images, batch.masks, maps, talk, model.encoder.spec, path)
 
@@ -88,7 +88,7 @@ def _answers(
     with gathered(direct_parameters(model)):
         features = model.encode(batch.images)
         maps = model.anomaly_map(features, batch.class_names)
-    if not model.speaks:
+    if not model.has_llm:
         return [None] * len(maps), maps
     questions = [chat_prompt([], turns[0].text) for turns in batch.conversations]
     settings = GenerationSettings(max_new_tokens=tokens, temperature=0)

@@ -13,7 +13,7 @@ from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.evaluation.evaluate import Evaluator
 from anomalygpt.evaluation.protocol import Plan
-from anomalygpt.inference.predictor import Look, Prediction, prediction
+from anomalygpt.inference.predictor import ImageResult, Prediction, prediction
 from anomalygpt.inference.regions import find_regions
 
 SIDE = 32
@@ -67,11 +67,11 @@ class FakePredictor:
     def set_references(self, photos: list[Image.Image]) -> None:
         self.references = list(photos)
 
-    def look(self, photo: Image.Image, class_name: str) -> Look:
+    def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
         dark = 1 - torch.from_numpy(np.array(photo.convert("L"), dtype=np.float32)) / 255
         seen = self.see(dark)
         is_dark = bool(dark.max() > 0.9)
-        return Look(
+        return ImageResult(
             features=SimpleNamespace(is_dark=is_dark),
             model_map=seen[None, None],
             map=seen.numpy(),
@@ -83,9 +83,9 @@ class FakePredictor:
             prompt_map=seen[None, None],
         )
 
-    def ask(self, look: Look, question: str) -> Prediction:
+    def ask(self, image: ImageResult, question: str) -> Prediction:
         self.questions.append(question)
-        return prediction(look, question, self.words(look.features.is_dark))
+        return prediction(image, question, self.words(image.features.is_dark))
 
 
 @pytest.fixture

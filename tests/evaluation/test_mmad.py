@@ -209,9 +209,9 @@ def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real
         question,
     ]
     seen = []
-    remember, look = real.predictor.set_references, real.predictor.look
+    remember, inspect = real.predictor.set_references, real.predictor.inspect
     monkeypatch.setattr(real.predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
-    monkeypatch.setattr(real.predictor, "look", lambda photo, name: (seen.append(name), look(photo, name))[1])
+    monkeypatch.setattr(real.predictor, "inspect", lambda photo, name: (seen.append(name), inspect(photo, name))[1])
     found = real.asker(mmad.parent, shots=1, methods=("text",)).ask(asked)
     assert seen == ["new", "bottle", "new", "bottle", "new", "nut"]
     assert found[0] == found[-1]

@@ -195,7 +195,7 @@ def test_pictures_are_written_of_the_first_round(tmp_path, fake_predictor):
     photos, examples = [], Examples()
     for number in range(6):
         photo = Image.new("RGB", (40, 30), (10 * number,) * 3)
-        found = fake_predictor().look(photo, "cup")
+        found = fake_predictor().inspect(photo, "cup")
         is_anomalous = number % 2 == 1
         photos.append(row(f"cup/{number}.png", is_anomalous, found.score, answer="有，位于左上角。" * 30))
         examples.offer(f"cup/{number}.png", is_anomalous, photo, np.eye(30, 40, dtype=bool), found)

@@ -89,4 +89,4 @@ def test_several_scales_give_their_geometric_mean_and_the_features_of_the_own_on
 
 def test_predictor_takes_the_scales_of_its_settings(predictor, photos):
     twice = Predictor(predictor.model, InferenceConfig(text_scales=(1, 2)))
-    assert torch.allclose(twice.look(photos[1]).model_map, text(predictor, photos[1:], (1, 2))[1])
+    assert torch.allclose(twice.inspect(photos[1]).model_map, text(predictor, photos[1:], (1, 2))[1])

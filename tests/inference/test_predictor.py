@@ -14,7 +14,7 @@ from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import top_mean
-from anomalygpt.inference.predictor import Look, Predictor, prediction
+from anomalygpt.inference.predictor import ImageResult, Predictor, prediction
 
 pytestmark = pytest.mark.weights
 
@@ -37,7 +37,7 @@ def encodings(predictor: Predictor) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("size", [(224, 224), (321, 120), (90, 400)])
 def test_map_has_the_photos_own_size(predictor: Predictor, photo, size: tuple[int, int]) -> None:
-    look = predictor.look(photo(size))
+    look = predictor.inspect(photo(size))
     assert look.map.shape == (size[1], size[0])
     assert look.map.dtype == np.float32
     assert look.model_map.shape == (1, 1, 224, 224)
@@ -47,7 +47,7 @@ def test_map_has_the_photos_own_size(predictor: Predictor, photo, size: tuple[in
 
 def test_defect_is_found_where_it_lies_on_a_photo_that_is_not_square(predictor: Predictor, photo) -> None:
     predictor.set_references([photo((480, 240), seed=seed) for seed in range(3)])
-    look = predictor.look(photo((480, 240), scratch=(0.75, 0.25), seed=9))
+    look = predictor.inspect(photo((480, 240), scratch=(0.75, 0.25), seed=9))
     row, column = np.unravel_index(look.map.argmax(), look.map.shape)
     assert abs(column / 480 - 0.75) < 0.1
     assert abs(row / 240 - 0.25) < 0.1
@@ -65,9 +65,9 @@ def test_exif_orientation_is_respected(predictor: Predictor, photo) -> None:
     exif[0x0112] = 6  # turn it clockwise by a quarter
     buffer = io.BytesIO()
     stored.save(buffer, format="PNG", exif=exif)
-    turned = predictor.look(Image.open(buffer))
+    turned = predictor.inspect(Image.open(buffer))
     assert turned.map.shape == (240, 120)
-    assert np.allclose(turned.map, predictor.look(upright).map, atol=1e-5)
+    assert np.allclose(turned.map, predictor.inspect(upright).map, atol=1e-5)
 
 
 def as_16_bit(image: Image.Image) -> Image.Image:
@@ -81,7 +81,7 @@ def as_16_bit(image: Image.Image) -> Image.Image:
 )
 def test_photos_of_any_mode_are_seen_alike(predictor: Predictor, photo, change) -> None:
     image = photo((200, 150), scratch=(0.5, 0.5))
-    assert np.allclose(predictor.look(change(image)).map, predictor.look(image).map, atol=1e-4)
+    assert np.allclose(predictor.inspect(change(image)).map, predictor.inspect(image).map, atol=1e-4)
 
 
 def test_official_geometry_crops_beside_references_and_nowhere_else(compact_predictor: Predictor, photo) -> None:
@@ -89,12 +89,12 @@ def test_official_geometry_crops_beside_references_and_nowhere_else(compact_pred
     assert official.transform.geometry == "squash"
     official.set_references([photo((400, 200))])
     assert official.transform.geometry == "crop"
-    look = official.look(photo((400, 200), seed=1))
+    look = official.inspect(photo((400, 200), seed=1))
     assert look.map.shape == (200, 400)
     assert not look.map[:, :99].any()  # outside the centre square nothing was seen
     official.set_references([])
     assert official.transform.geometry == "squash"
-    official.look_as_evaluated()
+    official.use_evaluation_geometry()
     assert official.transform.geometry == "crop"
 
 
@@ -103,16 +103,16 @@ def test_official_geometry_crops_beside_references_and_nowhere_else(compact_pred
 
 def test_references_are_set_replaced_and_cleared(predictor: Predictor, photo) -> None:
     query = photo(scratch=(0.3, 0.3))
-    text = predictor.look(query)
+    text = predictor.inspect(query)
     assert predictor.references is None
     predictor.set_references([query])
     assert predictor.references is not None
-    assert predictor.look(query).score < 1e-3
+    assert predictor.inspect(query).score < 1e-3
     predictor.set_references([photo()])
-    assert predictor.look(query).score > 0.1
+    assert predictor.inspect(query).score > 0.1
     predictor.set_references([])
     assert predictor.references is None
-    again = predictor.look(query)
+    again = predictor.inspect(query)
     assert np.array_equal(again.map, text.map)
     assert again.threshold == text.threshold == predictor.settings.map_threshold
 
@@ -120,7 +120,7 @@ def test_references_are_set_replaced_and_cleared(predictor: Predictor, photo) ->
 @pytest.mark.parametrize("shots", [1, 4])
 def test_good_photo_lies_below_the_threshold_and_a_defect_above(predictor: Predictor, photo, shots: int) -> None:
     predictor.set_references([photo(seed=seed) for seed in range(shots)])
-    good, defect = predictor.look(photo()), predictor.look(photo(scratch=(0.5, 0.5), seed=9))
+    good, defect = predictor.inspect(photo()), predictor.inspect(photo(scratch=(0.5, 0.5), seed=9))
     assert 0 < good.threshold == defect.threshold
     assert good.score < good.threshold < defect.score
     assert good.probability < 0.5 < 0.95 < defect.probability
@@ -128,7 +128,7 @@ def test_good_photo_lies_below_the_threshold_and_a_defect_above(predictor: Predi
     assert (good.regions, good.place) == ((), None)
     assert defect.regions[0].position == defect.place == "center"
     predictor.set_references([photo(), photo()])
-    same = predictor.look(photo())
+    same = predictor.inspect(photo())
     assert same.score < same.threshold, "the same reference twice"
 
 
@@ -136,7 +136,7 @@ def test_good_photo_lies_below_the_threshold_and_a_defect_above(predictor: Predi
 
 
 def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, encodings) -> None:
-    look = predictor.look(photo())
+    look = predictor.inspect(photo())
     first = predictor.answer(look, "Is there any anomaly in the image?")
     assert predictor.answer(look, "Is there any anomaly in the image?") == first
     predictor.answer(look, "Where is it?", [("Is there any anomaly in the image?", first)])
@@ -144,7 +144,7 @@ def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, enc
     predictor.set_references([photo(seed=seed) for seed in range(3)])
     for_the_references = encodings[1:]
     for seed in range(2):
-        predictor.look(photo(seed=10 + seed))
+        predictor.inspect(photo(seed=10 + seed))
     assert len(for_the_references) == 3
     assert encodings == [1, *for_the_references, 1, 1]
 
@@ -183,7 +183,7 @@ def test_verdict_is_the_answers_and_else_the_scores(
     predictor: Predictor, photo, answer: str, anomalous: bool, source: str
 ) -> None:
     predictor.set_references([photo()])
-    look: Look = predictor.look(photo(scratch=(0.5, 0.5)))
+    look: ImageResult = predictor.inspect(photo(scratch=(0.5, 0.5)))
     assert look.regions
     found = prediction(look, "Is there any defect?", answer)
     assert (found.is_anomalous, found.verdict_from) == (anomalous, source)
@@ -194,7 +194,7 @@ def test_verdict_is_the_answers_and_else_the_scores(
 
 
 def test_text_map_is_its_own_probability_in_units_of_its_threshold(predictor: Predictor, photo) -> None:
-    look = predictor.look(photo())
+    look = predictor.inspect(photo())
     assert look.threshold == predictor.settings.map_threshold
     assert look.score < look.threshold
     assert look.probability == pytest.approx(look.score / (2 * look.threshold))
@@ -206,7 +206,7 @@ def test_fewer_false_alarms_make_smaller_regions(compact_predictor: Predictor, p
     for rate in (0.3, 0.01):
         strict = Predictor(compact_predictor.model, InferenceConfig(false_alarm_rate=rate))
         strict.set_references([photo(seed=seed) for seed in range(3)])
-        look = strict.look(photo(scratch=(0.5, 0.5), seed=9))
+        look = strict.inspect(photo(scratch=(0.5, 0.5), seed=9))
         marked[rate] = (look.threshold, sum(region.area for region in look.regions))
     assert marked[0.3][0] < marked[0.01][0]
     assert marked[0.3][1] > marked[0.01][1] > 0
@@ -218,12 +218,12 @@ def test_prompt_learner_sees_the_raw_map_or_one_half_at_the_threshold(compact_pr
     scaled = Predictor(compact_predictor.model, InferenceConfig(prompt_map="calibrated"))
     raw.set_references(references)
     scaled.set_references(references)
-    plain, shown = raw.look(query), scaled.look(query)
+    plain, shown = raw.inspect(query), scaled.inspect(query)
     assert plain.prompt_map is plain.model_map
     assert torch.equal(shown.model_map, plain.model_map)
     assert torch.allclose(shown.prompt_map, (shown.model_map / (2 * shown.threshold)).clamp(0, 1))
     scaled.set_references([])
-    text = scaled.look(query)
+    text = scaled.inspect(query)
     assert text.prompt_map is text.model_map
 
 
@@ -283,11 +283,11 @@ def test_question_whether_all_is_well_is_answered_as_it_was_asked(
 def test_reference_added_later_counts_like_one_given_at_once(predictor: Predictor, photo) -> None:
     photos, query = [photo(seed=seed) for seed in range(3)], photo(scratch=(0.3, 0.6), seed=9)
     predictor.set_references(photos)
-    at_once = predictor.look(query)
+    at_once = predictor.inspect(query)
     predictor.set_references([])
     for some in (photos[:1], photos[1:]):
         predictor.add_references(some)
-    later = predictor.look(query)
+    later = predictor.inspect(query)
     assert np.allclose(later.map, at_once.map, atol=1e-5)
     assert later.threshold == pytest.approx(at_once.threshold, abs=1e-5)
 
@@ -295,11 +295,11 @@ def test_reference_added_later_counts_like_one_given_at_once(predictor: Predicto
 def test_saved_references_give_the_same_map_and_verdict(predictor: Predictor, photo, tmp_path: Path) -> None:
     path, query = tmp_path / "references" / "part.safetensors", photo(scratch=(0.3, 0.6), seed=9)
     predictor.set_references([photo(seed=seed) for seed in range(2)])
-    before = predictor.look(query)
+    before = predictor.inspect(query)
     predictor.save_references(path)
     predictor.set_references([])
     predictor.load_references(path)
-    after = predictor.look(query)
+    after = predictor.inspect(query)
     assert np.array_equal(after.map, before.map)
     assert (after.threshold, after.probability) == (before.threshold, before.probability)
 
@@ -315,7 +315,7 @@ def test_prior_score_is_of_references_of_the_same_settings_and_of_their_own_map(
             shrinking.save_references(tmp_path / f"{text_weight}.safetensors")
         else:
             shrinking.load_references(load)
-        return shrinking.look(photo(seed=5)).threshold
+        return shrinking.inspect(photo(seed=5)).threshold
 
     assert threshold(0.9) > 1.2 * threshold(None)
     assert threshold(0.9, 1.0) == threshold(None, 1.0), "nothing of the references' map is left"
@@ -339,10 +339,10 @@ def test_photos_looked_at_together_are_seen_as_one_by_one(predictor: Predictor, 
     photos = [photo((100 + 10 * seed, 80), seed=seed) for seed in range(3)]
     predictor.set_references([photo(seed=9)])
     encodings.clear()
-    together = predictor.look_many(photos)
+    together = predictor.inspect_batch(photos)
     assert encodings == [3]
     for look, one in zip(together, photos, strict=True):
-        alone = predictor.look(one)
+        alone = predictor.inspect(one)
         assert look.map.shape == alone.map.shape == (80, one.width)
         assert np.allclose(look.map, alone.map, atol=1e-5)
         assert look.probability == pytest.approx(alone.probability, abs=1e-3)
@@ -361,7 +361,7 @@ def test_four_references_rank_defective_bottles_above_good_ones(predictor: Predi
     assert len(good) >= 6
     assert len(bad) >= 9
     predictor.set_references(references)
-    scores = {path: predictor.look(Image.open(path)).score for path in [*good, *bad]}
+    scores = {path: predictor.inspect(Image.open(path)).score for path in [*good, *bad]}
     pairs = [(scores[b] > scores[g]) + 0.5 * (scores[b] == scores[g]) for b in bad for g in good]
     assert sum(pairs) / len(pairs) >= 0.98
 
@@ -378,7 +378,7 @@ def test_screw_that_lies_the_other_way_round_is_no_defect(compact_predictor: Pre
         settings = ReferenceSettings(preset="custom", augmentation=augmentation)  # type: ignore[arg-type]
         looker = Predictor(compact_predictor.model, InferenceConfig(references=settings))
         looker.set_references(good[:2])
-        scores[augmentation] = [look.score for look in looker.look_many(turned)]
+        scores[augmentation] = [look.score for look in looker.inspect_batch(turned)]
     assert looker.references is not None
     assert looker.references.augmentation == "rotations"
     assert np.mean(scores["auto"]) < 0.9 * np.mean(scores["none"])
@@ -387,9 +387,9 @@ def test_screw_that_lies_the_other_way_round_is_no_defect(compact_predictor: Pre
 def test_model_without_a_language_model_still_draws(compact_overrides: list[str], photo) -> None:
     from anomalygpt.config.load import load_config
 
-    silent = Predictor.from_config(load_config("compact", compact_overrides), "cpu", speaks=False)
+    silent = Predictor.from_config(load_config("compact", compact_overrides), "cpu", with_llm=False)
     found = silent.predict(photo((50, 40)))
-    assert not silent.model.speaks
+    assert not silent.model.has_llm
     assert (found.answer, found.verdict_from) == ("", "score")
     assert found.image.map.shape == (40, 50)
 
@@ -405,7 +405,7 @@ def test_encoder_in_half_precision_draws_nearly_the_same_map(predictor: Predicto
     defect = photo(scratch=(0.7, 0.3))
     for each in (predictor, half):
         each.set_references([photo()])
-    full_map, half_map = predictor.look(defect).map, half.look(defect).map
+    full_map, half_map = predictor.inspect(defect).map, half.inspect(defect).map
     assert float(np.abs(full_map - half_map).mean()) < 0.02
     assert np.unravel_index(half_map.argmax(), half_map.shape) == pytest.approx(
         np.unravel_index(full_map.argmax(), full_map.shape), abs=16

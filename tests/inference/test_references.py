@@ -71,7 +71,7 @@ def remember(thin_model: AnomalyGPT, thin_transform: ImageTransform):
     return make
 
 
-def look(references: References, photo: Image.Image, class_name: str = "object") -> tuple[ImageFeatures, Tensor]:
+def inspect(references: References, photo: Image.Image, class_name: str = "object") -> tuple[ImageFeatures, Tensor]:
     return references.anomaly_maps([photo], [class_name])
 
 
@@ -84,7 +84,7 @@ def close(a: Tensor, b: Tensor, within: float = 1e-5) -> bool:
 
 @pytest.mark.parametrize("shots", [1, 4])
 def test_official_map_is_the_papers_to_the_bit(remember, thin_model, thin_transform, photos, shots: int) -> None:
-    features, found = look(remember(photos[:shots]), photos[5])
+    features, found = inspect(remember(photos[:shots]), photos[5])
     encoded = [thin_model.encode(thin_transform(photo)[None]) for photo in photos[:shots]]
     together = ImageFeatures(
         tuple(torch.cat(layer) for layer in zip(*(one.taps for one in encoded), strict=True)),
@@ -101,22 +101,22 @@ def test_official_map_is_the_papers_to_the_bit(remember, thin_model, thin_transf
 def test_photo_added_is_as_if_it_had_been_remembered_with_the_others(remember, photos, name: str) -> None:
     settings = CHANGES[name]
     grown = remember(photos[:1], settings)
-    look(grown, photos[5])  # so that there is something to forget
+    inspect(grown, photos[5])  # so that there is something to forget
     for photo in photos[1:3]:
         grown.add(photo)
         grown.held_out_maps()
     whole = remember(photos[:3], settings)
     assert len(grown) == len(whole) == 3
-    assert close(look(grown, photos[5])[1], look(whole, photos[5])[1])
+    assert close(inspect(grown, photos[5])[1], inspect(whole, photos[5])[1])
     assert close(grown.held_out_maps(), whole.held_out_maps())
 
 
 def test_adding_encodes_the_new_photo_only_and_a_query_is_encoded_once(remember, photos, encoded) -> None:
     references = remember(photos[:3], custom(augmentation="rotations", text_weight=0.5))
-    look(references, photos[5])
+    inspect(references, photos[5])
     encoded.clear()
     references.add(photos[3])
-    look(references, photos[5])
+    inspect(references, photos[5])
     assert sorted(encoded) == [1, 4]
 
 
@@ -125,7 +125,7 @@ def test_photos_looked_at_together_are_seen_as_one_by_one(remember, photos) -> N
     features, together = references.anomaly_maps(photos[3:6], ["bottle"] * 3)
     assert len(features) == 3
     for number, photo in enumerate(photos[3:6]):
-        assert close(together[[number]], look(references, photo, "bottle")[1])
+        assert close(together[[number]], inspect(references, photo, "bottle")[1])
 
 
 # -- views, scales, the coreset, the text map -------------------------------------------------------------------------
@@ -138,14 +138,14 @@ def test_view_of_a_reference_is_no_anomaly(remember, photos, augmentation) -> No
         "rotations": square.transpose(Image.Transpose.ROTATE_90),
         "flips": square.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
     }[augmentation]
-    assert float(look(remember([square]), turned)[1].max()) > 1e-3
-    assert float(look(remember([square], custom(augmentation=augmentation)), turned)[1].max()) < 1e-4
+    assert float(inspect(remember([square]), turned)[1].max()) > 1e-3
+    assert float(inspect(remember([square], custom(augmentation=augmentation)), turned)[1].max()) < 1e-4
 
 
 def test_larger_scale_is_a_finer_grid_and_a_reference_is_no_anomaly_at_any(remember, photos) -> None:
     references = remember(photos[:2], custom(scales=(1, 2, 3)))
     assert {scale: len(bank) for scale, bank in references.banks.items()} == {1: 2 * 64, 2: 2 * 256, 3: 2 * 576}
-    assert float(look(references, photos[1])[1].max()) < 1e-4
+    assert float(inspect(references, photos[1])[1].max()) < 1e-4
 
 
 def test_large_bank_is_replaced_by_a_coreset(remember, photos, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_large_bank_is_replaced_by_a_coreset(remember, photos, monkeypatch: pyte
     monkeypatch.setattr(module, "CORESET_ABOVE", 255)
     small = remember(photos[:4])
     assert len(small.banks[1]) == 64
-    before, after = (look(references, photos[5])[1] for references in (full, small))
+    before, after = (inspect(references, photos[5])[1] for references in (full, small))
     assert bool((after >= before - 1e-6).all())
     assert not close(after, before)
     assert bool(small.held_out_maps().isfinite().all())
@@ -171,26 +171,26 @@ def test_sixteen_references_in_four_views_are_all_kept() -> None:
 
 
 def test_text_map_is_blended_in_by_its_weight(remember, thin_model, photos) -> None:
-    features, plain = look(remember(photos[:2]), photos[5], "bottle")
-    _, half = look(remember(photos[:2], custom(text_weight=0.25)), photos[5], "bottle")
+    features, plain = inspect(remember(photos[:2]), photos[5], "bottle")
+    _, half = inspect(remember(photos[:2], custom(text_weight=0.25)), photos[5], "bottle")
     text = thin_model.anomaly_map(features, ["bottle"])
     assert close(half, 0.75 * plain + 0.25 * text)
 
 
 def test_text_map_that_finds_fault_with_the_references_is_left_out(remember, thin_model, photos) -> None:
-    features, plain = look(remember(photos[:2]), photos[5], "bottle")
-    on_references = [float(thin_model.anomaly_map(look(remember([p]), p)[0], ["bottle"]).max()) for p in photos[:2]]
+    features, plain = inspect(remember(photos[:2]), photos[5], "bottle")
+    on_references = [float(thin_model.anomaly_map(inspect(remember([p]), p)[0], ["bottle"]).max()) for p in photos[:2]]
     usual = sum(on_references) / 2
     for limit, weight in ((usual - 1e-3, 0.0), (usual + 1e-3, 0.25)):
         references = remember(photos[:2], custom(text_weight=0.25, text_trusted_below=limit))
         assert references.text_weight("bottle") == weight
         text = thin_model.anomaly_map(features, ["bottle"])
-        assert close(look(references, photos[5], "bottle")[1], (1 - weight) * plain + weight * text)
+        assert close(inspect(references, photos[5], "bottle")[1], (1 - weight) * plain + weight * text)
 
 
 def test_trust_in_the_text_map_is_a_matter_of_all_references_and_of_the_class(remember, thin_model, photos) -> None:
     def usual(some, name: str) -> float:
-        maps = [thin_model.anomaly_map(look(remember([photo]), photo)[0], [name]) for photo in some]
+        maps = [thin_model.anomaly_map(inspect(remember([photo]), photo)[0], [name]) for photo in some]
         return sum(float(one.max()) for one in maps) / len(maps)
 
     one, both, other = usual(photos[:1], "bottle"), usual(photos[:2], "bottle"), usual(photos[:2], "screw")
@@ -217,7 +217,7 @@ def test_each_reference_is_compared_with_the_others(remember, photos) -> None:
     assert held_out.shape == (3, 1, MAP_SIZE, MAP_SIZE)
     for number in range(3):
         others = [photo for other, photo in enumerate(photos[:3]) if other != number]
-        assert close(held_out[[number]], look(remember(others), photos[number])[1])
+        assert close(held_out[[number]], inspect(remember(others), photos[number])[1])
 
 
 def test_single_reference_is_compared_with_itself_with_and_without_neighbourhoods(remember, photos) -> None:
@@ -235,7 +235,7 @@ def test_many_references_are_not_all_held_out(remember, photos, monkeypatch: pyt
     held_out = remember(photos[:5]).held_out_maps()
     assert len(held_out) == 3
     everything = [photo for number, photo in enumerate(photos[:5]) if number != 4]
-    assert close(held_out[[2]], look(remember(everything), photos[4])[1])
+    assert close(held_out[[2]], inspect(remember(everything), photos[4])[1])
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_loaded_references_are_equal_and_can_be_added_to(
             saved.add(photo)
             loaded.add(photo)
         assert (len(loaded), loaded.settings, loaded.augmentation) == (len(saved), saved.settings, saved.augmentation)
-        assert torch.equal(look(loaded, photos[5])[1], look(saved, photos[5])[1])
+        assert torch.equal(inspect(loaded, photos[5])[1], inspect(saved, photos[5])[1])
         assert torch.equal(loaded.held_out_maps(), saved.held_out_maps())
 
 

@@ -23,8 +23,8 @@ class Users:
         self.model = SharedModel(lambda: self.predictors.append(kind(**options)) or self.predictors[-1])
 
     @property
-    def looks(self) -> list[str]:
-        return [name for predictor in self.predictors for name in predictor.looks]
+    def inspected(self) -> list[str]:
+        return [name for predictor in self.predictors for name in predictor.inspected]
 
     def ask(
         self,
@@ -56,7 +56,7 @@ def photos(tmp_path: Path) -> list[str]:
 def test_photo_is_encoded_once_however_often_it_is_asked_about(users: Users, photos: list[str]) -> None:
     first = users.ask(photos[0])
     assert users.ask(photos[0], "Where is it?", current=first) is first
-    assert users.looks == ["object"]
+    assert users.inspected == ["object"]
     assert users.predictors[0].asked[1] == ("Where is it?", [("Is it fine?", "Yes, object number 1.")])
     assert len(first.history) == 2
 
@@ -69,7 +69,7 @@ def test_other_inputs_begin_another_conversation(users: Users, photos: list[str]
     references = photos[3:5] if change == "references" else [photos[1]]
     second = users.ask(photo, "And now?", references, "bolt" if change == "class" else "nut", first)
     assert users.predictors[-1].asked[-1] == ("And now?", [])
-    assert len(users.looks) == (1 if change == "over" else 2)
+    assert len(users.inspected) == (1 if change == "over" else 2)
     assert len(second.history) == 1
 
 
@@ -77,7 +77,7 @@ def test_only_references_that_are_new_are_encoded(users: Users, photos: list[str
     for photo in (photos[0], photos[5]):
         users.ask(photo, references=photos[1:4])
     assert [predictor.references for predictor in users.predictors] == [3]
-    assert len(users.looks) == 2
+    assert len(users.inspected) == 2
 
 
 def test_users_keep_their_references_apart(users: Users, photos: list[str]) -> None:
@@ -94,11 +94,11 @@ def test_conversations_at_the_same_time_take_turns(photos: list[str]) -> None:
     busy, overlaps = threading.Lock(), []
 
     class Slow(FakePredictor):
-        def look(self, photo: Image.Image, class_name: str):
+        def inspect(self, photo: Image.Image, class_name: str):
             overlaps.append(not busy.acquire(blocking=False))
             time.sleep(0.05)
             busy.release()
-            return super().look(photo, class_name)
+            return super().inspect(photo, class_name)
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(Users(Slow).ask, photos[:4]))
@@ -117,7 +117,7 @@ def test_only_the_latest_photos_and_references_stay_encoded_and_users_notice_not
         users.ask(photos[3], references=[str(reference)])
     users.ask(photos[0], "Where is it?", photos[1:3], current=first)
     assert len(users.predictors) == MAX_CACHED + 2
-    assert users.predictors[-1].looks == ["zipper"]
+    assert users.predictors[-1].inspected == ["zipper"]
     assert users.predictors[-1].asked == [("Where is it?", [("Is this zipper fine?", "Yes, zipper number 1.")])]
     assert first.is_anomalous is False  # as the first answer said: "Yes", it is fine
     assert users.model._photo.cache_info().currsize == users.model._predictor.cache_info().currsize == MAX_CACHED
@@ -132,7 +132,7 @@ def test_the_verdict_is_that_of_the_first_answer(users: Users, photos: list[str]
 
 
 @pytest.mark.parametrize(
-    ("speaks", "word", "is_anomalous", "source"),
+    ("with_llm", "word", "is_anomalous", "source"),
     [
         (False, "", True, "score"),
         (True, "No", False, "answer, which the score contradicts"),
@@ -140,11 +140,11 @@ def test_the_verdict_is_that_of_the_first_answer(users: Users, photos: list[str]
     ],
 )
 def test_verdict_says_where_it_is_from(
-    photos: list[str], speaks: bool, word: str, is_anomalous: bool, source: str
+    photos: list[str], with_llm: bool, word: str, is_anomalous: bool, source: str
 ) -> None:
-    found = Users(speaks=speaks, word=word).ask(photos[0], "Is there any defect?")
+    found = Users(with_llm=with_llm, word=word).ask(photos[0], "Is there any defect?")
     assert (found.is_anomalous, found.verdict_source) == (is_anomalous, source)
-    assert (found.history[0][1] == NO_ANSWER) is not speaks
+    assert (found.history[0][1] == NO_ANSWER) is not with_llm
 
 
 @pytest.mark.parametrize(("class_name", "part"), [("", "zipper"), (" nut  x ", "nut x")])
@@ -152,7 +152,7 @@ def test_part_is_what_the_user_or_else_the_question_names(
     users: Users, photos: list[str], class_name: str, part: str
 ) -> None:
     users.ask(photos[0], "Is this zipper fine?", class_name=class_name)
-    assert users.looks == [part]
+    assert users.inspected == [part]
 
 
 def test_unreadable_photo_is_named_without_the_servers_folders(users: Users, tmp_path: Path) -> None:

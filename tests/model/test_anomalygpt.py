@@ -112,7 +112,7 @@ def test_references_replace_the_text_map(model, images) -> None:
     with torch.no_grad():
         text = model.anomaly_map(features, ["screw", "screw"])
         few = model.anomaly_map(features, ["screw", "screw"], memory)
-        assert torch.equal(text, anomaly_map(model.state_probabilities(features, ["screw", "screw"])))
+        assert torch.equal(text, anomaly_map(model.text_probabilities(features, ["screw", "screw"])))
     assert torch.equal(few, memory.anomaly_map(features, 224))
     assert float(few[1].abs().max()) < 1e-4
 
@@ -171,7 +171,7 @@ def test_conversation_that_is_cut_before_its_answer_costs_nothing(model, images)
 
 def test_model_that_only_draws_says_that_it_can_not_answer(model, images) -> None:
     silent = AnomalyGPT(model.encoder, model.states, model.image_decoder)
-    assert not silent.speaks
+    assert not silent.has_llm
     features = silent.encode(images)
     assert silent.anomaly_map(features, ["screw", "screw"]).shape == (2, 1, 224, 224)
     with pytest.raises(RuntimeError, match="without a language model"):

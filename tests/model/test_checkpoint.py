@@ -33,9 +33,9 @@ from anomalygpt.model.checkpoint import (
 )
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.imagebind.imagebind import ImageBind
-from anomalygpt.model.imagebind.released import skipped_shapes
+from anomalygpt.model.imagebind.names import skipped_shapes
 from anomalygpt.model.llm import LoraSettings, add_lora
-from anomalygpt.model.prompt_ensemble import LearnedStates
+from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
 from anomalygpt.model.prompt_learner import PromptLearner
 from tests.helpers import TINY, llama_config
 from tests.shared_data import ROOT
@@ -286,7 +286,7 @@ class SmallParts(nn.Module):
         super().__init__()
         self.image_decoder = ImageDecoder(6, 4, 4)
         self.prompt_learner = PromptLearner(8)
-        self.states = LearnedStates(4)
+        self.states = LearnedTextFeatures(4)
         self.llama_proj = nn.Linear(4, 8)
 
 

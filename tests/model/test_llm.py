@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from anomalygpt.errors import UserError
 from anomalygpt.model.chat import END_OF_TURN, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError
-from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, fold_lora, generate, load_llm
+from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, generate, load_llm, merge_lora_weights
 from anomalygpt.model.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from tests.helpers import llama_config, tiny_llama
 from tests.shared_data import ROOT, WEIGHTS, needs_weights, shared
@@ -225,7 +225,7 @@ def test_folded_lora_gives_the_same_logits(dtype, tied: bool, targets: tuple[str
     weights = llm.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
     with torch.inference_mode():
         apart, before = llm(ids).logits, weights.clone()
-        fold_lora(llm)
+        merge_lora_weights(llm)
         folded = llm(ids).logits
     assert torch.allclose(folded, apart, atol=1e-5)
     assert torch.equal(weights, before) == (not folds)

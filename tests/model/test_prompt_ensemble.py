@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from anomalygpt.model.imagebind.imagebind import ImageBind
-from anomalygpt.model.prompt_ensemble import ABNORMAL_STATES, NORMAL_STATES, LearnedStates, PromptEnsemble, sentences
+from anomalygpt.model.prompt_ensemble import (
+    ABNORMAL_STATES,
+    NORMAL_STATES,
+    LearnedTextFeatures,
+    PromptEnsemble,
+    sentences,
+)
 from tests.helpers import TINY
 
 
@@ -66,7 +72,7 @@ def test_states_that_inference_cached_serve_training(encoder: ImageBind) -> None
 
 
 def test_learned_states_are_unit_vectors_for_every_class() -> None:
-    learned = LearnedStates(8)
+    learned = LearnedTextFeatures(8)
     states = learned(["screw", "pill", "object"])
     assert states.shape == (3, 2, 8)
     assert torch.allclose(states.norm(dim=-1), torch.ones(3, 2), atol=1e-6)

@@ -5,7 +5,13 @@ import torch
 
 from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import UserError
-from anomalygpt.training.engine import accumulation_steps, deepspeed_config, memory_told, require_device, warmup_steps
+from anomalygpt.training.engine import (
+    accumulation_steps,
+    deepspeed_config,
+    report_out_of_memory,
+    require_device,
+    warmup_steps,
+)
 
 
 def test_batch_is_micro_times_accumulation_times_processes():
@@ -47,7 +53,7 @@ def test_half_precision_on_a_cpu_is_refused_with_what_works_there():
 
 def test_a_full_gpu_is_told_with_the_settings_that_take_less():
     settings = TrainingConfig(gradient_checkpointing=False, micro_batch_size=2, batch_size=2)
-    with pytest.raises(UserError) as told, memory_told(settings):
+    with pytest.raises(UserError) as told, report_out_of_memory(settings):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
     assert "\n" not in str(told.value)
     for hint in ("CUDA out of memory)", "gradient_checkpointing=true", "micro_batch_size=1", "zero_stage=3"):

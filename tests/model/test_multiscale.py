@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from anomalygpt.model.dinov2 import Dinov2
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec
-from anomalygpt.model.tiles import encode_square, offsets
+from anomalygpt.model.multiscale import encode_multiscale, offsets
 
 PATCH, GRID = 2, 4
 
@@ -28,13 +28,13 @@ def images(side: int, count: int = 2) -> torch.Tensor:
 
 def test_own_side_is_encoded_as_it_is() -> None:
     photo = images(PATCH * GRID)
-    assert torch.equal(encode_square(patch_means, spec(), photo).taps[0], patch_means(photo).taps[0])
+    assert torch.equal(encode_multiscale(patch_means, spec(), photo).taps[0], patch_means(photo).taps[0])
 
 
 @pytest.mark.parametrize("times", [2, 3, 1.5])
 def test_tiles_join_to_the_whole_where_a_patch_sees_only_itself(times: float) -> None:
     photo = images(round(times * PATCH * GRID))
-    whole, tiled = patch_means(photo), encode_square(patch_means, spec(), photo)
+    whole, tiled = patch_means(photo), encode_multiscale(patch_means, spec(), photo)
     assert torch.allclose(tiled.taps[0], whole.taps[0], atol=1e-6)
     assert torch.allclose(tiled.embedding.norm(dim=-1), torch.ones(2))
 
@@ -46,7 +46,7 @@ def test_tiles_have_the_encoders_own_side() -> None:
         sides.append(tuple(tiles.shape[-2:]))
         return patch_means(tiles)
 
-    encode_square(encode, spec(), images(2 * PATCH * GRID))
+    encode_multiscale(encode, spec(), images(2 * PATCH * GRID))
     assert set(sides) == {(PATCH * GRID, PATCH * GRID)}
 
 
@@ -58,9 +58,9 @@ def test_encoder_that_takes_any_side_needs_no_tiles() -> None:
         return patch_means(seen)
 
     photo = images(2 * PATCH * GRID, count=1)
-    encode_square(encode, spec(any_size=True), photo)
+    encode_multiscale(encode, spec(any_size=True), photo)
     assert calls == [1]
-    encode_square(encode, spec(), photo)
+    encode_multiscale(encode, spec(), photo)
     assert sum(calls) == 1 + 9
 
 
@@ -72,7 +72,7 @@ def test_patch_is_nearest_to_the_tile_in_which_it_lies_deepest() -> None:
         own = torch.stack([torch.full((GRID**2, 3), float(next(numbers))) for _ in tiles])
         return ImageFeatures((own,), torch.ones(len(tiles), 3))
 
-    tap = encode_square(encode, spec(), images(2 * PATCH * GRID, count=1)).taps[0][0, :, 0]
+    tap = encode_multiscale(encode, spec(), images(2 * PATCH * GRID, count=1)).taps[0][0, :, 0]
     grid = tap.unflatten(0, (2 * GRID, 2 * GRID))
     assert float(grid[0, 0]) == 0
     assert float(grid[-1, -1]) == 8
@@ -88,7 +88,7 @@ def test_offsets_reach_from_border_to_border() -> None:
 @pytest.mark.parametrize("side", [PATCH * GRID + 1, PATCH * GRID - PATCH])
 def test_other_sides_are_refused(side: int) -> None:
     with pytest.raises(ValueError, match="expected a multiple of 2 from 8 on"):
-        encode_square(patch_means, spec(), images(side))
+        encode_multiscale(patch_means, spec(), images(side))
 
 
 def test_dinov2_sees_a_larger_photo_whole() -> None:
@@ -96,6 +96,6 @@ def test_dinov2_sees_a_larger_photo_whole() -> None:
     encoder = Dinov2(image_size=56).eval()
     assert encoder.spec.any_size
     with torch.no_grad():
-        found = encode_square(encoder.encode_image, encoder.spec, torch.rand(1, 3, 112, 112))
+        found = encode_multiscale(encoder.encode_image, encoder.spec, torch.rand(1, 3, 112, 112))
     assert [tap.shape for tap in found.taps] == [(1, 64, 384)] * 4
     assert found.grid == 8

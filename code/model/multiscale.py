@@ -13,7 +13,7 @@ TILES_AT_ONCE = 16  # bounds the memory, not the result
 STRIDE = 0.5  # of a tile's side
 
 
-def encode_square(encode: Callable[[Tensor], ImageFeatures], spec: ImageSpec, images: Tensor) -> ImageFeatures:
+def encode_multiscale(encode: Callable[[Tensor], ImageFeatures], spec: ImageSpec, images: Tensor) -> ImageFeatures:
     """Features of square images of the encoder's own side or a larger one.
 
     Args:
