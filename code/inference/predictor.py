@@ -31,7 +31,7 @@ from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.map_calibration import calibrate_map
+from anomalygpt.model.image_decoder import calibrate_map
 
 
 @dataclass(frozen=True)

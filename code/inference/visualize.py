@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from anomalygpt.datasets.transforms import to_rgb
 from anomalygpt.inference.regions import Region
-from anomalygpt.model.map_calibration import calibrate_map
+from anomalygpt.model.image_decoder import calibrate_map
 
 BOX_COLOUR = (255, 255, 255)
 BOX_EDGE = (20, 20, 20)

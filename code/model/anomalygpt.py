@@ -12,10 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, TextBatch, Turn, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
-from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map
+from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map, calibrate_map
 from anomalygpt.model.llm import generate
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss
-from anomalygpt.model.map_calibration import calibrate_map
 from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer

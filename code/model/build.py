@@ -46,22 +46,15 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The frozen parts' dtype; ``auto`` is fp16 (the released code's) on a GPU and fp32 on a CPU."""
-    if precision == "auto":
-        precision = "fp32" if device.type == "cpu" else "fp16"
-    return DTYPES[precision]
-
-
 def missing_weights(config: ExperimentConfig) -> list[Path]:
-    """The weight files and folders of an experiment that are not there and that can't be fetched."""
+    """The weight files and folders of an experiment that are absent and can't be downloaded."""
     paths = [config.encoder.weights, *(delta.path for delta in config.deltas)]
     paths += [config.llm.weights] if config.llm else []
     return [path for path in map(resolve, paths) if not path.exists() and fetchable(path) is None]
 
 
 def fetchable(path: Path) -> str | None:
-    """The name under which a weight path can be fetched; None when the user has to bring it."""
+    """The name under which a weight can be downloaded; None when the user has to provide it."""
     root = resolve(PRETRAINED)
     return next((name for name, weight in load_sources().items() if path == root / weight.path), None)
 
@@ -72,28 +65,25 @@ def installed_config() -> str:
 
 
 def build_model(
-    config: ExperimentConfig,
-    device: torch.device | None = None,
-    *,
-    with_llm: bool = True,
-    merge_lora: bool = False,
+    config: ExperimentConfig, device: torch.device | None = None, *, with_llm: bool = True, merge_lora: bool = False
 ) -> AnomalyGPT:
     """Builds every part, loads its weights, and joins them, in evaluation mode.
 
     Args:
         device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
             needed; a language model of unknown size (see :func:`planned_config`) is left out.
-        with_llm: False leaves the language model out; the model then only draws maps.
-        merge_lora: for answers alone, see ``merge_lora_weights``.
+        with_llm: False leaves the language model out; the model then only computes maps.
+        merge_lora: for inference only, see ``merge_lora_weights``.
 
     Raises:
         CheckpointError: a file is missing, damaged or another model's.
         WeightsUnavailable: a file that can be fetched could not be.
     """
     device = device or choose_device()
-    dtype = choose_dtype(config.precision, device)
+    auto = "fp32" if device.type == "cpu" else "fp16"  # fp16 as in the released code
+    dtype = DTYPES[auto if config.precision == "auto" else config.precision]
     with_llm = with_llm and config.llm is not None
-    # Missing files are reported before gigabytes of others are read; maps need no file of the language side.
+    # Missing files are reported before gigabytes of others are read; maps need no file of the language model.
     needed = [delta for delta in config.deltas if with_llm or set(delta.parts) & set(MAP_PARTS)]
     files = [] if device == META else [_available(delta.path, "deltas") for delta in needed]
     encoder = build_encoder(config.encoder, device, dtype)
@@ -102,8 +92,8 @@ def build_model(
         decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
         has_text = isinstance(encoder, TextImageEncoder)
         states = PromptEnsemble(encoder) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
-        speech = _build_speech(config.llm, spec.embed_width, device, dtype) if with_llm and config.llm else {}
-        model = AnomalyGPT(encoder, states, decoder, **speech)
+        answering = _build_llm(config.llm, spec.embed_width, device, dtype) if with_llm and config.llm else {}
+        model = AnomalyGPT(encoder, states, decoder, **answering)
     model.requires_grad_(False)
     if device == META:
         return model.eval()
@@ -113,25 +103,19 @@ def build_model(
         loaded |= {*load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
     untrained = [part for part in PARTS if part not in loaded and delta_shapes(model, [part])]
     if untrained:
-        logger.warning("no file in `deltas` fills %s: random so far", ", ".join(untrained))
+        logger.warning("no file in `deltas` holds %s: initialised at random", ", ".join(untrained))
     if model.has_llm and merge_lora:
         merge_lora_weights(model.llama_model)
     return model.eval()
 
 
 def image_spec(config: EncoderConfig) -> ImageSpec:
-    """What the encoder takes and gives, without building it."""
-    if config.name == "imagebind_huge":
-        from anomalygpt.model.imagebind import imagebind
-
-        return imagebind.image_spec(imagebind.ImageBindSize(image_size=config.image_size), config.taps)
-    from anomalygpt.model import dinov2
-
-    return dinov2.image_spec(config.image_size, config.taps)
+    """The encoder's input and output sizes, without its weights."""
+    return build_encoder(config, META, torch.float32).spec
 
 
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
-    """The frozen image encoder with its weights; on ``meta`` without."""
+    """The frozen image encoder with its weights; on ``meta`` without them."""
     encoder: Any
     with META:
         if config.name == "imagebind_huge":
@@ -152,8 +136,8 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
     return encoder.requires_grad_(False).eval()
 
 
-def _build_speech(config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The language model and what leads into it, as keyword arguments of :class:`AnomalyGPT`."""
+def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The language model, its tokeniser and the layers before it, as keyword arguments of :class:`AnomalyGPT`."""
     tokenizer: Tokenizer | None = None
     if device == META:
         from transformers import AutoModelForCausalLM
@@ -167,10 +151,9 @@ def _build_speech(config: LlmConfig, embed_width: int, device: torch.device, dty
         tokenizer = load_tokenizer(folder)
         llm = load_llm(folder, dtype, device)
     width = llm.get_input_embeddings().embedding_dim
-    llm = add_lora(llm, config.lora)
     return {
         "prompt_learner": PromptLearner(width).to(device),
-        "llm": llm,
+        "llm": add_lora(llm, config.lora),
         "llama_proj": nn.Linear(embed_width, width).to(device),
         "tokenizer": tokenizer,
     }
@@ -188,23 +171,17 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
         parameter.requires_grad_(part in groups)
         if part in groups:
             groups[part].append(parameter)
-    empty = [part for part, parameters in groups.items() if not parameters]
-    if empty:
+    if empty := [part for part, parameters in groups.items() if not parameters]:
         raise UserError(f"training.trainable: this model has no {', '.join(empty)}")
     return groups
 
 
 def _available(path: str, setting: str) -> Path:
-    """The weight's place on disk, fetched first where that is possible.
-
-    Raises:
-        CheckpointError: it is not there, and has to be brought by the user.
-    """
+    """The weight's path on disk, downloaded first where that is possible; else raises a ``CheckpointError``."""
     full = resolve(path)
-    if full.exists():
-        return full
-    name = fetchable(full)
-    if name is None:
-        raise absent_file(full, setting, home(), names())
-    ensure(name, resolve(PRETRAINED))
+    if not full.exists():
+        name = fetchable(full)
+        if name is None:
+            raise absent_file(full, setting, home(), names())
+        ensure(name, resolve(PRETRAINED))
     return full

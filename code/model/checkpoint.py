@@ -5,7 +5,8 @@ import logging
 import pickle
 import re
 from codecs import getincrementaldecoder
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -22,10 +23,6 @@ logger = logging.getLogger(__name__)
 Shape = tuple[int, ...]
 NAMES_SHOWN = 3  # an error lists so many names and counts the rest
 TEXT_BYTES = 64  # read from the beginning of a file to recognise text
-RUNS = "runs"  # where trained experiments are written
-RELEASED = ("pretrained_ckpt", "code/ckpt")  # the folders of the files that pretrained_ckpt/README.md lists
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face model, in transformers' order
-INDEX = ".index.json"  # appended to one of them, the name of a list of shards
 
 # The parts of a delta checkpoint and the prefixes of their tensors' names.
 PARTS = {
@@ -41,9 +38,6 @@ class CheckpointError(UserError, ValueError):
     """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user."""
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
 def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
     """The error for a weight file that does not exist, with what to do about it.
 
@@ -53,12 +47,12 @@ def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]
         home: the folder that relative paths start at.
         experiments: the names that ``train.py --config`` takes.
     """
-    runs = (home / RUNS).resolve()
+    runs, *released = ((home / folder).resolve() for folder in ("runs", "pretrained_ckpt", "code/ckpt"))
     if runs in path.parents:
         run = path.relative_to(runs).parts[0]
         command = f": python train.py --config {run}" if run in experiments else ""
         advice = f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"
-    elif any((home / folder).resolve() in path.parents for folder in RELEASED):
+    elif not set(released).isdisjoint(path.parents):
         advice = (
             "Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
             "`--config compact` runs without the paper's weights"
@@ -76,10 +70,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, truncated, or holds something other than named tensors.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path}: this is a folder, a file was expected")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: {'this is a folder, a file was expected' if path.is_dir() else 'no such file'}")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -97,26 +89,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    if text := _first_line(path):
-        return CheckpointError(f"{path}: not a weight file but text, which begins with {text!r}")
-    if isinstance(error, pickle.UnpicklingError):
-        return CheckpointError(
-            f"{path}: not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
-        )
-    reason = " ".join(str(error).split()).split(". ")[0]
-    reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's text is a mere number
-    return CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({reason})")
-
-
-def _first_line(path: Path) -> str:
-    """The first line of a text file (a web page, a Git LFS pointer, notes); empty for any other file."""
+    """The error for a file that could not be read: text (a web page, a Git LFS pointer), damaged, or with objects."""
     try:
         with path.open("rb") as file:
             text = getincrementaldecoder("utf-8")().decode(file.read(TEXT_BYTES))  # the last character may be cut
     except (OSError, UnicodeDecodeError):
-        return ""
-    readable = all(letter.isprintable() or letter.isspace() for letter in text)
-    return text.strip().partition("\n")[0].strip() if readable else ""
+        text = ""
+    if text.strip() and all(letter.isprintable() or letter.isspace() for letter in text):
+        line = text.strip().partition("\n")[0].strip()
+        return CheckpointError(f"{path}: not a weight file but text, which begins with {line!r}")
+    if isinstance(error, pickle.UnpicklingError):
+        what = "it is damaged, or holds objects other than tensors, which are never loaded"
+        return CheckpointError(f"{path}: not a weight file; {what}")
+    reason = " ".join(str(error).split()).split(". ")[0]
+    reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's text is a mere number
+    return CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({reason})")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -146,7 +133,8 @@ def folder_shapes(folder: Path) -> dict[str, Shape]:
     Raises:
         CheckpointError: there are no weights, or the index names shards that do not exist.
     """
-    names = [name + suffix for name in FOLDER_FILES for suffix in ("", INDEX)]
+    files = ("model.safetensors", "pytorch_model.bin")  # in transformers' order
+    names = [name + suffix for name in files for suffix in ("", ".index.json")]
     present = next((folder / name for name in names if (folder / name).is_file()), None)
     if present is None:
         raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(names)}")
@@ -162,15 +150,8 @@ def folder_shapes(folder: Path) -> dict[str, Shape]:
     return {key: shape for shard in shards for key, shape in file_shapes(folder / shard).items()}
 
 
-# -- comparing --------------------------------------------------------------------------------------------------------
-
-
 def check_names(
-    expected: Mapping[str, Shape],
-    found: Mapping[str, Shape],
-    path: Path,
-    ignore: Sequence[str] = (),
-    advice: str = "",
+    expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path, ignore: Sequence[str] = (), advice: str = ""
 ) -> None:
     """Compares two sets of names and shapes.
 
@@ -184,7 +165,7 @@ def check_names(
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith(tuple(ignore)))
     common = [(name, found[name], shape) for name, shape in expected.items() if name in found]
-    differ = [f"{name} is {_size(own)}, expected {_size(shape)}" for name, own, shape in common if own != shape]
+    differ = [f"{name} is {_text(own)}, expected {_text(shape)}" for name, own, shape in common if own != shape]
     faults = [f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})"] if missing else []
     faults += [f"{len(extra)} unexpected ({_few(extra)})"] if extra else []
     faults += [f"{len(differ)} of another shape ({_few(differ)})"] if differ else []
@@ -196,16 +177,15 @@ def check_names(
 
 def identify(shapes: Mapping[str, Shape]) -> str | None:
     """What a file probably is, judged by its tensors; None when it resembles nothing known."""
-    size = {4096: "7B", 5120: "13B"}
+    models = defaultdict(lambda: "a language model", {4096: "7B", 5120: "13B"})
     if any(name.startswith("modality_trunks.") for name in shapes):
         return f"an ImageBind checkpoint with {len(shapes)} tensors (the complete imagebind_huge.pth has 1311)"
-    for name, shape in shapes.items():
-        if name.endswith("base_prompts"):
-            llm = size.get(shape[1], "a language model")
-            return f"an AnomalyGPT delta for {llm}: its prompts are {shape[1]} wide"
+    prompts = next((shape for name, shape in shapes.items() if name.endswith("base_prompts")), None)
+    if prompts is not None:
+        return f"an AnomalyGPT delta for {models[prompts[1]]}: its prompts are {prompts[1]} wide"
     if "llama_proj.weight" in shapes:
         width = shapes["llama_proj.weight"][0]
-        return f"an upstream PandaGPT delta for {size.get(width, 'a language model')}: llama_proj is {width} wide"
+        return f"an upstream PandaGPT delta for {models[width]}: llama_proj is {width} wide"
     if any("lora_" in name for name in shapes):
         return "a LoRA adapter without its llama_proj"
     if "model.embed_tokens.weight" in shapes:
@@ -222,41 +202,32 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _size(shape: Iterable[int]) -> str:
+def _text(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-# -- loading and saving -----------------------------------------------------------------------------------------------
-
-
 def load_module(
-    module: nn.Module,
-    path: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    skipped: Mapping[str, Shape] | None = None,
-    advice: str = "",
+    module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, skipped: dict[str, Shape], advice: str = ""
 ) -> None:
     """Fills a module that was built on the meta device from a file that holds exactly its tensors.
 
-    Each tensor goes from the mapped file to its device and dtype on its own: there is never a second full copy.
+    Each tensor is moved from the mapped file to its device and dtype separately: there is never a second full copy.
 
     Args:
-        skipped: tensors that must be in the file as well, but are not loaded.
+        skipped: names and shapes that must be in the file as well, but are not loaded.
+        advice: what to do, appended to the error message.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
-    own = shapes_of(module.state_dict())
-    tensors = read_tensors(path)
-    check_names(own | dict(skipped or {}), shapes_of(tensors), path, advice=advice)
+    own, tensors = shapes_of(module.state_dict()), read_tensors(path)
+    check_names(own | skipped, shapes_of(tensors), path, advice=advice)
     module.load_state_dict({name: tensors.pop(name).to(device, dtype) for name in own}, strict=True, assign=True)
 
 
 def delta_name(name: str) -> str:
-    """A released tensor's name under today's PEFT: data-parallel prefix off, adapter name ``default`` in."""
-    name = name.removeprefix("module.")
-    return re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", name)
+    """A released tensor's name in current PEFT: without data parallel's prefix, with the adapter's name ``default``."""
+    return re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", name.removeprefix("module."))
 
 
 def part_of(name: str) -> str | None:
@@ -266,14 +237,13 @@ def part_of(name: str) -> str | None:
     return next((part for part, prefix in PARTS.items() if name.startswith(prefix)), None)
 
 
-def delta_shapes(model: nn.Module, parts: Iterable[str]) -> dict[str, Shape]:
+def delta_shapes(model: nn.Module, parts: Collection[str]) -> dict[str, Shape]:
     """Names and shapes of the model's tensors in some of the parts."""
-    parts = set(parts)
     return {name: shape for name, shape in shapes_of(model.state_dict()).items() if part_of(name) in parts}
 
 
 def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequence[str] = ()) -> tuple[str, ...]:
-    """Loads a delta checkpoint into the model: each part that it holds, whole.
+    """Loads a delta checkpoint into the model: every part that it holds, and each part completely.
 
     Args:
         required: the parts that must be there.
@@ -296,9 +266,8 @@ def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequ
     return parts
 
 
-def delta_tensors(model: nn.Module, parts: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def delta_tensors(model: nn.Module, parts: Collection[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Copies of the model's tensors in some of the parts, on the CPU, under their released names."""
-    parts = set(parts)
     state = {name: value.detach() for name, value in model.state_dict().items() if part_of(name) in parts}
     return {name: value.to("cpu", dtype or value.dtype).contiguous().clone() for name, value in state.items()}
 

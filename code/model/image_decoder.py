@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 LOGIT_SCALE = 100.0
+SMALLEST_THRESHOLD = 1e-6  # with a threshold of zero, everything above it is anomalous
+
+Values = TypeVar("Values", Tensor, NDArray[np.float32])
 
 
 class FloatLinear(nn.Linear):
@@ -56,3 +62,12 @@ def upsample(coarse: Tensor, size: int) -> Tensor:
 def anomaly_map(probabilities: Tensor) -> Tensor:
     """(L, B, 2, S, S) -> (B, 1, S, S) in 0..1: the abnormal state's probability, averaged over the layers."""
     return probabilities[:, :, 1:].mean(dim=0)
+
+
+def calibrate_map(anomaly_map: Values, threshold: float) -> Values:
+    """A map of any shape -> the same shape in 0..1: 0.5 at the threshold, 1 at twice the threshold.
+
+    Never scaled per image: a value means the same for every photo, part and set of references. The prompt learner and
+    the heat maps use it.
+    """
+    return (anomaly_map / (2 * max(threshold, SMALLEST_THRESHOLD))).clip(0, 1)  # type: ignore[return-value]

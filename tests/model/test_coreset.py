@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalygpt.model.coreset import PROJECTED_WIDTH, k_centre
+from anomalygpt.model.memory_bank import PROJECTED_WIDTH, k_centre
 
 
 def cover(patches: torch.Tensor, chosen: torch.Tensor) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalygpt.model.map_calibration import calibrate_map
+from anomalygpt.model.image_decoder import calibrate_map
 
 
 def test_threshold_is_one_half_and_twice_that_is_one() -> None:

@@ -31,35 +31,26 @@ class ImageBindSize:
     joint_width: int = 1024
 
 
-def image_spec(size: ImageBindSize, taps: Sequence[int] | None = None) -> ImageSpec:
-    """What :class:`ImageBind` takes and gives, without building it.
-
-    Raises:
-        UserError: ``taps`` are wrong.
-    """
-    return ImageSpec(
-        size=size.image_size,
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
-        grid=size.image_size // size.patch,
-        tap_width=size.vision_width,
-        taps=tapped_blocks(taps, size.vision_depth),
-        embed_width=size.joint_width,
-    )
-
-
 class ImageBind(nn.Module):
     """Vision and text towers in one joint space. The other modalities of the released file are not built.
 
     Args:
         size: widths and depths.
-        taps: vision blocks, see :func:`tapped_blocks`.
+        taps: vision blocks, see :func:`tapped_blocks`, which raises a ``UserError`` for wrong ones.
     """
 
     def __init__(self, size: ImageBindSize | None = None, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         size = size or ImageBindSize()
-        self.spec = image_spec(size, taps)
+        self.spec = ImageSpec(
+            size=size.image_size,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            grid=size.image_size // size.patch,
+            tap_width=size.vision_width,
+            taps=tapped_blocks(taps, size.vision_depth),
+            embed_width=size.joint_width,
+        )
         vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False, norm_first=True)
         text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True, norm_first=False)
         stem = VisionStem(size.vision_width, size.image_size, size.patch)
