@@ -14,12 +14,12 @@ from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, TextBatch, Turn, te
 from anomalygpt.model.encoder import Encoder, ImageFeatures
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map, calibrate_map
 from anomalygpt.model.llm import generate
-from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss
+from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss, token_accuracy
 from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer
 
-UNNAMED_CLASS = "object"  # the class of every image that names none
+UNNAMED_CLASS = "object"  # the class name of images without one
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class AnomalyGPT(nn.Module):
 
     Args:
         encoder: frozen image encoder.
-        states: class names -> (B, 2, D): a :class:`PromptEnsemble`, or trained :class:`LearnedTextFeatures`.
+        states: class names -> (B, 2, D), the text features [normal, abnormal]: a :class:`PromptEnsemble`, or trained
+            :class:`LearnedTextFeatures`.
         image_decoder, prompt_learner: the paper's two trained parts.
-        llm: a Hugging Face causal LM, with or without LoRA; None for a model of anomaly maps alone.
+        llm: a Hugging Face causal LM, with or without LoRA; None for a model that only computes anomaly maps.
         llama_proj: Linear D -> D_l for the image's embedding.
         tokenizer: the language model's.
     """
@@ -72,34 +73,29 @@ class AnomalyGPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device of the trained parts."""
         return self.image_decoder.fc[0].weight.device  # type: ignore[return-value]
-
-    # -- image -> map ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> ImageFeatures:
-        """Normalised images (B, 3, S, S) -> features. The encoder is always frozen."""
+        """Normalised images (B, 3, S, S) -> features, without gradient: the encoder is always frozen."""
         parameter = next(self.encoder.parameters())  # type: ignore[attr-defined]
         return self.encoder.encode_image(images.to(parameter.device, parameter.dtype))
 
     def text_probabilities(self, features: ImageFeatures, class_names: Sequence[str]) -> Tensor:
         """Features of B images, B class names -> (L, B, 2, 224, 224) float32."""
-        states = self.states(class_names).to(self.device)
-        return self.image_decoder(features.taps, states, MAP_SIZE)
+        return self.image_decoder(features.taps, self.states(class_names).to(self.device), MAP_SIZE)
 
     def anomaly_map(
         self, features: ImageFeatures, class_names: Sequence[str], memory: MemoryBank | None = None
     ) -> Tensor:
-        """(B, 1, 224, 224) float32: from the references where there are any, else from the text features."""
+        """(B, 1, 224, 224) float32: from the memory bank where there is one, else from the text features."""
         if memory is not None:
             return memory.anomaly_map(features, MAP_SIZE)
         return anomaly_map(self.text_probabilities(features, class_names))
 
-    # -- map -> text ----------------------------------------------------------------------------------------------
-
     def prompt_embeds(self, features: ImageFeatures, maps: Tensor) -> Tensor:
-        """What precedes the text: BOS, the image and the 18 prompts (specification 6) -> (B, N, D_l)."""
+        """The embeddings before the text: BOS, the image and the 18 prompts (specification 6) -> (B, N, D_l)."""
         embed, tokenizer = self._embedding(), self.tokenizer
 
         def words(ids: list[int]) -> Tensor:
@@ -126,17 +122,17 @@ class AnomalyGPT(nn.Module):
 
         Args:
             maps: (B, 1, 224, 224).
-            openings: how the B answers begin; the model goes on from there. None at all leaves it free.
-            extra: passed on to the language model's ``generate``.
+            openings: the B answers' first words, from which the model continues; empty for free answers.
+            extra: passed to the language model's ``generate``.
         """
         with torch.inference_mode():
             before = self.prompt_embeds(features, maps)
-            # Encoded on its own, as an answer is in training.
+            # Encoded separately from the question, as an answer is in training.
             begun = [self.tokenizer.encode(opening) for opening in openings] or [[]] * len(texts)
             rows = [self.tokenizer.encode(text) + ids for text, ids in zip(texts, begun, strict=True)]
             embeds, attention = self._left_padded(before, rows)
-        chosen = settings or GenerationSettings()
-        return generate(self.llama_model, embeds, attention, self.tokenizer, chosen, begun, **extra)
+        settings = settings or GenerationSettings()
+        return generate(self.llama_model, embeds, attention, self.tokenizer, settings, begun, **extra)
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""
@@ -144,22 +140,20 @@ class AnomalyGPT(nn.Module):
         texts = [embed(torch.tensor(row, dtype=torch.long, device=before.device)) for row in rows]
         embeds = [torch.cat(pair) for pair in zip(before, texts, strict=True)]
         masks = [torch.ones(len(row), dtype=torch.long, device=before.device) for row in embeds]
-        return (
-            pad_sequence(embeds, batch_first=True, padding_side="left"),
-            pad_sequence(masks, batch_first=True, padding_side="left"),
-        )
+        padded, mask = (pad_sequence(each, batch_first=True, padding_side="left") for each in (embeds, masks))
+        return padded, mask
 
     @torch.inference_mode()
     def answer_likelihoods(self, features: ImageFeatures, maps: Tensor, text: str, answers: Sequence[str]) -> Tensor:
         """The mean log-likelihood of each answer's tokens, all answers in one forward pass.
 
-        The mean over tokens, not the sum, so that a long answer is not taken to be unlikely for its length alone.
+        The mean over tokens, not the sum, so that a long answer is not less likely merely because of its length.
 
         Args:
             features: of one image.
             maps: (1, 1, 224, 224) float32, its anomaly map.
             text: ends in the assistant's mark, see ``chat_prompt``.
-            answers: n texts, each encoded on its own, as in training.
+            answers: n texts, each encoded separately, as in training.
 
         Returns:
             (n,) float32 on the CPU, at most 0.
@@ -169,17 +163,14 @@ class AnomalyGPT(nn.Module):
             RuntimeError: the model has no language model.
         """
         before = self.prompt_embeds(features, maps).expand(len(answers), -1, -1)
-        asked = self.tokenizer.encode(text)
-        rows = [self.tokenizer.encode(answer) for answer in answers]
+        prompt, *rows = (self.tokenizer.encode(each) for each in (text, *answers))
         if not all(rows):
             raise ValueError("an answer is empty")
-        batch = text_batch([(asked + row, [IGNORE_INDEX] * len(asked) + row) for row in rows], self.tokenizer.eos_id)
+        batch = text_batch([(prompt + row, [IGNORE_INDEX] * len(prompt) + row) for row in rows], self.tokenizer.eos_id)
         logits, labels = self._answer_logits(before, batch)
         targets = labels[:, 1:]
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")
         return -(losses.view_as(targets).sum(dim=1) / (targets != IGNORE_INDEX).sum(dim=1)).cpu()
-
-    # -- training -------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -199,14 +190,14 @@ class AnomalyGPT(nn.Module):
         Args:
             images: (B, 3, S, S), normalised.
             conversations: B conversations, human first.
-            max_length: the text is cut there, in tokens.
-            class_names: B names; None (instruction data) takes ``object`` for all.
+            max_length: longest text, in tokens; longer ones are cut.
+            class_names: B names; None (instruction data) stands for ``object`` in all.
             target: (B, 1, 224, 224), 1 where anomalous; None for instruction data.
             references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The prompt
-                learner then sees the map against them in place of the text map (the one-shot branch); the pixel
-                losses stay on the text map.
-            one_shot_threshold: the prompt learner sees the one-shot map calibrated by it (0.5 at the threshold); None
-                shows it raw, as the paper does.
+                learner's input is then the map against them instead of the text map (the one-shot branch); the pixel
+                losses remain on the text map.
+            one_shot_threshold: calibrates the one-shot map before the prompt learner (0.5 at the threshold); None
+                leaves it raw, as in the paper.
         """
         features = self.encode(images)
         probabilities = self.text_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
@@ -218,24 +209,20 @@ class AnomalyGPT(nn.Module):
                 maps = maps if one_shot_threshold is None else calibrate_map(maps, one_shot_threshold)
             text = training_batch(conversations, self.tokenizer, max_length)
             logits, labels = self._answer_logits(self.prompt_embeds(features, maps), text)
-            answer, accuracy = answer_loss(logits, labels), _token_accuracy(logits, labels)
+            answer, accuracy = answer_loss(logits, labels), token_accuracy(logits, labels)
         else:
             answer = accuracy = probabilities.new_zeros(())
-        if target is None:
-            focal = dice = torch.zeros_like(answer)
-        else:
+        focal = dice = torch.zeros_like(answer)
+        if target is not None:
             focal, dice = pixel_loss(probabilities, target.to(probabilities.device))
         return Losses(answer + focal + dice, answer, focal, dice, accuracy)
 
     def _one_shot_maps(self, features: ImageFeatures, references: Tensor) -> Tensor:
-        groups, views = references.shape[:2]
-        encoded = self.encode(references.flatten(0, 1))
-        share = len(features) // groups
-        maps = []
-        for group in range(groups):
-            memory = MemoryBank(encoded[group * views : (group + 1) * views])
-            maps.append(memory.anomaly_map(features[group * share : (group + 1) * share], MAP_SIZE))
-        return torch.cat(maps)
+        """B images and (G, R, 3, S, S) -> (B, 1, 224, 224), each image against the references of its group."""
+        encoded, rows = self.encode(references.flatten(0, 1)), torch.arange(len(features)).chunk(len(references))
+        views = torch.arange(len(encoded)).chunk(len(references))
+        banks = [MemoryBank(encoded[each]) for each in views]
+        return torch.cat([bank.anomaly_map(features[each], MAP_SIZE) for bank, each in zip(banks, rows, strict=True)])
 
     def _answer_logits(self, before: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
         """Logits (B, K, vocabulary) and labels (B, K) of the last K positions, from just before the first answer on.
@@ -244,10 +231,9 @@ class AnomalyGPT(nn.Module):
             before: (B, N, D_l), see :meth:`prompt_embeds`.
         """
         embeds = torch.cat([before, self._embedding()(text.ids.to(before.device))], dim=1)
-        silent = torch.full(before.shape[:2], IGNORE_INDEX, dtype=torch.long)
-        labels = torch.cat([silent, text.labels], dim=1).to(before.device)
-        seen = torch.ones(before.shape[:2], dtype=torch.long)
-        attention = torch.cat([seen, text.attention], dim=1).to(before.device)
+        ones = torch.ones(before.shape[:2], dtype=torch.long)
+        labels = torch.cat([IGNORE_INDEX * ones, text.labels], dim=1).to(before.device)
+        attention = torch.cat([ones, text.attention], dim=1).to(before.device)
         answered = (labels != IGNORE_INDEX).any(dim=0).nonzero()
         first = int(answered[0]) if len(answered) else labels.shape[1] - 1
         # Logits before the first answer are never used, and the vocabulary makes them the largest tensor here.
@@ -257,13 +243,5 @@ class AnomalyGPT(nn.Module):
 
     def _embedding(self) -> nn.Embedding:
         if self.llama_model is None:
-            raise RuntimeError("this model was built without a language model: it draws maps, but can't answer")
+            raise RuntimeError("this model was built without a language model: it computes maps, but can't answer")
         return self.llama_model.get_input_embeddings()
-
-
-@torch.no_grad()
-def _token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of answer tokens that would have been predicted right; 0 when there is none."""
-    chosen = labels[:, 1:] != IGNORE_INDEX
-    hits = logits[:, :-1].argmax(dim=-1)[chosen] == labels[:, 1:][chosen]
-    return hits.float().mean() if chosen.any() else logits.new_zeros(())

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
-# LLaMA's published sizes (Touvron et al., 2023, table 2), which Vicuna shares: by the beginning of a folder's name.
+# LLaMA's published sizes (Touvron et al., 2023, table 2), which Vicuna shares, by the prefix of a folder's name.
 LLAMA_SIZES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
@@ -43,12 +43,12 @@ class StopAtTurnEnd:
 
 
 def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """Reads a causal LM's folder (config.json with sharded or single .safetensors / .bin) straight into ``dtype``.
+    """Reads a causal LM's folder (config.json with sharded or single .safetensors / .bin) directly into ``dtype``.
 
-    Names and shapes are compared before a byte of weights is copied.
+    Names and shapes are compared before any weights are copied.
 
     Raises:
-        CheckpointError: the folder is missing, incomplete, or another model's.
+        CheckpointError: the folder is missing, incomplete, or of another model.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -60,15 +60,15 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     found = folder_shapes(folder)
     rows = found.get(EMBEDDING, (config.vocab_size,))[0]
     if rows != config.vocab_size:
-        # Vicuna folders disagree: 32000 rows, or 32001 with a padding token. The tensors decide.
-        logger.info("%s: config.json says %d rows, the weights have %d", folder, config.vocab_size, rows)
+        # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
+        logger.info("%s: vocab_size %d in config.json, %d in the weights", folder, config.vocab_size, rows)
         config.vocab_size = rows
-    # Files of old hold the rotary frequencies, and some of a tied model its output layer: the embedding once more.
-    ignore = ("rotary_emb.inv_freq", OUTPUT) if config.tie_word_embeddings else ("rotary_emb.inv_freq",)
     with torch.device("meta"):
         expected = shapes_of(AutoModelForCausalLM.from_config(config).state_dict())
-    if config.tie_word_embeddings:
-        expected.pop(OUTPUT, None)  # the same tensor as the embedding: files may carry it or not
+    ignore = ["rotary_emb.inv_freq"]  # in older files
+    if config.tie_word_embeddings:  # the output layer is the embedding: a file may hold it again or not
+        expected.pop(OUTPUT, None)
+        ignore.append(OUTPUT)
     check_names(expected, found, folder, ignore=ignore)
     return AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, device_map={"": device}, local_files_only=True
@@ -86,10 +86,10 @@ def _read_config(folder: Path) -> Any:
 
 
 def planned_config(folder: Path) -> tuple[Any, str | None]:
-    """The Hugging Face config of a language model whose files may be absent, for a plan, and a remark on its source.
+    """The Hugging Face config of a language model with possibly absent files, for a memory estimate.
 
     Returns:
-        The config, None where the model's size is unknown; and the remark, None where all files are there.
+        The config, None where the model's size is unknown; and a note on its source, None where all files exist.
     """
     from transformers import LlamaConfig
 
@@ -111,7 +111,7 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     """Wraps the model in PEFT, whose tensor names the released deltas use.
 
     Raises:
-        UserError: a target is no module of this model, or none that takes LoRA.
+        UserError: a target is no module of this model, or no linear layer.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -133,19 +133,19 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT still asks for a flag that transformers has renamed
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT still uses a flag that transformers has renamed
         try:
             return get_peft_model(llm, config)
-        except ValueError as error:  # the modules are there, but of a kind that PEFT has no adapter for
+        except ValueError as error:  # the modules exist, but PEFT has no adapter for their class
             targets = ", ".join(settings.targets)
-            raise UserError(f"llm.lora.targets [{targets}]: LoRA can't stand on all of these; {advice}") from error
+            raise UserError(f"llm.lora.targets [{targets}]: LoRA can't adapt all of these; {advice}") from error
 
 
 def merge_lora_weights(llm: Any) -> None:
-    """Adds each adapter to the weights that it stands on: the same answers, sooner; it can't be trained any more.
+    """Merges each adapter into its base weights: the same answers, faster; LoRA can't be trained afterwards.
 
-    In float32 only. Half precision would round much of the small changes away, so there the adapters stay apart; as
-    they do on an output layer whose weights are the embedding's, too.
+    Adapters stay separate in half precision, which would round much of their small changes away, and where one is on an
+    output layer that shares its weights with the embedding.
     """
     shared = llm.config.tie_word_embeddings and hasattr(llm.get_output_embeddings(), "lora_A")
     if llm.dtype == torch.float32 and not shared:
@@ -167,8 +167,8 @@ def generate(
     Args:
         embeds: (B, N, D_l), padded on the left.
         attention: (B, N) int64, 1 where a position counts.
-        begun: the ids at each prompt's end with which its answer already begins; they come back as part of it.
-        extra: passed on to ``generate`` (a streamer, say).
+        begun: the ids at the end of each prompt that are the beginning of its answer; they are returned as part of it.
+        extra: passed to the model's ``generate`` (a streamer, for example).
 
     Returns:
         B answers, without the end-of-turn mark.

@@ -27,6 +27,14 @@ def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(shifted[chosen].float(), targets[chosen])
 
 
+@torch.no_grad()
+def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Fraction of the answer tokens that are predicted correctly, arguments as above; 0 when there is none."""
+    chosen = labels[:, 1:] != IGNORE_INDEX
+    hits = logits[:, :-1].argmax(dim=-1)[chosen] == labels[:, 1:][chosen]
+    return hits.float().mean() if chosen.any() else logits.new_zeros(())
+
+
 def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     """Focal loss (Lin et al., ICCV 2017), gamma 2, averaged over the pixels.
 

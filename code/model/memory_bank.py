@@ -71,31 +71,28 @@ class MemoryBank:
 
         Args:
             query: features of B images.
-            tap_weights: one per tap; empty weighs them alike.
+            tap_weights: one per tap; empty weighs them equally.
             exclusion_radius: for a photo that is in the bank itself: reference patches up to so many rows and columns
                 from the query patch's own position are left out. None compares with all.
 
         Returns:
             (B, P, P) float32 in -1..1; -1 where no reference patch is left.
         """
-        near = None if exclusion_radius is None else self._near(query.grid, exclusion_radius)
-        layers = [
-            nearest_similarity(tap, bank)
-            if near is None
-            else torch.stack([(image @ bank.T).masked_fill_(near, -1.0).amax(dim=1) for image in tap])
-            for tap, bank in zip(unit_patches(query), self.taps, strict=True)
-        ]
-        return rearrange(weighted_mean(torch.stack(layers), tap_weights), "b (h w) -> b h w", h=query.grid)
-
-    def _near(self, grid: int, radius: int) -> Tensor:
-        """(P * P, M) bool: which reference patches lie around which position."""
-        own = torch.arange(grid * grid, device=self.positions.device)[:, None]
-        rows = (own // grid - self.positions // grid).abs()
-        columns = (own % grid - self.positions % grid).abs()
-        return (rows <= radius) & (columns <= radius)
+        grid, pairs = query.grid, list(zip(unit_patches(query), self.taps, strict=True))
+        if exclusion_radius is None:
+            layers = [nearest_similarity(tap, bank) for tap, bank in pairs]
+        else:
+            own = torch.arange(grid * grid, device=self.positions.device)[:, None]
+            rows, columns = own // grid - self.positions // grid, own % grid - self.positions % grid
+            near = torch.maximum(rows.abs(), columns.abs()) <= exclusion_radius  # (P * P, M)
+            layers = [
+                torch.stack([(image @ bank.T).masked_fill_(near, -1.0).amax(dim=1) for image in tap])
+                for tap, bank in pairs
+            ]
+        return rearrange(weighted_mean(torch.stack(layers), tap_weights), "b (h w) -> b h w", h=grid)
 
     def anomaly_map(self, query: ImageFeatures, size: int) -> Tensor:
-        """Features of B images -> (B, 1, size, size) float32: 1 - similarity, upsampled, as the paper has it."""
+        """Features of B images -> (B, 1, size, size) float32: 1 - similarity, upsampled, as in the paper."""
         return 1 - upsample(self.similarity(query).unsqueeze(1), size)
 
 
@@ -112,11 +109,11 @@ def nearest_similarity(query: Tensor, bank: Tensor) -> Tensor:
 
 
 def weighted_mean(layers: Tensor, weights: Sequence[float]) -> Tensor:
-    """(L, …) -> (…): the mean over the first dimension; no weights at all weigh all alike."""
+    """(L, …) -> (…): the mean over the first dimension; without weights, the plain mean."""
     if not weights:
         return layers.mean(dim=0)
-    shares = torch.tensor(weights, device=layers.device) / sum(weights)
-    return torch.tensordot(shares, layers, dims=1)
+    fractions = torch.tensor(weights, device=layers.device) / sum(weights)
+    return torch.tensordot(fractions, layers, dims=1)
 
 
 def k_centre(patches: Tensor, keep: int) -> Tensor:

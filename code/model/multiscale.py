@@ -1,4 +1,4 @@
-"""Photos larger than the encoder's own side: encoded whole where the encoder can, else in overlapping tiles."""
+"""Photos larger than the encoder's input: encoded in one pass where the encoder can, else in overlapping tiles."""
 
 from collections.abc import Callable
 
@@ -10,33 +10,29 @@ from torch import Tensor
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec
 
 TILES_AT_ONCE = 16  # bounds the memory, not the result
-STRIDE = 0.5  # of a tile's side
 
 
 def encode_multiscale(encode: Callable[[Tensor], ImageFeatures], spec: ImageSpec, images: Tensor) -> ImageFeatures:
-    """Features of square images of the encoder's own side or a larger one.
+    """Features of square images of the encoder's input size or larger.
+
+    A patch that lies in several tiles is their mean, each weighted by how far inside the tile it lies.
 
     Args:
-        encode: normalised images -> features, as the model does it.
-        images: (B, 3, S, S), normalised; S a multiple of the patch, at least the encoder's side.
+        encode: normalised images -> features, such as ``AnomalyGPT.encode``.
+        images: (B, 3, S, S), normalised; S a multiple of the patch size, at least the encoder's input size.
 
     Returns:
         Taps (B, (S / patch)^2, D_v) in reading order.
 
     Raises:
-        ValueError: S is no such side.
+        ValueError: S is too small or no multiple of the patch size.
     """
     side = images.shape[-1]
     if side % spec.patch or side < spec.size:
         raise ValueError(f"images of side {side}: expected a multiple of {spec.patch} from {spec.size} on")
     if side == spec.size or spec.any_size:
         return encode(images)
-    return _tiled(encode, spec, images)
-
-
-def _tiled(encode: Callable[[Tensor], ImageFeatures], spec: ImageSpec, images: Tensor) -> ImageFeatures:
-    """A patch that lies in several tiles is their mean, each weighted by how far inside the tile it lies."""
-    batch, grid = len(images), images.shape[-1] // spec.patch
+    batch, grid = len(images), side // spec.patch
     corners = [(row, column) for row in offsets(grid, spec.grid) for column in offsets(grid, spec.grid)]
     tiles = [
         images[..., top : top + spec.size, left : left + spec.size]
@@ -53,7 +49,7 @@ def _tiled(encode: Callable[[Tensor], ImageFeatures], spec: ImageSpec, images: T
 
 def offsets(grid: int, tile: int) -> list[int]:
     """Where tiles of ``tile`` patches begin along a side of ``grid``: half a tile apart, the last one at the border."""
-    step = max(1, round(tile * STRIDE))
+    step = max(1, round(tile / 2))
     return [*range(0, grid - tile, step), grid - tile]
 
 

@@ -1,9 +1,8 @@
-"""Test-time augmentation of a single reference: the photo as if it had been taken again, slightly differently."""
+"""Perturbations of a single reference photo: small changes of camera pose and light, to estimate its variation."""
 
 import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +12,7 @@ class Perturbation:
     """A small change of camera and light.
 
     Attributes:
-        shift: right and down, as shares of the side.
+        shift: right and down, as fractions of the side.
         angle: in degrees, anticlockwise.
         zoom: above 1 enlarges the part.
         brightness: added to the normalised image.
@@ -27,12 +26,12 @@ class Perturbation:
     def matrix(self) -> list[list[float]]:
         """The affine map (2, 3) from the perturbed photo to the original, both in -1..1."""
         cosine, sine = (f(math.radians(self.angle)) / self.zoom for f in (math.cos, math.sin))
-        right, down = (-2 * share for share in self.shift)
+        right, down = (-2 * fraction for fraction in self.shift)
         return [[cosine, -sine, cosine * right - sine * down], [sine, cosine, sine * right + cosine * down]]
 
 
 HALF_PATCH = 1 / 32  # on a 16 x 16 grid
-# Each zooms in as far as it takes to stay inside the photo: padding would differ more than any good part does.
+# Each zooms in far enough to stay inside the photo: padding would differ more than any normal part does.
 PERTURBATIONS = (
     Perturbation(shift=(HALF_PATCH, HALF_PATCH), zoom=1.07, brightness=0.15),
     Perturbation(shift=(-HALF_PATCH, -HALF_PATCH), zoom=1.07, brightness=-0.15),
@@ -45,9 +44,8 @@ PERTURBATIONS = (
 
 def perturbed(image: Tensor, perturbations: tuple[Perturbation, ...] = PERTURBATIONS) -> Tensor:
     """A normalised square photo (3, S, S) -> (R, 3, S, S), one per perturbation; reflected beyond its border."""
-    matrices = torch.tensor([each.matrix() for each in perturbations], dtype=image.dtype, device=image.device)
+    matrices = image.new_tensor([each.matrix() for each in perturbations])
     images = image.expand(len(perturbations), -1, -1, -1)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    brightness = torch.tensor([each.brightness for each in perturbations], dtype=image.dtype, device=image.device)
-    return moved + brightness[:, None, None, None]
+    return moved + image.new_tensor([each.brightness for each in perturbations])[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Normal and abnormal text features of a class: WinCLIP's states and templates (specification 3)."""
+"""Text features [normal, abnormal] of a class: WinCLIP's state words and templates (specification 3)."""
 
 from collections.abc import Sequence
 
@@ -18,18 +18,18 @@ NORMAL_STATES = (
     "{} without damage",
 )
 ABNORMAL_STATES = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
-APART = 0.1  # how far the learned states start from each other, as a share of their length
+INITIAL_DISTANCE = 0.1  # between the two learned text features, relative to their length
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.")
 
 
 def sentences(class_name: str, states: Sequence[str]) -> list[str]:
-    """Every state of the class in every template; ``_`` in the name reads as a space."""
+    """Every state of the class in every template; ``_`` in the name becomes a space."""
     name = class_name.replace("_", " ")
     return [template.format(state.format(name)) for state in states for template in TEMPLATES]
 
 
 class PromptEnsemble:
-    """T of a class from a text tower; each class is encoded once and kept."""
+    """The text features of a class from a text tower; each class is encoded once and cached."""
 
     def __init__(self, encoder: TextImageEncoder) -> None:
         self.encoder = encoder
@@ -40,28 +40,24 @@ class PromptEnsemble:
         """B class names -> (B, 2, D) float32 of unit length: [normal, abnormal]."""
         for name in class_names:
             if name not in self._cache:
-                self._cache[name] = self._encode(name)
+                normal, abnormal = sentences(name, NORMAL_STATES), sentences(name, ABNORMAL_STATES)
+                # The cache is used by later calls too, so it must not hold inference tensors.
+                with torch.inference_mode(False), torch.no_grad():
+                    embedded = self.encoder.encode_text(normal + abnormal).float()
+                    means = [embedded[: len(normal)].mean(dim=0), embedded[len(normal) :].mean(dim=0)]
+                    self._cache[name] = F.normalize(torch.stack(means), dim=-1)
         return torch.stack([self._cache[name] for name in class_names])
-
-    def _encode(self, class_name: str) -> Tensor:
-        normal = sentences(class_name, NORMAL_STATES)
-        abnormal = sentences(class_name, ABNORMAL_STATES)
-        # The cache outlives this call, so that it must not hold tensors that only inference can use.
-        with torch.inference_mode(False), torch.no_grad():
-            embedded = self.encoder.encode_text(normal + abnormal).float()
-        means = [embedded[: len(normal)].mean(dim=0), embedded[len(normal) :].mean(dim=0)]
-        return F.normalize(torch.stack(means), dim=-1)
 
 
 class LearnedTextFeatures(nn.Module):
-    """T as two trained vectors, the same for every class: for an encoder that has no text tower."""
+    """Text features as two trained vectors, the same for every class, for an encoder without a text tower."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # They start nearly alike, as the texts' features are: two unrelated vectors give logits of tens at scale 100,
-        # the softmax saturates, and a tap that calls everything normal gets no gradient to learn otherwise.
+        # They start nearly equal, as real text features are: two unrelated vectors give logits of tens at scale 100,
+        # the softmax saturates, and a tap that predicts normal everywhere gets no gradient.
         normal = torch.randn(width)
-        self.states = nn.Parameter(torch.stack([normal, normal + APART * torch.randn(width)]) * width**-0.5)
+        self.states = nn.Parameter(torch.stack([normal, normal + INITIAL_DISTANCE * torch.randn(width)]) * width**-0.5)
 
     def forward(self, class_names: Sequence[str]) -> Tensor:
         """B class names (unused) -> (B, 2, D) of unit length: [normal, abnormal]."""

@@ -196,7 +196,7 @@ def test_lora_stands_on_the_four_projections_of_each_layer_under_the_released_na
     [
         (("foo",), "llm.lora.targets [foo]: no such modules in this language model; its linear layers are called q_pr"),
         (("q_proj", "foo"), "[foo]: no such modules"),  # PEFT would train the other one without a warning
-        (("mlp",), "[mlp]: LoRA can't stand on all of these"),
+        (("mlp",), "[mlp]: LoRA can't adapt all of these"),
         ((), "[]: names no module"),
     ],
 )

@@ -1,10 +1,10 @@
-"""Names and shapes of what the released ``imagebind_huge.pth`` holds beside the vision and text towers.
+"""Names and shapes of the tensors of ``imagebind_huge.pth`` that are outside the vision and text towers.
 
-A file is checked against its complete list of 1311 tensors, so that a truncated file or another one is an error. The
-trunks' shapes are read off a :class:`Trunk`, whose blocks these modalities share with vision and text.
+A file is checked against its complete list of 1311 tensors, so that a truncated or different file is an error. The
+trunks' shapes are those of a :class:`Trunk`, whose blocks these modalities share with vision and text.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,15 +12,11 @@ from anomalygpt.model.imagebind.transformer import Trunk
 
 Shape = tuple[int, ...]
 
-CAUSAL_MASK = "modality_preprocessors.text.mask"  # the released code's buffer; our text attention is causal by itself
+CAUSAL_MASK = "modality_preprocessors.text.mask"  # a buffer of the released code; our text attention needs none
 
 
-@dataclass(frozen=True)
-class SkippedTower:
-    """A modality of the released file that this product does not build.
-
-    ``positions`` and ``head`` are the names of the position table and of the head's linear layer.
-    """
+class SkippedTower(NamedTuple):
+    """A modality of the released file that is not built; ``positions`` and ``head`` are names of parameters."""
 
     width: int
     depth: int
