@@ -15,7 +15,7 @@ BEFORE_IMAGE = "### Human: <Img>"
 AFTER_IMAGE = "</Img> "
 ASK = "\n### Assistant:"
 END_OF_TURN = "\n###"
-STOP_SUFFIX = "\n##"  # what is left of END_OF_TURN when generation stops at its first recognisable token
+STOP_SUFFIX = "\n##"  # the part of END_OF_TURN that is generated when it stops at LLaMA's token ``##``
 
 
 class Turn(Protocol):
@@ -36,7 +36,7 @@ class TextBatch:
 
     Attributes:
         ids: (B, N) int64.
-        attention: (B, N) int64, 1 where a token counts.
+        attention: (B, N) int64, 1 for a token, 0 for padding.
         labels: (B, N) int64, -100 except on the assistant's tokens.
     """
 
@@ -46,7 +46,7 @@ class TextBatch:
 
 
 def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """One conversation -> (ids, labels), each turn encoded on its own.
+    """One conversation -> (ids, labels), each turn encoded separately.
 
     Raises:
         ValueError: the turns do not alternate, human first.
@@ -85,7 +85,7 @@ def chat_prompt(history: Sequence[tuple[str, str]], question: str) -> str:
 
 
 def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """Generated ids -> the answer: the end-of-turn mark is taken off where there is one, and nothing else."""
+    """Generated ids -> the answer, without the end-of-turn mark if there is one."""
     text = tokenizer.decode(ids)
     for mark in (END_OF_TURN, STOP_SUFFIX):
         text = text.removesuffix(mark)

@@ -39,13 +39,9 @@ class CheckpointError(UserError, ValueError):
 
 
 def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
-    """The error for a weight file that does not exist, with what to do about it.
+    """The error for a weight file (resolved path) that does not exist, with what to do about it.
 
-    Args:
-        path: resolved.
-        setting: the configuration key that names the file.
-        home: the folder that relative paths start at.
-        experiments: the names that ``train.py --config`` takes.
+    ``setting`` is the config's key for it, ``home`` the folder of relative paths, ``experiments`` the configs' names.
     """
     runs, *released = ((home / folder).resolve() for folder in ("runs", "pretrained_ckpt", "code/ckpt"))
     if runs in path.parents:

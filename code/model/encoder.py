@@ -12,12 +12,12 @@ from anomalygpt.errors import UserError
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What an encoder expects of, and gives for, an image. Sizes are in pixels, patches and channels.
+    """An encoder's input and output sizes, in pixels, patches and channels.
 
     Attributes:
-        size: side of the square image; the encoder's own.
+        size: side of the square input image.
         grid: patches along that side.
-        any_size: whether squares of other sides, multiples of the patch, are taken as well.
+        any_size: whether other sides, multiples of the patch size, are supported as well.
     """
 
     size: int
@@ -36,10 +36,10 @@ class ImageSpec:
 
 
 def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    """The blocks (0-based) whose output becomes patch features; by default the last of each quarter.
+    """The blocks (0-based) from which patch features are taken; by default the last of each quarter.
 
     Raises:
-        UserError: the numbers do not rise, or there is no such block.
+        UserError: the numbers are not increasing, or there is no such block.
     """
     chosen = tuple(taps) if taps is not None else tuple(depth // 4 * (i + 1) - 1 for i in range(4))
     if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
@@ -49,11 +49,11 @@ def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An encoded batch of images: computed once, asked often.
+    """An encoded batch of images.
 
     Attributes:
         taps: L tensors (B, P * P, D_v): the raw patch tokens of the tapped layers, in reading order.
-        embedding: (B, D), of unit length: the image as one vector.
+        embedding: (B, D), of unit length.
     """
 
     taps: tuple[Tensor, ...]
@@ -75,12 +75,12 @@ class ImageFeatures:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """An image encoder: ``spec`` says what it takes and gives."""
+    """An image encoder; ``spec`` holds its input and output sizes."""
 
     spec: ImageSpec
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Normalised images (B, 3, size, size), or of other sides where the spec says so -> features."""
+        """Normalised images (B, 3, size, size), or of other sides with ``spec.any_size`` -> features."""
         ...
 
 

@@ -18,14 +18,14 @@ Values = TypeVar("Values", Tensor, NDArray[np.float32])
 
 
 class FloatLinear(nn.Linear):
-    """A linear layer that computes in float32, whatever its weights are kept in: (…, D_in) -> (…, D_out)."""
+    """A linear layer that computes in float32, whatever its weights' dtype: (…, D_in) -> (…, D_out)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input.float(), self.weight.float(), self.bias.float())
 
 
 class ImageDecoder(nn.Module):
-    """Scores each patch of each tap by its similarity to the text features 'normal' and 'abnormal'.
+    """Scores each patch of each tap by its similarity to the text features [normal, abnormal].
 
     One linear layer per tap projects into the joint space; the released names are ``image_decoder.fc.i``.
     """
@@ -35,19 +35,19 @@ class ImageDecoder(nn.Module):
         self.fc = nn.ModuleList(FloatLinear(tap_width, joint_width) for _ in range(num_taps))
 
     def forward(self, taps: Sequence[Tensor], states: Tensor, size: int) -> Tensor:
-        """Probabilities of the two states for each pixel, layer by layer.
+        """Probabilities of normal and abnormal for each pixel, per layer.
 
         Args:
             taps: L tensors (B, P * P, D_v), any float dtype.
-            states: (B, 2, D) of unit length: [normal, abnormal].
+            states: (B, 2, D) of unit length, the text features [normal, abnormal].
             size: side of the output, in pixels.
 
         Returns:
-            (L, B, 2, size, size) float32, summing to 1 over the states. The anomaly map is :func:`anomaly_map` of it.
+            (L, B, 2, size, size) float32, summing to 1 over the third dimension, see :func:`anomaly_map`.
         """
         layers = []
         for fc, tap in zip(self.fc, taps, strict=True):
-            tokens = fc(tap)  # in float32: logits at scale 100 need more than half precision's digits
+            tokens = fc(tap)  # in float32: logits at scale 100 need more than half precision
             logits = (LOGIT_SCALE * F.normalize(tokens, dim=-1)) @ states.float().transpose(1, 2)  # (B, P * P, 2)
             coarse = rearrange(logits, "b (h w) c -> b c h w", h=math.isqrt(logits.shape[1]))
             layers.append(upsample(coarse, size).softmax(dim=1))
@@ -60,7 +60,7 @@ def upsample(coarse: Tensor, size: int) -> Tensor:
 
 
 def anomaly_map(probabilities: Tensor) -> Tensor:
-    """(L, B, 2, S, S) -> (B, 1, S, S) in 0..1: the abnormal state's probability, averaged over the layers."""
+    """(L, B, 2, S, S) -> (B, 1, S, S) in 0..1: the probability of abnormal, averaged over the layers."""
     return probabilities[:, :, 1:].mean(dim=0)
 
 

@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,6 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
 }
-
-
-@dataclass
-class StopAtTurnEnd:
-    """A stopping criterion for ``generate``: per sample, true once the assistant's turn has ended."""
-
-    tokenizer: Tokenizer
-    done: list[bool] = field(default_factory=list)
-
-    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """(B, generated so far) -> (B,) bool."""
-        rows = ids.tolist()
-        self.done = self.done or [False] * len(rows)
-        self.done = [done or ends_turn(row, self.tokenizer) for done, row in zip(self.done, rows, strict=True)]
-        return torch.tensor(self.done, device=ids.device)
 
 
 def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -101,8 +85,8 @@ def planned_config(folder: Path) -> tuple[Any, str | None]:
         except CheckpointError as error:
             return config, f"{error}: sizes are config.json's" if config else str(error)
         return config, None
-    size = next((size for size in LLAMA_SIZES if folder.name.lower().startswith(f"{size}_")), None)
-    if size is None:
+    size = folder.name.lower().partition("_")[0]
+    if size not in LLAMA_SIZES or "_" not in folder.name:
         return None, f"{folder}: no config.json there, so the language model's size is unknown and not counted"
     return LlamaConfig(**LLAMA_SIZES[size]), f"{folder}: no config.json there; taken to be LLaMA-{size.upper()}"
 
@@ -120,7 +104,7 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     advice = f"its linear layers are called {', '.join(linear)}"
     if not settings.targets:
         raise UserError(f"llm.lora.targets []: names no module; {advice}")
-    # PEFT itself ignores a misspelt target where another one is found.
+    # PEFT ignores a misspelt target where another one is found.
     absent = [target for target in settings.targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
     if absent:
         raise UserError(f"llm.lora.targets [{', '.join(absent)}]: no such modules in this language model; {advice}")
@@ -173,6 +157,13 @@ def generate(
     Returns:
         B answers, without the end-of-turn mark.
     """
+    done = [False] * len(embeds)
+
+    def turn_ended(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        for number, row in enumerate(ids.tolist()):
+            done[number] = done[number] or ends_turn(row, tokenizer)
+        return torch.tensor(done, device=ids.device)
+
     sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
     if sampling["do_sample"]:
         sampling |= {"top_p": settings.top_p, "top_k": settings.top_k, "temperature": settings.temperature}
@@ -180,7 +171,7 @@ def generate(
         inputs_embeds=embeds,
         attention_mask=attention,
         max_new_tokens=settings.max_new_tokens,
-        stopping_criteria=[StopAtTurnEnd(tokenizer)],
+        stopping_criteria=[turn_ended],
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
         bos_token_id=tokenizer.bos_id,

@@ -18,7 +18,7 @@ def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B, N) int64, -100 where there is no answer token.
 
     Returns:
-        A scalar, float32; zero when there is no answer token at all.
+        A scalar, float32; zero when there is no answer token.
     """
     shifted, targets = logits[:, :-1], labels[:, 1:]
     chosen = targets != IGNORE_INDEX
@@ -50,7 +50,7 @@ def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
 
 
 def dice_loss(abnormal: Tensor, target: Tensor) -> Tensor:
-    """Dice loss (Milletari et al., 3DV 2016) with unsquared sums, an image at a time, averaged over the batch.
+    """Dice loss (Milletari et al., 3DV 2016) with unsquared sums, per image, averaged over the batch.
 
     Args:
         abnormal: (B, S, S) float32 in 0..1.

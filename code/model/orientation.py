@@ -1,4 +1,4 @@
-"""How a part is oriented in its photo: from the second moments of the patches that differ from the photo's border."""
+"""The orientation of a part in its photo, from the second moments of the patches that differ from the border."""
 
 import math
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class Orientation:
     """The orientation of a part.
 
     Attributes:
-        aspect: its length over its width, at least 1.
-        tilt: degrees between its long axis and the nearer side of the photo, 0..45.
+        aspect: length divided by width, at least 1.
+        tilt: degrees between the long axis and the nearer side of the photo, 0..45.
     """
 
     aspect: float
@@ -34,14 +34,14 @@ def orientation_of(patches: Tensor) -> Orientation:
     part = (distances > _otsu_threshold(distances)).float().cpu()
     points = torch.stack([columns, rows]).float()
     centred = points - (points * part).sum(dim=1, keepdim=True) / part.sum()
-    covariance = (part * centred) @ centred.T / part.sum() + torch.eye(2) / 12  # a patch has an extent of its own
+    covariance = (part * centred) @ centred.T / part.sum() + torch.eye(2) / 12  # the variance within a patch
     variances, axes = torch.linalg.eigh(covariance)  # ascending
     angle = math.degrees(math.atan2(float(axes[1, 1]), float(axes[0, 1]))) % 90
     return Orientation(float((variances[1] / variances[0]).sqrt()), min(angle, 90 - angle))
 
 
 def _otsu_threshold(values: Tensor) -> float:
-    """The value that divides numbers into the two groups of least variance (Otsu)."""
+    """The threshold that splits the values into two groups of least variance (Otsu)."""
     ordered = values.sort().values.double()
     count = torch.arange(1, len(ordered), device=values.device)
     total = ordered.sum()

@@ -11,7 +11,11 @@ PROMPTS_FROM_MAP = (MAP_SIZE // 2 ** (len(CHANNELS) - 1) - LAST_KERNEL + 1) ** 2
 
 
 class PromptLearner(nn.Module):
-    """Learned base prompts, then prompts that a small convolutional network reads off the map.
+    """Learned base prompts, then prompts that a small convolutional network computes from the map.
+
+    Its convolutions are initialised as in He et al. (ICCV 2015), so that a defect in the map moves the prompts by about
+    the distance between word embeddings. PyTorch's default attenuates the map by a factor of 400 over the six layers;
+    the language model then needed hundreds of steps before it responded to the map at all.
 
     Args:
         llm_width: D_l, the width of the language model's embeddings.
@@ -24,22 +28,13 @@ class PromptLearner(nn.Module):
             stages += [nn.Conv2d(narrow, wide, kernel_size=3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.meta_net = nn.Sequential(*stages, nn.Conv2d(CHANNELS[-1], llm_width, kernel_size=LAST_KERNEL))
         self.base_prompts = nn.Parameter(torch.randn(PROMPTS_FROM_MAP, llm_width) * 0.02)
-        self.apply(_keep_scale)
+        for module in self.meta_net:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, anomaly_map: Tensor) -> Tensor:
         """(B, 1, 224, 224) in 0..1 -> (B, 18, D_l): the base prompts first."""
-        read = self.meta_net(anomaly_map.to(self.base_prompts.dtype))  # (B, D_l, 3, 3)
-        from_map = rearrange(read, "b d h w -> b (h w) d")
-        base = self.base_prompts.expand(len(from_map), -1, -1)
-        return torch.cat([base, from_map], dim=1)
-
-
-def _keep_scale(module: nn.Module) -> None:
-    """He et al. (ICCV 2015) initialisation: a defect in the map then moves the prompts as far as words lie apart.
-
-    PyTorch's default lets the map fade by a factor of 400 through the six layers; the language model needed hundreds
-    of steps before it saw any of it.
-    """
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        output = self.meta_net(anomaly_map.to(self.base_prompts.dtype))  # (B, D_l, 3, 3)
+        from_map = rearrange(output, "b d h w -> b (h w) d")
+        return torch.cat([self.base_prompts.expand(len(from_map), -1, -1), from_map], dim=1)

@@ -6,29 +6,27 @@ from typing import Any, Protocol
 
 from anomalygpt.errors import UserError
 
-SENTENCEPIECE_FILE = "tokenizer.model"
-
 
 class Tokenizer(Protocol):
-    """Encodes a string on its own, as if a space stood before it, without special tokens (specification 6)."""
+    """Encodes each string separately, as if after a space, without special tokens (specification 6)."""
 
     bos_id: int
     eos_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids; the empty string has none."""
+        """Text -> ids, none for the empty string."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text, special tokens left out, the leading space of :meth:`encode` taken off."""
+        """Ids -> text, without special tokens and the leading space of :meth:`encode`."""
         ...
 
 
 class SentencePieceTokenizer:
     """LLaMA's ``tokenizer.model``.
 
-    Read by the sentencepiece library itself: the weights were trained with its ids, and the fast conversion that
-    transformers makes of the same file splits runs of spaces differently.
+    Read by the sentencepiece library: the weights were trained with its ids, and transformers' fast tokeniser splits
+    runs of spaces differently.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,12 +43,12 @@ class SentencePieceTokenizer:
         return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        # Vicuna's 32001st row (its padding token) is unknown to SentencePiece.
+        # Vicuna's 32001st token (padding) is not in the SentencePiece vocabulary.
         return self._model.decode([int(i) for i in ids if int(i) < self._model.vocab_size()])
 
 
 class HuggingFaceTokenizer:
-    """Any other tokeniser of a Hugging Face folder."""
+    """Any other tokeniser in a Hugging Face folder."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -58,8 +56,8 @@ class HuggingFaceTokenizer:
         self.bos_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos_id
 
     def encode(self, text: str) -> list[int]:
-        # The pieces of a prompt are encoded one by one; SentencePiece puts a space before each, and so do we:
-        # "### Assistant:" + "Yes" must read "### Assistant: Yes" in training as it does in a chat's history.
+        # SentencePiece puts a space before each piece of a prompt. The same here makes "### Assistant:" + "Yes" the same
+        # text in training as in a chat's history: "### Assistant: Yes".
         return self._tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -68,18 +66,17 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokeniser of a language model's folder: SentencePiece where ``tokenizer.model`` is there.
+    """The tokeniser of a language model's folder: SentencePiece if there is a ``tokenizer.model``.
 
     Raises:
-        UserError: the folder holds no tokeniser, or a damaged one.
+        UserError: the folder has no tokeniser, or a damaged one.
     """
-    if (folder / SENTENCEPIECE_FILE).is_file():
-        return SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
+    if (folder / "tokenizer.model").is_file():
+        return SentencePieceTokenizer(folder / "tokenizer.model")
     from transformers import AutoTokenizer
 
     try:
         return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # the tokenizers library raises no narrower one for a damaged file
-        raise UserError(
-            f"{folder} holds no tokeniser: expected tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
-        ) from error
+        expected = "expected tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
+        raise UserError(f"{folder} holds no tokeniser: {expected}") from error

@@ -8,11 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from anomalygpt.model.checkpoint import Shape
 from anomalygpt.model.imagebind.transformer import Trunk
-
-Shape = tuple[int, ...]
-
-CAUSAL_MASK = "modality_preprocessors.text.mask"  # a buffer of the released code; our text attention needs none
 
 
 class SkippedTower(NamedTuple):
@@ -37,7 +34,7 @@ SKIPPED_TOWERS = {
 
 def skipped_shapes(joint_width: int = 1024) -> dict[str, Shape]:
     """Name -> shape of every released tensor that is recognised and not loaded."""
-    shapes: dict[str, Shape] = {CAUSAL_MASK: (77, 77)}
+    shapes: dict[str, Shape] = {"modality_preprocessors.text.mask": (77, 77)}  # the causal mask, a buffer
     for modality, tower in SKIPPED_TOWERS.items():
         width = tower.width
         stem, head = f"modality_preprocessors.{modality}", f"modality_heads.{modality}"

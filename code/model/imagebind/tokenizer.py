@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding, as ImageBind's text tower was trained with (specification 1)."""
+"""CLIP's byte-pair encoding, with which ImageBind's text tower was trained (specification 1)."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from anomalygpt.model.imagebind.text import CONTEXT_LENGTH
+CONTEXT_LENGTH = 77
 
 
 @cache
 def _tokenizer() -> Any:
-    # open_clip carries the vocabulary in its wheel, so that nothing is downloaded; it is imported late because
-    # an encoder without a text tower never needs it.
+    # open_clip's wheel contains the vocabulary, so nothing is downloaded; imported late because an encoder without a
+    # text tower does not need it.
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=CONTEXT_LENGTH)

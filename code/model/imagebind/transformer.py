@@ -67,8 +67,8 @@ class Trunk(nn.Module):
 
     Args:
         width, depth, heads: size of the stack.
-        causal: whether a token sees only those before it (text).
-        norm_first: whether a LayerNorm stands before the first block (vision).
+        causal: whether a token attends only to those before it (text).
+        norm_first: whether there is a LayerNorm before the first block (vision).
     """
 
     def __init__(self, width: int, depth: int, heads: int, *, causal: bool, norm_first: bool) -> None:
