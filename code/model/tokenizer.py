@@ -56,8 +56,8 @@ class HuggingFaceTokenizer:
         self.bos_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos_id
 
     def encode(self, text: str) -> list[int]:
-        # SentencePiece puts a space before each piece of a prompt. The same here makes "### Assistant:" + "Yes" the same
-        # text in training as in a chat's history: "### Assistant: Yes".
+        # A space before each piece, as SentencePiece does it: "### Assistant:" + "Yes" is then the same text in
+        # training as in a chat's history, "### Assistant: Yes".
         return self._tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:

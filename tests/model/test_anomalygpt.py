@@ -197,8 +197,6 @@ def test_half_precision_encoder_and_language_model_beside_float32_parts(model, i
     assert len(half.answer(features, maps, ["a", "b"], GenerationSettings(max_new_tokens=2))) == 2
 
 
-# -- the likelihood of given answers --------------------------------------------------------------------------------
-
 QUESTION = chat_prompt([], "Is it good?")
 ANSWERS = ["Yes.", "No, at the top left.", "A"]
 
@@ -228,14 +226,6 @@ def test_likelihood_of_a_batch_of_answers_equals_one_token_after_the_other(model
     alone = torch.cat([model.answer_likelihoods(*seen, QUESTION, [answer]) for answer in ANSWERS])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
-
-
-def test_likelihood_depends_on_the_image_and_its_map(model, images, seen):
-    features, maps = seen
-    before = model.answer_likelihoods(features, maps, QUESTION, ANSWERS)
-    other = model.encode(images)[[1]]
-    assert not torch.allclose(model.answer_likelihoods(other, maps, QUESTION, ANSWERS), before, atol=1e-4)
-    assert not torch.allclose(model.answer_likelihoods(features, 1 - maps, QUESTION, ANSWERS), before, atol=1e-6)
 
 
 def test_an_empty_answer_is_refused(model, seen):

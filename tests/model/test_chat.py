@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from anomalygpt.model.chat import (
-    ASK,
-    END_OF_TURN,
     answer_text,
     chat_prompt,
     conversation_ids,
@@ -53,7 +51,7 @@ def test_turns_that_do_not_alternate_are_refused(turns: Sequence[Said]) -> None:
         conversation_ids(turns, Letters())
 
 
-def test_batch_is_padded_on_the_right_with_eos_and_masked_there() -> None:
+def test_batch_is_padded_on_the_right_with_eos_and_cut_at_max_length() -> None:
     batch = training_batch([TALK[:2], TALK], Letters(), max_length=500)
     short = len(conversation_ids(TALK[:2], Letters())[0])
     assert batch.ids.shape[1] == len(conversation_ids(TALK, Letters())[0])
@@ -61,34 +59,17 @@ def test_batch_is_padded_on_the_right_with_eos_and_masked_there() -> None:
     assert batch.attention[0].tolist() == [1] * short + [0] * (batch.ids.shape[1] - short)
     assert batch.attention[1].all()
     assert batch.labels[0, short:].unique().tolist() == [IGNORE_INDEX]
-
-
-def test_text_is_cut_at_max_length() -> None:
-    whole = training_batch([TALK], Letters(), max_length=500)
-    cut = training_batch([TALK], Letters(), max_length=30)
-    assert cut.ids.shape == (1, 30)
+    cut = training_batch([TALK[:2], TALK], Letters(), max_length=30)
     for name in ("ids", "attention", "labels"):
-        assert torch.equal(getattr(cut, name), getattr(whole, name)[:, :30])
+        assert torch.equal(getattr(cut, name), getattr(batch, name)[:, :30])
 
 
-def test_history_reads_as_the_training_turns_do(llama: Tokenizer) -> None:
-    """One string in a chat, turn by turn in training: the tokeniser's spaces make them the same text."""
+def test_history_is_the_same_text_as_the_training_turns(llama: Tokenizer) -> None:
+    """One string in a chat, separate turns in training: the tokeniser's spaces make them the same text."""
+    assert chat_prompt([], "Is it good?") == "Is it good?\n### Assistant:"
     ids, _ = conversation_ids(TALK[:3], llama)
     assert chat_prompt([("Is it good?", "No.")], "Where?") == llama.decode(ids)
     assert llama.decode(ids) == "Is it good?\n### Assistant: No.\n### Human: Where?\n### Assistant:"
-
-
-def test_first_question_stands_alone() -> None:
-    assert chat_prompt([], "Is it good?") == "Is it good?\n### Assistant:"
-    assert chat_prompt([("a", "b"), ("c", "d")], "e") == (
-        "a\n### Assistant: b\n### Human: c\n### Assistant: d\n### Human: e\n### Assistant:"
-    )
-
-
-def test_llamas_marks_have_the_released_ids(llama: Tokenizer) -> None:
-    assert llama.encode("Yes." + END_OF_TURN)[-3:] == [13, 2277, 29937]
-    assert llama.encode("</Img> ")[-1] == 29871
-    assert llama.encode("Is it good?" + ASK)[-6:-3] == [13, 2277, 29937]
 
 
 @pytest.mark.parametrize("text", ["Yes, at the top", "Item #3 # of 5 #", "No.", "a\nb", "100 %\n", ""])

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from anomalygpt.model.image_decoder import LOGIT_SCALE, ImageDecoder, anomaly_map, upsample
+from anomalygpt.model.image_decoder import LOGIT_SCALE, ImageDecoder, anomaly_map, calibrate_map, upsample
 
 STATES = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # normal points right, abnormal up
 
@@ -30,11 +31,6 @@ def test_one_patch() -> None:
     by_hand = 1 / (1 + math.exp(LOGIT_SCALE * (math.cos(angle) - math.sin(angle))))
     assert float(abnormal.detach()) == pytest.approx(by_hand, rel=1e-4)
     assert 0.79 < by_hand < 0.81
-
-
-def test_length_of_a_token_does_not_count() -> None:
-    short, long = (identity_decoder()([token_at(math.pi / 4 - 0.02, length)], STATES, 1) for length in (0.1, 50.0))
-    assert torch.allclose(short, long, rtol=1e-4)
 
 
 def test_bias_shifts_the_token_before_it_is_normalised() -> None:
@@ -82,3 +78,16 @@ def test_half_precision_features_give_float32_probabilities(dtype: torch.dtype) 
     assert half.dtype == torch.float32
     assert torch.allclose(half.sum(dim=2), torch.ones(2, 1, 6, 6))
     assert float((half - full).abs().max()) < 0.5  # the inputs were rounded, the arithmetic was not
+
+
+def test_calibrated_map_is_one_half_at_the_threshold_and_one_at_twice_that() -> None:
+    values = torch.tensor([-1.0, 0.0, 0.1, 0.2, 0.4, 9.0], requires_grad=True)
+    found = calibrate_map(values, 0.2)
+    assert found.tolist() == pytest.approx([0, 0, 0.25, 0.5, 1, 1])
+    assert np.allclose(calibrate_map(values.detach().numpy(), 0.2), found.detach())
+    found.sum().backward()
+    assert values.grad is not None and values.grad[[2, 3, 5]].tolist() == [2.5, 2.5, 0]
+
+
+def test_threshold_of_zero_marks_whatever_is_above_it() -> None:
+    assert calibrate_map(torch.tensor([0.0, 0.01]), 0.0).tolist() == [0, 1]

@@ -50,9 +50,6 @@ def write_llama(folder: Path, llama: LlamaForCausalLM, layout: str) -> Path:
 LAYOUTS = ["single bin", "sharded bin", "single safetensors", "sharded safetensors"]
 
 
-# -- loading --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_layout_loads(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
@@ -103,18 +100,14 @@ def refused(folder: Path) -> str:
     return str(error.value)
 
 
-def test_missing_shard_is_named(tmp_path: Path) -> None:
-    write_llama(tmp_path, tiny_llama(), "sharded bin")
-    (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
-    assert "1 of 2 weight shards are missing: pytorch_model-00002-of-00002.bin" in refused(tmp_path)
-
-
-def test_truncated_shard_is_named(tmp_path: Path) -> None:
+def test_truncated_or_missing_shard_is_named(tmp_path: Path) -> None:
     write_llama(tmp_path, tiny_llama(), "sharded safetensors")
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     text = refused(tmp_path)
     assert shard.name in text and "not fully downloaded" in text
+    shard.unlink()
+    assert f"1 of 2 weight shards are missing: {shard.name}" in refused(tmp_path)
 
 
 def test_folder_without_weights_or_with_an_index_that_is_none(tmp_path: Path) -> None:
@@ -124,17 +117,14 @@ def test_folder_without_weights_or_with_an_index_that_is_none(tmp_path: Path) ->
     assert "not an index" in refused(tmp_path)
 
 
-def test_wrong_width_is_reported_with_what_the_file_is(tmp_path: Path) -> None:
+def test_wrong_width_and_missing_layers_are_reported_with_what_the_file_is(tmp_path: Path) -> None:
     llama = tiny_llama(width=64, layers=3)
     write_folder(tmp_path, llama.state_dict(), llama_config(width=32, layers=3), "single safetensors")
     text = refused(tmp_path)
     assert "model.embed_tokens.weight is 320x64, expected 320x32" in text
     assert "a language model 64 wide with 320 tokens and 3 layers" in text
-
-
-def test_missing_layers_are_counted(tmp_path: Path) -> None:
     tensors = {name: value for name, value in tiny_llama().state_dict().items() if "layers.1." not in name}
-    write_folder(tmp_path, tensors, llama_config(), "single bin")
+    write_folder(tmp_path, tensors, llama_config(), "single safetensors")
     assert "9 of 21 tensors missing (model.layers.1." in refused(tmp_path)
 
 
@@ -175,9 +165,6 @@ def test_half_precision_loading_never_holds_a_float32_copy(tmp_path: Path) -> No
     run = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout.splitlines()[-1]) < 1.3 * size + 20, size
-
-
-# -- LoRA -----------------------------------------------------------------------------------------------------------
 
 
 def test_lora_stands_on_the_four_projections_of_each_layer_under_the_released_names() -> None:
@@ -240,9 +227,6 @@ def test_lora_of_a_half_precision_model_is_float32_and_runs() -> None:
         logits = llm(inputs_embeds=torch.randn(1, 3, 32).half()).logits
     assert logits.dtype == torch.float16
     assert logits.isfinite().all()
-
-
-# -- generation -----------------------------------------------------------------------------------------------------
 
 
 class Recite(LogitsProcessor):

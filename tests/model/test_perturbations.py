@@ -1,5 +1,6 @@
 """Perturbations of a single reference."""
 
+import pytest
 import torch
 
 from anomalygpt.model.perturbations import PERTURBATIONS, Perturbation, perturbed
@@ -18,33 +19,24 @@ def place(image: torch.Tensor) -> tuple[float, float]:
     return float((mass.sum(dim=1) * along).sum() / mass.sum()), float((mass.sum(dim=0) * along).sum() / mass.sum())
 
 
-def near(found: tuple[float, float], expected: tuple[float, float]) -> bool:
-    return max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 0.2
+@pytest.mark.parametrize(
+    ("start", "change", "end"),
+    [
+        ((16, 10), Perturbation(shift=(4 / 33, -2 / 33)), (14, 14)),  # fractions of the side, right and down
+        ((16, 26), Perturbation(angle=90), (6, 16)),  # anticlockwise about the centre
+        ((16, 21), Perturbation(zoom=2.0), (16, 26)),  # away from the centre
+    ],
+    ids=["shift", "angle", "zoom"],
+)
+def test_perturbation_moves_a_dot(start: tuple[int, int], change: Perturbation, end: tuple[float, float]) -> None:
+    assert place(perturbed(dot(*start), (change,))[0]) == pytest.approx(end, abs=0.2)
 
 
-def test_no_change_gives_the_same_photo() -> None:
-    image = torch.randn(3, 33, 33)
-    assert torch.allclose(perturbed(image, (Perturbation(),))[0], image, atol=1e-5)
-
-
-def test_shift_is_a_share_of_the_side_to_the_right_and_down() -> None:
-    moved = perturbed(dot(16, 10), (Perturbation(shift=(4 / 33, -2 / 33)),))[0]
-    assert near(place(moved), (14, 14))
-
-
-def test_turn_is_anticlockwise_about_the_middle() -> None:
-    moved = perturbed(dot(16, 26), (Perturbation(angle=90),))[0]
-    assert near(place(moved), (6, 16))
-
-
-def test_zoom_moves_things_away_from_the_middle() -> None:
-    moved = perturbed(dot(16, 21), (Perturbation(zoom=2.0),))[0]
-    assert near(place(moved), (16, 26))
-
-
-def test_brightness_is_added() -> None:
+@pytest.mark.parametrize("brightness", [0.0, 0.5])
+def test_brightness_is_added_and_nothing_else_changes(brightness: float) -> None:
     image = torch.randn(3, 8, 8)
-    assert torch.allclose(perturbed(image, (Perturbation(brightness=0.5),))[0], image + 0.5, atol=1e-5)
+    changed = perturbed(image, (Perturbation(brightness=brightness),))[0]
+    assert torch.allclose(changed, image + brightness, atol=1e-5)
 
 
 def test_every_perturbation_is_near_the_photo_and_none_equals_it() -> None:

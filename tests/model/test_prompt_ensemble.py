@@ -1,7 +1,5 @@
 """The text ensemble: 24 sentences per class, encoded once (specification 3)."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,15 +19,6 @@ from tests.helpers import TINY
 def encoder() -> ImageBind:
     torch.manual_seed(0)
     return ImageBind(TINY).eval()
-
-
-@pytest.fixture
-def texts_seen(encoder: ImageBind) -> Iterator[list[int]]:
-    """How many sentences each call of the text tower was given."""
-    seen: list[int] = []
-    hook = encoder.modality_trunks["text"].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    yield seen
-    hook.remove()
 
 
 def test_fourteen_normal_and_ten_abnormal_sentences() -> None:
@@ -53,11 +42,13 @@ def test_states_are_the_mean_of_the_sentences_embeddings(encoder: ImageBind) -> 
     assert torch.allclose(PromptEnsemble(encoder)(["pill"])[0], torch.stack([normal, abnormal]), atol=1e-5)
 
 
-def test_each_class_is_encoded_once(encoder: ImageBind, texts_seen: list[int]) -> None:
-    ensemble = PromptEnsemble(encoder)
+def test_each_class_is_encoded_once(encoder: ImageBind) -> None:
+    ensemble, counts = PromptEnsemble(encoder), []
+    hook = encoder.modality_trunks["text"].register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[0])))
     first = ensemble(["screw", "pill", "screw"])
     again = ensemble(["pill", "screw"])
-    assert texts_seen == [24, 24]
+    hook.remove()
+    assert counts == [24, 24]
     assert torch.equal(first[[1, 0]], again)
     assert torch.equal(first[0], first[2])
 
