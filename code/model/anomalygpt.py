@@ -220,8 +220,7 @@ class AnomalyGPT(nn.Module):
     def _one_shot_maps(self, features: ImageFeatures, references: Tensor) -> Tensor:
         """B images and (G, R, 3, S, S) -> (B, 1, 224, 224), each image against the references of its group."""
         encoded, rows = self.encode(references.flatten(0, 1)), torch.arange(len(features)).chunk(len(references))
-        views = torch.arange(len(encoded)).chunk(len(references))
-        banks = [MemoryBank(encoded[each]) for each in views]
+        banks = [MemoryBank(encoded[each]) for each in torch.arange(len(encoded)).chunk(len(references))]
         return torch.cat([bank.anomaly_map(features[each], MAP_SIZE) for bank, each in zip(banks, rows, strict=True)])
 
     def _answer_logits(self, before: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
