@@ -189,7 +189,7 @@ def test_ctrl_c_says_how_to_go_on(tree, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(CellStore, "require", interrupted)
     assert run("--data", str(tree), "--out", str(tmp_path / "out")) == INTERRUPTED
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "says"), [(("--shots", "-1"), "0 or more"), (("--rounds", "0"), "1 or more")])

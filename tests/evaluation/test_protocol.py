@@ -7,14 +7,7 @@ import pytest
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.protocol import (
-    Cell,
-    Plan,
-    check,
-    photo_name,
-    photo_seed,
-    reference_records,
-)
+from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, reference_records
 
 
 def random_references(records: list[ImageRecord], shots: int, round_: int, seed: int) -> list[ImageRecord]:
@@ -56,9 +49,9 @@ def test_too_few_good_photos_are_told(tree):
 
 def test_photos_without_a_training_split_can_only_be_measured_without_references(tree):
     tested = [record for record in index_mvtec(tree) if record.split == "test"]
-    check(Plan((0,)), tested)
+    Plan((0,)).check(tested)
     with pytest.raises(UserError, match="there are 0; photos without a training split .* --shots 0"):
-        check(Plan((1,)), tested)
+        Plan((1,)).check(tested)
 
 
 def test_random_references_differ_between_rounds_and_seeds_and_are_drawn_again_the_same(tree):
@@ -91,7 +84,7 @@ def test_a_plan_goes_round_after_round_and_measures_zero_shot_once():
 def test_a_class_without_test_photos_is_told_before_anything_is_measured(tree):
     records = [record for record in index_mvtec(tree) if record.split == "train"]
     with pytest.raises(UserError, match="no test photos of bottle"):
-        check(Plan((0,)), records)
+        Plan((0,)).check(records)
 
 
 def test_each_photo_round_and_seed_has_a_seed_of_its_own(tree):

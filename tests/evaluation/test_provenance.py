@@ -7,11 +7,11 @@ import yaml
 from anomalygpt.config.load import load_config
 from anomalygpt.evaluation.protocol import Plan
 from anomalygpt.evaluation.provenance import (
+    describe_references,
+    describe_training,
     fingerprint,
-    references_in_words,
-    seen_in_training,
-    trained_on,
     training_data,
+    training_warnings,
 )
 from anomalygpt.model.checkpoint import save_tensors
 
@@ -55,8 +55,8 @@ def test_a_delta_of_the_same_name_and_other_contents_is_another(tmp_path):
         (Plan((4,), choice="random"), "at random"),
     ],
 )
-def test_the_choice_of_references_in_words(plan, words):
-    assert words in references_in_words(plan)
+def test_the_choice_of_describe_references(plan, words):
+    assert words in describe_references(plan)
 
 
 def config_of(tmp_path, root, *, defects="simulated", classes=None, metadata=True):
@@ -70,27 +70,27 @@ def config_of(tmp_path, root, *, defects="simulated", classes=None, metadata=Tru
 
 def test_a_delta_says_what_it_was_trained_on(tmp_path, tree):
     [(_, data)] = training_data(config_of(tmp_path, tree, classes=["bottle"]))
-    assert trained_on(data) == f"simulated defects on {tree} (mvtec, bottle)"
+    assert describe_training(data) == f"simulated defects on {tree} (mvtec, bottle)"
     silent = training_data(config_of(tmp_path, tree, metadata=False))
-    assert trained_on(silent[0][1]) == "not said in the file"
-    assert seen_in_training(silent, tree, ["bottle"]) == []
+    assert describe_training(silent[0][1]) == "not in the file"
+    assert training_warnings(silent, tree, ["bottle"]) == []
 
 
 def test_the_same_folder_and_classes_of_the_same_name_are_told_and_other_data_are_not(tmp_path, tree):
     same = training_data(config_of(tmp_path, tree))
-    [told] = seen_in_training(same, tree, ["bottle"])
-    assert "these very classes' good photos" in told and "no test on unseen classes" in told
-    [told] = seen_in_training(same, tmp_path / "other", ["bottle", "screw"])
+    [told] = training_warnings(same, tree, ["bottle"])
+    assert "the good photos of these classes" in told and "not a test on unseen classes" in told
+    [told] = training_warnings(same, tmp_path / "other", ["bottle", "screw"])
     assert "classes of the same names in other data" in told and told.count("bottle") == 1
-    assert seen_in_training(same, tmp_path / "other", ["screw"]) == []
+    assert training_warnings(same, tmp_path / "other", ["screw"]) == []
 
 
 def test_training_on_real_defects_of_the_test_photos_is_told(tmp_path, tree):
-    [told] = seen_in_training(training_data(config_of(tmp_path, tree, defects="real")), tree, ["bottle"])
-    assert "say nothing of unseen photos" in told
+    [told] = training_warnings(training_data(config_of(tmp_path, tree, defects="real")), tree, ["bottle"])
+    assert "do not hold for new photos" in told
 
 
 def test_a_training_folder_that_is_gone_is_compared_by_its_path_alone(tmp_path):
     gone = training_data(config_of(tmp_path, tmp_path / "gone"))
-    assert seen_in_training(gone, tmp_path / "other", ["bottle"]) == []
-    assert len(seen_in_training(gone, tmp_path / "gone", ["bottle"])) == 1
+    assert training_warnings(gone, tmp_path / "other", ["bottle"]) == []
+    assert len(training_warnings(gone, tmp_path / "gone", ["bottle"])) == 1
