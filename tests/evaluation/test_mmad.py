@@ -23,6 +23,7 @@ from anomalygpt.evaluation.mmad import (
 )
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.llm import GenerationSettings
+from tests.evaluation.conftest import RUN
 from tests.model.test_anomalygpt import model  # noqa: F401 (a fixture)
 
 BAD, GOOD = "DS-MVTec/bottle/image/broken/000.png", "DS-MVTec/bottle/image/good/001.png"
@@ -90,7 +91,7 @@ def test_a_list_of_ones_own_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("{", "can't be read as JSON"),
         ("3", "expected MMAD's"),
@@ -109,10 +110,10 @@ def test_a_list_of_ones_own_is_read(tmp_path):
         ('[{"image": "b.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "A"}]', "not there: b.png"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(tmp_path, text, says):
+def test_an_invalid_file_is_reported_in_one_line(tmp_path, text, message):
     write_photos(tmp_path, "a.png")
     (tmp_path / "file.json").write_text(text)
-    with pytest.raises(UserError, match=says) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         read_questions(tmp_path / "file.json", tmp_path)
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="no such file"):
@@ -172,34 +173,29 @@ def test_anomaly_detection_is_balanced_and_the_average_is_over_tasks_then_data_s
     assert average == pytest.approx(((0.5 + 1) / 2 + (1 + 0) / 2) / 2)
 
 
-class Real:
-    """The real predictor around a small random model."""
-
-    def __init__(self, small):
-        self.predictor = Predictor(small, generation=GenerationSettings(max_new_tokens=4))
-
-    def asker(self, root, **options):
-        given = {"shots": 0, "methods": ("text", "letter", "generated"), "seed": 0} | options
-        return Asker(self.predictor, root, **given)
-
-
 @pytest.fixture
-def real(model):  # noqa: F811
-    return Real(model)
+def asker(model, mmad):  # noqa: F811
+    """Makes an asker with the real predictor around a small random model."""
+    predictor = Predictor(model, generation=GenerationSettings(max_new_tokens=4))
+
+    def make(shots=0, methods=("text", "letter", "generated")):
+        return Asker(predictor, mmad.parent, shots, methods, seed=0)
+
+    return make
 
 
-def test_a_model_answers_by_likelihood_and_by_generation(mmad, real):
+def test_a_model_answers_by_likelihood_and_by_generation(mmad, asker):
     questions = read_questions(mmad, mmad.parent, shots=1)
-    found = real.asker(mmad.parent, shots=1).ask(questions[:3])
+    found = asker(shots=1).ask(questions[:3])
     assert [row.key for row in found] == [question.key for question in questions[:3]]
     assert all(set(row.chosen) == {"text", "letter", "generated"} for row in found)
     assert all(row.chosen["text"] in question.options for row, question in zip(found, questions, strict=False))
-    assert real.predictor.references is not None
-    again = real.asker(mmad.parent, shots=1).ask(questions[:3])
+    assert asker().predictor.references is not None
+    again = asker(shots=1).ask(questions[:3])
     assert again == found, "each question has a seed of its own"
 
 
-def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real, monkeypatch):
+def test_each_question_has_the_references_and_the_class_that_it_names(mmad, asker, monkeypatch):
     question = read_questions(mmad, mmad.parent, shots=1)[0]
     others = tuple(TEMPLATES["random_templates"][:1])
     asked = [
@@ -209,23 +205,24 @@ def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real
         question,
     ]
     seen = []
-    remember, inspect = real.predictor.set_references, real.predictor.inspect
-    monkeypatch.setattr(real.predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
-    monkeypatch.setattr(real.predictor, "inspect", lambda photo, name: (seen.append(name), inspect(photo, name))[1])
-    found = real.asker(mmad.parent, shots=1, methods=("text",)).ask(asked)
+    predictor = asker().predictor
+    remember, inspect = predictor.set_references, predictor.inspect
+    monkeypatch.setattr(predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
+    monkeypatch.setattr(predictor, "inspect", lambda photo, name: (seen.append(name), inspect(photo, name))[1])
+    found = asker(shots=1, methods=("text",)).ask(asked)
     assert seen == ["new", "bottle", "new", "bottle", "new", "nut"]
     assert found[0] == found[-1]
 
 
-def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, real):
+def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, asker):
     (question, *_) = read_questions(mmad, mmad.parent)
     turned = question.model_copy(update={"options": {"A": "No.", "B": "Yes."}})
-    asker = real.asker(mmad.parent, methods=("text",))
-    one, other = asker.ask([question])[0].chosen["text"], asker.ask([turned])[0].chosen["text"]
+    text = asker(methods=("text",))
+    one, other = text.ask([question])[0].chosen["text"], text.ask([turned])[0].chosen["text"]
     assert {one, other} == {"A", "B"}
 
 
-def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, real):
+def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, asker):
     questions = read_questions(mmad, mmad.parent)
     many = [question.model_copy(update={"image": f"{n}.png"}) for n in range(45) for question in questions[:2]]
     cells = list(cells_of(many, 1).values())
@@ -233,30 +230,15 @@ def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, r
     assert [question for photos in cells for photo in photos for question in photo] == many
     done = []
     [photos] = cells_of(questions, 0).values()
-    answers = real.asker(mmad.parent, methods=("text",)).answer(photos, lambda: done.append(1))
+    answers = asker(methods=("text",)).answer(photos, lambda: done.append(1))
     assert [row.key for row in answers.rows] == [question.key for question in questions]
     assert [(row.dataset, row.is_good) for row in answers.rows] == [("DS-MVTec", False)] * 3 + [("DS-MVTec", True)] * 2
     assert answers.photos == len(done) == 2
 
 
-ABOUT = MmadProvenance(
-    command="python run_mmad.py",
-    config="compact",
-    commit=None,
-    questions="file",
-    references="none",
-    seed=42,
-    device="cpu",
-    processes=1,
-    trained_on=("x",),
-    seconds_per_photo=0.1,
-    peak_memory=10**9,
-)
-
-
-def test_the_report_has_a_row_a_task_with_chance_beside_it(tmp_path):
+def test_the_report_has_a_row_per_task_with_chance_beside_it(tmp_path):
     rows = (answer("a#1", task="x_1"), answer("a#2", task="y", chosen="B"))
-    page = write_report(tmp_path, ABOUT, rows, ["text"])
+    page = write_report(tmp_path, MmadProvenance(**RUN, questions="file"), rows, ["text"])
     assert "| x_1 | 1 | 25.0 | 100.0 |" in page and "| y | 1 | 25.0 | 0.0 |" in page
     assert "| **average** | 2 | 25.0 | 50.0 |" in page and "* questions: file\n" in page
     assert (tmp_path / "results.md").read_text() == page
