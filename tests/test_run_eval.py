@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from anomalygpt.run_mmad import main as mmad
 from tests.helpers import write_encoder, write_llm
 
 ROOT = Path(__file__).resolve().parents[1]
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 MAPS_ONLY = ["--config", "compact", "--device", "cpu", "--no-chat", "--set", "deltas=[]"]
 
 
@@ -98,11 +100,11 @@ def test_a_finished_run_grows_by_shots_and_refuses_other_settings(tree, tmp_path
     assert run("--data", str(tree), "--shots", "1", "--out", out, "--no-pictures") == 0
     from anomalygpt.inference.predictor import Predictor
 
-    looked = []
-    look = Predictor.look
-    monkeypatch.setattr(Predictor, "look", lambda *given: (looked.append(1), look(*given))[1])
+    inspected = []
+    inspect = Predictor.inspect
+    monkeypatch.setattr(Predictor, "inspect", lambda *given: (inspected.append(1), inspect(*given))[1])
     assert run("--data", str(tree), "--shots", "1", "2", "--out", out, "--no-pictures") == 0
-    assert len(looked) == 2, "the photos of the first shot are measured"
+    assert len(inspected) == 2, "the photos of the first shot are measured"
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [protocol["shots"] for protocol in found["protocols"]] == [1, 2]
     monkeypatch.setattr(Predictor, "from_config", None)  # nothing is left to measure, so no model is built
@@ -169,27 +171,15 @@ def test_questions_that_cannot_be_asked_end_in_one_line(tmp_path, capsys):
     assert "need a language model" in asks("--set", "llm=null", "deltas=[]")
 
 
-def test_a_full_disk_ends_in_one_line(tree, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_and_ctrl_c_end_in_one_line(tree, tmp_path, capsys, monkeypatch):
     from anomalygpt.evaluation.cells import CellStore
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(CellStore, "require", full)
-    assert "can't be written (No space left on device)" in fails(
-        capsys, "--data", str(tree), "--out", str(tmp_path / "out")
-    )
-
-
-def test_ctrl_c_says_how_to_go_on(tree, tmp_path, capsys, monkeypatch):
-    from anomalygpt.evaluation.cells import CellStore
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(CellStore, "require", interrupted)
-    assert run("--data", str(tree), "--out", str(tmp_path / "out")) == INTERRUPTED
-    assert "the same command goes on" in capsys.readouterr().err
+    words = ("--data", str(tree), "--out", str(tmp_path / "out"))
+    monkeypatch.setattr(CellStore, "require", Mock(side_effect=OSError(28, "No space left on device")))
+    assert "can't be written (No space left on device)" in fails(capsys, *words)
+    monkeypatch.setattr(CellStore, "require", Mock(side_effect=KeyboardInterrupt))
+    assert run(*words) == INTERRUPTED
+    assert "the same command continues the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "says"), [(("--shots", "-1"), "0 or more"), (("--rounds", "0"), "1 or more")])
@@ -197,9 +187,6 @@ def test_numbers_out_of_range_are_refused(tree, capsys, words, says):
     with pytest.raises(SystemExit) as stopped:
         run("--data", str(tree), *words)
     assert stopped.value.code == 2 and says in capsys.readouterr().err
-
-
-# -- real processes --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -222,16 +209,19 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "small.yaml", root / "data"
 
 
-def evaluate(small: tuple[Path, Path], out: Path, *launcher: str) -> dict:
-    """Runs the command in processes of its own, with one thread each; results.json without what is about the run."""
-    config, data = small
-    command = [sys.executable, *launcher, "run_eval.py", "--config", str(config), "--device", "cpu"]
-    command += ["--data", str(data), "--shots", "0", "1", "--out", str(out), "--no-pictures"]
+def start(*words: str, code: int = 0) -> None:
+    """Runs Python in a process of its own, with one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, cwd=ROOT / "code", env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = {"capture_output": True, "text": True, "timeout": 600, "cwd": ROOT / "code", "env": environment}
+    done = subprocess.run([sys.executable, *words], check=False, **options)
+    assert done.returncode == code, done.stderr[-3000:]
+
+
+def evaluate(small: tuple[Path, Path], out: Path, *launcher: str) -> dict:
+    """Runs the command; results.json without what is about the run."""
+    config, data = small
+    words = ["--config", str(config), "--device", "cpu", "--data", str(data), "--shots", "0", "1", "--out", str(out)]
+    start(*launcher, "run_eval.py", *words, "--no-pictures")
     found = json.loads((out / "results.json").read_text())
     assert found.pop("facts")["processes"] == (2 if launcher else 1)
     return found
@@ -246,8 +236,7 @@ def alone(small: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_processes_give_what_one_gives_to_the_last_digit(small, alone, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    assert evaluate(small, tmp_path / "two", *launcher) == alone
+    assert evaluate(small, tmp_path / "two", *TWO_PROCESSES) == alone
     texts = [photo["answer"] for p in alone["protocols"] for c in p["classes"] for photo in c["rounds"][0]["photos"]]
     assert len(set(texts)) > len(texts) / 2, "answers are sampled, photo by photo"
 
@@ -269,11 +258,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_numbers(small, alone, tmp_path
         "main(sys.argv[1:])\n"
     )
     words = ["--config", str(config), "--device", "cpu", "--data", str(data), "--shots", "0", "1", "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=ROOT / "code", env=environment, timeout=600, check=False
-    )
-    assert done.returncode == -9
+    start("-c", script, *words, code=-9)
     assert sorted(path.name for path in (out / "state" / "0_shot_round_0").iterdir()) == ["disc.json", "plate.json"]
     assert not (out / "state" / "1_shot_round_0").exists()
     assert evaluate(small, out) == alone
@@ -294,13 +279,10 @@ def test_multiple_choice_gives_the_same_on_two_processes(small, tmp_path):
     (tmp_path / "questions.json").write_text(json.dumps(entries))
     command = ["run_mmad.py", "--config", str(config), "--device", "cpu", "--data", str(data)]
     command += ["--questions", str(tmp_path / "questions.json")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     found = []
-    for launcher in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")):
+    for launcher in ((), TWO_PROCESSES):
         out = tmp_path / f"out{len(found)}"
-        whole = [sys.executable, *launcher, *command, "--out", str(out)]
-        done = subprocess.run(whole, capture_output=True, text=True, timeout=600, cwd=ROOT / "code", env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
+        start(*launcher, *command, "--out", str(out))
         found.append(json.loads((out / "results.json").read_text()))
         found[-1].pop("facts")
     assert found[0] == found[1]

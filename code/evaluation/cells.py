@@ -1,4 +1,4 @@
-"""Results of cells: one file each in the run's folder, so that a stopped run goes on by the same command."""
+"""Stored results of cells, one file each, so that an interrupted run can be continued by the same command."""
 
 import json
 import sys
@@ -21,20 +21,20 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class PhotoResult:
-    """One test photo.
+    """The prediction for one test photo, and its ground truth.
 
     Attributes:
-        photo: its path below the data's root.
-        has_pixels: whether its pixels were counted: good, or with a mask.
-        threshold: a pixel of the map above it is anomalous.
-        probability: that the photo is anomalous, by the score.
-        verdict, verdict_from: what the user is given, and what decided it.
-        answer: in words; empty without a language model.
-        said: what the answer says; None where it says neither yes nor no, or there is none.
-        own_said: what the language model itself answered, before the score overruled it.
-        positions: of the marked defects, largest first, as the model was shown the photo.
-        named: the positions that the answer names, in its order.
-        named_holds_defect: whether the first of them holds part of a defect; None where there is no such question.
+        photo: path relative to the data's root.
+        has_pixels: whether its pixels were counted: it is good or has a mask.
+        threshold: map values above it are anomalous.
+        probability: calibrated probability that the photo is anomalous.
+        verdict, verdict_from: the final prediction, and what decided it.
+        answer: empty without a language model.
+        said: the answer's yes or no; None for neither.
+        own_said: the same of the language model's first answer, before the score overruled it.
+        positions: names of the marked defects' positions, largest first, in the photo as the model was shown it.
+        named: positions in the answer, in its order.
+        named_holds_defect: whether the first of ``named`` contains part of a defect; None without a yes or a mask.
     """
 
     photo: str
@@ -56,22 +56,22 @@ class PhotoResult:
 
 @dataclass(frozen=True)
 class CellResult:
-    """One class in one round. Metrics are 0..1, None where they are not defined or were not measured.
+    """The result of one class in one round. Metrics are 0..1, None where undefined or not measured.
 
     Attributes:
         references: the good photos that the maps were compared with, none for zero-shot.
         photos: the test photos, sorted by name.
         metrics: by the keys of ``METRICS``.
-        bounds: of the pixel metrics, how far the exact values may lie from the given ones.
-        masked_photos: photos that pixel metrics are of: good, or with a mask.
-        regions: marked defects in them.
-        no_verdict: answers of the language model itself that say neither yes nor no.
-        placed: answers that position accuracy is of: a true yes about a photo with a mask.
-        seconds: that measuring took.
-        maps: how photos, maps and masks were brought to the same pixels, in words.
-        saturated: whether LOCO's saturation counted.
-        curves: x and y of ``roc`` over photos, ``pixel_roc``, ``pro``; each only where it is defined.
-        examples: the best and worst photos, by what they are examples of: names, and JPEGs of their pictures.
+        bounds: maximum error of each pixel metric.
+        masked_photos: number of photos in the pixel metrics: good, or with a mask.
+        regions: number of marked defects in them.
+        no_verdict: number of answers by the language model itself without a yes or no.
+        placed: number of answers in position accuracy: a correct yes about a photo with a mask.
+        seconds: measuring time.
+        maps: how photos, maps and masks were aligned, in words.
+        saturated: whether LOCO's saturation thresholds were used.
+        curves: x and y of ``roc`` over photos, ``pixel_roc`` and ``pro``, where defined.
+        examples: by case, names and JPEGs of the best and worst photos.
     """
 
     cell: Cell
@@ -89,48 +89,39 @@ class CellResult:
     curves: dict[str, tuple[list[float], list[float]]]
     examples: dict[str, list[tuple[str, Base64Bytes]]]
 
-    @property
-    def anomalous(self) -> int:
-        """How many test photos have a defect."""
-        return sum(photo.is_anomalous for photo in self.photos)
-
 
 class CellStore:
-    """The result files of a run, each written whole or not at all.
-
-    Args:
-        folder: of the run; the files lie in its subfolder ``state``.
-    """
+    """The result files of a run, written atomically into ``folder / "state"``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "state"
 
     def require(self, settings: dict[str, Any]) -> None:
-        """Stores the settings that numbers depend on, and refuses to mix those of two runs.
+        """Stores the settings that the numbers depend on, or compares them with the stored ones.
 
         Raises:
             UserError: the folder holds a run with other settings.
             OSError: the folder can't be written.
         """
         path = self.folder / "settings.json"
-        wanted = json.loads(json.dumps(settings))
+        new = json.loads(json.dumps(settings))
         if not path.is_file():
             with replacing(path) as temporary:
-                temporary.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps(new, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: can't be read ({error}); delete {self.folder} to start anew") from error
-        for key in {**wanted, **found}:
-            if wanted.get(key) != found.get(key):
-                then, now = (json.dumps(values.get(key), ensure_ascii=False)[:80] for values in (found, wanted))
-                raise self.mixed(f"with another {key} ({then}, now {now})")
+        for key in {**new, **stored}:
+            if new.get(key) != stored.get(key):
+                before, now = (json.dumps(values.get(key), ensure_ascii=False)[:80] for values in (stored, new))
+                raise self.mismatch(f"with another {key} ({before}, now {now})")
 
-    def mixed(self, run: str) -> UserError:
-        """The error of a folder that holds another run; ``run`` says how it differs."""
+    def mismatch(self, difference: str) -> UserError:
+        """The error of a folder that holds another run."""
         return UserError(
-            f"{self.folder.parent}: holds a run {run}; name another --out, or delete {self.folder} to start anew"
+            f"{self.folder.parent}: holds a run {difference}; name another --out, or delete {self.folder} to start anew"
         )
 
     def fill(
@@ -140,18 +131,18 @@ class CellStore:
         photos: Callable[[Cell], int],
         build: Callable[[], Callable[[Cell, Callable[[], object]], object]],
     ) -> None:
-        """Measures the cells without a result, shared out among the processes; all of them must call it together.
+        """Measures the cells without a result, distributed over the processes; all of them must call it.
 
         Args:
-            photos: how many photos a cell has.
-            build: makes what measures a cell, a dataclass, and calls its second argument after each photo; not called
-                where this process has nothing to measure.
+            photos: number of photos of a cell.
+            build: makes the function that measures a cell and calls its second argument after each photo; it returns
+                a dataclass. Not called where this process has nothing to measure.
 
         Raises:
             OSError: a result can't be written.
         """
         missing = [cell for cell in cells if not self._path(cell).is_file()]
-        distributed.barrier()  # all have seen the same files before one of them writes another
+        distributed.barrier()  # every process has listed the files before one of them writes another
         own = missing[process.rank :: process.world_size]
         if own:
             measure = build()
@@ -165,11 +156,7 @@ class CellStore:
         distributed.barrier()
 
     def load(self, cell: Cell, kind: type[R]) -> R:
-        """Reads a cell's result.
-
-        Raises:
-            UserError: its file is damaged.
-        """
+        """Reads a cell's result; raises UserError where its file is damaged."""
         path = self._path(cell)
         try:
             return TypeAdapter(kind).validate_json(path.read_bytes())
@@ -178,6 +165,5 @@ class CellStore:
             raise UserError(f"{path}: can't be read ({reason}); delete it, the cell is measured again") from error
 
     def _path(self, cell: Cell) -> Path:
-        # A table may call a class anything.
-        name = quote(cell.class_name, safe=" ").replace(".", "%2E")
+        name = quote(cell.class_name, safe=" ").replace(".", "%2E")  # class names from tables may hold any character
         return self.folder / f"{cell.shots}_shot_round_{cell.round}" / f"{name}.json"

@@ -1,4 +1,4 @@
-"""Measures cells on the path that ``predict.py`` and the demo take, and turns what was measured into metrics."""
+"""Measures cells with the same calls as ``predict.py`` and the demo, and computes their metrics."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,17 +14,23 @@ from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position, positions_of
 from anomalygpt.datasets.transforms import load_image
-from anomalygpt.evaluation import metrics
 from anomalygpt.evaluation.cells import CellResult, PhotoResult
 from anomalygpt.evaluation.figures import Examples
-from anomalygpt.evaluation.ground_truth import Resolution, choose_mask_rule, ground_truth, in_words
-from anomalygpt.evaluation.pixels import Curve, PixelCounts
+from anomalygpt.evaluation.ground_truth import Resolution, choose_mask_rule, describe_rule, ground_truth
+from anomalygpt.evaluation.metrics import (
+    PixelCounts,
+    accuracy,
+    fraction,
+    hindsight_accuracy,
+    image_metrics,
+    verdict_metrics,
+)
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import ImageResult, Prediction, Predictor
 
-CURVE_POINTS = 400  # of a drawn curve
+CURVE_POINTS = 400  # of a stored curve
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,9 @@ class Evaluator:
         predictor: keeps the references of the last cell afterwards.
         records: of all classes.
         root: the data's root, or the folder of their table.
-        kind: how they are laid out.
-        official: whether the config asks for the released code's geometry.
-        resolution: measure on the ``map``'s pixels or on the ``photo``'s own.
+        kind: layout of the data.
+        official: whether the config selects the released code's geometry.
+        resolution: measure on the pixels of the ``map`` or of the ``photo``.
         with_llm: whether the predictor answers questions.
     """
 
@@ -51,10 +57,7 @@ class Evaluator:
     with_llm: bool = True
 
     def measure(self, cell: Cell, on_photo: Callable[[], object] = lambda: None) -> CellResult:
-        """Measures a cell.
-
-        Args:
-            on_photo: called after each photo.
+        """Measures a cell, and calls ``on_photo`` after each photo.
 
         Raises:
             UserError: there are too few references.
@@ -63,7 +66,7 @@ class Evaluator:
         references = self.plan.references(self.records, cell)
         torch.manual_seed(photo_seed(self.plan.seed, cell, cell.class_name))
         self.predictor.set_references([load_image(record.image) for record in references])
-        rule = choose_mask_rule(self.kind, self.official, self.resolution)
+        transform, rule = self.predictor.transform, choose_mask_rule(self.kind, self.official, self.resolution)
         saturated = loco.can_saturate(self.records)
         counts, examples, photos, seconds = PixelCounts(), Examples(), [], 0.0
         for record in test_photos(self.records, cell.class_name):
@@ -71,15 +74,14 @@ class Evaluator:
             torch.manual_seed(photo_seed(self.plan.seed, cell, name))
             photo = load_image(record.image)
             result = self.predictor.inspect(photo, record.class_name)
-            found = self.predictor.ask(result, detection_question(cell.class_name, with_description=False))
-            transform, seen = self.predictor.transform, None
-            maps = in_words(rule, transform, result.model_map.shape[-1])
+            prediction = self.predictor.ask(result, detection_question(cell.class_name, with_description=False))
+            maps, model_mask = describe_rule(rule, transform, result.model_map.shape[-1]), None
             if record.mask is not None or not record.is_anomalous:
-                truth = ground_truth(record, result, transform, rule, saturated)
-                counts.add(truth.scores, truth.mask, truth.regions)
-                examples.offer(name, record.is_anomalous, photo, truth.mask, result)
-                seen = truth.seen
-            photos.append(_photo_result(name, record, result, found, seen))
+                target = ground_truth(record, result, transform, rule, saturated)
+                counts.add(target.scores, target.mask, target.regions)
+                examples.offer(name, record.is_anomalous, photo, target.mask, result)
+                model_mask = target.model_mask
+            photos.append(_photo_result(name, record, result, prediction, model_mask))
             seconds += time.monotonic() - started
             on_photo()
         names = tuple(photo_name(record, self.root) for record in references)
@@ -87,30 +89,27 @@ class Evaluator:
 
 
 def _photo_result(
-    name: str, record: ImageRecord, result: ImageResult, found: Prediction, seen: NDArray[np.bool_] | None
+    name: str, record: ImageRecord, result: ImageResult, prediction: Prediction, mask: NDArray[np.bool_] | None
 ) -> PhotoResult:
-    said, named = parse_verdict(found.answer), parse_positions(found.answer)
-    positions: tuple[str, ...] = ()
-    holds = None
-    if seen is not None and seen.any():
-        positions, holds = positions_of(seen), bool(named) and marks_position(seen, named[0])
+    said, named = parse_verdict(prediction.answer), parse_positions(prediction.answer)
+    target = np.zeros((1, 1), dtype=bool) if mask is None else mask
     return PhotoResult(
         photo=name,
         defect=record.defect,
         is_anomalous=record.is_anomalous,
-        has_pixels=seen is not None,
+        has_pixels=mask is not None,
         score=result.score,
         threshold=result.threshold,
         probability=result.probability,
-        verdict=found.is_anomalous,
-        verdict_from=found.verdict_from,
-        answer=found.answer,
+        verdict=prediction.is_anomalous,
+        verdict_from=prediction.verdict_from,
+        answer=prediction.answer,
         said=said,
         # Where the score overruled the language model, the answer was generated again, to agree with the score.
-        own_said=said if found.answer_agrees else not result.is_anomalous,
-        positions=positions,
+        own_said=said if prediction.answer_agrees else not result.is_anomalous,
+        positions=positions_of(target),
         named=named,
-        named_holds_defect=holds if said else None,
+        named_holds_defect=bool(named) and marks_position(target, named[0]) if target.any() and said else None,
     )
 
 
@@ -125,29 +124,29 @@ def summarise(
     seconds: float = 0.0,
     with_llm: bool = True,
 ) -> CellResult:
-    """A cell's result from what was measured of its photos; arguments as of :class:`Evaluator` and its result."""
+    """Computes a cell's metrics; arguments as in :class:`CellResult` and :class:`Evaluator`."""
     from sklearn.metrics import roc_curve
 
-    scores, truth = [photo.score for photo in photos], [photo.is_anomalous for photo in photos]
-    verdicts = [photo.verdict for photo in photos]
+    scores, anomalous = [photo.score for photo in photos], [photo.is_anomalous for photo in photos]
     placed = [photo for photo in photos if photo.said and photo.is_anomalous and photo.positions]
     pixels, pixel_curves = counts.metrics()
     found: dict[str, float | None] = {
-        **metrics.image_metrics(scores, truth),
+        **image_metrics(scores, anomalous),
         **{key: value for key, (value, _) in pixels.items()},
-        "verdict_accuracy": metrics.accuracy(verdicts, truth),
-        "recall": metrics.recall(verdicts, truth),
-        "false_alarm_rate": metrics.false_alarm_rate(verdicts, truth),
-        "score_accuracy": metrics.accuracy([photo.probability > 0.5 for photo in photos], truth),
-        "hindsight_accuracy": metrics.hindsight_accuracy([(scores, truth)]),
-        "answer_accuracy": metrics.accuracy([photo.own_said for photo in photos], truth) if with_llm else None,
-        # A yes that names no place is wrong in both.
-        "position_accuracy": metrics.share(bool(p.named) and p.named[0] in p.positions for p in placed),
-        "position_cell_accuracy": metrics.share(bool(photo.named_holds_defect) for photo in placed),
+        **verdict_metrics([photo.verdict for photo in photos], anomalous),
+        "score_accuracy": accuracy([photo.probability > 0.5 for photo in photos], anomalous),
+        "hindsight_accuracy": hindsight_accuracy([(scores, anomalous)]),
+        "answer_accuracy": accuracy([photo.own_said for photo in photos], anomalous) if with_llm else None,
+        # A yes without a position is wrong in both.
+        "position_accuracy": fraction(bool(p.named) and p.named[0] in p.positions for p in placed),
+        "position_cell_accuracy": fraction(bool(photo.named_holds_defect) for photo in placed),
     }
-    curves = {name: _thinned(curve) for name, curve in pixel_curves.items()}
-    if any(truth) and not all(truth):
-        x, y, _ = roc_curve(truth, scores)
+    curves = {}
+    for key, (x, y) in pixel_curves.items():  # thinned to points that are evenly spaced along the curve
+        chosen = np.unique(np.searchsorted(x + y, np.linspace(0, x[-1] + y[-1], CURVE_POINTS)).clip(max=len(x) - 1))
+        curves[key] = x[chosen].tolist(), y[chosen].tolist()
+    if any(anomalous) and not all(anomalous):
+        x, y, _ = roc_curve(anomalous, scores)
         curves["roc"] = x.tolist(), y.tolist()
     return CellResult(
         cell=cell,
@@ -165,11 +164,3 @@ def summarise(
         curves=curves,
         examples=examples.best(),
     )
-
-
-def _thinned(curve: Curve) -> tuple[list[float], list[float]]:
-    """A curve by points that lie evenly along it."""
-    x, y = curve
-    along = x + y
-    chosen = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE_POINTS)).clip(max=len(x) - 1))
-    return x[chosen].tolist(), y[chosen].tolist()

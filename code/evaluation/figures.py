@@ -1,11 +1,11 @@
-"""Pictures of an evaluation: the best and worst photos of each class, and the curves behind the areas."""
+"""Figures of an evaluation: the best and worst photos of each class, and ROC and PRO curves."""
 
 import io
 import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomalygpt.datasets.transforms import to_rgb
 from anomalygpt.evaluation.cells import CellResult
-from anomalygpt.evaluation.pixels import PRO_LIMIT
+from anomalygpt.evaluation.metrics import PRO_LIMIT
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.evaluation.tables import title_of
 from anomalygpt.files import replacing
@@ -23,18 +23,17 @@ from anomalygpt.inference.visualize import heat, overlay
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What photos are examples of, in the order of a sheet: (of anomalous photos, by falling score).
+# Cases in the order of a sheet: (anomalous photos, highest score first).
 CASES = {
     "defects with the lowest scores": (True, False),
     "good photos with the highest scores": (False, True),
     "defects with the highest scores": (True, True),
     "good photos with the lowest scores": (False, False),
 }
-KEPT = 2  # of each case
+KEPT = 2  # photos per case
 TILE = 180  # the longer side of a picture, in pixels
 AREAS = ("image_auroc", "pixel_auroc", "aupro")
-TILES = ("photo", "mask", "map", "what the user is shown")
-JPEG_QUALITY = 92
+TILES = ("photo", "mask", "map", "overlay")
 GOOD, BAD = "#14612f", "#b41e1e"
 CHINESE_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei", "PingFang SC", "Microsoft YaHei")
 
@@ -50,43 +49,38 @@ class Examples:
     ) -> None:
         """Keeps a photo if it is among the best or worst so far; of equal scores the first name wins.
 
-        Args:
-            mask: (H, W) of any size, True where anomalous.
+        ``mask`` is (H, W) of any size, True where anomalous.
         """
-        for case, (of_anomalous, falls) in CASES.items():
-            kept, rank = self._cases[case], -result.score if falls else result.score
+        for case, (of_anomalous, highest_first) in CASES.items():
+            kept, rank = self._cases[case], -result.score if highest_first else result.score
             if is_anomalous == of_anomalous and (len(kept) < KEPT or (rank, photo) < kept[-1][:2]):
                 self._cases[case] = sorted([*kept, (rank, photo, _strip(image, mask, result))])[:KEPT]
 
     def best(self) -> dict[str, list[tuple[str, bytes]]]:
-        """The examples of each case that has any, the most telling first."""
+        """The examples of each case that has any, in order."""
         return {case: [(photo, strip) for _, photo, strip in kept] for case, kept in self._cases.items() if kept}
 
 
 def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> bytes:
-    upright = to_rgb(image)
-    scale = TILE / max(upright.size)
-    size = (max(1, round(upright.width * scale)), max(1, round(upright.height * scale)))
+    """A JPEG of ``TILES`` side by side. All maps have the same colour scale, whose middle is the threshold."""
+    from matplotlib import colormaps
+
+    photo = to_rgb(image)
+    scale = TILE / max(photo.size)
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    colours = (colormaps["turbo"](heat(result.map, result.threshold))[..., :3] * 255).astype(np.uint8)
     tiles = [
-        upright.resize(size, Image.Resampling.LANCZOS),
+        photo.resize(size, Image.Resampling.LANCZOS),
         Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).resize(size, Image.Resampling.BILINEAR),
-        _coloured(result).resize(size, Image.Resampling.BILINEAR),
-        overlay(upright, result.map, result.threshold, result.regions).resize(size, Image.Resampling.LANCZOS),
+        Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR),
+        overlay(photo, result.map, result.threshold, result.regions).resize(size, Image.Resampling.LANCZOS),
     ]
     strip = Image.new("RGB", (len(TILES) * TILE, TILE), "white")
     for number, tile in enumerate(tiles):
-        place = (number * TILE + (TILE - size[0]) // 2, (TILE - size[1]) // 2)
-        strip.paste(tile.convert("RGB"), place)
+        strip.paste(tile.convert("RGB"), (number * TILE + (TILE - size[0]) // 2, (TILE - size[1]) // 2))
     file = io.BytesIO()
-    strip.save(file, "JPEG", quality=JPEG_QUALITY)
+    strip.save(file, "JPEG", quality=92)
     return file.getvalue()
-
-
-def _coloured(result: ImageResult) -> Image.Image:
-    """The whole map in colours, on the scale of every other picture: half way up is the threshold."""
-    from matplotlib import colormaps
-
-    return Image.fromarray((colormaps["turbo"](heat(result.map, result.threshold))[..., :3] * 255).astype(np.uint8))
 
 
 def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:
@@ -102,7 +96,7 @@ def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:
         name = title_of(shots).lower()
         for result in first:
             letters = (c if c.isalnum() or c in "-_ " else "_" for c in result.cell.class_name)
-            figures[folder / f"cases_{name}" / f"{''.join(letters)}.png"] = sheet(result)
+            figures[folder / f"cases_{name}" / f"{''.join(letters)}.png"] = _sheet(result)
         figures[folder / f"curves_{name}.png"] = _curves(first, title_of(shots))
     for path, figure in figures.items():
         with replacing(path) as temporary, warnings.catch_warnings():
@@ -111,15 +105,15 @@ def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:
     return list(figures)
 
 
-def sheet(result: CellResult) -> "Figure":
+def _sheet(result: CellResult) -> "Figure":
     """The examples of a class: photo, mask, map, verdict and answer, the worst first."""
     from matplotlib import font_manager
     from matplotlib.figure import Figure
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in installed)]
-    shown = [f"{METRICS[key]} {100 * area:.1f}" for key in AREAS if (area := result.metrics[key]) is not None]
-    title = f"{result.cell.class_name}, {title_of(result.cell.shots).lower()}: {', '.join(shown) or 'no areas'}"
+    areas = [f"{METRICS[key]} {100 * area:.1f}" for key in AREAS if (area := result.metrics[key]) is not None]
+    title = f"{result.cell.class_name}, {title_of(result.cell.shots).lower()}: {', '.join(areas) or 'no areas'}"
     figure = Figure(figsize=(15, 0.8 + 2.7 * len(result.examples)), layout="constrained")
     figure.suptitle(f"{title}\n{', '.join(TILES)}", family=fonts)
     photos = {photo.photo: photo for photo in result.photos}
@@ -130,10 +124,9 @@ def sheet(result: CellResult) -> "Figure":
         for axes, (name, strip) in zip(row, examples, strict=False):
             photo = photos[name]
             right = photo.verdict == photo.is_anomalous
-            verdict = (
-                f"{'defective' if photo.verdict else 'good'}, {'right' if right else 'WRONG'} ({photo.verdict_from})"
-            )
-            lines = [f"{case}: {photo.photo}", f"score {photo.score:.3f}, threshold {photo.threshold:.3f}; {verdict}"]
+            verdict = f"{'defective' if photo.verdict else 'good'}, {'right' if right else 'WRONG'}"
+            scores = f"score {photo.score:.3f}, threshold {photo.threshold:.3f}"
+            lines = [f"{case}: {name}", f"{scores}; {verdict} ({photo.verdict_from})"]
             lines += [textwrap.fill(photo.answer, 100, max_lines=2, placeholder="…")] if photo.answer else []
             axes.imshow(Image.open(io.BytesIO(strip)))
             axes.set_title("\n".join(lines), loc="left", fontsize=8, family=fonts, color=GOOD if right else BAD)
@@ -141,34 +134,27 @@ def sheet(result: CellResult) -> "Figure":
 
 
 def _curves(results: Sequence[CellResult], title: str) -> "Figure":
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     figure = Figure(figsize=(15, 5.2 + 0.22 * (len(results) // 5)), layout="constrained")
     panels = (
         ("roc", "image_auroc", "ROC of photos", "recall", 1.0),
         ("pixel_roc", "pixel_auroc", "ROC of pixels", "recall of pixels", 1.0),
-        ("pro", "aupro", f"overlap with regions, up to {PRO_LIMIT:.0%}", "mean share of a region found", PRO_LIMIT),
+        ("pro", "aupro", f"overlap with regions, up to {PRO_LIMIT:.0%}", "mean fraction of a region", PRO_LIMIT),
     )
     for axes, (key, metric, name, ylabel, limit) in zip(figure.subplots(1, 3), panels, strict=True):
-        _panel(axes, results, key, metric)
+        for number, result in enumerate(results):
+            curve, area = result.curves.get(key), result.metrics[metric]
+            if curve is not None and area is not None:
+                label, colour = f"{result.cell.class_name} {100 * area:.1f}", colours[(2 * number + number // 10) % 20]
+                axes.plot(*curve, label=label, color=colour, linewidth=1.4, solid_joinstyle="round")
+        if axes.lines:
+            axes.legend(fontsize=8, loc="lower right", ncols=1 if len(results) <= 16 else 2)
+        else:
+            axes.text(0.5, 0.5, "not defined", ha="center", va="center", transform=axes.transAxes, color="grey")
         axes.set(title=name, xlabel="false-positive rate", ylabel=ylabel, xlim=(0, limit), ylim=(0, 1.01))
         axes.grid(alpha=0.25)
     figure.suptitle(f"{title}; areas in %")
     return figure
-
-
-def _panel(axes: Any, results: Sequence[CellResult], key: str, metric: str) -> None:
-    from matplotlib import colormaps
-
-    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    for number, result in enumerate(results):
-        curve, area = result.curves.get(key), result.metrics[metric]
-        if curve is None or area is None:
-            continue
-        label = f"{result.cell.class_name} {100 * area:.1f}"
-        colour = colours[(2 * number + number // 10) % 20]
-        axes.plot(*curve, label=label, color=colour, linewidth=1.4, solid_joinstyle="round")
-    if axes.lines:
-        axes.legend(fontsize=8, loc="lower right", ncols=1 if len(results) <= 16 else 2)
-    else:
-        axes.text(0.5, 0.5, "not defined", ha="center", va="center", transform=axes.transAxes, color="grey")

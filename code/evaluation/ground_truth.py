@@ -19,57 +19,49 @@ from anomalygpt.datasets.transforms import (
     official_mvtec_mask,
     official_visa_mask,
 )
-from anomalygpt.evaluation.pixels import Region
+from anomalygpt.evaluation.metrics import Region
 from anomalygpt.inference.predictor import ImageResult
 
 Resolution = Literal["map", "photo"]
-MaskRule = Literal["official_mvtec", "official_visa", "as_seen", "photo"]
+MaskRule = Literal["official_mvtec", "official_visa", "as_photo", "photo"]
 MASK_RULES: dict[MaskRule, str] = {
     "official_mvtec": (
-        f"whole mask squashed to the map's size, bilinear, > {MVTEC_THRESHOLD} (the paper's rule for MVTec-AD)"
+        f"complete mask squashed to the map's size, bilinear, > {MVTEC_THRESHOLD} (the paper's rule for MVTec-AD)"
     ),
     "official_visa": (
-        "mask's short side brought to the map's size, centre crop, bilinear, > "
+        "mask's short side resized to the map's size, centre crop, bilinear, > "
         f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
     ),
-    "as_seen": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
+    "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
     "photo": (
         f"map resized to the photo's own pixels, bilinear, and the mask as it is, > {MVTEC_THRESHOLD}; "
-        "what a centre crop cuts off scores 0"
+        "pixels outside a centre crop score 0"
     ),
 }
 CONNECTED = "a defect is a connected part of a mask, corners touching; all weigh alike"
 SATURATED = (
-    "each of LOCO's masks, logical or structural, is one defect, and what is found beyond its saturation threshold "
-    "counts no further (saturated PRO)"
+    "each of LOCO's masks, logical or structural, is one defect; its overlap saturates at the threshold of its kind "
+    "(saturated PRO)"
 )
 
 
 def choose_mask_rule(kind: str, official: bool, resolution: Resolution) -> MaskRule:
-    """The rule for masks of a kind of data set; ``official`` asks for the released code's geometry."""
+    """The rule for masks of a kind of data set; ``official`` selects the released code's geometry."""
     if resolution == "photo":
         return "photo"
     if official and kind == "mvtec":
         return "official_mvtec"
-    return "official_visa" if official and kind == "visa" else "as_seen"
+    return "official_visa" if official and kind == "visa" else "as_photo"
 
 
-def in_words(rule: MaskRule, transform: ImageTransform, side: int) -> str:
-    """How photos, maps of ``side`` pixels, and masks are brought to the same pixels."""
+def describe_rule(rule: MaskRule, transform: ImageTransform, side: int) -> str:
+    """How photos, maps of ``side`` pixels, and masks are brought to the same pixels, in words."""
     pixels = "" if rule == "photo" else f", measured at {side} x {side}"
     return f"photos: {transform.geometry}{pixels}; {MASK_RULES[rule]}"
 
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
-    """A mask of any size on the map's pixels.
-
-    Args:
-        transform: how its photo was brought to the model.
-        side: of the map, in pixels.
-
-    Returns:
-        (side, side) bool.
-    """
+    """A mask on the map's pixels, (side, side) bool; ``transform`` is that of its photo."""
     if rule == "official_mvtec":
         return official_mvtec_mask(mask, side)[0].numpy()
     if rule == "official_visa":
@@ -86,27 +78,23 @@ class GroundTruth:
         scores: (H, W) float32, the map.
         mask: (H, W) bool, True where anomalous.
         regions: the defects; None for the mask's connected regions.
-        seen: (S, S) bool, the mask as the model was shown the photo, on the pixels of its map.
+        model_mask: (S, S) bool, the mask of what the model was shown, on the pixels of its map.
     """
 
     scores: NDArray[np.float32]
     mask: NDArray[np.bool_]
     regions: list[Region] | None
-    seen: NDArray[np.bool_]
+    model_mask: NDArray[np.bool_]
 
 
 def ground_truth(
-    record: ImageRecord,
-    result: ImageResult,
-    transform: ImageTransform,
-    rule: MaskRule,
-    saturated: bool = False,
+    record: ImageRecord, result: ImageResult, transform: ImageTransform, rule: MaskRule, saturated: bool = False
 ) -> GroundTruth:
     """A photo's map and mask on the same pixels.
 
     Args:
         record: good, or with a mask.
-        saturated: count LOCO's masks one by one, each as far as its kind of defect must be found.
+        saturated: each of LOCO's masks is one region, with the saturation threshold of its kind.
 
     Raises:
         DatasetError: the mask can't be read.
@@ -129,4 +117,6 @@ def ground_truth(
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))
-    return GroundTruth(scores, mask, regions, mask if rule == "as_seen" else on_map(image, transform, side, "as_seen"))
+    return GroundTruth(
+        scores, mask, regions, mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
+    )

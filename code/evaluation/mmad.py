@@ -1,4 +1,4 @@
-"""Multiple-choice questions about photos, MMAD's (Jiang et al., ICLR 2025) or your own: read, answered, scored."""
+"""Reads, answers and scores multiple-choice questions about photos: MMAD's (Jiang et al., ICLR 2025) or your own."""
 
 import json
 import re
@@ -11,8 +11,16 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-import yaml
-from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from typing_extensions import Self
 
 from anomalygpt.datasets.records import first_offenders
@@ -22,6 +30,7 @@ from anomalygpt.evaluation.protocol import Cell, photo_seed
 from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.published import Spread
 from anomalygpt.evaluation.tables import latex_table, markdown_table, percent, write_texts
+from anomalygpt.files import read_yaml
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.inference.predictor import ImageResult, Predictor
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
@@ -41,48 +50,56 @@ EXPECTED = (
     'optional "task", "class" and "reference"'
 )
 MEANING = (
-    "Accuracy in percent. By likelihood: the option whose text, or letter, has the highest mean log-likelihood a "
-    "token after the question; letters and generated answers are asked with the options listed. A generated answer "
-    "that names no option is wrong. Anomaly detection is the mean over good and anomalous photos, the average that "
-    "over tasks within each data set and then over data sets, as in MMAD. Chance: what guessing gives."
+    "Accuracy in percent. By likelihood: the option with the highest mean log-likelihood per token after the question, "
+    "of its text or of its letter. For letters and generated answers the prompt lists the options. A generated answer "
+    "that names no option is wrong. Anomaly detection is the mean over good and anomalous photos; the average is over "
+    "tasks within each data set, then over data sets, as in MMAD. Chance: expected accuracy of guessing."
 )
 
 
 @cache
 def wording() -> dict[str, Any]:
-    """How questions are put, and what MMAD calls its tasks."""
-    return yaml.safe_load(Path(__file__).with_name("mmad.yaml").read_text(encoding="utf-8"))
+    """How questions are worded, and the names of MMAD's tasks."""
+    return read_yaml(Path(__file__).with_name("mmad.yaml"))
 
-
-# -- questions ---------------------------------------------------------------------------------------------------------
 
 Letter = Annotated[str, StringConstraints(pattern="^[A-Z]$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-class Question(BaseModel, frozen=True):
+class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
     """One question about one photo.
 
     Attributes:
-        key: the photo and the question's number.
-        image: below the photos' folder, as the file has it.
+        image: path below the photos' folder, as in the file.
+        number: of the question, for MMAD's file within its photo.
         options: by letter.
-        answer: the right letter.
-        dataset: the first folder of the photo's path, which is the data set in MMAD.
-        is_good: whether the photo's path says that it shows a good part.
+        answer: letter of the right option.
         references: good photos, below the same folder, all that the file names.
     """
 
-    key: str
     image: str
-    question: str
+    number: int
+    question: Annotated[str, StringConstraints(strip_whitespace=True)]
     options: dict[Letter, Text] = Field(min_length=2)
     answer: str
-    task: str
-    class_name: str
-    dataset: str
-    is_good: bool
-    references: tuple[str, ...] = ()
+    task: Annotated[str, AfterValidator(lambda task: wording()["tasks"].get(task, task))] = Field(
+        "questions", validation_alias=AliasChoices("task", "type")
+    )
+    class_name: str = Field(UNNAMED_CLASS, validation_alias="class")
+    references: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = Field(
+        (), validation_alias=AliasChoices("reference", "references", "template", "templates")
+    )
+
+    @property
+    def key(self) -> str:
+        """The photo and the question's number."""
+        return f"{self.image}#{self.number}"
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of the photo's path; in MMAD the first one names the data set."""
+        return Path(self.image).parts[:-1]
 
     @model_validator(mode="after")
     def _answer_is_an_option(self) -> Self:
@@ -92,7 +109,7 @@ class Question(BaseModel, frozen=True):
 
 
 def read_questions(path: Path, root: Path, templates: Templates = "similar", shots: int = 0) -> list[Question]:
-    """All questions of a file.
+    """Reads all questions of a file, in MMAD's form or as a list.
 
     Args:
         root: the folder that the photos' paths start at.
@@ -100,7 +117,7 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
         shots: how many references each question must have.
 
     Raises:
-        UserError: no such file, not of one of the two forms, a photo that is not there, or too few references.
+        UserError: the file or a photo is missing, the file has neither form, or there are too few references.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -110,13 +127,13 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
         raise UserError(f"{path}: can't be read as JSON ({error})") from error
     if not isinstance(content, dict | list):
         raise UserError(f"{path}: {EXPECTED}")
-    found = []
+    found: list[Question] = []
     try:
-        for number, entry in _mmad(content, templates) if isinstance(content, dict) else enumerate(content, start=1):
-            found.append(_question(number, entry))
+        for entry in _entries(content, templates):
+            found.append(Question.model_validate(entry))
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join([f"{path}: {entry.get('image')}, question {number}", *map(str, fault["loc"])])
+        where = ".".join([f"{path}: {entry.get('image')}, question {entry['number']}", *map(str, fault["loc"])])
         raise UserError(f"{where}: {fault['msg']}; {EXPECTED}") from error
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -126,43 +143,31 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
     few = dict.fromkeys(question.image for question in found if len(question.references) < shots)
     if few:
         raise UserError(f"{path}: {len(few)} photos have fewer than {shots} references: {first_offenders(few)}")
-    named = dict.fromkeys(name for question in found for name in (question.image, *question.references[:shots]))
-    absent = [name for name in named if not (root / name).is_file()]
-    if absent:
+    photos = dict.fromkeys(name for question in found for name in (question.image, *question.references[:shots]))
+    missing = [name for name in photos if not (root / name).is_file()]
+    if missing:
         raise UserError(
-            f"{root}: {len(absent)} of {len(named)} photos are not there: {first_offenders(absent)}; "
+            f"{root}: {len(missing)} of {len(photos)} photos are not there: {first_offenders(missing)}; "
             "--data names the folder that paths start at"
         )
     return found
 
 
-def _mmad(content: dict[str, Any], templates: Templates) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The questions of MMAD's file in the form of a list of one's own, each with its number."""
+def _entries(content: dict[str, Any] | list[Any], templates: Templates) -> Iterator[dict[str, Any]]:
+    """The fields of each question; null means absent."""
+    if isinstance(content, list):
+        for number, entry in enumerate(content, start=1):
+            yield {key: value for key, value in entry.items() if value is not None} | {"number": number}
+        return
     for image, entry in content.items():
         parts = Path(image).parts
-        about = {"image": image, "class": parts[1] if len(parts) > 2 else UNNAMED_CLASS}  # data set / class / …
-        about["references"] = entry.get(f"{templates}_templates")
-        for number, asked in enumerate(entry["conversation"], start=1):
-            yield number, {**{key.lower(): value for key, value in asked.items()}, **about}
-
-
-def _question(number: int, entry: dict[str, Any]) -> Question:
-    names = ("reference", "references", "template", "templates")
-    references = next((entry[name] for name in names if name in entry), None) or ()
-    task = str(entry.get("task", entry.get("type")) or "questions")
-    folders = Path(entry["image"]).parts[:-1]
-    return Question(
-        key=f"{entry['image']}#{number}",
-        image=entry["image"],
-        question=entry["question"].strip(),
-        options=entry["options"],
-        answer=entry["answer"],
-        task=wording()["tasks"].get(task, task),
-        class_name=str(entry.get("class", UNNAMED_CLASS)),
-        dataset=folders[0] if folders else "",
-        is_good=wording()["good_folder"] in folders,
-        references=(references,) if isinstance(references, str) else references,
-    )
+        about: dict[str, Any] = {
+            "image": image,
+            "class": parts[1] if len(parts) > 2 else UNNAMED_CLASS,
+        }  # data set / class / …
+        about["references"] = entry.get(f"{templates}_templates") or ()
+        for number, question in enumerate(entry["conversation"], start=1):
+            yield {**{key.lower(): value for key, value in question.items()}, **about, "number": number}
 
 
 def with_options(question: Question) -> str:
@@ -174,8 +179,8 @@ def with_options(question: Question) -> str:
 def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter that an answer chooses; None where it names no option, or several.
 
-    In this order: a letter that the answer begins with or names (``B.``, ``(B)``, ``the answer is B``), one option
-    whose text occurs in it, the one option that says the same yes or no. The article in "A scratch" is no letter.
+    In this order: a letter that the answer begins with or names (``B.``, ``(B)``, ``the answer is B``), the one option
+    whose text occurs in it, the one option with the same yes or no. The article in "A scratch" is no letter.
     """
     letters = "".join(options)
     text = " ".join(answer.split())
@@ -196,19 +201,19 @@ def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
         held = [longest] if all(other in plain[longest] and other != plain[longest] for other in others) else []
     if held:
         return held[0]
-    said = parse_verdict(answer)
-    same = [letter for letter, option in options.items() if said is not None and parse_verdict(option) == said]
+    verdict = parse_verdict(answer)
+    same = [letter for letter, option in options.items() if verdict is not None and parse_verdict(option) == verdict]
     return same[0] if len(same) == 1 else None
-
-
-# -- answers -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question's answers: the letter that each method chose, None where a generated answer names no option.
+    """The answers to one question.
 
-    ``options`` is how many there were.
+    Attributes:
+        right: letter of the right option.
+        options: number of options.
+        chosen: the letter chosen by each method, None where a generated answer names no option.
     """
 
     key: str
@@ -223,7 +228,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of a cell: of the questions about ``PHOTOS_PER_CELL`` photos."""
+    """The answers of a cell: all questions about ``PHOTOS_PER_CELL`` photos."""
 
     rows: tuple[Answer, ...]
     photos: int
@@ -244,12 +249,12 @@ def cells_of(questions: Sequence[Question], shots: int) -> dict[Cell, list[list[
 
 @dataclass
 class Asker:
-    """Puts questions to a predictor.
+    """Asks a predictor questions.
 
     Attributes:
-        root: the folder that photos' paths start at.
-        shots: how many references each photo has.
-        methods: by which answers are chosen.
+        root: the folder that the photos' paths start at.
+        shots: number of references per question.
+        methods: how answers are chosen.
         seed: of sampled answers.
     """
 
@@ -261,7 +266,7 @@ class Asker:
     _references: tuple[str, ...] | None = None
 
     def answer(self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object] = lambda: None) -> Answers:
-        """Answers the questions of a cell; errors as of :meth:`ask`."""
+        """Answers the questions of a cell; raises as :meth:`ask`."""
         started, rows = time.monotonic(), []
         for questions in photos:
             rows += self.ask(questions)
@@ -269,60 +274,51 @@ class Asker:
         return Answers(tuple(rows), len(photos), time.monotonic() - started)
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers questions about one photo.
-
-        Raises:
-            DatasetError: the photo or a reference can't be read.
-        """
+        """Answers questions about one photo; raises DatasetError where it or a reference can't be read."""
         photo = load_image(self.root / questions[0].image)
-        results: dict[
-            tuple[tuple[str, ...], str], ImageResult
-        ] = {}  # a list may give each question references of its own
+        results: dict[tuple[tuple[str, ...], str], ImageResult] = {}  # references and class may differ by question
         answers = []
         for question in questions:
             references = question.references[: self.shots]
-            if (references, question.class_name) not in results:
+            key = references, question.class_name
+            if key not in results:
                 if references != self._references:
                     self.predictor.set_references([load_image(self.root / name) for name in references])
                     self._references = references
-                results[references, question.class_name] = self.predictor.inspect(photo, question.class_name)
-            answers.append(self._answer(results[references, question.class_name], question))
+                results[key] = self.predictor.inspect(photo, question.class_name)
+            answers.append(self._answer(results[key], question))
         return answers
 
     def _answer(self, result: ImageResult, question: Question) -> Answer:
         torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, question.class_name), question.key))
+
+        def likeliest(text: str, options: Mapping[str, str]) -> str:
+            prompt, continuations = chat_prompt([], text), list(options.values())
+            model = self.predictor.model
+            found = model.answer_likelihoods(result.features, result.prompt_map, prompt, continuations)
+            return list(options)[int(found.argmax())]
+
         chosen: dict[str, str | None] = {}
+        generated, listed = "", with_options(question)
         if "text" in self.methods:
-            # Whether a full stop follows says nothing of the option: "Yes." is mostly the beginning of "Yes, there is".
+            # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
             texts = {letter: text.rstrip(" .。") or text for letter, text in question.options.items()}
-            chosen["text"] = self._likeliest(result, question.question, texts)
+            chosen["text"] = likeliest(question.question, texts)
         if "letter" in self.methods:
-            letters = {letter: letter for letter in question.options}
-            chosen["letter"] = self._likeliest(result, with_options(question), letters)
-        generated = ""
+            chosen["letter"] = likeliest(listed, {letter: letter for letter in question.options})
         if "generated" in self.methods:
-            generated = self.predictor.answer(result, with_options(question))
+            generated = self.predictor.answer(result, listed)
             chosen["generated"] = parse_choice(generated, question.options)
         return Answer(
             key=question.key,
-            dataset=question.dataset,
+            dataset="".join(question.folders[:1]),
             task=question.task,
-            is_good=question.is_good,
+            is_good=wording()["good_folder"] in question.folders,
             right=question.answer,
             options=len(question.options),
             chosen=chosen,
             generated=generated,
         )
-
-    def _likeliest(self, result: ImageResult, asked: str, options: Mapping[str, str]) -> str:
-        text = chat_prompt([], asked)
-        found = self.predictor.model.answer_likelihoods(
-            result.features, result.prompt_map, text, list(options.values())
-        )
-        return list(options)[int(found.argmax())]
-
-
-# -- scores ------------------------------------------------------------------------------------------------------------
 
 
 def answers_frame(rows: Sequence[Answer], methods: Sequence[Method]) -> pd.DataFrame:
@@ -335,9 +331,9 @@ def answers_frame(rows: Sequence[Answer], methods: Sequence[Method]) -> pd.DataF
 
 
 def task_scores(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.DataFrame:
-    """A row per task, sorted: accuracy by each method, as MMAD counts it: balanced for anomaly detection.
+    """A row per task, sorted: accuracy by each method.
 
-    Balanced is the mean of the accuracies on good and on anomalous photos, where there are photos of both kinds.
+    As in MMAD, anomaly detection is the mean of the accuracies on good and on anomalous photos, where there are both.
     """
     scores = frame.groupby("task")[list(methods)].mean()
     balanced = wording()["balanced_task"]
@@ -352,27 +348,21 @@ def mmad_average(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.Series:
     return pd.DataFrame([task_scores(own, methods).mean() for _, own in frame.groupby("dataset")]).mean()
 
 
-# -- report ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class MmadProvenance(Provenance):
-    """How the answers were made; ``questions`` says of which file, and how many."""
+    """How the answers were made; ``questions``: their file and number, in words."""
 
     questions: str
 
 
 def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answer], methods: Sequence[Method]) -> str:
-    """Writes results.json, .md, .tex and answers.csv into a folder, each whole or not at all; None writes nothing.
+    """Writes results.json, .md, .tex and answers.csv atomically into a folder, if there is one; raises OSError.
 
     Args:
         methods: in the order of the columns.
 
     Returns:
-        The page, results.md.
-
-    Raises:
-        OSError: the folder can't be written.
+        The content of results.md.
     """
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
@@ -380,37 +370,34 @@ def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answ
     scores.insert(0, "questions", by_task.size())
     scores.insert(1, "chance", by_task["chance"].mean())
     scores.loc["average"] = [len(rows), frame["chance"].mean(), *mmad_average(frame, methods)]
-    scores["questions"] = scores["questions"].astype(int)
+    table = scores.astype({"questions": int}).reset_index()
     unclear = sum("generated" in row.chosen and row.chosen["generated"] is None for row in rows)
-
-    table = scores.reset_index()
     content = {
         "facts": asdict(about),
         "unclear_answers": unclear,
         "tasks": table.to_dict("records"),
         "answers": [asdict(row) for row in rows],
     }
-    shares = ["chance", *methods]
-    table[shares] = table[shares].map(lambda value: percent(Spread(value)))
+    fractions = ["chance", *methods]
+    table[fractions] = table[fractions].map(lambda value: percent(Spread(value)))
     table = table.astype(str).rename(columns=METHODS)
-    config = about.config
-    latex = latex_table(table, f"Multiple-choice accuracy of {config}, in percent.")
+    latex = latex_table(table, f"Multiple-choice accuracy of {about.config}, in percent.")
     table.iloc[-1, 0] = "**average**"
-    notes = [f"* generated answers that name no option: {unclear}"] if "generated" in methods else []
-    lines = [f"# Multiple choice: {config}", "", *about.lines(f"questions: {about.questions}"), *notes, ""]
-    page = "\n".join([*lines, *markdown_table(table, texts=1), "", MEANING]) + "\n"
+    lines = [f"# Multiple choice: {about.config}", "", *about.lines(f"questions: {about.questions}")]
+    lines += [f"* generated answers that name no option: {unclear}"] if "generated" in methods else []
+    page = "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING]) + "\n"
     csv = pd.DataFrame(
         {"question": row.key, "dataset": row.dataset, "task": row.task, "good": int(row.is_good), "answer": row.right}
         | {method: row.chosen[method] for method in methods}
         | {"generated_answer": row.generated}
         for row in rows
     )
-    texts = {
-        "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "results.md": page,
-        "results.tex": f"% needs \\usepackage{{booktabs}}\n% {about.command}\n\n{latex}\n",
-        "answers.csv": csv.to_csv(index=False, lineterminator="\n"),
-    }
     if folder:
+        texts = {
+            "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+            "results.md": page,
+            "results.tex": f"% needs \\usepackage{{booktabs}}\n% {about.command}\n\n{latex}\n",
+            "answers.csv": csv.to_csv(index=False, lineterminator="\n"),
+        }
         write_texts(folder, texts)
     return page

@@ -12,7 +12,7 @@ import numpy as np
 from anomalygpt.datasets.records import ImageRecord, first_offenders
 from anomalygpt.errors import UserError
 
-PAPER_SHOTS = 4  # the paper draws 1, 2 or 4 references, and starts each round four photos further on
+PAPER_SHOTS = 4  # the paper uses 1, 2 or 4 references, and each round starts four photos after the last
 
 ReferenceChoice = Literal["paper", "random"]
 
@@ -28,11 +28,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cells, and which photos are references.
+    """Which cells are measured, and which photos are references.
 
     Attributes:
         shots: numbers of references, 0 for none.
-        rounds: by number; zero-shot takes one, whatever they are.
+        rounds: by number; zero-shot has only round 0.
         choice: ``paper`` takes numbers ``4 * round + k`` of the sorted good training photos, ``random`` draws.
         seed: of the random choice and of sampled answers.
     """
@@ -43,7 +43,7 @@ class Plan:
     seed: int = 0
 
     def cells(self, records: Sequence[ImageRecord]) -> list[Cell]:
-        """Every cell, round after round, so that a run that is stopped early has whole rounds."""
+        """Every cell, round after round, so that a run that is stopped early has complete rounds."""
         class_names = sorted({record.class_name for record in records})
         return [
             Cell(shots, round_, name)
@@ -53,12 +53,8 @@ class Plan:
         ]
 
     def references(self, records: Sequence[ImageRecord], cell: Cell) -> list[ImageRecord]:
-        """The reference photos of a cell.
-
-        Raises:
-            UserError: there are too few good training photos.
-        """
-        own = of_class(records, cell.class_name)
+        """The reference photos of a cell; raises UserError where there are too few good training photos."""
+        own = [record for record in records if record.class_name == cell.class_name]
         if self.choice == "paper":
             return reference_records(own, cell.shots, cell.round)
         good = _good_training_photos(own, cell.shots)
@@ -66,25 +62,33 @@ class Plan:
         rng = np.random.default_rng([self.seed, cell.round, cell.shots, zlib.crc32(cell.class_name.encode())])
         return [good[number] for number in sorted(rng.permutation(len(good))[: cell.shots])]
 
+    def check(self, records: Sequence[ImageRecord]) -> None:
+        """Checks the records before a model is loaded.
 
-def of_class(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
-    """A class's photos."""
-    return [record for record in records if record.class_name == class_name]
+        Raises:
+            UserError: a class has no test photo, or too few references for a round.
+        """
+        names = sorted({record.class_name for record in records})
+        untested = [name for name in names if not test_photos(records, name)]
+        if untested or not names:
+            raise UserError(f"no test photos of {first_offenders(untested) or 'any class'}")
+        for cell in self.cells(records):
+            self.references(records, cell)
 
 
 def test_photos(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
     """A class's test photos."""
-    return [record for record in of_class(records, class_name) if record.split == "test"]
+    return [record for record in records if record.class_name == class_name and record.split == "test"]
 
 
 def reference_records(records: Sequence[ImageRecord], shots: int, round: int = 0) -> list[ImageRecord]:
     """The K good training photos of a round: numbers ``4 * round + k`` of the list sorted by path, k < K.
 
-    With more than four shots a round takes K photos on, so that rounds never share one.
+    For K > 4 they are numbers ``K * round + k``, so that no two rounds share a photo.
 
     Args:
         records: of one class.
-        shots: K; 0 takes none.
+        shots: K.
 
     Raises:
         UserError: there are too few good training photos.
@@ -102,25 +106,11 @@ def _good_training_photos(records: Sequence[ImageRecord], needed: int) -> list[I
     return sorted(good, key=lambda record: record.image)
 
 
-def check(plan: Plan, records: Sequence[ImageRecord]) -> None:
-    """Checks, before a model is loaded, what can be known to fail.
-
-    Raises:
-        UserError: a class has no test photo, or too few references for a round.
-    """
-    names = sorted({record.class_name for record in records})
-    without = [name for name in names if not test_photos(records, name)]
-    if without or not names:
-        raise UserError(f"no test photos of {first_offenders(without) or 'any class'}")
-    for cell in plan.cells(records):
-        plan.references(records, cell)
-
-
 def photo_name(record: ImageRecord, root: Path) -> str:
-    """A photo's path below the data's root, with slashes: what results call it."""
+    """A photo's path relative to the data's root, with slashes: its name in the results."""
     return Path(os.path.relpath(record.image, root)).as_posix()
 
 
 def photo_seed(seed: int, cell: Cell, photo: str) -> int:
-    """A seed for one photo, so that sampled answers do not depend on the process, or the run, that measures it."""
+    """A seed per photo, so that sampled answers do not depend on the process or run that measures it."""
     return zlib.crc32(f"{seed}/{cell.shots}/{cell.round}/{photo}".encode())

@@ -1,4 +1,4 @@
-"""Published numbers for the protocol that was measured; the table is data (published.yaml)."""
+"""Names of the metrics, and published numbers to compare with (published.yaml)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.files import read_yaml
 
 MAP_METRICS = {
     "image_auroc": "image-AUROC",
@@ -42,7 +41,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Published:
-    """One method's numbers, 0..1, by the keys of ``METRICS``; those that were not published are absent."""
+    """One method's numbers, 0..1, by the keys of ``METRICS``; unpublished ones are absent."""
 
     method: str
     protocol: str
@@ -50,38 +49,31 @@ class Published:
     metrics: dict[str, Spread]
 
 
-def official_dataset(kind: str, records: Sequence[ImageRecord]) -> str | None:
-    """The official data set that these photos are the whole test split of: a key of the table, None for other data.
+@cache
+def table() -> dict[str, Any]:
+    """The content of published.yaml."""
+    return read_yaml(Path(__file__).with_name("published.yaml"))
 
-    Layout, classes and the number of test photos must all be the official ones.
-    """
+
+def official_dataset(kind: str, records: Sequence[ImageRecord]) -> str | None:
+    """The key in ``table()["datasets"]`` with these records' layout, classes and number of test photos, if any."""
     names = sorted({record.class_name for record in records})
     photos = sum(record.split == "test" for record in records)
-    for key, facts in _table()["datasets"].items():
-        if facts["kind"] == kind and sorted(facts["classes"]) == names and facts["test_photos"] == photos:
+    for key, entry in table()["datasets"].items():
+        if entry["kind"] == kind and sorted(entry["classes"]) == names and entry["test_photos"] == photos:
             return key
     return None
 
 
-def title(dataset: str) -> str:
-    """A data set's name as people write it."""
-    return _table()["datasets"][dataset]["title"]
-
-
 def published(dataset: str, shots: int) -> list[Published]:
-    """What was published for a data set and a number of references."""
+    """The published numbers for a data set and a number of references."""
     return [
         Published(
             row["method"],
             row["protocol"],
-            _table()["sources"][row["source"]]["text"],
+            table()["sources"][row["source"]]["text"],
             {key: Spread(*(value / 100 for value in row[key])) for key in METRICS if key in row},
         )
-        for row in _table()["rows"]
+        for row in table()["rows"]
         if (row["dataset"], row["shots"]) == (dataset, shots)
     ]
-
-
-@cache
-def _table() -> dict[str, Any]:
-    return yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))

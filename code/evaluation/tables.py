@@ -1,32 +1,34 @@
-"""Results as a page, a LaTeX table, JSON and CSV, with what it takes to repeat them."""
+"""Results as Markdown, LaTeX, JSON and CSV, with what it takes to reproduce them."""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from anomalygpt.evaluation.cells import CellResult
-from anomalygpt.evaluation.metrics import hindsight_accuracy
-from anomalygpt.evaluation.pixels import PRO_LIMIT
+from anomalygpt.evaluation.metrics import PRO_LIMIT, hindsight_accuracy
 from anomalygpt.evaluation.provenance import EvalProvenance
 from anomalygpt.evaluation.published import MAP_METRICS, METRICS, VERDICT_METRICS, Published, Spread
 from anomalygpt.files import replacing
 
-NOTHING = "–"
+UNDEFINED = "–"
 HINDSIGHT = "one_threshold_in_hindsight"
+CELL_COLUMNS = ("masked_photos", "regions", "no_verdict", "placed")
 MEANING = (
-    "Percentages; the mean is over classes, ± is the standard deviation over rounds. Image metrics are of each map's "
-    "score; pixel metrics are over all pixels of a class's test photos together; AUPRO is integrated up to a "
-    f"false-positive rate of {PRO_LIMIT}. F1-max is at the best threshold in hindsight.",
-    "Verdict: what the user is told. Recall is the share of defective photos that are called defective, false "
-    "alarms that of good ones. By score: right verdicts if the calibrated probability alone decided; in hindsight: "
-    "by the best threshold of the class, which nobody knows beforehand. Answer accuracy: by the language model's "
-    "own yes or no, before a score set it right; neither yes nor no is wrong. Position, over rightful yeses about "
-    "photos with a mask: the first place named is that of a marked defect's centre; (cell): its ninth of the photo "
-    "holds part of a defect. A yes without a place is wrong in both.",
+    "All numbers are percentages. Mean: over classes. ±: standard deviation over rounds. Image metrics use the score "
+    "of each map. Pixel metrics use all pixels of a class's test photos together. AUPRO is integrated up to a "
+    f"false-positive rate of {PRO_LIMIT}. F1-max is the F1 score at the best threshold, chosen with the ground truth.",
+    "Verdict accuracy: of the final prediction, good or defective. Recall: fraction of defective photos predicted as "
+    "defective. False alarms: fraction of good photos predicted as defective. By score: accuracy of the calibrated "
+    "probability alone, at 0.5. In hindsight: accuracy at the best threshold for the class, chosen with the ground "
+    "truth. Answer accuracy: of the language model's first yes or no, before the score may overrule it; an answer "
+    "without yes or no is wrong. Position: of the photos with a mask that the answer correctly calls defective, the "
+    "fraction where the first position in the answer is that of the centre of a marked defect. Position (cell): the "
+    "same, where that cell of the 3 x 3 grid contains any part of a defect. An answer without a position is wrong in "
+    "both.",
 )
 
 
@@ -43,8 +45,8 @@ def results_frame(results: Sequence[CellResult]) -> pd.DataFrame:
             "round": result.cell.round,
             "class": result.cell.class_name,
             "photos": len(result.photos),
-            "with_defect": result.anomalous,
-            **{name: getattr(result, name) for name in ("masked_photos", "regions", "no_verdict", "placed")},
+            "with_defect": sum(photo.is_anomalous for photo in result.photos),
+            **{name: getattr(result, name) for name in CELL_COLUMNS},
             **result.metrics,
             **{f"{name}_bound": bound for name, bound in result.bounds.items()},
         }
@@ -61,7 +63,7 @@ class Protocol:
     Attributes:
         results: the cells, round after round.
         frame: a row per cell, see :func:`results_frame`.
-        published: numbers of others for this protocol.
+        published: published numbers for this protocol.
     """
 
     shots: int
@@ -79,7 +81,7 @@ class Protocol:
         return _spreads(self.frame.loc[self.frame["class"] == name, list(METRICS)])
 
     def mean(self) -> dict[str, Spread]:
-        """The metrics' means over classes, over rounds; with that of one threshold for all classes in hindsight."""
+        """The metrics' means over classes, over rounds; and the best accuracy with one threshold for all classes."""
         by_round = self.frame.groupby("round")[list(METRICS)].mean()
         for number in by_round.index:
             cells = [result.photos for result in self.results if result.cell.round == number]
@@ -88,12 +90,12 @@ class Protocol:
         return _spreads(by_round)
 
     def used(self, metrics: Iterable[str]) -> list[str]:
-        """The metrics that any class has; a column that is empty throughout is left out."""
-        wanted = list(metrics)
-        return [metric for metric in wanted if self.frame[metric].notna().any()] or wanted[:1]
+        """The metrics that any class has; the first one if none has any."""
+        names = list(metrics)
+        return [name for name in names if self.frame[name].notna().any()] or names[:1]
 
     def table(self, metrics: dict[str, str]) -> pd.DataFrame:
-        """Formatted percentages: a row per class, and at last the mean."""
+        """Formatted percentages: a row per class, then the mean."""
         first = self.frame[self.frame["round"] == self.rounds[0]]
         table = first[["class", "photos", "with_defect"]].rename(columns={"with_defect": "with a defect"})
         table.loc["mean"] = ["mean", *table[["photos", "with a defect"]].sum()]
@@ -103,14 +105,29 @@ class Protocol:
         )
 
     def beside_published(self, config: str) -> pd.DataFrame:
-        """Formatted percentages of this run, and below it of others."""
+        """Formatted percentages of this run, and below it the published ones."""
         columns = [key for key in self.used(METRICS) if any(key in other.metrics for other in self.published)]
-        ours = Published(f"this run ({config})", "few-shot" if self.shots else "see above", "", self.mean())
+        this_run = Published(f"this run ({config})", "few-shot" if self.shots else "see above", "", self.mean())
         return pd.DataFrame(
-            {"method": one.method, "protocol": one.protocol}
-            | {METRICS[key]: percent(one.metrics.get(key, Spread(None))) for key in columns}
-            for one in (ours, *self.published)
+            {"method": row.method, "protocol": row.protocol}
+            | {METRICS[key]: percent(row.metrics.get(key, Spread(None))) for key in columns}
+            for row in (this_run, *self.published)
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """Means, and every class with each round and photo; scores and metrics are 0..1."""
+        means = self.mean()
+        hindsight = asdict(means.pop(HINDSIGHT))
+        classes = [
+            {
+                "class": name,
+                **_mean_and_std(self.of_class(name)),
+                "rounds": [_cell_json(result) for result in self.results if result.cell.class_name == name],
+            }
+            for name in sorted(self.frame["class"].unique())
+        ]
+        about = {"shots": self.shots, "rounds": self.rounds, **_mean_and_std(means), HINDSIGHT: hindsight}
+        return about | {"classes": classes, "published": [asdict(other) for other in self.published]}
 
 
 def _spreads(rounds: pd.DataFrame) -> dict[str, Spread]:
@@ -122,71 +139,38 @@ def _spreads(rounds: pd.DataFrame) -> dict[str, Spread]:
     }
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that is written.
-
-    Attributes:
-        dataset: the official data set's name, where it is one.
-        published: numbers of others by the number of references.
-    """
-
-    provenance: EvalProvenance
-    results: Sequence[CellResult]
-    dataset: str | None = None
-    published: dict[int, list[Published]] | None = None
-
-    @property
-    def protocols(self) -> list[Protocol]:
-        """The results by their number of references, in ascending order."""
-        published = self.published or {}
-        return [
-            Protocol(shots, [one for one in self.results if one.cell.shots == shots], own, published.get(shots, ()))
-            for shots, own in results_frame(self.results).groupby("shots")
-        ]
-
-
-# -- formats -----------------------------------------------------------------------------------------------------------
-
-
-def as_json(report: Report) -> dict[str, Any]:
-    """Provenance, means, and every class with each round and photo; scores and metrics are 0..1."""
-    return {"facts": asdict(report.provenance), "protocols": [_protocol_json(one) for one in report.protocols]}
-
-
-def _protocol_json(protocol: Protocol) -> dict[str, Any]:
-    means = protocol.mean()
-    hindsight = asdict(means.pop(HINDSIGHT))
-    return {
-        "shots": protocol.shots,
-        "rounds": protocol.rounds,
-        **_mean_and_std(means),
-        HINDSIGHT: hindsight,
-        "classes": [
-            {
-                "class": name,
-                **_mean_and_std(protocol.of_class(name)),
-                "rounds": [_cell_json(result) for result in protocol.results if result.cell.class_name == name],
-            }
-            for name in sorted(protocol.frame["class"].unique())
-        ],
-        "published": [asdict(other) for other in protocol.published],
-    }
-
-
 def _mean_and_std(metrics: dict[str, Spread]) -> dict[str, Any]:
     return {part: {key: getattr(value, part) for key, value in metrics.items()} for part in ("mean", "std")}
 
 
 def _cell_json(result: CellResult) -> dict[str, Any]:
-    names = ("references", "metrics", "bounds", "masked_photos", "regions", "no_verdict", "placed")
-    photos = [asdict(photo) for photo in result.photos]
-    return {"round": result.cell.round, **{name: getattr(result, name) for name in names}, "photos": photos}
+    columns = {name: getattr(result, name) for name in ("references", "metrics", "bounds", *CELL_COLUMNS)}
+    return {"round": result.cell.round, **columns, "photos": [asdict(photo) for photo in result.photos]}
 
 
-def as_csv(report: Report) -> str:
-    """A line per class and round, metrics 0..1, empty where they are not defined."""
-    return results_frame(report.results).to_csv(index=False, float_format="%.6f", lineterminator="\n")
+@dataclass(frozen=True)
+class Report:
+    """Everything that is written.
+
+    Attributes:
+        dataset: the official data set's name, where it is one.
+        published: published numbers by the number of references.
+    """
+
+    provenance: EvalProvenance
+    results: Sequence[CellResult]
+    dataset: str | None = None
+    published: dict[int, list[Published]] = field(default_factory=dict)
+
+    @property
+    def protocols(self) -> list[Protocol]:
+        """The results by their number of references, in ascending order."""
+        return [
+            Protocol(
+                shots, [one for one in self.results if one.cell.shots == shots], own, self.published.get(shots, ())
+            )
+            for shots, own in results_frame(self.results).groupby("shots")
+        ]
 
 
 def as_markdown(report: Report) -> str:
@@ -219,7 +203,7 @@ def as_markdown(report: Report) -> str:
 
 
 def as_latex(report: Report) -> str:
-    """Tables for ``\\usepackage{booktabs}``: a row per class, and beside published numbers where there are any."""
+    """Tables for ``booktabs``: a row per class, and published numbers above this run's where there are any."""
     config = report.provenance.config
     tables = ["% needs \\usepackage{booktabs}", f"% {report.provenance.command}"]
     for protocol in report.protocols:
@@ -229,16 +213,15 @@ def as_latex(report: Report) -> str:
             tables.append(latex_table(table, f"{title} results of {config}, in percent."))
         if protocol.published:
             table = protocol.beside_published(config).drop(columns="protocol")
-            table = pd.concat([table[1:], table[:1]])  # this run below the others
             caption = f"{title} results on {report.dataset} beside published ones, in percent."
-            tables.append(latex_table(table, caption))
+            tables.append(latex_table(pd.concat([table[1:], table[:1]]), caption))
     return "\n\n".join(tables) + "\n"
 
 
 def percent(value: Spread) -> str:
     """A mean in percent, with its standard deviation where there is one."""
     if value.mean is None:
-        return NOTHING
+        return UNDEFINED
     text = f"{100 * value.mean:.1f}"
     return text if value.std is None else f"{text} ± {100 * value.std:.1f}"
 
@@ -251,7 +234,7 @@ def markdown_table(table: pd.DataFrame, texts: int) -> list[str]:
 
 
 def latex_table(table: pd.DataFrame, caption: str) -> str:
-    """A booktabs table whose last row is set apart."""
+    """A booktabs table with a rule above the last row."""
     header, *rows = (
         " & ".join(map(latex_text, cells)) + r" \\" for cells in (table.columns, *table.to_numpy().tolist())
     )
@@ -261,19 +244,15 @@ def latex_table(table: pd.DataFrame, caption: str) -> str:
     return "\n".join(lines)
 
 
-_LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$"}
-)
-
-
 def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return text.translate(_LATEX)
+    """Escapes text for LaTeX."""
+    escapes = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+    escapes |= {"±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"}}
+    return "".join(escapes.get(c, c) for c in text)
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> list[Path]:
-    """Writes files by name into a folder, each whole or not at all; raises OSError."""
+    """Writes files by name atomically into a folder; raises OSError."""
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -281,11 +260,13 @@ def write_texts(folder: Path, texts: dict[str, str]) -> list[Path]:
 
 
 def write_report(folder: Path, report: Report) -> list[Path]:
-    """Writes results.json, .md, .tex and per_class.csv into a folder; errors as of :func:`write_texts`."""
+    """Writes results.json, .md, .tex and per_class.csv (metrics 0..1) atomically into a folder; raises OSError."""
+    content = {"facts": asdict(report.provenance), "protocols": [one.as_json() for one in report.protocols]}
+    frame = results_frame(report.results)
     texts = {
-        "results.json": json.dumps(as_json(report), indent=1, ensure_ascii=False) + "\n",
+        "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
         "results.md": as_markdown(report),
         "results.tex": as_latex(report),
-        "per_class.csv": as_csv(report),
+        "per_class.csv": frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
     }
     return write_texts(folder, texts)

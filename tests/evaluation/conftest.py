@@ -20,6 +20,19 @@ SIDE = 32
 # Rows and columns of the defect, whose centre lies in the middle ninth; it reaches into the top left one.
 SQUARE = (8, 16)
 
+RUN = {  # the fields of Provenance
+    "command": "python run_eval.py --x",
+    "config": "compact",
+    "commit": "abc123",
+    "references": "as in the paper",
+    "seed": 42,
+    "device": "cpu",
+    "processes": 1,
+    "trained_on": ("delta: simulated defects on elsewhere",),
+    "seconds_per_photo": 0.5,
+    "peak_memory": 10**9,
+}
+
 
 def write_photo(path: Path, seed: int, defect: bool = False) -> None:
     """A light, even photo with a little noise; a defect is a black square."""

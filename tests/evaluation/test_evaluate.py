@@ -32,25 +32,15 @@ def test_an_inverted_map_is_as_wrong_as_can_be(evaluator, fake_predictor):
     assert (pixels["pixel_auroc"], pixels["aupro"]) == (pytest.approx(0), pytest.approx(0))
 
 
-def test_the_references_of_the_round_reach_the_predictor(evaluator, fake_predictor, tree):
+def test_the_references_of_the_round_reach_the_predictor_and_zero_shot_removes_them(evaluator, fake_predictor, tree):
     predictor = fake_predictor()
     found = evaluator(predictor, plan=Plan((2,), (1,))).measure(Cell(2, 1, "bottle"))
     assert found.references == ("bottle/train/good/004.png", "bottle/train/good/005.png")
-    expected = [Image.open(tree / "bottle" / "train" / "good" / f"00{n}.png") for n in (4, 5)]
+    expected = [Image.open(tree / name) for name in found.references]
     assert all(np.array_equal(a, b) for a, b in zip(predictor.references, expected, strict=True))
-
-
-def test_zero_shot_takes_earlier_references_away(evaluator, fake_predictor):
-    predictor = fake_predictor()
-    predictor.set_references(["of an earlier class"])
     evaluator(predictor).measure(ZERO)
     assert predictor.references == []
-
-
-def test_the_question_is_the_one_that_users_are_given(evaluator, fake_predictor):
-    predictor = fake_predictor()
-    evaluator(predictor).measure(ZERO)
-    assert set(predictor.questions) == {detection_question("bottle", with_description=False)}
+    assert set(predictor.questions) == {detection_question("bottle", with_description=False)}, "the users' question"
 
 
 def test_a_silent_answer_is_wrong_but_leaves_the_verdict_to_the_score(evaluator, fake_predictor):

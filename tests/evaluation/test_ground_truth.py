@@ -11,8 +11,8 @@ from PIL import Image
 from anomalygpt.datasets.loco import read_union
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.evaluation.ground_truth import choose_mask_rule, ground_truth, in_words, on_map
-from anomalygpt.evaluation.pixels import PixelCounts
+from anomalygpt.evaluation.ground_truth import choose_mask_rule, describe_rule, ground_truth, on_map
+from anomalygpt.evaluation.metrics import PixelCounts
 
 SQUASH = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "squash")
 CROP = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "crop")
@@ -30,9 +30,9 @@ def left_quarter(value: int = 255) -> Image.Image:
     [
         ("mvtec", True, "map", "official_mvtec"),
         ("visa", True, "map", "official_visa"),
-        ("visa", False, "map", "as_seen"),
-        ("folder", True, "map", "as_seen"),
-        ("mvtec", False, "map", "as_seen"),
+        ("visa", False, "map", "as_photo"),
+        ("folder", True, "map", "as_photo"),
+        ("mvtec", False, "map", "as_photo"),
         ("visa", True, "photo", "photo"),
     ],
 )
@@ -40,21 +40,21 @@ def test_the_rule_follows_data_geometry_and_resolution(kind, official, resolutio
     assert choose_mask_rule(kind, official, resolution) == rule
 
 
-def test_the_rule_is_said_in_words():
-    assert in_words("as_seen", SQUASH, 224).startswith("photos: squash, measured at 224 x 224; mask resized")
-    words = in_words("photo", CROP, 224)
+def test_the_rule_is_said_describe_rule():
+    assert describe_rule("as_photo", SQUASH, 224).startswith("photos: squash, measured at 224 x 224; mask resized")
+    words = describe_rule("photo", CROP, 224)
     assert words.startswith("photos: crop; map resized to the photo's own pixels") and "measured at" not in words
 
 
 def test_a_mask_follows_its_photo_and_the_official_ones_do_as_the_paper():
-    assert not on_map(left_quarter(), CROP, 32, "as_seen").any()
+    assert not on_map(left_quarter(), CROP, 32, "as_photo").any()
     squashed = on_map(left_quarter(), CROP, 32, "official_mvtec")
     assert squashed[:, :8].all() and not squashed[:, 9:].any()
     faint = Image.new("L", (64, 32))
     faint.paste(255, (32, 0, 64, 32))
     faint.paste(4, (0, 0, 32, 32))  # more than 1 % of the maximum, less than a tenth of white
     assert on_map(faint, CROP, 32, "official_visa").all()
-    assert not on_map(faint, CROP, 32, "as_seen")[:, :15].any()
+    assert not on_map(faint, CROP, 32, "as_photo")[:, :15].any()
 
 
 def record(mask=None) -> ImageRecord:
@@ -79,7 +79,7 @@ def test_small_numbers_in_a_mask_mark_as_white_does(tmp_path):
 
 
 def test_a_good_photo_has_an_empty_mask():
-    for rule, shape in (("as_seen", (16, 16)), ("photo", (32, 64))):
+    for rule, shape in (("as_photo", (16, 16)), ("photo", (32, 64))):
         assert ground_truth(record(), look_at(np.zeros((32, 64))), SQUASH, rule).mask.shape == shape
 
 
@@ -100,7 +100,7 @@ def loco(tmp_path):
     return ImageRecord(tmp_path / "photo.png", "box", "test", True, "logical_anomalies", folder, read_union)
 
 
-@pytest.mark.parametrize("rule", ["photo", "as_seen"])
+@pytest.mark.parametrize("rule", ["photo", "as_photo"])
 def test_locos_masks_are_regions_of_their_own_and_saturate(loco, rule, tmp_path):
     seen = np.zeros((32, 64))
     seen[:8, :32] = 1  # the upper quarter of both
@@ -121,7 +121,7 @@ def test_locos_masks_are_regions_of_their_own_and_saturate(loco, rule, tmp_path)
 def test_a_mask_is_also_given_as_the_model_was_shown_its_photo(tmp_path):
     left_quarter().save(tmp_path / "mask.png")
     photo, look = record(tmp_path / "mask.png"), look_at(np.zeros((32, 64)))
-    for rule in ("photo", "official_mvtec", "as_seen"):
-        assert not ground_truth(photo, look, CROP, rule).seen[:, 1:].any(), "it is cut off, but for its edge"
-        seen = ground_truth(photo, look, SQUASH, rule).seen
+    for rule in ("photo", "official_mvtec", "as_photo"):
+        assert not ground_truth(photo, look, CROP, rule).model_mask[:, 1:].any(), "it is cut off, but for its edge"
+        seen = ground_truth(photo, look, SQUASH, rule).model_mask
         assert seen.shape == (16, 16) and seen[:, :4].all() and not seen[:, 5:].any()

@@ -1,40 +1,39 @@
-"""Every number here was worked out by hand."""
+"""Image metrics worked out by hand; pixel metrics against scikit-learn and AUPRO's definition, exact and rounded."""
 
+import numpy as np
 import pytest
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalygpt.evaluation.metrics import (
+    PRO_LIMIT,
+    PixelCounts,
+    Region,
     accuracy,
-    false_alarm_rate,
     hindsight_accuracy,
     image_metrics,
-    recall,
+    verdict_metrics,
 )
 
 FIRST, SECOND = ([0.1, 0.3], [False, True]), ([0.4, 0.6], [False, True])
-SCORES, TRUTH = [0.8, 0.6, 0.4, 0.1, 0.2], [True, False, True, False, False]
+SCORES, ANOMALOUS = [0.8, 0.6, 0.4, 0.1, 0.2], [True, False, True, False, False]
+METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 
 
-def test_auroc_is_the_share_of_pairs_in_the_right_order():
-    # Anomalous .8 and .4 against good .6, .1, .2: of six pairs only (.4, .6) is wrong.
-    assert image_metrics(SCORES, TRUTH)["image_auroc"] == pytest.approx(5 / 6)
-
-
-def test_a_tie_counts_half():
-    assert image_metrics([0.5, 0.5, 0.1], [True, False, False])["image_auroc"] == pytest.approx(0.75)
-
-
-def test_average_precision_weighs_each_gain_in_recall_by_its_precision():
-    # Half of the recall at precision 1, the other half at 2 of 3.
-    assert image_metrics(SCORES, TRUTH)["image_ap"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-
-
-def test_f1_max_is_the_best_compromise():
-    # At .4: precision 2/3, recall 1.
-    assert image_metrics(SCORES, TRUTH)["image_f1_max"] == pytest.approx(0.8)
-
-
-def test_metrics_of_one_kind_of_photo_are_not_defined():
-    assert image_metrics([0.1, 0.2], [True, True]) == image_metrics([0.1, 0.2], [False, False]) == {}
+@pytest.mark.parametrize(
+    ("scores", "anomalous", "expected"),
+    [
+        # AUROC: anomalous .8 and .4 against good .6, .1, .2: of six pairs only (.4, .6) is in the wrong order.
+        # AP: half of the recall at precision 1, the other half at 2 of 3. F1-max: at .4 precision 2/3 and recall 1.
+        (SCORES, ANOMALOUS, {"image_auroc": 5 / 6, "image_ap": 0.5 * 1 + 0.5 * 2 / 3, "image_f1_max": 0.8}),
+        # A tie counts half.
+        ([0.5, 0.5, 0.1], [True, False, False], {"image_auroc": 0.75, "image_ap": 0.5, "image_f1_max": 2 / 3}),
+        ([0.1, 0.2], [True, True], {}),
+        ([0.1, 0.2], [False, False], {}),
+    ],
+)
+def test_image_metrics(scores, anomalous, expected):
+    assert image_metrics(scores, anomalous) == pytest.approx(expected)
 
 
 def test_an_answer_without_a_verdict_is_wrong():
@@ -42,10 +41,17 @@ def test_an_answer_without_a_verdict_is_wrong():
     assert accuracy([], []) is None
 
 
+def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():
+    found = verdict_metrics([True, False, True, False, False], [True, True, False, False, False])
+    assert found == pytest.approx({"verdict_accuracy": 0.6, "recall": 0.5, "false_alarm_rate": 1 / 3})
+    assert verdict_metrics([True], [False])["recall"] is None
+    assert verdict_metrics([True], [True])["false_alarm_rate"] is None
+
+
 @pytest.mark.parametrize(
     ("classes", "expected"),
     [
-        ([(SCORES, TRUTH)], 0.8),  # at .4 only .6 is wrong, or at .8 only .4
+        ([(SCORES, ANOMALOUS)], 0.8),  # at .4 only .6 is wrong, or at .8 only .4
         ([([0.5, 0.5, 0.5], [True, False, False])], 2 / 3),  # ties stay together
         ([([0.2, 0.9], [True, False])], 0.5),
         ([([0.5], [True])], 1),  # all may be anomalous
@@ -55,19 +61,109 @@ def test_an_answer_without_a_verdict_is_wrong():
         ([FIRST, SECOND], 0.75),
         # Classes weigh alike, however many photos they have: at .4 only one of the first class's three is wrong.
         ([([0.1, 0.1, 0.3], [False, False, True]), SECOND], 5 / 6),
+        ([FIRST, ([], [])], None),
+        ([], None),
     ],
 )
 def test_the_best_threshold_in_hindsight_for_all_classes_together(classes, expected):
-    assert hindsight_accuracy(classes) == pytest.approx(expected)
+    assert hindsight_accuracy(classes) == (None if expected is None else pytest.approx(expected))
 
 
-def test_hindsight_of_no_photo_is_not_defined():
-    assert hindsight_accuracy([FIRST, ([], [])]) is None
-    assert hindsight_accuracy([]) is None
+def exact(maps, masks):
+    """(AUROC, AP, F1-max, AUPRO) from all pixels sorted."""
+    scores, anomalous = maps.ravel(), masks.ravel()
+    precision, recall, _ = precision_recall_curve(anomalous, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    areas = roc_auc_score(anomalous, scores), average_precision_score(anomalous, scores)
+    return *areas, f1.max(), exact_aupro(maps, masks)
 
 
-def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():
-    said, truth = [True, False, True, False, False], [True, True, False, False, False]
-    assert recall(said, truth) == 0.5
-    assert false_alarm_rate(said, truth) == pytest.approx(1 / 3)
-    assert recall([True], [False]) is None and false_alarm_rate([True], [True]) is None
+def exact_aupro(maps, masks):
+    """By its definition: for each threshold, the mean over regions of the fraction that is found."""
+    regions = [
+        map_[labels == number]
+        for map_, (labels, count) in ((m, ndimage.label(k, np.ones((3, 3)))) for m, k in zip(maps, masks, strict=True))
+        for number in range(1, count + 1)
+    ]
+    normal = np.sort(maps[~masks])
+    thresholds = np.unique(maps)[::-1]
+    rate = np.append(0, 1 - np.searchsorted(normal, thresholds) / len(normal))
+    found = np.append(0, np.mean([[(region >= t).mean() for t in thresholds] for region in regions], axis=0))
+    inside = rate <= PRO_LIMIT
+    x = np.append(rate[inside], PRO_LIMIT)
+    y = np.append(found[inside], np.interp(PRO_LIMIT, rate, found))
+    return ((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / PRO_LIMIT
+
+
+def count(maps, masks, **options):
+    counts = PixelCounts(**options)
+    for map_, mask in zip(maps, masks, strict=True):
+        counts.add(map_, mask)
+    return counts
+
+
+KINDS = {
+    "continuous": lambda rng, shape, masks: rng.random(shape) + 0.6 * masks,
+    "far below one": lambda rng, shape, masks: 1e-5 * (rng.random(shape) + 0.4 * masks),
+    "over all magnitudes": lambda rng, shape, masks: 10 ** (rng.uniform(-36, -3, shape) + 8 * masks),
+    "negative too": lambda rng, shape, masks: rng.normal(0, 100, shape) + 90 * masks,
+    "tied": lambda rng, shape, masks: np.round(4 * rng.random(shape) + 2 * masks) / 4,
+    "all the same": lambda rng, shape, masks: np.full(shape, 0.5),
+    "finer than rounding": lambda rng, shape, masks: 1 + 1e-3 * (rng.random(shape) + 0.3 * masks),
+}
+
+
+def photos(kind):
+    """Maps of a kind, higher on two touching or separate squares per photo."""
+    masks = np.zeros((4, 24, 24), dtype=bool)
+    masks[0, 2:6, 2:6] = masks[0, 6:9, 6:9] = True  # one region: they touch at a corner
+    masks[1, 10:20, 3:5] = masks[1, 20:22, 20:23] = True
+    masks[2, 0, 0] = True
+    return KINDS[kind](np.random.default_rng(0), masks.shape, masks).astype(np.float32), masks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixel_metrics_are_exact_and_of_rounded_scores_within_their_bound(kind):
+    maps, masks = photos(kind)
+    expected = dict(zip(METRICS, exact(maps, masks), strict=True))
+    assert count(maps, masks).metrics()[0] == {name: (pytest.approx(value), 0) for name, value in expected.items()}
+    counts = count(maps, masks, max_scores=300)
+    assert counts.is_rounded or kind in ("tied", "all the same")
+    for name, (value, error) in counts.metrics()[0].items():
+        assert abs(value - expected[name]) <= error + 1e-9, name
+        assert 0 <= error < 0.003 or kind in ("all the same", "finer than rounding"), name
+
+
+@pytest.mark.parametrize("max_scores", [1, 10**9])
+def test_the_order_of_photos_does_not_matter(max_scores):
+    maps, masks = photos("continuous")
+    one, other = (count(maps[order], masks[order], max_scores=max_scores) for order in ([0, 1, 2, 3], [3, 1, 2, 0]))
+    assert one.metrics()[0] == {key: pytest.approx(value, abs=1e-12) for key, value in other.metrics()[0].items()}
+    assert (one.regions, one.photos) == (other.regions, other.photos) == (4, 4)
+
+
+def test_saturated_overlap_counts_no_further_than_what_is_needed():
+    # A region of ten pixels of which four are needed; half of them score 1, the others 0, the background in between.
+    mask = np.zeros((1, 20), dtype=bool)
+    mask[0, :10] = True
+    scores = np.full((1, 20), 0.5, dtype=np.float32)
+    scores[0, :5], scores[0, 5:10] = 1, 0
+    # Left of the step at the background's score, (0, overlap) is the first point of the curve.
+    for regions, expected in ((None, 0.5), ([Region(mask, needed=4)], 1)):
+        counts = PixelCounts()
+        counts.add(scores, mask, regions)
+        rate, overlap = counts.metrics()[1]["pro"]
+        assert overlap[rate == 0].max() == pytest.approx(expected)
+
+
+def test_pixels_of_one_kind_have_no_metrics():
+    counts = PixelCounts()
+    assert counts.metrics() == ({}, {})
+    counts.add(np.zeros((2, 2), np.float32), np.zeros((2, 2), bool))
+    assert counts.metrics() == ({}, {})
+
+
+@pytest.mark.parametrize(("value", "shape", "message"), [(0, (4, 4), "same shape"), (np.nan, (2, 2), "not finite")])
+def test_invalid_maps_are_refused(value, shape, message):
+    with pytest.raises(ValueError, match=message):
+        PixelCounts().add(np.full((2, 2), value, np.float32), np.zeros(shape, bool))

@@ -1,4 +1,6 @@
-"""What makes two runs one, what their report says of it, and when a delta's training limits the numbers."""
+"""Which runs have equal settings, the provenance in words, and warnings about a delta's training data."""
+
+import re
 
 import pytest
 import torch
@@ -7,11 +9,11 @@ import yaml
 from anomalygpt.config.load import load_config
 from anomalygpt.evaluation.protocol import Plan
 from anomalygpt.evaluation.provenance import (
+    describe_references,
+    describe_training,
     fingerprint,
-    references_in_words,
-    seen_in_training,
-    trained_on,
     training_data,
+    training_warnings,
 )
 from anomalygpt.model.checkpoint import save_tensors
 
@@ -56,7 +58,7 @@ def test_a_delta_of_the_same_name_and_other_contents_is_another(tmp_path):
     ],
 )
 def test_the_choice_of_references_in_words(plan, words):
-    assert words in references_in_words(plan)
+    assert words in describe_references(plan)
 
 
 def config_of(tmp_path, root, *, defects="simulated", classes=None, metadata=True):
@@ -70,27 +72,26 @@ def config_of(tmp_path, root, *, defects="simulated", classes=None, metadata=Tru
 
 def test_a_delta_says_what_it_was_trained_on(tmp_path, tree):
     [(_, data)] = training_data(config_of(tmp_path, tree, classes=["bottle"]))
-    assert trained_on(data) == f"simulated defects on {tree} (mvtec, bottle)"
-    silent = training_data(config_of(tmp_path, tree, metadata=False))
-    assert trained_on(silent[0][1]) == "not said in the file"
-    assert seen_in_training(silent, tree, ["bottle"]) == []
+    assert describe_training(data) == f"simulated defects on {tree} (mvtec, bottle)"
+    unknown = training_data(config_of(tmp_path, tree, metadata=False))
+    assert describe_training(unknown[0][1]) == "not in the file"
+    assert training_warnings(unknown, tree, ["bottle"]) == []
 
 
-def test_the_same_folder_and_classes_of_the_same_name_are_told_and_other_data_are_not(tmp_path, tree):
-    same = training_data(config_of(tmp_path, tree))
-    [told] = seen_in_training(same, tree, ["bottle"])
-    assert "these very classes' good photos" in told and "no test on unseen classes" in told
-    [told] = seen_in_training(same, tmp_path / "other", ["bottle", "screw"])
-    assert "classes of the same names in other data" in told and told.count("bottle") == 1
-    assert seen_in_training(same, tmp_path / "other", ["screw"]) == []
-
-
-def test_training_on_real_defects_of_the_test_photos_is_told(tmp_path, tree):
-    [told] = seen_in_training(training_data(config_of(tmp_path, tree, defects="real")), tree, ["bottle"])
-    assert "say nothing of unseen photos" in told
-
-
-def test_a_training_folder_that_is_gone_is_compared_by_its_path_alone(tmp_path):
-    gone = training_data(config_of(tmp_path, tmp_path / "gone"))
-    assert seen_in_training(gone, tmp_path / "other", ["bottle"]) == []
-    assert len(seen_in_training(gone, tmp_path / "gone", ["bottle"])) == 1
+@pytest.mark.parametrize(
+    ("trained", "tested", "defects", "classes", "message"),
+    [
+        ("tree", "tree", "simulated", ["bottle"], "the good photos of these classes .* not a test on unseen classes"),
+        ("tree", "other", "simulated", ["bottle", "screw"], "classes of the same names in other data .*: bottle:"),
+        ("tree", "other", "simulated", ["screw"], None),
+        ("tree", "tree", "real", ["bottle"], "do not hold for new photos"),
+        ("gone", "other", "simulated", ["bottle"], None),  # a missing training folder is compared by its path alone
+        ("gone", "gone", "simulated", ["bottle"], "the good photos of these classes"),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_training_on_the_tested_folder_or_classes_is_reported(tmp_path, trained, tested, defects, classes, message):
+    training = training_data(config_of(tmp_path, tmp_path / trained, defects=defects))
+    warnings = training_warnings(training, tmp_path / tested, classes)
+    assert len(warnings) == (message is not None)
+    assert not warnings or re.search(message, warnings[0])
