@@ -66,7 +66,7 @@ def test_wrong_trees_are_explained(loco_tree, write_photo, tmp_path):
     with pytest.raises(DatasetError, match=r"1 defect photos have no masks .*logical_anomalies.007\.png"):
         index_loco(loco_tree)
     write_photo(loco_tree / "pushpins" / "test" / "crack" / "000.png")
-    with pytest.raises(DatasetError, match="unknown folders crack; expected"):
+    with pytest.raises(DatasetError, match="unknown folder crack; expected"):
         index_loco(loco_tree)
     for photo in (loco_tree / "pushpins" / "validation" / "good").iterdir():
         photo.unlink()
