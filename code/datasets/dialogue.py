@@ -18,10 +18,7 @@ from anomalygpt.datasets.class_info import (
 )
 
 FOLLOW_UP_KINDS = ("where", "count", "size", "what", "usable")
-KIND = "kind"  # only where the defect's kind is known
-PARTS = "parts"  # only where the number of parts in a photo is known
 CLASS_FREE_PROBABILITY = 0.15
-DESCRIPTION_SHARE = 0.7
 FOLLOW_UP_PROBABILITY = 0.5
 
 
@@ -46,7 +43,7 @@ class Wording:
 
     follow_up: bool = True
     languages: tuple[str, ...] = ("en",)
-    description_share: float = DESCRIPTION_SHARE
+    description_share: float = 0.7
     infos: Mapping[str, ClassInfo] = field(default_factory=dict)
 
     def conversation(
@@ -76,11 +73,8 @@ class Wording:
 
 def _draw_kinds(class_name: str, sentence: str | None, rng: np.random.Generator) -> list[str]:
     """No, one or two different kinds of follow-up question among those that have an answer."""
-    kinds = list(FOLLOW_UP_KINDS)
-    if parts_shown(class_name) is not None:
-        kinds.append(PARTS)
-    if sentence is not None:
-        kinds.append(KIND)
+    answerable = {"parts": parts_shown(class_name) is not None, "kind": sentence is not None}
+    kinds = [*FOLLOW_UP_KINDS, *(kind for kind in answerable if answerable[kind])]
     count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
     return [kinds[int(number)] for number in rng.permutation(len(kinds))[:count]]
 
@@ -98,8 +92,8 @@ def detection_question(
         class_name: None asks without naming the class.
         rng: draws one of several wordings; None takes the paper's: ``This is a photo of a bottle for anomaly
             detection, which should be …. Is there any anomaly in the image?``
-        with_description: whether it says what a good part looks like.
-        info: words for the class in place of the phrases' own.
+        with_description: whether it also says what a normal part looks like.
+        info: replaces the tables' words for the class.
     """
     phrases = phrase_table(language)
     questions = phrases["detection" if class_name is not None else "class_free"]
@@ -115,9 +109,9 @@ def detection_question(
 def detection_answer(is_anomalous: bool, positions: Sequence[str] = (), language: str = "en") -> str:
     """The answer to a detection question; ``positions`` has one name per defect, which may repeat."""
     answers = phrase_table(language)["answers"]
-    if not is_anomalous:
-        return answers["normal"]
-    return _with_positions(answers, positions, language) if positions else answers["unplaced"]
+    if is_anomalous and positions:
+        return _with_positions(answers, positions, language)
+    return answers["unplaced" if is_anomalous else "normal"]
 
 
 def _with_positions(forms: dict[str, Any], positions: Sequence[str], language: str) -> str:
@@ -126,9 +120,8 @@ def _with_positions(forms: dict[str, Any], positions: Sequence[str], language: s
     names = [phrases["positions"][position] for position in dict.fromkeys(positions)]
     if len(positions) == 1:
         return forms["one"].format(positions=names[0])
-    names = [phrases["answers"]["position"].format(name=name) for name in names]
-    listed = phrases["separator"].join(names[:-1])
-    joined = listed + phrases["last_separator"] + names[-1] if listed else names[-1]
+    *others, last = (phrases["answers"]["position"].format(name=name) for name in names)
+    joined = phrases["separator"].join(others) + phrases["last_separator"] + last if others else last
     return forms["several"].format(count=len(positions), positions=joined)
 
 
@@ -147,23 +140,19 @@ def follow_up_answer(
         kind: ``where``, ``count``, ``size``, ``what``, ``usable``, ``parts`` or ``kind``.
         positions: one name per defect, none for a normal photo.
         area: fraction of the photo that is marked, 0..1.
-        info: words for the class in place of the phrases' own.
+        info: replaces the tables' words for the class.
         sentence: the answer to ``kind``, as :func:`defect_sentence` gives it.
     """
     phrases = phrase_table(language)
     forms = phrases["follow_up"][kind]
     if kind == "where" and positions:
         return _with_positions(forms, positions, language)
-    count = parts_shown(class_name) if kind == PARTS else len(positions)
-    none = "surface" if kind == PARTS else "normal"
+    count, none = (parts_shown(class_name), "surface") if kind == "parts" else (len(positions), "normal")
     percent = 100 * area
     share = phrases["share"].format(percent=f"{percent:.1f}" if percent < 10 else f"{percent:.0f}")
-    return forms[none if count == 0 else "one" if count == 1 else "several"].format(
-        count=count,
-        share=phrases["small_share"] if percent < 0.1 else share,
-        noun_phrase=noun_phrase(class_name, language, info),
-        defect=sentence,
-    )
+    share, noun = phrases["small_share"] if percent < 0.1 else share, noun_phrase(class_name, language, info)
+    form = forms[none if count == 0 else "one" if count == 1 else "several"]
+    return form.format(count=count, share=share, noun_phrase=noun, defect=sentence)
 
 
 def defect_sentence(class_name: str, defect: str, language: str = "en") -> str | None:

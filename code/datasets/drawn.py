@@ -90,13 +90,10 @@ def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
     return closed.astype(bool) & (labels == int(sizes.argmax()))
 
 
-# -- shapes: each a cover (H, W) in 0..1 ------------------------------------------------------------------------------
-
-
 def _stroke(
     image: Canvas, centre: Point, rng: np.random.Generator, length: float, width: float, wander: float
 ) -> Plane:
-    """A line through ``centre``; ``wander`` is how far its direction drifts, in radians over its length."""
+    """The cover, 0..1, of a line through ``centre``; ``wander`` is how far its direction drifts, in radians in all."""
     turns = np.cumsum(rng.normal(0, wander / np.sqrt(POINTS), POINTS)) + rng.uniform(0, 2 * np.pi)
     steps = length / POINTS * np.stack([np.cos(turns), np.sin(turns)], axis=1)
     path = np.cumsum(steps, axis=0)
@@ -109,25 +106,16 @@ def _stroke(
 
 
 def _blob(image: Canvas, centre: Point, rng: np.random.Generator, radius: float, edge: float) -> Plane:
-    """An irregular patch; ``edge`` is the width of its soft border as a share of the radius."""
-    x, y = _coordinates(image)
+    """The cover, 0..1, of an irregular patch; ``edge`` is the width of its soft border as a fraction of the radius."""
+    y, x = np.indices(image.shape[:2], np.float32)
     tilt, stretch = rng.uniform(0, np.pi), float(np.exp(rng.normal(0, 0.35)))
     across, along = x - centre[0], y - centre[1]
     u = (across * np.cos(tilt) + along * np.sin(tilt)) / stretch
     v = (along * np.cos(tilt) - across * np.sin(tilt)) * stretch
     angle = np.arctan2(v, u)
-    wobble = sum(
-        rng.normal(0, 0.25 / order) * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in range(2, 6)
-    )
-    inside = 1 + wobble - np.hypot(u, v) / radius
+    waves = (rng.normal(0, 0.25 / n) * np.cos(n * angle + rng.uniform(0, 2 * np.pi)) for n in range(2, 6))
+    inside = 1 + sum(waves) - np.hypot(u, v) / radius
     return np.clip(inside / edge + 0.5, 0, 1).astype(np.float32)
-
-
-def _coordinates(image: Canvas) -> tuple[Plane, Plane]:
-    """x and y of each pixel."""
-    height, width = image.shape[:2]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return x, y
 
 
 def _blend(image: Canvas, colour: Canvas | NDArray[np.floating], cover: Plane) -> Canvas:
@@ -141,9 +129,7 @@ def _cloudy(image: Canvas, rng: np.random.Generator, grain: float) -> Plane:
     return (noise - noise.mean()) / (noise.std() + 1e-6)
 
 
-# -- kinds: photo, place, the photo's shorter side, generator -> (cover, the photo with the defect) -------------------
-
-
+# Each kind of defect: (photo, place, the photo's shorter side, generator) -> (its cover, the photo with the defect).
 def _scratch(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     cover = _stroke(image, centre, rng, rng.uniform(0.06, 0.4) * side, rng.uniform(0.7, 2.5), rng.uniform(0, 0.6))
     shift = rng.uniform(18, 90) * (1 if rng.random() < 0.6 else -1)
@@ -188,18 +174,13 @@ def _hole(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> 
 def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     """The surface is pushed sideways around a place, as where something is bent or crushed."""
     radius = side * rng.uniform(0.05, 0.18)
-    x, y = _coordinates(image)
+    y, x = np.indices(image.shape[:2], np.float32)
     distance = np.hypot(x - centre[0], y - centre[1])
     cover = np.clip(1 - distance / radius, 0, 1).astype(np.float32)
     push, way = radius * rng.uniform(0.35, 0.9), rng.uniform(0, 2 * np.pi)
     strength = (cover**1.5 * push).astype(np.float32)
-    moved = cv2.remap(
-        image,
-        (x - strength * np.float32(np.cos(way))),
-        (y - strength * np.float32(np.sin(way))),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REFLECT,
-    )
+    from_x, from_y = x - strength * np.float32(np.cos(way)), y - strength * np.float32(np.sin(way))
+    moved = cv2.remap(image, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return cover, moved.astype(np.float32)
 
 
@@ -218,11 +199,6 @@ def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) 
 
 # The names are those of `defects.any_class` in phrases/*.yaml.
 KINDS: Mapping[str, Callable[[Canvas, Point, int, np.random.Generator], tuple[Plane, Canvas]]] = {
-    "scratch": _scratch,
-    "crack": _crack,
-    "thread": _thread,
-    "stain": _stain,
-    "hole": _hole,
-    "bent": _dent,
+    "scratch": _scratch, "crack": _crack, "thread": _thread, "stain": _stain, "hole": _hole, "bent": _dent,
     "missing": _missing,
-}
+}  # fmt: skip

@@ -20,7 +20,6 @@ from anomalygpt.datasets.transforms import ImageTransform, load_image
 logger = logging.getLogger(__name__)
 
 TurnChoice = Literal["first", "all"]
-IMAGE_TOKEN = "<image>"
 EXPECTED = 'expected {"image_name": …, "conversation": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}'
 
 
@@ -77,11 +76,8 @@ class Instructions(Dataset[InstructionSample]):
             else:
                 missing.append(name)
         if not self._ends:
-            first = missing[0] if missing else "none: the list is empty"
-            raise DatasetError(
-                f"{conversations}: no conversation whose photo is in {self.images}; "
-                f"{len(missing)} photos are missing, the first is {first}"
-            )
+            reason = f"{len(missing)} photos are missing, the first is {missing[0]}" if missing else "the list is empty"
+            raise DatasetError(f"{conversations}: no conversation whose photo is in {self.images}; {reason}")
         if missing:
             total = len(missing) + len(self._ends)
             logger.warning("%d of %d photos are missing in %s; left out", len(missing), total, self.images)
@@ -124,7 +120,7 @@ def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str, list[
         place, role = f"{where} ({name}), turn {at + 1}", "gpt" if at % 2 else "human"
         if not isinstance(turn, dict) or turn.get("from") != role or not isinstance(turn.get("value"), str):
             raise DatasetError(f"{place} is not of the form {{'from': '{role}', 'value': text}}")
-        texts.append(turn["value"].replace(IMAGE_TOKEN, "").strip())
+        texts.append(turn["value"].replace("<image>", "").strip())
         if not texts[-1]:
             raise DatasetError(f"{place} says nothing")
     return name, texts
