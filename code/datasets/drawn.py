@@ -39,43 +39,31 @@ def draw_defects(image: Pixels, settings: NSASettings, rng: np.random.Generator)
         nothing could be drawn visibly.
     """
     objects = object_mask(image, settings.background)
+    places = np.flatnonzero(objects)
     kind = list(KINDS)[int(rng.integers(len(KINDS)))]
     result, marked = image, np.zeros(image.shape[:2], bool)
     boxes: list[Box] = []
     for _ in range(1 + int(rng.random() < SECOND_DEFECT)):
-        drawn = _draw_visibly(result, objects, kind, marked, rng)
-        if drawn is not None:
-            result, mark = drawn
-            marked |= mark
-            boxes.append(bounding_box(mark))
-    if not boxes:
-        return Simulated(image, np.zeros(image.shape[:2], np.float32), ())
-    return Simulated(result, marked.astype(np.float32), tuple(boxes), kind)
+        taken = _widened(marked)
+        for _ in range(MAX_TRIES if places.size else 0):
+            row, column = divmod(int(places[rng.integers(places.size)]), objects.shape[1])
+            place = (float(column), float(row))
+            cover, drawing = KINDS[kind](result.astype(np.float32), place, min(image.shape[:2]), rng)
+            if not objects[cover > 0.5].any():
+                continue
+            after = np.clip(np.rint(drawing), 0, 255).astype(np.uint8)
+            mark = _mark(result, after, cover)
+            fraction = np.count_nonzero(mark) / marked.size
+            if max(SMALLEST_DEFECT, 1 / marked.size) <= fraction <= LARGEST_DEFECT and not (mark & taken).any():
+                result = np.where(_widened(mark)[..., None], after, result)
+                marked |= mark
+                boxes.append(bounding_box(mark))
+                break
+    return Simulated(result, marked.astype(np.float32), tuple(boxes), kind if boxes else "")
 
 
-def _draw_visibly(
-    image: Pixels, objects: Flags, kind: str, taken: Flags, rng: np.random.Generator
-) -> tuple[Pixels, Flags] | None:
-    """The photo with one defect and the pixels that it marks; None when no try shows, or stays off ``taken``."""
-    found = np.flatnonzero(objects)
-    if not found.size:
-        return None
-    area = image.shape[0] * image.shape[1]
-    near_taken = cv2.dilate(taken.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-    for _ in range(MAX_TRIES):
-        row, column = divmod(int(found[rng.integers(found.size)]), objects.shape[1])
-        centre = (float(column), float(row))
-        cover, after = KINDS[kind](image.astype(np.float32), centre, min(image.shape[:2]), rng)
-        if not objects[cover > 0.5].any():
-            continue
-        after_pixels = np.clip(np.rint(after), 0, 255).astype(np.uint8)
-        mark = _mark(image, after_pixels, cover)
-        share = np.count_nonzero(mark) / area
-        if max(SMALLEST_DEFECT, 1 / area) <= share <= LARGEST_DEFECT and not (mark & near_taken).any():
-            unchanged = ~cv2.dilate(mark.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-            after_pixels[unchanged] = image[unchanged]
-            return after_pixels, mark
-    return None
+def _widened(flags: Flags) -> Flags:
+    return cv2.dilate(flags.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
 
 
 def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:

@@ -120,36 +120,28 @@ def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.rando
     Returns:
         The unchanged photo with an empty mask where no patch left a trace.
     """
-    result = image
-    pasted: list[Box] = []
+    result, pasted = image, []
+    least = max(1.0, LEAST_TRACE * image.shape[0] * image.shape[1])
+    source_objects = object_mask(source, settings.background)
     for _ in range(1 + int(rng.random() < SECOND_PATCH)):
-        result, box = _paste_visibly(result, source, settings, rng)
-        pasted += [box] if box is not None else []
+        objects = object_mask(result, settings.background)
+        for _ in range(MAX_PASTES):
+            placement = _place(objects, source_objects, settings, rng)
+            if placement is None:
+                break
+            cut, box = placement
+            # Only where either photo shows object.
+            shape = _resized(source_objects[cut.pixels()], box) | objects[box.pixels()]
+            after = _poisson(result, source[cut.pixels()], shape, box)
+            if np.count_nonzero(change_label(result, after, settings) > TRAINING_THRESHOLD) >= least:
+                result = after
+                pasted.append(box)
+                break
     mask = change_label(image, result, settings)
     boxes = _traces(mask > TRAINING_THRESHOLD, pasted)
     if not boxes:
         return Simulated(image, np.zeros(image.shape[:2], np.float32), ())
     return Simulated(result, mask, boxes)
-
-
-def _paste_visibly(
-    image: Pixels, source: Pixels, settings: NSASettings, rng: np.random.Generator
-) -> tuple[Pixels, Box | None]:
-    """The photo with a patch that leaves a trace, and the patch's box; or the old photo and None."""
-    least = max(1.0, LEAST_TRACE * image.shape[0] * image.shape[1])
-    objects = object_mask(image, settings.background)
-    source_objects = object_mask(source, settings.background)
-    for _ in range(MAX_PASTES):
-        placement = _place(objects, source_objects, settings, rng)
-        if placement is None:
-            break
-        cut, box = placement
-        # Only where either photo shows object.
-        shape = _resized(source_objects[cut.pixels()], box) | objects[box.pixels()]
-        after = _poisson(image, source[cut.pixels()], shape, box)
-        if np.count_nonzero(change_label(image, after, settings) > TRAINING_THRESHOLD) >= least:
-            return after, box
-    return image, None
 
 
 def object_mask(image: Pixels, background: tuple[float, float] | None) -> Flags:
@@ -223,8 +215,7 @@ def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> NDArra
 
     The difference |after - before| is averaged over the channels (grey levels 0..255) and median-filtered (disk 5).
     """
-    label = np.zeros(before.shape[:2], np.float32)
-    difference = cv2.absdiff(after, before)
+    label, difference = np.zeros(before.shape[:2], np.float32), cv2.absdiff(after, before)
     changed = np.asarray(difference.any(axis=2))
     if not changed.any():
         return label
@@ -238,12 +229,10 @@ def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> NDArra
 
 def _traces(target: Flags, pasted: list[Box]) -> tuple[Box, ...]:
     """The box of the target pixels of each patch; patches that share a target pixel are one defect."""
-    traces = []
-    for box in pasted:
-        trace = np.zeros_like(target)
+    traces = [np.zeros_like(target) for _ in pasted]
+    for trace, box in zip(traces, pasted, strict=True):
         near = box.pixels(MEDIAN_RADIUS)
         trace[near] = target[near]
-        traces.append(trace)
     if len(traces) == 2 and (traces[0] & traces[1]).any():
         return (bounding_box(target),)
     return tuple(bounding_box(trace) for trace in traces if trace.any())
