@@ -21,21 +21,16 @@ def parts(tmp_path, write_photo):
 
 
 def test_an_entry_names_and_describes_its_class_and_changes_its_simulation(parts):
-    info = folder_infos(
-        parts(
-            """
-            classes:
-              gear:
-                name: {en: gear wheel, zh: 齿轮}
-                description: round, with 24 whole teeth.
-                nsa: {half_height: [0.03, 0.2], background: [200, 60], label: {softness: 3, midpoint: 7}}
-            """
-        )
-    )["gear"]
-    assert (noun_phrase("gear", "en", info), describe("gear", "en", info)) == (
-        "a gear wheel",
-        "round, with 24 whole teeth",
-    )
+    text = """
+        classes:
+          gear:
+            name: {en: gear wheel, zh: 齿轮}
+            description: round, with 24 whole teeth.
+            nsa: {half_height: [0.03, 0.2], background: [200, 60], label: {softness: 3, midpoint: 7}}
+        """
+    info = folder_infos(parts(text))["gear"]
+    words = noun_phrase("gear", "en", info), describe("gear", "en", info)
+    assert words == ("a gear wheel", "round, with 24 whole teeth")
     assert (noun_phrase("gear", "zh", info), describe("gear", "zh", info)) == ("齿轮", describe("gear", "zh"))
     settings = nsa_settings("gear", info.nsa.model_dump(exclude_unset=True))
     assert (settings.half_height, settings.background) == ((0.03, 0.2), (200, 60))
