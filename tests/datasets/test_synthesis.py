@@ -64,15 +64,6 @@ def test_the_same_generator_gives_the_same_defect(make):
     assert np.array_equal(first.mask, second.mask)
 
 
-def test_nothing_outside_the_changed_pixels_is_marked():
-    photo = random_photo(0)
-    simulated = simulate(photo, random_photo(1), SETTINGS, np.random.default_rng(3))
-    unchanged = (simulated.image == photo).all(axis=2)
-    far = np.pad(unchanged, 5, constant_values=True)
-    near_change = ~np.lib.stride_tricks.sliding_window_view(far, (11, 11)).all(axis=(2, 3))
-    assert not simulated.mask[~near_change].any()
-
-
 @pytest.mark.parametrize("make", [simulate, draw])
 @pytest.mark.parametrize("side", [1, 2, 5, 8, 9, 11, 12, 16, 32])
 @pytest.mark.parametrize("class_name", ["bottle", "candle", "screw", "carpet"])
@@ -80,7 +71,9 @@ def test_tiny_photos_never_fail(make, side, class_name):
     rng = np.random.default_rng(side)
     for number in range(20):
         photo = rng.integers(0, 256, (side, side + number % 3, 3), dtype=np.uint8)
-        assert_agrees(photo, make(photo, np.flip(photo, 0), nsa_settings(class_name), rng))
+        photo.setflags(write=False)
+        source = np.flip(photo, 0)[:, : max(1, side - number)]
+        assert_agrees(photo, make(photo, source, nsa_settings(class_name), rng))
 
 
 @pytest.mark.parametrize("value", [0, 20, 200, 255])
@@ -89,21 +82,6 @@ def test_a_constant_photo_stays_normal(value, class_name):
     photo = np.full((48, 48, 3), value, np.uint8)
     simulated = simulate(photo, photo, nsa_settings(class_name), np.random.default_rng(0))
     assert not simulated.is_anomalous and not simulated.mask.any()
-
-
-def test_photos_of_different_sizes_go_together():
-    simulated = simulate(random_photo(0, 50, 90), random_photo(1, 120, 40), SETTINGS, np.random.default_rng(0))
-    assert_agrees(random_photo(0, 50, 90), simulated)
-
-
-def test_read_only_photos_are_left_alone():
-    photo, source = random_photo(0), random_photo(1)
-    before = photo.copy()
-    photo.setflags(write=False)
-    source.setflags(write=False)
-    for seed in range(10):
-        simulate(photo, source, SETTINGS, np.random.default_rng(seed))
-    assert np.array_equal(photo, before)
 
 
 def test_the_label_is_the_logistic_of_the_difference():
@@ -115,13 +93,9 @@ def test_the_label_is_the_logistic_of_the_difference():
     assert label[2, 2] == 0
     after[10:30, 10:30] = (36, 36, 36)
     assert change_label(before, after, SETTINGS)[20, 20] == pytest.approx(1 / (1 + np.exp(-1)))
-
-
-def test_single_pixels_are_filtered_out_of_the_label():
-    before = np.zeros((40, 40, 3), np.uint8)
-    after = before.copy()
+    after[:] = 0
     after[20, 20] = 255
-    assert not change_label(before, after, SETTINGS).any()
+    assert not change_label(before, after, SETTINGS).any(), "a single pixel is filtered out"
 
 
 def test_patches_fall_on_the_object_where_the_background_is_known():
