@@ -35,9 +35,6 @@ def index_crack_forest(root: Path, classes: Sequence[str] | None = None) -> list
     The authors publish no split and no photos for training. A photo whose ground truth marks nothing is normal. Photos
     without a ground truth (201 and up) show roads with and without cracks: they are left out and counted in the log.
 
-    Args:
-        classes: None or ``pavement``.
-
     Raises:
         DatasetError: a tree of another shape, a ground truth that can't be read, or one without its photo.
     """

@@ -63,9 +63,6 @@ def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     Paths start at the table's folder. ``split`` is train, validation or test, ``label`` normal or anomaly; ``mask`` may
     be empty; a column ``defect`` may name the defect.
 
-    Args:
-        classes: the classes wanted, None for all.
-
     Raises:
         DatasetError: a table of another shape, a cell with an unknown value, a mask of a normal photo, a photo that is
             listed twice, or a missing file; the message names the line.

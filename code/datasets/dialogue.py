@@ -64,19 +64,17 @@ class Wording:
         question = detection_question(named, rng, bool(rng.random() < self.description_share), language, info)
         texts = [question, detection_answer(bool(positions), positions, language)]
         sentence = defect and defect_sentence(class_name, defect, language)
-        for kind in _draw_kinds(class_name, sentence, rng) if self.follow_up else ():
+        answerable = {"parts": parts_shown(class_name) is not None, "kind": sentence is not None}
+        kinds = [*FOLLOW_UP_KINDS, *(kind for kind in answerable if answerable[kind])]
+        drawn: list[str] = []  # up to two different ones
+        if self.follow_up:
+            count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
+            drawn = [kinds[int(number)] for number in rng.permutation(len(kinds))[:count]]
+        for kind in drawn:
             questions = phrase_table(language)["follow_up"][kind]["questions"]
             texts.append(questions[int(rng.integers(len(questions)))])
             texts.append(follow_up_answer(kind, class_name, positions, area, language, info, sentence or ""))
         return tuple(Turn("assistant" if at % 2 else "human", text) for at, text in enumerate(texts))
-
-
-def _draw_kinds(class_name: str, sentence: str | None, rng: np.random.Generator) -> list[str]:
-    """No, one or two different kinds of follow-up question among those that have an answer."""
-    answerable = {"parts": parts_shown(class_name) is not None, "kind": sentence is not None}
-    kinds = [*FOLLOW_UP_KINDS, *(kind for kind in answerable if answerable[kind])]
-    count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
-    return [kinds[int(number)] for number in rng.permutation(len(kinds))[:count]]
 
 
 def detection_question(

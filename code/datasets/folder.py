@@ -31,9 +31,6 @@ def index_folder(root: Path, classes: Sequence[str] | None = None) -> list[Image
     folder's name is the defect. Masks are optional: ``masks/<defect>/<stem>_mask.<ext>``, without ``<defect>/`` or
     ``_mask`` if you like, and in ``ground_truth/`` as well as ``masks/``.
 
-    Args:
-        classes: the classes wanted, None for all.
-
     Raises:
         DatasetError: a tree of another shape, an unknown class, a mask that belongs to no photo, or a flat mask whose
             stem occurs under two defects.

@@ -66,7 +66,15 @@ class Instructions(Dataset[InstructionSample]):
         self._ends = array("q")
         present = {path.name for path in self.images.iterdir()}
         missing = []
-        for number, entry in enumerate(_read_list(Path(conversations)), start=1):
+        try:
+            entries = json.loads(Path(conversations).read_text(encoding="utf-8-sig"))
+        except FileNotFoundError:
+            raise DatasetError(f"{conversations}: no such file") from None
+        except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
+            raise DatasetError(f"{conversations}: is not JSON, or the file is cut off ({error})") from error
+        if not isinstance(entries, list):
+            raise DatasetError(f"{conversations}: expected a JSON list, found a {type(entries).__name__}")
+        for number, entry in enumerate(entries, start=1):
             name, texts = _parse_entry(entry, f"{conversations}: entry {number}", turns)
             if name in present or ("/" in name and (self.images / name).is_file()):
                 self._packed += json.dumps([name, *texts]).encode()
@@ -91,18 +99,6 @@ class Instructions(Dataset[InstructionSample]):
         return InstructionSample(self.transform(load_image(self.images / name)), turns)
 
 
-def _read_list(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-        raise DatasetError(f"{path}: is not JSON, or the file is cut off ({error})") from error
-    if not isinstance(entries, list):
-        raise DatasetError(f"{path}: expected a JSON list, found a {type(entries).__name__}")
-    return entries
-
-
 def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str, list[str]]:
     """The photo's name, and the texts of human and assistant in turn."""
     if not isinstance(entry, dict):
@@ -120,5 +116,5 @@ def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str, list[
             raise DatasetError(f"{place} is not of the form {{'from': '{role}', 'value': text}}")
         texts.append(turn["value"].replace("<image>", "").strip())
         if not texts[-1]:
-            raise DatasetError(f"{place} says nothing")
+            raise DatasetError(f"{place} has no text")
     return name, texts

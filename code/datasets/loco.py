@@ -41,9 +41,6 @@ def index_loco(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     A defect photo's mask is its folder ``ground_truth/<defect>/<stem>``: ``transforms.load_mask`` gives the union of
     its images, :func:`regions` each of them.
 
-    Args:
-        classes: the classes wanted, None for all.
-
     Raises:
         DatasetError: a tree of another shape, an unknown class, or a defect without masks.
     """

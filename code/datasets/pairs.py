@@ -19,7 +19,6 @@ from anomalygpt.datasets.synthesis import Pixels, nsa_settings, simulate
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image, load_mask
 
 PatchSource = Literal["same", "any"]
-NORMAL_STREAM = 1  # keeps the draw of normal photos apart from that of the conversation
 
 
 class _Pairs(Dataset[SamplePair]):
@@ -176,7 +175,7 @@ class SupervisedPairs(_Pairs):
     def _pair(self, index: int) -> SamplePair:
         own = self._normal_of_class.get(self.records[index].class_name)
         choices = own or self._normal
-        rng = self._generator(index, NORMAL_STREAM)
+        rng = self._generator(index, 1)  # another stream than the conversation's
         normal, other = (choices[int(at)] for at in rng.choice(len(choices), 2, replace=len(choices) == 1))
         reference = self.transform.normalise(self._pixels(other)) if own else None
         return SamplePair(self.sample(normal), self.sample(index), reference)

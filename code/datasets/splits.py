@@ -22,8 +22,6 @@ def normal_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> 
             more, and never all. A class with a validation split of its own (LOCO) keeps its training photos: that split
             is held back in their place, or nothing for fraction 0.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction {fraction}: expected 0 <= fraction < 1")
     own = in_order(r for r in records if r.split == "validation" and not r.is_anomalous)
     divided = {record.class_name for record in own}
     groups: defaultdict[tuple[bool, str], list[ImageRecord]] = defaultdict(list)

@@ -190,17 +190,12 @@ def _resized(flags: Flags, box: Box) -> Flags:
 
 
 def _poisson(image: Pixels, piece: Pixels, shape: Flags, box: Box) -> Pixels:
-    """Blends ``piece``, resized to ``box``, into the photo where ``shape`` (H, W of the box) is True.
-
-    A shape too small for OpenCV leaves the photo as it is. OpenCV centres the shape's bounding box, not the patch, on
-    the point that it is given, so the patch is trimmed to that box.
-    """
-    if not shape.any():
+    """Blends ``piece``, resized to ``box``, where ``shape`` (H, W of the box) is True, unless that is too small."""
+    if not shape.any() or min(bounding_box(shape).size) < SMALLEST_BLEND:
         return image
+    # OpenCV centres the shape's bounding box, not the patch, on the point that it is given.
     inner = bounding_box(shape)
     width, height = inner.size
-    if min(width, height) < SMALLEST_BLEND:
-        return image
     shrinks = box.size[0] < piece.shape[1]
     patch = cv2.resize(piece, box.size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     trimmed = np.ascontiguousarray(patch[inner.pixels()], np.uint8)

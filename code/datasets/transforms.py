@@ -93,9 +93,8 @@ def mask_8bit(mask: Image.Image) -> Image.Image:
 
 def _full_scale(mask: Image.Image) -> Image.Image:
     """Any mask as mode L over 0..255: where the largest value is 1 to 29, each of those indices counts as 255."""
-    grey = mask_8bit(mask)
-    values = np.asarray(grey)
-    return binary_image(values > 0) if values.max(initial=0) < DEFECT_INDICES else grey
+    values = np.asarray(mask_8bit(mask))
+    return binary_image(values > 0) if values.max(initial=0) < DEFECT_INDICES else Image.fromarray(values)
 
 
 def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:

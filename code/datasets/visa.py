@@ -28,9 +28,6 @@ def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     defect's name is what ``<class>/image_anno.csv`` says, several kinds with commas, or ``anomaly`` where there is no
     such table. Masks hold 0 and 255, 0 and 1, or small numbers of defects.
 
-    Args:
-        classes: the classes wanted, None for all.
-
     Raises:
         DatasetError: a tree of another shape, an unknown class, a row with an unknown value, a defect without a mask,
             or missing files.

@@ -64,7 +64,7 @@ def test_a_batch_can_move(data, transform):
         ([{"image_name": "a.jpg", "conversation": talk("q")}], r"entry 1 \(a\.jpg\) has no question and answer"),
         ([{"image_name": "a.jpg", "conversation": talk("q", "a")[::-1]}], r"turn 1 is not of the form .*'human'"),
         ([{"image_name": "a.jpg", "conversation": talk("q", 3)}], r"turn 2 is not of the form \{'from': 'gpt'"),
-        ([{"image_name": "a.jpg", "conversation": talk("<image>", "a")}], r"turn 1 says nothing"),
+        ([{"image_name": "a.jpg", "conversation": talk("<image>", "a")}], r"turn 1 has no text"),
         ('{"a": 1}', "expected a JSON list, found a dict"),
         (json.dumps(ENTRIES)[:-30], "is not JSON, or the file is cut off .*line 1 column"),
         ('[{"image_name": "a.jpg",}]', "is not JSON"),
