@@ -67,12 +67,6 @@ def test_two_files_about_one_class_are_an_error(parts):
         build_cards(config_of(("folder", parts), ("folder", parts)))
 
 
-def test_locos_own_validation_photos_are_validated_on(loco_tree, transform):
-    train, validation = build_pairs(config_of(("loco", loco_tree)), transform, seed=0)
-    assert {record.split for record in train.records} == {"train"} and len(train) == 2
-    assert {record.split for record in validation.records} == {"validation"}
-
-
 def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, caplog):
     with caplog.at_level(logging.WARNING):
         train, validation = build_pairs(config_of(("folder", parts), defects="real", validation_share=0), transform, 0)

@@ -78,18 +78,6 @@ def test_every_defect_of_mvtec_has_its_own_sentence():
     assert len(sentences) == 15 and sum(map(len, sentences.values())) == 73
 
 
-def test_the_kind_is_asked_only_where_it_is_known():
-    rng = np.random.default_rng(0)
-
-    def said(positions, defect):
-        turns = (Wording().conversation("screw", positions, 0.1, defect, rng) for _ in range(200))
-        return {turn.text for conversation in turns for turn in conversation}
-
-    assert "The head of the screw is scratched." in said(["top"], "scratch_head")
-    assert "There is no defect in the image." in said([], "")
-    assert "What kind of defect is it?" not in said(["top"], None)
-
-
 def test_both_languages_have_the_same_keys():
     def keys(tree):
         return {key: keys(value) for key, value in tree.items()} if isinstance(tree, dict) else None

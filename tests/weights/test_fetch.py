@@ -240,6 +240,6 @@ def test_mistakes_on_the_command_line_exit_with_2_and_unavailable_weights_with_1
         errors = capsys.readouterr().err
         assert stopped.value.code == 2
         assert errors.startswith("error: ") and errors.count("\n") == 1
-        assert ("did you mean 'tiny'" in errors) is ("tyni" in words)
+        assert ("called 'tyni'; expected one of tiny" in errors) is ("tyni" in words)
     assert main(["tiny", *own, str(tiny)]) == 1
     assert "fetching is switched off" in capsys.readouterr().err
