@@ -38,7 +38,7 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
     """Every photo of every source, in a fixed order.
 
     Raises:
-        DatasetError: there is no source, or a tree is not laid out as its kind says.
+        DatasetError: there is no source, or a tree does not have the layout of its kind.
     """
     if not config.sources:
         raise DatasetError("data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'")
@@ -48,7 +48,7 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
 
 
 def build_cards(config: DataConfig) -> dict[str, ClassInfo]:
-    """What the folders' own ``dataset.yaml`` say about their classes, by class name.
+    """The entries of all folders' ``dataset.yaml``, by class name.
 
     Raises:
         DatasetError: such a file is wrong, or two of them describe one class.

@@ -45,7 +45,7 @@ ByLanguage = Annotated[
 
 
 class ClassInfo(Settings):
-    """What a ``dataset.yaml`` says about one class.
+    """The entry of one class in a ``dataset.yaml``.
 
     Attributes:
         name: in sentences, by language.

@@ -38,7 +38,7 @@ class Wording:
         follow_up: adds up to two turns after the verdict.
         languages: en or zh; one is drawn for each photo, a language named twice twice as often.
         description_share: how often a question that names the class also describes a good part.
-        infos: what a user says about classes, by class name.
+        infos: entries of ``dataset.yaml``, by class name.
     """
 
     follow_up: bool = True
@@ -87,10 +87,10 @@ def detection_question(
     """The question of a detection turn; yes always means anomalous.
 
     Args:
-        class_name: None asks without naming the class.
+        class_name: None leaves the class out.
         rng: draws one of several wordings; None takes the paper's: ``This is a photo of a bottle for anomaly
             detection, which should be …. Is there any anomaly in the image?``
-        with_description: whether it also says what a normal part looks like.
+        with_description: whether it also describes a normal part.
         info: replaces the tables' words for the class.
     """
     phrases = phrase_table(language)
@@ -160,7 +160,7 @@ def defect_sentence(class_name: str, defect: str, language: str = "en") -> str |
         defect: a data set's own name; several kinds are separated by commas and give a sentence each.
 
     Returns:
-        None for names that say no more than ``defect``.
+        None for names that mean no more than ``defect``.
     """
     forms = phrase_table(language)["defects"]
     known = forms["any_class"] | forms["classes"].get(spoken_name(class_name).lower(), {})

@@ -32,7 +32,7 @@ def draw_defects(image: Pixels, settings: NSASettings, rng: np.random.Generator)
 
     Args:
         image: a normal photo, uint8 (H, W, 3).
-        settings: the class's; its background says where the object is.
+        settings: the class's; its background separates the object.
 
     Returns:
         The photo with its mask (1.0 where it changed visibly), one box a defect, and the kind's name. Unchanged where
@@ -67,7 +67,7 @@ def _widened(flags: Flags) -> Flags:
 
 
 def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
-    """Where the drawing changed the photo visibly: gaps closed, only the largest piece and what lies near it."""
+    """Where the drawing changed the photo visibly: gaps closed, only the largest piece and what is near it."""
     changed = (cv2.absdiff(after, before).mean(axis=2) > VISIBLE) & (cover > 0.05)
     closed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((CLOSING, CLOSING), np.uint8))
     reach = np.ones((2 * CLOSING + 1, 2 * CLOSING + 1), np.uint8)
@@ -173,7 +173,7 @@ def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> 
 
 
 def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
-    """A piece is gone: what lies behind it, or the surface around it, shows."""
+    """A piece is gone: the background, or the surface around it, is shown."""
     radius = side * float(np.clip(0.03 + rng.gamma(1.5, 0.03), 0.03, 0.15))
     cover = _blob(image, centre, rng, radius, 0.15)
     if rng.random() < 0.5:

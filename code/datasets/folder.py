@@ -69,7 +69,7 @@ def class_folders(root: Path) -> dict[str, Path]:
 
 
 def folder_infos(root: Path) -> dict[str, ClassInfo]:
-    """What ``dataset.yaml`` in ``root`` says about its classes; empty where there is no such file.
+    """The entries of ``dataset.yaml`` in ``root``, by class name; empty where there is no such file.
 
     Raises:
         DatasetError: the file is wrong, or names a class that does not exist.

@@ -71,7 +71,7 @@ def read_union(folder: Path) -> Image.Image:
 
 
 def can_saturate(records: Sequence[ImageRecord]) -> bool:
-    """Whether these are LOCO's photos, with the file that says how much of each kind of defect must be found."""
+    """Whether these are LOCO's photos, with the file of the area that must be found of each kind of defect."""
     folders = {record.mask.parents[CLASS_FOLDER] for record in records if record.mask and record.mask.is_dir()}
     return bool(folders) and all((folder / CONFIG).is_file() for folder in folders)
 

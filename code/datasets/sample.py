@@ -14,7 +14,7 @@ AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 @dataclass(frozen=True)
 class AnomalySample:
-    """One photo and what is said about it.
+    """One photo with its mask and conversation.
 
     Attributes:
         image: (3, S, S) float32, normalised.

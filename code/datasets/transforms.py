@@ -16,6 +16,7 @@ Geometry = Literal["squash", "crop"]
 
 TRAINING_THRESHOLD = 0.3
 MVTEC_THRESHOLD = 0.1
+VISA_SHARE_OF_MAXIMUM = 0.01
 DEFECT_INDICES = 30  # 8-bit masks hold grey levels, or small numbers that name the kind of defect
 
 
@@ -210,4 +211,4 @@ def official_mvtec_mask(mask: Image.Image, size: int) -> Tensor:
 def official_visa_mask(mask: Image.Image, size: int) -> Tensor:
     """VisA's evaluation mask as the paper's code makes it: short side, crop, ``> max / 100``. (1, size, size) bool."""
     values = _unit_tensor(_short_side_crop(mask_8bit(mask), size, Image.Resampling.BILINEAR))
-    return values > values.max() * 0.01
+    return values > values.max() * VISA_SHARE_OF_MAXIMUM

@@ -25,7 +25,7 @@ def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     """Every photo of the official one-class split, sorted by class, split and path.
 
     A photo's split is the table's own: train holds normal photos only, and no test photo is moved to another split. A
-    defect's name is what ``<class>/image_anno.csv`` says, several kinds with commas, or ``anomaly`` where there is no
+    defect's name comes from ``<class>/image_anno.csv``, several kinds with commas, or ``anomaly`` where there is no
     such table. Masks hold 0 and 255, 0 and 1, or small numbers of defects.
 
     Raises:

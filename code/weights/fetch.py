@@ -89,7 +89,7 @@ def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str
 
 
 def _is_complete(weight: Weight, root: Path) -> bool:
-    """Whether all files are there. They are not read: whoever loads them checks their content."""
+    """Whether all files are there. Their content is checked when they are loaded."""
     return all((root / weight.folder / file).is_file() for file in weight.files)
 
 
@@ -136,7 +136,7 @@ def _fetch_from_hub(source: HubSource, folder: Path) -> str:
     for file, digest in digests.items():
         if len(digest) == 64:  # a SHA-256; small files have git's digest in its place
             _check_sha256(folder / file, digest)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own metadata
     return f"{source.hub}@{revision}"
 
 
