@@ -59,7 +59,7 @@ class InferenceConfig(Settings):
             finer maps, and takes more than four times the time.
         map_threshold: a text map's pixel belongs to a region above this probability.
         references: how reference photos are remembered and compared.
-        false_alarm_rate: with references, the fraction of normal photos that may be reported as anomalous.
+        false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
         prior_score: the typical image score of good photos of any part against four references, with this encoder and
             these ``references``, without the text map; the calibration shrinks to it. None: calibrated by the
             references alone. It is not used for saved references that were compared with other settings.
@@ -90,7 +90,7 @@ class DataSource(Settings):
 
 
 class InstructionSource(Settings):
-    """Conversations about everyday photos, which preserve the language model's general abilities (PandaGPT's; specification 7).
+    """Conversations about everyday photos, which preserve the model's general abilities (PandaGPT's; specification 7).
 
     Attributes:
         conversations: the JSON file.
@@ -114,7 +114,7 @@ class DataConfig(Settings):
         drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
-        workers: processes that prepare a training process's batches, and as many its instructions; 0: in the training process.
+        workers: processes that prepare a training process's batches, and as many its instructions; 0: no processes.
     """
 
     sources: tuple[DataSource, ...] = ()
