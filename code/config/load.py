@@ -15,8 +15,7 @@ from anomalygpt.errors import UserError
 from anomalygpt.files import read_yaml, replacing
 
 CONFIG_FOLDER = Path(__file__).parent
-PRETRAINED = "pretrained_ckpt"  # where all weights lie
-BASE_KEY = "base"  # a YAML may name another one that it changes
+PRETRAINED = "pretrained_ckpt"  # the folder of all weights
 # Dotted keys of earlier versions and their new names; None for a setting that was removed.
 OLD_NAMES: dict[str, str | None] = {
     "data.cache_gib": None,
@@ -36,8 +35,7 @@ def home() -> Path:
 
     An installed wheel has no checkout around it and uses the current folder.
     """
-    chosen = os.environ.get("ANOMALYGPT_HOME")
-    if chosen:
+    if chosen := os.environ.get("ANOMALYGPT_HOME"):
         return Path(chosen).expanduser()
     checkout = CONFIG_FOLDER.parents[1]
     return checkout if (checkout / PRETRAINED).is_dir() else Path.cwd()
@@ -49,16 +47,15 @@ def resolve(path: str) -> Path:
 
 
 def commit() -> str | None:
-    """The code's own commit, ``-dirty`` where tracked files were changed since; None where it is no checkout."""
+    """The commit of this code, with ``-dirty`` where tracked files have changed; None outside a checkout."""
     checkout = CONFIG_FOLDER.parents[1]
-    if not (checkout / ".git").exists():  # git would look further up, and find whose repository an environment lies in
+    if not (checkout / ".git").exists():  # git would go up, to the repository that an environment is installed in
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+        return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def names() -> list[str]:
@@ -71,16 +68,21 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
     Args:
         source: a shipped experiment's name (``compact``) or a YAML file's path.
-        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset`` drops the values
-            of the file's own preset; ``official`` also drops the file's other settings of the references, which this
-            preset does not take, and its ``prior_score``.
+        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset`` drops values of
+            the file as :func:`leave_preset` does.
 
     Raises:
-        UserError: no such file, not YAML, or a setting that is unknown or of the wrong type; names the file and all
-            overrides.
+        UserError: no such file, not YAML, or a setting that is unknown, removed (unless it is null) or of the wrong
+            type; the message names the file and all overrides.
     """
     path = _find(source)
     values = _read(path)
+    for old, new in OLD_NAMES.items():  # a file that was written in full holds unused settings as null
+        *parents, last = old.split(".")
+        if _nested(values, *parents).get(last, old) is None:
+            del _nested(values, *parents)[last]
+            if new is not None:
+                _apply(values, f"{new}=null")
     preset = _nested(stated(overrides), "inference", "references").get("preset")
     if preset is not None:
         leave_preset(_nested(values, "inference"), preset)
@@ -94,7 +96,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
 
 def stated(overrides: Sequence[str]) -> dict[str, Any]:
-    """What overrides say by themselves, as nested settings.
+    """The overrides alone, as nested settings.
 
     Raises:
         UserError: one is not ``key.sub=value``, or goes below a value.
@@ -106,11 +108,7 @@ def stated(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def save_config(config: ExperimentConfig, path: Path) -> None:
-    """Writes every setting, defaults included, as YAML that :func:`load_config` reads back; whole or not at all.
-
-    Raises:
-        OSError: the folder can't be made or written.
-    """
+    """Writes every setting, defaults included, as YAML that :func:`load_config` reads back, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(to_yaml(config), encoding="utf-8")
 
@@ -124,7 +122,7 @@ def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         path = CONFIG_FOLDER / f"{source}.yaml"
-    elif not path.is_file() and (CONFIG_FOLDER / path.name).is_file() and path.parent == Path("."):
+    elif not path.is_file() and path.parent == Path("."):
         path = CONFIG_FOLDER / path.name
     if not path.is_file():
         raise UserError(f"no config {str(source)!r}; expected a YAML file, or one of {', '.join(names())}")
@@ -138,7 +136,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings (key: value), found {type(values).__name__}")
-    base = values.pop(BASE_KEY, None)
+    base = values.pop("base", None)
     if base is None:
         return values
     if not isinstance(base, str):
@@ -156,7 +154,7 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(values: Any, *keys: str) -> dict[str, Any]:
-    """The settings below some keys; empty where there are none, or a value that is yet to be refused."""
+    """The settings below some keys; empty where there are none."""
     for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
     return values if isinstance(values, dict) else {}

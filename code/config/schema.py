@@ -53,13 +53,13 @@ class InferenceConfig(Settings):
     """How photos are compared, scored and answered about.
 
     Attributes:
-        geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released table (specification 2).
+        geometry: ``squash`` shows the complete photo everywhere; ``official`` is the released table (specification 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
         text_scales: without references, the image sides of the text map, in multiples of the encoder's own: 2 gives
             finer maps, and takes more than four times the time.
         map_threshold: a text map's pixel belongs to a region above this probability.
         references: how reference photos are remembered and compared.
-        false_alarm_rate: with references, the share of good photos that may be taken for anomalous ones.
+        false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
         prior_score: the typical image score of good photos of any part against four references, with this encoder and
             these ``references``, without the text map; the calibration shrinks to it. None: calibrated by the
             references alone. It is not used for saved references that were compared with other settings.
@@ -90,12 +90,12 @@ class DataSource(Settings):
 
 
 class InstructionSource(Settings):
-    """Conversations about everyday photos, which keep the language model able to talk (PandaGPT's; specification 7).
+    """Conversations about everyday photos, which preserve the model's general abilities (PandaGPT's; specification 7).
 
     Attributes:
         conversations: the JSON file.
         images: the folder of its photos.
-        turns: ``first`` takes each conversation's first question and answer, as the paper does, ``all`` the whole.
+        turns: ``first`` takes each conversation's first question and answer, as the paper does, ``all`` every turn.
     """
 
     conversations: str = "data/pandagpt4_visual_instruction_data.json"
@@ -114,7 +114,7 @@ class DataConfig(Settings):
         drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
-        workers: processes that prepare a training process's batches, and as many its instructions; 0: none of its own.
+        workers: processes that prepare a training process's batches, and as many its instructions; 0: no processes.
     """
 
     sources: tuple[DataSource, ...] = ()

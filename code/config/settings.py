@@ -59,7 +59,7 @@ def explain(error: ValidationError, renamed: Mapping[str, str | None]) -> list[s
         elif fault["type"] != "too_short" or len(fault["input"]) < fault["ctx"]["min_length"]:
             # A rule about several settings names them itself.
             got = f" (got {fault['input']!r:.80})" if fault["type"] != "value_error" else ""
-            lines.append(f"{where or 'config'}: {fault['msg'].removeprefix('Value error, ')}{got}")
+            lines.append(f"{where}{': ' if where else ''}{fault['msg'].removeprefix('Value error, ')}{got}")
     return lines
 
 
@@ -108,15 +108,15 @@ class ReferenceSettings(Settings):
             best on photos at twice the encoder's side and at its own; ``custom`` starts at the paper's values.
         augmentation: further views of a reference that are remembered; ``auto`` is decided by the references.
         scales: the sides at which photos are compared, in multiples of the encoder's own.
-        scale_weights: one per scale; empty weighs them alike.
-        tap_weights: one per tap of the encoder; empty weighs them alike.
+        scale_weights: one per scale; empty weights them equally.
+        tap_weights: one per tap of the encoder; empty weights them equally.
         interpolation: ``aligned`` puts the centres of the outer patches on the border of the map, as the paper does;
             ``centred`` leaves them where they are.
         smoothing: standard deviation of the map's Gaussian blur, in patches of the encoder's own grid.
-        top_share: the image score is the mean of this share of the map's pixels, the highest; 0 takes the maximum.
+        top_share: the image score is the mean of this fraction of the map's pixels, the highest; 0 takes the maximum.
         text_weight: weight of the text map, 0..1, against the map of the references.
-        text_trusted_below: the text map has its weight only where its mean score on the references is not above this;
-            where it calls good photos anomalous, it knows nothing of the part. 1 always trusts it.
+        text_trusted_below: the text map is used only where its mean score on the references is not above this: where
+            it marks normal photos, it does not suit the part. 1 always uses it.
     """
 
     preset: Literal["official", "best", "fast", "custom"] = "official"
@@ -143,25 +143,25 @@ class ReferenceSettings(Settings):
         fields = type(self).model_fields
         changed = [name for name, value in self.options.items() if value != fields[name].default]
         if self.preset == "official" and changed:
-            raise ValueError(
-                f"preset 'official' takes no other setting, but {', '.join(changed)} is set: name 'custom'"
-            )
+            names = ", ".join(changed)
+            raise ValueError(f"preset 'official' takes no other setting, but {names} is set: name 'custom'")
         return self
 
     @property
     def options(self) -> dict[str, Any]:
-        """All settings but the preset's name: equal where photos are compared alike."""
+        """All settings but the preset's name: equal where photos are compared in the same way."""
         return {name: value for name, value in self if name != "preset"}
 
 
 def leave_preset(inference: dict[str, Any], preset: Any) -> None:
-    """Drops what a file says for its own preset of the references, before an override names another one.
+    """Drops the values of a file's own preset of the references, before an override names another one.
 
-    A config that was written in full names every value of its preset, each of which would go before the new one's.
+    A config that was written in full names every value of its preset, each of which would override the new preset's.
 
     Args:
-        inference: the file's settings below ``inference``, unchecked; changed in place.
-        preset: ``official`` also drops the other settings of the references, and the prior score found with them.
+        inference: the file's settings below ``inference``, not validated yet; changed in place.
+        preset: ``official`` also drops the other settings of the references, which it does not take, and the prior
+            score found with them.
     """
     references = inference.get("references")
     if not isinstance(references, dict):

@@ -38,7 +38,7 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
     """Every photo of every source, in a fixed order.
 
     Raises:
-        DatasetError: there is no source, or a tree is not laid out as its kind says.
+        DatasetError: there is no source, or a tree does not have the layout of its kind.
     """
     if not config.sources:
         raise DatasetError("data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'")
@@ -48,14 +48,14 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
 
 
 def build_cards(config: DataConfig) -> dict[str, ClassInfo]:
-    """What the folders' own ``dataset.yaml`` say about their classes, by class name.
+    """The entries of all folders' ``dataset.yaml``, by class name.
 
     Raises:
         DatasetError: such a file is wrong, or two of them describe one class.
     """
     infos: dict[str, ClassInfo] = {}
-    for source in config.sources:
-        found = folder_infos(resolve(source.root)) if source.kind == "folder" else {}
+    for source in (source for source in config.sources if source.kind == "folder"):
+        found = folder_infos(resolve(source.root))
         twice = sorted(infos.keys() & found.keys())
         if twice:
             raise DatasetError(f"{source.root}: another folder's dataset.yaml describes {', '.join(twice)}, too")
@@ -74,7 +74,17 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     infos = build_cards(config)
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
     if config.defects == "real":
-        return _real_pairs(records, config.validation_share, transform, seed, wording)
+        unmarked = sum(record.is_anomalous and record.mask is None for record in records)
+        if unmarked:
+            logger.warning("%d defect photos without a mask are left out", unmarked)
+        train, held_back = supervised_split(records, config.validation_share, seed)
+        kinds = {record.is_anomalous for record in held_back}
+        if len(kinds) == 1:
+            lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
+            message = "nothing is validated: the %d held-back photos hold no %s, and pairs need both"
+            logger.warning(message, len(held_back), lacking)
+        validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
+        return SupervisedPairs(train, transform, seed, wording), validation
     train, held_back = normal_split(records, config.validation_share, seed)
     if not train:
         raise DatasetError("data.sources hold no normal training photos (train/good)")
@@ -83,27 +93,9 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
 
 
-def _real_pairs(
-    records: Sequence[ImageRecord], fraction: float, transform: ImageTransform, seed: int, wording: Wording
-) -> tuple[SupervisedPairs, SupervisedPairs | None]:
-    unmarked = sum(record.is_anomalous and record.mask is None for record in records)
-    if unmarked:
-        logger.warning("%d defect photos without a mask are left out", unmarked)
-    train, held_back = supervised_split(records, fraction, seed)
-    kinds = {record.is_anomalous for record in held_back}
-    if len(kinds) == 1:
-        logger.warning(
-            "nothing is validated: the %d held-back photos hold no %s, and pairs need both",
-            len(held_back),
-            "normal ones" if kinds == {True} else "defect (one is held back where a kind has two or more)",
-        )
-    pairs = SupervisedPairs(train, transform, seed, wording)
-    return pairs, SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
-
-
 def build_instructions(config: DataConfig, transform: ImageTransform) -> Instructions | None:
     """The instruction data, None where the config names none."""
     source = config.instructions
     if source is None:
         return None
-    return Instructions(resolve(source.conversations), resolve(source.images), transform, turns=source.turns)
+    return Instructions(resolve(source.conversations), resolve(source.images), transform, source.turns)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 
+from anomalygpt.config.settings import Settings, explain
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.synthesis import NSALabel, NSASettings
-from anomalygpt.errors import did_you_mean
+from anomalygpt.datasets.synthesis import NSASettings
+from anomalygpt.files import read_yaml
 
 PHRASES = Path(__file__).with_name("phrases")
 LANGUAGES = ("en", "zh")
@@ -31,22 +32,20 @@ def phrase_table(language: str) -> dict[str, Any]:
     return yaml.safe_load((PHRASES / f"{language}.yaml").read_text(encoding="utf-8"))
 
 
-@cache
 def class_table() -> dict[str, Any]:
     """The contents of ``phrases/classes.yaml``: the known classes, their aliases, plurals and numbers of parts."""
-    return yaml.safe_load((PHRASES / "classes.yaml").read_text(encoding="utf-8"))
-
-
-def _for_english(value: Any) -> Any:
-    return {"en": value} if isinstance(value, str) else value
+    return phrase_table("classes")
 
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-ByLanguage = Annotated[dict[Literal["en", "zh"], Words], BeforeValidator(_for_english)]
+ByLanguage = Annotated[
+    dict[Literal["en", "zh"], Words],
+    BeforeValidator(lambda value: {"en": value} if isinstance(value, str) else value),
+]
 
 
-class ClassInfo(BaseModel):
-    """What a ``dataset.yaml`` says about one class.
+class ClassInfo(Settings):
+    """The entry of one class in a ``dataset.yaml``.
 
     Attributes:
         name: in sentences, by language.
@@ -54,44 +53,26 @@ class ClassInfo(BaseModel):
         nsa: the fields that are set replace those of the class's row in nsa_classes.yaml.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: ByLanguage = Field(default_factory=dict)
     description: ByLanguage = Field(default_factory=dict)
     nsa: NSASettings = NSASettings()
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _File(Settings):
     classes: dict[str, ClassInfo]
-
-
-# The models of the file's mappings, by depth.
-_MODELS: dict[int, type[BaseModel]] = {0: _File, 2: ClassInfo, 3: NSASettings, 4: NSALabel}
 
 
 def read_class_infos(path: Path) -> dict[str, ClassInfo]:
     """The entries of a ``dataset.yaml``, by class name.
 
     Raises:
-        DatasetError: the file is not YAML, has an unknown key (a similar one is suggested), or a value out of range.
+        UserError: the file can't be read, or is not YAML.
+        DatasetError: it has an unknown key (a similar one is suggested), or a value out of range.
     """
     try:
-        return dict(_File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).classes)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        return _File.model_validate(read_yaml(path) or {}).classes
     except ValidationError as error:
-        raise DatasetError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from error
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    where = ".".join(map(str, error["loc"])) or "the file"
-    if error["type"] != "extra_forbidden":
-        return f"{where}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.60})"
-    *place, key = error["loc"]
-    known = list(_MODELS[len(place)].model_fields)
-    return f"unknown key {where!r}{did_you_mean(str(key), known)}"
+        raise DatasetError(f"{path}: {'; '.join(explain(error, {}))}") from error
 
 
 def spoken_name(class_name: str) -> str:

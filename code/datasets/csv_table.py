@@ -4,18 +4,10 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalygpt.datasets.records import (
-    GOOD,
-    SPLITS,
-    DatasetError,
-    ImageRecord,
-    choose_classes,
-    in_order,
-)
+from anomalygpt.datasets.records import GOOD, SPLITS, DatasetError, ImageRecord, choose_classes, in_order
 
 COLUMNS = ("path", "split", "label", "mask", "class")
 LABELS = ("normal", "anomaly")
-UNNAMED_DEFECT = "defect"
 
 
 def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -35,11 +27,9 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as a CSV table in UTF-8 ({error})") from error
     if not set(required) <= set(header) <= {*required, *optional} or len(set(header)) != len(header):
-        raise DatasetError(
-            f"{path}: expected a header with the columns {', '.join(required)}"
-            + (f" and optionally {', '.join(optional)}" if optional else "")
-            + f"; found {', '.join(header) or 'an empty file'}"
-        )
+        columns = ", ".join(required) + (f" and optionally {', '.join(optional)}" if optional else "")
+        found = ", ".join(header) or "an empty file"
+        raise DatasetError(f"{path}: expected a header with the columns {columns}; found {found}")
     for line, cells in lines:
         if len(cells) != len(header):
             raise DatasetError(f"{path}: line {line} has {len(cells)} cells; expected {len(header)}")
@@ -73,9 +63,6 @@ def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     Paths start at the table's folder. ``split`` is train, validation or test, ``label`` normal or anomaly; ``mask`` may
     be empty; a column ``defect`` may name the defect.
 
-    Args:
-        classes: the classes wanted, None for all.
-
     Raises:
         DatasetError: a table of another shape, a cell with an unknown value, a mask of a normal photo, a photo that is
             listed twice, or a missing file; the message names the line.
@@ -84,20 +71,21 @@ def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     if table.is_dir():
         raise DatasetError(f"{table}: this is a folder, a CSV file was expected")
     rows = read_table(table, COLUMNS, ("defect",))
-    seen: set[str] = set()
+    listed: set[str] = set()
     for row in rows:
-        for wrong, what in (
-            (not row["path"], "no path"),
-            (not row["class"], "no class"),
-            (row["label"] == "normal" and row["mask"], "a mask of a normal photo"),
-            (row["path"] in seen, f"{row['path']} is listed twice"),
-        ):
-            if wrong:
-                raise DatasetError(f"{table}: line {row['line']}: {what}")
-        seen.add(row["path"])
+        faults = {
+            "no path": not row["path"],
+            "no class": not row["class"],
+            "a mask of a normal photo": row["label"] == "normal" and row["mask"],
+            f"{row['path']} is listed twice": row["path"] in listed,
+        }
+        fault = next((fault for fault, present in faults.items() if present), None)
+        if fault:
+            raise DatasetError(f"{table}: line {row['line']}: {fault}")
+        listed.add(row["path"])
     chosen = choose_classes(table, sorted({row["class"] for row in rows}), classes)
     return in_order(
-        to_record(table, row, table.parent, row["path"], row["class"], row.get("defect") or UNNAMED_DEFECT)
+        to_record(table, row, table.parent, row["path"], row["class"], row.get("defect") or "defect")
         for row in rows
         if row["class"] in chosen
     )

@@ -18,10 +18,7 @@ from anomalygpt.datasets.class_info import (
 )
 
 FOLLOW_UP_KINDS = ("where", "count", "size", "what", "usable")
-KIND = "kind"  # only where the defect's kind is known
-PARTS = "parts"  # only where the number of parts in a photo is known
 CLASS_FREE_PROBABILITY = 0.15
-DESCRIPTION_SHARE = 0.7
 FOLLOW_UP_PROBABILITY = 0.5
 
 
@@ -41,12 +38,12 @@ class Wording:
         follow_up: adds up to two turns after the verdict.
         languages: en or zh; one is drawn for each photo, a language named twice twice as often.
         description_share: how often a question that names the class also describes a good part.
-        infos: what a user says about classes, by class name.
+        infos: entries of ``dataset.yaml``, by class name.
     """
 
     follow_up: bool = True
     languages: tuple[str, ...] = ("en",)
-    description_share: float = DESCRIPTION_SHARE
+    description_share: float = 0.7
     infos: Mapping[str, ClassInfo] = field(default_factory=dict)
 
     def conversation(
@@ -67,22 +64,17 @@ class Wording:
         question = detection_question(named, rng, bool(rng.random() < self.description_share), language, info)
         texts = [question, detection_answer(bool(positions), positions, language)]
         sentence = defect and defect_sentence(class_name, defect, language)
-        for kind in _draw_kinds(class_name, sentence, rng) if self.follow_up else ():
+        answerable = {"parts": parts_shown(class_name) is not None, "kind": sentence is not None}
+        kinds = [*FOLLOW_UP_KINDS, *(kind for kind in answerable if answerable[kind])]
+        drawn: list[str] = []  # up to two different ones
+        if self.follow_up:
+            count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
+            drawn = [kinds[int(number)] for number in rng.permutation(len(kinds))[:count]]
+        for kind in drawn:
             questions = phrase_table(language)["follow_up"][kind]["questions"]
             texts.append(questions[int(rng.integers(len(questions)))])
             texts.append(follow_up_answer(kind, class_name, positions, area, language, info, sentence or ""))
         return tuple(Turn("assistant" if at % 2 else "human", text) for at, text in enumerate(texts))
-
-
-def _draw_kinds(class_name: str, sentence: str | None, rng: np.random.Generator) -> list[str]:
-    """No, one or two different kinds of follow-up question among those that have an answer."""
-    kinds = list(FOLLOW_UP_KINDS)
-    if parts_shown(class_name) is not None:
-        kinds.append(PARTS)
-    if sentence is not None:
-        kinds.append(KIND)
-    count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
-    return [kinds[int(number)] for number in rng.permutation(len(kinds))[:count]]
 
 
 def detection_question(
@@ -95,11 +87,11 @@ def detection_question(
     """The question of a detection turn; yes always means anomalous.
 
     Args:
-        class_name: None asks without naming the class.
+        class_name: None leaves the class out.
         rng: draws one of several wordings; None takes the paper's: ``This is a photo of a bottle for anomaly
             detection, which should be …. Is there any anomaly in the image?``
-        with_description: whether it says what a good part looks like.
-        info: words for the class in place of the phrases' own.
+        with_description: whether it also describes a normal part.
+        info: replaces the tables' words for the class.
     """
     phrases = phrase_table(language)
     questions = phrases["detection" if class_name is not None else "class_free"]
@@ -115,9 +107,9 @@ def detection_question(
 def detection_answer(is_anomalous: bool, positions: Sequence[str] = (), language: str = "en") -> str:
     """The answer to a detection question; ``positions`` has one name per defect, which may repeat."""
     answers = phrase_table(language)["answers"]
-    if not is_anomalous:
-        return answers["normal"]
-    return _with_positions(answers, positions, language) if positions else answers["unplaced"]
+    if is_anomalous and positions:
+        return _with_positions(answers, positions, language)
+    return answers["unplaced" if is_anomalous else "normal"]
 
 
 def _with_positions(forms: dict[str, Any], positions: Sequence[str], language: str) -> str:
@@ -126,9 +118,8 @@ def _with_positions(forms: dict[str, Any], positions: Sequence[str], language: s
     names = [phrases["positions"][position] for position in dict.fromkeys(positions)]
     if len(positions) == 1:
         return forms["one"].format(positions=names[0])
-    names = [phrases["answers"]["position"].format(name=name) for name in names]
-    listed = phrases["separator"].join(names[:-1])
-    joined = listed + phrases["last_separator"] + names[-1] if listed else names[-1]
+    *others, last = (phrases["answers"]["position"].format(name=name) for name in names)
+    joined = phrases["separator"].join(others) + phrases["last_separator"] + last if others else last
     return forms["several"].format(count=len(positions), positions=joined)
 
 
@@ -147,23 +138,19 @@ def follow_up_answer(
         kind: ``where``, ``count``, ``size``, ``what``, ``usable``, ``parts`` or ``kind``.
         positions: one name per defect, none for a normal photo.
         area: fraction of the photo that is marked, 0..1.
-        info: words for the class in place of the phrases' own.
+        info: replaces the tables' words for the class.
         sentence: the answer to ``kind``, as :func:`defect_sentence` gives it.
     """
     phrases = phrase_table(language)
     forms = phrases["follow_up"][kind]
     if kind == "where" and positions:
         return _with_positions(forms, positions, language)
-    count = parts_shown(class_name) if kind == PARTS else len(positions)
-    none = "surface" if kind == PARTS else "normal"
+    count, none = (parts_shown(class_name), "surface") if kind == "parts" else (len(positions), "normal")
     percent = 100 * area
     share = phrases["share"].format(percent=f"{percent:.1f}" if percent < 10 else f"{percent:.0f}")
-    return forms[none if count == 0 else "one" if count == 1 else "several"].format(
-        count=count,
-        share=phrases["small_share"] if percent < 0.1 else share,
-        noun_phrase=noun_phrase(class_name, language, info),
-        defect=sentence,
-    )
+    share, noun = phrases["small_share"] if percent < 0.1 else share, noun_phrase(class_name, language, info)
+    form = forms[none if count == 0 else "one" if count == 1 else "several"]
+    return form.format(count=count, share=share, noun_phrase=noun, defect=sentence)
 
 
 def defect_sentence(class_name: str, defect: str, language: str = "en") -> str | None:
@@ -173,7 +160,7 @@ def defect_sentence(class_name: str, defect: str, language: str = "en") -> str |
         defect: a data set's own name; several kinds are separated by commas and give a sentence each.
 
     Returns:
-        None for names that say no more than ``defect``.
+        None for names that mean no more than ``defect``.
     """
     forms = phrase_table(language)["defects"]
     known = forms["any_class"] | forms["classes"].get(spoken_name(class_name).lower(), {})

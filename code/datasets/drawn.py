@@ -32,54 +32,42 @@ def draw_defects(image: Pixels, settings: NSASettings, rng: np.random.Generator)
 
     Args:
         image: a normal photo, uint8 (H, W, 3).
-        settings: the class's; its background says where the object is.
+        settings: the class's; its background separates the object.
 
     Returns:
         The photo with its mask (1.0 where it changed visibly), one box a defect, and the kind's name. Unchanged where
         nothing could be drawn visibly.
     """
     objects = object_mask(image, settings.background)
+    places = np.flatnonzero(objects)
     kind = list(KINDS)[int(rng.integers(len(KINDS)))]
     result, marked = image, np.zeros(image.shape[:2], bool)
     boxes: list[Box] = []
     for _ in range(1 + int(rng.random() < SECOND_DEFECT)):
-        drawn = _draw_visibly(result, objects, kind, marked, rng)
-        if drawn is not None:
-            result, mark = drawn
-            marked |= mark
-            boxes.append(bounding_box(mark))
-    if not boxes:
-        return Simulated(image, np.zeros(image.shape[:2], np.float32), ())
-    return Simulated(result, marked.astype(np.float32), tuple(boxes), kind)
+        taken = _widened(marked)
+        for _ in range(MAX_TRIES if places.size else 0):
+            row, column = divmod(int(places[rng.integers(places.size)]), objects.shape[1])
+            place = (float(column), float(row))
+            cover, drawing = KINDS[kind](result.astype(np.float32), place, min(image.shape[:2]), rng)
+            if not objects[cover > 0.5].any():
+                continue
+            after = np.clip(np.rint(drawing), 0, 255).astype(np.uint8)
+            mark = _mark(result, after, cover)
+            fraction = np.count_nonzero(mark) / marked.size
+            if max(SMALLEST_DEFECT, 1 / marked.size) <= fraction <= LARGEST_DEFECT and not (mark & taken).any():
+                result = np.where(_widened(mark)[..., None], after, result)
+                marked |= mark
+                boxes.append(bounding_box(mark))
+                break
+    return Simulated(result, marked.astype(np.float32), tuple(boxes), kind if boxes else "")
 
 
-def _draw_visibly(
-    image: Pixels, objects: Flags, kind: str, taken: Flags, rng: np.random.Generator
-) -> tuple[Pixels, Flags] | None:
-    """The photo with one defect and the pixels that it marks; None when no try shows, or stays off ``taken``."""
-    found = np.flatnonzero(objects)
-    if not found.size:
-        return None
-    area = image.shape[0] * image.shape[1]
-    near_taken = cv2.dilate(taken.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-    for _ in range(MAX_TRIES):
-        row, column = divmod(int(found[rng.integers(found.size)]), objects.shape[1])
-        centre = (float(column), float(row))
-        cover, after = KINDS[kind](image.astype(np.float32), centre, min(image.shape[:2]), rng)
-        if not objects[cover > 0.5].any():
-            continue
-        after_pixels = np.clip(np.rint(after), 0, 255).astype(np.uint8)
-        mark = _mark(image, after_pixels, cover)
-        share = np.count_nonzero(mark) / area
-        if max(SMALLEST_DEFECT, 1 / area) <= share <= LARGEST_DEFECT and not (mark & near_taken).any():
-            unchanged = ~cv2.dilate(mark.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-            after_pixels[unchanged] = image[unchanged]
-            return after_pixels, mark
-    return None
+def _widened(flags: Flags) -> Flags:
+    return cv2.dilate(flags.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
 
 
 def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
-    """Where the drawing changed the photo visibly: gaps closed, only the largest piece and what lies near it."""
+    """Where the drawing changed the photo visibly: gaps closed, only the largest piece and what is near it."""
     changed = (cv2.absdiff(after, before).mean(axis=2) > VISIBLE) & (cover > 0.05)
     closed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((CLOSING, CLOSING), np.uint8))
     reach = np.ones((2 * CLOSING + 1, 2 * CLOSING + 1), np.uint8)
@@ -90,13 +78,10 @@ def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
     return closed.astype(bool) & (labels == int(sizes.argmax()))
 
 
-# -- shapes: each a cover (H, W) in 0..1 ------------------------------------------------------------------------------
-
-
 def _stroke(
     image: Canvas, centre: Point, rng: np.random.Generator, length: float, width: float, wander: float
 ) -> Plane:
-    """A line through ``centre``; ``wander`` is how far its direction drifts, in radians over its length."""
+    """The cover, 0..1, of a line through ``centre``; ``wander`` is how far its direction drifts, in radians in all."""
     turns = np.cumsum(rng.normal(0, wander / np.sqrt(POINTS), POINTS)) + rng.uniform(0, 2 * np.pi)
     steps = length / POINTS * np.stack([np.cos(turns), np.sin(turns)], axis=1)
     path = np.cumsum(steps, axis=0)
@@ -109,25 +94,16 @@ def _stroke(
 
 
 def _blob(image: Canvas, centre: Point, rng: np.random.Generator, radius: float, edge: float) -> Plane:
-    """An irregular patch; ``edge`` is the width of its soft border as a share of the radius."""
-    x, y = _coordinates(image)
+    """The cover, 0..1, of an irregular patch; ``edge`` is the width of its soft border as a fraction of the radius."""
+    y, x = np.indices(image.shape[:2], np.float32)
     tilt, stretch = rng.uniform(0, np.pi), float(np.exp(rng.normal(0, 0.35)))
     across, along = x - centre[0], y - centre[1]
     u = (across * np.cos(tilt) + along * np.sin(tilt)) / stretch
     v = (along * np.cos(tilt) - across * np.sin(tilt)) * stretch
     angle = np.arctan2(v, u)
-    wobble = sum(
-        rng.normal(0, 0.25 / order) * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in range(2, 6)
-    )
-    inside = 1 + wobble - np.hypot(u, v) / radius
+    waves = (rng.normal(0, 0.25 / n) * np.cos(n * angle + rng.uniform(0, 2 * np.pi)) for n in range(2, 6))
+    inside = 1 + sum(waves) - np.hypot(u, v) / radius
     return np.clip(inside / edge + 0.5, 0, 1).astype(np.float32)
-
-
-def _coordinates(image: Canvas) -> tuple[Plane, Plane]:
-    """x and y of each pixel."""
-    height, width = image.shape[:2]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return x, y
 
 
 def _blend(image: Canvas, colour: Canvas | NDArray[np.floating], cover: Plane) -> Canvas:
@@ -141,9 +117,7 @@ def _cloudy(image: Canvas, rng: np.random.Generator, grain: float) -> Plane:
     return (noise - noise.mean()) / (noise.std() + 1e-6)
 
 
-# -- kinds: photo, place, the photo's shorter side, generator -> (cover, the photo with the defect) -------------------
-
-
+# Each kind of defect: (photo, place, the photo's shorter side, generator) -> (its cover, the photo with the defect).
 def _scratch(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     cover = _stroke(image, centre, rng, rng.uniform(0.06, 0.4) * side, rng.uniform(0.7, 2.5), rng.uniform(0, 0.6))
     shift = rng.uniform(18, 90) * (1 if rng.random() < 0.6 else -1)
@@ -188,23 +162,18 @@ def _hole(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> 
 def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     """The surface is pushed sideways around a place, as where something is bent or crushed."""
     radius = side * rng.uniform(0.05, 0.18)
-    x, y = _coordinates(image)
+    y, x = np.indices(image.shape[:2], np.float32)
     distance = np.hypot(x - centre[0], y - centre[1])
     cover = np.clip(1 - distance / radius, 0, 1).astype(np.float32)
     push, way = radius * rng.uniform(0.35, 0.9), rng.uniform(0, 2 * np.pi)
     strength = (cover**1.5 * push).astype(np.float32)
-    moved = cv2.remap(
-        image,
-        (x - strength * np.float32(np.cos(way))),
-        (y - strength * np.float32(np.sin(way))),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REFLECT,
-    )
+    from_x, from_y = x - strength * np.float32(np.cos(way)), y - strength * np.float32(np.sin(way))
+    moved = cv2.remap(image, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return cover, moved.astype(np.float32)
 
 
 def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
-    """A piece is gone: what lies behind it, or the surface around it, shows."""
+    """A piece is gone: the background, or the surface around it, is shown."""
     radius = side * float(np.clip(0.03 + rng.gamma(1.5, 0.03), 0.03, 0.15))
     cover = _blob(image, centre, rng, radius, 0.15)
     if rng.random() < 0.5:
@@ -218,11 +187,6 @@ def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) 
 
 # The names are those of `defects.any_class` in phrases/*.yaml.
 KINDS: Mapping[str, Callable[[Canvas, Point, int, np.random.Generator], tuple[Plane, Canvas]]] = {
-    "scratch": _scratch,
-    "crack": _crack,
-    "thread": _thread,
-    "stain": _stain,
-    "hole": _hole,
-    "bent": _dent,
+    "scratch": _scratch, "crack": _crack, "thread": _thread, "stain": _stain, "hole": _hole, "bent": _dent,
     "missing": _missing,
-}
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """Indexes a user's own parts: a folder of good photos beside folders of defects, with or without masks."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anomalygpt.datasets.class_info import ClassInfo, read_class_infos
@@ -12,6 +12,7 @@ from anomalygpt.datasets.records import (
     ImageRecord,
     choose_classes,
     first_offenders,
+    in_order,
     list_folders,
     list_images,
     require_folder,
@@ -20,7 +21,7 @@ from anomalygpt.datasets.records import (
 CLASS_FILE = "dataset.yaml"
 GOOD_TEST = "good_test"
 MASK_FOLDERS = ("masks", "ground_truth")
-EXPECTED = "expected good/ with normal photos, one folder a defect, optional good_test/ and masks/"
+EXPECTED = "expected good/ with normal photos, one folder per defect, optional good_test/ and masks/"
 
 
 def index_folder(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
@@ -30,16 +31,24 @@ def index_folder(root: Path, classes: Sequence[str] | None = None) -> list[Image
     folder's name is the defect. Masks are optional: ``masks/<defect>/<stem>_mask.<ext>``, without ``<defect>/`` or
     ``_mask`` if you like, and in ``ground_truth/`` as well as ``masks/``.
 
-    Args:
-        classes: the classes wanted, None for all.
-
     Raises:
         DatasetError: a tree of another shape, an unknown class, a mask that belongs to no photo, or a flat mask whose
             stem occurs under two defects.
     """
+    records: list[ImageRecord] = []
     folders = class_folders(root)
-    chosen = choose_classes(Path(root), list(folders), classes)
-    return [record for name in chosen for record in _index_class(folders[name])]
+    for name in choose_classes(Path(root), list(folders), classes):
+        folder = folders[name]
+        train = [ImageRecord(image, name, "train", False, GOOD, None) for image in list_images(folder / GOOD)]
+        if not train:
+            raise DatasetError(f"{folder / GOOD}: no images; {EXPECTED}")
+        test = [ImageRecord(image, name, "test", False, GOOD, None) for image in list_images(folder / GOOD_TEST)]
+        defects = [sub for sub in list_folders(folder) if sub.name not in (GOOD, GOOD_TEST, *MASK_FOLDERS)]
+        photos = {defect.name: list_images(defect) for defect in defects}
+        masks = _match_masks(folder, photos)
+        test += [ImageRecord(i, name, "test", True, defect, masks.get(i)) for defect in photos for i in photos[defect]]
+        records += in_order([*train, *test])
+    return records
 
 
 def class_folders(root: Path) -> dict[str, Path]:
@@ -60,7 +69,7 @@ def class_folders(root: Path) -> dict[str, Path]:
 
 
 def folder_infos(root: Path) -> dict[str, ClassInfo]:
-    """What ``dataset.yaml`` in ``root`` says about its classes; empty where there is no such file.
+    """The entries of ``dataset.yaml`` in ``root``, by class name; empty where there is no such file.
 
     Raises:
         DatasetError: the file is wrong, or names a class that does not exist.
@@ -73,23 +82,10 @@ def folder_infos(root: Path) -> dict[str, ClassInfo]:
     return infos
 
 
-def _index_class(folder: Path) -> list[ImageRecord]:
-    name = folder.name
-    train = [ImageRecord(image, name, "train", False, GOOD, None) for image in list_images(folder / GOOD)]
-    if not train:
-        raise DatasetError(f"{folder / GOOD}: no images; {EXPECTED}")
-    normal = [ImageRecord(image, name, "test", False, GOOD, None) for image in list_images(folder / GOOD_TEST)]
-    defects = [sub for sub in list_folders(folder) if sub.name not in (GOOD, GOOD_TEST, *MASK_FOLDERS)]
-    photos = [(image, defect.name) for defect in defects for image in list_images(defect)]
-    masks = _match_masks(folder, photos)
-    anomalous = [ImageRecord(image, name, "test", True, defect, masks.get(image)) for image, defect in photos]
-    return train + sorted(normal + anomalous, key=lambda record: record.image)
-
-
-def _match_masks(folder: Path, photos: list[tuple[Path, str]]) -> dict[Path, Path]:
-    """The mask of each photo that has one, from the mask folder's sub-folders first, then from the folder itself."""
+def _match_masks(folder: Path, photos: Mapping[str, list[Path]]) -> dict[Path, Path]:
+    """The mask of each photo that has one. ``<defect>/`` of a mask folder takes precedence over the folder itself."""
     matched: dict[Path, Path] = {}
-    stems = Counter(image.stem for image, _ in photos)
+    stems = Counter(image.stem for images in photos.values() for image in images)
     for mask_folder in (folder / name for name in MASK_FOLDERS):
         flat = masks_by_stem(mask_folder)
         ambiguous = sorted(stem for stem in flat if stems[stem] > 1)
@@ -98,19 +94,17 @@ def _match_masks(folder: Path, photos: list[tuple[Path, str]]) -> dict[Path, Pat
                 f"{mask_folder}: {first_offenders(ambiguous)} names photos of several defects; "
                 f"put the masks in {mask_folder.name}/<defect>/"
             )
-        of_defect = {defect: masks_by_stem(mask_folder / defect) for defect in {name for _, name in photos}}
-        for image, defect in photos:
-            mask = of_defect[defect].get(image.stem) or flat.get(image.stem)
-            if mask is not None:
-                matched.setdefault(image, mask)
+        for defect, images in photos.items():
+            masks = flat | masks_by_stem(mask_folder / defect)
+            for image in (image for image in images if image.stem in masks):
+                matched.setdefault(image, masks[image.stem])
         # A misspelt mask would silently turn a marked defect into an unmarked one.
         folders = [mask_folder, *(sub for sub in list_folders(mask_folder) if sub.name != GOOD)]
-        present = [mask for sub in folders for mask in list_images(sub)]
-        used = set(matched.values())
-        orphans = [mask.relative_to(mask_folder) for mask in present if mask not in used]
+        present = {mask for sub in folders for mask in list_images(sub)}
+        orphans = [mask.relative_to(mask_folder) for mask in sorted(present - set(matched.values()))]
         if orphans:
+            listed = first_offenders(orphans)
             raise DatasetError(
-                f"{mask_folder}: {len(orphans)} masks match no photo: {first_offenders(orphans)}; "
-                "expected <stem>_mask.png"
+                f"{mask_folder}: {len(orphans)} masks match no photo: {listed}; expected <stem>_mask.png"
             )
     return matched

@@ -20,7 +20,6 @@ from anomalygpt.datasets.transforms import ImageTransform, load_image
 logger = logging.getLogger(__name__)
 
 TurnChoice = Literal["first", "all"]
-IMAGE_TOKEN = "<image>"
 EXPECTED = 'expected {"image_name": …, "conversation": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}'
 
 
@@ -41,9 +40,7 @@ class InstructionBatch(Batch):
 
 
 def collate_instructions(samples: Sequence[InstructionSample]) -> InstructionBatch:
-    """B samples -> one batch. Raises ValueError for none."""
-    if not samples:
-        raise ValueError("a batch needs at least one sample")
+    """B samples -> one batch."""
     return InstructionBatch(torch.stack([sample.image for sample in samples]), [sample.turns for sample in samples])
 
 
@@ -69,7 +66,15 @@ class Instructions(Dataset[InstructionSample]):
         self._ends = array("q")
         present = {path.name for path in self.images.iterdir()}
         missing = []
-        for number, entry in enumerate(_read_list(Path(conversations)), start=1):
+        try:
+            entries = json.loads(Path(conversations).read_text(encoding="utf-8-sig"))
+        except FileNotFoundError:
+            raise DatasetError(f"{conversations}: no such file") from None
+        except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
+            raise DatasetError(f"{conversations}: is not JSON, or the file is cut off ({error})") from error
+        if not isinstance(entries, list):
+            raise DatasetError(f"{conversations}: expected a JSON list, found a {type(entries).__name__}")
+        for number, entry in enumerate(entries, start=1):
             name, texts = _parse_entry(entry, f"{conversations}: entry {number}", turns)
             if name in present or ("/" in name and (self.images / name).is_file()):
                 self._packed += json.dumps([name, *texts]).encode()
@@ -77,11 +82,8 @@ class Instructions(Dataset[InstructionSample]):
             else:
                 missing.append(name)
         if not self._ends:
-            first = missing[0] if missing else "none: the list is empty"
-            raise DatasetError(
-                f"{conversations}: no conversation whose photo is in {self.images}; "
-                f"{len(missing)} photos are missing, the first is {first}"
-            )
+            reason = f"{len(missing)} photos are missing, the first is {missing[0]}" if missing else "the list is empty"
+            raise DatasetError(f"{conversations}: no conversation whose photo is in {self.images}; {reason}")
         if missing:
             total = len(missing) + len(self._ends)
             logger.warning("%d of %d photos are missing in %s; left out", len(missing), total, self.images)
@@ -95,18 +97,6 @@ class Instructions(Dataset[InstructionSample]):
         name, *texts = json.loads(self._packed[start : self._ends[index]])
         turns = tuple(Turn("assistant" if at % 2 else "human", text) for at, text in enumerate(texts))
         return InstructionSample(self.transform(load_image(self.images / name)), turns)
-
-
-def _read_list(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-        raise DatasetError(f"{path}: is not JSON, or the file is cut off ({error})") from error
-    if not isinstance(entries, list):
-        raise DatasetError(f"{path}: expected a JSON list, found a {type(entries).__name__}")
-    return entries
 
 
 def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str, list[str]]:
@@ -124,7 +114,7 @@ def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str, list[
         place, role = f"{where} ({name}), turn {at + 1}", "gpt" if at % 2 else "human"
         if not isinstance(turn, dict) or turn.get("from") != role or not isinstance(turn.get("value"), str):
             raise DatasetError(f"{place} is not of the form {{'from': '{role}', 'value': text}}")
-        texts.append(turn["value"].replace(IMAGE_TOKEN, "").strip())
+        texts.append(turn["value"].replace("<image>", "").strip())
         if not texts[-1]:
-            raise DatasetError(f"{place} says nothing")
+            raise DatasetError(f"{place} has no text")
     return name, texts

@@ -10,21 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.datasets.mvtec import chosen_folders, good_photos
-from anomalygpt.datasets.records import (
-    GOOD,
-    DatasetError,
-    ImageRecord,
-    first_offenders,
-    in_order,
-    list_folders,
-    list_images,
-    require_masks,
-)
+from anomalygpt.datasets.mvtec import walk_tree
+from anomalygpt.datasets.records import GOOD, DatasetError, ImageRecord, list_folders, list_images, require_masks
 from anomalygpt.datasets.transforms import binary_image, mask_8bit, open_image
 
 DEFECTS = ("logical_anomalies", "structural_anomalies")
 CONFIG = "defects_config.json"
+CLASS_FOLDER = 2  # parents of a photo's masks, <class>/ground_truth/<defect>/<stem>
 EXPECTED = (
     f"expected <class>/train/{GOOD}, <class>/validation/{GOOD}, <class>/test/<{GOOD}, {', '.join(DEFECTS)}> "
     "and <class>/ground_truth/<defect>/<stem>/NNN.png"
@@ -49,31 +41,19 @@ def index_loco(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     A defect photo's mask is its folder ``ground_truth/<defect>/<stem>``: ``transforms.load_mask`` gives the union of
     its images, :func:`regions` each of them.
 
-    Args:
-        classes: the classes wanted, None for all.
-
     Raises:
         DatasetError: a tree of another shape, an unknown class, or a defect without masks.
     """
-    records: list[ImageRecord] = []
-    for folder in chosen_folders(root, classes, "a LOCO", EXPECTED):
-        records += _class_records(folder)
+    records = walk_tree(root, classes, "a LOCO", EXPECTED, ("train", "validation", "test"), _mask_folders, read_union)
+    for record in records:
+        if record.defect not in (GOOD, *DEFECTS):
+            raise DatasetError(f"{record.image.parents[1]}: unknown folder {record.defect}; {EXPECTED}")
     require_masks(Path(root), records, "masks ground_truth/<defect>/<stem>/NNN.png")
-    return in_order(records)
-
-
-def _class_records(folder: Path) -> list[ImageRecord]:
-    defects = [sub.name for sub in list_folders(folder / "test") if sub.name != GOOD]
-    foreign = [defect for defect in defects if defect not in DEFECTS]
-    if foreign:
-        raise DatasetError(f"{folder / 'test'}: unknown folders {first_offenders(foreign)}; {EXPECTED}")
-    records = [record for split in ("train", "validation", "test") for record in good_photos(folder, split, EXPECTED)]
-    for defect in defects:
-        for image in list_images(folder / "test" / defect):
-            masks = folder / "ground_truth" / defect / image.stem
-            mask = masks if list_images(masks) else None
-            records.append(ImageRecord(image, folder.name, "test", True, defect, mask, read_union))
     return records
+
+
+def _mask_folders(folder: Path) -> dict[str, Path]:
+    return {masks.name: masks for masks in list_folders(folder) if list_images(masks)}
 
 
 def _read_masks(folder: Path) -> list[NDArray[np.uint8]]:
@@ -91,13 +71,9 @@ def read_union(folder: Path) -> Image.Image:
 
 
 def can_saturate(records: Sequence[ImageRecord]) -> bool:
-    """Whether these are LOCO's photos, with the file that says how much of each kind of defect must be found."""
-    folders = {_class_folder(record.mask) for record in records if record.mask is not None and record.mask.is_dir()}
+    """Whether these are LOCO's photos, with the file of the area that must be found of each kind of defect."""
+    folders = {record.mask.parents[CLASS_FOLDER] for record in records if record.mask and record.mask.is_dir()}
     return bool(folders) and all((folder / CONFIG).is_file() for folder in folders)
-
-
-def _class_folder(mask: Path) -> Path:
-    return mask.parents[2]  # <class>/ground_truth/<defect>/<stem>
 
 
 @cache
@@ -126,10 +102,10 @@ def regions(record: ImageRecord) -> list[DefectRegion]:
     Raises:
         DatasetError: a mask is empty, or its value belongs to no kind of ``defects_config.json``.
     """
-    found: list[DefectRegion] = []
     if record.mask is None:
-        return found
-    thresholds = saturation_thresholds(_class_folder(record.mask))
+        return []
+    found = []
+    thresholds = saturation_thresholds(record.mask.parents[CLASS_FOLDER])
     for path, values in zip(list_images(record.mask), _read_masks(record.mask), strict=True):
         value = int(values.max(initial=0))
         if value not in thresholds:

@@ -15,11 +15,10 @@ from anomalygpt.datasets.drawn import draw_defects
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.regions import position_name, positions_of
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
-from anomalygpt.datasets.synthesis import Pixels, Simulated, nsa_settings, simulate
+from anomalygpt.datasets.synthesis import Pixels, nsa_settings, simulate
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image, load_mask
 
 PatchSource = Literal["same", "any"]
-NORMAL_STREAM = 1  # keeps the draw of normal photos apart from that of the conversation
 
 
 class _Pairs(Dataset[SamplePair]):
@@ -35,9 +34,7 @@ class _Pairs(Dataset[SamplePair]):
     ) -> None:
         self.records = list(records)
         self.paired: Sequence[int] = range(len(self.records))
-        self.transform = transform
-        self.seed = seed
-        self.wording = wording or Wording()
+        self.transform, self.seed, self.wording = transform, seed, wording or Wording()
         self._normal_of_class: defaultdict[str, list[int]] = defaultdict(list)
         for index, record in enumerate(self.records):
             if not record.is_anomalous:
@@ -114,9 +111,7 @@ class SimulatedPairs(_Pairs):
         if wrong:
             raise DatasetError(f"{len(wrong)} records are not normal training photos: {first_offenders(wrong)}")
         super().__init__(records, transform, seed, wording)
-        self.source = source
-        self.drawn_share = drawn_share
-        self.nsa_changes = nsa_changes or {}
+        self.source, self.drawn_share, self.nsa_changes = source, drawn_share, nsa_changes or {}
 
     def _pair(self, index: int) -> SamplePair:
         rng = self._generator(index)
@@ -125,28 +120,20 @@ class SimulatedPairs(_Pairs):
         pixels = self._pixels(index)
         reference = self._pixels(_another(index, same, rng))
         patches = self._pixels(_another(index, same if self.source == "same" else self.paired, rng))
-        simulated = self._simulate(pixels, patches, class_name, rng)
-        target = simulated.mask > TRAINING_THRESHOLD
-        positions = [position_name(box, (self.transform.size, self.transform.size)) for box in simulated.boxes]
-        # Nobody can say of what kind a pasted patch is, so without drawn defects no question asks for the kind.
-        defect = "" if self.drawn_share else None
-        normal = self._sample(index, pixels, np.zeros_like(target), (), defect, rng)
-        if simulated.is_anomalous:
-            defect = simulated.kind or None
-        return SamplePair(
-            normal=normal,
-            defect=self._sample(index, simulated.image, target, positions, defect, rng),
-            reference=self.transform.normalise(reference),
-        )
-
-    def _simulate(self, pixels: Pixels, patches: Pixels, class_name: str, rng: np.random.Generator) -> Simulated:
         settings = nsa_settings(class_name, self.nsa_changes.get(class_name))
         # Fraction 0 draws no number, so that the paper's pairs do not depend on the option.
-        if self.drawn_share and rng.random() < self.drawn_share:
-            drawn = draw_defects(pixels, settings, rng)
-            if drawn.is_anomalous:
-                return drawn
-        return simulate(pixels, patches, settings, rng)
+        draws = self.drawn_share > 0 and rng.random() < self.drawn_share
+        simulated = draw_defects(pixels, settings, rng) if draws else None
+        if simulated is None or not simulated.is_anomalous:
+            simulated = simulate(pixels, patches, settings, rng)
+        target = simulated.mask > TRAINING_THRESHOLD
+        positions = [position_name(box, (self.transform.size, self.transform.size)) for box in simulated.boxes]
+        # A pasted patch is of no kind that has a name, so without drawn defects no question asks for the kind.
+        no_defect = "" if self.drawn_share else None
+        kind = (simulated.kind or None) if simulated.is_anomalous else no_defect
+        normal = self._sample(index, pixels, np.zeros_like(target), (), no_defect, rng)
+        defect = self._sample(index, simulated.image, target, positions, kind, rng)
+        return SamplePair(normal, defect, self.transform.normalise(reference))
 
 
 def _another(index: int, choices: Sequence[int], rng: np.random.Generator) -> int:
@@ -188,13 +175,10 @@ class SupervisedPairs(_Pairs):
     def _pair(self, index: int) -> SamplePair:
         own = self._normal_of_class.get(self.records[index].class_name)
         choices = own or self._normal
-        rng = self._generator(index, NORMAL_STREAM)
+        rng = self._generator(index, 1)  # another stream than the conversation's
         normal, other = (choices[int(at)] for at in rng.choice(len(choices), 2, replace=len(choices) == 1))
-        return SamplePair(
-            normal=self.sample(normal),
-            defect=self.sample(index),
-            reference=self.transform.normalise(self._pixels(other)) if own else None,
-        )
+        reference = self.transform.normalise(self._pixels(other)) if own else None
+        return SamplePair(self.sample(normal), self.sample(index), reference)
 
     def sample(self, index: int) -> AnomalySample:
         """The sample of record ``index``, with its real mask.
@@ -202,17 +186,11 @@ class SupervisedPairs(_Pairs):
         Raises:
             DatasetError: its photo or mask cannot be read, or the mask is empty.
         """
-        record, target = self.records[index], self._target(self.records[index])
+        record, target = self.records[index], np.zeros((self.transform.size, self.transform.size), bool)
+        if record.is_anomalous:
+            mask = self.transform.mask(load_mask(record))[0].numpy()
+            target = mask > TRAINING_THRESHOLD if (mask > TRAINING_THRESHOLD).any() else mask > 0
+            if not target.any():
+                raise DatasetError(f"{record.mask}: marks nothing of what the model sees of {record.image.name}")
         defect = record.defect if record.is_anomalous else ""
         return self._sample(index, self._pixels(index), target, positions_of(target), defect, self._generator(index))
-
-    def _target(self, record: ImageRecord) -> NDArray[np.bool_]:
-        """(S, S) bool; empty exactly for a normal photo."""
-        if not record.is_anomalous:
-            return np.zeros((self.transform.size, self.transform.size), bool)
-        mask = self.transform.mask(load_mask(record))[0].numpy()
-        for threshold in (TRAINING_THRESHOLD, 0):
-            target = mask > threshold
-            if target.any():
-                return target
-        raise DatasetError(f"{record.mask}: marks nothing of what is seen of {record.image.name}")

@@ -19,7 +19,7 @@ GOOD = "good"
 
 
 class DatasetError(UserError, ValueError):
-    """The data on disk are not what was asked for. The message is one line: what is wrong, where, what was expected."""
+    """The data on disk are not as expected. The message is one line: what is wrong, where, what was expected."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ImageRecord:
     Attributes:
         image: the photo's file.
         class_name: the folder's own name, such as ``metal_nut``.
-        split: ``validation`` only where a data set has such a split of its own (LOCO, CSV).
+        split: ``validation`` only where a data set has such a split (LOCO, CSV).
         is_anomalous: whether the photo shows a defect.
         defect: the defect's name in the data set, ``good`` for a normal photo.
         mask: the file or folder that marks the defect; None for a normal photo and for a defect without a mask.
@@ -83,7 +83,7 @@ def first_offenders(offenders: Iterable[object]) -> str:
 
 
 def require_masks(root: Path, records: Sequence[ImageRecord], expected: str) -> None:
-    """Raises :class:`DatasetError` naming the defects below ``root`` that have no mask; ``expected`` says where."""
+    """Raises :class:`DatasetError` naming the defects below ``root`` that have no mask; ``expected`` is its place."""
     without = [record.image.relative_to(root) for record in records if record.is_anomalous and record.mask is None]
     if without:
         raise DatasetError(f"{root}: {len(without)} defect photos have no {expected}: {first_offenders(without)}")

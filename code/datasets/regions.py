@@ -53,7 +53,7 @@ def bounding_box(flags: NDArray[np.bool_]) -> Box:
 
 
 def position_name(box: Sequence[float], size: tuple[int, int]) -> str:
-    """The cell of a 3 x 3 grid that a box's centre lies in: ``top left``, ``top``, … ``center``, … ``bottom right``.
+    """The cell of a 3 x 3 grid of a box's centre: ``top left``, ``top``, … ``center``, … ``bottom right``.
 
     Args:
         box: (left, top, right, bottom) in pixels.

@@ -14,7 +14,7 @@ AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 @dataclass(frozen=True)
 class AnomalySample:
-    """One photo and what is said about it.
+    """One photo with its mask and conversation.
 
     Attributes:
         image: (3, S, S) float32, normalised.
@@ -79,9 +79,7 @@ class AnomalyBatch(Batch):
 
 
 def collate_pairs(pairs: Sequence[SamplePair]) -> AnomalyBatch:
-    """B pairs -> one batch of 2B images, without references where a pair has none. Raises ValueError for no pairs."""
-    if not pairs:
-        raise ValueError("a batch needs at least one pair")
+    """B pairs -> one batch of 2B images, without references where a pair has none."""
     samples = [sample for pair in pairs for sample in (pair.normal, pair.defect)]
     references = [pair.reference for pair in pairs if pair.reference is not None]
     return AnomalyBatch(

@@ -19,11 +19,9 @@ def normal_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> 
 
     Args:
         fraction: of each class's training photos that is held back, 0 <= fraction < 1: rounded, at least one of two or
-            more, and never all. A class with a validation split of its own (LOCO) keeps its training photos: that split
+            more, and never all. A class with a validation split (LOCO) keeps its training photos: that split
             is held back in their place, or nothing for fraction 0.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction {fraction}: expected 0 <= fraction < 1")
     own = in_order(r for r in records if r.split == "validation" and not r.is_anomalous)
     divided = {record.class_name for record in own}
     groups: defaultdict[tuple[bool, str], list[ImageRecord]] = defaultdict(list)

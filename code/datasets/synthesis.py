@@ -1,11 +1,7 @@
-"""Simulated anomalies: NSA, a patch of one normal photo blended into another (Schlüter et al., ECCV 2022).
+"""Simulated anomalies (paper section 3.4): NSA blends a patch of one normal photo into another (Schlüter et al.)."""
 
-Paper section 3.4.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +9,18 @@ import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from skimage.filters import rank
 from skimage.morphology import disk
 
+from anomalygpt.config.settings import Settings
 from anomalygpt.datasets.regions import Box, bounding_box
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD
 
 Pixels = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 
-CLASS_TABLE = Path(__file__).with_name("nsa_classes.yaml")
+NSA_CLASSES = yaml.safe_load(Path(__file__).with_name("nsa_classes.yaml").read_text(encoding="utf-8"))
 
 BASE_HALF, GAMMA_SHAPE, GAMMA_SCALE = 0.03, 2.0, 0.05
 RESIZE_MEAN, RESIZE_DEVIATION = 1.0, 0.5
@@ -44,20 +41,19 @@ def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 SideFraction = Annotated[float, Field(gt=0, le=0.5)]
+SideBounds = Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)]
 ResizeFactor = Annotated[float, Field(gt=0)]
 GreyLevel = Annotated[float, Field(ge=0, le=255)]
 
 
-class NSALabel(BaseModel):
+class NSALabel(Settings):
     """The label logistic((difference - midpoint) / softness) in grey levels: k = 1 / softness, x0 = midpoint in NSA."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     softness: Annotated[float, Field(gt=0)]
     midpoint: GreyLevel
 
 
-class NSASettings(BaseModel):
+class NSASettings(Settings):
     """How defects are simulated for one class: a row of nsa_classes.yaml, or ``nsa`` of a ``dataset.yaml``.
 
     Attributes:
@@ -67,10 +63,8 @@ class NSASettings(BaseModel):
         background: (brightness, threshold) in grey levels, None where the object fills the photo.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    half_height: Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)] = (0.03, 0.4)
-    half_width: Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)] = (0.03, 0.4)
+    half_height: SideBounds = (0.03, 0.4)
+    half_width: SideBounds = (0.03, 0.4)
     resize: Annotated[tuple[ResizeFactor, ResizeFactor], AfterValidator(_ascending)] = (0.5, 2.0)
     label: NSALabel = NSALabel(softness=12, midpoint=24)
     background: tuple[GreyLevel, GreyLevel] | None = None
@@ -90,7 +84,7 @@ class Simulated:
         image: uint8 (H, W, 3).
         mask: float32 (H, W) in 0..1, the logistic label; its training target is ``mask > 0.3``.
         boxes: around the target pixels that each patch left, 0 to 2; patches whose traces meet share one box.
-        kind: what the defect is (``scratch``); empty where nobody could say: a pasted patch, or none.
+        kind: what the defect is (``scratch``); empty for a pasted patch, or for none.
     """
 
     image: Pixels
@@ -110,15 +104,9 @@ def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> N
     Args:
         changes: what differs from that row, in the table's own form.
     """
-    table = _class_table()
     name = class_name.strip().lower().replace(" ", "_")
-    row = table["default"] | table["classes"].get(table["aliases"].get(name, name), {}) | dict(changes or {})
-    return NSASettings.model_validate(row)
-
-
-@cache
-def _class_table() -> dict[str, Any]:
-    return yaml.safe_load(CLASS_TABLE.read_text(encoding="utf-8"))
+    row = NSA_CLASSES["classes"].get(NSA_CLASSES["aliases"].get(name, name), {})
+    return NSASettings.model_validate(NSA_CLASSES["default"] | row | dict(changes or {}))
 
 
 def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
@@ -132,36 +120,28 @@ def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.rando
     Returns:
         The unchanged photo with an empty mask where no patch left a trace.
     """
-    result = image
-    pasted: list[Box] = []
+    result, pasted = image, []
+    least = max(1.0, LEAST_TRACE * image.shape[0] * image.shape[1])
+    source_objects = object_mask(source, settings.background)
     for _ in range(1 + int(rng.random() < SECOND_PATCH)):
-        result, box = _paste_visibly(result, source, settings, rng)
-        pasted += [box] if box is not None else []
+        objects = object_mask(result, settings.background)
+        for _ in range(MAX_PASTES):
+            placement = _place(objects, source_objects, settings, rng)
+            if placement is None:
+                break
+            cut, box = placement
+            # Only where either photo shows object.
+            shape = _resized(source_objects[cut.pixels()], box) | objects[box.pixels()]
+            after = _poisson(result, source[cut.pixels()], shape, box)
+            if np.count_nonzero(change_label(result, after, settings) > TRAINING_THRESHOLD) >= least:
+                result = after
+                pasted.append(box)
+                break
     mask = change_label(image, result, settings)
     boxes = _traces(mask > TRAINING_THRESHOLD, pasted)
     if not boxes:
         return Simulated(image, np.zeros(image.shape[:2], np.float32), ())
     return Simulated(result, mask, boxes)
-
-
-def _paste_visibly(
-    image: Pixels, source: Pixels, settings: NSASettings, rng: np.random.Generator
-) -> tuple[Pixels, Box | None]:
-    """The photo with a patch that leaves a trace, and the patch's box; or the old photo and None."""
-    least = max(1.0, LEAST_TRACE * image.shape[0] * image.shape[1])
-    objects = object_mask(image, settings.background)
-    source_objects = object_mask(source, settings.background)
-    for _ in range(MAX_PASTES):
-        placement = _place(objects, source_objects, settings, rng)
-        if placement is None:
-            break
-        cut, box = placement
-        # Only where either photo shows object.
-        shape = _resized(source_objects[cut.pixels()], box) | objects[box.pixels()]
-        after = _poisson(image, source[cut.pixels()], shape, box)
-        if np.count_nonzero(change_label(image, after, settings) > TRAINING_THRESHOLD) >= least:
-            return after, box
-    return image, None
 
 
 def object_mask(image: Pixels, background: tuple[float, float] | None) -> Flags:
@@ -175,12 +155,20 @@ def object_mask(image: Pixels, background: tuple[float, float] | None) -> Flags:
 def _place(
     objects: Flags, source_objects: Flags, settings: NSASettings, rng: np.random.Generator
 ) -> tuple[Box, Box] | None:
-    """Where to cut from the source and where to paste, so that enough object meets object. None when no try fits."""
+    """Where to cut from the source and where to paste, so that enough object meets object. None when no try fits.
+
+    The half sides are 0.03 + Gamma(2, 0.05) of the source's sides and the resize factor is N(1, 0.5), both within the
+    class's bounds.
+    """
+    if min(objects.shape) - 2 * BLEND_MARGIN < SMALLEST_BLEND:
+        return None
     for _ in range(MAX_TRIES):
-        cut = _draw_cut(source_objects.shape, settings, rng)
-        box = _draw_box(objects.shape, cut, settings, rng)
-        if box is None:
-            continue
+        bounds = (settings.half_height, settings.half_width)
+        halves = [float(np.clip(BASE_HALF + rng.gamma(GAMMA_SHAPE, GAMMA_SCALE), *limits)) for limits in bounds]
+        sides = [2 * half * side for side, half in zip(source_objects.shape, halves, strict=True)]
+        cut = _draw_box(sides, source_objects.shape, 0, rng)
+        factor = float(np.clip(rng.normal(RESIZE_MEAN, RESIZE_DEVIATION), *settings.resize))
+        box = _draw_box([factor * side for side in cut.size[::-1]], objects.shape, BLEND_MARGIN, rng)
         patch = _resized(source_objects[cut.pixels()], box)
         meeting = np.count_nonzero(patch & objects[box.pixels()])
         if meeting and meeting >= LEAST_OVERLAP * np.count_nonzero(patch):
@@ -188,29 +176,12 @@ def _place(
     return None
 
 
-def _draw_cut(shape: tuple[int, ...], settings: NSASettings, rng: np.random.Generator) -> Box:
-    """The patch in the source: half sides 0.03 + Gamma(2, 0.05) of the side, within the class's bounds."""
-    bounds = (settings.half_height, settings.half_width)
-    halves = [np.clip(BASE_HALF + rng.gamma(GAMMA_SHAPE, GAMMA_SCALE), low, high) for low, high in bounds]
-    height, width = (
-        min(side, max(SMALLEST_BLEND, round(2 * half * side))) for side, half in zip(shape, halves, strict=True)
-    )
-    top = int(rng.integers(0, shape[0] - height + 1))
-    left = int(rng.integers(0, shape[1] - width + 1))
-    return Box(left, top, left + width, top + height)
-
-
-def _draw_box(shape: tuple[int, ...], cut: Box, settings: NSASettings, rng: np.random.Generator) -> Box | None:
-    """The patch in the destination: the cut resized by N(1, 0.5), anywhere inside the margin. None in a tiny photo."""
-    factor = float(np.clip(rng.normal(RESIZE_MEAN, RESIZE_DEVIATION), *settings.resize))
-    room = [side - 2 * BLEND_MARGIN for side in shape]
-    height, width = (
-        min(most, max(SMALLEST_BLEND, round(side * factor))) for side, most in zip(cut.size[::-1], room, strict=True)
-    )
-    if min(height, width) < SMALLEST_BLEND:
-        return None
-    top = BLEND_MARGIN + int(rng.integers(0, room[0] - height + 1))
-    left = BLEND_MARGIN + int(rng.integers(0, room[1] - width + 1))
+def _draw_box(sides: Sequence[float], shape: Sequence[int], margin: int, rng: np.random.Generator) -> Box:
+    """A box of about these sides (height, width), anywhere inside the margin of a photo of this shape."""
+    room = [side - 2 * margin for side in shape]
+    height, width = (min(most, max(SMALLEST_BLEND, round(side))) for side, most in zip(sides, room, strict=True))
+    top = margin + int(rng.integers(0, room[0] - height + 1))
+    left = margin + int(rng.integers(0, room[1] - width + 1))
     return Box(left, top, left + width, top + height)
 
 
@@ -219,17 +190,12 @@ def _resized(flags: Flags, box: Box) -> Flags:
 
 
 def _poisson(image: Pixels, piece: Pixels, shape: Flags, box: Box) -> Pixels:
-    """Blends ``piece``, resized to ``box``, into the photo where ``shape`` (H, W of the box) is True.
-
-    A shape too small for OpenCV leaves the photo as it is. OpenCV centres the shape's bounding box, not the patch, on
-    the point that it is given, so the patch is trimmed to that box.
-    """
-    if not shape.any():
+    """Blends ``piece``, resized to ``box``, where ``shape`` (H, W of the box) is True, unless that is too small."""
+    if not shape.any() or min(bounding_box(shape).size) < SMALLEST_BLEND:
         return image
+    # OpenCV centres the shape's bounding box, not the patch, on the point that it is given.
     inner = bounding_box(shape)
     width, height = inner.size
-    if min(width, height) < SMALLEST_BLEND:
-        return image
     shrinks = box.size[0] < piece.shape[1]
     patch = cv2.resize(piece, box.size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     trimmed = np.ascontiguousarray(patch[inner.pixels()], np.uint8)
@@ -244,8 +210,7 @@ def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> NDArra
 
     The difference |after - before| is averaged over the channels (grey levels 0..255) and median-filtered (disk 5).
     """
-    label = np.zeros(before.shape[:2], np.float32)
-    difference = cv2.absdiff(after, before)
+    label, difference = np.zeros(before.shape[:2], np.float32), cv2.absdiff(after, before)
     changed = np.asarray(difference.any(axis=2))
     if not changed.any():
         return label
@@ -259,12 +224,10 @@ def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> NDArra
 
 def _traces(target: Flags, pasted: list[Box]) -> tuple[Box, ...]:
     """The box of the target pixels of each patch; patches that share a target pixel are one defect."""
-    traces = []
-    for box in pasted:
-        trace = np.zeros_like(target)
+    traces = [np.zeros_like(target) for _ in pasted]
+    for trace, box in zip(traces, pasted, strict=True):
         near = box.pixels(MEDIAN_RADIUS)
         trace[near] = target[near]
-        traces.append(trace)
     if len(traces) == 2 and (traces[0] & traces[1]).any():
         return (bounding_box(target),)
     return tuple(bounding_box(trace) for trace in traces if trace.any())

@@ -1,7 +1,7 @@
 """Photos and masks to tensors, and anomaly maps back to the photo's own pixels: one geometry for all."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ TRAINING_THRESHOLD = 0.3
 MVTEC_THRESHOLD = 0.1
 VISA_SHARE_OF_MAXIMUM = 0.01
 DEFECT_INDICES = 30  # 8-bit masks hold grey levels, or small numbers that name the kind of defect
-WHITE = (255, 255, 255)
 
 
 def load_image(path: Path) -> Image.Image:
@@ -67,8 +66,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_grey_8bit(image)).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         front = image.convert("RGBA")
-        back = Image.new("RGBA", front.size, (*WHITE, 255))
-        return Image.alpha_composite(back, front).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
     return image.convert("RGB")
 
 
@@ -76,10 +74,10 @@ def _grey_8bit(image: Image.Image) -> np.ndarray:
     """A 16-bit, 32-bit or float image (mode I;16*, I, F) as uint8 (H, W)."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
-        scaled = values * 255 if values.max(initial=0) <= 1 else values
-    else:
-        scaled = values / 257 if image.mode != "I" or values.max(initial=0) > 255 else values
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        values *= 255 if values.max(initial=0) <= 1 else 1
+    elif image.mode != "I" or values.max(initial=0) > 255:
+        values /= 257
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def mask_8bit(mask: Image.Image) -> Image.Image:
@@ -96,9 +94,8 @@ def mask_8bit(mask: Image.Image) -> Image.Image:
 
 def _full_scale(mask: Image.Image) -> Image.Image:
     """Any mask as mode L over 0..255: where the largest value is 1 to 29, each of those indices counts as 255."""
-    grey = mask_8bit(mask)
-    values = np.asarray(grey)
-    return binary_image(values > 0) if values.max(initial=0) < DEFECT_INDICES else grey
+    values = np.asarray(mask_8bit(mask))
+    return binary_image(values > 0) if values.max(initial=0) < DEFECT_INDICES else Image.fromarray(values)
 
 
 def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -124,15 +121,17 @@ class ImageTransform:
         mean, std: per channel, on the 0..1 scale.
         geometry: ``squash`` resizes both sides to ``size`` (training and demo of the paper's code); ``crop`` resizes
             the short side to ``size`` and takes the centre (its evaluation and its few-shot references).
+
+    Raises:
+        ValueError: another geometry.
     """
 
     def __init__(
         self, size: int, mean: tuple[float, ...], std: tuple[float, ...], geometry: Geometry = "squash"
     ) -> None:
-        self.size = size
-        self.mean = mean
-        self.std = std
-        self.geometry = geometry
+        if geometry not in get_args(Geometry):
+            raise ValueError(f"geometry {geometry!r}: expected one of {', '.join(get_args(Geometry))}")
+        self.size, self.mean, self.std, self.geometry = size, mean, std, geometry
 
     def enlarged(self, scale: int) -> "ImageTransform":
         """The same transform with a side that is ``scale`` times as long."""
@@ -149,8 +148,7 @@ class ImageTransform:
     def normalise(self, pixels: np.ndarray) -> Tensor:
         """Pixels as :meth:`shown` gives them, uint8 (size, size, 3) -> (3, size, size) float32, normalised."""
         chw = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
-        mean = torch.tensor(self.mean).view(-1, 1, 1)
-        std = torch.tensor(self.std).view(-1, 1, 1)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return ((chw - mean) / std).contiguous()
 
     def mask(self, mask: Image.Image) -> Tensor:
@@ -164,25 +162,22 @@ class ImageTransform:
         """An anomaly map on the photo's own pixels, bilinear.
 
         Args:
-            map: (S, S) float of any S, over what the model saw.
+            map: (S, S) float of any S, over the model's input.
             photo_size: (width, height) of the upright photo in pixels.
             fill: the value of pixels outside the crop.
 
         Returns:
             (height, width), of the map's dtype.
         """
-        side = map.shape[-1]
-        width, height = photo_size
-        x = self._seen(width, min(photo_size)).to(map.device)  # (width,) 0..1 across what the model saw
-        y = self._seen(height, min(photo_size)).to(map.device)  # (height,)
+        x, y = (self._model_coordinates(side, min(photo_size)).to(map.device) for side in photo_size)
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1) * 2 - 1  # (height, width, 2)
-        source = map.reshape(1, 1, side, side).to(torch.float32)
+        source = map[None, None].to(torch.float32)
         photo = F.grid_sample(source, grid[None], mode="bilinear", padding_mode="border", align_corners=False)
         inside = ((x >= 0) & (x <= 1))[None, :] & ((y >= 0) & (y <= 1))[:, None]  # (height, width)
         return torch.where(inside, photo[0, 0], torch.full((), fill, device=map.device)).to(map.dtype)
 
-    def _seen(self, side: int, short: int) -> Tensor:
-        """Where each pixel along a photo's ``side`` is on the seen square: (side,) float32, 0..1 inside it."""
+    def _model_coordinates(self, side: int, short: int) -> Tensor:
+        """Where each pixel along a photo's ``side`` is in the model's input: (side,) float32, 0..1 inside it."""
         resized = self.size if self.geometry == "squash" else _scaled(side, short, self.size)
         offset = round((resized - self.size) / 2)
         return ((torch.arange(side) + 0.5) * (resized / side) - offset) / self.size

@@ -16,7 +16,6 @@ from anomalygpt.datasets.records import (
 
 SPLIT_TABLE = Path("split_csv", "1cls.csv")
 SPLIT_COLUMNS = ("object", "split", "label", "image", "mask")
-KIND_TABLE = "image_anno.csv"
 KIND_COLUMNS = ("image", "label", "mask")
 UNNAMED_KIND = "anomaly"
 EXPECTED = f"expected {SPLIT_TABLE.as_posix()} beside <class>/Data/Images and <class>/Data/Masks"
@@ -26,11 +25,8 @@ def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     """Every photo of the official one-class split, sorted by class, split and path.
 
     A photo's split is the table's own: train holds normal photos only, and no test photo is moved to another split. A
-    defect's name is what ``<class>/image_anno.csv`` says, several kinds with commas, or ``anomaly`` where there is no
+    defect's name comes from ``<class>/image_anno.csv``, several kinds with commas, or ``anomaly`` where there is no
     such table. Masks hold 0 and 255, 0 and 1, or small numbers of defects.
-
-    Args:
-        classes: the classes wanted, None for all.
 
     Raises:
         DatasetError: a tree of another shape, an unknown class, a row with an unknown value, a defect without a mask,
@@ -39,31 +35,22 @@ def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     root = require_folder(root)
     table = root / SPLIT_TABLE
     if not table.is_file():
-        raise DatasetError(_no_table(root))
+        if any((folder / "train").is_dir() for folder in list_folders(root)):
+            hint = "the classes are in MVTec's layout, read it as kind: mvtec"
+        elif (root / "Data").is_dir():
+            hint = f"this is one class of VisA; give its parent folder {root.parent}"
+        else:
+            hint = EXPECTED
+        raise DatasetError(f"{root}: no {SPLIT_TABLE.as_posix()}; {hint}")
     rows = read_table(table, SPLIT_COLUMNS)
     chosen = choose_classes(root, sorted({row["object"] for row in rows}), classes)
-    kinds = {name: _kinds(root / name / KIND_TABLE) for name in chosen}
-    records = []
-    for row in rows:
-        name, image = row["object"], row["image"]
-        if name in kinds:
-            kind = kinds[name].get(Path(image).name, UNNAMED_KIND)
-            records.append(to_record(table, row, root, image, name, kind))
+    kinds: dict[str, str] = {}  # by the defect photo's path
+    for listing in (root / name / "image_anno.csv" for name in chosen):
+        kinds |= {row["image"]: row["label"] for row in read_table(listing, KIND_COLUMNS)} if listing.is_file() else {}
+    records = [
+        to_record(table, row, root, row["image"], row["object"], kinds.get(row["image"], UNNAMED_KIND))
+        for row in rows
+        if row["object"] in chosen
+    ]
     require_masks(root, records, f"mask in {SPLIT_TABLE.as_posix()}")
     return in_order(records)
-
-
-def _no_table(root: Path) -> str:
-    if any((folder / "train").is_dir() for folder in list_folders(root)):
-        return f"{root}: no {SPLIT_TABLE.as_posix()}; the classes are in MVTec's layout, read it as kind: mvtec"
-    if (root / "Data").is_dir():
-        return f"{root}: this is one class of VisA; give its parent folder {root.parent}"
-    return f"{root}: no {SPLIT_TABLE.as_posix()}; {EXPECTED}"
-
-
-def _kinds(table: Path) -> dict[str, str]:
-    """The kinds of defect of each photo under ``Anomaly/``, by the photo's file name."""
-    if not table.is_file():
-        return {}
-    rows = read_table(table, KIND_COLUMNS)
-    return {Path(row["image"]).name: row["label"] for row in rows if Path(row["image"]).parent.name == "Anomaly"}

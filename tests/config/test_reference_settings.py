@@ -6,16 +6,9 @@ from pydantic import ValidationError
 from anomalygpt.config.settings import REFERENCE_PRESETS, ReferenceSettings
 
 PAPER = {
-    "augmentation": "none",
-    "scales": (1,),
-    "scale_weights": (),
-    "tap_weights": (),
-    "interpolation": "aligned",
-    "smoothing": 0,
-    "top_share": 0,
-    "text_weight": 0,
-    "text_trusted_below": 1,
-}
+    "augmentation": "none", "scales": (1,), "scale_weights": (), "tap_weights": (), "interpolation": "aligned",
+    "smoothing": 0, "top_share": 0, "text_weight": 0, "text_trusted_below": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFERENCE_PRESETS)

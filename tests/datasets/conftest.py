@@ -79,13 +79,12 @@ def loco_tree(tmp_path: Path, write_photo: Callable[..., Path]) -> Path:
             write_photo(folder / split / "good" / f"{number:03}.png", seed=number)
     for defect in ("logical_anomalies", "structural_anomalies"):
         write_photo(folder / "test" / defect / "000.png", seed=5)
-        mask = Image.new("L", (40, 40), 0)
-        mask.paste(255, (0, 0, 10, 10))
         (folder / "ground_truth" / defect / "000").mkdir(parents=True)
-        mask.save(folder / "ground_truth" / defect / "000" / "000.png")
-    second = Image.new("L", (40, 40), 0)
-    second.paste(254, (30, 20, 40, 40))
-    second.save(folder / "ground_truth" / "logical_anomalies" / "000" / "001.png")
+        for name, value, box in (("000", 255, (0, 0, 10, 10)), ("001", 254, (30, 20, 40, 40))):
+            if name == "000" or defect == "logical_anomalies":
+                mask = Image.new("L", (40, 40), 0)
+                mask.paste(value, box)
+                mask.save(folder / "ground_truth" / defect / "000" / f"{name}.png")
     kinds = [
         {"defect_name": "missing pin", "pixel_value": 255, "saturation_threshold": 0.5, "relative_saturation": True},
         {"defect_name": "extra pin", "pixel_value": 254, "saturation_threshold": 150, "relative_saturation": False},
@@ -96,7 +95,7 @@ def loco_tree(tmp_path: Path, write_photo: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def crack_tree(tmp_path: Path, write_photo: Callable[..., Path]) -> Path:
-    """Three marked roads, the last of them whole, and one that nobody marked. Road 2 encloses a whole spot."""
+    """Roads with the ground truths 1 to 3, of which 3 marks nothing and 2 encloses undamaged road; 201 has none."""
     root = tmp_path / "CrackForest"
     (root / "groundTruth").mkdir(parents=True)
     for number in (1, 2, 3, 201):
@@ -108,8 +107,5 @@ def crack_tree(tmp_path: Path, write_photo: Callable[..., Path]) -> Path:
         if number == 2:
             segments[11:13, 10:20] = 3
             segments[28:30, 4:8] = 4
-        savemat(
-            root / "groundTruth" / f"{number:03}.mat",
-            {"groundTruth": {"Segmentation": segments, "Boundaries": np.zeros_like(segments)}},
-        )
+        savemat(root / "groundTruth" / f"{number:03}.mat", {"groundTruth": {"Segmentation": segments}})
     return root

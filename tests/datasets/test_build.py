@@ -6,12 +6,7 @@ import logging
 import pytest
 
 from anomalygpt.config.schema import DataConfig
-from anomalygpt.datasets.build import (
-    build_cards,
-    build_instructions,
-    build_pairs,
-    build_records,
-)
+from anomalygpt.datasets.build import build_cards, build_instructions, build_pairs, build_records
 from anomalygpt.datasets.records import DatasetError
 
 
@@ -39,17 +34,19 @@ def config_of(*sources, **settings):
     return DataConfig(sources=[{"kind": kind, "root": str(root)} for kind, root in sources], **settings)
 
 
-def test_every_kind_of_source_is_read(parts, mvtec_tree, visa_tree, loco_tree, crack_tree, table):
-    sources = [("mvtec", mvtec_tree), ("visa", visa_tree), ("loco", loco_tree)]
-    sources += [("crack_forest", crack_tree), ("folder", parts), ("csv", table)]
-    assert [len(build_records(config_of(source))) for source in sources] == [10, 8, 8, 3, 10, 1]
-    assert len(build_records(config_of(*sources))) == 40
+@pytest.fixture
+def roots(parts, mvtec_tree, visa_tree, loco_tree, crack_tree, table):
+    trees = {"mvtec": mvtec_tree, "visa": visa_tree, "loco": loco_tree}
+    return {**trees, "crack_forest": crack_tree, "folder": parts, "csv": table}
+
+
+def test_every_kind_of_source_is_read(roots):
+    assert [len(build_records(config_of(source))) for source in roots.items()] == [10, 8, 8, 3, 10, 1]
+    assert len(build_records(config_of(*roots.items()))) == 40
 
 
 @pytest.mark.parametrize("kind", ["mvtec", "visa", "loco", "crack_forest", "folder", "csv"])
-def test_an_unknown_class_is_an_error_in_every_kind(kind, parts, mvtec_tree, visa_tree, loco_tree, crack_tree, table):
-    trees = {"mvtec": mvtec_tree, "visa": visa_tree, "loco": loco_tree, "crack_forest": crack_tree}
-    roots = {**trees, "folder": parts, "csv": table}
+def test_an_unknown_class_is_an_error_in_every_kind(kind, roots):
     classes = sorted({record.class_name for record in build_records(config_of((kind, roots[kind])))})
     source = {"kind": kind, "root": str(roots[kind]), "classes": ["flywheel"]}
     with pytest.raises(DatasetError, match=f"no class flywheel; the classes here are {', '.join(classes)}"):
@@ -70,12 +67,6 @@ def test_two_files_about_one_class_are_an_error(parts):
         build_cards(config_of(("folder", parts), ("folder", parts)))
 
 
-def test_locos_own_validation_photos_are_validated_on(loco_tree, transform):
-    train, validation = build_pairs(config_of(("loco", loco_tree)), transform, seed=0)
-    assert {record.split for record in train.records} == {"train"} and len(train) == 2
-    assert {record.split for record in validation.records} == {"validation"}
-
-
 def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, caplog):
     with caplog.at_level(logging.WARNING):
         train, validation = build_pairs(config_of(("folder", parts), defects="real", validation_share=0), transform, 0)
@@ -85,24 +76,18 @@ def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, 
     assert build_pairs(config_of(("folder", parts)), transform, 0)[0].records
 
 
-def test_where_no_defect_is_held_back_real_defects_are_trained_on_without_validation(parts, transform, caplog):
-    with caplog.at_level(logging.WARNING):
-        train, validation = build_pairs(config_of(("folder", parts), defects="real"), transform, seed=0)
-    assert validation is None and len(train) == 2  # the only defect of each class
-    assert "nothing is validated: the 2 held-back photos hold no defect" in caplog.text
-
-
-def test_where_no_normal_photo_is_held_back_real_defects_are_trained_on_without_validation(
-    tmp_path, write_photo, transform, caplog
+def test_real_defects_are_trained_on_without_validation_where_one_kind_of_photo_cannot_be_held_back(
+    parts, tmp_path, write_photo, transform, caplog
 ):
-    write_photo(tmp_path / "gear" / "good" / "0.png", seed=0)
+    write_photo(tmp_path / "single" / "gear" / "good" / "0.png", seed=0)
     for number in range(2):
-        write_photo(tmp_path / "gear" / "rust" / f"{number}.png", seed=number)
-        write_photo(tmp_path / "gear" / "masks" / f"{number}.png", value=255)
-    with caplog.at_level(logging.WARNING):
-        train, validation = build_pairs(config_of(("folder", tmp_path), defects="real"), transform, seed=0)
-    assert validation is None and len(train) == 1
-    assert "the 1 held-back photos hold no normal ones" in caplog.text
+        write_photo(tmp_path / "single" / "gear" / "rust" / f"{number}.png", seed=number)
+        write_photo(tmp_path / "single" / "gear" / "masks" / f"{number}.png", value=255)
+    roots = {parts: (2, "the 2 held-back photos hold no defect"), parts.parent / "single": (1, "hold no normal ones")}
+    for root, (count, words) in roots.items():
+        train, validation = build_pairs(config_of(("folder", root), defects="real"), transform, seed=0)
+        assert validation is None and len(train) == count
+        assert words in caplog.messages[-1]
 
 
 def test_instructions_are_built_where_the_config_names_them(parts, transform, tmp_path):

@@ -21,7 +21,7 @@ def test_marked_photos_are_listed_and_the_others_counted(crack_tree, caplog):
         ("003.jpg", "test", False, "good"),
     ]
     assert records[2].mask is None
-    assert "1 photos without a truth are left out" in caplog.text
+    assert "1 photos without a ground truth are left out" in caplog.text
 
 
 def test_whole_road_between_cracks_is_not_marked(crack_tree):
@@ -31,10 +31,10 @@ def test_whole_road_between_cracks_is_not_marked(crack_tree):
 
 
 def test_wrong_trees_are_explained(crack_tree, tmp_path):
-    with pytest.raises(DatasetError, match=r"no photos or no truths; expected image/NNN\.jpg"):
+    with pytest.raises(DatasetError, match=r"no photos or no ground truths; expected image/NNN\.jpg"):
         index_crack_forest(crack_tree / "image")
     (crack_tree / "image" / "002.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"1 truths have no photo: groundTruth.002\.mat"):
+    with pytest.raises(DatasetError, match=r"1 ground truths have no photo: groundTruth.002\.mat"):
         index_crack_forest(crack_tree)
 
 

@@ -56,14 +56,20 @@ def test_a_wrong_line_is_named(table, line, message):
         index_csv(table(GOOD_LINES[0], line))
 
 
-def test_a_wrong_file_is_explained(table, tmp_path):
-    with pytest.raises(DatasetError, match="with the columns path, split, .* optionally defect; found path;split"):
-        index_csv(table(header="path;split;label;mask;class"))
-    with pytest.raises(DatasetError, match="no rows below the header"):
-        index_csv(table())
-    with pytest.raises(DatasetError, match="found an empty file"):
-        index_csv(table(header=""))
-    with pytest.raises(DatasetError, match="a CSV file was expected"):
-        index_csv(tmp_path)
-    with pytest.raises(DatasetError, match="no such file"):
-        index_csv(tmp_path / "none.csv")
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("path;split;label;mask;class", "with the columns path, split, .* optionally defect; found path;split"),
+        (HEADER, "no rows below the header"),
+        ("", "found an empty file"),
+    ],
+)
+def test_a_wrong_table_is_explained(table, header, message):
+    with pytest.raises(DatasetError, match=message):
+        index_csv(table(header=header))
+
+
+@pytest.mark.parametrize(("name", "message"), [(".", "a CSV file was expected"), ("none.csv", "no such file")])
+def test_a_wrong_path_is_explained(tmp_path, name, message):
+    with pytest.raises(DatasetError, match=message):
+        index_csv(tmp_path / name)

@@ -13,20 +13,23 @@ from anomalygpt.datasets.dialogue import (
 )
 from anomalygpt.inference.answers import parse_verdict
 
+ONE = "Yes, there is an anomaly in the image"
 
-def test_the_answers_have_the_papers_form():
+
+@pytest.mark.parametrize(
+    ("positions", "answer"),
+    [
+        (["top left"], f"{ONE}, at the top left of the image."),
+        (["top left", "center"], "they are at the top left and the center of the image."),
+        (["top", "left", "right"], "there are 3 anomalies in the image, they are at the top, the left and the right of "
+         "the image."),
+        (["center", "center"], "Yes, there are 2 anomalies in the image, they are at the center of the image."),
+        ([], f"{ONE}."),
+    ],
+)  # fmt: skip
+def test_the_answers_have_the_papers_form(positions, answer):
+    assert detection_answer(True, positions).endswith(answer)
     assert detection_answer(False) == "No, there is no anomaly in the image."
-    one = detection_answer(True, ["top left"])
-    assert one == "Yes, there is an anomaly in the image, at the top left of the image."
-    two = detection_answer(True, ["top left", "center"])
-    assert two == "Yes, there are 2 anomalies in the image, they are at the top left and the center of the image."
-    three = detection_answer(True, ["top", "left", "right"])
-    assert three.endswith(
-        "there are 3 anomalies in the image, they are at the top, the left and the right of the image."
-    )
-    same = detection_answer(True, ["center", "center"])
-    assert same == "Yes, there are 2 anomalies in the image, they are at the center of the image."
-    assert detection_answer(True) == "Yes, there is an anomaly in the image."
 
 
 def test_the_question_has_the_papers_form():
@@ -60,14 +63,10 @@ def test_the_generator_varies_the_question():
         ("gear", "loose screws", "The defect is loose screws.", "缺陷类型是“loose screws”。"),
         ("candle", "other,Bubble, chunk of wax missing", "There is a bubble. A piece of the wax is missing.", None),
         ("gear", "defective", None, None),
-        (
-            "toothbrush",
-            "defective",
-            "Bristles of the toothbrush are bent, missing or dirty.",
-            "牙刷的刷毛弯曲、缺失或有污物。",
-        ),
+        ("toothbrush", "defective", "Bristles of the toothbrush are bent, missing or dirty.",
+         "牙刷的刷毛弯曲、缺失或有污物。"),
     ],
-)
+)  # fmt: skip
 def test_the_sentence_of_a_defect(class_name, defect, english, chinese):
     assert defect_sentence(class_name, defect) == english
     if chinese or not english:
@@ -77,18 +76,6 @@ def test_the_sentence_of_a_defect(class_name, defect, english, chinese):
 def test_every_defect_of_mvtec_has_its_own_sentence():
     sentences = phrase_table("en")["defects"]["classes"]
     assert len(sentences) == 15 and sum(map(len, sentences.values())) == 73
-
-
-def test_the_kind_is_asked_only_where_it_is_known():
-    rng = np.random.default_rng(0)
-
-    def said(positions, defect):
-        turns = (Wording().conversation("screw", positions, 0.1, defect, rng) for _ in range(200))
-        return {turn.text for conversation in turns for turn in conversation}
-
-    assert "The head of the screw is scratched." in said(["top"], "scratch_head")
-    assert "There is no defect in the image." in said([], "")
-    assert "What kind of defect is it?" not in said(["top"], None)
 
 
 def test_both_languages_have_the_same_keys():
@@ -101,16 +88,24 @@ def test_both_languages_have_the_same_keys():
         assert keys(english[part]) == keys(chinese[part]), part
 
 
-def test_follow_up_answers_by_hand():
-    two = ["top", "left"]
-    assert follow_up_answer("where", "bottle", ["top"], 0.01) == "It is at the top of the image."
-    assert follow_up_answer("where", "bottle", two, 0.01) == "They are at the top and the left of the image."
-    assert follow_up_answer("count", "bottle", two, 0.01) == "There are 2 anomalies in the image."
-    assert follow_up_answer("count", "bottle", [], 0) == "There are no anomalies in the image."
-    assert follow_up_answer("size", "bottle", ["top"], 0.0234) == "It covers about 2.3 % of the image."
-    assert follow_up_answer("size", "bottle", ["top"], 0.0002) == "It covers less than 0.1 % of the image."
-    assert follow_up_answer("size", "bottle", two, 0.25) == "Together they cover about 25 % of the image."
-    assert follow_up_answer("what", "metal_nut", [], 0) == "The photo shows a metal nut."
+@pytest.mark.parametrize(
+    ("kind", "class_name", "positions", "area", "answer"),
+    [
+        ("where", "bottle", ["top"], 0.01, "It is at the top of the image."),
+        ("where", "bottle", ["top", "left"], 0.01, "They are at the top and the left of the image."),
+        ("count", "bottle", ["top", "left"], 0.01, "There are 2 anomalies in the image."),
+        ("count", "bottle", [], 0, "There are no anomalies in the image."),
+        ("size", "bottle", ["top"], 0.0234, "It covers about 2.3 % of the image."),
+        ("size", "bottle", ["top"], 0.0002, "It covers less than 0.1 % of the image."),
+        ("size", "bottle", ["top", "left"], 0.25, "Together they cover about 25 % of the image."),
+        ("what", "metal_nut", [], 0, "The photo shows a metal nut."),
+        ("usable", "bottle", [], 0, "It looks usable, as there is no anomaly in the image."),
+        ("parts", "bottle", [], 0, "There is one part in the photo, a bottle."),
+        ("parts", "candle", [], 0, "There are 4 parts in the photo."),
+    ],
+)
+def test_follow_up_answers_by_hand(kind, class_name, positions, area, answer):
+    assert follow_up_answer(kind, class_name, positions, area) == answer
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -128,22 +123,14 @@ def test_conversations_alternate_and_start_with_the_verdict(language):
     assert lengths == {2, 4, 6}
 
 
-def test_what_to_do_and_how_many_parts_by_hand():
-    assert follow_up_answer("usable", "bottle", [], 0) == "It looks usable, as there is no anomaly in the image."
+def test_what_to_do_and_how_many_parts():
     assert "checked" in follow_up_answer("usable", "bottle", ["top"], 0.1)
-    assert follow_up_answer("parts", "bottle", [], 0) == "There is one part in the photo, a bottle."
-    assert follow_up_answer("parts", "candle", [], 0) == "There are 4 parts in the photo."
     assert "surface" in follow_up_answer("parts", "carpet_tiles", [], 0)
     assert parts_shown("capsules") is None and parts_shown("somebody's gear") == 1
 
 
-def test_the_number_of_parts_is_asked_only_where_it_is_known():
+@pytest.mark.parametrize(("class_name", "known"), [("bottle", True), ("capsules", False)])
+def test_the_number_of_parts_is_asked_only_where_it_is_known(class_name, known):
     rng = np.random.default_rng(0)
-    talks = {
-        name: [Wording().conversation(name, [], 0, None, rng) for _ in range(100)] for name in ("bottle", "capsules")
-    }
-    asked = {
-        name: any("How many parts" in turn.text for turns in conversations for turn in turns)
-        for name, conversations in talks.items()
-    }
-    assert asked == {"bottle": True, "capsules": False}
+    turns = [turn for _ in range(100) for turn in Wording().conversation(class_name, [], 0, None, rng)]
+    assert any("How many parts" in turn.text for turn in turns) is known

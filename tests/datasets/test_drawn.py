@@ -5,8 +5,8 @@ import pytest
 
 from anomalygpt.datasets.dialogue import defect_sentence
 from anomalygpt.datasets.drawn import KINDS, VISIBLE, draw_defects
-from anomalygpt.datasets.synthesis import NSASettings, object_mask
-from tests.datasets.test_synthesis import random_photo
+from anomalygpt.datasets.synthesis import NSASettings, object_mask, simulate
+from tests.datasets.test_synthesis import draw, random_photo
 
 
 def test_every_kind_comes_up_alone_and_twice():
@@ -30,14 +30,15 @@ def test_what_is_marked_has_changed_and_little_else():
         assert near[rows, columns].all(), "no pixel changes more than two pixels away from the mark"
 
 
-def test_defects_touch_the_object_where_the_background_is_known():
+@pytest.mark.parametrize("make", [simulate, draw])
+def test_defects_touch_the_object_where_the_background_is_known(make):
     photo = np.full((96, 96, 3), 200, np.uint8)
     photo[30:60, 30:60] = random_photo(1, 30, 30) // 2
     settings = NSASettings(background=(200, 60))
     objects = object_mask(photo, settings.background)
     for seed in range(40):
-        drawn = draw_defects(photo, settings, np.random.default_rng(seed))
-        assert all(objects[box.pixels(3)].any() for box in drawn.boxes)
+        made = make(photo, np.rot90(photo).copy(), settings, np.random.default_rng(seed))
+        assert all(objects[box.pixels(3)].any() for box in made.boxes)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -16,13 +16,8 @@ def test_every_photo_is_listed_once_and_in_order(mvtec_tree):
         ("bottle", "test", "good"),
     ]
     assert len(records) == len({r.image for r in records}) == 10
-    assert records == index_mvtec(mvtec_tree)
-
-
-def test_only_defects_are_anomalous_and_have_a_mask(mvtec_tree):
-    for record in index_mvtec(mvtec_tree):
-        assert record.is_anomalous == (record.defect != "good")
-        assert (record.mask is not None) == record.is_anomalous
+    for record in records:
+        assert record.is_anomalous == (record.defect != "good") == (record.mask is not None)
 
 
 def test_a_mask_may_have_the_photos_own_name(mvtec_tree):
@@ -55,8 +50,7 @@ def test_a_wrong_root_is_explained(mvtec_tree, below, message):
 
 
 def test_a_class_without_training_photos_is_an_error(mvtec_tree):
-    for photo in (mvtec_tree / "screw" / "train" / "good").iterdir():
-        photo.unlink()
+    (mvtec_tree / "screw" / "train" / "good").rename(mvtec_tree / "screw" / "train" / "best")
     with pytest.raises(DatasetError, match=r"screw.train.good: no images"):
         index_mvtec(mvtec_tree)
 
@@ -65,9 +59,3 @@ def test_images_are_found_by_any_suffix_and_hidden_files_are_not(tmp_path):
     for name in ("b.JPG", "a.png", "c.tif", "d.webp", "notes.txt", "._a.png"):
         (tmp_path / name).touch()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG", "c.tif", "d.webp"]
-
-
-def test_the_real_photos_are_indexed(real_photos):
-    records = index_mvtec(real_photos)
-    assert {r.class_name for r in records} >= {"bottle", "screw", "grid_tiles"}
-    assert all(r.mask is not None and r.mask.is_file() for r in records if r.is_anomalous)

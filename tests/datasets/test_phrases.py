@@ -40,17 +40,11 @@ def test_each_class_has_a_name_and_a_description_of_its_own(language):
     assert describe("gearbox", language) == describe("object", language) not in texts
     assert describe("carpet_tiles", language) == describe("carpet", language)
     assert not any(text.endswith((".", "。")) for text in texts)
+    assert language == "en" or not re.search(r"[A-Za-z]", "".join(texts))
     for name in KNOWN:
         question = detection_question(name, language=language)
         assert noun_phrase(name, language) in question
         assert describe(name, language) in question
-
-
-def test_the_chinese_words_are_chinese():
-    for name in KNOWN:
-        text = noun_phrase(name, "zh") + describe(name, "zh")
-        assert not re.search(r"[A-Za-z]", text), name
-        assert re.search(r"[一-鿿]", noun_phrase(name, "zh")), name
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -58,9 +52,5 @@ def test_the_chinese_words_are_chinese():
 def test_each_kind_of_defect_has_a_sentence_and_not_the_rule(class_name, language):
     for kind in KINDS[class_name].split(","):
         sentence = defect_sentence(class_name, kind, language)
-        if kind == "other":  # says no more than that there is one
-            assert sentence is None
-            continue
-        assert sentence
-        rule = defect_sentence(class_name, "xyzzy", language).replace("xyzzy", "{}")
-        assert not re.fullmatch(re.escape(rule).replace(r"\{\}", ".*"), sentence), (kind, sentence)
+        rule = re.escape(defect_sentence(class_name, "xyzzy", language)).replace("xyzzy", ".*")
+        assert sentence is None if kind == "other" else sentence and not re.fullmatch(rule, sentence), kind

@@ -7,7 +7,7 @@ from anomalygpt.datasets.dialogue import detection_answer
 from anomalygpt.datasets.drawn import draw_defects
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.regions import position_name
-from anomalygpt.datasets.synthesis import NSALabel, NSASettings, change_label, nsa_settings, object_mask, simulate
+from anomalygpt.datasets.synthesis import NSALabel, NSASettings, change_label, nsa_settings, simulate
 from anomalygpt.datasets.transforms import load_image
 from anomalygpt.inference.answers import parse_verdict
 
@@ -58,29 +58,15 @@ def test_photo_mask_positions_and_sentence_agree_over_a_thousand_draws(make):
 
 
 @pytest.mark.parametrize("make", [simulate, draw])
-def test_the_same_generator_gives_the_same_defect(make):
-    first, second = (make(random_photo(0), random_photo(1), SETTINGS, np.random.default_rng(5)) for _ in "ab")
-    assert np.array_equal(first.image, second.image) and first.boxes == second.boxes and first.kind == second.kind
-    assert np.array_equal(first.mask, second.mask)
-
-
-def test_nothing_outside_the_changed_pixels_is_marked():
-    photo = random_photo(0)
-    simulated = simulate(photo, random_photo(1), SETTINGS, np.random.default_rng(3))
-    unchanged = (simulated.image == photo).all(axis=2)
-    far = np.pad(unchanged, 5, constant_values=True)
-    near_change = ~np.lib.stride_tricks.sliding_window_view(far, (11, 11)).all(axis=(2, 3))
-    assert not simulated.mask[~near_change].any()
-
-
-@pytest.mark.parametrize("make", [simulate, draw])
 @pytest.mark.parametrize("side", [1, 2, 5, 8, 9, 11, 12, 16, 32])
 @pytest.mark.parametrize("class_name", ["bottle", "candle", "screw", "carpet"])
 def test_tiny_photos_never_fail(make, side, class_name):
     rng = np.random.default_rng(side)
     for number in range(20):
         photo = rng.integers(0, 256, (side, side + number % 3, 3), dtype=np.uint8)
-        assert_agrees(photo, make(photo, np.flip(photo, 0), nsa_settings(class_name), rng))
+        photo.setflags(write=False)
+        source = np.flip(photo, 0)[:, : max(1, side - number)]
+        assert_agrees(photo, make(photo, source, nsa_settings(class_name), rng))
 
 
 @pytest.mark.parametrize("value", [0, 20, 200, 255])
@@ -89,21 +75,6 @@ def test_a_constant_photo_stays_normal(value, class_name):
     photo = np.full((48, 48, 3), value, np.uint8)
     simulated = simulate(photo, photo, nsa_settings(class_name), np.random.default_rng(0))
     assert not simulated.is_anomalous and not simulated.mask.any()
-
-
-def test_photos_of_different_sizes_go_together():
-    simulated = simulate(random_photo(0, 50, 90), random_photo(1, 120, 40), SETTINGS, np.random.default_rng(0))
-    assert_agrees(random_photo(0, 50, 90), simulated)
-
-
-def test_read_only_photos_are_left_alone():
-    photo, source = random_photo(0), random_photo(1)
-    before = photo.copy()
-    photo.setflags(write=False)
-    source.setflags(write=False)
-    for seed in range(10):
-        simulate(photo, source, SETTINGS, np.random.default_rng(seed))
-    assert np.array_equal(photo, before)
 
 
 def test_the_label_is_the_logistic_of_the_difference():
@@ -115,23 +86,9 @@ def test_the_label_is_the_logistic_of_the_difference():
     assert label[2, 2] == 0
     after[10:30, 10:30] = (36, 36, 36)
     assert change_label(before, after, SETTINGS)[20, 20] == pytest.approx(1 / (1 + np.exp(-1)))
-
-
-def test_single_pixels_are_filtered_out_of_the_label():
-    before = np.zeros((40, 40, 3), np.uint8)
-    after = before.copy()
+    after[:] = 0
     after[20, 20] = 255
-    assert not change_label(before, after, SETTINGS).any()
-
-
-def test_patches_fall_on_the_object_where_the_background_is_known():
-    photo = np.full((64, 64, 3), 200, np.uint8)
-    photo[20:44, 20:44] = random_photo(2, 24, 24) // 4
-    settings = nsa_settings("bottle")
-    for seed in range(30):
-        simulated = simulate(photo, np.rot90(photo).copy(), settings, np.random.default_rng(seed))
-        changed = (simulated.image != photo).any(axis=2)
-        assert not simulated.is_anomalous or (changed & object_mask(photo, settings.background)).any()
+    assert not change_label(before, after, SETTINGS).any(), "a single pixel is filtered out"
 
 
 def test_the_class_table_is_the_papers():

@@ -45,16 +45,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+    def log_message(self, *_: object) -> None:
+        """Prints nothing."""
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def log_message(self, *_: object) -> None:
-        """Silent: pytest shows what the tests say, not the server."""
-
-    def _answer(self, with_body: bool) -> None:
         path = self.path.split("?")[0]
         self.hub.requests.append((self.command, path))
         content, declared = self.hub.files.get(path, (b"", ""))
@@ -66,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Linked-Size", str(len(content)))
             self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
-        if not with_body:
+        if self.command == "HEAD":
             return
         try:
             self.wfile.write(content[: len(content) // 2])
@@ -76,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[len(content) // 2 :])
         except OSError:  # the client was killed
             self.close_connection = True
+
+    do_HEAD = do_GET
 
 
 @pytest.fixture

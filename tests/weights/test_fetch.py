@@ -14,7 +14,6 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from anomalygpt.errors import UserError
 from anomalygpt.fetch_weights import main
 from anomalygpt.weights.convert import CONVERTERS
 from anomalygpt.weights.fetch import WeightsUnavailable, ensure, read_manifest
@@ -168,12 +167,9 @@ def test_present_weight_is_used_without_asking_anybody(only_index, index: Path, 
     next(index.iterdir()).unlink()
     assert ensure("tiny", tmp_path / "root", sources=only_index) == first
     assert ensure("tiny", tmp_path / "root", offline=True, sources=only_index) == first
-
-
-def test_file_put_there_by_hand_is_used(only_index, tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "model.bin").write_bytes(b"mine")
-    assert ensure("tiny", tmp_path, sources=only_index).read_bytes() == b"mine"
+    (tmp_path / "tiny" / "model.bin").write_bytes(b"put there by hand")
+    assert ensure("tiny", tmp_path, sources=only_index).read_bytes() == b"put there by hand"
     assert read_manifest(tmp_path / "tiny") == {}
 
 
@@ -234,11 +230,6 @@ def test_unwritable_folder_is_reported(only_index, tmp_path: Path) -> None:
         ensure("tiny", tmp_path / "root", sources=only_index)
 
 
-def test_misspelt_name_gets_a_suggestion(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did you mean 'dinov2_vits14'"):
-        ensure("dinov2_vit14", tmp_path)
-
-
 def test_mistakes_on_the_command_line_exit_with_2_and_unavailable_weights_with_1(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,5 +240,6 @@ def test_mistakes_on_the_command_line_exit_with_2_and_unavailable_weights_with_1
         errors = capsys.readouterr().err
         assert stopped.value.code == 2
         assert errors.startswith("error: ") and errors.count("\n") == 1
+        assert ("called 'tyni'; expected one of tiny" in errors) is ("tyni" in words)
     assert main(["tiny", *own, str(tiny)]) == 1
     assert "fetching is switched off" in capsys.readouterr().err

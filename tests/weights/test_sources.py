@@ -32,24 +32,15 @@ WHEEL = "wheel: w, sha256: x, member: m, member_sha256: y"
     ("content", "words"),
     [
         (None, "can't be read (No such file"),
-        (b"\x89PNG\r\n\x1a\n\x00\xff", "not valid YAML"),
         (b"a: [1", "not valid YAML"),
         (b"just words", "Input should be a valid dictionary (got 'just words')"),
-        (b"", "Input should be a valid dictionary (got None)"),
         (b"1: {}", "1.[key]: Input should be a valid string (got 1)"),
-        (b"one: two", "one: Input should be a valid dictionary"),
         (b"one: {title: One, licence: MIT}", "one.origin: Field required"),
         (f"one: {{{ENTRY}, colour: red}}".encode(), "unknown key 'one.colour'; expected one of title, licence, "),
-        (f"one: {{{ENTRY}, sources: here}}".encode(), "one.sources: Input should be a valid tuple"),
         (f"one: {{{ENTRY}, sources: [here]}}".encode(), "one.sources.0.wheel: Input should be a valid dictionary"),
         (f"one: {{{ENTRY}, sources: [{{{WHEEL}}}]}}".encode(), "one.sources.0.wheel.version: Field required"),
         (f"one: {{{ENTRY}, sources: [{{hub: h, files: [a]}}]}}".encode(), "one.sources.0.hub.revision: Field required"),
-        (
-            f"one: {{{ENTRY}, sources: [{{{WHEEL}, version: 1.10}}]}}".encode(),
-            "version: Input should be a valid string",
-        ),
         (f"one: {{{ENTRY.replace('[a]', 'a')}}}".encode(), "one.files: Input should be a valid tuple"),
-        (f"one: {{{ENTRY.replace('path: one', 'path: 3')}}}".encode(), "one.path: Input should be a valid string"),
     ],
 )
 def test_mistake_in_a_table_is_reported_in_one_line(tmp_path: Path, content: bytes | None, words: str) -> None:
