@@ -438,7 +438,7 @@ def estimates_page(found: dict[str, Any]) -> list[str]:
 
 WHAT: dict[str, tuple[str, Callable[..., dict[str, Any]], Callable[[dict[str, Any]], list[str]]]] = {
     "loader": ("The loader against the training step", loader, loader_page),
-    "instructions": ("PandaGPT's instructions, as many as there are", instructions, instructions_page),
+    "instructions": ("PandaGPT's instructions at full size", instructions, instructions_page),
     "host-memory": ("Host memory of loading the language model", host_memory, host_memory_page),
     "estimate": ("The memory estimate of `--dry-run` against real runs", estimates, estimates_page),
 }

@@ -27,19 +27,6 @@ logger = logging.getLogger("anomalygpt.train")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when the run reached its last step."""
-    arguments = _parse(argv)
-    with user_errors():
-        config = load_config(arguments.config, [*arguments.overrides, *arguments.set])
-        if config.llm is None and config.training.answers:
-            raise UserError("llm: training answers needs a language model; training.answers=false trains maps alone")
-        if arguments.dry_run:
-            _dry_run(config, arguments.processes)
-        else:
-            _train(config, arguments.device)
-    return 0
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train AnomalyGPT.", epilog="A run that was stopped is resumed.")
     parser.add_argument("--config", required=True, help="a shipped experiment's name, or a YAML file")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
@@ -50,7 +37,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar=setting, help="settings to change")
     same = "settings to change, as in the other commands; these take precedence"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar=setting, help=same)
-    return parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    with user_errors():
+        config = load_config(arguments.config, [*arguments.overrides, *arguments.set])
+        if config.llm is None and config.training.answers:
+            raise UserError("llm: training answers needs a language model; training.answers=false trains maps alone")
+        if arguments.dry_run:
+            _dry_run(config, arguments.processes)
+        else:
+            _train(config, arguments.device)
+    return 0
 
 
 def _dry_run(config: ExperimentConfig, processes: int | None) -> None:

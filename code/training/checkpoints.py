@@ -86,16 +86,6 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def direct_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters held directly by modules that have submodules (an encoder's positions, the base prompts).
-
-    DeepSpeed gathers a module's parameters when it is called. A method such as an encoder's ``encode_image`` calls the
-    submodules alone, so these have to be gathered by hand.
-    """
-    composites = [module for module in model.modules() if next(module.children(), None) is not None]
-    return [parameter for module in composites for parameter in module.parameters(recurse=False)]
-
-
 def _gathered_delta(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
     """The parts' tensors by name, whatever the ZeRO stage: copies on the CPU in fp16, on every process."""
     with gathered(parameter for name, parameter in model.named_parameters() if part_of(name) in parts):

@@ -160,19 +160,17 @@ class Trainer:
         sums = dict.fromkeys(LOSS_PARTS, 0.0)
         for micro in range(self.accumulation):
             losses = self._anomaly_losses(next(pairs), step, micro)
-            self._backward_and_step(losses)
+            self.engine.backward(losses.total)
+            self.engine.step()  # changes weights only at the last micro-step
             for part in LOSS_PARTS:
                 sums[part] += float(getattr(losses, part).detach()) / self.accumulation
             if instructions is not None:
                 batch = next(instructions).to(self.process.device)
                 losses = self.engine(batch.images, batch.conversations, max_length=self.max_length)
-                self._backward_and_step(losses)
+                self.engine.backward(losses.total)
+                self.engine.step()
                 sums["instruction"] = sums.get("instruction", 0.0) + float(losses.total.detach()) / self.accumulation
         return dict(zip(sums, (value / self.process.world_size for value in summed(list(sums.values()))), strict=True))
-
-    def _backward_and_step(self, losses: Losses) -> None:
-        self.engine.backward(losses.total)
-        self.engine.step()  # changes weights only at the last micro-step
 
     def _anomaly_losses(self, batch: AnomalyBatch, step: int, micro: int) -> Losses:
         batch, settings = batch.to(self.process.device), self.settings

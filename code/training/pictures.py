@@ -88,7 +88,13 @@ def draw_curves(folder: Path) -> None:
         for kind, style, colour in (("train", "-", "tab:blue"), ("validation", "o", "tab:orange")):
             if points := [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line]:
                 smooth = kind == "train" and name != "lr" and len(points) >= SMOOTHED_FROM
-                _plot(panel, np.array(points, dtype=float), kind, style if len(points) > 1 else "o", colour, smooth)
+                steps, values = np.array(points, dtype=float).T
+                style, label = style if len(points) > 1 else "o", None if smooth else kind
+                panel.plot(steps, values, style, color=colour, alpha=0.3 if smooth else 0.9, label=label)
+                if smooth:
+                    window = len(points) // 20
+                    mean = np.convolve(values, np.ones(window) / window, "valid")
+                    panel.plot(steps[window - 1 :], mean, color=colour, label=f"train, mean of {window}")
         panel.set_title(name.replace("_", " "), fontsize=10)
         panel.set_xlabel("step", fontsize=8)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
@@ -97,15 +103,6 @@ def draw_curves(folder: Path) -> None:
         if panel.get_legend_handles_labels()[1]:
             panel.legend(fontsize=8)
     _save(figure, folder / "curves.png", dpi=90)
-
-
-def _plot(panel: Any, points: np.ndarray, kind: str, style: str, colour: str, smooth: bool) -> None:
-    steps, values = points.T
-    panel.plot(steps, values, style, color=colour, alpha=0.3 if smooth else 0.9, label=None if smooth else kind)
-    if smooth:
-        window = len(points) // 20
-        mean = np.convolve(values, np.ones(window) / window, "valid")
-        panel.plot(steps[window - 1 :], mean, color=colour, label=f"train, mean of {window}")
 
 
 def _save(figure: Any, path: Path, dpi: int) -> None:

@@ -16,7 +16,7 @@ from anomalygpt.distributed import Process, summed
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import chat_prompt
-from anomalygpt.training.checkpoints import direct_parameters, gathered
+from anomalygpt.training.checkpoints import gathered
 from anomalygpt.training.pictures import sample_sheet
 
 LOSS_PARTS = ("total", "answer", "focal", "dice", "token_accuracy")
@@ -81,7 +81,10 @@ def _answers(
     model: AnomalyGPT, batch: AnomalyBatch, config: ExperimentConfig, tokens: int
 ) -> tuple[list[str | None], torch.Tensor]:
     """The model's answers to the first questions (None without a language model), and its maps."""
-    with gathered(direct_parameters(model)):
+    # DeepSpeed gathers a module's parameters when it is called. These methods call submodules alone, so the parameters
+    # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here.
+    composites = [module for module in model.modules() if next(module.children(), None) is not None]
+    with gathered(parameter for module in composites for parameter in module.parameters(recurse=False)):
         features = model.encode(batch.images)
         maps = model.anomaly_map(features, batch.class_names)
     if not model.has_llm:
