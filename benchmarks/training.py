@@ -1,11 +1,11 @@
 """Memory and speed of training on this machine: ``python benchmarks/training.py --what loader``.
 
-* ``loader``: pairs a second that one core prepares, against those that a training step takes.
+* ``loader``: pairs per second that one core prepares, against those that a training step takes.
 * ``instructions``: time and memory of the index of 161,000 conversations.
 * ``host-memory``: the peak resident memory of a process that loads a random LLaMA's shards in half precision.
 * ``estimate``: what ``train.py --dry-run`` estimates, against the peak resident memory of real runs on this CPU.
 
-Every measurement runs in a process of its own.
+Every measurement runs in a fresh process.
 """
 
 import argparse
@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT / "code"))
 
 GIB = 2**30
 SHARDS = 8
-GPU_STEP = 1.0  # seconds that a GPU's optimiser step is taken to last
+GPU_STEP = 1.0  # assumed seconds of a GPU's optimiser step
 PAPERS_BATCH = 16  # pairs
-PHOTOS_A_PAIR = 3  # that are decoded
+PHOTOS_PER_PAIR = 3  # that are decoded
 KINDS = {
     "simulated: pasted patches (NSA)": ["data.drawn_share=0"],
     "simulated: drawn": ["data.drawn_share=1"],
@@ -53,7 +53,7 @@ INSTRUCTION_PHOTOS = 80_000
 def peak_bytes() -> int:
     """The largest resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.is_file():  # the kernel's other number is inherited from the process that started this one
+    if status.is_file():  # ru_maxrss is inherited from the process that started this one
         return _kilobytes(status, "VmHWM") * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -68,7 +68,7 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 def loader(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pairs a second of each kind of data on one core, their hot spots, and pairs a second of the training step."""
+    """Pairs per second of each kind of data on one core, their hot spots, and those of the training step."""
     import cv2
     import torch
 
@@ -98,7 +98,7 @@ def _loader_of(settings: list[str], arguments: argparse.Namespace) -> dict[str, 
 
 
 def _decoding(arguments: argparse.Namespace, side: int = 1024, photos: int = 8) -> float:
-    """Photos a second that one core decodes and squashes, of the official data set's size."""
+    """Photos per second of the official data set's size that one core decodes and resizes."""
     import numpy as np
 
     from anomalygpt.config.load import load_config
@@ -117,21 +117,21 @@ def _decoding(arguments: argparse.Namespace, side: int = 1024, photos: int = 8) 
 
 
 def _core_seconds(act: Callable[[], Any]) -> float:
-    """A core's time, whatever else the machine does; for what runs in one thread."""
+    """CPU seconds of a function that runs in one thread."""
     start = time.process_time()
     act()
     return time.process_time() - start
 
 
 def _hot_spots(profile: cProfile.Profile, shown: int = 5) -> list[tuple[str, float]]:
-    """The functions that took most time themselves, as shares of all."""
+    """The functions with the most time without their callees, as fractions of all."""
     stats: Any = pstats.Stats(profile)
     rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])[:shown]
     return [(f"{Path(file).name}:{name}", own / stats.total_tt) for (file, _, name), (_, _, own, _, _) in rows]
 
 
 def _step_seconds(stage: str, arguments: argparse.Namespace) -> tuple[float, int]:
-    """(a core's seconds for forward, backward and optimiser of one batch that is already there, pairs in it)."""
+    """(CPU seconds for forward, backward and optimiser of one prepared batch, pairs in it)."""
     import torch
 
     from anomalygpt.config.load import load_config
@@ -169,10 +169,10 @@ def _step_seconds(stage: str, arguments: argparse.Namespace) -> tuple[float, int
 def loader_page(found: dict[str, Any]) -> list[str]:
     """The loader's tables."""
     lines = [
-        "Pairs a second that one core prepares: three photos (normal, defect, reference), a simulated defect or a real "
-        "mask, two conversations.",
+        "Pairs per second that one core prepares: three photos (normal, defect, reference), a simulated defect or a "
+        "real mask, two conversations.",
         "",
-        "| data | pairs a second | where the time goes (functions' own time) |",
+        "| data | pairs per second | where the time goes (functions' own time) |",
         "|---|--:|---|",
     ]
     for kind, row in found["kinds"].items():
@@ -181,15 +181,15 @@ def loader_page(found: dict[str, Any]) -> list[str]:
     slowest = min(row["pairs"] for row in found["kinds"].values())
     lines += [
         "",
-        f"A core decodes and squashes {found['decoding']:.0f} photos of 1024 x 1024, MVTec-AD's size, a second.",
+        f"A core decodes and resizes {found['decoding']:.0f} photos of 1024 x 1024, MVTec-AD's size, per second.",
         "",
-        "| training step | pairs a second that it takes | loader cores for that, slowest data |",
+        "| training step | pairs per second that it takes | loader cores for that, slowest data |",
         "|---|--:|--:|",
     ]
     needs = {f"{stage}, one core": found[stage][1] / found[stage][0] for stage in STAGES}
     needs[f"a GPU with {GPU_STEP:g} s a step of {PAPERS_BATCH} pairs"] = PAPERS_BATCH / GPU_STEP
     lines += [f"| {name} | {need:.2f} | {need / slowest:.2f} |" for name, need in needs.items()]
-    large = PAPERS_BATCH / GPU_STEP * (1 / slowest + PHOTOS_A_PAIR / found["decoding"])
+    large = PAPERS_BATCH / GPU_STEP * (1 / slowest + PHOTOS_PER_PAIR / found["decoding"])
     lines += ["", f"With photos of 1024 x 1024, that GPU takes at most {large:.1f} loader cores."]
     return lines
 
@@ -256,7 +256,7 @@ def instructions_page(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{CONVERSATIONS:,} conversations about {INSTRUCTION_PHOTOS:,} photos, {found['size'] / 2**20:.0f} MiB.",
         "",
-        "| turns | conversations kept | seconds to index | memory, peak, MiB | a second of a core reads |",
+        "| turns | conversations kept | seconds to index | memory, peak, MiB | a core reads per second |",
         "|---|--:|--:|--:|--:|",
     ]
     for turns in ("first", "all"):
@@ -438,7 +438,7 @@ def estimates_page(found: dict[str, Any]) -> list[str]:
 
 WHAT: dict[str, tuple[str, Callable[..., dict[str, Any]], Callable[[dict[str, Any]], list[str]]]] = {
     "loader": ("The loader against the training step", loader, loader_page),
-    "instructions": ("PandaGPT's instructions, as many as there are", instructions, instructions_page),
+    "instructions": ("PandaGPT's instructions at full size", instructions, instructions_page),
     "host-memory": ("Host memory of loading the language model", host_memory, host_memory_page),
     "estimate": ("The memory estimate of `--dry-run` against real runs", estimates, estimates_page),
 }

@@ -14,14 +14,14 @@ import torch
 from anomalygpt.errors import UserError
 
 # Launchers that set no RANK: their variables for the rank, the local rank (the first that is set) and the number of
-# processes. The order counts: inside a Slurm allocation, mpirun itself runs as one Slurm task per machine. The step's
-# own task count is used, as SLURM_NTASKS is also set in a batch script, where a single process runs.
+# processes. The order matters: inside a Slurm allocation, mpirun runs as one Slurm task per machine. The number of
+# tasks is the step's, as SLURM_NTASKS is also set in a batch script, where a single process runs.
 LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",), "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
     ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
 )
-# Of every collective but the barriers, and for the processes to find each other; named and set as DeepSpeed does.
+# Of the collectives except barriers, and for the processes to find each other; DeepSpeed reads the same variable.
 TIMEOUT = timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "10")))
 
 _barrier_group: list[Any] = []  # a process group with its own timeout, where one was asked for
@@ -38,7 +38,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """Whether this process writes the files and the log."""
         return self.rank == 0
 
 
@@ -50,7 +50,7 @@ def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Pro
         barrier_timeout: timeout of :func:`barrier`; None: ten minutes, as for every other collective.
 
     Raises:
-        UserError: the launcher left out a variable that the processes need to meet, or there is no GPU for this one.
+        UserError: the launcher left out a variable that the processes need to meet, or this process has no GPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,19 +68,21 @@ def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Pro
         )
     local_rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
-        _require_gpu(local_rank)
+        if (count := torch.cuda.device_count() if torch.cuda.is_available() else 0) == 0:
+            raise UserError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
+        if local_rank >= count:
+            raise UserError(
+                f"process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds {count}; start no "
+                f"more processes on a machine than it has GPUs"
+            )
         torch.cuda.set_device(local_rank)
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     if barrier_timeout is not None:
         _barrier_group.append(torch.distributed.new_group(timeout=barrier_timeout))
-    return Process(
-        rank=int(os.environ["RANK"]),
-        local_rank=local_rank,
-        world_size=int(os.environ["WORLD_SIZE"]),
-        device=torch.device(device, local_rank) if device == "cuda" else torch.device("cpu"),
-    )
+    place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
+    return Process(int(os.environ["RANK"]), local_rank, int(os.environ["WORLD_SIZE"]), place)
 
 
 def adopt_launcher_environment() -> None:
@@ -95,17 +97,6 @@ def adopt_launcher_environment() -> None:
             return
 
 
-def _require_gpu(local_rank: int) -> None:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        raise UserError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
-    if local_rank >= count:
-        raise UserError(
-            f"process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds {count}; start no more "
-            f"processes on a machine than it has GPUs"
-        )
-
-
 def stop() -> None:
     """Leaves the process group."""
     _barrier_group.clear()
@@ -114,7 +105,7 @@ def stop() -> None:
 
 
 def on_main(is_main: bool, act: Callable[[], object]) -> None:
-    """Calls ``act`` on the main process only. If it fails there, the other processes exit silently with code 2.
+    """Calls ``act`` on the main process only. If it fails, the other processes exit silently with code 2.
 
     Raises:
         UserError, OSError: from ``act``, on the main process.

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomalygpt.config.load import load_config, resolve, to_yaml
@@ -28,34 +27,30 @@ logger = logging.getLogger("anomalygpt.train")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when the run reached its last step."""
-    arguments = _parse(argv)
+    parser = argparse.ArgumentParser(description="Train AnomalyGPT.", epilog="A run that was stopped is resumed.")
+    parser.add_argument("--config", required=True, help="a shipped experiment's name, or a YAML file")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--dry-run", action="store_true", help="print settings, sizes, steps and memory, and stop")
+    parser.add_argument("--processes", type=int, help="number that a --dry-run plans for (default: WORLD_SIZE, else 1)")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    setting = "key.sub=value"
+    parser.add_argument("overrides", nargs="*", metavar=setting, help="settings to change")
+    same = "settings to change, as in the other commands; these take precedence"
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar=setting, help=same)
+    arguments = parser.parse_intermixed_args(argv)
     with user_errors():
         config = load_config(arguments.config, [*arguments.overrides, *arguments.set])
         if config.llm is None and config.training.answers:
             raise UserError("llm: training answers needs a language model; training.answers=false trains maps alone")
         if arguments.dry_run:
-            _plan(config, arguments.processes)
-            return 0
-        _train(config, arguments.device)
+            _dry_run(config, arguments.processes)
+        else:
+            _train(config, arguments.device)
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train AnomalyGPT.", epilog="Resumes by itself where a run stopped.")
-    parser.add_argument("--config", required=True, help="a shipped experiment's name, or a YAML file")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    parser.add_argument("--dry-run", action="store_true", help="print settings, sizes, steps and memory, and stop")
-    parser.add_argument("--processes", type=int, help="of a --dry-run: plan for so many (default: WORLD_SIZE, else 1)")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    setting = "key.sub=value"
-    parser.add_argument("overrides", nargs="*", metavar=setting, help="settings to change")
-    same = "the same, as the other commands take them; they come after the bare ones"
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar=setting, help=same)
-    return parser.parse_intermixed_args(argv)
-
-
-def _plan(config: ExperimentConfig, processes: int | None) -> None:
-    """Prints the settings as YAML and the plan as its comments, so that the whole is a config file again."""
+def _dry_run(config: ExperimentConfig, processes: int | None) -> None:
+    """Prints the settings as YAML with the plan as comments, so that the output can be used as a config file."""
     from anomalygpt.distributed import adopt_launcher_environment
     from anomalygpt.training.dry_run import describe
 
@@ -71,32 +66,27 @@ def _plan(config: ExperimentConfig, processes: int | None) -> None:
 
 def _train(config: ExperimentConfig, device: str) -> None:
     from anomalygpt import distributed
-    from anomalygpt.training.engine import report_out_of_memory, require_device
+    from anomalygpt.training.engine import report_out_of_memory
+    from anomalygpt.training.pictures import draw_curves
 
     process = distributed.start(device)
     level = logging.INFO if process.is_main else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    require_device(config.training, process.device)
+    if process.device.type == "cpu" and config.training.precision == "fp16":  # DeepSpeed can't, and says so late
+        raise UserError(
+            "training.precision fp16 needs a GPU, and this run is on the CPU; training.precision=fp32 trains there"
+        )
     folder = resolve(config.training.output)
     with report_out_of_memory(config.training), ExitStack() as held:
         trainer = _build(config, process)
         distributed.on_main(process.is_main, lambda: held.enter_context(claimed(folder, "training.output")))
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, trainer.stop_soon)
+            signal.signal(number, trainer.request_stop)
         trainer.run()
     if process.is_main:
-        _draw_curves(folder)
+        draw_curves(folder)
     distributed.stop()
-
-
-def _draw_curves(folder: Path) -> None:
-    from anomalygpt.training.pictures import draw_curves
-
-    try:
-        logger.info("wrote %s", draw_curves(folder))
-    except OSError as error:
-        logger.error("%s: the curves could not be drawn (%s)", folder, error)
 
 
 def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
@@ -111,7 +101,7 @@ def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
 
     settings = config.training
     seed_everything(config.seed)
-    # Data first: a wrong path is reported before gigabytes of weights are read.
+    # Data first, so that a wrong path is reported before gigabytes of weights are read.
     spec = image_spec(config.encoder)
     transform = ImageTransform(spec.size, spec.mean, spec.std)
     train, validation = build_pairs(config.data, transform, config.seed)
@@ -122,8 +112,8 @@ def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
     if model.has_llm and settings.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
     classes = {record.class_name for pairs in (train, validation) if pairs is not None for record in pairs.records}
-    # A text tower's features are computed here, once: later each process would ask for other classes at other times,
-    # which ZeRO 3 can't do.
+    # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
+    # does not allow.
     model.states([*sorted(classes), UNNAMED_CLASS])
     seed_everything(config.seed + process.rank)  # all start from the same weights, but dropout must differ
     steps = total_steps(settings, len(train))

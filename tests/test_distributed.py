@@ -1,4 +1,4 @@
-"""How a process finds its place among those of the run, whatever started it."""
+"""How a process finds its rank and the other processes, for every launcher."""
 
 import os
 import socket
@@ -26,32 +26,32 @@ SRUN |= {"SLURM_STEP_NUM_TASKS": "4"}
 
 @pytest.fixture
 def environment(monkeypatch) -> dict[str, str]:
-    """This process's variables, without those of a launcher; what a test changes is taken back."""
+    """This process's variables without a launcher's; a test's changes are undone."""
     plain = {name: value for name, value in os.environ.items() if name not in (*PLACE, *MEETING)}
     monkeypatch.setattr(os, "environ", plain)
     return plain
 
 
 @pytest.mark.parametrize(
-    "said",
+    "variables",
     [
         OPEN_MPI,
         MPICH,
         SRUN,
-        # mpirun in an allocation has started one Slurm task a machine.
+        # mpirun in an allocation has started one Slurm task per machine.
         SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2"} | OPEN_MPI,
         {"PMI_RANK": "3", "PMI_SIZE": "4"} | SRUN,  # srun --mpi=pmi2
     ],
     ids=["Open MPI", "MPICH", "srun", "Open MPI in Slurm", "srun with PMI"],
 )
-def test_mpirun_and_srun_say_a_process_its_place(environment, said):
-    environment.update(said)
+def test_mpirun_and_srun_give_a_process_its_rank(environment, variables):
+    environment.update(variables)
     distributed.adopt_launcher_environment()
     assert [environment[name] for name in PLACE] == ["3", "1", "4"]
 
 
 @pytest.mark.parametrize(
-    "said",
+    "variables",
     [
         {},
         ALLOCATION,
@@ -61,39 +61,40 @@ def test_mpirun_and_srun_say_a_process_its_place(environment, said):
     ],
     ids=["nothing", "batch script", "interactive step", "mpirun -n 1", "another launcher"],
 )
-def test_a_single_process_and_another_launchers_stay_what_they_are(environment, said):
-    environment.update(said)
+def test_single_processes_and_those_of_other_launchers_keep_their_variables(environment, variables):
+    environment.update(variables)
     distributed.adopt_launcher_environment()
-    assert environment.get("RANK") == said.get("RANK")
+    assert environment.get("RANK") == variables.get("RANK")
     assert "WORLD_SIZE" not in environment
 
 
 @pytest.mark.parametrize(
-    ("said", "missing"),
+    ("variables", "missing"),
     [
         (OPEN_MPI, "MASTER_ADDR, MASTER_PORT not set, beside RANK 3"),
         (SRUN | {"MASTER_ADDR": "machine1"}, "MASTER_PORT not set, beside RANK 3"),
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "LOCAL_RANK not set"),
     ],
 )
-def test_what_a_launcher_has_not_said_is_named_in_one_line(environment, said, missing):
-    environment.update(said)
-    with pytest.raises(UserError, match=missing) as told:
+def test_variables_that_a_launcher_has_not_set_are_named_in_one_line(environment, variables, missing):
+    environment.update(variables)
+    with pytest.raises(UserError, match=missing) as caught:
         distributed.start("cpu")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told_in_one_line(environment):
-    with pytest.raises(UserError, match="--device cuda: PyTorch finds no GPU here"):
-        distributed.start("cuda")
-
-
-def test_a_process_more_than_there_are_gpus_is_told(environment, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        (0, "--device cuda: PyTorch finds no GPU here"),
+        (2, r"process 2 of this machine .* has no GPU: PyTorch finds 2"),
+    ],
+)
+def test_a_process_without_a_gpu_is_one_line(environment, monkeypatch, gpus, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     environment.update(RANK="2", LOCAL_RANK="2", WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
-    with pytest.raises(UserError, match=r"process 2 of this machine .* has no GPU: PyTorch finds 2"):
+    with pytest.raises(UserError, match=words):
         distributed.start("cuda")
 
 
@@ -119,5 +120,5 @@ def test_two_processes_of_mpirun_are_one_run(environment):
             place = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
             one = started(command, env=environment | place, stdout=subprocess.PIPE, text=True)
             running.append(both.enter_context(one))
-        said = [process.communicate(timeout=200)[0].splitlines()[-1] for process in running]
-    assert said == ["0 0 2 [3.0]", "1 1 2 [3.0]"]
+        printed = [process.communicate(timeout=200)[0].splitlines()[-1] for process in running]
+    assert printed == ["0 0 2 [3.0]", "1 1 2 [3.0]"]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's training: real defects, English and Chinese.
-# Takes every GPU of this machine. Settings to change go at the end: training.steps=100 …
+# Uses all GPUs of this machine. Settings to change go at the end: training.steps=100 …
 set -euo pipefail
 cd "$(dirname "$0")/.."
 deepspeed train.py --config train_all_supervised_cn "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the compact model in its two stages; runs on a CPU, and goes on where it was stopped.
-# Settings to change go to every stage: "data.sources=[{kind: mvtec, root: ../my_parts}]"
+# Trains the compact model in its two stages, also on a CPU; a run that was stopped is resumed.
+# Settings at the end apply to both stages: "data.sources=[{kind: mvtec, root: ../my_parts}]"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for stage in 1_map 2_answer; do

@@ -17,7 +17,7 @@ from anomalygpt.errors import UserError
 
 
 class ResumableSampler(DistributedSampler[Any]):
-    """This process's share of an epoch, in the epoch's order; ``skip`` samples were seen before the run stopped."""
+    """This process's part of an epoch, without the first ``skip`` samples, which came before the run stopped."""
 
     skip = 0
 
@@ -40,12 +40,11 @@ def endless_batches(
     The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out.
 
     Args:
-        dataset: its ``set_epoch``, if there is one, is called with each epoch.
-        start: how many batches of this process came before.
+        dataset: its ``set_epoch``, if it has one, is called with each epoch.
+        start: the number of batches that this process had before it was resumed.
 
     Raises:
-        UserError: the data set is smaller than one batch of all processes, or a sample's own, such as that of a photo
-            that can't be read.
+        UserError: the data set is smaller than one batch of all processes, or a photo can't be read.
     """
     sampler = ResumableSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
     per_epoch = sampler.num_samples // batch_size
@@ -64,10 +63,10 @@ def endless_batches(
         collate_fn=collate,
         drop_last=True,
         pin_memory=process.device.type == "cuda",
-        # Its own generator: a new epoch would draw from the one that dropout uses, and a resumed run differ.
+        # A separate generator: a new epoch would draw from the one that dropout uses, and a resumed run would differ.
         generator=torch.Generator(),
         worker_init_fn=_ignore_signals,
-        persistent_workers=workers > 0,  # beside a model of gigabytes, forking them anew each epoch takes seconds
+        persistent_workers=workers > 0,  # forking a process that holds a model of gigabytes takes seconds
     )
     epoch, skipped = divmod(start, per_epoch)
     while True:
@@ -78,7 +77,7 @@ def endless_batches(
         try:
             yield from loader
         except UserError as error:
-            # A worker's error comes with its traceback as the message; the last line is "module.Class: message".
+            # The message of a worker's error is its traceback; the last line is "module.Class: message".
             if "\n" not in str(error):
                 raise
             raise type(error)(str(error).rstrip().splitlines()[-1].partition(": ")[2]) from None
@@ -86,14 +85,14 @@ def endless_batches(
 
 
 def _ignore_signals(_: int) -> None:
-    """Leaves stopping to the main process: launchers and terminals send signals to every process of a run."""
+    """In a worker: launchers and terminals signal every process of a run, and the main process ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @cache
 def _kill_workers_at_exit() -> None:
-    """For an exit with batches still to come: Python itself would send SIGTERM and wait, for a stuck worker forever."""
+    """Python's exit with open loaders would send SIGTERM, which they ignore, and wait; for a stuck one forever."""
 
     def kill() -> None:
         if hasattr(signal, "SIGCHLD"):

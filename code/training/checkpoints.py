@@ -1,7 +1,7 @@
 """The run's folder: checkpoints to resume from, the best weights so far, the exported delta, and the run's settings.
 
-A checkpoint is a folder ``checkpoints/step0000100``. It counts only once it holds the file ``whole``, which rank 0
-writes last, after every process has written its share: a run killed at any moment finds its last complete one.
+A checkpoint is a folder ``checkpoints/step0000100``. It is complete once it holds the file ``whole``, which rank 0
+writes last, after every process has written its files: a run killed at any moment finds its last complete one.
 """
 
 import json
@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,8 @@ CONFIG = "config.yaml"
 BEST = "best.safetensors"
 LOSS = "validation_loss"
 FOLDER = "checkpoints"
-WHOLE = "whole"
-FACTS = "run.json"  # what a checkpoint is bound to
-NO_FACTS: Mapping[str, Any] = {}
+COMPLETE = "whole"  # the empty file that marks a complete checkpoint
+IDENTITY = "run.json"  # what has to be the same in the run that resumes
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "timm", "numpy", "opencv-python-headless")
 
 
@@ -58,10 +58,10 @@ def record_run(config: ExperimentConfig, folder: Path) -> None:
 
 
 def require_shared(folder: Path) -> None:
-    """Checks that every process sees what rank 0 has recorded: they write and read checkpoints together.
+    """Checks that every process sees the file that rank 0 has written.
 
     Raises:
-        UserError: on another machine the folder is another one.
+        UserError: the processes' machines do not share the folder.
     """
     barrier()
     if not all_agree((folder / CONFIG).is_file()):
@@ -77,24 +77,13 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     Every process has to call it, in the same order. Under other stages it does nothing.
     """
-    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not partitioned:
+    if partitioned := [parameter for parameter in parameters if hasattr(parameter, "ds_id")]:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(partitioned):
+            yield
+    else:
         yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(partitioned):
-        yield
-
-
-def direct_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a module with submodules holds itself (an encoder's positions, the base prompts).
-
-    DeepSpeed gathers a layer's parameters when the layer is called. Calling another method of a model (an encoder's
-    ``encode_image``) calls its layers, but not the module that holds these.
-    """
-    composites = [module for module in model.modules() if next(module.children(), None) is not None]
-    return [parameter for module in composites for parameter in module.parameters(recurse=False)]
 
 
 def _gathered_delta(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
@@ -131,8 +120,7 @@ class BestWeights:
         self._lowest = math.inf
         if resumed and process.is_main:
             with suppress(CheckpointError, OSError, ValueError):  # no file, or a damaged one
-                loss = float(read_metadata(self.path).get(LOSS, math.inf))
-                self._lowest = loss if math.isfinite(loss) else math.inf
+                self._lowest = float(read_metadata(self.path).get(LOSS, math.inf))
 
     def offer(self, model: AnomalyGPT, trainable: Sequence[str], step: int, loss: float) -> None:
         """Writes the weights if the loss is below the file's. Every process has to call it; rank 0 writes.
@@ -154,28 +142,19 @@ class BestWeights:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
-    return sorted(marker.parent for marker in (folder / FOLDER).glob(f"step*/{WHOLE}"))
+    return sorted(marker.parent for marker in (folder / FOLDER).glob(f"step*/{COMPLETE}"))
 
 
-def save_state(
-    engine: Any, folder: Path, step: int, process: Process, keep: int, facts: Mapping[str, Any] = NO_FACTS
-) -> bool:
+def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int, identity: Mapping[str, Any]) -> bool:
     """Saves everything that a run needs to resume, then removes all but the last ``keep`` checkpoints.
 
-    A save that fails (a full disk) is logged and undone; the run and its earlier checkpoints stay.
-
     Args:
-        facts: what the checkpoint is bound to besides the engine's own, see :func:`require_same_run`.
+        identity: see :func:`require_same_run`.
 
     Returns:
-        Whether the checkpoint is complete.
+        Whether the checkpoint is complete. A save that fails (a full disk) is logged and undone.
     """
     target = folder / FOLDER / f"step{step:07d}"
-
-    def prepare() -> None:
-        if process.is_main:
-            (target / WHOLE).unlink(missing_ok=True)
-            target.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
         _save_engine(engine, target, step)
@@ -184,32 +163,32 @@ def save_state(
             states["cuda"] = torch.cuda.get_rng_state()
         torch.save(states, target / f"random_{process.rank:03d}.pt")
         if process.is_main:
-            bound_to = {**_engine_facts(engine, process), **facts}
-            (target / FACTS).write_text(json.dumps(bound_to, indent=2) + "\n", encoding="utf-8")
-        for path in (*target.iterdir(), target):  # a power cut must not leave the mark without the files
+            required = {**_engine_identity(engine, process), **identity}
+            (target / IDENTITY).write_text(json.dumps(required, indent=2) + "\n", encoding="utf-8")
+        for path in (*target.iterdir(), target):  # a power cut must not leave the marker without the files
             _flush(path)
 
     def mark() -> None:
         if process.is_main:
-            (target / WHOLE).touch()
+            (target / COMPLETE).touch()
             _flush(target)
 
-    for part in (prepare, write, mark):
+    for phase in (partial(target.mkdir, parents=True, exist_ok=True), write, mark):
         succeeded = False
         try:
-            part()
+            phase()
             succeeded = True
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            free = shutil.disk_usage(folder).free / 2**20  # which says more than torch's own words
+            free = shutil.disk_usage(folder).free / 2**20  # torch's message does not name a full disk
             reason = f"{_first_line(error)}; {free:,.0f} MiB free there"
             logger.error("%s: the checkpoint could not be written (%s); the run goes on", target, reason)
-        if not all_agree(succeeded):  # after each part, so that no process waits for one that has given up
+        if not all_agree(succeeded):  # after each phase, so that no process waits for one that has failed
             if process.is_main:
                 shutil.rmtree(target, ignore_errors=True)
             return False
     if process.is_main:
         for old in complete_checkpoints(folder)[:-keep]:
-            (old / WHOLE).unlink(missing_ok=True)  # first: a kill must not leave half of it looking complete
+            (old / COMPLETE).unlink(missing_ok=True)  # first: a kill must not leave half of it marked as complete
             shutil.rmtree(old, ignore_errors=True)
     barrier()
     return True
@@ -225,9 +204,9 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
     if not found:
         return 0
     newest = found[-1]
-    if process.is_main:  # left by a save that was cut off
-        for torn in set((folder / FOLDER).glob("step*")) - set(found):
-            shutil.rmtree(torn, ignore_errors=True)
+    if process.is_main:
+        for interrupted in set((folder / FOLDER).glob("step*")) - set(found):
+            shutil.rmtree(interrupted, ignore_errors=True)
     try:
         # Frozen parameters are not in the file; they came from their own weight files.
         path, client = engine.load_checkpoint(str(newest.parent), tag=newest.name, load_module_strict=False)
@@ -237,30 +216,37 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and torch.cuda.is_available():
             torch.cuda.set_rng_state(states["cuda"])
-    # A damaged file makes DeepSpeed and the unpickler raise nearly anything.
-    except Exception as error:
-        raise UserError(
-            f"{newest}: can't be read, it is damaged ({_first_line(error)}); delete it to go on from the one before"
-        ) from error
+    except Exception as error:  # DeepSpeed and the unpickler raise nearly anything for a damaged file
+        raise _damaged(newest, error) from error
     logger.info("resumed %s at step %d", newest, client["step"])
     return int(client["step"])
 
 
-def require_same_run(engine: Any, folder: Path, process: Process, facts: Mapping[str, Any] = NO_FACTS) -> None:
+def _damaged(checkpoint: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{checkpoint}: can't be read, it is damaged ({_first_line(error)}); delete it to go on from the one before"
+    )
+
+
+def require_same_run(engine: Any, folder: Path, process: Process, identity: Mapping[str, Any]) -> None:
     """Compares this run with the one that wrote the folder's newest checkpoint, if there is one; writes nothing.
 
     Args:
-        facts: what has to be the same besides the engine's own: name -> value. A checkpoint that was written without
-            one of them is not checked for it.
+        identity: name -> value, what has to be the same in addition to the engine's settings. A checkpoint written
+            without one of these names is not checked for it.
 
     Raises:
-        UserError: something differs, such as the number of processes, the ZeRO stage or the trained parts.
+        UserError: something differs, such as the number of processes, the ZeRO stage or the trained parts, or the
+            checkpoint is damaged.
     """
     found = complete_checkpoints(folder)
     if not found:
         return
-    path, here = found[-1] / FACTS, {**_engine_facts(engine, process), **facts}
-    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path, here = found[-1] / IDENTITY, {**_engine_identity(engine, process), **identity}
+    try:
+        written = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(found[-1], error) from error
     differ = [f"{key} {value}, here {here.get(key)}" for key, value in written.items() if here.get(key) != value]
     if differ:
         raise UserError(
@@ -269,8 +255,8 @@ def require_same_run(engine: Any, folder: Path, process: Process, facts: Mapping
         )
 
 
-def _engine_facts(engine: Any, process: Process) -> dict[str, Any]:
-    """What has to be the same in the run that resumes: DeepSpeed partitions its files by these."""
+def _engine_identity(engine: Any, process: Process) -> dict[str, Any]:
+    """The settings that DeepSpeed's files depend on."""
     trained: Counter[str] = Counter()
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
@@ -286,10 +272,9 @@ def _engine_facts(engine: Any, process: Process) -> dict[str, Any]:
 
 
 def _save_engine(engine: Any, target: Path, step: int) -> None:
-    """DeepSpeed's own save; a failing file's error is raised at its end, since its processes wait for each other."""
+    """DeepSpeed's save; an error is raised after it, since its processes wait for each other inside."""
     errors: list[Exception] = []
-    checkpoint_engine = engine.checkpoint_engine
-    save = checkpoint_engine.save
+    save = engine.checkpoint_engine.save
 
     def attempt(*args: Any, **kwargs: Any) -> None:
         try:
@@ -297,19 +282,14 @@ def _save_engine(engine: Any, target: Path, step: int) -> None:
         except (OSError, RuntimeError) as error:
             errors.append(error)
 
-    checkpoint_engine.save = attempt
+    engine.checkpoint_engine.save = attempt
     # Rank 0 alone would copy DeepSpeed's conversion scripts into the folder. That can fail, too, and nothing uses them.
     engine._copy_recovery_script = lambda _: None
+    options = {"save_latest": False, "exclude_frozen_parameters": True}
     try:
-        engine.save_checkpoint(
-            str(target.parent),
-            tag=target.name,
-            client_state={"step": step},
-            save_latest=False,
-            exclude_frozen_parameters=True,
-        )
+        engine.save_checkpoint(str(target.parent), tag=target.name, client_state={"step": step}, **options)
     finally:
-        checkpoint_engine.save = save
+        engine.checkpoint_engine.save = save
     if errors:
         raise errors[0]
 

@@ -19,15 +19,13 @@ from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 
 UNKNOWN = "unknown"
-FROZEN_NAMES = {"llama_model": "language model"}
 GIB = 2**30
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 CARD = 24 * GIB
-CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's own memory
+CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's buffers
 FRAGMENTED = 0.05  # of what is allocated: the allocator's loss
 PROCESS_BYTES = GIB  # Python with PyTorch, DeepSpeed, transformers and the data set's photos, measured
 LIVE_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters: gathered at a time under ZeRO 3
-QUARTER_TURNS = 4
 ENCODER_COPIES = 12  # of a block's tokens at a time: MLP and attention
 FRAME_TOKENS = 40  # the text around the image and the 18 prompts, rounded up
 MAP_COPIES = 8  # of the probabilities at full size that focal and dice loss keep for their gradients
@@ -38,30 +36,33 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
 
     Raises:
         UserError: the batch does not divide among the processes, or the model lacks a part that is to be trained.
-        DatasetError: data are there, but not as the settings say.
+        DatasetError: data exist, but not as the settings say.
     """
     settings = config.training
     accumulation = accumulation_steps(settings, processes)
     model, trained = planned_model(config)
     try:
-        data, pairs, absent = _data(config)
+        data, pairs, absent_data = _data(config)
     except OSError as error:
         raise DatasetError(f"data can't be read ({error})") from error
     lines = ["parameters", *parameter_table(model, trained)]
-    unknown = [part for part in settings.trainable if part not in trained]
     if settings.answers and not model.has_llm:
-        lines.append(f"  {', '.join(['language model', *unknown])}: {UNKNOWN}")
-    lines += ["", "data", *data]
-    lines += ["", "steps", *_steps(config, pairs, accumulation, processes)]
+        unknown = ["language model", *(part for part in settings.trainable if part not in trained)]
+        lines.append(f"  {', '.join(unknown)}: {UNKNOWN}")
+    lines += ["", "data", *data, "", "steps", *_steps(config, pairs, accumulation, processes)]
     lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, model, processes)]
-    absent = [*_absent_weights(config), *absent]
-    if absent:
+    llm = config.llm if settings.answers else None
+    weights = [config.encoder.weights, *(delta.path for delta in config.deltas), *([llm.weights] if llm else [])]
+    absent = [f"{path}: not there yet" for path in weights if not resolve(path).exists()]
+    if llm and (assumed := planned_config(resolve(llm.weights))[1]):
+        absent.append(assumed)
+    if absent := absent + absent_data:
         lines += ["", "not known here", *(f"  {line}" for line in absent)]
     return lines
 
 
 def planned_model(config: ExperimentConfig) -> tuple[AnomalyGPT, dict[str, list[nn.Parameter]]]:
-    """The run's model on the meta device, and its trained parameters by part; those of an unknown size are left out."""
+    """The run's model on the meta device, and its trained parameters by part, without parts of an unknown size."""
     wanted = config.training.trainable
     model = build_model(config, META, with_llm=config.training.answers)
     known = wanted if model.has_llm or not config.training.answers else [part for part in wanted if part in MAP_PARTS]
@@ -76,20 +77,11 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
     """
     lines = [_row(f"{part}, trained", _count(parameters)) for part, parameters in trained.items()]
     for name, child in model.named_children():
-        frozen = _count(p for p in child.parameters() if not p.requires_grad)
-        if frozen:
-            lines.append(_row(f"{FROZEN_NAMES.get(name, name)}, frozen", frozen))
+        if frozen := _count(p for p in child.parameters() if not p.requires_grad):
+            lines.append(_row("language model, frozen" if name == "llama_model" else f"{name}, frozen", frozen))
     for kind, learns in (("trained", True), ("frozen", False)):
         lines.append(_row(f"all {kind}", _count(p for p in model.parameters() if p.requires_grad is learns)))
     return lines
-
-
-def _absent_weights(config: ExperimentConfig) -> list[str]:
-    llm = config.llm if config.training.answers else None
-    named = [config.encoder.weights, *(delta.path for delta in config.deltas), *([llm.weights] if llm else [])]
-    lines = [f"{path}: not there yet" for path in named if not resolve(path).exists()]
-    remark = planned_config(resolve(llm.weights))[1] if llm else None
-    return [*lines, remark] if remark else lines
 
 
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
@@ -100,19 +92,16 @@ def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
     """
     data, spec = config.data, image_spec(config.encoder)
     transform = ImageTransform(spec.size, spec.mean, spec.std)
-    pairs, absent = (
-        None,
-        _absent("data", {resolve(s.root): "file" if s.kind == "csv" else "folder" for s in data.sources}),
-    )
+    pairs: int | None = None
+    absent = _absent("data", {resolve(s.root): "file" if s.kind == "csv" else "folder" for s in data.sources})
     if not data.sources:
         absent = ["data: data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'"]
     if absent:
         lines = [f"  training pairs: {UNKNOWN}"]
-        present = tuple(source for source in data.sources if resolve(source.root).exists())
-        if present:  # a wrong tree is an error, whether or not another one is absent
-            there = data.model_copy(update={"sources": present})
-            build_records(there)
-            build_cards(there)
+        if present := tuple(source for source in data.sources if resolve(source.root).exists()):
+            readable = data.model_copy(update={"sources": present})  # an error in these is reported all the same
+            build_records(readable)
+            build_cards(readable)
     else:
         train, validation = build_pairs(data, transform, config.seed)
         pairs = len(train)
@@ -120,11 +109,13 @@ def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
         classes = Counter(train.records[index].class_name for index in train.paired)
         lines = [_row(name, number) for name, number in sorted(classes.items())]
         lines += [_row("training pairs", pairs), _row("held-back pairs", 0 if validation is None else len(validation))]
-    if (talk := data.instructions) is not None and config.training.answers:
-        missing = _absent("instructions", {resolve(talk.conversations): "file", resolve(talk.images): "folder"})
-        absent += missing
-        number = None if missing else len(build_instructions(data, transform) or ())
-        lines.append(f"  instructions: {UNKNOWN}" if number is None else _row("instructions", number))
+    if data.instructions is not None and config.training.answers:
+        files = {resolve(data.instructions.conversations): "file", resolve(data.instructions.images): "folder"}
+        if missing := _absent("instructions", files):
+            absent += missing
+            lines.append(f"  instructions: {UNKNOWN}")
+        else:
+            lines.append(_row("instructions", len(build_instructions(data, transform) or ())))
     return lines, pairs, absent
 
 
@@ -153,24 +144,21 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     device, host = estimate_memory(config, model, processes)
     excess = sum(device.values()) - CARD
     verdict = "fits 24 GiB" if excess <= 0 else f"does NOT fit 24 GiB, {excess / GIB:.1f} GiB too much"
-    yield f"  each GPU: {_gib(device)}, {verdict} ({_uses(device)})"
+    yield f"  each GPU: {_sizes(device)}: {verdict}"
     if model.has_llm:
         other = not config.training.gradient_checkpointing
         changed = config.training.model_copy(update={"gradient_checkpointing": other})
-        turned, _ = estimate_memory(config.model_copy(update={"training": changed}), model, processes)
-        yield f"    {'with' if other else 'without'} gradient checkpointing: {_gib(turned)}"
-    yield f"  host, each process: {_gib(host)} ({_uses(host)})"
+        alternative, _ = estimate_memory(config.model_copy(update={"training": changed}), model, processes)
+        yield f"    {'with' if other else 'without'} gradient checkpointing: {_sizes(alternative)}"
+    yield f"  host, each process: {_sizes(host)}"
     if config.training.precision != "fp16":
         _, on_cpu = estimate_memory(config, model, processes, on_cpu=True)
-        yield f"  on a CPU instead, each process: {_gib(on_cpu)} ({_uses(on_cpu)})"
+        yield f"  on a CPU instead, each process: {_sizes(on_cpu)}"
 
 
-def _gib(by_use: dict[str, int]) -> str:
-    return f"{sum(by_use.values()) / GIB:.1f} GiB"
-
-
-def _uses(by_use: dict[str, int]) -> str:
-    return ", ".join(f"{use} {size / GIB:.2f}" for use, size in by_use.items() if size)
+def _sizes(by_use: dict[str, int]) -> str:
+    uses = ", ".join(f"{use} {size / GIB:.2f}" for use, size in by_use.items() if size)
+    return f"{sum(by_use.values()) / GIB:.1f} GiB ({uses})"
 
 
 def _row(name: str, number: int) -> str:
@@ -220,7 +208,7 @@ def estimate_memory(
 
 
 def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
-    """What the forward pass keeps for the backward pass, at its longest text.
+    """Bytes that the forward pass keeps for the backward pass, at the longest text.
 
     The encoder's tokens are in the engine's precision; the decoder's tokens and probabilities in fp32.
     """
@@ -228,27 +216,25 @@ def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
     width, taps = BYTES[settings.precision], len(spec.taps)
     photos = 2 * settings.micro_batch_size
     tokens = spec.grid**2 * spec.tap_width
-    references = settings.micro_batch_size * (QUARTER_TURNS if settings.rotated_references else 1)
-    seen = photos + references * settings.answers
-    total = seen * tokens * (taps + ENCODER_COPIES) * width
+    references = settings.micro_batch_size * (4 if settings.rotated_references else 1) * settings.answers
+    total = (photos + references) * tokens * (taps + ENCODER_COPIES) * width
     total += 4 * photos * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
     if model.has_llm and config.llm is not None:
         length = config.llm.max_target_tokens
-        total += _language(model.llama_model.config, photos, length, width, settings.gradient_checkpointing)
+        total += _llm_activations(model.llama_model.config, photos, length, width, settings.gradient_checkpointing)
     return total
 
 
-def _language(llm: Any, photos: int, tokens: int, width: int, checkpointing: bool) -> int:
-    """The language model's activations and logits for ``photos`` conversations of ``tokens`` tokens.
+def _llm_activations(llm: Any, conversations: int, tokens: int, width: int, checkpointing: bool) -> int:
+    """Bytes of the language model's activations and logits for conversations of ``tokens`` tokens.
 
     A layer keeps for each token: 16 h bytes of its two norms in fp32; q, k, v, the attention's output and the LoRA
     inputs of four projections (6 h + 2 h_kv numbers, and 4 h bytes of dropout masks); gate, its activation and up (3 f
     numbers). The attention matrix itself is never kept. With checkpointing every layer keeps its input alone, and one
     layer at a time all of the above. Logits take four numbers in the engine's precision and three in fp32 each.
     """
-    h, f, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
-    heads = llm.num_attention_heads
+    h, f, layers, heads = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers, llm.num_attention_heads
     h_kv = h * (getattr(llm, "num_key_value_heads", None) or heads) // heads
     layer = 20 * h + width * (6 * h + 2 * h_kv + 3 * f)
     kept = layers * width * h + layer if checkpointing else layers * layer
-    return photos * (tokens + FRAME_TOKENS) * kept + photos * tokens * llm.vocab_size * (4 * width + 12)
+    return conversations * ((tokens + FRAME_TOKENS) * kept + tokens * llm.vocab_size * (4 * width + 12))

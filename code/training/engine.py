@@ -1,4 +1,4 @@
-"""Typed settings -> DeepSpeed's dictionary, and the engine that it drives."""
+"""DeepSpeed's configuration from the typed settings, and its engine."""
 
 import logging
 import subprocess
@@ -11,20 +11,6 @@ from torch import nn
 
 from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import UserError
-
-BUCKET = 500_000_000  # DeepSpeed's own reduce_bucket_size, in numbers
-
-
-def require_device(settings: TrainingConfig, device: torch.device) -> None:
-    """Compares the engine's precision with the device, before weights are read.
-
-    Raises:
-        UserError: DeepSpeed does not train in fp16 on a CPU.
-    """
-    if device.type == "cpu" and settings.precision == "fp16":
-        raise UserError(
-            "training.precision fp16 needs a GPU, and this run is on the CPU; training.precision=fp32 trains there"
-        )
 
 
 @contextmanager
@@ -47,26 +33,26 @@ def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
         }
         less = ", ".join(hint for hint, helps in hints.items() if helps)
         full = f"the GPU's memory is full ({str(error).split('. ')[0]})"
-        raise UserError(f"{full}. Less is taken with {less}; --dry-run estimates it") from error
+        raise UserError(f"{full}. These need less: {less}; --dry-run estimates it") from error
 
 
 def accumulation_steps(settings: TrainingConfig, world_size: int) -> int:
-    """Micro-steps between two optimiser steps: batch = micro x accumulation x processes.
+    """Micro-batches per optimiser step and process: batch = micro-batch x accumulation x processes.
 
     Raises:
-        UserError: there is no whole number of them.
+        UserError: the batch does not divide.
     """
-    a_round = settings.micro_batch_size * world_size
-    if settings.batch_size % a_round:
+    at_once = settings.micro_batch_size * world_size
+    if settings.batch_size % at_once:
         raise UserError(
             f"training.batch_size {settings.batch_size} is not micro_batch_size {settings.micro_batch_size} x "
-            f"{world_size} process(es) x a whole number; {a_round * max(1, settings.batch_size // a_round)} would be"
+            f"{world_size} process(es) x a whole number; {at_once * max(1, settings.batch_size // at_once)} would be"
         )
-    return settings.batch_size // a_round
+    return settings.batch_size // at_once
 
 
 def total_steps(settings: TrainingConfig, pairs: int) -> int:
-    """The run's optimiser steps: those that are set, else as many as ``epochs`` of the pairs make."""
+    """The run's optimiser steps: ``steps`` if it is set, else those of ``epochs`` of the pairs."""
     return settings.steps or max(1, settings.epochs * pairs // settings.batch_size)
 
 
@@ -82,10 +68,10 @@ def deepspeed_config(
     """The dictionary that ``deepspeed.initialize`` takes.
 
     Args:
-        micro_steps: backward passes for each micro-batch (2 where an instruction step follows each anomaly step).
+        micro_steps: backward passes per micro-batch (2 where an instruction step follows each anomaly step).
     """
     chosen, offloads = settings.optimizer, settings.offloads
-    # DeepSpeed's fused Adam is compiled at the first start; PyTorch's own needs no compiler.
+    # torch_adam: DeepSpeed's fused Adam is compiled at the first start; PyTorch's needs no compiler.
     adam = {"lr": chosen.lr, "betas": list(chosen.betas), "eps": chosen.eps, "weight_decay": chosen.weight_decay}
     schedule = {
         "warmup_min_lr": 0.0,
@@ -116,13 +102,13 @@ def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
     """
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of its own defaults at every start
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns about its defaults at every start
     # DeepSpeed would compile a shared-memory op for CPU runs, which needs a C++ compiler; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # DeepSpeed would set aside half a billion numbers for exchanging gradients, 1 GB of the card.
-    zero = config["zero_optimization"] | {"reduce_bucket_size": min(BUCKET, sum(p.numel() for p in trainable))}
-    config = config | {"zero_optimization": zero}
+    # By default DeepSpeed sets aside half a billion numbers for exchanging gradients, 1 GB of the GPU's memory.
+    bucket = {"reduce_bucket_size": min(500_000_000, sum(p.numel() for p in trainable))}
+    config = config | {"zero_optimization": config["zero_optimization"] | bucket}
     try:
         engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config)
     except (RuntimeError, ImportError, OSError, subprocess.CalledProcessError) as error:

@@ -1,6 +1,5 @@
 """A run's metrics: one JSON object per line, readable during the run and after a kill; and TensorBoard's events."""
 
-import errno
 import json
 import logging
 from contextlib import suppress
@@ -18,7 +17,7 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """Appends to ``metrics.jsonl`` and to TensorBoard's events in the run's folder.
 
-    What a full disk does not take is lost; that is logged once, and the run goes on.
+    Numbers that a full disk has no room for are lost; that is logged once, and the run goes on.
 
     Args:
         start: the step that the run resumes from; lines of later steps, written before it was killed, are removed.
@@ -31,7 +30,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / FILE
-        self._complained = False
+        self._error_logged = False
         text = "".join(json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start)
         try:
             if not self.path.is_file() or text != self.path.read_text(encoding="utf-8"):  # a full disk takes no copy
@@ -42,30 +41,30 @@ class MetricsLog:
             raise UserError(f"{folder}: can't be written ({error}); make room, then start again") from error
 
     def write(self, kind: str, step: int, **values: float) -> None:
-        """One line: the kind of numbers (``train``, ``validation``), their step, and the numbers."""
-        line: dict[str, Any] = {"kind": kind, "step": step, **{key: round(value, 6) for key, value in values.items()}}
+        """Writes a line: the kind of numbers (``train``, ``validation``), their step, and the numbers."""
+        line = {"kind": kind, "step": step} | {key: round(value, 6) for key, value in values.items()}
         text = (json.dumps(line) + "\n").encode()
         try:
             with self.path.open("ab", buffering=0) as file:  # a buffer would be written again when the file is closed
                 before = file.tell()
                 if file.write(text) < len(text):  # no half line before the next one
                     file.truncate(before)
-                    raise OSError(errno.ENOSPC, "no room for a line")
+                    raise OSError("no room for a line")
             for key, value in values.items():
                 self._board.add_scalar(f"{kind}/{key}", value, step)
         except OSError as error:
-            if not self._complained:
+            if not self._error_logged:
                 logger.error("%s: numbers are lost (%s); the run goes on", self.path.parent, error)
-            self._complained = True
+            self._error_logged = True
 
     def close(self) -> None:
-        """Writes out what TensorBoard still holds back, as far as the disk takes it."""
+        """Writes out TensorBoard's buffer, as far as the disk has room."""
         with suppress(OSError):
             self._board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; one that was cut off is left out."""
+    """The lines of a run's ``metrics.jsonl``, without incomplete ones."""
     path = folder / FILE
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

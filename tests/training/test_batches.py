@@ -1,4 +1,4 @@
-"""The endless batches: the same whatever the number of loader processes, and taken up where a run stopped."""
+"""The endless batches: the same for any number of loader processes, and continued where a run stopped."""
 
 import gc
 import itertools
@@ -26,7 +26,7 @@ SAMPLES = 10
 
 
 class Numbers(Dataset):
-    """(epoch, index), and the process that answers."""
+    """(epoch, index, process id)."""
 
     def __init__(self):
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -47,20 +47,17 @@ def endless(*, workers: int = 0, start: int = 0, rank: int = 0, world_size: int 
 
 
 def batches(count: int, **options: int) -> list:
-    return list(islice(endless(**options), count))
-
-
-def shown(found: list) -> list:
-    return [[sample[:2] for sample in batch] for batch in found]
+    """The first batches, without the process ids."""
+    return [[sample[:2] for sample in batch] for batch in islice(endless(**options), count)]
 
 
 def test_loader_processes_change_no_batch_over_several_epochs():
-    alone, shared = batches(10), batches(10, workers=2)
-    assert shown(alone) == shown(shared)
+    alone = batches(10)
+    assert alone == batches(10, workers=2)
     assert [batch[0][0] for batch in alone] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
 
 
-def test_loader_processes_live_on_from_epoch_to_epoch_and_leave_stopping_to_the_main_one():
+def test_loader_processes_stay_from_epoch_to_epoch_and_ignore_signals():
     found = endless(workers=2)
     first = [sample for batch in islice(found, 3) for sample in batch]
     workers = {sample[2] for sample in first}
@@ -71,24 +68,15 @@ def test_loader_processes_live_on_from_epoch_to_epoch_and_leave_stopping_to_the_
     assert {sample[2] for sample in later} == workers
 
 
-LEAVES = """
-import anomalygpt
-from tests.training.test_batches import endless
-
-found = endless(workers=2)
-next(found)
-raise SystemExit(3)
-"""
-
 STUCK = """
 import ctypes, itertools
 import anomalygpt
 from tests.training.test_batches import Numbers, endless
 
-seen = itertools.count()
+count = itertools.count()
 
 def stick_in_the_second_batch(self, index):
-    if next(seen) >= 3:  # of each worker
+    if next(count) >= 3:  # of each worker
         lock = ctypes.create_string_buffer(64)
         for _ in range(2):
             ctypes.CDLL(None).pthread_mutex_lock(lock)
@@ -103,17 +91,14 @@ raise SystemExit(3)
 """
 
 
-@pytest.mark.parametrize("script", [LEAVES, STUCK])
-def test_a_process_that_leaves_in_the_middle_does_not_wait_for_its_loaders_for_ever(script):
+def test_a_process_that_exits_in_the_middle_does_not_wait_for_stuck_loaders():
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'code'}:{ROOT}", "DS_ACCELERATOR": "cpu"}
-    left = subprocess.run(
-        [sys.executable, "-c", script], env=environment, timeout=120, stderr=subprocess.PIPE, text=True
-    )
-    assert left.returncode == 3, left.stderr
-    assert "Traceback" not in left.stderr
+    done = subprocess.run([sys.executable, "-c", STUCK], env=environment, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_batches_that_are_closed_end_their_loaders():
+def test_closing_the_batches_ends_their_loaders():
     found = endless(workers=2)
     next(found)
     assert len(multiprocessing.active_children()) >= 2
@@ -124,14 +109,13 @@ def test_batches_that_are_closed_end_their_loaders():
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [1, 3, 7])
-def test_a_run_goes_on_with_the_batch_after_the_last(start, workers):
-    assert shown(batches(4, start=start, workers=workers)) == shown(batches(start + 4))[start:]
+def test_a_resumed_run_continues_with_the_next_batch(start, workers):
+    assert batches(4, start=start, workers=workers) == batches(start + 4)[start:]
 
 
-def test_an_epoch_shows_each_process_its_own_share():
-    shares = [shown(batches(1, rank=rank, world_size=3)) for rank in range(3)]
-    seen = [index for [batch] in shares for _, index in batch]
-    assert len(set(seen)) == 9
+def test_processes_get_different_samples():
+    by_rank = [batches(1, rank=rank, world_size=3) for rank in range(3)]
+    assert len({index for [batch] in by_rank for _, index in batch}) == 9
 
 
 def test_fewer_samples_than_a_round_of_all_processes_are_refused():

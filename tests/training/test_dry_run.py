@@ -27,13 +27,13 @@ def line(plan: list[str], start: str) -> str:
 
 @pytest.fixture
 def nothing_there(tmp_path, monkeypatch) -> Path:
-    """Neither weights nor data, as on a machine on which somebody looks first."""
+    """An empty folder: neither weights nor data."""
     monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
     return tmp_path
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_plan_needs_neither_weights_nor_data_and_says_what_is_unknown(nothing_there, name):
+def test_a_plan_needs_neither_weights_nor_data_and_lists_what_is_unknown(nothing_there, name):
     plan = describe(load_config(name), processes=2)
     assert line(plan, "all trained").split()[-1] == "112,663,480"
     assert line(plan, "training pairs").endswith("unknown")
@@ -71,7 +71,7 @@ def test_a_tree_that_is_there_but_wrong_is_an_error_beside_an_absent_one_too(exp
             describe(config, processes=1)
 
 
-def test_an_absent_tree_beside_a_right_one_is_told_and_nothing_counted(experiment):
+def test_an_absent_tree_beside_a_right_one_is_listed_and_nothing_counted(experiment):
     right = f"{{kind: mvtec, root: {experiment.config.parent / 'data'}}}"
     plan = describe(load_config(experiment.config, [f"data.sources=[{right}, {{kind: csv, root: no.csv}}]"]), 1)
     assert line(plan, "training pairs").endswith("unknown")
@@ -79,13 +79,13 @@ def test_an_absent_tree_beside_a_right_one_is_told_and_nothing_counted(experimen
 
 
 def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path):
-    (tmp_path / "talk.json").write_text("{}")
-    talk = f"data.instructions={{conversations: {tmp_path}/talk.json, images: {tmp_path}/%s}}"
-    plan = describe(load_config(experiment.config, [talk % "photos"]), 1)
-    assert line(plan, "instructions: /").endswith("photos: no such folder")
+    (tmp_path / "list.json").write_text("{}")
+    source = f"data.instructions={{conversations: {tmp_path}/list.json, images: {tmp_path}/photos}}"
+    config = load_config(experiment.config, [source])
+    assert line(describe(config, 1), "instructions: /").endswith("photos: no such folder")
     (tmp_path / "photos").mkdir()
     with pytest.raises(DatasetError, match="expected a JSON list"):
-        describe(load_config(experiment.config, [talk % "photos"]), 1)
+        describe(config, 1)
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(nothing_there):
@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(nothing
         describe(load_config("train_mvtec"), processes=3)
 
 
-def test_the_plans_sizes_are_those_of_the_model_that_is_built(experiment):
+def test_the_planned_model_has_the_sizes_of_the_one_that_is_built(experiment):
     config = load_config(experiment.config)
     planned, _ = planned_model(config)
     built = build_model(config, torch.device("cpu"))
@@ -147,7 +147,7 @@ def test_the_scripts_start_and_print_a_config_that_can_be_used_again(name, tmp_p
         env=os.environ | {"PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    # The launcher's own lines come before and after.
+    # The launcher prints lines before and after.
     printed = re.sub(r"^\[\d{4}-.*\n?", "", done.stdout[done.stdout.index("name:") :], flags=re.MULTILINE)
     assert yaml.safe_load(printed)["name"] == name
     (tmp_path / "again.yaml").write_text(printed)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 
@@ -14,27 +13,29 @@ from anomalygpt.training.pictures import CAPTION_LINES, LINE, caption, draw_curv
 SPEC = ImageSpec(size=28, mean=(0.5,) * 3, std=(0.5,) * 3, grid=2, tap_width=4, taps=(0,), embed_width=4)
 
 
-def sheet(path: Path, talk: list) -> Image.Image:
+def draw(path: Path, dialogues: list) -> Path:
     images = torch.zeros(2, 3, 28, 28)
     maps = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    sample_sheet(images, (maps > 0.5).float(), maps.bfloat16(), talk, SPEC, path)
-    with Image.open(path) as picture:
-        picture.load()
-    return picture
+    sample_sheet(images, (maps > 0.5).float(), maps.bfloat16(), dialogues, SPEC, path)
+    return path
 
 
-def test_a_sheet_has_a_column_for_words_only_where_the_model_speaks(tmp_path):
-    silent = sheet(tmp_path / "silent.png", [(None, None)] * 2)
-    speaking = sheet(tmp_path / "speaking.png", [("Is there a $5 defect?", "No."), ("有异常吗？", "没有。\x00")])
-    assert speaking.width > 1.2 * silent.width
-    assert speaking.height == silent.height
+def test_a_sheet_has_a_column_for_answers_only_with_a_language_model(tmp_path):
+    maps = Image.open(draw(tmp_path / "maps.png", [(None, None)] * 2))
+    answers = Image.open(
+        draw(tmp_path / "answers.png", [("Is there a $5 defect?", "No."), ("有异常吗？", "没有。\x00")])
+    )
+    assert answers.width > 1.2 * maps.width
+    assert answers.height == maps.height
 
 
-def test_a_folder_that_can_not_be_written_is_an_error_and_leaves_nothing(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError):
-        sheet(tmp_path / "file" / "sheet.png", [(None, None)] * 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+def test_pictures_that_can_not_be_written_are_logged_and_leave_nothing(tmp_path, caplog):
+    for name in ("sheet.png", "curves.png"):
+        (tmp_path / name).mkdir()
+    draw(tmp_path / "sheet.png", [(None, None)] * 2)
+    draw_curves(tmp_path)
+    assert caplog.text.count("could not be written") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"sheet.png", "curves.png"}
 
 
 def test_a_caption_is_cut_to_lines_and_starts_no_formula():
@@ -48,10 +49,10 @@ def test_a_caption_is_cut_to_lines_and_starts_no_formula():
 
 
 def test_curves_are_drawn_from_what_a_run_has_logged_and_from_nothing(tmp_path):
-    empty = draw_curves(tmp_path)
-    assert empty.is_file()
+    draw_curves(tmp_path)
     lines = [{"kind": "train", "step": step, "total": 1 / step, "lr": 1e-3} for step in range(1, 101)]
     lines.append({"kind": "validation", "step": 100, "total": 0.5, "verdict_accuracy": 0.75})
     (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    before = empty.stat().st_size
-    assert draw_curves(tmp_path).stat().st_size > before
+    before = (tmp_path / "curves.png").stat().st_size
+    draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").stat().st_size > before

@@ -2,11 +2,8 @@
 
 import math
 import os
-import pickletools
 import subprocess
 import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +15,9 @@ from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.checkpoint import file_shapes, load_delta, read_metadata, read_tensors
+from anomalygpt.model.checkpoint import load_delta, read_metadata, read_tensors
 from anomalygpt.model.llm import LoraSettings
-from anomalygpt.training.checkpoints import BEST, BestWeights, export_delta, record_run, require_shared
+from anomalygpt.training.checkpoints import BEST, BestWeights, export_delta, record_run
 from tests.helpers import tiny_model
 from tests.shared_data import ROOT
 
@@ -56,23 +53,17 @@ def config(parts: str) -> ExperimentConfig:
     ],
 )
 def test_the_delta_has_the_released_names_in_half_precision(model, tmp_path, parts, names):
-    export_delta(model, config(parts), tmp_path, ALONE)
+    path = export_delta(model, config(parts), tmp_path, ALONE)
     plain = torch.load(tmp_path / "pytorch_model.pt", weights_only=True)
     assert type(plain) is dict
     assert set(plain) == names
     assert {(type(value), value.dtype) for value in plain.values()} == {(torch.Tensor, torch.float16)}
     state = model.state_dict()
     assert all(torch.equal(value, state[name].half()) for name, value in plain.items())
-
-
-def test_both_files_hold_the_same_and_ours_carries_its_config(model, tmp_path):
-    parts = "[image_decoder, prompt_learner, llama_proj, lora]"
-    ours = export_delta(model, config(parts), tmp_path, ALONE)
-    tensors, others = read_tensors(ours), read_tensors(tmp_path / "pytorch_model.pt")
-    assert all(torch.equal(tensors[name], others[name]) for name in others)
-    assert tensors.keys() == others.keys()
-    inside = yaml.safe_load(read_metadata(ours)["config"])
-    assert ExperimentConfig.model_validate(inside) == config(parts)
+    ours = read_tensors(path)
+    assert ours.keys() == names
+    assert all(torch.equal(value, ours[name]) for name, value in plain.items())
+    assert ExperimentConfig.model_validate(yaml.safe_load(read_metadata(path)["config"])) == config(parts)
 
 
 def test_the_delta_fits_a_model_that_was_not_trained(model, tmp_path):
@@ -82,36 +73,19 @@ def test_the_delta_fits_a_model_that_was_not_trained(model, tmp_path):
     assert torch.equal(fresh.prompt_learner.base_prompts, model.prompt_learner.base_prompts.half().float())
 
 
-def test_the_plain_file_names_nothing_but_torchs_tensors(model, tmp_path):
-    """Whoever unpickles it the old way, as the released code does, needs no module of ours."""
-    export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
-    with zipfile.ZipFile(tmp_path / "pytorch_model.pt") as archive:
-        [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        operations = list(pickletools.genops(archive.read(name)))
-    wanted = {argument for operation, argument, _ in operations if operation.name in ("GLOBAL", "STACK_GLOBAL")}
-    assert wanted == {"torch._utils _rebuild_tensor_v2", "torch HalfStorage", "collections OrderedDict"}
-
-
 def test_another_rank_writes_nothing(model, tmp_path):
     export_delta(model, config("[image_decoder]"), tmp_path, Process(1, 1, 2, torch.device("cpu")))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_can_not_write_says_so_in_one_line(tmp_path):
+def test_a_folder_that_can_not_be_written_is_one_line(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(UserError, match=r"file.run: can't be written .* choose another training.output"):
         record_run(config("[image_decoder]"), blocked / "run")
 
 
-def test_a_delta_is_as_large_as_its_tensors_in_half_precision(model, tmp_path):
-    path: Path = export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
-    numbers = sum(torch.Size(shape).numel() for shape in file_shapes(path).values())
-    for file in (path, tmp_path / "pytorch_model.pt"):
-        assert 2 * numbers < os.path.getsize(file) < 2 * numbers + 20_000
-
-
-# Two processes, each with a folder of its own, as on two machines without a common file system.
+# Two processes with different folders, as on two machines without a shared file system.
 APART = """
 import sys
 from pathlib import Path
@@ -131,7 +105,7 @@ with user_errors():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [("apart", 1), ("together", 0)])
-def test_machines_that_do_not_share_the_runs_folder_are_told_at_the_start(tmp_path, how, code):
+def test_machines_that_do_not_share_the_folder_are_refused_at_the_start(tmp_path, how, code):
     script = tmp_path / "apart.py"
     script.write_text(APART)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
@@ -139,11 +113,6 @@ def test_machines_that_do_not_share_the_runs_folder_are_told_at_the_start(tmp_pa
     done = subprocess.run([*command, str(tmp_path), how], capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == code, done.stderr[-2000:]
     assert ("has to lie on a file system that all machines of the run share" in done.stderr) == (how == "apart")
-
-
-def test_a_single_process_shares_with_nobody(model, tmp_path):
-    record_run(config("[image_decoder]"), tmp_path)
-    require_shared(tmp_path)
 
 
 class Decoder(nn.Module):
@@ -154,7 +123,7 @@ class Decoder(nn.Module):
 
 @pytest.fixture
 def offered(tmp_path):
-    """Offers losses, step after step, and says which one the file holds then."""
+    """Offers losses, step after step, and returns the one that the file then holds."""
 
     def offer(*losses: float, resumed: bool = False) -> float | None:
         best = BestWeights(tmp_path, ALONE, resumed=resumed)
@@ -166,28 +135,18 @@ def offered(tmp_path):
     return offer
 
 
-def test_the_lowest_loss_is_kept(offered):
-    assert offered(0.5, 0.3, 0.4) == 0.3
-
-
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_not_kept(offered, loss):
+def test_the_lowest_finite_loss_is_kept(offered, loss):
     assert offered(loss) is None
-    assert offered(loss, 0.5, loss) == 0.5
+    assert offered(loss, 0.5, 0.3, loss, 0.4) == 0.3
 
 
-def test_a_resumed_run_has_to_do_better_than_the_file(offered):
-    offered(0.3)
-    assert offered(0.4, resumed=True) == 0.3
-    assert offered(0.2, resumed=True) == 0.2
+def test_a_resumed_run_replaces_a_higher_loss_and_a_new_run_any(offered):
+    losses = [(0.3, False), (0.4, True), (0.2, True), (0.4, False)]
+    assert [offered(loss, resumed=resumed) for loss, resumed in losses] == [0.3, 0.3, 0.2, 0.4]
 
 
-def test_a_file_that_another_run_left_is_no_bar_to_a_new_one(offered):
-    offered(0.3)
-    assert offered(0.4) == 0.4
-
-
-def test_what_could_not_be_written_is_no_bar(tmp_path, offered, caplog):
+def test_a_loss_that_could_not_be_written_does_not_count(tmp_path, offered, caplog):
     blocked = tmp_path / BEST
     (blocked / "in the way").mkdir(parents=True)
     best = BestWeights(tmp_path, ALONE, resumed=True)
@@ -199,6 +158,6 @@ def test_what_could_not_be_written_is_no_bar(tmp_path, offered, caplog):
     assert read_metadata(blocked)["validation_loss"] == "0.400000"
 
 
-def test_a_damaged_file_is_no_bar(tmp_path, offered):
+def test_a_damaged_file_is_replaced(tmp_path, offered):
     (tmp_path / BEST).write_bytes(b"damaged")
     assert offered(0.4, resumed=True) == 0.4

@@ -1,4 +1,4 @@
-"""Checkpoints of a small engine, in real processes: killed in the middle of a save, on a full disk, divided."""
+"""Checkpoints of a small engine, in real processes: killed in the middle of a save, on a full disk, partitioned."""
 
 import json
 import os
@@ -41,7 +41,7 @@ settings = TrainingConfig(
 )
 engine = start_engine(model, deepspeed_config(settings, 10, process.world_size))
 with user_errors():
-    require_same_run(engine, folder, process)
+    require_same_run(engine, folder, process, {})
     step = load_state(engine, folder, process)
 if process.is_main:
     print(json.dumps({"resumed": step}), flush=True)
@@ -63,7 +63,7 @@ while step < last:
     full = int(os.environ.get("FULL_RANK", process.world_size - 1))
     if step == int(os.environ.get("NO_ROOM_FROM", 0)) and process.rank == full:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ.get("ROOM", 100_000)), resource.RLIM_INFINITY))
-    kept = save_state(engine, folder, step, process, keep=2)
+    kept = save_state(engine, folder, step, process, keep=2, identity={})
     if process.is_main:
         print(json.dumps({"step": step, "loss": float(loss.detach()), "kept": kept}), flush=True)
 """
@@ -83,36 +83,30 @@ def start(
     )
 
 
-def said(done: subprocess.CompletedProcess) -> list[dict]:
+def parsed(done: subprocess.CompletedProcess) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def losses(*runs: subprocess.CompletedProcess) -> dict[int, float]:
-    return {line["step"]: line["loss"] for run in runs for line in said(run) if "step" in line}
+    return {line["step"]: line["loss"] for run in runs for line in parsed(run) if "step" in line}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, float]]:
-    """A run of four steps without interruption: its folder, of which tests take copies, and its losses."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+    """A run of four steps without interruption: its folder, which tests copy, and its losses."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
     return folder, losses(start(folder, 4))
 
 
-@pytest.fixture
-def uninterrupted(finished) -> dict[int, float]:
-    return finished[1]
-
-
-def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_save_before(tmp_path, uninterrupted):
+def test_a_run_killed_in_the_middle_of_a_save_resumes_from_the_save_before(tmp_path, finished):
     folder = tmp_path / "run"
     killed = start(folder, 4, DIE_IN_SAVE=3)
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in complete_checkpoints(folder)] == ["step0000001", "step0000002"]
-    torn = folder / "checkpoints" / "step0000003"
-    assert any(torn.iterdir())
+    assert any((folder / "checkpoints" / "step0000003").iterdir())
     resumed = start(folder, 4)
-    assert said(resumed)[0] == {"resumed": 2}
-    assert losses(killed, resumed) == uninterrupted
+    assert parsed(resumed)[0] == {"resumed": 2}
+    assert losses(killed, resumed) == finished[1]
     assert [path.name for path in complete_checkpoints(folder)] == ["step0000003", "step0000004"]
 
 
@@ -146,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(finished, tmp_path):
     assert "delete it to go on from the one before" in refused.stderr
     assert "Traceback" not in refused.stderr
     shutil.rmtree(complete_checkpoints(folder)[-1])
-    assert said(start(folder, 3))[0] == {"resumed": 3}
+    assert parsed(start(folder, 3))[0] == {"resumed": 3}
 
 
 @pytest.fixture
@@ -161,11 +155,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_last_whole_checkpoint_stays(small_disk, uninterrupted):
+def test_a_full_disk_is_one_line_and_the_last_complete_checkpoint_stays(small_disk, finished):
     folder = small_disk / "run"
     full = start(folder, 4)
     assert full.returncode == 0, full.stderr[-2000:]
-    assert [line["kept"] for line in said(full)[1:]] == [True, True, False, False]
+    assert [line["kept"] for line in parsed(full)[1:]] == [True, True, False, False]
     complaints = [line for line in full.stderr.splitlines() if "could not be written" in line]
     assert len(complaints) == 2
     assert "step0000003" in complaints[0]
@@ -174,47 +168,37 @@ def test_a_full_disk_is_one_line_and_the_last_whole_checkpoint_stays(small_disk,
     assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step0000001", "step0000002"]
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     resumed = start(folder, 4)
-    assert said(resumed)[0] == {"resumed": 2}
-    assert losses(resumed) == {step: uninterrupted[step] for step in (3, 4)}
-
-
-@pytest.mark.slow
-def test_a_file_that_may_not_grow_is_one_line_too(tmp_path, uninterrupted):
-    """As a full disk, for those who can't mount one."""
-    folder = tmp_path / "run"
-    done = start(folder, 3, NO_ROOM_FROM=3)
-    assert [line["kept"] for line in said(done)[1:]] == [True, True, False]
-    assert done.stderr.count("could not be written") == 1
-    assert said(start(folder, 4))[0] == {"resumed": 2}
+    assert parsed(resumed)[0] == {"resumed": 2}
+    assert losses(resumed) == {step: finished[1][step] for step in (3, 4)}
 
 
 # 30,000 bytes are too few for the scripts, too, that DeepSpeed's rank 0 would copy.
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "room"), [(1, 100_000), (0, 30_000)])
-def test_where_one_of_two_processes_has_no_room_neither_waits_and_none_keeps_the_checkpoint(tmp_path, rank, room):
+def test_no_process_keeps_a_checkpoint_for_which_one_has_no_room(tmp_path, rank, room):
     folder = tmp_path / "run"
     done = start(folder, 3, stage=2, processes=2, NO_ROOM_FROM=2, FULL_RANK=rank, ROOM=room)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [line["kept"] for line in said(done)[1:]] == [True, False, False]
+    assert [line["kept"] for line in parsed(done)[1:]] == [True, False, False]
     assert [path.name for path in complete_checkpoints(folder)] == ["step0000001"]
 
 
 ALONE = Process(0, 0, 1, torch.device("cpu"))
-PLACE = {"training.batch_size": 16, "seed": 42, "training pairs": 10}
+IDENTITY = {"training.batch_size": 16, "seed": 42, "training pairs": 10}
 
 
-def written(folder: Path, facts: dict) -> Path:
-    """A run's folder with a whole checkpoint that is bound to these facts."""
+def written(folder: Path, identity: dict) -> Path:
+    """A run's folder with a complete checkpoint of this identity."""
     checkpoint = folder / "checkpoints" / "step0000004"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "run.json").write_text(json.dumps(facts))
+    (checkpoint / "run.json").write_text(json.dumps(identity))
     (checkpoint / "whole").touch()
     return folder
 
 
 @pytest.fixture
 def engine() -> SimpleNamespace:
-    """What a checkpoint's facts are read from."""
+    """The parts of an engine that a checkpoint's identity is read from."""
     return SimpleNamespace(
         module=nn.Linear(2, 1),
         fp16_enabled=lambda: False,
@@ -224,17 +208,24 @@ def engine() -> SimpleNamespace:
     )
 
 
-@pytest.mark.parametrize("key", PLACE)
-def test_a_run_with_another_place_in_the_data_is_refused(engine, tmp_path, key):
-    folder = written(tmp_path, {"number of processes": 1, **PLACE})
-    require_same_run(engine, folder, ALONE, PLACE)
-    with pytest.raises(UserError, match=rf"step0000004 was written with {key} {PLACE[key]}, here 8\. Take the run"):
-        require_same_run(engine, folder, ALONE, {**PLACE, key: 8})
+@pytest.mark.parametrize("key", IDENTITY)
+def test_a_run_with_other_data_or_batches_is_refused(engine, tmp_path, key):
+    folder = written(tmp_path, {"number of processes": 1, **IDENTITY})
+    require_same_run(engine, folder, ALONE, IDENTITY)
+    with pytest.raises(UserError, match=rf"step0000004 was written with {key} {IDENTITY[key]}, here 8\. Take the run"):
+        require_same_run(engine, folder, ALONE, {**IDENTITY, key: 8})
 
 
-def test_a_checkpoint_from_before_these_facts_were_written_is_taken_up(engine, tmp_path):
-    require_same_run(engine, written(tmp_path, {"number of processes": 1, "training.zero_stage": 2}), ALONE, PLACE)
+def test_a_checkpoint_without_these_values_is_resumed(engine, tmp_path):
+    require_same_run(engine, tmp_path, ALONE, IDENTITY)  # no checkpoint at all
+    require_same_run(engine, written(tmp_path, {"number of processes": 1, "training.zero_stage": 2}), ALONE, IDENTITY)
 
 
-def test_where_there_is_no_checkpoint_nothing_is_compared(engine, tmp_path):
-    require_same_run(engine, tmp_path, ALONE, PLACE)
+@pytest.mark.parametrize("text", ['{"seed": ', "[1]"])
+def test_a_damaged_identity_is_one_line(engine, tmp_path, text):
+    (written(tmp_path, {}) / "checkpoints" / "step0000004" / "run.json").write_text(text)
+    with pytest.raises(
+        UserError, match=r"step0000004: can't be read, it is damaged .* go on from the one before"
+    ) as caught:
+        require_same_run(engine, tmp_path, ALONE, IDENTITY)
+    assert "\n" not in str(caught.value)

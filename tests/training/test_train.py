@@ -13,8 +13,7 @@ import yaml
 
 from anomalygpt.files import claimed
 from anomalygpt.model.checkpoint import PARTS, file_shapes, part_of, read_metadata, read_tensors
-from anomalygpt.train import _draw_curves, main
-from anomalygpt.training.checkpoints import complete_checkpoints
+from anomalygpt.train import main
 from anomalygpt.training.metrics_log import read_metrics
 from tests import processes
 from tests.shared_data import ROOT
@@ -57,14 +56,11 @@ def test_a_run_leaves_a_delta_with_its_config_inside(finished):
     assert {part_of(name) for name in names} == set(PARTS)
     assert yaml.safe_load(read_metadata(delta)["config"])["name"] == "tiny"
     assert file_shapes(finished / "pytorch_model.pt") == names
-
-
-def test_a_run_records_what_it_takes_to_repeat_it(finished):
     assert yaml.safe_load((finished / "config.yaml").read_text())["seed"] == 42
     assert json.loads((finished / "environment.json").read_text())["packages"]["torch"]
 
 
-def test_a_run_validates_on_held_back_photos_and_shows_what_it_sees(finished):
+def test_a_run_validates_on_held_back_photos_and_draws_pictures(finished):
     [validation] = numbers(finished, "validation")
     assert validation["step"] == 4
     assert validation["total"] > 0
@@ -93,7 +89,7 @@ sys.exit(train.main(sys.argv[4:]))
 
 
 def stop_after(experiment, folder: Path, step: int, number: signal.Signals) -> tuple[int, str]:
-    """A run that gets a signal once it has logged a step; its exit code and what it said."""
+    """A run that gets a signal once it has logged a step; its exit code and its stderr."""
     launcher = (sys.executable, "-c", INTERRUPTED, str(step), str(int(number)))
     done = train(experiment, f"training.output={folder}", launcher=launcher)
     return done.returncode, done.stderr
@@ -101,21 +97,21 @@ def stop_after(experiment, folder: Path, step: int, number: signal.Signals) -> t
 
 def test_a_run_that_is_stopped_and_killed_ends_with_the_losses_of_an_uninterrupted_one(experiment, finished):
     folder = experiment.runs / "killed"
-    code, said = stop_after(experiment, folder, 1, signal.SIGTERM)
-    assert code == 2, said
+    code, errors = stop_after(experiment, folder, 1, signal.SIGTERM)
+    assert code == 2, errors
     assert sorted(losses(folder)) == [1]
-    assert "start the same command again to go on" in said
-    code, said = stop_after(experiment, folder, 3, signal.SIGKILL)
-    assert code == -signal.SIGKILL, said
+    assert "start the same command again to go on" in errors
+    code, errors = stop_after(experiment, folder, 3, signal.SIGKILL)
+    assert code == -signal.SIGKILL, errors
     assert sorted(losses(folder)) == [1, 2, 3]
-    assert "resumed" in said
+    assert "resumed" in errors
     assert "resumed" in ok(train(experiment, f"training.output={folder}")).stderr
     assert losses(folder) == losses(finished)
     ours, theirs = (read_tensors(run / "model.safetensors") for run in (folder, finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_resume_that_is_refused_leaves_the_runs_own_settings_where_they_are(experiment, finished):
+def test_a_refused_resume_leaves_the_folder_as_it_was(experiment, finished):
     files = [finished / name for name in ("config.yaml", "environment.json", "metrics.jsonl")]
     before = [path.read_bytes() for path in files]
     refused = train(experiment, f"training.output={finished}", "seed=43")
@@ -132,33 +128,13 @@ def test_a_second_run_into_a_folder_in_use_is_refused(experiment, finished):
     assert "Traceback" not in done.stderr
 
 
-def test_curves_that_could_not_be_drawn_do_not_spoil_a_finished_run(tmp_path, caplog):
-    (tmp_path / "curves.png").mkdir()
-    _draw_curves(tmp_path)
-    assert "the curves could not be drawn" in caplog.text
-
-
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
-    for step, whole in ((1, True), (2, True), (3, False)):
-        target = tmp_path / "checkpoints" / f"step{step:07d}"
-        target.mkdir(parents=True)
-        if whole:
-            (target / "whole").touch()
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step0000001", "step0000002"]
-
-
 def test_instruction_steps_alternate_with_anomaly_steps(experiment, finished):
     root = experiment.config.parent
-    entries = [
-        {
-            "image_name": f"{number:03}.png",
-            "conversation": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A disc."}],
-        }
-        for number in range(4)
-    ]
-    (root / "talk.json").write_text(json.dumps(entries))
-    folder = experiment.runs / "talk"
-    source = f"data.instructions={{conversations: {root}/talk.json, images: {root}/data/disc/train/good}}"
+    turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A disc."}]
+    entries = [{"image_name": f"{number:03}.png", "conversation": turns} for number in range(4)]
+    (root / "instructions.json").write_text(json.dumps(entries))
+    folder = experiment.runs / "instructions"
+    source = f"data.instructions={{conversations: {root}/instructions.json, images: {root}/data/disc/train/good}}"
     ok(train(experiment, f"training.output={folder}", "training.steps=2", source))
     lines = numbers(folder)
     assert [line["step"] for line in lines] == [1, 2]
@@ -166,48 +142,51 @@ def test_instruction_steps_alternate_with_anomaly_steps(experiment, finished):
     assert lines[0]["focal"] == numbers(finished)[0]["focal"]  # the map's losses come from the anomaly steps alone
 
 
-def test_two_processes_train_and_agree_on_one_delta(experiment):
-    folder = experiment.runs / "two"
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    ok(train(experiment, f"training.output={folder}", "training.zero_stage=2", launcher=launcher))
+LAUNCHERS = {
+    "torchrun": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+    "deepspeed": (str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_and_export_one_delta(experiment, launcher):
+    folder = experiment.runs / launcher
+    settings = (f"training.output={folder}", "training.zero_stage=2")
+    ok(train(experiment, *settings, launcher=LAUNCHERS[launcher]))
     assert sorted(losses(folder)) == [1, 2, 3, 4]
     assert (folder / "model.safetensors").is_file()
 
 
-def test_the_deepspeed_launcher_starts_it(experiment):
-    folder = experiment.runs / "launched"
-    launcher = (str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2")
-    ok(train(experiment, f"training.output={folder}", launcher=launcher))
-    assert sorted(losses(folder)) == [1, 2, 3, 4]
-
-
-def test_a_wrong_setting_is_one_line(experiment):
-    done = train(experiment, "training.optimiser.lr=1")
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.optimiser.lr=1", "did you mean 'optimizer'?"),
+        ("training.precision=fp16", "this run is on the CPU; training.precision=fp32 trains there"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(experiment, setting, words):
+    done = train(experiment, setting)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].endswith("did you mean 'optimizer'?")
+    assert done.stderr.strip().splitlines()[-1].endswith(words)
     assert "Traceback" not in done.stderr
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line that a command ends in, with exit code 2."""
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("runs/train_compact_1_map/model.safetensors", "python train.py --config train_compact_1_map"),
+        ("typo.safetensors", "typo.safetensors: not there. The setting deltas names it\n"),
+        (".", "this is a folder"),
+    ],
+)
+def test_a_missing_delta_is_one_line_with_the_remedy(experiment, tmp_path, capsys, monkeypatch, path, words):
+    monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
-        main(list(words))
+        main(["--config", str(experiment.config), "--set", f"deltas=[{{path: {path}, parts: [states]}}]"])
     errors = capsys.readouterr().err
     assert stopped.value.code == 2
     assert errors.startswith("error: ") and errors.count("\n") == 1
-    return errors
-
-
-def test_a_delta_that_is_not_there_is_told_with_what_to_do(experiment, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
-    config = ["--config", str(experiment.config), "--set"]
-
-    def told(path: str, part: str = "states") -> str:
-        return refused(capsys, *config, f"deltas=[{{path: {path}, parts: [{part}]}}]")
-
-    assert "python train.py --config train_compact_1_map" in told("runs/train_compact_1_map/model.safetensors")
-    assert told("typo.safetensors", "lora").endswith("typo.safetensors: not there. The setting deltas names it\n")
-    assert "this is a folder" in told(".")
+    assert words in errors
 
 
 def test_settings_come_bare_and_after_set(experiment, capsys):
@@ -216,8 +195,3 @@ def test_settings_come_bare_and_after_set(experiment, capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["seed"], printed["name"]) == (5, "other")
     assert (printed["training"]["steps"], printed["training"]["epochs"]) == (8, 2)
-
-
-def test_dry_run_prints_the_resolved_config(experiment):
-    done = ok(train(experiment, "--dry-run", "training.steps=7"))
-    assert yaml.safe_load(done.stdout)["training"]["steps"] == 7
