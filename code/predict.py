@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from anomalygpt.config.load import load_config, stated
 from anomalygpt.datasets.records import DatasetError, list_images
 from anomalygpt.datasets.transforms import load_image
@@ -21,8 +23,6 @@ from anomalygpt.errors import UserError, user_errors
 from anomalygpt.files import replacing
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from anomalygpt.config.schema import ExperimentConfig
     from anomalygpt.inference.predictor import Prediction
 
@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with user_errors():
-        config = load_config(arguments.config or _default_config(), arguments.set)
-        return _run(arguments, config)
+        from anomalygpt.model.build import installed_config
+
+        return _run(arguments, load_config(arguments.config or installed_config(), arguments.set))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,12 +56,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change"
     )
     return parser.parse_args(argv)
-
-
-def _default_config() -> str:
-    from anomalygpt.model.build import installed_config
-
-    return installed_config()
 
 
 def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
@@ -102,11 +97,7 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """What the parser does not check, before the model is loaded.
-
-    Raises:
-        UserError: there is nothing to do, options contradict each other, or a file is missing.
-    """
+    """Raises :class:`UserError` if there is nothing to do, options contradict each other, or a file is missing."""
     if not arguments.photos and not arguments.save_references:
         raise UserError("no photo given; expected photos to look at, or --save-references FILE to remember good ones")
     if arguments.save_references and not (arguments.reference or arguments.references):
@@ -180,7 +171,7 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"--out {folder}: can't be written ({error})") from error
 
 
-def write_pictures(folder: Path, stem: str, photo: "Image.Image", prediction: "Prediction") -> dict[str, str]:
+def write_pictures(folder: Path, stem: str, photo: Image.Image, prediction: "Prediction") -> dict[str, str]:
     """Writes a photo's overlay and float map, each whole or not at all.
 
     Returns:
@@ -189,8 +180,6 @@ def write_pictures(folder: Path, stem: str, photo: "Image.Image", prediction: "P
     Raises:
         UserError: they can't be written.
     """
-    from PIL import Image
-
     from anomalygpt.inference.visualize import overlay
 
     image = prediction.image

@@ -3,24 +3,19 @@
 import contextlib
 import io
 import json
-import sys
-from dataclasses import dataclass
+import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.errors import UserError
 from anomalygpt.predict import as_text, expand, main, output_stems, write_pictures
-from tests.processes import run
-from tests.shared_data import ROOT
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One call: its exit code, what it printed, and the folder that it wrote to."""
 
     code: int
@@ -55,12 +50,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory, photo) -> Path:
 
 
 @pytest.fixture(scope="module")
-def silent_run(photos: Path, compact_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A folder with an unreadable photo in it, held against references, as JSON and as pictures."""
+def compact(compact_overrides: list[str]) -> list[str]:
+    """Options that select the compact model."""
+    return ["--config", "compact", "--device", "cpu", "--set", "seed=1", *compact_overrides]
+
+
+@pytest.fixture(scope="module")
+def silent_run(photos: Path, compact: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A folder with an unreadable photo in it, compared with references, as JSON and as pictures."""
     out = tmp_path_factory.mktemp("out") / "new" / "folder"
-    settings = ["--set", *compact_overrides] if compact_overrides else []
     arguments = [photos / "test", "--reference", photos / "good" / "*.png", "--json", "--no-chat", "--out", out]
-    return call(*arguments, "--config", "compact", "--device", "cpu", *settings, folder=out)
+    return call(*arguments, *compact, folder=out)
 
 
 def results(run: Run) -> dict[str, dict[str, Any]]:
@@ -105,33 +105,26 @@ def test_out_holds_an_overlay_and_a_float_map_of_the_photos_own_size(silent_run:
 
 
 @pytest.mark.weights
-def test_photo_is_answered_in_words(photos: Path, compact_overrides: list[str]) -> None:
-    quick = ["llm.generation.max_new_tokens=8", "llm.generation.temperature=0"]
-    run = call(
-        *(photos / "test" / "scratch.png", "--question", "Is the screw bent?", "--class-name", "screw"),
-        *("--config", "compact", "--device", "cpu", "--set", *compact_overrides, *quick),
-    )
+def test_photo_is_answered_in_words(photos: Path, compact: list[str]) -> None:
+    path, quick = photos / "test" / "scratch.png", ["llm.generation.max_new_tokens=8", "llm.generation.temperature=0"]
+    run = call(path, "--question", "Is the screw bent?", "--class-name", "screw", *compact, *quick)
     assert run.code == 0
-    first = run.out.splitlines()[0]
-    assert first.startswith(f"{photos / 'test' / 'scratch.png'}: ")
-    assert "(probability " in first
-    assert "says the " in first
+    assert re.match(rf"{re.escape(str(path))}: \w+, says the \w+ \(probability ", run.out)
+    assert len(run.out.splitlines()[1]) > len("  ")
 
 
 @pytest.mark.weights
 def test_references_are_remembered_once_and_used_from_their_file(
-    silent_run: Run, photos: Path, compact_overrides: list[str], tmp_path: Path
+    silent_run: Run, photos: Path, compact: list[str], tmp_path: Path
 ) -> None:
-    settings = ["--config", "compact", "--device", "cpu", *(["--set", *compact_overrides] if compact_overrides else [])]
     memory = tmp_path / "references" / "part.safetensors"
-    kept = call("--reference", photos / "good" / "*.png", "--save-references", memory, *settings)
+    kept = call("--reference", photos / "good" / "*.png", "--save-references", memory, *compact)
     assert (kept.code, kept.out) == (0, "")
     scratch = photos / "test" / "scratch.png"
-    used = call(scratch, "--references", memory, "--json", "--no-chat", *settings)
+    used = call(scratch, "--references", memory, "--json", "--no-chat", *compact)
     assert used.code == 0
     before, after = results(silent_run)["scratch.png"], results(used)["scratch.png"]
-    for name in ("score", "threshold", "probability"):
-        assert after[name] == pytest.approx(before[name], abs=1e-3)
+    assert all(after[name] == before[name] for name in ("score", "threshold", "probability"))
 
 
 @pytest.fixture
@@ -217,15 +210,6 @@ def test_long_name_of_a_photo_is_written_as_far_as_the_file_system_goes(found: A
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names.values())
 
 
-def test_missing_photo_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    command = [sys.executable, "predict.py", str(tmp_path / "nowhere.png"), "--config", "compact"]
-    done = run(command, timeout=120, cwd=ROOT / "code")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == [
-        f"error: {tmp_path / 'nowhere.png'}: no photo there; expected an image file, a folder of images, or a pattern"
-    ]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -233,7 +217,10 @@ def test_missing_photo_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         (["--config", "compakt"], "no config 'compakt'"),
         (["--config", "compact", "--set", "llm.generation.top_q=1"], "did you mean 'top_p'?"),
         (["--config", "compact", "--reference", "{photos}/test/broken.png"], "cannot be read as an image"),
-        (["--config", "compact", "--reference", "{photos}/none/*.png"], "no photo there"),
+        (
+            ["--config", "compact", "--reference", "{photos}/none/*.png"],
+            "none/*.png: no photo there; expected an image file, a folder of images, or a pattern",
+        ),
         (["--config", "compact", "--references", "{photos}/none.safetensors"], "none.safetensors: no such file"),
         (["--config", "compact", "--references", "{photos}/good"], "good: a folder; expected a file"),
         (["--config", "compact", "--save-references", "{photos}/none.safetensors"], "needs good photos"),
@@ -270,15 +257,7 @@ def test_folders_patterns_and_photos_are_taken_once_and_in_order(photos: Path) -
     assert expand([str(good[1]), str(photos / "good"), str(photos / "**" / "1.png")]) == [good[1], good[0]]
     assert expand([str(photos / "test")]) == [photos / "test" / n for n in ("broken.png", "scratch.jpg", "scratch.png")]
     assert expand([]) == []
-
-
-def test_pattern_that_matches_nothing_is_named(photos: Path) -> None:
-    with pytest.raises(UserError, match=r"\*\.bmp: no photo there"):
-        expand([str(photos / "*.bmp")])
-
-
-def test_photo_whose_name_looks_like_a_pattern_is_found(photos: Path) -> None:
-    odd = photos / "part [1].png"
+    odd = photos / "part [1].png"  # looks like a pattern
     Image.new("RGB", (8, 8)).save(odd)
     assert expand([str(odd)]) == [odd]
 

@@ -18,7 +18,8 @@ from anomalygpt.evaluation.published import METRICS
 from anomalygpt.evaluation.tables import title_of
 from anomalygpt.files import replacing
 from anomalygpt.inference.predictor import ImageResult
-from anomalygpt.inference.visualize import heat, overlay
+from anomalygpt.inference.visualize import overlay
+from anomalygpt.model.map_calibration import calibrate_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +87,9 @@ def _coloured(result: ImageResult) -> Image.Image:
     """The whole map in colours, on the scale of every other picture: half way up is the threshold."""
     from matplotlib import colormaps
 
-    return Image.fromarray((colormaps["turbo"](heat(result.map, result.threshold))[..., :3] * 255).astype(np.uint8))
+    return Image.fromarray(
+        (colormaps["turbo"](calibrate_map(result.map, result.threshold))[..., :3] * 255).astype(np.uint8)
+    )
 
 
 def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:

@@ -14,14 +14,14 @@ ClassRule = Literal["longest_word", "official"]
 Verdict = Literal["answer", "score"]  # which one decides where they contradict each other
 
 CHINESE = re.compile(r"[一-鿿]")
-YES = re.compile(r"(?:yes|yeah|yep)(?![a-z])")
-NO = re.compile(r"(?:no|nope)(?![a-z])")
-ZH_QUESTION = re.compile(r"是否|是不是|有没有|有无|能否")
-ZH_NO = re.compile(r"没有|没|未|否|无|不是|不存在|不(?=$|[\s，。、！,.!])")
-ZH_YES = re.compile(r"是|有|存在|对(?=$|[\s，。、！,.!的])")
-
-
-# -- the class that a question names ----------------------------------------------------------------------------------
+# How an answer begins -> its verdict; the first match counts.
+OPENINGS = (
+    (re.compile(r"(?:yes|yeah|yep)(?![a-z])"), True),
+    (re.compile(r"(?:no|nope)(?![a-z])"), False),
+    (re.compile(r"是否|是不是|有没有|有无|能否"), None),  # a question
+    (re.compile(r"没有|没|未|否|无|不是|不存在|不(?=$|[\s，。、！,.!])"), False),
+    (re.compile(r"是|有|存在|对(?=$|[\s，。、！,.!的])"), True),
+)
 
 
 def class_in_prompt(prompt: str, rule: ClassRule = "longest_word") -> str:
@@ -52,24 +52,13 @@ def _class_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
     return re.compile(rf"(?<![a-z0-9])(?=({'|'.join(map(re.escape, longest_first))})(?![a-z0-9]))"), spoken
 
 
-# -- what an answer says ----------------------------------------------------------------------------------------------
-
-
 def parse_verdict(answer: str) -> bool | None:
     """Whether an answer begins with yes (True) or no (False), in English or Chinese; None for anything else.
 
     Whole words count: ``None``, ``Normal``, ``Nothing`` and ``Not sure`` are neither.
     """
     text = re.sub(r"^[\s\W_]+", "", answer).lower()
-    if YES.match(text):
-        return True
-    if NO.match(text):
-        return False
-    if ZH_QUESTION.match(text):
-        return None
-    if ZH_NO.match(text):
-        return False
-    return True if ZH_YES.match(text) else None
+    return next((verdict for pattern, verdict in OPENINGS if pattern.match(text)), None)
 
 
 def parse_positions(answer: str) -> tuple[str, ...]:
@@ -98,7 +87,9 @@ def _position_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
 
 def asks_for_anomalies(question: str) -> bool:
     """Whether a question ends in one of the phrases that ask for anomalies: then yes means anomalous."""
-    return _normalised(question).endswith(_detection_questions())
+    tables = [phrase_table(language) for language in LANGUAGES]
+    known = tuple(_normalised(text) for table in tables for text in (*table["detection"], *table["class_free"]))
+    return _normalised(question).endswith(known)
 
 
 def asks_for_soundness(question: str) -> bool:
@@ -112,32 +103,10 @@ def _normalised(question: str) -> str:
     return " ".join(question.split()).lower().rstrip(" ?？.。!！")
 
 
-@cache
-def _detection_questions() -> tuple[str, ...]:
-    tables = [phrase_table(language) for language in LANGUAGES]
-    return tuple(_normalised(text) for table in tables for text in (*table["detection"], *table["class_free"]))
-
-
-# -- the verdict ------------------------------------------------------------------------------------------------------
-
-
 def says_anomalous(question: str, answer: str) -> bool | None:
     """What an answer's yes or no means; None without one. To ``Is it fine?`` yes means normal."""
     said = parse_verdict(answer)
     return not said if said is not None and asks_for_soundness(question) else said
-
-
-def decide(said: bool | None, by_score: bool, wins: Verdict) -> tuple[bool, Verdict]:
-    """Whether the photo is anomalous, and which of the two says so.
-
-    Args:
-        said: the answer's verdict; None where it gives none.
-        by_score: the calibrated score's verdict.
-        wins: which one decides where they contradict each other.
-    """
-    if said is None or wins == "score":
-        return by_score, "score"
-    return said, "answer"
 
 
 def opening(is_anomalous: bool, language: str, place: str | None = None, answers: str = "answers") -> str:
@@ -158,19 +127,15 @@ def contradicting_opening(question: str, answer: str, by_score: bool, place: str
     """How an answer must begin to agree with the map: with its verdict and, for an anomaly, its place.
 
     None where the answer already agrees or gives no verdict, and for questions that are not known to ask for anomalies,
-    because only to those yes is known to mean anomalous.
-
-    Args:
-        by_score: the calibrated score's verdict.
-        place: of the largest region; None without a region.
+    because only to those yes is known to mean anomalous. ``by_score`` is the score's verdict, ``place`` the largest
+    region's position.
     """
     said = parse_verdict(answer)
     if said is None or not asks_for_anomalies(question):
         return None
     misplaced = by_score and parse_positions(answer)[:1] not in ((), (place,))
-    if said == by_score and not misplaced:
-        return None
-    return opening(by_score, "zh" if CHINESE.search(answer) else "en", place)
+    agrees = said == by_score and not misplaced
+    return None if agrees else opening(by_score, "zh" if CHINESE.search(answer) else "en", place)
 
 
 def soundness_opening(question: str, is_anomalous: bool, place: str | None = None) -> str | None:

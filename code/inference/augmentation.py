@@ -59,9 +59,8 @@ def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Seque
     so little of the part that its rotations help in any case.
 
     Args:
-        gains: for each kind of views, the distance between the references with them over that without; empty for a
-            single reference.
-        orientations: of each reference.
+        gains: see :func:`view_gains`.
+        orientations: one per reference.
     """
     if not gains:
         return "rotations"
@@ -73,10 +72,7 @@ def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Seque
 
 
 def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]:
-    """How much nearer further views bring K references to each other.
-
-    Args:
-        references: the features of each one's ``ALL_VIEWS``.
+    """How much nearer further views bring K references to each other; given the features of each one's ``ALL_VIEWS``.
 
     Returns:
         Kind of views -> distance with them over distance without, 0..1; empty for one reference.

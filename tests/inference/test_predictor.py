@@ -14,7 +14,8 @@ from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import top_mean
-from anomalygpt.inference.predictor import ImageResult, Predictor, prediction
+from anomalygpt.inference.predictor import Predictor
+from tests.inference.conftest import batch_sizes
 
 pytestmark = pytest.mark.weights
 
@@ -23,16 +24,8 @@ SCORE_WINS = InferenceConfig(verdict="score")
 
 @pytest.fixture
 def encodings(predictor: Predictor) -> Iterator[list[int]]:
-    """How many images each call of the encoder was given."""
-    seen: list[int] = []
-    hook = predictor.model.encoder.vit.patch_embed.register_forward_hook(
-        lambda _, inputs, __: seen.append(len(inputs[0]))
-    )
-    yield seen
-    hook.remove()
-
-
-# -- the map on the photo's own pixels --------------------------------------------------------------------------------
+    with batch_sizes(predictor.model.encoder.vit.patch_embed) as sizes:
+        yield sizes
 
 
 @pytest.mark.parametrize("size", [(224, 224), (321, 120), (90, 400)])
@@ -41,8 +34,7 @@ def test_map_has_the_photos_own_size(predictor: Predictor, photo, size: tuple[in
     assert look.map.shape == (size[1], size[0])
     assert look.map.dtype == np.float32
     assert look.model_map.shape == (1, 1, 224, 224)
-    share = predictor.settings.references.top_share
-    assert look.score == pytest.approx(float(top_mean(look.model_map, share)))
+    assert look.score == pytest.approx(float(top_mean(look.model_map, predictor.settings.references.top_share)))
 
 
 def test_defect_is_found_where_it_lies_on_a_photo_that_is_not_square(predictor: Predictor, photo) -> None:
@@ -70,18 +62,11 @@ def test_exif_orientation_is_respected(predictor: Predictor, photo) -> None:
     assert np.allclose(turned.map, predictor.inspect(upright).map, atol=1e-5)
 
 
-def as_16_bit(image: Image.Image) -> Image.Image:
-    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [lambda image: image.convert("L"), lambda image: image.convert("RGBA"), as_16_bit],
-    ids=["grey", "transparent", "16 bits"],
-)
-def test_photos_of_any_mode_are_seen_alike(predictor: Predictor, photo, change) -> None:
+def test_photos_of_any_mode_have_the_same_map(predictor: Predictor, photo) -> None:
     image = photo((200, 150), scratch=(0.5, 0.5))
-    assert np.allclose(predictor.inspect(change(image)).map, predictor.inspect(image).map, atol=1e-4)
+    in_16_bits = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    for changed in (image.convert("L"), image.convert("RGBA"), in_16_bits):
+        assert np.allclose(predictor.inspect(changed).map, predictor.inspect(image).map, atol=1e-4)
 
 
 def test_official_geometry_crops_beside_references_and_nowhere_else(compact_predictor: Predictor, photo) -> None:
@@ -98,13 +83,14 @@ def test_official_geometry_crops_beside_references_and_nowhere_else(compact_pred
     assert official.transform.geometry == "crop"
 
 
-# -- references -------------------------------------------------------------------------------------------------------
-
-
 def test_references_are_set_replaced_and_cleared(predictor: Predictor, photo) -> None:
     query = photo(scratch=(0.3, 0.3))
     text = predictor.inspect(query)
+    assert text.score < text.threshold
+    assert text.probability == pytest.approx(text.score / (2 * text.threshold))
     assert predictor.references is None
+    with pytest.raises(UserError, match="there are no references to save"):
+        predictor.save_references(Path("part.safetensors"))
     predictor.set_references([query])
     assert predictor.references is not None
     assert predictor.inspect(query).score < 1e-3
@@ -132,9 +118,6 @@ def test_good_photo_lies_below_the_threshold_and_a_defect_above(predictor: Predi
     assert same.score < same.threshold, "the same reference twice"
 
 
-# -- encode once, ask often -------------------------------------------------------------------------------------------
-
-
 def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, encodings) -> None:
     look = predictor.inspect(photo())
     first = predictor.answer(look, "Is there any anomaly in the image?")
@@ -149,9 +132,6 @@ def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, enc
     assert encodings == [1, *for_the_references, 1, 1]
 
 
-# -- answers ----------------------------------------------------------------------------------------------------------
-
-
 def test_prediction_says_what_was_asked_and_found(predictor: Predictor, photo) -> None:
     found = predictor.predict(photo((100, 60)), class_name="metal_nut")
     assert found.question == "This is a photo of a metal nut for anomaly detection. Is there any anomaly in the image?"
@@ -163,42 +143,8 @@ def test_prediction_says_what_was_asked_and_found(predictor: Predictor, photo) -
     assert (plain["question"], plain["answer"], plain["class_name"]) == (found.question, found.answer, "metal_nut")
     assert plain["score"] == pytest.approx(found.image.score, abs=1e-6)
     assert [region["position"] for region in plain["regions"]] == [region.position for region in found.image.regions]
-
-
-def test_class_is_the_one_that_the_question_names(predictor: Predictor, photo) -> None:
     assert predictor.predict(photo(), "Is the toothbrush broken?").image.class_name == "toothbrush"
     assert predictor.predict(photo()).image.class_name == "object"
-
-
-@pytest.mark.parametrize(
-    ("answer", "anomalous", "source"),
-    [
-        ("Yes, at the top.", True, "answer"),
-        ("No.", False, "answer"),
-        ("None that I can see.", True, "score"),
-        ("", True, "score"),
-    ],
-)
-def test_verdict_is_the_answers_and_else_the_scores(
-    predictor: Predictor, photo, answer: str, anomalous: bool, source: str
-) -> None:
-    predictor.set_references([photo()])
-    look: ImageResult = predictor.inspect(photo(scratch=(0.5, 0.5)))
-    assert look.regions
-    found = prediction(look, "Is there any defect?", answer)
-    assert (found.is_anomalous, found.verdict_from) == (anomalous, source)
-    assert found.answer_agrees == anomalous, "the score says yes, so only a no contradicts it"
-
-
-# -- the calibrated verdict -------------------------------------------------------------------------------------------
-
-
-def test_text_map_is_its_own_probability_in_units_of_its_threshold(predictor: Predictor, photo) -> None:
-    look = predictor.inspect(photo())
-    assert look.threshold == predictor.settings.map_threshold
-    assert look.score < look.threshold
-    assert look.probability == pytest.approx(look.score / (2 * look.threshold))
-    assert look.prompt_map is look.model_map
 
 
 def test_fewer_false_alarms_make_smaller_regions(compact_predictor: Predictor, photo) -> None:
@@ -277,9 +223,6 @@ def test_question_whether_all_is_well_is_answered_as_it_was_asked(
     assert found.answer_agrees
 
 
-# -- references, kept -------------------------------------------------------------------------------------------------
-
-
 def test_reference_added_later_counts_like_one_given_at_once(predictor: Predictor, photo) -> None:
     photos, query = [photo(seed=seed) for seed in range(3)], photo(scratch=(0.3, 0.6), seed=9)
     predictor.set_references(photos)
@@ -290,18 +233,6 @@ def test_reference_added_later_counts_like_one_given_at_once(predictor: Predicto
     later = predictor.inspect(query)
     assert np.allclose(later.map, at_once.map, atol=1e-5)
     assert later.threshold == pytest.approx(at_once.threshold, abs=1e-5)
-
-
-def test_saved_references_give_the_same_map_and_verdict(predictor: Predictor, photo, tmp_path: Path) -> None:
-    path, query = tmp_path / "references" / "part.safetensors", photo(scratch=(0.3, 0.6), seed=9)
-    predictor.set_references([photo(seed=seed) for seed in range(2)])
-    before = predictor.inspect(query)
-    predictor.save_references(path)
-    predictor.set_references([])
-    predictor.load_references(path)
-    after = predictor.inspect(query)
-    assert np.array_equal(after.map, before.map)
-    assert (after.threshold, after.probability) == (before.threshold, before.probability)
 
 
 def test_prior_score_is_of_references_of_the_same_settings_and_of_their_own_map(
@@ -323,18 +254,6 @@ def test_prior_score_is_of_references_of_the_same_settings_and_of_their_own_map(
     assert threshold(0.9, 0.5, official) == pytest.approx(threshold(None, 0.0, official)), "saved with other settings"
 
 
-def test_nothing_to_save_and_another_geometry_are_one_line(predictor: Predictor, photo, tmp_path: Path) -> None:
-    path = tmp_path / "part.safetensors"
-    with pytest.raises(UserError, match="no references to save"):
-        predictor.save_references(path)
-    predictor.set_references([photo()])
-    predictor.save_references(path)
-    official = Predictor(predictor.model, InferenceConfig(geometry="official"))
-    with pytest.raises(UserError, match="geometry is squash in the file and crop here"):
-        official.load_references(path)
-    assert official.references is None
-
-
 def test_photos_looked_at_together_are_seen_as_one_by_one(predictor: Predictor, photo, encodings) -> None:
     photos = [photo((100 + 10 * seed, 80), seed=seed) for seed in range(3)]
     predictor.set_references([photo(seed=9)])
@@ -346,9 +265,6 @@ def test_photos_looked_at_together_are_seen_as_one_by_one(predictor: Predictor, 
         assert look.map.shape == alone.map.shape == (80, one.width)
         assert np.allclose(look.map, alone.map, atol=1e-5)
         assert look.probability == pytest.approx(alone.probability, abs=1e-3)
-
-
-# -- real photos ------------------------------------------------------------------------------------------------------
 
 
 def test_four_references_rank_defective_bottles_above_good_ones(predictor: Predictor, bottle_folder: Path) -> None:
@@ -382,16 +298,6 @@ def test_screw_that_lies_the_other_way_round_is_no_defect(compact_predictor: Pre
     assert looker.references is not None
     assert looker.references.augmentation == "rotations"
     assert np.mean(scores["auto"]) < 0.9 * np.mean(scores["none"])
-
-
-def test_model_without_a_language_model_still_draws(compact_overrides: list[str], photo) -> None:
-    from anomalygpt.config.load import load_config
-
-    silent = Predictor.from_config(load_config("compact", compact_overrides), "cpu", with_llm=False)
-    found = silent.predict(photo((50, 40)))
-    assert not silent.model.has_llm
-    assert (found.answer, found.verdict_from) == ("", "score")
-    assert found.image.map.shape == (40, 50)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
