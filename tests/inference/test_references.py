@@ -1,5 +1,7 @@
 """Good photos, remembered: added one by one, compared, held out, saved and loaded."""
 
+import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -257,7 +259,6 @@ def test_missing_damaged_and_foreign_files_are_refused(saved: Path, thin_model, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "anomalygpt references 1"}, "saved by an earlier version: teach the part again from its photos"),
         ({"identity": "{"}, "damaged (JSONDecodeError: "),
         ({"settings": '{"colour": 1}'}, "damaged (ValidationError: "),
     ],
@@ -268,6 +269,45 @@ def test_file_whose_metadata_do_not_fit_is_refused(
     path = tmp_path / "part.safetensors"
     save_tensors(read_tensors(saved), path, read_metadata(saved) | changes)
     assert words in fault(path, thin_model, thin_transform)
+
+
+@pytest.fixture
+def earlier(saved: Path, tmp_path: Path):
+    """Writes a file as the earlier version did: a PNG per photo and scale, the features, options since removed."""
+    removed = {"tiling": False, "neighbourhood": 1, "distance": "cosine", "normalise": False, "foreground": "off"}
+    removed |= {"coreset_share": 1.0, "coreset_from": 0}
+
+    def write(**options: object) -> Path:
+        tensors = {"taps.1.0": torch.zeros(2, 1, 64, 32, dtype=torch.float16)}
+        for number, pixels in enumerate(read_tensors(saved)["photos.1"].numpy()):
+            Image.fromarray(pixels).save(file := io.BytesIO(), format="PNG")
+            tensors[f"photo.{number}.1"] = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+        about = {"augmentation": "none", "photos": "2", "scales": "[1]", "compared": "[1]", "thinned": "false"}
+        about |= {"format": "anomalygpt references 1", "identity": read_metadata(saved)["identity"]}
+        about["settings"] = json.dumps(OFFICIAL.options | removed | options)
+        save_tensors(tensors, tmp_path / "part.safetensors", about)
+        return tmp_path / "part.safetensors"
+
+    return write
+
+
+def test_file_of_the_earlier_version_gives_the_same_map(earlier, saved, thin_model, thin_transform, photos) -> None:
+    old, new = (References.load(path, thin_model, thin_transform) for path in (earlier(), saved))
+    assert old.settings.options == new.settings.options
+    assert torch.equal(inspect(old, photos[5])[1], inspect(new, photos[5])[1])
+    assert References.load(earlier(top_share=0.25), thin_model, thin_transform).settings.top_share == 0.25
+
+
+def test_file_of_the_earlier_version_is_checked(earlier, thin_model, thin_transform) -> None:
+    assert "saved with distance 'euclid', an option that was removed" in fault(
+        earlier(distance="euclid"), thin_model, thin_transform
+    )
+    assert "damaged (ValidationError: " in fault(earlier(colour=1), thin_model, thin_transform)
+    path = earlier()
+    assert "weights is" in fault(path, thin(seed=1), thin_transform)
+    tensors = {name: value for name, value in read_tensors(path).items() if name != "photo.1.1"}
+    save_tensors(tensors | {"photo.0.1": torch.zeros(9, dtype=torch.uint8)}, path, read_metadata(path))
+    assert "damaged (UnidentifiedImageError: " in fault(path, thin_model, thin_transform)
 
 
 def test_other_ending_and_unwritable_folder_are_one_line(remember, photos, tmp_path: Path) -> None:
