@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Say whether, and where, parts in photos are defective.")
+    parser = argparse.ArgumentParser(description="Detect and locate defects of parts in photos.")
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
     parser.add_argument(
         "--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part"
     )
-    parser.add_argument("--references", type=Path, metavar="FILE", help="good photos that were remembered in a file")
-    parser.add_argument("--save-references", type=Path, metavar="FILE", help="remember them in a .safetensors file")
+    parser.add_argument("--references", type=Path, metavar="FILE", help="a file that --save-references wrote")
+    parser.add_argument("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
     parser.add_argument("--question", help="by default: is there any anomaly in the image?")
     parser.add_argument("--class-name", help="what the photos show, as in 'screw'")
     parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raises :class:`UserError` if there is nothing to do, options contradict each other, or a file is missing."""
     if not arguments.photos and not arguments.save_references:
-        raise UserError("no photo given; expected photos to look at, or --save-references FILE to remember good ones")
+        raise UserError("no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …")
     if arguments.save_references and not (arguments.reference or arguments.references):
         raise UserError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
     if not arguments.references:
@@ -110,8 +110,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--references {arguments.references}: no such file; --save-references makes one")
     if "references" in stated(arguments.set).get("inference", {}):
         raise UserError(
-            f"--references {arguments.references}: compared as it was saved; "
-            "other inference.references need the good photos, --reference GOOD …"
+            f"--references {arguments.references}: compared with the settings it was saved with; "
+            "for other inference.references give the good photos, --reference GOOD …"
         )
 
 
@@ -172,7 +172,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def write_pictures(folder: Path, stem: str, photo: Image.Image, prediction: "Prediction") -> dict[str, str]:
-    """Writes a photo's overlay and float map, each whole or not at all.
+    """Writes a photo's overlay and float map, each atomically.
 
     Returns:
         "overlay" and "map" -> file name.

@@ -44,8 +44,8 @@ TITLE = "# AnomalyGPT\nShows what is wrong with a part, and where, and answers q
 def bubbles(history: Sequence[tuple[str, str]], pending: str | None = None) -> list[dict[str, str]]:
     """A history as messages of the chat. ``pending``: a question that has no answer yet."""
     messages = []
-    for asked, answer in [*history, (pending, PENDING)] if pending else history:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    for question, answer in [*history, (pending, PENDING)] if pending else history:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
 
 
@@ -89,13 +89,13 @@ def ask(
 
     try:
         conversation = conversation_about(photo, [path for path, _ in references or ()], class_name, conversation)
-        asked = (question or "").strip() or detection_question(conversation.class_name or None, with_description=False)
-        yield bubbles(conversation.history, asked), gr.skip(), gr.skip(), "", conversation
-        result, overlay = model.encode(conversation, asked)
+        text = (question or "").strip() or detection_question(conversation.class_name or None, with_description=False)
+        yield bubbles(conversation.history, text), gr.skip(), gr.skip(), "", conversation
+        result, overlay = model.encode(conversation, text)
         if conversation.is_over:
             return
         yield gr.skip(), overlay, verdict_html(conversation, result), gr.skip(), conversation
-        model.answer(conversation, asked)
+        model.answer(conversation, text)
         if not conversation.is_over:
             yield bubbles(conversation.history), gr.skip(), verdict_html(conversation, result), gr.skip(), conversation
     except UserError as error:
@@ -204,7 +204,7 @@ def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], co
     one_at_a_time: dict[str, Any] = {
         "outputs": [*shown, question, conversation],
         "concurrency_id": "model",
-        "trigger_mode": "multiple",  # a question asked while another is answered waits, it is not lost
+        "trigger_mode": "multiple",  # a question that comes while another is answered waits
         **HANDLER,
     }
     asking = [gr.on([send.click, question.submit], partial(ask, model), [question, *given], **one_at_a_time)]
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Talk about parts in photos, in a browser.")
+    parser = argparse.ArgumentParser(description="Detect defects of parts in photos, and ask about them, in a browser.")
     parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")

@@ -32,7 +32,7 @@ PICTURE_EXAMPLE, PICTURE_QUESTIONS = 1, ("", "Where is it?")
 
 @dataclass
 class Window:
-    """A page of the demo, and what the browser did beside showing it.
+    """A page of the demo, with the errors and the requests of the browser.
 
     Attributes:
         errors: what the page wrote to the console as an error.
@@ -94,7 +94,7 @@ def window(address: str, size: dict[str, int] | None = None) -> Iterator[Window]
             opened = Window(browser.new_page(viewport=size or PICTURE_SIZE))
             page = opened.page
             page.set_default_timeout(1000 * ANSWER_SECONDS)
-            page.on("console", lambda said: said.type == "error" and opened.errors.append(said.text))
+            page.on("console", lambda message: message.type == "error" and opened.errors.append(message.text))
             page.on("pageerror", lambda error: opened.errors.append(str(error)))
             page.on(
                 "request",

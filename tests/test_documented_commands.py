@@ -1,7 +1,7 @@
 """The commands in the READMEs and in docs/: each can be parsed, and what needs nothing but the compact model runs.
 
 Bash itself reads a command, in a folder of links to the repository, where ``python``, ``make`` and the launchers only
-record what they were called with. Each call is then held against the program's own parser.
+record what they were called with. Each call is then checked with the program's own parser.
 """
 
 import argparse

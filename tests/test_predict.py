@@ -1,4 +1,4 @@
-"""The command line that looks at photos."""
+"""The command line that inspects photos."""
 
 import contextlib
 import io
@@ -69,7 +69,7 @@ def results(run: Run) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.weights
-def test_unreadable_photo_does_not_keep_the_others_from_being_answered(silent_run: Run) -> None:
+def test_unreadable_photo_does_not_stop_the_others(silent_run: Run) -> None:
     assert silent_run.code == 1
     assert sorted(results(silent_run)) == ["scratch.jpg", "scratch.png"]
     errors = [line for line in silent_run.err.splitlines() if "error" in line]
@@ -79,7 +79,7 @@ def test_unreadable_photo_does_not_keep_the_others_from_being_answered(silent_ru
 
 
 @pytest.mark.weights
-def test_json_tells_verdict_score_and_regions(silent_run: Run) -> None:
+def test_json_holds_verdict_score_and_regions(silent_run: Run) -> None:
     found = results(silent_run)
     defect, good = found["scratch.png"], found["scratch.jpg"]
     assert (defect["is_anomalous"], defect["verdict_from"], defect["answer"]) == (True, "score", "")
@@ -114,7 +114,7 @@ def test_photo_is_answered_in_words(photos: Path, compact: list[str]) -> None:
 
 
 @pytest.mark.weights
-def test_references_are_remembered_once_and_used_from_their_file(
+def test_references_are_saved_once_and_used_from_their_file(
     silent_run: Run, photos: Path, compact: list[str], tmp_path: Path
 ) -> None:
     memory = tmp_path / "references" / "part.safetensors"
@@ -147,15 +147,13 @@ def test_saved_references_refuse_settings_of_references(saved: list[str], settin
     run = call(*saved, "--config", "compact", "--set", "seed=1", setting)
     assert run.code == 2
     assert run.err.splitlines() == [
-        f"error: --references {saved[1]}: compared as it was saved; "
-        "other inference.references need the good photos, --reference GOOD …"
+        f"error: --references {saved[1]}: compared with the settings it was saved with; "
+        "for other inference.references give the good photos, --reference GOOD …"
     ]
 
 
 @pytest.mark.parametrize("settings", [[], ["--set", "seed=1"]])
-def test_saved_references_go_before_the_configs_own_settings(
-    saved: list[str], tmp_path: Path, settings: list[str]
-) -> None:
+def test_saved_references_override_the_configs_settings(saved: list[str], tmp_path: Path, settings: list[str]) -> None:
     (tmp_path / "other.yaml").write_text("base: compact\ninference: {references: {preset: best}}\n")
     assert call(*saved, "--config", tmp_path / "other.yaml", *settings).code == 0
     assert (tmp_path / "again").read_text() == "saved"
@@ -205,7 +203,7 @@ def test_interrupted_write_leaves_the_picture_that_was_there(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_long_name_of_a_photo_is_written_as_far_as_the_file_system_goes(found: Any, tmp_path: Path) -> None:
+def test_photo_with_the_longest_possible_name_is_written(found: Any, tmp_path: Path) -> None:
     names = write_pictures(tmp_path, "a" * (255 - len("_overlay.png")), Image.new("RGB", (160, 120)), found)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names.values())
 
@@ -213,7 +211,7 @@ def test_long_name_of_a_photo_is_written_as_far_as_the_file_system_goes(found: A
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config", "compact"], "no photo given; expected photos to look at, or --save-references FILE to remember"),
+        (["--config", "compact"], "no photo given; expected photos to inspect, or --save-references FILE with"),
         (["--config", "compakt"], "no config 'compakt'"),
         (["--config", "compact", "--set", "llm.generation.top_q=1"], "did you mean 'top_p'?"),
         (["--config", "compact", "--reference", "{photos}/test/broken.png"], "cannot be read as an image"),
@@ -238,7 +236,7 @@ def test_mistake_is_one_line_and_exit_code_2(photos: Path, arguments: list[str],
     assert words in run.err
 
 
-def test_text_tells_probability_and_who_decided() -> None:
+def test_text_holds_probability_and_the_source_of_the_verdict() -> None:
     numbers = {"probability": 0.9, "score": 0.5, "threshold": 0.3}
     result = {"photo": "a.png", "is_anomalous": True, "verdict_from": "score", "answer": "Yes, at the top.", **numbers}
     result |= {"answer_agrees": False, "regions": []}
@@ -247,9 +245,9 @@ def test_text_tells_probability_and_who_decided() -> None:
         "  Yes, at the top.",
         "  The language model disagreed: its own first word contradicts the score",
     ]
-    said = as_text(result | {"verdict_from": "answer", "is_anomalous": False, "answer": "No."}).splitlines()
-    assert said[0].startswith("a.png: good, says the answer")
-    assert said[2] == "  The score contradicts the answer: the map marks no region"
+    answered = as_text(result | {"verdict_from": "answer", "is_anomalous": False, "answer": "No."}).splitlines()
+    assert answered[0].startswith("a.png: good, says the answer")
+    assert answered[2] == "  The score contradicts the answer: the map marks no region"
 
 
 def test_folders_patterns_and_photos_are_taken_once_and_in_order(photos: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo: what its handlers do, and once as a person sees it, in a browser."""
+"""The demo: its handlers, and once all of it in a browser."""
 
 import os
 import signal
@@ -165,9 +165,9 @@ def test_a_demo_takes_the_next_free_port_and_when_stopped_ends_its_link_and_remo
             assert [path.read_bytes() for path in tmp_path.rglob("*.png")] == [b"photo"]
             with page.get(f"{address}/heartbeat/me", stream=True):  # as an open page does
                 demo.send_signal(signal.SIGTERM)
-                said = demo.communicate(timeout=60)[0]
+                output = demo.communicate(timeout=60)[0]
     assert demo.returncode == 0
-    assert said.endswith("tunnel None\n")
+    assert output.endswith("tunnel None\n")
     assert list(tmp_path.rglob("*.png")) == []
 
 

@@ -47,7 +47,7 @@ def text_maps(
 
 
 def distance_map(similarities: Sequence[Tensor], settings: ReferenceSettings, size: int, grid: int) -> Tensor:
-    """Similarities at each scale (B, P, P), P its own -> the map (B, 1, size, size) float32.
+    """Similarities (B, P, P), with a P for each scale -> the map (B, 1, size, size) float32.
 
     Args:
         grid: patches along the encoder's own side, the unit of ``smoothing``.
@@ -67,7 +67,7 @@ def blurred(map: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(map, [2 * reach + 1] * 2, [sigma, sigma]) if reach else map
 
 
-def top_mean(maps: Tensor, share: float) -> Tensor:
-    """Image scores: maps (B, 1, S, S) -> (B,), the mean of the highest ``share`` of pixels; at 0 the maximum."""
+def top_mean(maps: Tensor, fraction: float) -> Tensor:
+    """Image scores: maps (B, 1, S, S) -> (B,), the mean of the highest ``fraction`` of pixels; at 0 the maximum."""
     pixels = maps.flatten(1)
-    return pixels.topk(max(1, round(share * pixels.shape[1])), dim=1).values.mean(dim=1)
+    return pixels.topk(max(1, round(fraction * pixels.shape[1])), dim=1).values.mean(dim=1)

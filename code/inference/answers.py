@@ -1,4 +1,4 @@
-"""Reads questions and answers: the class a question names, an answer's yes or no and positions, and the verdict.
+"""Parses questions and answers: the class that a question names, an answer's yes or no, and its positions.
 
 Also how an answer must begin where the score decides over the language model (``inference.verdict: score``).
 """
@@ -11,7 +11,7 @@ from anomalygpt.datasets.class_info import LANGUAGES, class_table, phrase_table
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 
 ClassRule = Literal["longest_word", "official"]
-Verdict = Literal["answer", "score"]  # which one decides where they contradict each other
+Verdict = Literal["answer", "score"]  # which one decides where they contradict
 
 CHINESE = re.compile(r"[一-鿿]")
 # How an answer begins -> its verdict; the first match counts.
@@ -35,21 +35,21 @@ def class_in_prompt(prompt: str, rule: ClassRule = "longest_word") -> str:
     if rule == "official":
         return next((name for name in class_table()["official_order"] if name in prompt), UNNAMED_CLASS)
     text = " ".join(re.sub(r"[_\-\s]+", " ", prompt.lower()).split())
-    pattern, spoken = _class_pattern()
-    found = [match.group(1) for match in pattern.finditer(text)]
-    return spoken[max(found, key=len)] if found else UNNAMED_CLASS
+    pattern, class_of = _class_pattern()
+    forms = [match.group(1) for match in pattern.finditer(text)]
+    return class_of[max(forms, key=len)] if forms else UNNAMED_CLASS
 
 
 @cache
 def _class_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
     """A pattern that finds every known form of a class name as whole words, and the class that each form means."""
-    spoken = {name: name for name in class_table()["names"]} | class_table()["aliases"]
-    for form, name in list(spoken.items()):
+    class_of = {name: name for name in class_table()["names"]} | class_table()["aliases"]
+    for form, name in list(class_of.items()):
         other_number = form[:-1] if form.endswith("s") else form + ("es" if form.endswith(("sh", "ch", "x")) else "s")
-        spoken.setdefault(other_number, name)
-    longest_first = sorted(spoken, key=len, reverse=True)
+        class_of.setdefault(other_number, name)
+    longest_first = sorted(class_of, key=len, reverse=True)
     # The look-ahead holds the match, so that names that overlap are all found.
-    return re.compile(rf"(?<![a-z0-9])(?=({'|'.join(map(re.escape, longest_first))})(?![a-z0-9]))"), spoken
+    return re.compile(rf"(?<![a-z0-9])(?=({'|'.join(map(re.escape, longest_first))})(?![a-z0-9]))"), class_of
 
 
 def parse_verdict(answer: str) -> bool | None:
@@ -103,10 +103,10 @@ def _normalised(question: str) -> str:
     return " ".join(question.split()).lower().rstrip(" ?？.。!！")
 
 
-def says_anomalous(question: str, answer: str) -> bool | None:
+def means_anomalous(question: str, answer: str) -> bool | None:
     """What an answer's yes or no means; None without one. To ``Is it fine?`` yes means normal."""
-    said = parse_verdict(answer)
-    return not said if said is not None and asks_for_soundness(question) else said
+    parsed = parse_verdict(answer)
+    return not parsed if parsed is not None and asks_for_soundness(question) else parsed
 
 
 def opening(is_anomalous: bool, language: str, place: str | None = None, answers: str = "answers") -> str:
@@ -130,18 +130,18 @@ def contradicting_opening(question: str, answer: str, by_score: bool, place: str
     because only to those yes is known to mean anomalous. ``by_score`` is the score's verdict, ``place`` the largest
     region's position.
     """
-    said = parse_verdict(answer)
-    if said is None or not asks_for_anomalies(question):
+    parsed = parse_verdict(answer)
+    if parsed is None or not asks_for_anomalies(question):
         return None
     misplaced = by_score and parse_positions(answer)[:1] not in ((), (place,))
-    agrees = said == by_score and not misplaced
+    agrees = parsed == by_score and not misplaced
     return None if agrees else opening(by_score, "zh" if CHINESE.search(answer) else "en", place)
 
 
 def soundness_opening(question: str, is_anomalous: bool, place: str | None = None) -> str | None:
     """How the answer to ``Is it fine?`` must begin; None for any other question.
 
-    A language model that was only trained to be asked for anomalies answers ``No, there is none`` to it, too.
+    A language model that was trained only on questions for anomalies answers ``No, there is none`` to it, too.
     """
     if not asks_for_soundness(question):
         return None

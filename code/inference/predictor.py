@@ -20,7 +20,7 @@ from anomalygpt.inference.answers import (
     Verdict,
     class_in_prompt,
     contradicting_opening,
-    says_anomalous,
+    means_anomalous,
     soundness_opening,
 )
 from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
@@ -35,7 +35,7 @@ from anomalygpt.model.map_calibration import calibrate_map
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result of one photo: encoded once, to be asked about often.
+    """The result of one photo, which is encoded once for any number of questions.
 
     Attributes:
         features: of the photo, one image.
@@ -78,8 +78,8 @@ class Prediction:
         image: the result of the photo.
         answer: in words; empty without a language model.
         is_anomalous: the verdict.
-        verdict_from: whether the verdict is the answer's yes or no, or the calibrated score's: where the answer has
-            neither, or where the score wins.
+        verdict_from: ``answer`` for the answer's yes or no; ``score`` for the calibrated score's, where the answer has
+            neither or ``inference.verdict`` is ``score``.
         answer_agrees: False where the language model's own yes or no contradicts the score.
     """
 
@@ -99,11 +99,11 @@ class Prediction:
 
 
 class Predictor:
-    """Anomaly maps, verdicts and answers, with or without good photos of the same part as references.
+    """Anomaly maps, verdicts and answers, with or without reference photos of the same part.
 
     Args:
         model: in evaluation mode.
-        settings: how photos are compared, scored and answered about.
+        settings: of maps, scores and verdicts.
         generation: how answers are sampled.
     """
 
@@ -121,7 +121,7 @@ class Predictor:
         # The released demo crops wherever references are used, and squashes everywhere else (specification 2).
         official = self.settings.geometry == "official"
         self._with_references = ImageTransform(spec.size, spec.mean, spec.std, "crop" if official else "squash")
-        self.references: References | None = None  # the good photos that maps come from
+        self.references: References | None = None  # the photos that maps are computed from
         self._calibrations: dict[str, Calibration] = {}  # by class name
 
     @classmethod
@@ -144,7 +144,7 @@ class Predictor:
         self._without_references = self._with_references
 
     def set_references(self, photos: Sequence[Image.Image]) -> None:
-        """Remembers good photos of the part in place of earlier ones. No photo goes back to the text map.
+        """Replaces the references by these photos of good parts; without any, maps come from text features.
 
         Raises:
             UserError: the settings of ``inference.references`` do not fit the encoder.
@@ -153,7 +153,7 @@ class Predictor:
         self._use(made)
 
     def add_references(self, photos: Sequence[Image.Image]) -> None:
-        """Remembers more good photos, beside those that are remembered."""
+        """Adds photos of good parts to the references."""
         if self.references is None:
             self.set_references(photos)
         elif photos:
@@ -192,14 +192,14 @@ class Predictor:
             maps = references.held_out_maps(key)
             prior_score = self.settings.prior_score
             # A trusted text map is near zero on a good photo, so that the blend shrinks by its weight.
-            own_share = 1 - references.text_weight(key)
-            comparable = own_share and references.settings.options == self.settings.references.options
+            own_weight = 1 - references.text_weight(key)
+            comparable = own_weight and references.settings.options == self.settings.references.options
             self._calibrations[key] = calibrate(
                 [float(top_mean(one, references.settings.top_share)) for one in maps.split(1)],
                 maps,
                 self.settings.false_alarm_rate,
                 references=len(references),
-                prior_score=prior_score * own_share if prior_score and comparable else None,
+                prior_score=prior_score * own_weight if prior_score and comparable else None,
             )
         return self._calibrations[key]
 
@@ -260,9 +260,9 @@ class Predictor:
     def ask(self, image: ImageResult, question: str, history: Sequence[tuple[str, str]] = ()) -> Prediction:
         """Asks about a photo, with a verdict.
 
-        Where the score wins over an answer that contradicts it or names another position than that of the largest
-        region, the answer is generated again, beginning with the verdict of the score; ``answer_agrees`` still says
-        whether the language model itself contradicted it. The answer to whether all is well begins so at once.
+        With ``inference.verdict: score``, an answer that contradicts the score or names another position than that of
+        the largest region is generated again, beginning with the score's verdict; ``answer_agrees`` still refers to the
+        first answer. An answer to ``Is it fine?`` begins with the score's verdict at once.
         """
         if not self.model.has_llm:
             return prediction(image, question, "", self.settings.verdict)
@@ -288,7 +288,7 @@ class Predictor:
 
 def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
     """A photo's result, the model's own answer and their verdict; ``verdict`` decides where they contradict."""
-    said, by_score = says_anomalous(question, answer), image.is_anomalous
-    if said is None or verdict == "score":
-        return Prediction(image, question, answer, by_score, "score", said in (None, by_score))
-    return Prediction(image, question, answer, said, "answer", said == by_score)
+    by_answer, by_score = means_anomalous(question, answer), image.is_anomalous
+    if by_answer is None or verdict == "score":
+        return Prediction(image, question, answer, by_score, "score", by_answer in (None, by_score))
+    return Prediction(image, question, answer, by_answer, "answer", by_answer == by_score)

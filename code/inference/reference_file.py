@@ -58,7 +58,7 @@ def fingerprint(encoder: torch.nn.Module) -> str:
 def write_references(
     path: Path, identity: Mapping[str, Any], settings: ReferenceSettings, pixels: Mapping[int, NDArray[np.uint8]]
 ) -> None:
-    """Writes a safetensors file, whole or not at all.
+    """Writes a safetensors file, atomically.
 
     Args:
         pixels: scale -> (K, S, S, 3), the photos as the encoder gets them.
@@ -97,7 +97,7 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
     ]
     if differ:
         raise UserError(
-            f"{path}: made for something else: {'; '.join(differ)}. Remember the good photos again with this model"
+            f"{path}: made for something else: {'; '.join(differ)}. Save the references again with this model"
         )
     return settings, pixels
 
@@ -113,7 +113,7 @@ def _read_earlier(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettin
     for name, default in REMOVED_OPTIONS.items():
         if (value := options.pop(name, default)) != default:
             raise UserError(
-                f"{path}: saved with {name} {value!r}, an option that was removed: remember the photos again"
+                f"{path}: saved with {name} {value!r}, an option that was removed: save the references again"
             )
 
     def decode(name: str) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Reference photos of one part, and the maps of what differs from them (AnomalyGPT section 3.2, eq. 2, and beyond)."""
+"""Reference photos of one part, and anomaly maps by comparison (AnomalyGPT section 3.2, eq. 2, and beyond)."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -43,7 +43,7 @@ CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13
 
 
 class References:
-    """Reference photos of good parts. What follows from all of them together is computed when it is first needed.
+    """Reference photos of good parts. What depends on all of them is computed when it is first needed.
 
     Args:
         model: its encoder gives the features of the photos.
@@ -122,12 +122,12 @@ class References:
         weights = [self.text_weight(name) for name in class_names]
         if not any(weights):
             return maps
-        shares = torch.tensor(weights, device=maps.device)[:, None, None, None]
-        return (1 - shares) * maps + shares * self.model.anomaly_map(encoded[OWN], class_names)
+        blend = torch.tensor(weights, device=maps.device)[:, None, None, None]
+        return (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], class_names)
 
     @torch.inference_mode()
     def text_weight(self, class_name: str = UNNAMED_CLASS) -> float:
-        """The weight of a class's text map: none where it calls these references anomalous."""
+        """The weight of a class's text map: zero where it scores these references as anomalous."""
         weight, trusted_below = self.settings.text_weight, self.settings.text_trusted_below
         if weight == 0 or trusted_below == 1:
             return weight
@@ -176,7 +176,7 @@ class References:
     @cached_property
     @torch.inference_mode()
     def augmentation(self) -> Augmentation:
-        """Which further views are remembered; ``auto`` is decided by the photos so far."""
+        """Which further views are in the memory bank; ``auto`` is decided by the photos so far."""
         if self.settings.augmentation != "auto":
             return self.settings.augmentation
         if len(self) == 1:  # decides without any features
@@ -213,7 +213,7 @@ class References:
         return _concatenated([self._features[photo, scale, view] for view in views])
 
     def save(self, path: Path) -> None:
-        """Writes the photos and the settings to a safetensors file, whole or not at all.
+        """Writes the photos and the settings to a safetensors file, atomically.
 
         Raises:
             UserError: the file can't be written.

@@ -1,7 +1,7 @@
 """Conversations of several users with one shared model, without a user interface (the web demo is one).
 
-A conversation belongs to one user. Encoded photos and references are cached by their files: a user only gets results of
-the files of his own conversation, and memory does not grow with the number of users.
+A conversation belongs to one user. Encoded photos and references are cached by their files: users only get results of
+the files of their own conversation, and memory does not grow with the number of users.
 """
 
 import threading
@@ -106,12 +106,12 @@ class SharedModel:
         image, _ = self.encode(conversation, question)
         with self._lock:
             predictor = self._predictor(conversation.references)
-            found = predictor.ask(image, question, conversation.history)
+            prediction = predictor.ask(image, question, conversation.history)
         if conversation.is_anomalous is None:
-            conversation.is_anomalous = found.is_anomalous
-            doubt = "" if found.answer_agrees else DISAGREEMENT[found.verdict_from]
-            conversation.verdict_source = found.verdict_from + doubt
-        conversation.history.append((question, found.answer if predictor.model.has_llm else NO_ANSWER))
+            conversation.is_anomalous = prediction.is_anomalous
+            doubt = "" if prediction.answer_agrees else DISAGREEMENT[prediction.verdict_from]
+            conversation.verdict_source = prediction.verdict_from + doubt
+        conversation.history.append((question, prediction.answer if predictor.model.has_llm else NO_ANSWER))
 
     def _encode_references(self, references: tuple[Path, ...]) -> "Predictor":
         predictor = self._new_predictor()

@@ -1,4 +1,4 @@
-"""What is read from questions and answers, who decides, and how answers are made to agree with the map."""
+"""How questions and answers are parsed, the verdict, and how answers are made to agree with the map."""
 
 from dataclasses import replace
 
@@ -11,10 +11,10 @@ from anomalygpt.inference.answers import (
     asks_for_soundness,
     class_in_prompt,
     contradicting_opening,
+    means_anomalous,
     opening,
     parse_positions,
     parse_verdict,
-    says_anomalous,
     soundness_opening,
 )
 from anomalygpt.inference.predictor import prediction
@@ -49,7 +49,7 @@ def test_the_class_in_a_prompt(prompt, expected, official):
     assert class_in_prompt(prompt, "official") == official
 
 
-def test_the_class_is_found_again_in_our_own_questions():
+def test_class_is_found_again_in_generated_questions():
     for name in ("bottle", "metal_nut", "capsules", "macaroni2", "pipe_fryum", "splicing_connectors"):
         assert class_in_prompt(detection_question(name, with_description=False)) == name.replace("_", " ")
 
@@ -135,7 +135,9 @@ def test_verdict_is_the_answers_or_the_scores(answer: str, by_score: bool, wins,
         ("", True, None),
     ],
 )
-def test_words_that_contradict_begin_anew_in_their_language(answer: str, by_score: bool, expected: str | None) -> None:
+def test_contradicting_answer_gets_another_opening_in_its_language(
+    answer: str, by_score: bool, expected: str | None
+) -> None:
     assert contradicting_opening(QUESTION, answer, by_score) == expected
 
 
@@ -151,7 +153,7 @@ def test_words_that_contradict_begin_anew_in_their_language(answer: str, by_scor
         ("有，位于图像的右侧。", "有，图中有一处异常，位于图像的左侧"),
     ],
 )
-def test_words_begin_with_the_place_of_the_largest_region(answer: str, expected: str | None) -> None:
+def test_opening_names_the_position_of_the_largest_region(answer: str, expected: str | None) -> None:
     assert contradicting_opening(QUESTION, answer, True, "left") == expected
     assert contradicting_opening(QUESTION, "Yes, at the top.", False, "left") == phrase_table("en")["answers"]["normal"]
 
@@ -180,18 +182,18 @@ def test_questions_of_the_training_are_known_with_and_without_a_question_mark() 
         "这是一张瓶子的照片。这个零件是好的吗？",
     ],
 )
-def test_yes_may_mean_that_nothing_is_wrong(question: str) -> None:
+def test_yes_to_a_question_for_soundness_means_normal(question: str) -> None:
     assert asks_for_soundness(question)
     assert not asks_for_anomalies(question)
-    assert (says_anomalous(question, "Yes."), says_anomalous(question, "No.")) == (False, True)
-    assert says_anomalous(question, "Hard to say.") is None
+    assert (means_anomalous(question, "Yes."), means_anomalous(question, "No.")) == (False, True)
+    assert means_anomalous(question, "Hard to say.") is None
     for is_anomalous in (True, False):
-        begun = soundness_opening(question, is_anomalous, "top")
-        assert begun is not None
-        assert says_anomalous(question, begun) is is_anomalous
+        begin = soundness_opening(question, is_anomalous, "top")
+        assert begin is not None
+        assert means_anomalous(question, begin) is is_anomalous
 
 
-def test_soundness_opening_names_the_place_of_an_anomaly_alone() -> None:
+def test_soundness_opening_names_the_position_of_an_anomaly_only() -> None:
     assert soundness_opening("Is it good?", True, "top") == "No, there is an anomaly in the image, at the top"
     assert soundness_opening("Is it good?", False, "top") == "Yes, there is no anomaly in the image."
     assert soundness_opening("Is it good?", True) == "No, there is an anomaly in the image."

@@ -1,4 +1,4 @@
-"""Which further views help, decided by the references themselves."""
+"""Which further views help, chosen from the references."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from tests.shared_data import shared
 ROUND, UPRIGHT_BAR, TILTED_BAR = Orientation(1.0, 40.0), Orientation(2.5, 1.0), Orientation(2.5, 30.0)
 
 
-def test_views_are_what_their_names_say() -> None:
+def test_views_rotate_and_mirror() -> None:
     image = torch.arange(9.0).view(1, 3, 3)
     assert torch.equal(UPRIGHT.of(image), image)
     assert torch.equal(View(turns=1).of(image), torch.rot90(image, 1, (-2, -1)))
@@ -34,7 +34,7 @@ def test_views_are_what_their_names_say() -> None:
     assert all(views[0] == UPRIGHT for views in VIEWS.values())
 
 
-def test_positions_say_where_a_views_patches_lie() -> None:
+def test_view_positions_map_patches_to_the_upright_photo() -> None:
     image = torch.randn(4, 4)
     for view, position in zip(ALL_VIEWS, view_positions(ALL_VIEWS, 4), strict=True):
         assert torch.equal(view.of(image).flatten(), image.flatten()[position])
@@ -80,13 +80,18 @@ def test_views_that_hold_the_same_patches_bring_nothing() -> None:
 
 
 def test_parts_that_differ_by_a_turn_gain_by_rotations_alone() -> None:
-    """What a patch looks like depends on the turn: the second photo is the first, turned by a quarter."""
+    """Each patch depends on the rotation: the second photo is the first, rotated by 90 degrees."""
     generator = torch.Generator().manual_seed(0)
-    looks = torch.randn(len(ALL_VIEWS), 64, 32, generator=generator)
-    first = ImageFeatures((looks,), torch.zeros(len(ALL_VIEWS), 4))
+    patches = torch.randn(len(ALL_VIEWS), 64, 32, generator=generator)
+    first = ImageFeatures((patches,), torch.zeros(len(ALL_VIEWS), 4))
     quarter, half, three = (ALL_VIEWS.index(View(turns)) for turns in (1, 2, 3))
-    turned = looks.clone()
-    turned[0], turned[quarter], turned[half], turned[three] = looks[quarter], looks[half], looks[three], looks[0]
+    turned = patches.clone()
+    turned[0], turned[quarter], turned[half], turned[three] = (
+        patches[quarter],
+        patches[half],
+        patches[three],
+        patches[0],
+    )
     gains = view_gains([first, ImageFeatures((turned,), torch.zeros(len(ALL_VIEWS), 4))])
     assert gains["rotations"] < 0.01
     assert gains["flips"] > 0.7
@@ -104,7 +109,9 @@ def test_parts_that_differ_by_a_turn_gain_by_rotations_alone() -> None:
         ("leather_tiles", (2,), "none"),
     ],
 )
-def test_real_parts_decide_for_themselves(compact_predictor, part: str, counts: tuple[int, ...], expected: str) -> None:
+def test_auto_chooses_the_views_of_real_parts(
+    compact_predictor, part: str, counts: tuple[int, ...], expected: str
+) -> None:
     from PIL import Image
 
     from anomalygpt.inference.references import References

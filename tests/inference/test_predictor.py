@@ -1,4 +1,4 @@
-"""The one path from a photo to an answer, on the compact model's real weights."""
+"""From a photo to an answer, with the compact model's real weights."""
 
 import io
 import json
@@ -30,27 +30,27 @@ def encodings(predictor: Predictor) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("size", [(224, 224), (321, 120), (90, 400)])
 def test_map_has_the_photos_own_size(predictor: Predictor, photo, size: tuple[int, int]) -> None:
-    look = predictor.inspect(photo(size))
-    assert look.map.shape == (size[1], size[0])
-    assert look.map.dtype == np.float32
-    assert look.model_map.shape == (1, 1, 224, 224)
-    assert look.score == pytest.approx(float(top_mean(look.model_map, predictor.settings.references.top_share)))
+    result = predictor.inspect(photo(size))
+    assert result.map.shape == (size[1], size[0])
+    assert result.map.dtype == np.float32
+    assert result.model_map.shape == (1, 1, 224, 224)
+    assert result.score == pytest.approx(float(top_mean(result.model_map, predictor.settings.references.top_share)))
 
 
-def test_defect_is_found_where_it_lies_on_a_photo_that_is_not_square(predictor: Predictor, photo) -> None:
+def test_defect_is_located_on_a_photo_that_is_not_square(predictor: Predictor, photo) -> None:
     predictor.set_references([photo((480, 240), seed=seed) for seed in range(3)])
-    look = predictor.inspect(photo((480, 240), scratch=(0.75, 0.25), seed=9))
-    row, column = np.unravel_index(look.map.argmax(), look.map.shape)
+    result = predictor.inspect(photo((480, 240), scratch=(0.75, 0.25), seed=9))
+    row, column = np.unravel_index(result.map.argmax(), result.map.shape)
     assert abs(column / 480 - 0.75) < 0.1
     assert abs(row / 240 - 0.25) < 0.1
-    assert look.regions[0].position == "top right"
-    left, top, right, bottom = look.regions[0].box
+    assert result.regions[0].position == "top right"
+    left, top, right, bottom = result.regions[0].box
     assert left <= column < right
     assert top <= row < bottom
 
 
 def test_exif_orientation_is_respected(predictor: Predictor, photo) -> None:
-    """A camera held upright stores the photo on its side; the map belongs to what a person sees."""
+    """A camera held upright stores the photo on its side; the map has the upright orientation."""
     upright = photo((120, 240), scratch=(0.25, 0.2))
     stored = upright.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
@@ -74,9 +74,9 @@ def test_official_geometry_crops_beside_references_and_nowhere_else(compact_pred
     assert official.transform.geometry == "squash"
     official.set_references([photo((400, 200))])
     assert official.transform.geometry == "crop"
-    look = official.inspect(photo((400, 200), seed=1))
-    assert look.map.shape == (200, 400)
-    assert not look.map[:, :99].any()  # outside the centre square nothing was seen
+    result = official.inspect(photo((400, 200), seed=1))
+    assert result.map.shape == (200, 400)
+    assert not result.map[:, :99].any()  # the encoder gets the centre square only
     official.set_references([])
     assert official.transform.geometry == "squash"
     official.use_evaluation_geometry()
@@ -86,8 +86,9 @@ def test_official_geometry_crops_beside_references_and_nowhere_else(compact_pred
 def test_references_are_set_replaced_and_cleared(predictor: Predictor, photo) -> None:
     query = photo(scratch=(0.3, 0.3))
     text = predictor.inspect(query)
-    assert text.score < text.threshold
-    assert text.probability == pytest.approx(text.score / (2 * text.threshold))
+    good = predictor.inspect(photo())
+    assert good.score < good.threshold
+    assert good.probability == pytest.approx(good.score / (2 * good.threshold))
     assert predictor.references is None
     with pytest.raises(UserError, match="there are no references to save"):
         predictor.save_references(Path("part.safetensors"))
@@ -104,7 +105,7 @@ def test_references_are_set_replaced_and_cleared(predictor: Predictor, photo) ->
 
 
 @pytest.mark.parametrize("shots", [1, 4])
-def test_good_photo_lies_below_the_threshold_and_a_defect_above(predictor: Predictor, photo, shots: int) -> None:
+def test_good_photo_is_below_the_threshold_and_a_defect_above(predictor: Predictor, photo, shots: int) -> None:
     predictor.set_references([photo(seed=seed) for seed in range(shots)])
     good, defect = predictor.inspect(photo()), predictor.inspect(photo(scratch=(0.5, 0.5), seed=9))
     assert 0 < good.threshold == defect.threshold
@@ -119,10 +120,10 @@ def test_good_photo_lies_below_the_threshold_and_a_defect_above(predictor: Predi
 
 
 def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, encodings) -> None:
-    look = predictor.inspect(photo())
-    first = predictor.answer(look, "Is there any anomaly in the image?")
-    assert predictor.answer(look, "Is there any anomaly in the image?") == first
-    predictor.answer(look, "Where is it?", [("Is there any anomaly in the image?", first)])
+    result = predictor.inspect(photo())
+    first = predictor.answer(result, "Is there any anomaly in the image?")
+    assert predictor.answer(result, "Is there any anomaly in the image?") == first
+    predictor.answer(result, "Where is it?", [("Is there any anomaly in the image?", first)])
     assert encodings == [1]
     predictor.set_references([photo(seed=seed) for seed in range(3)])
     for_the_references = encodings[1:]
@@ -132,7 +133,7 @@ def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, enc
     assert encodings == [1, *for_the_references, 1, 1]
 
 
-def test_prediction_says_what_was_asked_and_found(predictor: Predictor, photo) -> None:
+def test_prediction_holds_question_class_and_result(predictor: Predictor, photo) -> None:
     found = predictor.predict(photo((100, 60)), class_name="metal_nut")
     assert found.question == "This is a photo of a metal nut for anomaly detection. Is there any anomaly in the image?"
     assert found.image.class_name == "metal_nut"
@@ -152,13 +153,13 @@ def test_fewer_false_alarms_make_smaller_regions(compact_predictor: Predictor, p
     for rate in (0.3, 0.01):
         strict = Predictor(compact_predictor.model, InferenceConfig(false_alarm_rate=rate))
         strict.set_references([photo(seed=seed) for seed in range(3)])
-        look = strict.inspect(photo(scratch=(0.5, 0.5), seed=9))
-        marked[rate] = (look.threshold, sum(region.area for region in look.regions))
+        result = strict.inspect(photo(scratch=(0.5, 0.5), seed=9))
+        marked[rate] = (result.threshold, sum(region.area for region in result.regions))
     assert marked[0.3][0] < marked[0.01][0]
     assert marked[0.3][1] > marked[0.01][1] > 0
 
 
-def test_prompt_learner_sees_the_raw_map_or_one_half_at_the_threshold(compact_predictor: Predictor, photo) -> None:
+def test_prompt_learner_gets_the_raw_map_or_one_half_at_the_threshold(compact_predictor: Predictor, photo) -> None:
     references, query = [photo(seed=seed) for seed in range(2)], photo(scratch=(0.5, 0.5), seed=9)
     raw = Predictor(compact_predictor.model, InferenceConfig(prompt_map="raw"))
     scaled = Predictor(compact_predictor.model, InferenceConfig(prompt_map="calibrated"))
@@ -173,13 +174,13 @@ def test_prompt_learner_sees_the_raw_map_or_one_half_at_the_threshold(compact_pr
     assert text.prompt_map is text.model_map
 
 
-class Says(Predictor):
-    """A language model that wants to say something; it is asked for real only where its first words are given."""
+class Scripted(Predictor):
+    """Gives a fixed answer; the language model generates only where the opening is given."""
 
-    wants = ""
+    first_answer = ""
 
-    def answer(self, look, question, history=(), opening=None):  # type: ignore[no-untyped-def]
-        return self.wants if opening is None else super().answer(look, question, history, opening)
+    def answer(self, result, question, history=(), opening=None):  # type: ignore[no-untyped-def]
+        return self.first_answer if opening is None else super().answer(result, question, history, opening)
 
 
 NONE, YES = "No, there is none.", "Yes, there is an anomaly in the image"
@@ -187,7 +188,7 @@ QUESTION = "Is there any anomaly in the image?"
 
 
 @pytest.mark.parametrize(
-    ("verdict", "question", "wants", "begins", "expected"),
+    ("verdict", "question", "first_answer", "begins", "expected"),
     [
         ("score", QUESTION, NONE, "Yes,", (True, "score", False)),
         ("score", QUESTION, "没有，图中没有异常。", "有，", (True, "score", False)),
@@ -196,13 +197,13 @@ QUESTION = "Is there any anomaly in the image?"
         ("answer", QUESTION, NONE, NONE, (False, "answer", False)),
     ],
 )
-def test_score_that_wins_begins_the_answer_and_other_answers_stay(
-    compact_predictor: Predictor, photo, verdict, question: str, wants: str, begins: str, expected
+def test_scores_verdict_begins_a_contradicting_answer_and_others_stay(
+    compact_predictor: Predictor, photo, verdict, question: str, first_answer: str, begins: str, expected
 ) -> None:
-    judge = Says(compact_predictor.model, InferenceConfig(verdict=verdict), compact_predictor.generation)
-    judge.wants = wants
-    judge.set_references([photo(seed=seed) for seed in range(2)])
-    found = judge.predict(photo(scratch=(0.15, 0.15), seed=9), question)
+    predictor = Scripted(compact_predictor.model, InferenceConfig(verdict=verdict), compact_predictor.generation)
+    predictor.first_answer = first_answer
+    predictor.set_references([photo(seed=seed) for seed in range(2)])
+    found = predictor.predict(photo(scratch=(0.15, 0.15), seed=9), question)
     assert found.image.place == "top left"
     assert found.answer.startswith(begins)
     assert (found.is_anomalous, found.verdict_from, found.answer_agrees) == expected
@@ -212,18 +213,18 @@ def test_score_that_wins_begins_the_answer_and_other_answers_stay(
     ("scratch", "begins"),
     [(None, "Yes, there is no anomaly in the image."), ((0.5, 0.5), "No, there is an anomaly in the image, at the")],
 )
-def test_question_whether_all_is_well_is_answered_as_it_was_asked(
+def test_answer_to_a_question_for_soundness_begins_with_the_scores_verdict(
     compact_predictor: Predictor, photo, scratch, begins: str
 ) -> None:
-    judge = Predictor(compact_predictor.model, SCORE_WINS, compact_predictor.generation)
-    judge.set_references([photo(seed=seed) for seed in range(4)])
-    found = judge.predict(photo(scratch=scratch, seed=9), "Is it fine?")
+    predictor = Predictor(compact_predictor.model, SCORE_WINS, compact_predictor.generation)
+    predictor.set_references([photo(seed=seed) for seed in range(4)])
+    found = predictor.predict(photo(scratch=scratch, seed=9), "Is it fine?")
     assert found.answer.startswith(begins)
     assert found.is_anomalous == (scratch is not None)
     assert found.answer_agrees
 
 
-def test_reference_added_later_counts_like_one_given_at_once(predictor: Predictor, photo) -> None:
+def test_adding_references_equals_giving_all_at_once(predictor: Predictor, photo) -> None:
     photos, query = [photo(seed=seed) for seed in range(3)], photo(scratch=(0.3, 0.6), seed=9)
     predictor.set_references(photos)
     at_once = predictor.inspect(query)
@@ -254,17 +255,17 @@ def test_prior_score_is_of_references_of_the_same_settings_and_of_their_own_map(
     assert threshold(0.9, 0.5, official) == pytest.approx(threshold(None, 0.0, official)), "saved with other settings"
 
 
-def test_photos_looked_at_together_are_seen_as_one_by_one(predictor: Predictor, photo, encodings) -> None:
+def test_batch_gives_the_results_of_single_photos(predictor: Predictor, photo, encodings) -> None:
     photos = [photo((100 + 10 * seed, 80), seed=seed) for seed in range(3)]
     predictor.set_references([photo(seed=9)])
     encodings.clear()
     together = predictor.inspect_batch(photos)
     assert encodings == [3]
-    for look, one in zip(together, photos, strict=True):
+    for result, one in zip(together, photos, strict=True):
         alone = predictor.inspect(one)
-        assert look.map.shape == alone.map.shape == (80, one.width)
-        assert np.allclose(look.map, alone.map, atol=1e-5)
-        assert look.probability == pytest.approx(alone.probability, abs=1e-3)
+        assert result.map.shape == alone.map.shape == (80, one.width)
+        assert np.allclose(result.map, alone.map, atol=1e-5)
+        assert result.probability == pytest.approx(alone.probability, abs=1e-3)
 
 
 def test_four_references_rank_defective_bottles_above_good_ones(predictor: Predictor, bottle_folder: Path) -> None:
@@ -284,7 +285,7 @@ def test_four_references_rank_defective_bottles_above_good_ones(predictor: Predi
 
 @pytest.mark.data
 @pytest.mark.parametrize("turns", [1, 2])
-def test_screw_that_lies_the_other_way_round_is_no_defect(compact_predictor: Predictor, turns: int) -> None:
+def test_rotated_screw_is_no_defect(compact_predictor: Predictor, turns: int) -> None:
     from tests.shared_data import shared
 
     good = [Image.open(path) for path in sorted(shared("data/mvtec_layout/screw/train/good").iterdir())[:6]]
@@ -292,16 +293,16 @@ def test_screw_that_lies_the_other_way_round_is_no_defect(compact_predictor: Pre
     scores = {}
     for augmentation in ("none", "auto"):
         settings = ReferenceSettings(preset="custom", augmentation=augmentation)  # type: ignore[arg-type]
-        looker = Predictor(compact_predictor.model, InferenceConfig(references=settings))
-        looker.set_references(good[:2])
-        scores[augmentation] = [look.score for look in looker.inspect_batch(turned)]
-    assert looker.references is not None
-    assert looker.references.augmentation == "rotations"
+        rotating = Predictor(compact_predictor.model, InferenceConfig(references=settings))
+        rotating.set_references(good[:2])
+        scores[augmentation] = [result.score for result in rotating.inspect_batch(turned)]
+    assert rotating.references is not None
+    assert rotating.references.augmentation == "rotations"
     assert np.mean(scores["auto"]) < 0.9 * np.mean(scores["none"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_encoder_in_half_precision_draws_nearly_the_same_map(predictor: Predictor, photo, dtype: torch.dtype) -> None:
+def test_encoder_in_half_precision_gives_nearly_the_same_map(predictor: Predictor, photo, dtype: torch.dtype) -> None:
     import copy
 
     from anomalygpt.model.anomalygpt import AnomalyGPT

@@ -1,4 +1,4 @@
-"""Good photos, remembered: added one by one, compared, held out, saved and loaded."""
+"""References: added one by one, compared, held out, saved and loaded."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def encoded(thin_model: AnomalyGPT) -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def remember(thin_model: AnomalyGPT, thin_transform: ImageTransform):
+def build(thin_model: AnomalyGPT, thin_transform: ImageTransform):
     def make(photos: Sequence[Image.Image], settings: ReferenceSettings = OFFICIAL) -> References:
         return References(thin_model, settings, thin_transform, photos)
 
@@ -78,8 +78,8 @@ def close(a: Tensor, b: Tensor, within: float = 1e-5) -> bool:
 
 
 @pytest.mark.parametrize("shots", [1, 4])
-def test_official_map_is_the_papers_to_the_bit(remember, thin_model, thin_transform, photos, shots: int) -> None:
-    features, found = inspect(remember(photos[:shots]), photos[5])
+def test_official_map_equals_the_papers_exactly(build, thin_model, thin_transform, photos, shots: int) -> None:
+    features, found = inspect(build(photos[:shots]), photos[5])
     encoded = [thin_model.encode(thin_transform(photo)[None]) for photo in photos[:shots]]
     together = ImageFeatures(
         tuple(torch.cat(layer) for layer in zip(*(one.taps for one in encoded), strict=True)),
@@ -89,21 +89,21 @@ def test_official_map_is_the_papers_to_the_bit(remember, thin_model, thin_transf
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_photo_added_is_as_if_it_had_been_remembered_with_the_others(remember, photos, name: str) -> None:
+def test_adding_a_photo_equals_giving_all_at_once(build, photos, name: str) -> None:
     settings = CHANGES[name]
-    grown = remember(photos[:1], settings)
-    inspect(grown, photos[5])  # so that there is something to forget
+    grown = build(photos[:1], settings)
+    inspect(grown, photos[5])  # so that there is something to invalidate
     for photo in photos[1:3]:
         grown.add(photo)
         grown.held_out_maps()
-    whole = remember(photos[:3], settings)
-    assert len(grown) == len(whole) == 3
-    assert close(inspect(grown, photos[5])[1], inspect(whole, photos[5])[1])
-    assert close(grown.held_out_maps(), whole.held_out_maps())
+    full = build(photos[:3], settings)
+    assert len(grown) == len(full) == 3
+    assert close(inspect(grown, photos[5])[1], inspect(full, photos[5])[1])
+    assert close(grown.held_out_maps(), full.held_out_maps())
 
 
-def test_adding_encodes_the_new_photo_only_and_a_query_is_encoded_once(remember, photos, encoded) -> None:
-    references = remember(photos[:3], custom(augmentation="rotations", text_weight=0.5))
+def test_adding_encodes_the_new_photo_only_and_a_query_is_encoded_once(build, photos, encoded) -> None:
+    references = build(photos[:3], custom(augmentation="rotations", text_weight=0.5))
     inspect(references, photos[5])
     encoded.clear()
     references.add(photos[3])
@@ -112,32 +112,32 @@ def test_adding_encodes_the_new_photo_only_and_a_query_is_encoded_once(remember,
 
 
 @pytest.mark.parametrize("augmentation", ["rotations", "flips"])
-def test_view_of_a_reference_is_no_anomaly(remember, photos, augmentation) -> None:
+def test_view_of_a_reference_is_no_anomaly(build, photos, augmentation) -> None:
     square = photos[0].resize((112, 112))
     turned = {
         "rotations": square.transpose(Image.Transpose.ROTATE_90),
         "flips": square.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
     }[augmentation]
-    assert float(inspect(remember([square]), turned)[1].max()) > 1e-3
-    assert float(inspect(remember([square], custom(augmentation=augmentation)), turned)[1].max()) < 1e-4
+    assert float(inspect(build([square]), turned)[1].max()) > 1e-3
+    assert float(inspect(build([square], custom(augmentation=augmentation)), turned)[1].max()) < 1e-4
 
 
-def test_larger_scale_is_a_finer_grid_and_a_reference_is_no_anomaly_at_any(remember, photos) -> None:
-    references = remember(photos[:2], custom(scales=(1, 2, 3)))
+def test_larger_scale_is_a_finer_grid_and_a_reference_is_no_anomaly_at_any(build, photos) -> None:
+    references = build(photos[:2], custom(scales=(1, 2, 3)))
     assert {scale: len(bank) for scale, bank in references.banks.items()} == {1: 2 * 64, 2: 2 * 256, 3: 2 * 576}
     assert float(inspect(references, photos[1])[1].max()) < 1e-4
 
 
-def test_large_bank_is_replaced_by_a_coreset(remember, photos, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_bank_is_replaced_by_a_coreset(build, photos, monkeypatch: pytest.MonkeyPatch) -> None:
     from anomalygpt.inference import references as module
 
-    full = remember(photos[:4])
+    full = build(photos[:4])
     assert len(full.banks[1]) == 256
     monkeypatch.setattr(module, "CORESET_SIZE", 64)
     monkeypatch.setattr(module, "CORESET_ABOVE", 256)
-    assert len(remember(photos[:4]).banks[1]) == 256
+    assert len(build(photos[:4]).banks[1]) == 256
     monkeypatch.setattr(module, "CORESET_ABOVE", 255)
-    small = remember(photos[:4])
+    small = build(photos[:4])
     assert len(small.banks[1]) == 64
     before, after = (inspect(references, photos[5])[1] for references in (full, small))
     assert bool((after >= before - 1e-6).all())
@@ -145,69 +145,73 @@ def test_large_bank_is_replaced_by_a_coreset(remember, photos, monkeypatch: pyte
     assert bool(small.held_out_maps().isfinite().all())
 
 
-def test_text_map_that_finds_fault_with_the_references_is_left_out(remember, thin_model, photos) -> None:
-    features, plain = inspect(remember(photos[:2]), photos[5], "bottle")
-    on_references = [float(thin_model.anomaly_map(inspect(remember([p]), p)[0], ["bottle"]).max()) for p in photos[:2]]
-    usual = sum(on_references) / 2
-    for limit, weight in ((usual - 1e-3, 0.0), (usual + 1e-3, 0.25), (1.0, 0.25)):
-        references = remember(photos[:2], custom(text_weight=0.25, text_trusted_below=limit))
+def test_text_map_that_scores_the_references_high_is_left_out(build, thin_model, photos) -> None:
+    features, plain = inspect(build(photos[:2]), photos[5], "bottle")
+    on_references = [float(thin_model.anomaly_map(inspect(build([p]), p)[0], ["bottle"]).max()) for p in photos[:2]]
+    mean_score = sum(on_references) / 2
+    for limit, weight in ((mean_score - 1e-3, 0.0), (mean_score + 1e-3, 0.25), (1.0, 0.25)):
+        references = build(photos[:2], custom(text_weight=0.25, text_trusted_below=limit))
         assert references.text_weight("bottle") == weight
         text = thin_model.anomaly_map(features, ["bottle"])
         assert close(inspect(references, photos[5], "bottle")[1], (1 - weight) * plain + weight * text)
 
 
-def test_trust_in_the_text_map_is_a_matter_of_all_references_and_of_the_class(remember, thin_model, photos) -> None:
-    def usual(some, name: str) -> float:
-        maps = [thin_model.anomaly_map(inspect(remember([photo]), photo)[0], [name]) for photo in some]
+def test_trust_in_the_text_map_depends_on_all_references_and_on_the_class(build, thin_model, photos) -> None:
+    def mean_score(some, name: str) -> float:
+        maps = [thin_model.anomaly_map(inspect(build([photo]), photo)[0], [name]) for photo in some]
         return sum(float(one.max()) for one in maps) / len(maps)
 
-    one, both, other = usual(photos[:1], "bottle"), usual(photos[:2], "bottle"), usual(photos[:2], "screw")
+    one, both, other = (
+        mean_score(photos[:1], "bottle"),
+        mean_score(photos[:2], "bottle"),
+        mean_score(photos[:2], "screw"),
+    )
     between = custom(text_weight=0.25, text_trusted_below=(one + both) / 2)
-    references = remember(photos[:1], between)
+    references = build(photos[:1], between)
     before = references.text_weight("bottle")
     references.add(photos[1])
     assert {before, references.text_weight("bottle")} == {0.0, 0.25}
-    by_class = remember(photos[:2], custom(text_weight=0.25, text_trusted_below=(both + other) / 2))
+    by_class = build(photos[:2], custom(text_weight=0.25, text_trusted_below=(both + other) / 2))
     assert {by_class.text_weight("bottle"), by_class.text_weight("screw")} == {0.0, 0.25}
 
 
-def test_held_out_maps_are_blended_as_maps_of_queries_are(remember, photos) -> None:
-    references = remember(photos[:3], custom(text_weight=0.25))
+def test_held_out_maps_are_blended_as_maps_of_queries_are(build, photos) -> None:
+    references = build(photos[:3], custom(text_weight=0.25))
     assert not close(references.held_out_maps("bottle"), references.held_out_maps("screw"), 1e-9)
     assert references.held_out_maps("bottle") is references.held_out_maps("bottle")
 
 
-def test_each_reference_is_compared_with_the_others(remember, photos) -> None:
-    held_out = remember(photos[:3]).held_out_maps()
+def test_each_reference_is_compared_with_the_others(build, photos) -> None:
+    held_out = build(photos[:3]).held_out_maps()
     assert held_out.shape == (3, 1, MAP_SIZE, MAP_SIZE)
     for number in range(3):
         others = [photo for other, photo in enumerate(photos[:3]) if other != number]
-        assert close(held_out[[number]], inspect(remember(others), photos[number])[1])
+        assert close(held_out[[number]], inspect(build(others), photos[number])[1])
 
 
-def test_single_reference_is_compared_with_itself_with_and_without_neighbourhoods(remember, photos) -> None:
-    held_out = remember(photos[:1]).held_out_maps()
+def test_single_reference_is_compared_with_itself_with_and_without_neighbourhoods(build, photos) -> None:
+    held_out = build(photos[:1]).held_out_maps()
     assert held_out.shape == (2 * len(PERTURBATIONS), 1, MAP_SIZE, MAP_SIZE)
-    whole, excluding = held_out.split(len(PERTURBATIONS))
-    assert bool((excluding >= whole - 1e-6).all())
-    assert float(whole.amax()) > 1e-3
+    full, excluding = held_out.split(len(PERTURBATIONS))
+    assert bool((excluding >= full - 1e-6).all())
+    assert float(full.amax()) > 1e-3
 
 
-def test_many_references_are_not_all_held_out(remember, photos, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_references_are_not_all_held_out(build, photos, monkeypatch: pytest.MonkeyPatch) -> None:
     from anomalygpt.inference import references as module
 
     monkeypatch.setattr(module, "MOST_HELD_OUT", 3)
-    held_out = remember(photos[:5]).held_out_maps()
+    held_out = build(photos[:5]).held_out_maps()
     assert len(held_out) == 3
     everything = [photo for number, photo in enumerate(photos[:5]) if number != 4]
-    assert close(held_out[[2]], inspect(remember(everything), photos[4])[1])
+    assert close(held_out[[2]], inspect(build(everything), photos[4])[1])
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_loaded_references_are_equal_and_can_be_added_to(
-    remember, thin_model, thin_transform, photos, tmp_path, name
+    build, thin_model, thin_transform, photos, tmp_path, name
 ) -> None:
-    saved = remember(photos[:2], CHANGES[name])
+    saved = build(photos[:2], CHANGES[name])
     path = tmp_path / "part.safetensors"
     saved.save(path)
     loaded = References.load(path, thin_model, thin_transform)
@@ -310,8 +314,8 @@ def test_file_of_the_earlier_version_is_checked(earlier, thin_model, thin_transf
     assert "damaged (UnidentifiedImageError: " in fault(path, thin_model, thin_transform)
 
 
-def test_other_ending_and_unwritable_folder_are_one_line(remember, photos, tmp_path: Path) -> None:
-    references = remember(photos[:1])
+def test_other_ending_and_unwritable_folder_are_one_line(build, photos, tmp_path: Path) -> None:
+    references = build(photos[:1])
     with pytest.raises(UserError, match=r"ends in \.safetensors"):
         references.save(tmp_path / "part.pt")
     (tmp_path / "file").write_text("")
@@ -328,6 +332,6 @@ def test_other_ending_and_unwritable_folder_are_one_line(remember, photos, tmp_p
         (custom(tap_weights=(0.0,) * 4), "not all zero"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(remember, photos, settings: ReferenceSettings, words: str) -> None:
+def test_weights_that_do_not_fit_are_refused(build, photos, settings: ReferenceSettings, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        remember(photos[:1], settings)
+        build(photos[:1], settings)

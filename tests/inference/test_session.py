@@ -1,4 +1,4 @@
-"""Conversations: what is encoded when, what is remembered, and that users stay apart."""
+"""Conversations: what is encoded when, what is cached, and that users stay separate."""
 
 import threading
 import time
@@ -70,7 +70,7 @@ def test_other_inputs_begin_another_conversation(users: Users, photos: list[str]
     assert len(second.history) == 1
 
 
-def test_users_keep_their_references_apart_and_only_new_ones_are_encoded(users: Users, photos: list[str]) -> None:
+def test_users_have_separate_references_and_only_new_ones_are_encoded(users: Users, photos: list[str]) -> None:
     first = users.ask(photos[0], references=photos[1:4])
     users.ask(photos[0], "Is it bent?", references=photos[4:5])
     users.ask(photos[0], "Is it whole?")
@@ -130,9 +130,7 @@ def test_the_verdict_is_that_of_the_first_answer(users: Users, photos: list[str]
         (True, "Yes", True, "answer"),
     ],
 )
-def test_verdict_says_where_it_is_from(
-    photos: list[str], with_llm: bool, word: str, is_anomalous: bool, source: str
-) -> None:
+def test_verdict_has_its_source(photos: list[str], with_llm: bool, word: str, is_anomalous: bool, source: str) -> None:
     found = Users(with_llm=with_llm, word=word).ask(photos[0], "Is there any defect?")
     assert (found.is_anomalous, found.verdict_source) == (is_anomalous, source)
     assert (found.history[0][1] == NO_ANSWER) is not with_llm

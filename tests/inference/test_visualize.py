@@ -17,7 +17,7 @@ def flat(value: float, size: tuple[int, int] = (60, 40)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.0])
-def test_calm_map_is_never_painted(threshold: float) -> None:
+def test_map_below_half_the_threshold_is_never_painted(threshold: float) -> None:
     """Half the threshold and less leaves the photo as it is, whatever the map's own largest value is."""
     noise = np.random.default_rng(0).uniform(0, threshold / 2, (40, 60)).astype(np.float32)
     assert np.array_equal(np.asarray(overlay(grey(), noise, threshold)), np.asarray(grey()))
