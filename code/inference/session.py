@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MAX_REFERENCES = 4
 MAX_CACHED = 8  # photos, and as many sets of references: 60 MB each with the compact model, hundreds with ImageBind
-OVERLAY_SIDE = 1024  # longest side in pixels
 NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
 DISAGREEMENT = {"answer": ", which the score contradicts", "score": "; the language model disagreed"}
 
@@ -124,7 +123,7 @@ class SharedModel:
         photo = _read(path)
         result = self._predictor(references).inspect(photo, part)
         picture = overlay(photo, result.map, result.threshold, result.regions)
-        picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+        picture.thumbnail((1024, 1024))
         return result, picture
 
 
