@@ -615,6 +615,7 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 def _look_at(predictor: Any, category: Category, shots: int, turn: int) -> list[float]:
     """The maps and scores of ``Predictor.look``, without the calibration, which neither of them needs."""
+    from anomalygpt.inference.anomaly_map import top_mean
     from anomalygpt.inference.references import References
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 
@@ -623,7 +624,7 @@ def _look_at(predictor: Any, category: Category, shots: int, turn: int) -> list[
     references = References(predictor.model, settings, predictor.transform, photos)
     seen = [references.anomaly_maps([load_image(record.image)], [UNNAMED_CLASS])[1] for record in category.tested]
     maps = np.stack([to_map_side(one[0, 0]) for one in seen])
-    return category.measure([references.score(one) for one in seen], maps)
+    return category.measure([float(top_mean(one, settings.top_share)) for one in seen], maps)
 
 
 # -- the tables --------------------------------------------------------------------------------------------------------

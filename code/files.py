@@ -13,9 +13,6 @@ from filelock import FileLock, Timeout
 
 from anomalygpt.errors import UserError
 
-LOCK = ".lock"
-NAME_LENGTH = 40  # characters of a file's name that its temporary file's name repeats
-
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
@@ -48,8 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder can't be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The whole of a long name would make the temporary name longer than file systems allow.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:NAME_LENGTH]}.", suffix=path.suffix)
+    # With all of a long name, the temporary one would be longer than file systems allow.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -75,16 +72,15 @@ def claimed(folder: Path, option: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: can't be made ({error}); choose another {option}") from error
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"{folder}: another run is writing there; wait until it has ended, or choose another {option}"
         ) from None
-    except (OSError, NotImplementedError):  # some network file systems have no locks
-        yield
-        return
+    except (OSError, NotImplementedError):
+        pass  # some network file systems have no locks
     try:
         yield
     finally:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from anomalygpt.config.load import load_config, stated
 from anomalygpt.datasets.records import DatasetError, list_images
 from anomalygpt.datasets.transforms import load_image
@@ -21,8 +23,6 @@ from anomalygpt.errors import UserError, user_errors
 from anomalygpt.files import replacing
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from anomalygpt.config.schema import ExperimentConfig
     from anomalygpt.inference.predictor import Prediction
 
@@ -32,18 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with user_errors():
-        config = load_config(arguments.config or _default_config(), arguments.set)
-        return _run(arguments, config)
+        from anomalygpt.model.build import installed_config
+
+        return _run(arguments, load_config(arguments.config or installed_config(), arguments.set))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Say whether, and where, parts in photos are defective.")
+    parser = argparse.ArgumentParser(description="Detect and locate defects of parts in photos.")
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
     parser.add_argument(
         "--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part"
     )
-    parser.add_argument("--references", type=Path, metavar="FILE", help="good photos that were remembered in a file")
-    parser.add_argument("--save-references", type=Path, metavar="FILE", help="remember them in a .safetensors file")
+    parser.add_argument("--references", type=Path, metavar="FILE", help="a file that --save-references wrote")
+    parser.add_argument("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
     parser.add_argument("--question", help="by default: is there any anomaly in the image?")
     parser.add_argument("--class-name", help="what the photos show, as in 'screw'")
     parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
@@ -55,12 +56,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change"
     )
     return parser.parse_args(argv)
-
-
-def _default_config() -> str:
-    from anomalygpt.model.build import installed_config
-
-    return installed_config()
 
 
 def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
@@ -102,13 +97,9 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """What the parser does not check, before the model is loaded.
-
-    Raises:
-        UserError: there is nothing to do, options contradict each other, or a file is missing.
-    """
+    """Raises :class:`UserError` if there is nothing to do, options contradict each other, or a file is missing."""
     if not arguments.photos and not arguments.save_references:
-        raise UserError("no photo given; expected photos to look at, or --save-references FILE to remember good ones")
+        raise UserError("no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …")
     if arguments.save_references and not (arguments.reference or arguments.references):
         raise UserError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
     if not arguments.references:
@@ -119,8 +110,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--references {arguments.references}: no such file; --save-references makes one")
     if "references" in stated(arguments.set).get("inference", {}):
         raise UserError(
-            f"--references {arguments.references}: compared as it was saved; "
-            "other inference.references need the good photos, --reference GOOD …"
+            f"--references {arguments.references}: compared with the settings it was saved with; "
+            "for other inference.references give the good photos, --reference GOOD …"
         )
 
 
@@ -180,8 +171,8 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"--out {folder}: can't be written ({error})") from error
 
 
-def write_pictures(folder: Path, stem: str, photo: "Image.Image", prediction: "Prediction") -> dict[str, str]:
-    """Writes a photo's overlay and float map, each whole or not at all.
+def write_pictures(folder: Path, stem: str, photo: Image.Image, prediction: "Prediction") -> dict[str, str]:
+    """Writes a photo's overlay and float map, each atomically.
 
     Returns:
         "overlay" and "map" -> file name.
@@ -189,8 +180,6 @@ def write_pictures(folder: Path, stem: str, photo: "Image.Image", prediction: "P
     Raises:
         UserError: they can't be written.
     """
-    from PIL import Image
-
     from anomalygpt.inference.visualize import overlay
 
     image = prediction.image

@@ -33,20 +33,19 @@ MAX_WAITING = 32  # questions; Gradio turns away the next one in its own words
 MAX_REGIONS_SHOWN = 4
 KEEP_SECONDS = 6 * 3600  # uploaded files and conversations
 EXAMPLES = "images/examples"
-PHOTO_HEIGHT = 366  # in CSS pixels
+PHOTO_HEIGHT = 366  # CSS pixels
 SUGGESTED = ("Is there any anomaly in the image?", "Where is it?", "How many anomalies are there?", "How large is it?")
 PENDING = "…"
 HANDLER: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
 NO_VERDICT = '<p class="hint">Ask a question: the map and the verdict appear here.</p>'
-
 TITLE = "# AnomalyGPT\nShows what is wrong with a part, and where, and answers questions about it."
 
 
 def bubbles(history: Sequence[tuple[str, str]], pending: str | None = None) -> list[dict[str, str]]:
     """A history as messages of the chat. ``pending``: a question that has no answer yet."""
     messages = []
-    for asked, answer in [*history, (pending, PENDING)] if pending else history:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    for question, answer in [*history, (pending, PENDING)] if pending else history:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
 
 
@@ -58,7 +57,7 @@ def verdict_html(conversation: Conversation, result: "ImageResult") -> str:
         source = f"Verdict from the {conversation.verdict_source}. "
     numbers = f"{100 * result.probability:.0f} % probable, score {result.score:.3f}, threshold {result.threshold:.3f}"
     count = len(result.regions)
-    marked = "no region" if count == 0 else "1 region" if count == 1 else f"{count} regions"
+    marked = {0: "no region", 1: "1 region"}.get(count, f"{count} regions")
     shown = f"; the {MAX_REGIONS_SHOWN} largest:" if count > MAX_REGIONS_SHOWN else ":" if count else "."
     rows = "".join(
         f"<tr><td>{escape(region.position)}</td><td>{100 * region.area:.1f} %</td><td>{region.peak:.3f}</td></tr>"
@@ -90,27 +89,22 @@ def ask(
 
     try:
         conversation = conversation_about(photo, [path for path, _ in references or ()], class_name, conversation)
-        asked = (question or "").strip() or detection_question(conversation.class_name or None, with_description=False)
-        yield bubbles(conversation.history, asked), gr.skip(), gr.skip(), "", conversation
-        result, overlay = model.encode(conversation, asked)
+        text = (question or "").strip() or detection_question(conversation.class_name or None, with_description=False)
+        yield bubbles(conversation.history, text), gr.skip(), gr.skip(), "", conversation
+        result, overlay = model.encode(conversation, text)
         if conversation.is_over:
             return
         yield gr.skip(), overlay, verdict_html(conversation, result), gr.skip(), conversation
-        model.answer(conversation, asked)
+        model.answer(conversation, text)
         if not conversation.is_over:
             yield bubbles(conversation.history), gr.skip(), verdict_html(conversation, result), gr.skip(), conversation
     except UserError as error:
         gr.Warning(str(error))
-        history = conversation.history if conversation else ()
-        yield bubbles(history), gr.skip(), gr.skip(), question, conversation
+        yield bubbles(conversation.history if conversation else ()), gr.skip(), gr.skip(), question, conversation
 
 
 def start_over(photo: str | None, references: Uploads, conversation: Conversation | None) -> tuple[Any, ...]:
-    """Clears the conversation if it is about another photo or other references.
-
-    Returns:
-        chat, overlay, verdict, conversation.
-    """
+    """Chat, overlay, verdict and conversation: cleared if these are another photo or other references, else kept."""
     import gradio as gr
 
     if conversation:
@@ -125,9 +119,9 @@ def find_examples(folder: Path) -> list[tuple[str, list[str], str]]:
     """(photo, references, class name) of each subfolder; photos named ``good…`` are the references."""
     examples = []
     for part in list_folders(folder) if folder.is_dir() else []:
-        photos = [str(photo) for photo in list_images(part)]
-        good = [photo for photo in photos if Path(photo).stem.startswith("good")]
-        others = [photo for photo in photos if photo not in good]
+        photos = list_images(part)
+        good = [str(photo) for photo in photos if photo.stem.startswith("good")]
+        others = [str(photo) for photo in photos if not photo.stem.startswith("good")]
         examples += [(others[0], good, part.name.replace("_", " "))] if others else []
     return examples
 
@@ -135,16 +129,9 @@ def find_examples(folder: Path) -> list[tuple[str, list[str], str]]:
 def build_demo(
     new_predictor: "Callable[[], Predictor]", subtitle: str = "", examples: Path | None = None
 ) -> "gr.Blocks":
-    """The page.
-
-    Args:
-        new_predictor: see :class:`SharedModel`.
-        subtitle: which model answers.
-        examples: a folder as :func:`find_examples` reads it; without any, the page has no examples.
-    """
+    """The page. ``new_predictor``: see :class:`SharedModel`; ``examples``: a folder for :func:`find_examples`."""
     import gradio as gr
 
-    model = SharedModel(new_predictor)
     with gr.Blocks(title="AnomalyGPT", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
         conversation = gr.State(None, time_to_live=KEEP_SECONDS)
         gr.Markdown(f"{TITLE} {subtitle}")
@@ -157,14 +144,11 @@ def build_demo(
                 )
                 summary = gr.HTML(NO_VERDICT, elem_id="summary")
             with gr.Column(scale=5, min_width=340):
+                hint = "Upload a photo or click an example, then ask."
                 chat = gr.Chatbot(
-                    label="Conversation",
-                    height=530,
-                    placeholder="Upload a photo or click an example, then ask.",
-                    buttons=["copy_all"],
-                    elem_id="chat",
+                    label="Conversation", height=530, placeholder=hint, buttons=["copy_all"], elem_id="chat"
                 )
-                _connect(model, inputs, [chat, overlay, summary], conversation)
+                _connect(SharedModel(new_predictor), inputs, [chat, overlay, summary], conversation)
     return demo
 
 
@@ -202,7 +186,9 @@ def _input_column(examples: Sequence[tuple[str, list[str], str]]) -> tuple["gr.I
 def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], conversation: "gr.State") -> None:
     """Adds the question box, and connects it, the suggestions and the inputs with the functions above.
 
-    ``inputs``: photo, references, class name. ``shown``: chat, overlay, verdict.
+    Args:
+        inputs: photo, references, class name.
+        shown: chat, overlay, verdict.
     """
     import gradio as gr
 
@@ -218,13 +204,11 @@ def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], co
     one_at_a_time: dict[str, Any] = {
         "outputs": [*shown, question, conversation],
         "concurrency_id": "model",
-        "trigger_mode": "multiple",  # a question asked while another is answered waits, it is not lost
+        "trigger_mode": "multiple",  # a question that comes while another is answered waits
         **HANDLER,
     }
-    answer = partial(ask, model)
-    asking = [gr.on([send.click, question.submit], answer, [question, *given], **one_at_a_time)]
-    for button, text in zip(suggestions, SUGGESTED, strict=True):
-        asking.append(button.click(partial(answer, text), given, **one_at_a_time))
+    asking = [gr.on([send.click, question.submit], partial(ask, model), [question, *given], **one_at_a_time)]
+    asking += [button.click(partial(ask, model, button.value), given, **one_at_a_time) for button in suggestions]
     clearing = {"outputs": [*shown, conversation], "cancels": asking, "queue": False, **HANDLER}
     chat.clear(partial(start_over, None, None), conversation, **clearing)
     for changed in (photo.change, references.change):
@@ -253,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Talk about parts in photos, in a browser.")
+    parser = argparse.ArgumentParser(description="Detect defects of parts in photos, and ask about them, in a browser.")
     parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
@@ -280,18 +264,14 @@ def _default_config() -> str:
 def require_address(host: str, port: int | None) -> None:
     """Raises :class:`UserError` where no page can be served: no such host, or the port is in use or not allowed."""
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port or 0), family=family).close()
+        socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except (OSError, OverflowError) as error:
         where = f"--host {host} --port {port}" if port else f"--host {host}"
         raise UserError(f"{where}: no page can be served there ({error})") from error
 
 
 def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
-    """Shows the page at an address, which is printed, until Ctrl-C.
-
-    Args:
-        port: None takes the first free one from 7860 on.
+    """Shows the page at an address, which is printed, until Ctrl-C. Without a port: the first free one from 7860 on.
 
     Raises:
         UserError: the port was taken meanwhile, or there is no free one.
@@ -301,6 +281,7 @@ def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
 
     # Comes with Gradio; the theme's own choice, weight 600, lacks most letters.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=[font, "system-ui", "sans-serif"])
     demo.queue(default_concurrency_limit=1, max_size=MAX_WAITING)
     try:
         demo.launch(
@@ -311,7 +292,7 @@ def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
             prevent_thread_lock=True,
             allowed_paths=[str(home() / EXAMPLES)],
             max_file_size="50mb",
-            theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=[font, "system-ui", "sans-serif"]),
+            theme=theme,
             css_paths=Path(__file__).with_suffix(".css"),
             footer_links=[],
         )

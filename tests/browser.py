@@ -22,17 +22,9 @@ from tests.processes import started
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-OWN_HOSTS = ("127.0.0.1", "localhost", "")  # "": data: and blob: addresses
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+OWN_HOSTS = ("127.0.0.1", "localhost", None)  # None: data: and blob: addresses
 ANSWER_SECONDS = 120  # a busy machine
 PICTURE_SIZE = {"width": 1280, "height": 800}
 PICTURE_EXAMPLE, PICTURE_QUESTIONS = 1, ("", "Where is it?")
@@ -40,7 +32,7 @@ PICTURE_EXAMPLE, PICTURE_QUESTIONS = 1, ("", "Where is it?")
 
 @dataclass
 class Window:
-    """A page of the demo, and what the browser did beside showing it.
+    """A page of the demo, with the errors and the requests of the browser.
 
     Attributes:
         errors: what the page wrote to the console as an error.
@@ -97,23 +89,22 @@ def window(address: str, size: dict[str, int] | None = None) -> Iterator[Window]
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=installed_browser(), args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=installed_browser(), args=FLAGS)
         try:
             opened = Window(browser.new_page(viewport=size or PICTURE_SIZE))
             page = opened.page
             page.set_default_timeout(1000 * ANSWER_SECONDS)
-            page.on("console", lambda said: said.type == "error" and opened.errors.append(said.text))
+            page.on("console", lambda message: message.type == "error" and opened.errors.append(message.text))
             page.on("pageerror", lambda error: opened.errors.append(str(error)))
-            page.on("request", lambda asked: _is_foreign(asked.url) and opened.foreign.append(asked.url))
+            page.on(
+                "request",
+                lambda asked: urlsplit(asked.url).hostname in OWN_HOSTS or opened.foreign.append(asked.url),
+            )
             page.goto(address)
             page.locator("#send").wait_for()
             yield opened
         finally:
             browser.close()
-
-
-def _is_foreign(url: str) -> bool:
-    return (urlsplit(url).hostname or "") not in OWN_HOSTS
 
 
 def take_picture(target: Path, arguments: Sequence[str] = ()) -> None:

@@ -1,6 +1,7 @@
 """A predictor that answers at once, for tests of what is built around one."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,15 @@ from PIL import Image
 from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.inference.predictor import ImageResult, Prediction, prediction
 from anomalygpt.inference.regions import Region
+
+
+def write_photos(folder: Path, count: int) -> list[str]:
+    """Writes photos of different grey values; returns their paths."""
+    paths = [str(folder / f"{number}.png") for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (40 * number, 80, 80)).save(path)
+    return paths
+
 
 TOP_LEFT = Region(box=(0, 0, 4, 4), area=0.01, position="top left", peak=1.0)
 
@@ -33,14 +43,7 @@ def result_with(region: Region, class_name: str, size: tuple[int, int] = (40, 30
 
 
 class FakePredictor:
-    """Finds a region at the top left of every photo.
-
-    Attributes:
-        word: what its answers begin with.
-        references: how many it was given.
-        results: class names of the photos that it encoded.
-        asked: questions with their history.
-    """
+    """Finds a region at the top left of every photo; ``word`` begins its answers."""
 
     settings = InferenceConfig()
 
@@ -48,8 +51,8 @@ class FakePredictor:
         self.model = SimpleNamespace(has_llm=with_llm)
         self.word = word
         self.references = 0
-        self.inspected: list[str] = []
-        self.asked: list[tuple[str, list[tuple[str, str]]]] = []
+        self.inspected: list[str] = []  # class names
+        self.asked: list[tuple[str, list[tuple[str, str]]]] = []  # questions with their history
 
     def set_references(self, photos: Sequence[Image.Image]) -> None:
         self.references = len(photos)

@@ -1,4 +1,4 @@
-"""Commands that tests start. None outlives its test, whatever happens there: a failure, a timeout, Ctrl-C."""
+"""Commands that tests start. None outlives its test, even after a failure, a timeout or Ctrl-C."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ GRACE_SECONDS = 10
 
 @contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
-    """Starts a command in a session of its own; with the block it ends, and so does all that it has started.
+    """Starts a command in a new session; it ends with the block, and so does all that it has started.
 
     Args:
         options: for :class:`subprocess.Popen`.
@@ -39,7 +39,7 @@ def run(command: Sequence[str], timeout: float, **options: Any) -> subprocess.Co
 
 
 def wait_until(happened: Callable[[], bool], seconds: float) -> None:
-    """Asks again and again.
+    """Waits until a condition holds.
 
     Raises:
         TimeoutError: it did not happen.

@@ -1,7 +1,7 @@
 """The commands in the READMEs and in docs/: each can be parsed, and what needs nothing but the compact model runs.
 
 Bash itself reads a command, in a folder of links to the repository, where ``python``, ``make`` and the launchers only
-record what they were called with. Each call is then held against the program's own parser.
+record what they were called with. Each call is then checked with the program's own parser.
 """
 
 import argparse
@@ -210,16 +210,18 @@ def test_command_can_be_parsed(
             load_config(parsed["config"] or "compact", settings)
 
 
-RUN = [snippet for snippet in SNIPPETS if snippet.runnable]
-
-
-def _slow(snippet: Snippet) -> tuple[pytest.MarkDecorator, ...]:
-    """With references it takes more than 20 s on two busy cores."""
-    return (pytest.mark.slow,) if "--reference" in snippet.text else ()
+# With references it takes more than 20 s on two busy cores.
+RUN = [
+    pytest.param(
+        snippet, id=f"{snippet.page}:{snippet.line}", marks=[pytest.mark.slow] * ("--reference" in snippet.text)
+    )
+    for snippet in SNIPPETS
+    if snippet.runnable
+]
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("snippet", [pytest.param(s, id=f"{s.page}:{s.line}", marks=_slow(s)) for s in RUN])
+@pytest.mark.parametrize("snippet", RUN)
 def test_command_that_needs_nothing_runs(snippet: Snippet, folder: Path, compact_overrides: list[str]) -> None:
     if compact_overrides:
         pytest.skip("needs pretrained_ckpt/anomalygpt_compact")

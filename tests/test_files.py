@@ -1,4 +1,4 @@
-"""A folder is one run's at a time."""
+"""Only one run at a time writes to a folder."""
 
 import os
 import subprocess

@@ -18,7 +18,8 @@ from anomalygpt.evaluation.published import METRICS
 from anomalygpt.evaluation.tables import title_of
 from anomalygpt.files import replacing
 from anomalygpt.inference.predictor import ImageResult
-from anomalygpt.inference.visualize import heat, overlay
+from anomalygpt.inference.visualize import overlay
+from anomalygpt.model.image_decoder import calibrate_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +69,7 @@ def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> 
     photo = to_rgb(image)
     scale = TILE / max(photo.size)
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    colours = (colormaps["turbo"](heat(result.map, result.threshold))[..., :3] * 255).astype(np.uint8)
+    colours = (colormaps["turbo"](calibrate_map(result.map, result.threshold))[..., :3] * 255).astype(np.uint8)
     tiles = [
         photo.resize(size, Image.Resampling.LANCZOS),
         Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).resize(size, Image.Resampling.BILINEAR),

@@ -12,22 +12,16 @@ from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.image_decoder import upsample
 from anomalygpt.model.memory_bank import weighted_mean
 from anomalygpt.model.multiscale import encode_multiscale
 
 OWN = 1  # the scale at which photos have the encoder's own side
-BLUR_REACH = 3.0  # standard deviations that the blur's kernel holds to each side
 
 
 def encode_scales(
     model: AnomalyGPT, photos: Sequence[Image.Image], transform: ImageTransform, scales: Sequence[int]
 ) -> dict[int, ImageFeatures]:
-    """The features of B photos at the encoder's own side and at each scale.
-
-    Args:
-        transform: brings a photo to the encoder's own side.
-    """
+    """The features of B photos at the encoder's own side and at each scale."""
     encoded = {}
     for scale in dict.fromkeys((OWN, *scales)):
         images = torch.stack([transform.enlarged(scale)(photo) for photo in photos])
@@ -53,15 +47,14 @@ def text_maps(
 
 
 def distance_map(similarities: Sequence[Tensor], settings: ReferenceSettings, size: int, grid: int) -> Tensor:
-    """Similarities at each scale (B, P, P), P its own -> the map (B, 1, size, size) float32.
+    """Similarities (B, P, P), with a P for each scale -> the map (B, 1, size, size) float32.
 
     Args:
         grid: patches along the encoder's own side, the unit of ``smoothing``.
     """
+    aligned = settings.interpolation == "aligned"
     upsampled = [
-        upsample(coarse.unsqueeze(1), size)
-        if settings.interpolation == "aligned"
-        else F.interpolate(coarse.unsqueeze(1), size=(size, size), mode="bilinear", align_corners=False)
+        F.interpolate(coarse.unsqueeze(1), size=(size, size), mode="bilinear", align_corners=aligned)
         for coarse in similarities
     ]
     similarity = upsampled[0] if len(upsampled) == 1 else weighted_mean(torch.stack(upsampled), settings.scale_weights)
@@ -70,11 +63,11 @@ def distance_map(similarities: Sequence[Tensor], settings: ReferenceSettings, si
 
 def blurred(map: Tensor, sigma: float) -> Tensor:
     """(B, 1, S, S) blurred by a Gaussian of ``sigma`` pixels, none at 0; reflected at the border."""
-    reach = min(round(BLUR_REACH * sigma), map.shape[-1] - 1)
+    reach = min(round(3 * sigma), map.shape[-1] - 1)  # of the kernel, to each side
     return gaussian_blur(map, [2 * reach + 1] * 2, [sigma, sigma]) if reach else map
 
 
-def top_mean(maps: Tensor, share: float) -> Tensor:
-    """Image scores: maps (B, 1, S, S) -> (B,), the mean of the highest ``share`` of pixels; at 0 the maximum."""
+def top_mean(maps: Tensor, fraction: float) -> Tensor:
+    """Image scores: maps (B, 1, S, S) -> (B,), the mean of the highest ``fraction`` of pixels; at 0 the maximum."""
     pixels = maps.flatten(1)
-    return pixels.topk(max(1, round(share * pixels.shape[1])), dim=1).values.mean(dim=1)
+    return pixels.topk(max(1, round(fraction * pixels.shape[1])), dim=1).values.mean(dim=1)

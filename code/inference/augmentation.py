@@ -1,4 +1,4 @@
-"""Further views of the references, and whether the references need them (``augmentation: auto``)."""
+"""Further views of the references, and which of them help (``augmentation: auto``)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from anomalygpt.model.orientation import Orientation
 
 Augmentation = Literal["none", "rotations", "flips"]
 
-DECIDED_BY = 8  # so many references decide; more of them do not change the decision
+DECIDED_BY = 8  # references that ``auto`` measures; more of them do not change the decision
 # Any four views bring references a little nearer to each other (textures and aligned parts: to 0.87-0.99 of their
 # distance); parts that lie at any angle (screw, hazelnut) come to 0.52-0.86.
 CLEAR_GAIN = 0.86
-TOP_SHARE = 0.05  # of the patches, those of the largest distance: a rotation shows there, not in the mean
+TOP_FRACTION = 0.05  # of the patches, those of the largest distance: a rotation shows there, not in the mean
 ELONGATED = 1.6  # the aspect from which on the tilt of a part can be measured
 TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps within 3
 
@@ -52,16 +52,15 @@ def view_positions(views: Sequence[View], grid: int) -> Tensor:
 
 
 def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Sequence[Orientation]) -> Augmentation:
-    """Which views to remember.
+    """Which views to add to the memory bank.
 
-    A part that lies at any angle needs its rotations. With several references this shows in how much nearer they come
-    to each other by them, or in that an elongated part is tilted in most of them. A single photo does not show it, and
-    so little of the part that its rotations help in any case.
+    A part that can lie at any angle needs its rotations. Several references show this: rotations reduce the distance
+    between them, or an elongated part is tilted in most of them. A single photo shows so little of the part that its
+    rotations help in any case.
 
     Args:
-        gains: for each kind of views, the distance between the references with them over that without; empty for a
-            single reference.
-        orientations: of each reference.
+        gains: see :func:`view_gains`.
+        orientations: one per reference.
     """
     if not gains:
         return "rotations"
@@ -73,10 +72,7 @@ def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Seque
 
 
 def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]:
-    """How much nearer further views bring K references to each other.
-
-    Args:
-        references: the features of each one's ``ALL_VIEWS``.
+    """How much nearer further views bring K references to each other; given the features of each one's ``ALL_VIEWS``.
 
     Returns:
         Kind of views -> distance with them over distance without, 0..1; empty for one reference.
@@ -96,6 +92,6 @@ def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]
         for kind, views in VIEWS.items():
             nearest = similarity[:, :, [ALL_VIEWS.index(view) for view in views]].amax(dim=(0, 2))  # (L, N)
             distance = 1 - nearest.mean(dim=0)
-            distances[kind].append(distance.topk(max(1, round(TOP_SHARE * len(distance)))).values.mean())
+            distances[kind].append(distance.topk(max(1, round(TOP_FRACTION * len(distance)))).values.mean())
     mean = {kind: float(torch.stack(values).mean()) for kind, values in distances.items()}
     return {kind: mean[kind] / max(mean["none"], torch.finfo(torch.float32).eps) for kind in mean if kind != "none"}

@@ -76,10 +76,10 @@ def calibrate(
     Args:
         held_out_scores: image scores of the maps.
         held_out_maps: (n, 1, S, S), see ``References.held_out_maps``.
-        false_alarm_rate: how often a good photo may be taken for an anomalous one, above 0, below 1.
-        references: K, how many are remembered.
+        false_alarm_rate: fraction of good photos that may be taken for anomalous ones, above 0, below 1.
+        references: K, the number of references.
         prior_score: the typical score of a good photo of any part against four references, in maps of the same kind;
-            few references estimate their own part's less well than many parts together do. None: no shrinkage.
+            a few references estimate that of their part less well than many parts do. None: no shrinkage.
     """
     logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
     mean = center = sum(logs) / len(logs)

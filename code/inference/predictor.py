@@ -1,7 +1,7 @@
 """The one path from a photo to an answer: demo, command line, evaluation and users call this class."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from anomalygpt.inference.answers import (
     Verdict,
     class_in_prompt,
     contradicting_opening,
-    decide,
-    says_anomalous,
+    means_anomalous,
     soundness_opening,
 )
 from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
@@ -36,7 +35,7 @@ from anomalygpt.model.image_decoder import calibrate_map
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result of one photo: encoded once, to be asked about often.
+    """The result of one photo, which is encoded once for any number of questions.
 
     Attributes:
         features: of the photo, one image.
@@ -79,8 +78,8 @@ class Prediction:
         image: the result of the photo.
         answer: in words; empty without a language model.
         is_anomalous: the verdict.
-        verdict_from: whether the verdict is the answer's yes or no, or the calibrated score's: where the answer has
-            neither, or where the score wins.
+        verdict_from: ``answer`` for the answer's yes or no; ``score`` for the calibrated score's, where the answer has
+            neither or ``inference.verdict`` is ``score``.
         answer_agrees: False where the language model's own yes or no contradicts the score.
     """
 
@@ -93,26 +92,18 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; the map is left out."""
-        return {
-            "question": self.question,
-            "answer": self.answer,
-            "is_anomalous": self.is_anomalous,
-            "verdict_from": self.verdict_from,
-            "answer_agrees": self.answer_agrees,
-            "probability": round(self.image.probability, 6),
-            "score": round(self.image.score, 6),
-            "threshold": round(self.image.threshold, 6),
-            "class_name": self.image.class_name,
-            "regions": [asdict(region) for region in self.image.regions],
-        }
+        image = self.image
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "image"}
+        numbers = {name: round(getattr(image, name), 6) for name in ("probability", "score", "threshold")}
+        return own | numbers | {"class_name": image.class_name, "regions": [asdict(region) for region in image.regions]}
 
 
 class Predictor:
-    """Anomaly maps, verdicts and answers, with or without good photos of the same part as references.
+    """Anomaly maps, verdicts and answers, with or without reference photos of the same part.
 
     Args:
         model: in evaluation mode.
-        settings: how photos are compared, scored and answered about.
+        settings: of maps, scores and verdicts.
         generation: how answers are sampled.
     """
 
@@ -130,16 +121,12 @@ class Predictor:
         # The released demo crops wherever references are used, and squashes everywhere else (specification 2).
         official = self.settings.geometry == "official"
         self._with_references = ImageTransform(spec.size, spec.mean, spec.std, "crop" if official else "squash")
-        self._references: References | None = None
+        self.references: References | None = None  # the photos that maps are computed from
         self._calibrations: dict[str, Calibration] = {}  # by class name
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
-        """Builds the model of an experiment and a predictor around it.
-
-        Args:
-            with_llm: False leaves the language model out: maps, scores and regions only.
-        """
+        """Builds an experiment's model and a predictor around it; without a language model if not ``with_llm``."""
         return cls.around(build_model(config, choose_device(device), with_llm=with_llm, merge_lora=True), config)
 
     @classmethod
@@ -150,40 +137,29 @@ class Predictor:
     @property
     def transform(self) -> ImageTransform:
         """How the next photo is brought to the encoder's size."""
-        return self._without_references if self._references is None else self._with_references
+        return self._without_references if self.references is None else self._with_references
 
     def use_evaluation_geometry(self) -> None:
-        """Takes the geometry of the paper's evaluation, without references too (specification 2).
-
-        ``geometry: official`` crops there; in the released demo it squashes photos that have no references.
-        """
+        """Makes ``geometry: official`` crop photos without references too: as the paper evaluates (specification 2)."""
         self._without_references = self._with_references
 
-    # -- references -------------------------------------------------------------------------------------------------
-
-    @property
-    def references(self) -> References | None:
-        """The good photos that maps come from; None without any."""
-        return self._references
-
     def set_references(self, photos: Sequence[Image.Image]) -> None:
-        """Remembers good photos of the part in place of earlier ones. No photo goes back to the text map.
+        """Replaces the references by these photos of good parts; without any, maps come from text features.
 
         Raises:
             UserError: the settings of ``inference.references`` do not fit the encoder.
         """
-        settings, transform = self.settings.references, self._with_references
-        self._use(References(self.model, settings, transform, photos) if photos else None)
+        made = References(self.model, self.settings.references, self._with_references, photos) if photos else None
+        self._use(made)
 
     def add_references(self, photos: Sequence[Image.Image]) -> None:
-        """Remembers more good photos, beside those that are remembered."""
-        if self._references is None:
+        """Adds photos of good parts to the references."""
+        if self.references is None:
             self.set_references(photos)
-            return
-        for photo in photos:
-            self._references.add(photo)
-        if photos:
-            self._use(self._references)
+        elif photos:
+            for photo in photos:
+                self.references.add(photo)
+            self._use(self.references)
 
     def save_references(self, path: Path) -> None:
         """Writes the references to a safetensors file, from which :meth:`load_references` restores them.
@@ -191,9 +167,9 @@ class Predictor:
         Raises:
             UserError: there are none, or the file can't be written.
         """
-        if self._references is None:
+        if self.references is None:
             raise UserError(f"{path}: there are no references to save")
-        self._references.save(path)
+        self.references.save(path)
 
     def load_references(self, path: Path) -> None:
         """Takes saved references in place of any earlier ones, with the settings that they were saved with.
@@ -204,11 +180,11 @@ class Predictor:
         self._use(References.load(path, self.model, self._with_references))
 
     def _use(self, references: References | None) -> None:
-        self._references, self._calibrations = references, {}
+        self.references, self._calibrations = references, {}
         self._calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
 
     def _calibrated(self, class_name: str) -> Calibration | TextCalibration:
-        references = self._references
+        references = self.references
         if references is None:
             return TextCalibration(self.settings.map_threshold)
         key = references.calibration_class(class_name)
@@ -216,34 +192,31 @@ class Predictor:
             maps = references.held_out_maps(key)
             prior_score = self.settings.prior_score
             # A trusted text map is near zero on a good photo, so that the blend shrinks by its weight.
-            own_share = 1 - references.text_weight(key)
-            same_settings = references.settings.options == self.settings.references.options
+            own_weight = 1 - references.text_weight(key)
+            comparable = own_weight and references.settings.options == self.settings.references.options
             self._calibrations[key] = calibrate(
-                [references.score(one) for one in maps.split(1)],
+                [float(top_mean(one, references.settings.top_share)) for one in maps.split(1)],
                 maps,
                 self.settings.false_alarm_rate,
                 references=len(references),
-                prior_score=prior_score * own_share if prior_score and own_share and same_settings else None,
+                prior_score=prior_score * own_weight if prior_score and comparable else None,
             )
         return self._calibrations[key]
 
-    # -- maps -------------------------------------------------------------------------------------------------------
-
     def inspect(self, photo: Image.Image, class_name: str = UNNAMED_CLASS) -> ImageResult:
-        """Encodes a photo and computes its map; the language model is asked about the result.
-
-        Args:
-            photo: of any mode and size; its EXIF orientation is respected.
-            class_name: what the photo shows, for encoders with a text tower.
-        """
+        """Encodes a photo of any mode and size, and computes its map; its EXIF orientation is respected."""
         return self.inspect_batch([photo], class_name)[0]
 
     @torch.inference_mode()
     def inspect_batch(self, photos: Sequence[Image.Image], class_name: str = UNNAMED_CLASS) -> list[ImageResult]:
-        """The results of several photos of one kind of part at once: quicker on a GPU, the same on a CPU."""
+        """The results of several photos of one kind of part at once: faster on a GPU, no slower on a CPU.
+
+        Args:
+            class_name: what the photos show, for encoders with a text tower.
+        """
         names = [class_name] * len(photos)
-        if self._references is not None:
-            features, maps = self._references.anomaly_maps(photos, names)
+        if self.references is not None:
+            features, maps = self.references.anomaly_maps(photos, names)
         else:
             features, maps = text_maps(self.model, photos, names, self.transform, self.settings.text_scales)
         return [
@@ -257,9 +230,9 @@ class Predictor:
         size = ImageOps.exif_transpose(photo).size
         on_photo = self.transform.to_photo(model_map[0, 0], size).cpu().numpy()
         calibration = self._calibrated(class_name)
-        used = self.settings.references if self._references is None else self._references.settings
+        used = self.settings.references if self.references is None else self.references.settings
         score = float(top_mean(model_map, used.top_share))
-        rescaled = self.settings.prompt_map == "calibrated" and self._references is not None
+        rescaled = self.settings.prompt_map == "calibrated" and self.references is not None
         return ImageResult(
             features=features,
             model_map=model_map,
@@ -272,8 +245,6 @@ class Predictor:
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
         )
 
-    # -- answers ----------------------------------------------------------------------------------------------------
-
     def answer(
         self, image: ImageResult, question: str, history: Sequence[tuple[str, str]] = (), opening: str | None = None
     ) -> str:
@@ -283,16 +254,15 @@ class Predictor:
             history: earlier (question, answer) pairs about it.
             opening: the answer's first words, from which the model goes on.
         """
-        text = chat_prompt(history, question)
-        openings = [] if opening is None else [opening]
-        return self.model.answer(image.features, image.prompt_map, [text], self.generation, openings)[0]
+        prompts, openings = [chat_prompt(history, question)], [] if opening is None else [opening]
+        return self.model.answer(image.features, image.prompt_map, prompts, self.generation, openings)[0]
 
     def ask(self, image: ImageResult, question: str, history: Sequence[tuple[str, str]] = ()) -> Prediction:
         """Asks about a photo, with a verdict.
 
-        Where the score wins over an answer that contradicts it or names another position than that of the largest
-        region, the answer is generated again, beginning with the verdict of the score; ``answer_agrees`` still says
-        whether the language model itself contradicted it. The answer to whether all is well begins so at once.
+        With ``inference.verdict: score``, an answer that contradicts the score or names another position than that of
+        the largest region is generated again, beginning with the score's verdict; ``answer_agrees`` still refers to the
+        first answer. An answer to ``Is it fine?`` begins with the score's verdict at once.
         """
         if not self.model.has_llm:
             return prediction(image, question, "", self.settings.verdict)
@@ -317,11 +287,8 @@ class Predictor:
 
 
 def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
-    """The verdict that follows from a photo's result and the language model's own answer.
-
-    Args:
-        verdict: which wins where they contradict each other.
-    """
-    said = says_anomalous(question, answer)
-    is_anomalous, source = decide(said, image.is_anomalous, verdict)
-    return Prediction(image, question, answer, is_anomalous, source, said is None or said == image.is_anomalous)
+    """A photo's result, the model's own answer and their verdict; ``verdict`` decides where they contradict."""
+    by_answer, by_score = means_anomalous(question, answer), image.is_anomalous
+    if by_answer is None or verdict == "score":
+        return Prediction(image, question, answer, by_score, "score", by_answer in (None, by_score))
+    return Prediction(image, question, answer, by_answer, "answer", by_answer == by_score)

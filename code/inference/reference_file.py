@@ -1,6 +1,7 @@
 """Saved references: one safetensors file with the photos' pixels, the settings, and the encoder that they belong to."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
@@ -18,6 +20,16 @@ from anomalygpt.model.checkpoint import read_metadata, read_tensors, save_tensor
 
 FORMAT, EARLIER_FORMAT = "anomalygpt references 2", "anomalygpt references 1"
 SUFFIX = ".safetensors"
+# Options that only files of the earlier format have, and the values at which they change nothing.
+REMOVED_OPTIONS: dict[str, Any] = {
+    "tiling": False,
+    "neighbourhood": 1,
+    "distance": "cosine",
+    "normalise": False,
+    "foreground": "off",
+    "coreset_share": 1.0,
+    "coreset_from": 0,
+}
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 
 
@@ -46,7 +58,7 @@ def fingerprint(encoder: torch.nn.Module) -> str:
 def write_references(
     path: Path, identity: Mapping[str, Any], settings: ReferenceSettings, pixels: Mapping[int, NDArray[np.uint8]]
 ) -> None:
-    """Writes a safetensors file, whole or not at all.
+    """Writes a safetensors file, atomically.
 
     Args:
         pixels: scale -> (K, S, S, 3), the photos as the encoder gets them.
@@ -62,7 +74,7 @@ def write_references(
 
 
 def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceSettings, dict[int, NDArray[np.uint8]]]:
-    """Reads what :func:`write_references` wrote: the settings and the pixels.
+    """Reads what :func:`write_references` wrote, in the earlier format too: the settings and the pixels.
 
     Raises:
         UserError: no such file, damaged, no file of references, or one that belongs to another encoder.
@@ -70,14 +82,12 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected references that were saved before")
     about = read_metadata(path)
-    if about.get("format") == EARLIER_FORMAT:
-        raise UserError(f"{path}: saved by an earlier version: teach the part again from its photos")
-    if about.get("format") != FORMAT:
+    if about.get("format") not in (FORMAT, EARLIER_FORMAT):
         raise UserError(f"{path}: no file of references; expected one that --save-references wrote")
     try:
         saved = json.loads(about["identity"])
-        settings = ReferenceSettings.model_validate_json(about["settings"])
-    except (KeyError, ValueError) as error:
+        settings, pixels = (_read if about["format"] == FORMAT else _read_earlier)(path, about)
+    except (KeyError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: damaged ({type(error).__name__}: {reason}); save them again") from error
     differ = [
@@ -87,6 +97,29 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
     ]
     if differ:
         raise UserError(
-            f"{path}: made for something else: {'; '.join(differ)}. Remember the good photos again with this model"
+            f"{path}: made for something else: {'; '.join(differ)}. Save the references again with this model"
         )
-    return settings, {int(name.removeprefix("photos.")): value.numpy() for name, value in read_tensors(path).items()}
+    return settings, pixels
+
+
+def _read(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettings, dict[int, NDArray[np.uint8]]]:
+    pixels = {int(name.removeprefix("photos.")): value.numpy() for name, value in read_tensors(path).items()}
+    return ReferenceSettings.model_validate_json(about["settings"]), pixels
+
+
+def _read_earlier(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettings, dict[int, NDArray[np.uint8]]]:
+    """The earlier format: a PNG per photo and scale, all options but the preset; its features are not read."""
+    options, tensors = json.loads(about["settings"]), read_tensors(path)
+    for name, default in REMOVED_OPTIONS.items():
+        if (value := options.pop(name, default)) != default:
+            raise UserError(
+                f"{path}: saved with {name} {value!r}, an option that was removed: save the references again"
+            )
+
+    def decode(name: str) -> NDArray[np.uint8]:
+        with Image.open(io.BytesIO(tensors[name].numpy().tobytes())) as image:
+            return np.asarray(image.convert("RGB"))
+
+    photos, scales = range(int(about["photos"])), json.loads(about["scales"])
+    pixels = {scale: np.stack([decode(f"photo.{number}.{scale}") for number in photos]) for scale in scales}
+    return ReferenceSettings(preset="custom", **options), pixels

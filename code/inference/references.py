@@ -1,4 +1,4 @@
-"""Reference photos of one part, and the maps of what differs from them (AnomalyGPT section 3.2, eq. 2, and beyond)."""
+"""Reference photos of one part, and anomaly maps by comparison (AnomalyGPT section 3.2, eq. 2, and beyond)."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -43,7 +43,7 @@ CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13
 
 
 class References:
-    """Reference photos of good parts. What follows from all of them together is computed when it is first needed.
+    """Reference photos of good parts. What depends on all of them is computed when it is first needed.
 
     Args:
         model: its encoder gives the features of the photos.
@@ -62,17 +62,20 @@ class References:
         transform: ImageTransform,
         photos: Sequence[Image.Image] = (),
     ) -> None:
-        for name, weights, count, what in (
-            ("scale_weights", settings.scale_weights, len(settings.scales), "scale"),
-            ("tap_weights", settings.tap_weights, len(model.encoder.spec.taps), "tap"),
+        for what, weights, count in (
+            ("scale", settings.scale_weights, len(settings.scales)),
+            ("tap", settings.tap_weights, len(model.encoder.spec.taps)),
         ):
             if weights and (len(weights) != count or sum(weights) <= 0):
                 raise UserError(
-                    f"inference.references.{name} {list(weights)}: expected {count} numbers, one a {what}, not all zero"
+                    f"inference.references.{what}_weights {list(weights)}: "
+                    f"expected {count} numbers, one per {what}, not all zero"
                 )
         self.model = model
         self.settings = settings
         self.transform = transform
+        # References are also encoded at the encoder's own side where the text map has a weight.
+        self._compared_scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
         self._photos: list[dict[int, NDArray[np.uint8]]] = []  # of each photo, its pixels (S, S, 3) by scale
         self._features: dict[tuple[int, int, View], ImageFeatures] = {}  # (photo, scale, view) -> one image's
         self._held_out: dict[str, Tensor] = {}  # by class name
@@ -95,21 +98,11 @@ class References:
         """K, the number of photos."""
         return len(self._photos)
 
-    # -- maps of other photos ---------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def anomaly_maps(self, photos: Sequence[Image.Image], class_names: Sequence[str]) -> tuple[ImageFeatures, Tensor]:
-        """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32.
-
-        Args:
-            class_names: B names, for the text map where it has a weight.
-        """
+        """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
         encoded = encode_scales(self.model, photos, self.transform, self.settings.scales)
         return encoded[OWN], self._maps(self.banks, encoded, class_names)
-
-    def score(self, map: Tensor) -> float:
-        """The image score of a map (1, 1, S, S)."""
-        return float(top_mean(map, self.settings.top_share))
 
     def _maps(
         self,
@@ -129,12 +122,12 @@ class References:
         weights = [self.text_weight(name) for name in class_names]
         if not any(weights):
             return maps
-        shares = torch.tensor(weights, device=maps.device)[:, None, None, None]
-        return (1 - shares) * maps + shares * self.model.anomaly_map(encoded[OWN], class_names)
+        blend = torch.tensor(weights, device=maps.device)[:, None, None, None]
+        return (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], class_names)
 
     @torch.inference_mode()
     def text_weight(self, class_name: str = UNNAMED_CLASS) -> float:
-        """The weight of a class's text map: none where it calls these references anomalous."""
+        """The weight of a class's text map: zero where it scores these references as anomalous."""
         weight, trusted_below = self.settings.text_weight, self.settings.text_trusted_below
         if weight == 0 or trusted_below == 1:
             return weight
@@ -147,20 +140,15 @@ class References:
             self._text_weights[key] = weight if trusted else 0.0
         return self._text_weights[key]
 
-    # -- maps of the references themselves --------------------------------------------------------------------------
-
     @torch.inference_mode()
     def held_out_maps(self, class_name: str = UNNAMED_CLASS) -> Tensor:
         """Maps of good photos that the memory bank did not hold, (M, 1, 224, 224) float32, M >= 1.
 
         Several references are each compared with the others; a single one is perturbed and compared with itself.
-
-        Args:
-            class_name: for the text map where it has a weight.
         """
         key = self.calibration_class(class_name)
         if key not in self._held_out:
-            self._held_out[key] = self._leave_one_out_maps(key) if len(self) > 1 else self._perturbed_maps(key)
+            self._held_out[key] = torch.cat(self._leave_one_out(key) if len(self) > 1 else self._perturbed(key))
         return self._held_out[key]
 
     def calibration_class(self, class_name: str) -> str:
@@ -168,29 +156,27 @@ class References:
         depends = self.settings.text_weight > 0 and not isinstance(self.model.states, LearnedTextFeatures)
         return class_name if depends else UNNAMED_CLASS
 
-    def _leave_one_out_maps(self, class_name: str) -> Tensor:
+    def _leave_one_out(self, class_name: str) -> list[Tensor]:
         maps = []
         for photo in _evenly_spaced(len(self), MOST_HELD_OUT):
             banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
             encoded = {scale: self._views(photo, scale, [UPRIGHT]) for scale in self._compared_scales}
             maps.append(self._maps(banks, encoded, [class_name]))
-        return torch.cat(maps)
+        return maps
 
-    def _perturbed_maps(self, class_name: str) -> Tensor:
+    def _perturbed(self, class_name: str) -> list[Tensor]:
         """The first photo, perturbed: against the whole bank, then without the neighbourhood of each own position.
 
         The first kind is too similar to what the bank holds, the second misses what the part has only once.
         """
         encoded = {scale: self._encode(perturbed(self._pixels(0, scale))) for scale in self._compared_scales}
         names = [class_name] * len(next(iter(encoded.values())))
-        return torch.cat([self._maps(self.banks, encoded, names, excluding) for excluding in (False, True)])
-
-    # -- what is remembered -----------------------------------------------------------------------------------------
+        return [self._maps(self.banks, encoded, names, excluding) for excluding in (False, True)]
 
     @cached_property
     @torch.inference_mode()
     def augmentation(self) -> Augmentation:
-        """Which further views are remembered; ``auto`` is decided by the photos so far."""
+        """Which further views are in the memory bank; ``auto`` is decided by the photos so far."""
         if self.settings.augmentation != "auto":
             return self.settings.augmentation
         if len(self) == 1:  # decides without any features
@@ -210,11 +196,6 @@ class References:
             banks[scale] = bank.coreset(CORESET_SIZE) if len(bank) > CORESET_ABOVE else bank
         return banks
 
-    @property
-    def _compared_scales(self) -> list[int]:
-        """At which references are encoded: also at the encoder's own side where the text map has a weight."""
-        return sorted({*self.settings.scales, *([OWN] if self.settings.text_weight else [])})
-
     def _pixels(self, photo: int, scale: int) -> Tensor:
         return self.transform.enlarged(scale).normalise(self._photos[photo][scale])
 
@@ -231,10 +212,8 @@ class References:
                 self._features[photo, scale, view] = encoded[[number]]
         return _concatenated([self._features[photo, scale, view] for view in views])
 
-    # -- files ------------------------------------------------------------------------------------------------------
-
     def save(self, path: Path) -> None:
-        """Writes the photos and the settings to a safetensors file, whole or not at all.
+        """Writes the photos and the settings to a safetensors file, atomically.
 
         Raises:
             UserError: the file can't be written.

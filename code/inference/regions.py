@@ -17,7 +17,7 @@ class Region:
 
     Attributes:
         box: (left, top, right, bottom) in the photo's pixels, right and bottom exclusive.
-        area: share of the photo's area, 0..1.
+        area: fraction of the photo's area, 0..1.
         position: its cell of a 3 x 3 grid, as answers name it.
         peak: the map's largest value in it.
     """

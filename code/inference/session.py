@@ -1,7 +1,7 @@
 """Conversations of several users with one shared model, without a user interface (the web demo is one).
 
-A conversation belongs to one user. Encoded photos and references are cached by their files: a user only gets results of
-the files of his own conversation, and memory does not grow with the number of users.
+A conversation belongs to one user. Encoded photos and references are cached by their files: users only get results of
+the files of their own conversation, and memory does not grow with the number of users.
 """
 
 import threading
@@ -9,30 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from anomalygpt.inference.predictor import ImageResult, Predictor
 
 MAX_REFERENCES = 4
-MAX_CACHED = (
-    8  # photos, and sets of references; one of each takes 60 MB with the compact model, hundreds with ImageBind
-)
-OVERLAY_SIDE = 1024  # longest side in pixels
+MAX_CACHED = 8  # photos, and as many sets of references: 60 MB each with the compact model, hundreds with ImageBind
 NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
 DISAGREEMENT = {"answer": ", which the score contradicts", "score": "; the language model disagreed"}
-
-
-class EncodedPhoto(NamedTuple):
-    """The result for a photo, and the photo with its anomaly map."""
-
-    result: "ImageResult"
-    overlay: "Image.Image"
 
 
 @dataclass
@@ -90,11 +80,14 @@ class SharedModel:
         self._predictor = lru_cache(MAX_CACHED)(self._encode_references)
         self._photo = lru_cache(MAX_CACHED)(self._encode)
 
-    def encode(self, conversation: Conversation, question: str) -> EncodedPhoto:
+    def encode(self, conversation: Conversation, question: str) -> tuple["ImageResult", Image.Image]:
         """Encodes photo and references, unless they are cached.
 
         Args:
             question: may name the part where the user does not.
+
+        Returns:
+            The result for the photo, and the photo with its anomaly map.
 
         Raises:
             UserError: a file can't be read.
@@ -109,33 +102,32 @@ class SharedModel:
 
     def answer(self, conversation: Conversation, question: str) -> None:
         """Answers a question about an encoded photo, and adds it to the conversation."""
-        image = self.encode(conversation, question).result
+        image, _ = self.encode(conversation, question)
         with self._lock:
             predictor = self._predictor(conversation.references)
-            found = predictor.ask(image, question, conversation.history)
+            prediction = predictor.ask(image, question, conversation.history)
         if conversation.is_anomalous is None:
-            conversation.is_anomalous = found.is_anomalous
-            doubt = "" if found.answer_agrees else DISAGREEMENT[found.verdict_from]
-            conversation.verdict_source = found.verdict_from + doubt
-        conversation.history.append((question, found.answer if predictor.model.has_llm else NO_ANSWER))
+            conversation.is_anomalous = prediction.is_anomalous
+            doubt = "" if prediction.answer_agrees else DISAGREEMENT[prediction.verdict_from]
+            conversation.verdict_source = prediction.verdict_from + doubt
+        conversation.history.append((question, prediction.answer if predictor.model.has_llm else NO_ANSWER))
 
     def _encode_references(self, references: tuple[Path, ...]) -> "Predictor":
-        photos = [_read(path) for path in references]
         predictor = self._new_predictor()
-        predictor.set_references(photos)
+        predictor.set_references([_read(path) for path in references])
         return predictor
 
-    def _encode(self, path: Path, references: tuple[Path, ...], part: str) -> EncodedPhoto:
+    def _encode(self, path: Path, references: tuple[Path, ...], part: str) -> tuple["ImageResult", Image.Image]:
         from anomalygpt.inference.visualize import overlay
 
         photo = _read(path)
         result = self._predictor(references).inspect(photo, part)
         picture = overlay(photo, result.map, result.threshold, result.regions)
-        picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
-        return EncodedPhoto(result, picture)
+        picture.thumbnail((1024, 1024))
+        return result, picture
 
 
-def _read(path: Path) -> "Image.Image":
+def _read(path: Path) -> Image.Image:
     from anomalygpt.datasets.transforms import load_image
 
     try:

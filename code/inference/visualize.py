@@ -8,14 +8,7 @@ from anomalygpt.datasets.transforms import to_rgb
 from anomalygpt.inference.regions import Region
 from anomalygpt.model.image_decoder import calibrate_map
 
-BOX_COLOUR = (255, 255, 255)
-BOX_EDGE = (20, 20, 20)
 OPAQUE = 0.65  # how much of the photo the hottest colour covers
-
-
-def heat(anomaly_map: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
-    """(H, W) -> (H, W) in 0..1: 0.5 where the map meets the threshold, 1 at twice that. Never scaled per image."""
-    return calibrate_map(anomaly_map, threshold).astype(np.float32)
 
 
 def overlay(
@@ -29,7 +22,7 @@ def overlay(
     """
     from matplotlib import colormaps
 
-    hot = heat(anomaly_map, threshold)
+    hot = calibrate_map(anomaly_map, threshold)
     colours = colormaps["turbo"](hot)[..., :3] * 255
     pixels = np.asarray(to_rgb(photo), dtype=np.float32)
     # Only what comes near the threshold is painted.
@@ -37,7 +30,8 @@ def overlay(
     picture = Image.fromarray((pixels * (1 - cover) + colours * cover).astype(np.uint8))
     draw, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / 250))
     for left, top, right, bottom in (region.box for region in regions):
-        for outset, colour in ((2 * width, BOX_EDGE), (width, BOX_COLOUR)):  # around a region, so that it stays visible
+        # A dark and a light frame around a region, so that it stays visible.
+        for outset, colour in ((2 * width, (20, 20, 20)), (width, (255, 255, 255))):
             upper_left = max(0, left - outset), max(0, top - outset)
             lower_right = min(picture.width, right + outset) - 1, min(picture.height, bottom + outset) - 1
             draw.rectangle((*upper_left, *lower_right), outline=colour, width=width)

@@ -1,6 +1,10 @@
-"""The whole road with small random parts: what it computes means nothing, how it is put together is the product's."""
+"""The complete model with small random parts: its results mean nothing, but it is put together as the product is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from torch import nn
 
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -21,3 +25,12 @@ def thin_model() -> AnomalyGPT:
 def thin_transform(thin_model: AnomalyGPT) -> ImageTransform:
     spec = thin_model.encoder.spec
     return ImageTransform(spec.size, spec.mean, spec.std, "squash")
+
+
+@contextmanager
+def batch_sizes(module: nn.Module) -> Iterator[list[int]]:
+    """How many images each call of a module is given."""
+    sizes: list[int] = []
+    hook = module.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    yield sizes
+    hook.remove()

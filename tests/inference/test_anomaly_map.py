@@ -58,9 +58,6 @@ def test_score_is_the_maximum_or_the_mean_of_the_highest() -> None:
     assert top_mean(maps, 1.0).tolist() == pytest.approx([49.5, 149.5])
 
 
-# -- text maps --------------------------------------------------------------------------------------------------------
-
-
 def text(predictor, photos, scales):
     with torch.inference_mode():
         return text_maps(predictor.model, photos, ["object"] * len(photos), predictor.transform, scales)
@@ -85,8 +82,5 @@ def test_several_scales_give_their_geometric_mean_and_the_features_of_the_own_on
     assert torch.allclose(both, (one * two).sqrt(), atol=1e-6)
     assert not torch.allclose(one, two, atol=1e-3)
     assert torch.equal(both_features.embedding, features.embedding)
-
-
-def test_predictor_takes_the_scales_of_its_settings(predictor, photos):
-    twice = Predictor(predictor.model, InferenceConfig(text_scales=(1, 2)))
-    assert torch.allclose(twice.inspect(photos[1]).model_map, text(predictor, photos[1:], (1, 2))[1])
+    from_settings = Predictor(predictor.model, InferenceConfig(text_scales=(1, 2))).inspect(photos[1])
+    assert torch.allclose(from_settings.model_map, both[1:], atol=1e-5)

@@ -1,4 +1,6 @@
-"""What is read from questions and answers, who decides, and how answers are made to agree with the map."""
+"""How questions and answers are parsed, the verdict, and how answers are made to agree with the map."""
+
+from dataclasses import replace
 
 import pytest
 
@@ -9,13 +11,14 @@ from anomalygpt.inference.answers import (
     asks_for_soundness,
     class_in_prompt,
     contradicting_opening,
-    decide,
+    means_anomalous,
     opening,
     parse_positions,
     parse_verdict,
-    says_anomalous,
     soundness_opening,
 )
+from anomalygpt.inference.predictor import prediction
+from tests.fake_predictor import TOP_LEFT, result_with
 
 QUESTION = "Is there any anomaly in the image?"
 
@@ -46,44 +49,29 @@ def test_the_class_in_a_prompt(prompt, expected, official):
     assert class_in_prompt(prompt, "official") == official
 
 
-def test_the_class_is_found_again_in_our_own_questions():
+def test_class_is_found_again_in_generated_questions():
     for name in ("bottle", "metal_nut", "capsules", "macaroni2", "pipe_fryum", "splicing_connectors"):
         assert class_in_prompt(detection_question(name, with_description=False)) == name.replace("_", " ")
 
 
 @pytest.mark.parametrize(
-    ("answer", "verdict"),
+    ("verdict", "answers"),
     [
-        ("Yes, there is an anomaly in the image.", True),
-        ("No, there is no anomaly in the image.", False),
-        ("  **yes**", True),
-        ("NO", False),
-        ("No.", False),
-        ("None of the parts is damaged.", None),
-        ("Normal.", None),
-        ("Nothing is wrong.", None),
-        ("Not sure.", None),
-        ("Yesterday it was fine.", None),
-        ("There is no anomaly.", None),
-        ("", None),
-        ("是的，图中有异常。", True),
-        ("有，图中有一处异常。", True),
-        ("没有，图中没有异常。", False),
-        ("否", False),
-        ("不是。", False),
-        ("无异常", False),
-        ("不确定", None),
-        ("是否有异常？", None),
+        (True, "Yes, there is an anomaly in the image.|  **yes**|是的，图中有异常。|有，图中有一处异常。"),
+        (False, "No, there is no anomaly in the image.|NO|No.|没有，图中没有异常。|否|不是。|无异常"),
+        (None, "None of the parts is damaged.|Normal.|Nothing is wrong.|Not sure.|Yesterday it was fine."),
+        (None, "There is no anomaly.||不确定|是否有异常？"),
     ],
 )
-def test_the_verdict_of_an_answer(answer, verdict):
-    assert parse_verdict(answer) is verdict
+def test_the_verdict_of_an_answer(verdict, answers):
+    assert [parse_verdict(answer) for answer in answers.split("|")] == [verdict] * len(answers.split("|"))
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_every_answer_of_ours_gives_its_own_verdict(language):
+def test_every_generated_answer_and_opening_gives_its_own_verdict(language):
     for positions in ([], ["top"], ["top", "left"]):
         assert parse_verdict(detection_answer(bool(positions), positions, language)) is bool(positions)
+        assert parse_verdict(opening(bool(positions), language)) is bool(positions)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -94,6 +82,8 @@ def test_positions_are_read_back_from_the_answers_that_name_them(language):
     assert parse_positions(detection_answer(True, several, language)) == tuple(several)
     assert parse_positions(detection_answer(False, (), language)) == ()
     assert parse_positions(detection_answer(True, (), language)) == ()
+    # Whether to use a defective part is no question for a verdict: yes would mean a defect.
+    assert parse_verdict(follow_up_answer("usable", "bottle", ["top"], 0.1)) is None
 
 
 @pytest.mark.parametrize(
@@ -113,23 +103,22 @@ def test_the_longest_position_wins_and_parts_of_words_are_none(answer, expected)
     assert parse_positions(answer) == expected
 
 
-def test_whether_to_use_a_defective_part_is_no_question_for_a_verdict():
-    assert parse_verdict(follow_up_answer("usable", "bottle", ["top"], 0.1)) is None, "yes would mean a defect"
-
-
 @pytest.mark.parametrize(
-    ("said", "by_score", "wins", "expected"),
+    ("answer", "by_score", "wins", "expected"),
     [
-        (True, False, "answer", (True, "answer")),
-        (False, True, "answer", (False, "answer")),
-        (None, True, "answer", (True, "score")),
-        (True, False, "score", (False, "score")),
-        (False, True, "score", (True, "score")),
-        (None, False, "score", (False, "score")),
+        ("Yes, at the top.", False, "answer", (True, "answer", False)),
+        ("No.", True, "answer", (False, "answer", False)),
+        ("Yes.", True, "answer", (True, "answer", True)),
+        ("None that I can see.", True, "answer", (True, "score", True)),
+        ("Yes.", False, "score", (False, "score", False)),
+        ("No.", True, "score", (True, "score", False)),
+        ("", False, "score", (False, "score", True)),
     ],
 )
-def test_who_wins(said: bool | None, by_score: bool, wins, expected: tuple[bool, str]) -> None:
-    assert decide(said, by_score, wins) == expected
+def test_verdict_is_the_answers_or_the_scores(answer: str, by_score: bool, wins, expected) -> None:
+    image = replace(result_with(TOP_LEFT, "object"), probability=0.9 if by_score else 0.1)
+    found = prediction(image, "Is there any defect?", answer, wins)
+    assert (found.is_anomalous, found.verdict_from, found.answer_agrees) == expected
 
 
 @pytest.mark.parametrize(
@@ -146,7 +135,9 @@ def test_who_wins(said: bool | None, by_score: bool, wins, expected: tuple[bool,
         ("", True, None),
     ],
 )
-def test_words_that_contradict_begin_anew_in_their_language(answer: str, by_score: bool, expected: str | None) -> None:
+def test_contradicting_answer_gets_another_opening_in_its_language(
+    answer: str, by_score: bool, expected: str | None
+) -> None:
     assert contradicting_opening(QUESTION, answer, by_score) == expected
 
 
@@ -162,88 +153,56 @@ def test_words_that_contradict_begin_anew_in_their_language(answer: str, by_scor
         ("有，位于图像的右侧。", "有，图中有一处异常，位于图像的左侧"),
     ],
 )
-def test_words_begin_with_the_place_of_the_largest_region(answer: str, expected: str | None) -> None:
+def test_opening_names_the_position_of_the_largest_region(answer: str, expected: str | None) -> None:
     assert contradicting_opening(QUESTION, answer, True, "left") == expected
+    assert contradicting_opening(QUESTION, "Yes, at the top.", False, "left") == phrase_table("en")["answers"]["normal"]
 
 
-def test_no_place_is_named_where_nothing_is_wrong() -> None:
-    assert contradicting_opening(QUESTION, "Yes, at the top.", False, "left") == "No, there is no anomaly in the image."
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("is_anomalous", [True, False])
-def test_opening_says_the_verdict(language: str, is_anomalous: bool) -> None:
-    assert parse_verdict(opening(is_anomalous, language)) is is_anomalous
-
-
-@pytest.mark.parametrize(
-    "question", ["Is there any anomaly in the image", "is there a defect? Is anything wrong with it ?", "图中有异常吗?"]
-)
-def test_question_mark_makes_no_difference(question: str) -> None:
-    assert asks_for_anomalies(question)
-
-
-def test_questions_of_the_training_are_known() -> None:
+def test_questions_of_the_training_are_known_with_and_without_a_question_mark() -> None:
+    for question in (QUESTION.strip("?"), "is there a defect? Is anything wrong with it ?", "图中有异常吗?"):
+        assert asks_for_anomalies(question)
     for class_name in (None, "bottle", "a thing of any name"):
         for language in ("en", "zh"):
             assert asks_for_anomalies(detection_question(class_name, language=language))
             assert asks_for_anomalies(detection_question(class_name, with_description=False, language=language))
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "Is it good?",
-        "This is a photo of a bottle. Is this part still OK?",
-        "is the  metal nut intact?",
-        "Is everything normal",
-        "Does it look fine?",
-        "Is the small black screw OK ?",
-        "它正常吗？",
-        "它是否正常",
-        "这个零件合格吗?",
-        "这是一张瓶子的照片。这个零件是好的吗？",
-    ],
+SOUNDNESS = (
+    "Is it good?|This is a photo of a bottle. Is this part still OK?|is the  metal nut intact?|它正常吗？|它是否正常"
 )
-def test_yes_may_mean_that_nothing_is_wrong(question: str) -> None:
+SOUNDNESS += "|Is everything normal|Does it look fine?|Is the small black screw OK ?|这个零件合格吗?"
+SOUNDNESS += "|这是一张瓶子的照片。这个零件是好的吗？"
+OTHER = (
+    "What is good?|Is it damaged?|Is the screw long?|Is the part not okay?|Is this part no longer good?|Isn't it fine?"
+)
+OTHER += "|Is the surface scratched or is it fine?|图中有异常吗？|它不正常吗？|这个零件不合格吗？"
+
+
+@pytest.mark.parametrize("question", SOUNDNESS.split("|"))
+def test_yes_to_a_question_for_soundness_means_normal(question: str) -> None:
     assert asks_for_soundness(question)
     assert not asks_for_anomalies(question)
-    assert (says_anomalous(question, "Yes."), says_anomalous(question, "No.")) == (False, True)
-    assert says_anomalous(question, "Hard to say.") is None
+    assert (means_anomalous(question, "Yes."), means_anomalous(question, "No.")) == (False, True)
+    assert means_anomalous(question, "Hard to say.") is None
     for is_anomalous in (True, False):
-        begun = soundness_opening(question, is_anomalous, "top")
-        assert begun is not None
-        assert says_anomalous(question, begun) is is_anomalous
+        begin = soundness_opening(question, is_anomalous, "top")
+        assert begin is not None
+        assert means_anomalous(question, begin) is is_anomalous
 
 
-def test_soundness_opening_names_the_place_of_an_anomaly_alone() -> None:
+def test_soundness_opening_names_the_position_of_an_anomaly_only() -> None:
     assert soundness_opening("Is it good?", True, "top") == "No, there is an anomaly in the image, at the top"
     assert soundness_opening("Is it good?", False, "top") == "Yes, there is no anomaly in the image."
     assert soundness_opening("Is it good?", True) == "No, there is an anomaly in the image."
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        QUESTION,
-        "What is good?",
-        "Is it damaged?",
-        "Is the screw long?",
-        "Is the part not okay?",
-        "Is this part no longer good?",
-        "Is the surface scratched or is it fine?",
-        "Isn't it fine?",
-        "图中有异常吗？",
-        "它不正常吗？",
-        "这个零件不合格吗？",
-    ],
-)
+@pytest.mark.parametrize("question", [QUESTION, *OTHER.split("|")])
 def test_other_questions_do_not_ask_for_soundness(question: str) -> None:
     assert not asks_for_soundness(question)
     assert soundness_opening(question, True) is None
 
 
-@pytest.mark.parametrize("question", ["Is it good?", "How large is it?", "Is the screw long?"])
-def test_yes_to_another_question_is_not_set_right(question: str) -> None:
-    assert not asks_for_anomalies(question)
-    assert contradicting_opening(question, "Yes.", False) is None
+def test_yes_to_another_question_is_not_corrected() -> None:
+    for question in ("Is it good?", "How large is it?", "Is the screw long?"):
+        assert not asks_for_anomalies(question)
+        assert contradicting_opening(question, "Yes.", False) is None

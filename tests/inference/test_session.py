@@ -1,4 +1,4 @@
-"""Conversations: what is encoded when, what is remembered, and that users stay apart."""
+"""Conversations: what is encoded when, what is cached, and that users stay separate."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from PIL import Image
 
 from anomalygpt.errors import UserError
 from anomalygpt.inference.session import MAX_CACHED, NO_ANSWER, Conversation, SharedModel, conversation_about
-from tests.fake_predictor import FakePredictor
+from tests.fake_predictor import FakePredictor, write_photos
 
 
 class Users:
@@ -47,10 +47,7 @@ def users() -> Users:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[str]:
-    paths = [tmp_path / f"{number}.png" for number in range(6)]
-    for number, path in enumerate(paths):
-        Image.new("RGB", (40, 30), (40 * number, 80, 80)).save(path)
-    return [str(path) for path in paths]
+    return write_photos(tmp_path, 6)
 
 
 def test_photo_is_encoded_once_however_often_it_is_asked_about(users: Users, photos: list[str]) -> None:
@@ -73,21 +70,15 @@ def test_other_inputs_begin_another_conversation(users: Users, photos: list[str]
     assert len(second.history) == 1
 
 
-def test_only_references_that_are_new_are_encoded(users: Users, photos: list[str]) -> None:
-    for photo in (photos[0], photos[5]):
-        users.ask(photo, references=photos[1:4])
-    assert [predictor.references for predictor in users.predictors] == [3]
-    assert len(users.inspected) == 2
-
-
-def test_users_keep_their_references_apart(users: Users, photos: list[str]) -> None:
+def test_users_have_separate_references_and_only_new_ones_are_encoded(users: Users, photos: list[str]) -> None:
     first = users.ask(photos[0], references=photos[1:4])
     users.ask(photos[0], "Is it bent?", references=photos[4:5])
     users.ask(photos[0], "Is it whole?")
     users.ask(photos[0], "Where is it?", photos[1:4], current=first)
+    users.ask(photos[5], "Is it flat?", photos[1:4])
     asked = [[question for question, _ in predictor.asked] for predictor in users.predictors]
     assert [predictor.references for predictor in users.predictors] == [3, 1, 0]
-    assert asked == [["Is it fine?", "Where is it?"], ["Is it bent?"], ["Is it whole?"]]
+    assert asked == [["Is it fine?", "Where is it?", "Is it flat?"], ["Is it bent?"], ["Is it whole?"]]
 
 
 def test_conversations_at_the_same_time_take_turns(photos: list[str]) -> None:
@@ -119,7 +110,7 @@ def test_only_the_latest_photos_and_references_stay_encoded_and_users_notice_not
     assert len(users.predictors) == MAX_CACHED + 2
     assert users.predictors[-1].inspected == ["zipper"]
     assert users.predictors[-1].asked == [("Where is it?", [("Is this zipper fine?", "Yes, zipper number 1.")])]
-    assert first.is_anomalous is False  # as the first answer said: "Yes", it is fine
+    assert first.is_anomalous is False  # by the first answer: "Yes", it is fine
     assert users.model._photo.cache_info().currsize == users.model._predictor.cache_info().currsize == MAX_CACHED
 
 
@@ -139,9 +130,7 @@ def test_the_verdict_is_that_of_the_first_answer(users: Users, photos: list[str]
         (True, "Yes", True, "answer"),
     ],
 )
-def test_verdict_says_where_it_is_from(
-    photos: list[str], with_llm: bool, word: str, is_anomalous: bool, source: str
-) -> None:
+def test_verdict_has_its_source(photos: list[str], with_llm: bool, word: str, is_anomalous: bool, source: str) -> None:
     found = Users(with_llm=with_llm, word=word).ask(photos[0], "Is there any defect?")
     assert (found.is_anomalous, found.verdict_source) == (is_anomalous, source)
     assert (found.history[0][1] == NO_ANSWER) is not with_llm

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from anomalygpt.inference.regions import Region
-from anomalygpt.inference.visualize import heat, overlay
+from anomalygpt.inference.visualize import overlay
 
 
 def grey(size: tuple[int, int] = (60, 40)) -> Image.Image:
@@ -16,18 +16,8 @@ def flat(value: float, size: tuple[int, int] = (60, 40)) -> np.ndarray:
     return np.full((size[1], size[0]), value, dtype=np.float32)
 
 
-def test_heat_is_half_at_the_threshold_and_whole_at_twice_that() -> None:
-    values = np.array([[-1.0, 0.0, 0.2, 0.4, 9.0]], dtype=np.float32)
-    assert heat(values, 0.2)[0].tolist() == pytest.approx([0, 0, 0.5, 1, 1])
-
-
-def test_heat_is_not_scaled_per_image() -> None:
-    calm = np.random.default_rng(0).uniform(0, 0.05, (40, 60)).astype(np.float32)
-    assert float(heat(calm, 0.5).max()) <= 0.05
-
-
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.0])
-def test_calm_map_is_never_painted(threshold: float) -> None:
+def test_map_below_half_the_threshold_is_never_painted(threshold: float) -> None:
     """Half the threshold and less leaves the photo as it is, whatever the map's own largest value is."""
     noise = np.random.default_rng(0).uniform(0, threshold / 2, (40, 60)).astype(np.float32)
     assert np.array_equal(np.asarray(overlay(grey(), noise, threshold)), np.asarray(grey()))
