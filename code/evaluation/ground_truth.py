@@ -92,11 +92,9 @@ def ground_truth(
         return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
-        return (
-            transforms.mask_on_photo(mask, result.map.shape[::-1])
-            if rule == "photo"
-            else on_map(mask, transform, side, rule)
-        )
+        if rule == "photo":
+            return transforms.mask_on_photo(mask, result.map.shape[::-1])
+        return on_map(mask, transform, side, rule)
 
     image = transforms.load_mask(record)
     mask = placed(image)
