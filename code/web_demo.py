@@ -78,11 +78,7 @@ def ask(
     class_name: str | None,
     conversation: Conversation | None,
 ) -> Iterator[tuple[Any, ...]]:
-    """Answers a question step by step: the question at once, then the map, then the answer.
-
-    Yields:
-        chat, overlay, verdict, question box, conversation.
-    """
+    """Yields chat, overlay, verdict, question box and conversation: with the question, the map, then the answer."""
     import gradio as gr
 
     from anomalygpt.datasets.dialogue import detection_question
@@ -169,13 +165,9 @@ def _input_column(examples: Sequence[tuple[str, list[str], str]]) -> tuple["gr.I
         elem_id="examples",
         render=bool(examples),
     )
+    label = f"Good photos of the same part (optional, up to {MAX_REFERENCES})"
     references = gr.Gallery(
-        label=f"Good photos of the same part (optional, up to {MAX_REFERENCES})",
-        file_types=["image"],
-        columns=MAX_REFERENCES,
-        fit_columns=False,
-        height=150,
-        elem_id="references",
+        label=label, file_types=["image"], columns=MAX_REFERENCES, fit_columns=False, height=150, elem_id="references"
     )
     class_name = gr.Textbox(label="What is it? (optional)", placeholder="washer, circuit board, carpet …", max_lines=1)
     if examples:
@@ -184,12 +176,7 @@ def _input_column(examples: Sequence[tuple[str, list[str], str]]) -> tuple["gr.I
 
 
 def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], conversation: "gr.State") -> None:
-    """Adds the question box, and connects it, the suggestions and the inputs with the functions above.
-
-    Args:
-        inputs: photo, references, class name.
-        shown: chat, overlay, verdict.
-    """
+    """Adds the question box, and connects it, the suggestions and the inputs with the functions above."""
     import gradio as gr
 
     with gr.Row(equal_height=True):
@@ -199,7 +186,7 @@ def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], co
         send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
     with gr.Row():
         suggestions = [gr.Button(text, size="sm", min_width=150) for text in SUGGESTED]
-    photo, references, chat = inputs[0], inputs[1], shown[0]
+    photo, references, _ = inputs
     given = [*inputs, conversation]
     one_at_a_time: dict[str, Any] = {
         "outputs": [*shown, question, conversation],
@@ -210,7 +197,7 @@ def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], co
     asking = [gr.on([send.click, question.submit], partial(ask, model), [question, *given], **one_at_a_time)]
     asking += [button.click(partial(ask, model, button.value), given, **one_at_a_time) for button in suggestions]
     clearing = {"outputs": [*shown, conversation], "cancels": asking, "queue": False, **HANDLER}
-    chat.clear(partial(start_over, None, None), conversation, **clearing)
+    shown[0].clear(partial(start_over, None, None), conversation, **clearing)
     for changed in (photo.change, references.change):
         changed(start_over, [photo, references, conversation], **clearing)
 
@@ -238,14 +225,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Detect defects of parts in photos, and ask about them, in a browser.")
-    parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    parser.add_argument("--share", action="store_true", help="a public link, through Gradio's servers")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change"
-    )
+    add = parser.add_argument
+    add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
+    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    add("--port", type=int, help="default: the first free one from 7860 on")
+    add("--share", action="store_true", help="a public link, through Gradio's servers")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     return parser.parse_args(argv)
 
 
@@ -271,11 +257,7 @@ def require_address(host: str, port: int | None) -> None:
 
 
 def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
-    """Shows the page at an address, which is printed, until Ctrl-C. Without a port: the first free one from 7860 on.
-
-    Raises:
-        UserError: the port was taken meanwhile, or there is no free one.
-    """
+    """Shows the page at an address, which is printed, until Ctrl-C; raises UserError where no port is free."""
     import gradio as gr
     from gradio.tunneling import CURRENT_TUNNELS
 

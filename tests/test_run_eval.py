@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from anomalygpt.evaluation.launch import INTERRUPTED
 from anomalygpt.run_eval import main
 from anomalygpt.run_mmad import main as mmad
+from tests.evaluation.conftest import write_class
 from tests.helpers import write_encoder, write_llm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,34 +27,10 @@ def dinov2() -> None:
         pytest.skip("needs pretrained_ckpt/dinov2_vits14 (python fetch_weights.py)")
 
 
-def write(path: Path, seed: int, defect: bool = False) -> None:
-    """A striped part with noise; a defect is a dark spot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stripes = 150 + 60 * (np.arange(96) // 12 % 2)
-    noise = np.random.default_rng(seed).integers(-6, 6, (96, 96, 3))
-    pixels = stripes[None, :, None] + noise
-    if defect:
-        pixels[30:60, 40:70] = (90, 20, 20)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-
-
-def write_class(part: Path, tested: int) -> None:
-    """A class in MVTec's layout: two good training photos, so many good and as many defective test photos."""
-    for number in range(2):
-        write(part / "train" / "good" / f"{number:03}.png", seed=number)
-    mask = np.zeros((96, 96), dtype=np.uint8)
-    mask[30:60, 40:70] = 255
-    (part / "ground_truth" / "spot").mkdir(parents=True)
-    for number in range(tested):
-        write(part / "test" / "good" / f"{number:03}.png", seed=7 + number)
-        write(part / "test" / "spot" / f"{number:03}.png", seed=80 + number, defect=True)
-        Image.fromarray(mask).save(part / "ground_truth" / "spot" / f"{number:03}_mask.png")
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """One class of one good and one defective test photo."""
-    write_class(tmp_path / "tree" / "plate", 1)
+    write_class(tmp_path / "tree" / "plate", 2, 1)
     return tmp_path / "tree"
 
 
@@ -110,15 +85,12 @@ def test_a_finished_run_grows_by_shots_and_refuses_other_settings(tree, tmp_path
     monkeypatch.setattr(Predictor, "from_config", None)  # nothing is left to measure, so no model is built
     assert run("--data", str(tree), "--shots", "2", "--out", out, "--no-pictures") == 0
     capsys.readouterr()
-    error = fails(capsys, "--data", str(tree), "--shots", "1", "--out", out, "--resolution", "photo")
-    assert 'another --resolution ("map", now "photo")' in error
-    assert "another inference.geometry" in fails(
-        capsys, "--data", str(tree), "--out", out, "--set", "inference.geometry=official"
-    )
+    again = ("--data", str(tree), "--shots", "1", "--out", out)
+    assert 'another --resolution ("map", now "photo")' in fails(capsys, *again, "--resolution", "photo")
+    assert "another inference.geometry" in fails(capsys, *again, "--set", "inference.geometry=official")
     (tree / "plate" / "test" / "good" / "000.png").rename(tree / "plate" / "test" / "good" / "001.png")
-    assert "on other photos (plate/test/good/000.png, plate/test/good/001.png); name another --out" in fails(
-        capsys, "--data", str(tree), "--shots", "1", "--out", out
-    )
+    found = fails(capsys, *again)
+    assert "on other photos (plate/test/good/000.png, plate/test/good/001.png); name another --out" in found
 
 
 @pytest.mark.weights
@@ -128,7 +100,7 @@ def test_a_users_own_folder_is_measured_without_masks(tree, tmp_path, capsys):
     own.mkdir()
     (tree / "plate" / "train" / "good").rename(own / "good")
     (tree / "plate" / "test" / "good").rename(own / "good_test")
-    (tree / "plate" / "test" / "spot").rename(own / "spot")
+    (tree / "plate" / "test" / "hole").rename(own / "hole")
     assert run("--data", str(own), "--kind", "folder", "--shots", "1") == 0
     page = capsys.readouterr().out
     assert "| own | 2 | 1 | 100.0 | 100.0 | 100.0 |\n" in page and "pixel-AUROC" not in page
@@ -148,15 +120,13 @@ def test_what_cannot_be_measured_ends_in_one_line_before_the_model_is_loaded(tre
     assert "this is a file" in fails(capsys, "--data", str(tree), "--out", str(tmp_path / "file"))
     assert "can't be made" in fails(capsys, "--data", str(tree), "--out", str(tmp_path / "file" / "below"))
     (tree / "plate" / "test" / "good" / "000.png").unlink()
-    (tree / "plate" / "test" / "spot" / "000.png").unlink()
+    (tree / "plate" / "test" / "hole" / "000.png").unlink()
     assert "no images" in fails(capsys, "--data", str(tree))
 
 
-@pytest.mark.parametrize(
-    "words", [("--round", "1"), ("--rounds", "2"), ("--reference-choice", "random", "--shots", "0")]
-)
-def test_a_choice_of_references_without_references_is_refused_in_one_line(tree, capsys, words):
-    assert "there are none; add --shots K" in fails(capsys, "--data", str(tree), *words)
+def test_a_choice_of_references_without_references_is_refused_in_one_line(tree, capsys):
+    for words in (("--round", "1"), ("--rounds", "2"), ("--reference-choice", "random", "--shots", "0")):
+        assert "there are none; add --shots K" in fails(capsys, "--data", str(tree), *words)
 
 
 def test_questions_that_cannot_be_asked_end_in_one_line(tmp_path, capsys):
@@ -196,7 +166,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_encoder(root / "encoder.safetensors")
     write_llm(root / "llm")
     for name in ("disc", "plate"):
-        write_class(root / "data" / name, 3)
+        write_class(root / "data" / name, 2, 3)
     generation = {"max_new_tokens": 12, "temperature": 1.0, "top_p": 1.0}
     settings = {
         "base": "compact",
@@ -227,23 +197,13 @@ def evaluate(small: tuple[Path, Path], out: Path, *launcher: str) -> dict:
     return found
 
 
-@pytest.fixture(scope="module")
-def alone(small: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What one process measures without a break."""
-    return evaluate(small, tmp_path_factory.mktemp("alone"))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_processes_give_what_one_gives_to_the_last_digit(small, alone, tmp_path):
+def test_two_processes_and_a_killed_run_that_goes_on_give_what_one_gives_to_the_last_digit(small, tmp_path):
+    alone = evaluate(small, tmp_path / "alone")
     assert evaluate(small, tmp_path / "two", *TWO_PROCESSES) == alone
     texts = [photo["answer"] for p in alone["protocols"] for c in p["classes"] for photo in c["rounds"][0]["photos"]]
     assert len(set(texts)) > len(texts) / 2, "answers are sampled, photo by photo"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_run_that_is_killed_goes_on_to_the_same_numbers(small, alone, tmp_path):
     config, data = small
     out = tmp_path / "killed"
     script = (
@@ -272,7 +232,7 @@ def test_multiple_choice_gives_the_same_on_two_processes(small, tmp_path):
     # More photos than a cell has: the same ones by other paths.
     entries = [
         {"image": f"{way}plate/test/{kind}/{number:03}.png", "question": "Dirty?", "options": options, "answer": right}
-        for kind, right in (("spot", "A"), ("good", "B"))
+        for kind, right in (("hole", "A"), ("good", "B"))
         for number in range(3)
         for way in ("", "./", "././", "./././")
     ]

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,11 @@ def photos(tmp_path: Path) -> list[str]:
 
 
 def asked(
-    photo: str | None,
-    question: str = "",
-    references: Sequence[str] = (),
-    class_name: str = "",
-    predictor: FakePredictor | None = None,
+    photo: str | None, question: str = "", references: Any = (), class_name: str = "", predictor: Any = None
 ) -> tuple[list[Any], Conversation]:
     """Everything that one question puts on the page, and the conversation after it."""
-    model = SharedModel(lambda: predictor or FakePredictor())  # type: ignore[arg-type, return-value]
-    steps = list(ask(model, question, photo, [(path, None) for path in references], class_name, None))
+    model = SharedModel(lambda: predictor or FakePredictor())
+    steps = list(ask(model, question, photo, references, class_name, None))
     return [step[:4] for step in steps], steps[-1][4]
 
 
@@ -51,15 +46,17 @@ def test_question_map_and_answer_appear_one_after_the_other(photos: list[str]) -
     assert "97 % probable, score 1.000, threshold 0.500" in steps[1][2]
     assert "Defect" not in steps[1][2]
     assert [bubble["content"] for bubble in steps[2][0]] == ["What is it?", "Yes, object number 1."]
-    assert "Defect" in steps[2][2]
-    assert "top left" in steps[2][2]
+    assert "Defect" in steps[2][2] and "top left" in steps[2][2]
+    steps, _ = asked(photos[0], predictor=FakePredictor(word="No"))
+    assert "Good" in steps[-1][2]
+    assert "Verdict from the answer, which the score contradicts." in steps[-1][2]
 
 
 def test_new_photo_clears_the_chat(photos: list[str]) -> None:
-    _, conversation = asked(photos[0], references=[photos[1]])
-    same = start_over(photos[0], [(photos[1], None)], conversation)
-    assert all("value" not in update for update in same)
-    assert start_over(photos[2], [(photos[1], None)], conversation) == ([], None, web_demo.NO_VERDICT, None)
+    references = [(photos[1], None)]
+    _, conversation = asked(photos[0], references=references)
+    assert all("value" not in update for update in start_over(photos[0], references, conversation))
+    assert start_over(photos[2], references, conversation) == ([], None, web_demo.NO_VERDICT, None)
 
 
 def test_answer_about_a_photo_that_was_replaced_is_dropped(photos: list[str]) -> None:
@@ -72,26 +69,14 @@ def test_answer_about_a_photo_that_was_replaced_is_dropped(photos: list[str]) ->
 def test_no_photo_is_one_warning() -> None:
     with pytest.warns(UserWarning, match="no photo yet"):
         steps, _ = asked(None, "Is it fine?")
-    assert steps[-1][0] == []
-    assert steps[-1][3] == "Is it fine?"
+    assert (steps[-1][0], steps[-1][3]) == ([], "Is it fine?")
 
 
-@pytest.mark.parametrize(
-    ("class_name", "expected"),
-    [
-        ("", "Is there any anomaly in the image?"),
-        ("nut", "This is a photo of a nut for anomaly detection. Is there any anomaly in the image?"),
-    ],
-)
-def test_empty_question_asks_for_anomalies(photos: list[str], class_name: str, expected: str) -> None:
-    asked(photos[0], "  ", class_name=class_name, predictor=(predictor := FakePredictor()))
-    assert predictor.asked[0][0] == expected
-
-
-def test_page_shows_where_the_verdict_is_from(photos: list[str]) -> None:
-    steps, _ = asked(photos[0], predictor=FakePredictor(word="No"))
-    assert "Good" in steps[-1][2]
-    assert "Verdict from the answer, which the score contradicts." in steps[-1][2]
+def test_empty_question_asks_for_anomalies(photos: list[str]) -> None:
+    described = "This is a photo of a nut for anomaly detection. "
+    for class_name, description in (("", ""), ("nut", described)):
+        asked(photos[0], "  ", class_name=class_name, predictor=(predictor := FakePredictor()))
+        assert predictor.asked[0][0] == f"{description}Is there any anomaly in the image?"
 
 
 def test_markup_in_a_position_or_a_name_stays_text() -> None:
@@ -171,18 +156,15 @@ def test_a_demo_takes_the_next_free_port_and_when_stopped_ends_its_link_and_remo
     assert list(tmp_path.rglob("*.png")) == []
 
 
-def test_shipped_examples_are_small_and_have_references() -> None:
+def test_shipped_examples_are_small_have_references_and_a_row_on_the_page() -> None:
     examples = find_examples(EXAMPLES)
     assert [class_name for _, _, class_name in examples] == ["fabric", "pcb", "washer"]
     for photo, references, _ in examples:
         assert len(references) == 2
         assert all(Path(path).stat().st_size <= 80_000 for path in (photo, *references))
-
-
-@pytest.mark.parametrize("folder", [Path("nowhere"), EXAMPLES])
-def test_page_has_a_row_of_examples_where_there_are_any(folder: Path) -> None:
-    demo = web_demo.build_demo(FakePredictor, examples=folder)  # type: ignore[arg-type]
-    assert ("Dataset" in {type(block).__name__ for block in demo.blocks.values()}) == (folder == EXAMPLES)
+    for folder in (Path("nowhere"), EXAMPLES):
+        demo = web_demo.build_demo(FakePredictor, examples=folder)  # type: ignore[arg-type]
+        assert ("Dataset" in {type(block).__name__ for block in demo.blocks.values()}) == (folder == EXAMPLES)
 
 
 @pytest.mark.weights

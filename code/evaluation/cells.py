@@ -24,12 +24,9 @@ class PhotoResult:
     """The prediction for one test photo, and its ground truth.
 
     Attributes:
-        photo: path relative to the data's root.
         has_pixels: whether its pixels were counted: it is good or has a mask.
         threshold: map values above it are anomalous.
         probability: calibrated probability that the photo is anomalous.
-        verdict, verdict_from: the final prediction, and what decided it.
-        answer: empty without a language model.
         said: the answer's yes or no; None for neither.
         own_said: the same of the language model's first answer, before the score overruled it.
         positions: names of the marked defects' positions, largest first, in the photo as the model was shown it.
@@ -59,17 +56,11 @@ class CellResult:
     """The result of one class in one round. Metrics are 0..1, None where undefined or not measured.
 
     Attributes:
-        references: the good photos that the maps were compared with, none for zero-shot.
-        photos: the test photos, sorted by name.
-        metrics: by the keys of ``METRICS``.
         bounds: maximum error of each pixel metric.
         masked_photos: number of photos in the pixel metrics: good, or with a mask.
-        regions: number of marked defects in them.
         no_verdict: number of answers by the language model itself without a yes or no.
         placed: number of answers in position accuracy: a correct yes about a photo with a mask.
-        seconds: measuring time.
         maps: how photos, maps and masks were aligned, in words.
-        saturated: whether LOCO's saturation thresholds were used.
         curves: x and y of ``roc`` over photos, ``pixel_roc`` and ``pro``, where defined.
         examples: by case, names and JPEGs of the best and worst photos.
     """
@@ -97,12 +88,7 @@ class CellStore:
         self.folder = folder / "state"
 
     def require(self, settings: dict[str, Any]) -> None:
-        """Stores the settings that the numbers depend on, or compares them with the stored ones.
-
-        Raises:
-            UserError: the folder holds a run with other settings.
-            OSError: the folder can't be written.
-        """
+        """Stores the settings that the numbers depend on; raises UserError where others are stored."""
         path = self.folder / "settings.json"
         new = json.loads(json.dumps(settings))
         if not path.is_file():
@@ -137,9 +123,6 @@ class CellStore:
             photos: number of photos of a cell.
             build: makes the function that measures a cell and calls its second argument after each photo; it returns
                 a dataclass. Not called where this process has nothing to measure.
-
-        Raises:
-            OSError: a result can't be written.
         """
         missing = [cell for cell in cells if not self._path(cell).is_file()]
         distributed.barrier()  # every process has listed the files before one of them writes another

@@ -14,17 +14,10 @@ from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position, positions_of
 from anomalygpt.datasets.transforms import load_image
+from anomalygpt.evaluation import metrics
 from anomalygpt.evaluation.cells import CellResult, PhotoResult
 from anomalygpt.evaluation.figures import Examples
 from anomalygpt.evaluation.ground_truth import Resolution, choose_mask_rule, describe_rule, ground_truth
-from anomalygpt.evaluation.metrics import (
-    PixelCounts,
-    accuracy,
-    fraction,
-    hindsight_accuracy,
-    image_metrics,
-    verdict_metrics,
-)
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.inference.answers import parse_positions, parse_verdict
@@ -38,13 +31,9 @@ class Evaluator:
     """Measures one cell after the other.
 
     Attributes:
-        predictor: keeps the references of the last cell afterwards.
-        records: of all classes.
         root: the data's root, or the folder of their table.
-        kind: layout of the data.
         official: whether the config selects the released code's geometry.
         resolution: measure on the pixels of the ``map`` or of the ``photo``.
-        with_llm: whether the predictor answers questions.
     """
 
     predictor: Predictor
@@ -68,7 +57,7 @@ class Evaluator:
         self.predictor.set_references([load_image(record.image) for record in references])
         transform, rule = self.predictor.transform, choose_mask_rule(self.kind, self.official, self.resolution)
         saturated = loco.can_saturate(self.records)
-        counts, examples, photos, seconds = PixelCounts(), Examples(), [], 0.0
+        counts, examples, photos, seconds = metrics.PixelCounts(), Examples(), [], 0.0
         for record in test_photos(self.records, cell.class_name):
             started, name = time.monotonic(), photo_name(record, self.root)
             torch.manual_seed(photo_seed(self.plan.seed, cell, name))
@@ -117,7 +106,7 @@ def summarise(
     cell: Cell,
     references: tuple[str, ...],
     photos: Sequence[PhotoResult],
-    counts: PixelCounts,
+    counts: metrics.PixelCounts,
     examples: Examples,
     maps: str,
     saturated: bool = False,
@@ -131,15 +120,15 @@ def summarise(
     placed = [photo for photo in photos if photo.said and photo.is_anomalous and photo.positions]
     pixels, pixel_curves = counts.metrics()
     found: dict[str, float | None] = {
-        **image_metrics(scores, anomalous),
+        **metrics.image_metrics(scores, anomalous),
         **{key: value for key, (value, _) in pixels.items()},
-        **verdict_metrics([photo.verdict for photo in photos], anomalous),
-        "score_accuracy": accuracy([photo.probability > 0.5 for photo in photos], anomalous),
-        "hindsight_accuracy": hindsight_accuracy([(scores, anomalous)]),
-        "answer_accuracy": accuracy([photo.own_said for photo in photos], anomalous) if with_llm else None,
+        **metrics.verdict_metrics([photo.verdict for photo in photos], anomalous),
+        "score_accuracy": metrics.accuracy([photo.probability > 0.5 for photo in photos], anomalous),
+        "hindsight_accuracy": metrics.hindsight_accuracy([(scores, anomalous)]),
+        "answer_accuracy": metrics.accuracy([p.own_said for p in photos], anomalous) if with_llm else None,
         # A yes without a position is wrong in both.
-        "position_accuracy": fraction(bool(p.named) and p.named[0] in p.positions for p in placed),
-        "position_cell_accuracy": fraction(bool(photo.named_holds_defect) for photo in placed),
+        "position_accuracy": metrics.fraction(bool(p.named) and p.named[0] in p.positions for p in placed),
+        "position_cell_accuracy": metrics.fraction(bool(photo.named_holds_defect) for photo in placed),
     }
     curves = {}
     for key, (x, y) in pixel_curves.items():  # thinned to points that are evenly spaced along the curve

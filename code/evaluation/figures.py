@@ -85,11 +85,7 @@ def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> 
 
 
 def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:
-    """Writes a sheet per class and a figure of curves for each number of references, of their first rounds.
-
-    Raises:
-        OSError: the folder can't be written.
-    """
+    """Writes a sheet per class and a figure of curves for each number of references, of their first rounds."""
     figures = {}
     for shots in sorted({result.cell.shots for result in results}):
         own = [result for result in results if result.cell.shots == shots]

@@ -8,17 +8,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.datasets import loco
+from anomalygpt.datasets import loco, transforms
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.datasets.transforms import (
-    MVTEC_THRESHOLD,
-    VISA_SHARE_OF_MAXIMUM,
-    ImageTransform,
-    load_mask,
-    mask_on_photo,
-    official_mvtec_mask,
-    official_visa_mask,
-)
+from anomalygpt.datasets.transforms import MVTEC_THRESHOLD, ImageTransform
 from anomalygpt.evaluation.metrics import Region
 from anomalygpt.inference.predictor import ImageResult
 
@@ -30,7 +22,7 @@ MASK_RULES: dict[MaskRule, str] = {
     ),
     "official_visa": (
         "mask's short side resized to the map's size, centre crop, bilinear, > "
-        f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
+        f"{transforms.VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
     ),
     "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
     "photo": (
@@ -63,9 +55,9 @@ def describe_rule(rule: MaskRule, transform: ImageTransform, side: int) -> str:
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
     """A mask on the map's pixels, (side, side) bool; ``transform`` is that of its photo."""
     if rule == "official_mvtec":
-        return official_mvtec_mask(mask, side)[0].numpy()
+        return transforms.official_mvtec_mask(mask, side)[0].numpy()
     if rule == "official_visa":
-        return official_visa_mask(mask, side)[0].numpy()
+        return transforms.official_visa_mask(mask, side)[0].numpy()
     at_map_size = ImageTransform(side, transform.mean, transform.std, transform.geometry)
     return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
 
@@ -90,14 +82,9 @@ class GroundTruth:
 def ground_truth(
     record: ImageRecord, result: ImageResult, transform: ImageTransform, rule: MaskRule, saturated: bool = False
 ) -> GroundTruth:
-    """A photo's map and mask on the same pixels.
+    """A photo's map and mask on the same pixels; raises DatasetError where the mask can't be read.
 
-    Args:
-        record: good, or with a mask.
-        saturated: each of LOCO's masks is one region, with the saturation threshold of its kind.
-
-    Raises:
-        DatasetError: the mask can't be read.
+    ``saturated``: each of LOCO's masks is one region, with the saturation threshold of its kind.
     """
     side = result.model_map.shape[-1]
     scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
@@ -105,9 +92,11 @@ def ground_truth(
         return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
-        return mask_on_photo(mask, result.map.shape[::-1]) if rule == "photo" else on_map(mask, transform, side, rule)
+        if rule == "photo":
+            return transforms.mask_on_photo(mask, result.map.shape[::-1])
+        return on_map(mask, transform, side, rule)
 
-    image = load_mask(record)
+    image = transforms.load_mask(record)
     mask = placed(image)
     regions: list[Region] | None = None
     if saturated:
@@ -117,6 +106,5 @@ def ground_truth(
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))
-    return GroundTruth(
-        scores, mask, regions, mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
-    )
+    model_mask = mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
+    return GroundTruth(scores, mask, regions, model_mask)

@@ -64,11 +64,7 @@ def run(program: Callable[[], object], out: Path | None) -> int:
 def started(device: str, out: Path | None) -> Iterator[tuple["Process", Path]]:
     """Joins the processes of ``torchrun``, ``deepspeed``, ``mpirun`` or ``srun``, and locks the run's folder.
 
-    Yields:
-        This process, and ``out`` or a temporary folder.
-
-    Raises:
-        UserError: the folder can't be used, or a file can't be written there.
+    Yields this process, and ``out`` or a temporary folder; raises UserError where the folder can't be written.
     """
     from anomalygpt import distributed
     from anomalygpt.model.build import choose_device

@@ -20,15 +20,9 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y, (N,) each
 
 
 def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
-    """Metrics over photos.
+    """``image_auroc``, ``image_ap`` and ``image_f1_max`` (the best F1 at any threshold), 0..1.
 
-    Args:
-        scores: one per photo, the higher the more anomalous.
-        is_anomalous: the ground truth, one per photo.
-
-    Returns:
-        ``image_auroc``, ``image_ap`` and ``image_f1_max`` (the best F1 at any threshold), 0..1; empty where the
-        photos are all good or all anomalous.
+    Empty where the photos are all good or all anomalous.
 
     Raises:
         ValueError: scores and ground truth differ in number, or a score is not a number.
@@ -53,11 +47,7 @@ def accuracy(predicted: Sequence[bool | None], is_anomalous: Sequence[bool]) -> 
 
 
 def verdict_metrics(predicted: Sequence[bool], is_anomalous: Sequence[bool]) -> dict[str, float | None]:
-    """``verdict_accuracy``, ``recall`` of anomalous photos and ``false_alarm_rate`` of good ones.
-
-    Returns:
-        0..1 each, None where there are no such photos.
-    """
+    """``verdict_accuracy``, ``recall`` of anomalous photos, ``false_alarm_rate`` of good ones; None without such."""
     pairs = list(zip(predicted, is_anomalous, strict=True))
     return {
         "verdict_accuracy": accuracy(predicted, is_anomalous),
@@ -69,11 +59,7 @@ def verdict_metrics(predicted: Sequence[bool], is_anomalous: Sequence[bool]) -> 
 def hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
     """The best accuracy, averaged over classes, that one score threshold for all classes reaches.
 
-    Args:
-        classes: scores and ground truth of each class.
-
-    Returns:
-        0..1, or None where a class has no photo, or there is no class.
+    ``classes`` holds scores and ground truth of each. None where a class has no photo, or there is no class.
     """
     if not classes or not all(scores for scores, _ in classes):
         return None
@@ -106,11 +92,6 @@ class PixelCounts:
 
     Args:
         max_scores: how many distinct scores are kept before they are rounded.
-
-    Attributes:
-        regions: how many defects were added.
-        photos: how many maps were added.
-        is_rounded: whether scores have been rounded.
     """
 
     def __init__(self, max_scores: int = MAX_SCORES) -> None:

@@ -11,16 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from anomalygpt.datasets.records import first_offenders
@@ -63,8 +54,8 @@ def wording() -> dict[str, Any]:
     return read_yaml(Path(__file__).with_name("mmad.yaml"))
 
 
-Letter = Annotated[str, StringConstraints(pattern="^[A-Z]$")]
-Text = Annotated[str, StringConstraints(min_length=1)]
+Letter = Annotated[str, Field(pattern="^[A-Z]$")]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
@@ -73,14 +64,12 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
     Attributes:
         image: path below the photos' folder, as in the file.
         number: of the question, for MMAD's file within its photo.
-        options: by letter.
-        answer: letter of the right option.
         references: good photos, below the same folder, all that the file names.
     """
 
     image: str
     number: int
-    question: Annotated[str, StringConstraints(strip_whitespace=True)]
+    question: Annotated[str, AfterValidator(str.strip)]
     options: dict[Letter, Text] = Field(min_length=2)
     answer: str
     task: Annotated[str, AfterValidator(lambda task: wording()["tasks"].get(task, task))] = Field(
@@ -160,12 +149,8 @@ def _entries(content: dict[str, Any] | list[Any], templates: Templates) -> Itera
             yield {key: value for key, value in entry.items() if value is not None} | {"number": number}
         return
     for image, entry in content.items():
-        parts = Path(image).parts
-        about: dict[str, Any] = {
-            "image": image,
-            "class": parts[1] if len(parts) > 2 else UNNAMED_CLASS,
-        }  # data set / class / …
-        about["references"] = entry.get(f"{templates}_templates") or ()
+        parts, references = Path(image).parts, entry.get(f"{templates}_templates") or ()  # data set / class / …
+        about = {"image": image, "class": parts[1] if len(parts) > 2 else UNNAMED_CLASS, "references": references}
         for number, question in enumerate(entry["conversation"], start=1):
             yield {**{key.lower(): value for key, value in question.items()}, **about, "number": number}
 
@@ -211,7 +196,6 @@ class Answer:
     """The answers to one question.
 
     Attributes:
-        right: letter of the right option.
         options: number of options.
         chosen: the letter chosen by each method, None where a generated answer names no option.
     """
@@ -249,14 +233,7 @@ def cells_of(questions: Sequence[Question], shots: int) -> dict[Cell, list[list[
 
 @dataclass
 class Asker:
-    """Asks a predictor questions.
-
-    Attributes:
-        root: the folder that the photos' paths start at.
-        shots: number of references per question.
-        methods: how answers are chosen.
-        seed: of sampled answers.
-    """
+    """Asks a predictor questions about photos below ``root``, with ``shots`` references each."""
 
     predictor: Predictor
     root: Path
@@ -356,14 +333,7 @@ class MmadProvenance(Provenance):
 
 
 def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answer], methods: Sequence[Method]) -> str:
-    """Writes results.json, .md, .tex and answers.csv atomically into a folder, if there is one; raises OSError.
-
-    Args:
-        methods: in the order of the columns.
-
-    Returns:
-        The content of results.md.
-    """
+    """Writes results.json, .md, .tex and answers.csv into a folder, if there is one; returns results.md's content."""
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
     scores = task_scores(frame, methods)

@@ -31,8 +31,6 @@ class Plan:
     """Which cells are measured, and which photos are references.
 
     Attributes:
-        shots: numbers of references, 0 for none.
-        rounds: by number; zero-shot has only round 0.
         choice: ``paper`` takes numbers ``4 * round + k`` of the sorted good training photos, ``random`` draws.
         seed: of the random choice and of sampled answers.
     """
@@ -63,11 +61,7 @@ class Plan:
         return [good[number] for number in sorted(rng.permutation(len(good))[: cell.shots])]
 
     def check(self, records: Sequence[ImageRecord]) -> None:
-        """Checks the records before a model is loaded.
-
-        Raises:
-            UserError: a class has no test photo, or too few references for a round.
-        """
+        """Raises UserError where a class has no test photo, or too few references for a round."""
         names = sorted({record.class_name for record in records})
         untested = [name for name in names if not test_photos(records, name)]
         if untested or not names:
@@ -84,14 +78,8 @@ def test_photos(records: Sequence[ImageRecord], class_name: str) -> list[ImageRe
 def reference_records(records: Sequence[ImageRecord], shots: int, round: int = 0) -> list[ImageRecord]:
     """The K good training photos of a round: numbers ``4 * round + k`` of the list sorted by path, k < K.
 
-    For K > 4 they are numbers ``K * round + k``, so that no two rounds share a photo.
-
-    Args:
-        records: of one class.
-        shots: K.
-
-    Raises:
-        UserError: there are too few good training photos.
+    For K > 4 they are numbers ``K * round + k``, so that no two rounds share a photo. ``records`` are of one class;
+    raises UserError where there are too few.
     """
     start = max(PAPER_SHOTS, shots) * round
     return _good_training_photos(records, start + shots if shots else 0)[start : start + shots]

@@ -28,11 +28,9 @@ class Provenance:
     """How the numbers were made.
 
     Attributes:
-        commit: of the code; None outside a checkout.
         trained_on: a line per delta.
         seconds_per_photo: of one process: encoding, map, answer and metrics together.
         peak_memory: of the first process, in bytes.
-        references: which photos are references, in words.
     """
 
     command: str
@@ -64,10 +62,8 @@ class EvalProvenance(Provenance):
     """How metrics over photos were made, in words.
 
     Attributes:
-        data: the test data's folder and kind.
         maps: geometry of photos, measured pixels, and the masks' rule, one per distinct setting.
         defects: what is one region for AUPRO.
-        warnings: limits of the numbers.
     """
 
     data: str
@@ -108,9 +104,7 @@ def describe_references(plan: Plan) -> str:
 def fingerprint(config: ExperimentConfig, *, with_llm: bool, device: str) -> dict[str, Any]:
     """The model's settings by dotted key, and a digest of each delta: equal for runs with equal numbers.
 
-    Args:
-        with_llm: False leaves the language model out.
-        device: ``cpu`` and ``cuda`` differ in the last digits.
+    ``device`` is part of it: ``cpu`` and ``cuda`` differ in the last digits.
     """
     # parts of a config that an evaluation does not read
     excluded = {"name", "data", "training"} | (set() if with_llm else {"llm"})

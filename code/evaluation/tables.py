@@ -58,13 +58,7 @@ def results_frame(results: Sequence[CellResult]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All classes and rounds with K references.
-
-    Attributes:
-        results: the cells, round after round.
-        frame: a row per cell, see :func:`results_frame`.
-        published: published numbers for this protocol.
-    """
+    """All classes and rounds with K references; ``frame`` is :func:`results_frame` of the results."""
 
     shots: int
     results: Sequence[CellResult]
@@ -100,9 +94,8 @@ class Protocol:
         table = first[["class", "photos", "with_defect"]].rename(columns={"with_defect": "with a defect"})
         table.loc["mean"] = ["mean", *table[["photos", "with a defect"]].sum()]
         rows = [*(self.of_class(name) for name in first["class"]), self.mean()]
-        return table.astype(str).assign(
-            **{metrics[key]: [percent(row[key]) for row in rows] for key in self.used(metrics)}
-        )
+        columns = {metrics[key]: [percent(row[key]) for row in rows] for key in self.used(metrics)}
+        return table.astype(str).assign(**columns)
 
     def beside_published(self, config: str) -> pd.DataFrame:
         """Formatted percentages of this run, and below it the published ones."""
@@ -150,12 +143,7 @@ def _cell_json(result: CellResult) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is written.
-
-    Attributes:
-        dataset: the official data set's name, where it is one.
-        published: published numbers by the number of references.
-    """
+    """Everything that is written; ``published`` by the number of references, ``dataset`` the official one's name."""
 
     provenance: EvalProvenance
     results: Sequence[CellResult]
@@ -165,12 +153,11 @@ class Report:
     @property
     def protocols(self) -> list[Protocol]:
         """The results by their number of references, in ascending order."""
-        return [
-            Protocol(
-                shots, [one for one in self.results if one.cell.shots == shots], own, self.published.get(shots, ())
-            )
-            for shots, own in results_frame(self.results).groupby("shots")
-        ]
+        found = []
+        for shots, frame in results_frame(self.results).groupby("shots"):
+            own = [result for result in self.results if result.cell.shots == shots]
+            found.append(Protocol(shots, own, frame, self.published.get(shots, ())))
+        return found
 
 
 def as_markdown(report: Report) -> str:
@@ -235,9 +222,8 @@ def markdown_table(table: pd.DataFrame, texts: int) -> list[str]:
 
 def latex_table(table: pd.DataFrame, caption: str) -> str:
     """A booktabs table with a rule above the last row."""
-    header, *rows = (
-        " & ".join(map(latex_text, cells)) + r" \\" for cells in (table.columns, *table.to_numpy().tolist())
-    )
+    cells = (table.columns, *table.to_numpy().tolist())
+    header, *rows = (" & ".join(map(latex_text, row)) + r" \\" for row in cells)
     lines = [r"\begin{table}", r"\centering", f"\\caption{{{latex_text(caption)}}}"]
     lines += [f"\\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule", header, r"\midrule"]
     lines += [*rows[:-1], r"\midrule", rows[-1], r"\bottomrule", r"\end{tabular}", r"\end{table}"]

@@ -43,25 +43,24 @@ def write_photo(path: Path, seed: int, defect: bool = False) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def write_mask(path: Path) -> None:
-    """The square's mask."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_class(part: Path, trained: int, tested: int) -> None:
+    """A class in MVTec's layout: good training photos, and so many good and as many defective test photos."""
+    for number in range(trained):
+        write_photo(part / "train" / "good" / f"{number:03}.png", seed=number)
     mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
     mask[slice(*SQUARE), slice(*SQUARE)] = 255
-    Image.fromarray(mask).save(path)
+    (part / "ground_truth" / "hole").mkdir(parents=True)
+    for number in range(tested):
+        write_photo(part / "test" / "good" / f"{number:03}.png", seed=20 + number)
+        write_photo(part / "test" / "hole" / f"{number:03}.png", seed=30 + number, defect=True)
+        Image.fromarray(mask).save(part / "ground_truth" / "hole" / f"{number:03}_mask.png")
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """One class: ten good training photos, two good and two defective test photos."""
-    root = tmp_path / "tree"
-    for number in range(10):
-        write_photo(root / "bottle" / "train" / "good" / f"{number:03}.png", seed=number)
-    for number in range(2):
-        write_photo(root / "bottle" / "test" / "good" / f"{number:03}.png", seed=20 + number)
-        write_photo(root / "bottle" / "test" / "hole" / f"{number:03}.png", seed=30 + number, defect=True)
-        write_mask(root / "bottle" / "ground_truth" / "hole" / f"{number:03}_mask.png")
-    return root
+    write_class(tmp_path / "tree" / "bottle", 10, 2)
+    return tmp_path / "tree"
 
 
 class FakePredictor:

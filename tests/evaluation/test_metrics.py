@@ -9,7 +9,6 @@ from anomalygpt.evaluation.metrics import (
     PRO_LIMIT,
     PixelCounts,
     Region,
-    accuracy,
     hindsight_accuracy,
     image_metrics,
     verdict_metrics,
@@ -17,7 +16,6 @@ from anomalygpt.evaluation.metrics import (
 
 FIRST, SECOND = ([0.1, 0.3], [False, True]), ([0.4, 0.6], [False, True])
 SCORES, ANOMALOUS = [0.8, 0.6, 0.4, 0.1, 0.2], [True, False, True, False, False]
-METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 
 
 @pytest.mark.parametrize(
@@ -36,11 +34,6 @@ def test_image_metrics(scores, anomalous, expected):
     assert image_metrics(scores, anomalous) == pytest.approx(expected)
 
 
-def test_an_answer_without_a_verdict_is_wrong():
-    assert accuracy([True, None, False, True], [True, False, False, False]) == 0.5
-    assert accuracy([], []) is None
-
-
 def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():
     found = verdict_metrics([True, False, True, False, False], [True, True, False, False, False])
     assert found == pytest.approx({"verdict_accuracy": 0.6, "recall": 0.5, "false_alarm_rate": 1 / 3})
@@ -55,14 +48,11 @@ def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():
         ([([0.5, 0.5, 0.5], [True, False, False])], 2 / 3),  # ties stay together
         ([([0.2, 0.9], [True, False])], 0.5),
         ([([0.5], [True])], 1),  # all may be anomalous
-        ([FIRST], 1),
-        ([SECOND], 1),
         # At .4 the first class's defect is missed, at .1 the second's good photo is a false alarm.
         ([FIRST, SECOND], 0.75),
         # Classes weigh alike, however many photos they have: at .4 only one of the first class's three is wrong.
         ([([0.1, 0.1, 0.3], [False, False, True]), SECOND], 5 / 6),
         ([FIRST, ([], [])], None),
-        ([], None),
     ],
 )
 def test_the_best_threshold_in_hindsight_for_all_classes_together(classes, expected):
@@ -70,12 +60,15 @@ def test_the_best_threshold_in_hindsight_for_all_classes_together(classes, expec
 
 
 def exact(maps, masks):
-    """(AUROC, AP, F1-max, AUPRO) from all pixels sorted."""
+    """The metrics from all pixels sorted."""
     scores, anomalous = maps.ravel(), masks.ravel()
     precision, recall, _ = precision_recall_curve(anomalous, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    areas = roc_auc_score(anomalous, scores), average_precision_score(anomalous, scores)
-    return *areas, f1.max(), exact_aupro(maps, masks)
+    return {
+        "pixel_auroc": roc_auc_score(anomalous, scores),
+        "pixel_ap": average_precision_score(anomalous, scores),
+        "pixel_f1_max": (2 * precision * recall / np.maximum(precision + recall, 1e-12)).max(),
+        "aupro": exact_aupro(maps, masks),
+    }
 
 
 def exact_aupro(maps, masks):
@@ -104,7 +97,6 @@ def count(maps, masks, **options):
 
 KINDS = {
     "continuous": lambda rng, shape, masks: rng.random(shape) + 0.6 * masks,
-    "far below one": lambda rng, shape, masks: 1e-5 * (rng.random(shape) + 0.4 * masks),
     "over all magnitudes": lambda rng, shape, masks: 10 ** (rng.uniform(-36, -3, shape) + 8 * masks),
     "negative too": lambda rng, shape, masks: rng.normal(0, 100, shape) + 90 * masks,
     "tied": lambda rng, shape, masks: np.round(4 * rng.random(shape) + 2 * masks) / 4,
@@ -125,21 +117,13 @@ def photos(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixel_metrics_are_exact_and_of_rounded_scores_within_their_bound(kind):
     maps, masks = photos(kind)
-    expected = dict(zip(METRICS, exact(maps, masks), strict=True))
+    expected = exact(maps, masks)
     assert count(maps, masks).metrics()[0] == {name: (pytest.approx(value), 0) for name, value in expected.items()}
     counts = count(maps, masks, max_scores=300)
     assert counts.is_rounded or kind in ("tied", "all the same")
     for name, (value, error) in counts.metrics()[0].items():
         assert abs(value - expected[name]) <= error + 1e-9, name
         assert 0 <= error < 0.003 or kind in ("all the same", "finer than rounding"), name
-
-
-@pytest.mark.parametrize("max_scores", [1, 10**9])
-def test_the_order_of_photos_does_not_matter(max_scores):
-    maps, masks = photos("continuous")
-    one, other = (count(maps[order], masks[order], max_scores=max_scores) for order in ([0, 1, 2, 3], [3, 1, 2, 0]))
-    assert one.metrics()[0] == {key: pytest.approx(value, abs=1e-12) for key, value in other.metrics()[0].items()}
-    assert (one.regions, one.photos) == (other.regions, other.photos) == (4, 4)
 
 
 def test_saturated_overlap_counts_no_further_than_what_is_needed():

@@ -27,15 +27,12 @@ from tests.evaluation.conftest import RUN
 from tests.model.test_anomalygpt import model  # noqa: F401 (a fixture)
 
 BAD, GOOD = "DS-MVTec/bottle/image/broken/000.png", "DS-MVTec/bottle/image/good/001.png"
-TEMPLATES = {
-    "similar_templates": ["DS-MVTec/bottle/train/000.png"],
-    "random_templates": ["DS-MVTec/bottle/train/001.png"],
-}
+SIMILAR, RANDOM = "DS-MVTec/bottle/train/000.png", "DS-MVTec/bottle/train/001.png"
+TEMPLATES = {"similar_templates": [SIMILAR], "random_templates": [RANDOM]}
 YES_NO = {"A": "Yes.", "B": "No."}
 PLACES = {"A": "Top left.", "B": "Left.", "C": "At the bottom right.", "D": "Center."}
 MMAD = {
     BAD: {
-        "image_path": BAD,
         "mask_path": "rgb_mask/broken/000.png",
         **TEMPLATES,
         "conversation": [
@@ -45,7 +42,6 @@ MMAD = {
         ],
     },
     GOOD: {
-        "image_path": GOOD,
         **TEMPLATES,
         "conversation": [
             {"Question": "Is there any defect?", "Answer": "B", "Options": YES_NO, "type": "Anomaly Detection"},
@@ -64,7 +60,7 @@ def write_photos(root, *names):
 @pytest.fixture
 def mmad(tmp_path):
     """MMAD's file with two photos and two templates."""
-    write_photos(tmp_path, BAD, GOOD, *TEMPLATES["similar_templates"], *TEMPLATES["random_templates"])
+    write_photos(tmp_path, BAD, GOOD, SIMILAR, RANDOM)
     (tmp_path / "mmad.json").write_text(json.dumps(MMAD))
     return tmp_path / "mmad.json"
 
@@ -73,8 +69,8 @@ def test_mmads_file_is_read_as_it_is(mmad):
     questions = read_questions(mmad, mmad.parent, "random", shots=1)
     assert [question.key for question in questions] == [f"{BAD}#1", f"{BAD}#2", f"{BAD}#3", f"{GOOD}#1", f"{GOOD}#2"]
     first, *_, last = questions
-    assert (first.class_name, first.answer) == ("bottle", "A")
-    assert first.references == ("DS-MVTec/bottle/train/001.png",)
+    assert (first.class_name, first.answer, first.references) == ("bottle", "A", (RANDOM,))
+    assert with_options(first).startswith("Is there any defect?\nA. Yes.\nB. No.\n")
     assert last.task == "Object Analysis", "structure and details are one task in MMAD"
 
 
@@ -98,14 +94,8 @@ def test_a_list_of_ones_own_is_read(tmp_path):
         ("[]", "no questions"),
         ('{"a.png": {"conversation": 1}}', "question 1 can't be read"),
         ('[{"question": "?"}]', "question 1.image: Field required"),
-        (
-            '[{"image": "a.png", "question": "?", "options": {"A": "x"}, "answer": "A"}]',
-            "1.options: .* at least 2",
-        ),
-        (
-            '[{"image": "a.png", "question": "?", "options": {"A": "x", "two": "y"}, "answer": "A"}]',
-            "1.options.two",
-        ),
+        ('[{"image": "a.png", "question": "?", "options": {"A": "x"}, "answer": "A"}]', "1.options: .* at least 2"),
+        ('[{"image": "a.png", "question": "?", "options": {"A": "x", "2": "y"}, "answer": "A"}]', "1.options.2"),
         ('[{"image": "a.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}]', "answer 'C' is none"),
         ('[{"image": "b.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "A"}]', "not there: b.png"),
     ],
@@ -124,7 +114,6 @@ def test_an_invalid_file_is_reported_in_one_line(tmp_path, text, message):
     ("answer", "expected"),
     [
         ("B", "B"),
-        ("C.", "C"),
         ("(D) Center", "D"),
         ("The answer is B.", "B"),
         ("Answer: C", "C"),
@@ -134,7 +123,6 @@ def test_an_invalid_file_is_reported_in_one_line(tmp_path, text, message):
         ("In the center, or at the left.", None),
         ("A scratch at the bottom right", "C"),
         ("A scratch, in the middle.", None),
-        ("There is something at the bottom right: at the bottom right.", "C"),
         ("E.", None),
         ("", None),
     ],
@@ -149,11 +137,6 @@ def test_an_answer_chooses_a_letter_or_an_options_text(answer, expected):
 )
 def test_yes_and_no_choose_the_option_that_says_so(answer, expected):
     assert parse_choice(answer, {"A": "Yes, there is a defect", "B": "No, it looks good"}) == expected
-
-
-def test_options_are_listed_below_the_question(mmad):
-    text = with_options(read_questions(mmad, mmad.parent)[0])
-    assert text.startswith("Is there any defect?\nA. Yes.\nB. No.\n")
 
 
 def answer(key="a#1", right="A", chosen="A", task="t", good=False, dataset="d") -> Answer:
@@ -190,20 +173,13 @@ def test_a_model_answers_by_likelihood_and_by_generation(mmad, asker):
     assert [row.key for row in found] == [question.key for question in questions[:3]]
     assert all(set(row.chosen) == {"text", "letter", "generated"} for row in found)
     assert all(row.chosen["text"] in question.options for row, question in zip(found, questions, strict=False))
-    assert asker().predictor.references is not None
-    again = asker(shots=1).ask(questions[:3])
-    assert again == found, "each question has a seed of its own"
+    assert asker(shots=1).ask(questions[:3]) == found, "each question has a seed of its own"
 
 
 def test_each_question_has_the_references_and_the_class_that_it_names(mmad, asker, monkeypatch):
     question = read_questions(mmad, mmad.parent, shots=1)[0]
-    others = tuple(TEMPLATES["random_templates"][:1])
-    asked = [
-        question,
-        question.model_copy(update={"references": others}),
-        question.model_copy(update={"class_name": "nut"}),
-        question,
-    ]
+    changes = ({}, {"references": (RANDOM,)}, {"class_name": "nut"}, {})
+    asked = [question.model_copy(update=change) for change in changes]
     seen = []
     predictor = asker().predictor
     remember, inspect = predictor.set_references, predictor.inspect
@@ -256,27 +232,14 @@ def test_the_compact_model_tells_good_bottles_from_broken_ones_by_likelihood(pre
     """MMAD's form, real photos, real weights: better than guessing, with one good bottle as reference."""
     root = bottle_folder.parent.parent
     options = {"A": "Yes, there is an anomaly in the image.", "B": "No, there is no anomaly in the image."}
-    kinds = {"broken_large": "A", "good": "B"}
-    photos = {
-        path.relative_to(root).as_posix(): right
-        for kind, right in kinds.items()
-        for path in sorted((bottle_folder / "test" / kind).iterdir())[:2]
-    }
-    reference = sorted((bottle_folder / "train" / "good").iterdir())[0].relative_to(root).as_posix()
-    entries = {
-        image: {
-            "similar_templates": [reference],
-            "conversation": [
-                {
-                    "Question": detection_question("bottle", with_description=False),
-                    "Answer": right,
-                    "Options": options,
-                    "type": "Anomaly Detection",
-                }
-            ],
-        }
-        for image, right in photos.items()
-    }
+    reference = min((bottle_folder / "train" / "good").iterdir()).relative_to(root).as_posix()
+    asked = {"Question": detection_question("bottle", with_description=False), "type": "Anomaly Detection"}
+    entries = {}
+    for kind, right in (("broken_large", "A"), ("good", "B")):
+        conversation = [{**asked, "Options": options, "Answer": right}]
+        for path in sorted((bottle_folder / "test" / kind).iterdir())[:2]:
+            about = {"similar_templates": [reference], "conversation": conversation}
+            entries[path.relative_to(root).as_posix()] = about
     (tmp_path / "mmad.json").write_text(json.dumps(entries))
     questions = read_questions(tmp_path / "mmad.json", root, shots=1)
     asker = Asker(predictor, root, 1, ("text",), 0)

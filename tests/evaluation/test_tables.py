@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import json
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -58,9 +56,6 @@ def test_the_table_has_a_row_per_class_and_the_mean_over_classes_where_defined()
     assert "answer accuracy |" not in page, "without a language model"
     page = as_markdown(report(category("cup", (0.1,)), category("screw", SCREW)))
     assert "| cup | 1 | 0 | – |" in page and "| **mean** | 4 | 2 | 50.0 |" in page
-
-
-def test_the_best_threshold_for_all_classes_is_reported():
     page = as_markdown(report(category("bottle", (0.1, 0.3, 0.3)), category("screw", (0.4, 0.6, 0.6))))
     assert "together, in hindsight: 83.3 (mean over classes)." in page  # at .1 one good photo of the screws is wrong
 
@@ -98,11 +93,8 @@ def test_csv_has_a_line_per_class_and_round(tmp_path):
     results = category("bottle", BOTTLE), category("screw", SCREW), category("screw", BOTTLE, round=1)
     write_report(tmp_path, report(*results))
     lines = list(csv.DictReader((tmp_path / "per_class.csv").open()))
-    assert [(line["class"], line["round"], float(line["image_auroc"])) for line in lines] == [
-        ("bottle", "0", 1),
-        ("screw", "0", 0.5),
-        ("screw", "1", 1),
-    ]
+    found = [(line["class"], line["round"], float(line["image_auroc"])) for line in lines]
+    assert found == [("bottle", "0", 1), ("screw", "0", 0.5), ("screw", "1", 1)]
     assert lines[0]["answer_accuracy"] == "" and float(lines[0]["pixel_auroc_bound"]) == 0
 
 
@@ -116,24 +108,11 @@ def test_latex_escapes_names_and_has_as_many_cells_as_columns():
         assert rows and all(line.replace(r"\&", "").count("&") == len(columns) - 1 for line in rows)
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_latex_compiles(tmp_path):
-    tables = as_latex(report(category("metal_nut", BOTTLE), published={4: published("mvtec", 4)}, dataset="MVTec-AD"))
-    page = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{tables}\\end{{document}}\n"
-    (tmp_path / "page.tex").write_text(page)
-    subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True, capture_output=True)
-
-
-def official(dataset: str) -> list[ImageRecord]:
-    """Records of the official classes, as many test photos as there are officially."""
-    facts = table()["datasets"][dataset]
-    names = [facts["classes"][number % len(facts["classes"])] for number in range(facts["test_photos"])]
-    return [ImageRecord(None, name, "test", False, "good", None) for name in names]
-
-
 @pytest.mark.parametrize("dataset", ["mvtec", "visa"])
 def test_published_numbers_stand_beside_the_official_data_alone(dataset):
-    records = official(dataset)
+    official = table()["datasets"][dataset]
+    names = [official["classes"][number % len(official["classes"])] for number in range(official["test_photos"])]
+    records = [ImageRecord(None, name, "test", False, "good", None) for name in names]
     assert official_dataset(dataset, records) == dataset
     assert official_dataset(dataset, records[:-1]) is None, "a photo is missing"
     assert official_dataset("folder", records) is None
@@ -176,8 +155,5 @@ def test_pictures_are_written_of_the_first_round(tmp_path, fake_predictor):
         zip(CASES, [[f"cup/{n}.png" for n in pair] for pair in ((5, 3), (0, 2), (1, 3), (4, 2))], strict=True)
     ), "the darkest have the highest scores"
     written = write_pictures(tmp_path, [result])
-    assert [path.relative_to(tmp_path).as_posix() for path in written] == [
-        "cases_1-shot/cup_1.png",
-        "curves_1-shot.png",
-    ]
+    assert written == [tmp_path / "cases_1-shot" / "cup_1.png", tmp_path / "curves_1-shot.png"]
     assert all(Image.open(path).width > 500 for path in written)
