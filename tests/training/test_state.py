@@ -224,8 +224,7 @@ def test_a_checkpoint_without_these_values_is_resumed(engine, tmp_path):
 @pytest.mark.parametrize("text", ['{"seed": ', "[1]"])
 def test_a_damaged_identity_is_one_line(engine, tmp_path, text):
     (written(tmp_path, {}) / "checkpoints" / "step0000004" / "run.json").write_text(text)
-    with pytest.raises(
-        UserError, match=r"step0000004: can't be read, it is damaged .* go on from the one before"
-    ) as caught:
+    words = r"step0000004: can't be read, it is damaged .* go on from the one before"
+    with pytest.raises(UserError, match=words) as caught:
         require_same_run(engine, tmp_path, ALONE, IDENTITY)
     assert "\n" not in str(caught.value)
