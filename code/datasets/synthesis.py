@@ -99,7 +99,7 @@ class Simulated:
 
 
 def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> NSASettings:
-    """The class's row of nsa_classes.yaml by name or alias (``_`` and space alike), or the default; with ``changes``."""
+    """A class's row of nsa_classes.yaml by name or alias (``_`` and space alike), or the default, with ``changes``."""
     name = class_name.strip().lower().replace(" ", "_")
     row = NSA_CLASSES["classes"].get(NSA_CLASSES["aliases"].get(name, name), {})
     return NSASettings.model_validate(NSA_CLASSES["default"] | row | dict(changes or {}))

@@ -98,6 +98,8 @@ def test_both_languages_have_the_same_keys():
 )
 def test_follow_up_answers_by_hand(kind, class_name, positions, area, answer):
     assert follow_up_answer(kind, class_name, positions, area) == answer
+    assert "checked" in follow_up_answer("usable", "bottle", ["top"], 0.1)
+    assert "surface" in follow_up_answer("parts", "carpet_tiles", [], 0)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -115,14 +117,9 @@ def test_conversations_alternate_and_start_with_the_verdict(language):
     assert lengths == {2, 4, 6}
 
 
-def test_what_to_do_and_how_many_parts():
-    assert "checked" in follow_up_answer("usable", "bottle", ["top"], 0.1)
-    assert "surface" in follow_up_answer("parts", "carpet_tiles", [], 0)
-    assert parts_shown("capsules") is None and parts_shown("somebody's gear") == 1
-
-
 @pytest.mark.parametrize(("class_name", "known"), [("bottle", True), ("capsules", False)])
 def test_the_number_of_parts_is_asked_only_where_it_is_known(class_name, known):
     rng = np.random.default_rng(0)
     turns = [turn for _ in range(100) for turn in Wording().conversation(class_name, [], 0, None, rng)]
     assert any("How many parts" in turn.text for turn in turns) is known
+    assert parts_shown(class_name) == (1 if known else None)
