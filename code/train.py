@@ -74,9 +74,8 @@ def _train(config: ExperimentConfig, device: str) -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if process.device.type == "cpu" and config.training.precision == "fp16":  # DeepSpeed can't, and says so late
-        raise UserError(
-            "training.precision fp16 needs a GPU, and this run is on the CPU; training.precision=fp32 trains there"
-        )
+        fault = "training.precision fp16 needs a GPU, and this run is on the CPU"
+        raise UserError(f"{fault}; training.precision=fp32 trains there")
     folder = resolve(config.training.output)
     with report_out_of_memory(config.training), ExitStack() as held:
         trainer = _build(config, process)

@@ -16,17 +16,12 @@ from anomalygpt.files import read_yaml, replacing
 
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # the folder of all weights
+_REMOVED = ("tiling", "neighbourhood", "distance", "normalise", "foreground", "coreset_share", "coreset_from")
 # Dotted keys of earlier versions and their new names; None for a setting that was removed.
 OLD_NAMES: dict[str, str | None] = {
     "data.cache_gib": None,
     "inference.usual_score": "inference.prior_score",
-    "inference.references.tiling": None,
-    "inference.references.neighbourhood": None,
-    "inference.references.distance": None,
-    "inference.references.normalise": None,
-    "inference.references.foreground": None,
-    "inference.references.coreset_share": None,
-    "inference.references.coreset_from": None,
+    **{f"inference.references.{name}": None for name in _REMOVED},
 }
 
 
@@ -96,11 +91,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
 
 def stated(overrides: Sequence[str]) -> dict[str, Any]:
-    """The overrides alone, as nested settings.
-
-    Raises:
-        UserError: one is not ``key.sub=value``, or goes below a value.
-    """
+    """The overrides alone, nested. Raises :class:`UserError` where one is not ``key.sub=value``."""
     values: dict[str, Any] = {}
     for override in overrides:
         _apply(values, override)

@@ -92,10 +92,7 @@ class DataSource(Settings):
 class InstructionSource(Settings):
     """Conversations about everyday photos, which preserve the model's general abilities (PandaGPT's; specification 7).
 
-    Attributes:
-        conversations: the JSON file.
-        images: the folder of its photos.
-        turns: ``first`` takes each conversation's first question and answer, as the paper does, ``all`` every turn.
+    ``turns: first`` takes each conversation's first question and answer, as the paper does, ``all`` every turn.
     """
 
     conversations: str = "data/pandagpt4_visual_instruction_data.json"
@@ -189,10 +186,7 @@ class TrainingConfig(Settings):
 
 
 class ExperimentConfig(Settings):
-    """One experiment: what a YAML file in this folder describes.
-
-    Relative paths start at the repository's root.
-    """
+    """One experiment, as a YAML file in this folder describes it. Relative paths start at the repository's root."""
 
     name: str = "imagebind_vicuna7b"
     seed: Seed = 42

@@ -157,11 +157,8 @@ def leave_preset(inference: dict[str, Any], preset: Any) -> None:
     """Drops the values of a file's own preset of the references, before an override names another one.
 
     A config that was written in full names every value of its preset, each of which would override the new preset's.
-
-    Args:
-        inference: the file's settings below ``inference``, not validated yet; changed in place.
-        preset: ``official`` also drops the other settings of the references, which it does not take, and the prior
-            score found with them.
+    ``official`` also drops the other settings of the references, which it does not take, and the prior score found
+    with them. ``inference`` holds the file's settings, not validated yet, and is changed in place.
     """
     references = inference.get("references")
     if not isinstance(references, dict):

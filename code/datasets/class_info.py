@@ -45,13 +45,7 @@ ByLanguage = Annotated[
 
 
 class ClassInfo(Settings):
-    """The entry of one class in a ``dataset.yaml``.
-
-    Attributes:
-        name: in sentences, by language.
-        description: what a normal part looks like, by language.
-        nsa: the fields that are set replace those of the class's row in nsa_classes.yaml.
-    """
+    """The entry of one class in a ``dataset.yaml``. Set fields of ``nsa`` replace those of its nsa_classes.yaml row."""
 
     name: ByLanguage = Field(default_factory=dict)
     description: ByLanguage = Field(default_factory=dict)

@@ -154,13 +154,9 @@ def follow_up_answer(
 
 
 def defect_sentence(class_name: str, defect: str, language: str = "en") -> str | None:
-    """What kind of defect a name means: ``scratch_head`` -> ``The head of the screw is scratched.``
+    """What kind of defect a data set's name means: ``scratch_head`` -> ``The head of the screw is scratched.``
 
-    Args:
-        defect: a data set's own name; several kinds are separated by commas and give a sentence each.
-
-    Returns:
-        None for names that mean no more than ``defect``.
+    Several kinds, separated by commas, give a sentence each. None for names that mean no more than ``defect``.
     """
     forms = phrase_table(language)["defects"]
     known = forms["any_class"] | forms["classes"].get(spoken_name(class_name).lower(), {})

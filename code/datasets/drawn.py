@@ -35,7 +35,7 @@ def draw_defects(image: Pixels, settings: NSASettings, rng: np.random.Generator)
         settings: the class's; its background separates the object.
 
     Returns:
-        The photo with its mask (1.0 where it changed visibly), one box a defect, and the kind's name. Unchanged where
+        The photo with its mask (1.0 where it changed visibly), one box per defect, and the kind's name; unchanged where
         nothing could be drawn visibly.
     """
     objects = object_mask(image, settings.background)

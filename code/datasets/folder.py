@@ -90,10 +90,8 @@ def _match_masks(folder: Path, photos: Mapping[str, list[Path]]) -> dict[Path, P
         flat = masks_by_stem(mask_folder)
         ambiguous = sorted(stem for stem in flat if stems[stem] > 1)
         if ambiguous:
-            raise DatasetError(
-                f"{mask_folder}: {first_offenders(ambiguous)} names photos of several defects; "
-                f"put the masks in {mask_folder.name}/<defect>/"
-            )
+            hint = f"put the masks in {mask_folder.name}/<defect>/"
+            raise DatasetError(f"{mask_folder}: {first_offenders(ambiguous)} names photos of several defects; {hint}")
         for defect, images in photos.items():
             masks = flat | masks_by_stem(mask_folder / defect)
             for image in (image for image in images if image.stem in masks):
@@ -103,8 +101,6 @@ def _match_masks(folder: Path, photos: Mapping[str, list[Path]]) -> dict[Path, P
         present = {mask for sub in folders for mask in list_images(sub)}
         orphans = [mask.relative_to(mask_folder) for mask in sorted(present - set(matched.values()))]
         if orphans:
-            listed = first_offenders(orphans)
-            raise DatasetError(
-                f"{mask_folder}: {len(orphans)} masks match no photo: {listed}; expected <stem>_mask.png"
-            )
+            fault = f"{len(orphans)} masks match no photo: {first_offenders(orphans)}"
+            raise DatasetError(f"{mask_folder}: {fault}; expected <stem>_mask.png")
     return matched

@@ -24,10 +24,7 @@ EXPECTED = "expected <class>/train/good, <class>/test/<defect> and <class>/groun
 def index_mvtec(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """Every photo of the tree under ``root``, sorted by class, split and path.
 
-    A defect's mask is ``ground_truth/<defect>/<stem>_mask.<ext>`` or ``<stem>.<ext>``.
-
-    Args:
-        classes: the classes wanted, None for all.
+    A defect's mask is ``ground_truth/<defect>/<stem>_mask.<ext>`` or ``<stem>.<ext>``. ``classes`` None takes all.
 
     Raises:
         DatasetError: a tree of another shape, an unknown class, or a defect without a mask.

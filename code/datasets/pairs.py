@@ -87,10 +87,8 @@ class SimulatedPairs(_Pairs):
     Args:
         records: normal photos, none of the test split.
         transform: the defect is made on the pixels that it shows the model, so that photo and mask agree.
-        seed: of all draws, with the epoch and the index.
         source: patches come from the ``same`` class or from ``any`` photo.
         drawn_share: how often a defect is drawn (``drawn.py``) in place of a pasted patch.
-        wording: of the conversations.
         nsa_changes: by class name, what differs from the class's row in nsa_classes.yaml.
 
     Raises:
@@ -151,14 +149,8 @@ class SupervisedPairs(_Pairs):
     have no reference, because a photo of another class is none. The target is ``mask > 0.3`` in the transform's
     geometry; where that leaves nothing of a real defect, such as a hair-thin crack, every pixel that it touches counts.
 
-    Args:
-        records: normal photos, and defects with a mask.
-        transform: of photos and masks.
-        seed: of all draws, with the epoch and the index.
-        wording: of the conversations.
-
     Raises:
-        DatasetError: there are no defects or no normal photos.
+        DatasetError: the records hold no defects or no normal photos.
     """
 
     def __init__(
@@ -168,9 +160,8 @@ class SupervisedPairs(_Pairs):
         self.paired = [index for index, record in enumerate(self.records) if record.is_anomalous]
         self._normal = [index for index, record in enumerate(self.records) if not record.is_anomalous]
         if not self.paired or not self._normal:
-            raise DatasetError(
-                f"{len(self.paired)} defects with a mask and {len(self._normal)} normal photos; pairs need both"
-            )
+            found = f"{len(self.paired)} defects with a mask and {len(self._normal)} normal photos"
+            raise DatasetError(f"{found}; pairs need both")
 
     def _pair(self, index: int) -> SamplePair:
         own = self._normal_of_class.get(self.records[index].class_name)
@@ -181,11 +172,7 @@ class SupervisedPairs(_Pairs):
         return SamplePair(self.sample(normal), self.sample(index), reference)
 
     def sample(self, index: int) -> AnomalySample:
-        """The sample of record ``index``, with its real mask.
-
-        Raises:
-            DatasetError: its photo or mask cannot be read, or the mask is empty.
-        """
+        """The sample of record ``index``. Raises :class:`DatasetError` if its photo or mask is unreadable or empty."""
         record, target = self.records[index], np.zeros((self.transform.size, self.transform.size), bool)
         if record.is_anomalous:
             mask = self.transform.mask(load_mask(record))[0].numpy()

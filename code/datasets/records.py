@@ -90,16 +90,11 @@ def require_masks(root: Path, records: Sequence[ImageRecord], expected: str) -> 
 
 
 def choose_classes(root: Path, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
-    """The wanted classes in sorted order, all of ``found`` for None.
-
-    Raises:
-        DatasetError: one of them does not exist; those that do are named.
-    """
+    """The wanted classes, sorted; all of ``found`` for None. Raises :class:`DatasetError` for an unknown one."""
     if wanted is None:
         return sorted(found)
     unknown = sorted(set(wanted) - set(found))
     if unknown:
-        raise DatasetError(
-            f"{root}: no class {first_offenders(unknown)}; the classes here are {', '.join(sorted(found))}"
-        )
+        known = ", ".join(sorted(found))
+        raise DatasetError(f"{root}: no class {first_offenders(unknown)}; the classes here are {known}")
     return sorted(set(wanted))

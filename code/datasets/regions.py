@@ -34,14 +34,7 @@ class Box(NamedTuple):
 
 
 def label_regions(mask: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
-    """Labels the connected regions of a mask; pixels that touch at a corner are connected.
-
-    Args:
-        mask: (H, W), nonzero inside a region.
-
-    Returns:
-        (H, W) int32 labels from 1 on, 0 outside, and the number of regions.
-    """
+    """The 8-connected regions of a mask (H, W): int32 labels from 1 on, (H, W), 0 outside; and their number."""
     labels, count = ndimage.label(mask, EIGHT_NEIGHBOURS)
     return labels.astype(np.int32, copy=False), count
 
@@ -55,9 +48,7 @@ def bounding_box(flags: NDArray[np.bool_]) -> Box:
 def position_name(box: Sequence[float], size: tuple[int, int]) -> str:
     """The cell of a 3 x 3 grid of a box's centre: ``top left``, ``top``, … ``center``, … ``bottom right``.
 
-    Args:
-        box: (left, top, right, bottom) in pixels.
-        size: (width, height) of the image.
+    ``box`` is (left, top, right, bottom) in pixels, ``size`` (width, height) of the image.
     """
     left, top, right, bottom = box
     centre = ((left + right) / 2, (top + bottom) / 2)
@@ -66,11 +57,7 @@ def position_name(box: Sequence[float], size: tuple[int, int]) -> str:
 
 
 def positions_of(target: NDArray[np.bool_]) -> tuple[str, ...]:
-    """The position of the bounding box of each region of a mask, largest region first.
-
-    Args:
-        target: (H, W) bool. Regions closer than 2 % of the side count as one.
-    """
+    """The position of each region's bounding box, largest region first; regions closer than 2 % of the side are one."""
     height, width = target.shape
     reach = 1 + 2 * round(JOINED_GAP * max(height, width) / 2)
     labels, count = label_regions(cv2.dilate(target.astype(np.uint8), np.ones((reach, reach), np.uint8)))

@@ -99,11 +99,7 @@ class Simulated:
 
 
 def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> NSASettings:
-    """The class's row of nsa_classes.yaml, by name or alias (``_`` and space alike); the default for any other.
-
-    Args:
-        changes: what differs from that row, in the table's own form.
-    """
+    """A class's row of nsa_classes.yaml by name or alias (``_`` and space alike), or the default, with ``changes``."""
     name = class_name.strip().lower().replace(" ", "_")
     row = NSA_CLASSES["classes"].get(NSA_CLASSES["aliases"].get(name, name), {})
     return NSASettings.model_validate(NSA_CLASSES["default"] | row | dict(changes or {}))
@@ -112,13 +108,8 @@ def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> N
 def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
     """Blends one patch of ``source``, and with probability 1/2 a second one, into ``image``.
 
-    A patch that changes too little to be marked is drawn again, up to ``MAX_PASTES`` times.
-
-    Args:
-        image, source: normal photos, uint8 (H, W, 3), of any sizes.
-
-    Returns:
-        The unchanged photo with an empty mask where no patch left a trace.
+    A patch that changes too little to be marked is drawn again, up to ``MAX_PASTES`` times; where none leaves a trace,
+    the photo stays unchanged and the mask empty. Both are normal photos, uint8 (H, W, 3), of any sizes.
     """
     result, pasted = image, []
     least = max(1.0, LEAST_TRACE * image.shape[0] * image.shape[1])

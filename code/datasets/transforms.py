@@ -26,11 +26,7 @@ def load_image(path: Path) -> Image.Image:
 
 
 def load_mask(record: ImageRecord) -> Image.Image:
-    """A record's mask on its photo's own pixels, in any mode that :meth:`ImageTransform.mask` takes.
-
-    Raises:
-        DatasetError: the record has no mask, or it is missing, truncated or no image.
-    """
+    """A mask of any mode on its photo's own pixels. Raises :class:`DatasetError` if there is none that can be read."""
     if record.mask is None:
         raise DatasetError(f"{record.image}: has no mask")
     return (record.mask_reader or open_image)(record.mask)
@@ -101,11 +97,7 @@ def _full_scale(mask: Image.Image) -> Image.Image:
 def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:
     """A mask of any mode on its photo's own pixels, ``> 0.1``; one of another size is resized, bilinear.
 
-    Args:
-        photo_size: (width, height) of the upright photo.
-
-    Returns:
-        (height, width) bool.
+    ``photo_size`` is (width, height) of the upright photo; the result is (height, width) bool.
     """
     grey = _full_scale(mask)
     if grey.size != photo_size:
@@ -183,9 +175,8 @@ class ImageTransform:
         return ((torch.arange(side) + 0.5) * (resized / side) - offset) / self.size
 
     def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        if self.geometry == "squash":
-            return image.resize((self.size, self.size), resample)
-        return _short_side_crop(image, self.size, resample)
+        squash = self.geometry == "squash"
+        return image.resize((self.size,) * 2, resample) if squash else _short_side_crop(image, self.size, resample)
 
 
 def _short_side_crop(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:

@@ -15,9 +15,6 @@ from anomalygpt.datasets.records import (
 )
 
 SPLIT_TABLE = Path("split_csv", "1cls.csv")
-SPLIT_COLUMNS = ("object", "split", "label", "image", "mask")
-KIND_COLUMNS = ("image", "label", "mask")
-UNNAMED_KIND = "anomaly"
 EXPECTED = f"expected {SPLIT_TABLE.as_posix()} beside <class>/Data/Images and <class>/Data/Masks"
 
 
@@ -42,13 +39,14 @@ def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
         else:
             hint = EXPECTED
         raise DatasetError(f"{root}: no {SPLIT_TABLE.as_posix()}; {hint}")
-    rows = read_table(table, SPLIT_COLUMNS)
+    rows = read_table(table, ("object", "split", "label", "image", "mask"))
     chosen = choose_classes(root, sorted({row["object"] for row in rows}), classes)
     kinds: dict[str, str] = {}  # by the defect photo's path
     for listing in (root / name / "image_anno.csv" for name in chosen):
-        kinds |= {row["image"]: row["label"] for row in read_table(listing, KIND_COLUMNS)} if listing.is_file() else {}
+        if listing.is_file():
+            kinds |= {row["image"]: row["label"] for row in read_table(listing, ("image", "label", "mask"))}
     records = [
-        to_record(table, row, root, row["image"], row["object"], kinds.get(row["image"], UNNAMED_KIND))
+        to_record(table, row, root, row["image"], row["object"], kinds.get(row["image"], "anomaly"))
         for row in rows
         if row["object"] in chosen
     ]

@@ -41,11 +41,7 @@ RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "timm", "nump
 
 
 def record_run(config: ExperimentConfig, folder: Path) -> None:
-    """Writes ``config.yaml`` (every setting) and ``environment.json`` (commit, command, package versions).
-
-    Raises:
-        UserError: the folder can't be made or written.
-    """
+    """Writes ``config.yaml`` (every setting) and ``environment.json`` (commit, command, package versions)."""
     versions = {package.name: package.version for package in distributions()}
     packages = {name: versions.get(name) for name in RECORDED_PACKAGES}
     environment = {"commit": commit(), "command": sys.argv, "packages": packages}
@@ -58,17 +54,11 @@ def record_run(config: ExperimentConfig, folder: Path) -> None:
 
 
 def require_shared(folder: Path) -> None:
-    """Checks that every process sees the file that rank 0 has written.
-
-    Raises:
-        UserError: the processes' machines do not share the folder.
-    """
+    """Raises :class:`UserError` unless all processes see the file that rank 0 has written, so share the folder."""
     barrier()
     if not all_agree((folder / CONFIG).is_file()):
-        raise UserError(
-            f"{folder}: not all processes see the same folder; training.output has to lie on a file system that all "
-            f"machines of the run share"
-        )
+        hint = "training.output has to lie on a file system that all machines of the run share"
+        raise UserError(f"{folder}: not all processes see the same folder; {hint}")
 
 
 @contextmanager
@@ -94,10 +84,8 @@ def _gathered_delta(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]
 
 def export_delta(model: AnomalyGPT, config: ExperimentConfig, folder: Path, process: Process) -> Path:
     """Writes the trained tensors in half precision: ``model.safetensors``, which carries its config, and
-    ``pytorch_model.pt``, the released deltas' format. Every process has to call it; rank 0 writes.
-
-    Raises:
-        CheckpointError: the disk is full or the folder can't be written.
+    ``pytorch_model.pt``, the released deltas' format. Every process has to call it; rank 0 writes, or raises
+    :class:`CheckpointError` where it can't.
     """
     tensors = _gathered_delta(model, config.training.trainable)
     path = folder / "model.safetensors"
@@ -148,11 +136,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int, identity: Mapping[str, Any]) -> bool:
     """Saves everything that a run needs to resume, then removes all but the last ``keep`` checkpoints.
 
-    Args:
-        identity: see :func:`require_same_run`.
-
-    Returns:
-        Whether the checkpoint is complete. A save that fails (a full disk) is logged and undone.
+    Returns whether the checkpoint is complete: a save that fails (a full disk) is logged and undone. ``identity`` is
+    that of :func:`require_same_run`.
     """
     target = folder / FOLDER / f"step{step:07d}"
 
@@ -195,11 +180,7 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
 
 
 def load_state(engine: Any, folder: Path, process: Process) -> int:
-    """Restores the newest complete checkpoint of a run folder; the step to resume from, 0 without one.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """Restores the newest complete checkpoint; the step to resume from, 0 without one. A damaged one is a UserError."""
     found = complete_checkpoints(folder)
     if not found:
         return 0

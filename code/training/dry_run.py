@@ -70,11 +70,7 @@ def planned_model(config: ExperimentConfig) -> tuple[AnomalyGPT, dict[str, list[
 
 
 def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Parameter]]) -> list[str]:
-    """The numbers of parameters: trained ones by part, frozen ones by module, and both sums, as lines of text.
-
-    Args:
-        trained: part -> its parameters, as ``trainable_parts`` gives them.
-    """
+    """The numbers of parameters as lines of text: ``trained`` ones by part, frozen ones by module, and both sums."""
     lines = [_row(f"{part}, trained", _count(parameters)) for part, parameters in trained.items()]
     for name, child in model.named_children():
         if frozen := _count(p for p in child.parameters() if not p.requires_grad):
@@ -85,11 +81,7 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
 
 
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
-    """Counts pairs and conversations without decoding a photo.
-
-    Returns:
-        The plan's lines, the number of training pairs (None: unknown), and a line for each absent file or folder.
-    """
+    """Lines that count pairs and conversations, the number of pairs (None: unknown), lines about absent files."""
     data, spec = config.data, image_spec(config.encoder)
     transform = ImageTransform(spec.size, spec.mean, spec.std)
     pairs: int | None = None
@@ -172,14 +164,9 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 def estimate_memory(
     config: ExperimentConfig, model: AnomalyGPT, processes: int, *, on_cpu: bool = False
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """The memory of one of the run's processes.
+    """One process's memory in bytes by use: of its GPU (none ``on_cpu``), and of the host.
 
-    Args:
-        model: with its trained parameters marked; see :func:`planned_model`.
-        on_cpu: there is no GPU: everything is in the host's memory.
-
-    Returns:
-        Bytes by their use: of one GPU (none on a CPU), and of the host for each process.
+    The model's trained parameters are marked, as :func:`planned_model` does.
     """
     settings, stage = config.training, config.training.zero_stage
     width = BYTES[settings.precision]
@@ -208,10 +195,7 @@ def estimate_memory(
 
 
 def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
-    """Bytes that the forward pass keeps for the backward pass, at the longest text.
-
-    The encoder's tokens are in the engine's precision; the decoder's tokens and probabilities in fp32.
-    """
+    """Bytes kept for the backward pass at the longest text: encoder in the engine's precision, decoder in fp32."""
     settings, spec = config.training, model.encoder.spec
     width, taps = BYTES[settings.precision], len(spec.taps)
     photos = 2 * settings.micro_batch_size

@@ -15,11 +15,7 @@ from anomalygpt.errors import UserError
 
 @contextmanager
 def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
-    """Turns a full GPU's error into one line that says which settings need less memory.
-
-    Raises:
-        UserError: in place of torch's error.
-    """
+    """Turns a full GPU's error into a :class:`UserError` that names the settings that need less memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -37,11 +33,7 @@ def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
 
 
 def accumulation_steps(settings: TrainingConfig, world_size: int) -> int:
-    """Micro-batches per optimiser step and process: batch = micro-batch x accumulation x processes.
-
-    Raises:
-        UserError: the batch does not divide.
-    """
+    """Micro-batches per optimiser step and process. Raises :class:`UserError` if the batch does not divide."""
     at_once = settings.micro_batch_size * world_size
     if settings.batch_size % at_once:
         raise UserError(
@@ -67,8 +59,7 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The dictionary that ``deepspeed.initialize`` takes.
 
-    Args:
-        micro_steps: backward passes per micro-batch (2 where an instruction step follows each anomaly step).
+    ``micro_steps`` are the backward passes per micro-batch: 2 where an instruction step follows each anomaly step.
     """
     chosen, offloads = settings.optimizer, settings.offloads
     # torch_adam: DeepSpeed's fused Adam is compiled at the first start; PyTorch's needs no compiler.
@@ -95,11 +86,7 @@ def deepspeed_config(
 
 
 def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
-    """Wraps the model's trainable parameters in a DeepSpeed engine.
-
-    Raises:
-        UserError: DeepSpeed's optimiser for the CPU can't be compiled.
-    """
+    """A DeepSpeed engine of the trainable parameters. Raises :class:`UserError` if CPU Adam can't be compiled."""
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns about its defaults at every start

@@ -57,12 +57,8 @@ class Trainer:
     ) -> None:
         self.engine = engine
         self.model: AnomalyGPT = engine.module
-        self.data = data
-        self.config = config
-        self.settings = config.training
-        self.process = process
-        self.folder = folder
-        self.total_steps = total_steps
+        self.data, self.config, self.settings = data, config, config.training
+        self.process, self.folder, self.total_steps = process, folder, total_steps
         self.max_length = config.llm.max_target_tokens if config.llm else 0
         self.accumulation = accumulation_steps(self.settings, process.world_size)
         # A resumed run finds its place in the data by these and the number of processes. micro_batch_size may change,
@@ -151,11 +147,7 @@ class Trainer:
     def _optimizer_step(
         self, pairs: Iterator[AnomalyBatch], instructions: Iterator[InstructionBatch] | None, step: int
     ) -> dict[str, float]:
-        """Trains ``accumulation`` micro-batches of pairs, each followed by one of instructions where there are any.
-
-        Returns:
-            The losses' means over the batch, of all processes together.
-        """
+        """One step on pairs, and on instructions where there are any; the losses' means over all processes."""
         self.model.train()
         sums = dict.fromkeys(LOSS_PARTS, 0.0)
         for micro in range(self.accumulation):

@@ -29,10 +29,9 @@ PICTURE_TOKENS = 40
 def validate(
     model: AnomalyGPT, pairs: Dataset[SamplePair], config: ExperimentConfig, process: Process
 ) -> dict[str, float]:
-    """Mean losses on held-back pairs, and the verdicts' accuracy; the same on all processes, which all have to call it.
+    """Mean losses on held-back pairs by name and, with a language model, ``verdict_accuracy``.
 
-    Returns:
-        The losses by name and, with a language model, ``verdict_accuracy``.
+    All processes have to call it, and get the same numbers.
     """
     model.eval()
     held_back = evenly_spaced(pairs, config.training.validation_pairs)
@@ -43,11 +42,7 @@ def validate(
     for batch, (_, counted) in zip(loader, batches, strict=True):
         batch = batch.to(process.device)
         losses = model(
-            batch.images,
-            batch.conversations,
-            max_length=max_length,
-            class_names=batch.class_names,
-            target=batch.masks,
+            batch.images, batch.conversations, max_length=max_length, class_names=batch.class_names, target=batch.masks
         )
         answers, _ = _answers(model, batch, config, VERDICT_TOKENS)
         anomalous = (batch.masks.flatten(1).amax(dim=1) > 0).tolist()

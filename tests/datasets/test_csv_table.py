@@ -57,19 +57,15 @@ def test_a_wrong_line_is_named(table, line, message):
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    ("name", "header", "message"),
     [
-        ("path;split;label;mask;class", "with the columns path, split, .* optionally defect; found path;split"),
-        (HEADER, "no rows below the header"),
-        ("", "found an empty file"),
+        ("parts.csv", "path;split;label;mask;class", "columns path, split, .* optionally defect; found path;split"),
+        ("parts.csv", HEADER, "no rows below the header"),
+        ("parts.csv", "", "found an empty file"),
+        (".", HEADER, "a CSV file was expected"),
+        ("none.csv", HEADER, "no such file"),
     ],
 )
-def test_a_wrong_table_is_explained(table, header, message):
+def test_a_wrong_table_or_path_is_explained(table, name, header, message):
     with pytest.raises(DatasetError, match=message):
-        index_csv(table(header=header))
-
-
-@pytest.mark.parametrize(("name", "message"), [(".", "a CSV file was expected"), ("none.csv", "no such file")])
-def test_a_wrong_path_is_explained(tmp_path, name, message):
-    with pytest.raises(DatasetError, match=message):
-        index_csv(tmp_path / name)
+        index_csv(table(header=header).parent / name)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from anomalygpt.datasets.dialogue import defect_sentence
 from anomalygpt.datasets.drawn import KINDS, VISIBLE, draw_defects
@@ -23,11 +24,8 @@ def test_what_is_marked_has_changed_and_little_else():
         change = np.abs(drawn.image.astype(float) - photo).mean(axis=2)
         marked = drawn.mask > 0.3
         assert change[marked].mean() > VISIBLE
-        rows, columns = np.nonzero(change)
-        near = np.zeros_like(marked)
-        for row, column in zip(*np.nonzero(marked), strict=True):
-            near[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = True
-        assert near[rows, columns].all(), "no pixel changes more than two pixels away from the mark"
+        near = binary_dilation(marked, np.ones((5, 5)))
+        assert near[change > 0].all(), "no pixel changes more than two pixels away from the mark"
 
 
 @pytest.mark.parametrize("make", [simulate, draw])

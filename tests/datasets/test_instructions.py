@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from anomalygpt.datasets.dialogue import Turn
 from anomalygpt.datasets.instructions import Instructions, collate_instructions
@@ -34,23 +33,15 @@ def data(tmp_path, write_photo):
     return write
 
 
-def test_the_first_question_and_answer_are_taken(data, transform, caplog):
+def test_the_first_question_and_answer_or_all_turns_are_taken(data, transform, caplog):
     dataset = Instructions(*data(ENTRIES), transform)
     assert len(dataset) == 2 and caplog.messages[0].startswith("1 of 3 photos are missing in ")
     sample = dataset[0]
     assert sample.image.shape == (3, 64, 64)
     assert sample.turns == (Turn("human", "What is it?"), Turn("assistant", "A 猫."))
     assert [turn.text for turn in dataset[1].turns] == ["Who?", "Nobody 😀."]
-    assert torch.equal(sample.image, dataset[0].image)
-
-
-def test_all_turns_end_with_an_answer(data, transform):
     turns = Instructions(*data(ENTRIES), transform, turns="all")[0].turns
-    assert [turn.text for turn in turns] == ["What is it?", "A 猫.", "Sure?", "Yes."]
-
-
-def test_a_batch_can_move(data, transform):
-    dataset = Instructions(*data(ENTRIES), transform)
+    assert [turn.text for turn in turns] == ["What is it?", "A 猫.", "Sure?", "Yes."], "they end with an answer"
     batch = collate_instructions([dataset[0], dataset[1]]).to("cpu")
     assert batch.images.shape == (2, 3, 64, 64)
     assert batch.conversations == [dataset[0].turns, dataset[1].turns]

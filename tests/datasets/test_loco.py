@@ -24,6 +24,9 @@ def test_a_photos_masks_count_together(loco_tree):
     mask = np.asarray(load_mask(logical(loco_tree)))
     assert mask.shape == (40, 40) and set(np.unique(mask)) == {0, 255}
     assert np.count_nonzero(mask) == 100 + 200
+    Image.new("L", (8, 8), 255).save(logical(loco_tree).mask / "002.png")
+    with pytest.raises(DatasetError, match="expected masks of one size, found 40 x 40, 8 x 8"):
+        load_mask(logical(loco_tree))
 
 
 def test_a_photos_regions_know_how_much_of_them_must_be_found(loco_tree):
@@ -43,18 +46,9 @@ def test_a_wrong_list_of_kinds_is_an_error(loco_tree, text):
         saturation_thresholds(loco_tree / "pushpins")
 
 
-def test_masks_of_two_sizes_are_an_error(loco_tree):
-    record = logical(loco_tree)
-    Image.new("L", (8, 8), 255).save(record.mask / "002.png")
-    with pytest.raises(DatasetError, match="expected masks of one size, found 40 x 40, 8 x 8"):
-        load_mask(record)
-
-
 def test_wrong_trees_are_explained(loco_tree, write_photo, tmp_path):
     with pytest.raises(DatasetError, match="one class of a LOCO tree; give its parent"):
         index_loco(loco_tree / "pushpins")
-    with pytest.raises(DatasetError, match="no class folder; expected <class>/train/good"):
-        index_loco(loco_tree / "pushpins" / "train")
     write_photo(loco_tree / "pushpins" / "test" / "logical_anomalies" / "007.png")
     with pytest.raises(DatasetError, match=r"1 defect photos have no masks .*logical_anomalies.007\.png"):
         index_loco(loco_tree)

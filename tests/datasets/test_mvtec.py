@@ -8,13 +8,8 @@ from anomalygpt.datasets.records import DatasetError, list_images
 
 def test_every_photo_is_listed_once_and_in_order(mvtec_tree):
     records = index_mvtec(mvtec_tree)
-    assert [(r.class_name, r.split, r.defect) for r in records[:5]] == [
-        ("bottle", "train", "good"),
-        ("bottle", "train", "good"),
-        ("bottle", "train", "good"),
-        ("bottle", "test", "crack"),
-        ("bottle", "test", "good"),
-    ]
+    expected = [("train", "good")] * 3 + [("test", "crack"), ("test", "good")]
+    assert [(r.class_name, r.split, r.defect) for r in records[:5]] == [("bottle", *group) for group in expected]
     assert len(records) == len({r.image for r in records}) == 10
     for record in records:
         assert record.is_anomalous == (record.defect != "good") == (record.mask is not None)
@@ -47,12 +42,6 @@ def test_a_missing_mask_is_an_error_that_names_the_photo(mvtec_tree, write_photo
 def test_a_wrong_root_is_explained(mvtec_tree, below, message):
     with pytest.raises(DatasetError, match=message):
         index_mvtec(mvtec_tree / below)
-
-
-def test_a_class_without_training_photos_is_an_error(mvtec_tree):
-    (mvtec_tree / "screw" / "train" / "good").rename(mvtec_tree / "screw" / "train" / "best")
-    with pytest.raises(DatasetError, match=r"screw.train.good: no images"):
-        index_mvtec(mvtec_tree)
 
 
 def test_images_are_found_by_any_suffix_and_hidden_files_are_not(tmp_path):

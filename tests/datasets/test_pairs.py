@@ -23,7 +23,6 @@ from anomalygpt.datasets.sample import collate_pairs
 from anomalygpt.datasets.transforms import load_image
 from anomalygpt.datasets.visa import index_visa
 from anomalygpt.inference.answers import parse_verdict
-from tests.shared_data import shared
 
 PLACE = re.compile(r"the (top left|top right|bottom left|bottom right|top|bottom|left|right|center)\b")
 
@@ -57,8 +56,7 @@ def test_pairs_do_not_depend_on_the_number_of_workers(train_records, all_records
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} on this machine")
     dataset = kind(train_records if kind is SimulatedPairs else all_records, transform, seed=3)
-    shared = batches(dataset, 2, multiprocessing_context=method)
-    for first, second in zip(batches(dataset, 0), shared, strict=True):
+    for first, second in zip(batches(dataset, 0), batches(dataset, 2, multiprocessing_context=method), strict=True):
         assert_same(first, second)
 
 
@@ -110,12 +108,9 @@ def test_the_reference_is_another_photo_of_the_class(train_records, transform):
     assert torch.equal(pair.reference, pair.normal.image), "itself where it is the only one"
 
 
-def test_patches_may_come_from_any_class(train_records, transform):
+def test_the_source_and_the_settings_of_a_class_change_its_patches(train_records, transform):
     same, anywhere = (SimulatedPairs(train_records, transform, 0, source) for source in ("same", "any"))
     assert any(not torch.equal(same[i].defect.image, anywhere[i].defect.image) for i in range(len(same)))
-
-
-def test_what_a_user_says_of_a_class_changes_its_patches(train_records, transform):
     small = {"bottle": {"half_height": (0.03, 0.03), "half_width": (0.03, 0.03), "background": None}}
     usual, changed = (SimulatedPairs(train_records, transform, 0, nsa_changes=changes) for changes in (None, small))
     assert not torch.equal(usual[0].defect.image, changed[0].defect.image)
@@ -129,9 +124,7 @@ def test_only_normal_training_photos_are_taken(mvtec_tree, transform):
 
 @pytest.mark.parametrize("source", ["same", "any"])
 @pytest.mark.parametrize("drawn_share", [0.0, 0.5])
-def test_mask_positions_and_sentence_of_a_pair_agree_over_thousands_of_draws(
-    train_records, transform, source, drawn_share
-):
+def test_mask_positions_and_sentence_agree_over_many_draws(train_records, transform, source, drawn_share):
     """What the model is shown, what it has to mark and what it has to say are one thing: 4 x 600 pairs."""
     dataset = SimulatedPairs(train_records, transform, 5, source, drawn_share, Wording(follow_up=False))
     told = Counter()
@@ -163,13 +156,18 @@ def test_a_photo_may_draw_its_language(train_records, transform):
     assert answers == {"N", "没"}
 
 
+def texts(dataset, epochs):
+    """Every question and answer about the defects."""
+    found = set()
+    for epoch in range(epochs):
+        dataset.set_epoch(epoch)
+        found |= {turn.text for index in range(len(dataset)) for turn in dataset[index].defect.turns}
+    return found
+
+
 @pytest.mark.parametrize("drawn_share", [0.0, 1.0])
 def test_the_kind_of_a_drawn_defect_is_asked_but_not_of_a_pasted_one(train_records, transform, drawn_share):
-    dataset = SimulatedPairs(train_records, transform, seed=0, drawn_share=drawn_share)
-    said = set()
-    for epoch in range(30):
-        dataset.set_epoch(epoch)
-        said |= {turn.text for index in range(len(dataset)) for turn in dataset[index].defect.turns}
+    said = texts(SimulatedPairs(train_records, transform, seed=0, drawn_share=drawn_share), epochs=30)
     assert ("What kind of defect is it?" in said) == ("There is a hole." in said) == bool(drawn_share)
 
 
@@ -196,12 +194,7 @@ def test_a_defect_too_thin_for_the_threshold_is_not_denied(mvtec_tree, transform
 
 def test_the_kind_of_defect_is_told_when_asked(mvtec_tree, transform):
     records = [replace(r, defect="scratch_head") if r.mask else r for r in index_mvtec(mvtec_tree, ["screw"])]
-    dataset = SupervisedPairs(records, transform, seed=0)
-    said = set()
-    for epoch in range(40):
-        dataset.set_epoch(epoch)
-        said |= {turn.text for turn in dataset[0].defect.turns}
-    assert "The head of the screw is scratched." in said
+    assert "The head of the screw is scratched." in texts(SupervisedPairs(records, transform, seed=0), epochs=40)
 
 
 def test_a_pair_is_of_one_class_where_the_class_has_normal_photos(all_records, transform):
@@ -223,11 +216,3 @@ def test_unmarked_defects_and_missing_photos_are_errors(mvtec_tree, transform):
     good = [record for record in unmarked if not record.is_anomalous]
     with pytest.raises(DatasetError, match="0 defects with a mask and 8 normal photos; pairs need both"):
         SupervisedPairs(good, transform, seed=0)
-
-
-@pytest.mark.data
-def test_real_cracks_are_marked_and_named(transform, train_records):
-    cracks = index_crack_forest(shared("data/CrackForest"))[::8]
-    dataset = SupervisedPairs([*cracks, *train_records], transform, seed=0)
-    shares = [float(dataset.sample(index).mask.mean()) for index in range(len(cracks))]
-    assert all(share > 0 for share in shares) and np.median(shares) < 0.1

@@ -76,13 +76,10 @@ def test_every_mode_of_photo_becomes_rgb():
     assert to_rgb(Image.new("RGBA", (2, 2), (10, 20, 30, 255))).getpixel((0, 0)) == (10, 20, 30)
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+def test_sixteen_bits_are_scaled_and_a_photo_taken_sideways_is_turned_upright(tmp_path):
     Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "deep.png")
     photo = np.asarray(load_image(tmp_path / "deep.png"))
     assert photo[0, :, 0].tolist() == [0, 100, 255]
-
-
-def test_a_photo_taken_sideways_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)

@@ -50,15 +50,10 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         "llm": {"weights": str(root / "llm"), "max_target_tokens": 96, "lora": {"rank": 2}},
         "data": {"sources": [{"kind": "mvtec", "root": str(root / "data")}], "validation_share": 0.2},
         "training": {
-            "steps": 4,
-            "batch_size": 2,
-            "micro_batch_size": 1,
-            "save_every": 2,
-            "validate_every": 4,
-            "validation_pairs": 1,
-            "output": str(root / "runs" / "tiny"),
+            "steps": 4, "batch_size": 2, "micro_batch_size": 1, "save_every": 2, "validate_every": 4,
+            "validation_pairs": 1, "output": str(root / "runs" / "tiny"),
         },
-    }
+    }  # fmt: skip
     path = root / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))
     return Experiment(path, root / "runs")

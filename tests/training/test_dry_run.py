@@ -12,7 +12,6 @@ import yaml
 
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.errors import UserError
 from anomalygpt.model.build import build_model, image_spec, trainable_parts
 from anomalygpt.training.dry_run import GIB, describe, estimate_memory, planned_model
 from tests.shared_data import ROOT
@@ -88,11 +87,6 @@ def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path
         describe(config, 1)
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(nothing_there):
-    with pytest.raises(UserError, match="16 is not micro_batch_size 1 x 3 process"):
-        describe(load_config("train_mvtec"), processes=3)
-
-
 def test_the_planned_model_has_the_sizes_of_the_one_that_is_built(experiment):
     config = load_config(experiment.config)
     planned, _ = planned_model(config)
@@ -104,8 +98,8 @@ def test_the_planned_model_has_the_sizes_of_the_one_that_is_built(experiment):
     assert planned.encoder.spec == built.encoder.spec == image_spec(config.encoder)
 
 
-def memory(*overrides: str, config: str = "train_mvtec", processes: int = 1) -> tuple[dict[str, int], dict[str, int]]:
-    settings = load_config(config, overrides)
+def memory(*overrides: str, processes: int = 1) -> tuple[dict[str, int], dict[str, int]]:
+    settings = load_config("train_mvtec", overrides)
     return estimate_memory(settings, planned_model(settings)[0], processes)
 
 
@@ -126,13 +120,8 @@ def test_a_frozen_parameter_takes_two_bytes_and_a_trained_one_its_optimisers_too
     assert device["weights"] == 2 * (7_763_030_529 + 112_663_480)
     _, host = memory(processes=2)
     assert host["optimiser"] == 112_663_480 * 4 * 5 // 2  # divided between the two
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-def test_the_optimiser_is_on_the_host_from_stage_1_on(nothing_there, stage):
-    settings = (f"training.zero_stage={stage}", "training.offload_optimizer=true")
-    device, host = memory(*settings, config="train_compact_1_map")
-    assert ("optimiser" in host, "optimiser" in device) == (stage == 1, stage == 0)
+    device, host = memory("training.zero_stage=0")  # which leaves the optimiser on the GPU
+    assert "optimiser" in device and "optimiser" not in host
 
 
 @pytest.mark.slow

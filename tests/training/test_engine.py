@@ -51,10 +51,6 @@ def test_every_stage_and_precision_reaches_deepspeed(stage):
     assert config["optimizer"]["params"]["torch_adam"]
     assert config["gradient_accumulation_steps"] == 32  # each micro-batch is followed by one of instructions
     assert config["scheduler"]["params"]["total_num_steps"] == 100
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-def test_the_optimiser_moves_to_the_cpu_from_stage_1_on(stage):
-    config = deepspeed_config(TrainingConfig(zero_stage=stage), total_steps=100, world_size=1)
-    assert ("offload_optimizer" in config["zero_optimization"]) is (stage == 1)
-    assert config["optimizer"]["params"]["torch_adam"] is (stage == 0)  # DeepSpeed's takes tensors on the CPU alone
+    offloading = deepspeed_config(TrainingConfig(zero_stage=stage), total_steps=100, world_size=1)
+    assert ("offload_optimizer" in offloading["zero_optimization"]) is (stage > 0)
+    assert offloading["optimizer"]["params"]["torch_adam"] is (stage == 0)  # DeepSpeed's takes tensors on the CPU alone

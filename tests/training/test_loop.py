@@ -8,12 +8,9 @@ import torch
 from anomalygpt.config.load import load_config
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.model.imagebind.imagebind import ImageBind
-from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.training import checkpoints, loop
 from anomalygpt.training.loop import Data, Trainer, reference_views
 from anomalygpt.training.validation import evenly_spaced
-from tests.helpers import TINY
 
 
 @pytest.fixture
@@ -51,35 +48,13 @@ def test_a_stop_skips_the_validation_and_the_picture_of_its_step(trainer, monkey
     assert done == [6, "step0000006.png", 10, "step0000010.png"]
 
 
-def part() -> torch.Tensor:
-    """A part (1, 3, 224, 224) that looks different from each side."""
-    return torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-
-
 def test_four_quarter_turns_the_photo_itself_first_and_without_rotation_the_photo_alone() -> None:
-    views = reference_views(part(), rotated=True)
-    assert views.shape == (1, 4, 3, 224, 224)
-    assert torch.equal(views[:, 0], part())
+    part = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    views = reference_views(part, rotated=True)
+    assert views.shape == (1, 4, 3, 8, 8)
     for turns in range(4):
-        assert torch.equal(torch.rot90(views[0, turns], -turns, dims=(-2, -1)), part()[0])
-    assert torch.equal(reference_views(part(), rotated=False), part().unsqueeze(1))
-
-
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_rotated_reference_finds_rotated_part(turns: int) -> None:
-    """A turned normal part is normal compared with the four views, and anomalous compared with the one."""
-    torch.manual_seed(1)
-    encoder = ImageBind(TINY).eval()
-    query = torch.rot90(part(), turns, dims=(-2, -1))
-    with torch.no_grad():
-        scores = {
-            rotated: MemoryBank(encoder.encode_image(reference_views(part(), rotated=rotated)[0]))
-            .anomaly_map(encoder.encode_image(query), 224)
-            .max()
-            for rotated in (True, False)
-        }
-    assert float(scores[True]) < 1e-4
-    assert float(scores[False]) > 1e-3
+        assert torch.equal(torch.rot90(views[0, turns], -turns, dims=(-2, -1)), part[0])
+    assert torch.equal(reference_views(part, rotated=False), part.unsqueeze(1))
 
 
 def test_the_validation_pairs_are_spread_over_all_classes():

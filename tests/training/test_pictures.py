@@ -22,9 +22,8 @@ def draw(path: Path, dialogues: list) -> Path:
 
 def test_a_sheet_has_a_column_for_answers_only_with_a_language_model(tmp_path):
     maps = Image.open(draw(tmp_path / "maps.png", [(None, None)] * 2))
-    answers = Image.open(
-        draw(tmp_path / "answers.png", [("Is there a $5 defect?", "No."), ("有异常吗？", "没有。\x00")])
-    )
+    dialogues = [("Is there a $5 defect?", "No."), ("有异常吗？", "没有。\x00")]
+    answers = Image.open(draw(tmp_path / "answers.png", dialogues))
     assert answers.width > 1.2 * maps.width
     assert answers.height == maps.height
 

@@ -66,16 +66,13 @@ def test_the_delta_has_the_released_names_in_half_precision(model, tmp_path, par
     assert ExperimentConfig.model_validate(yaml.safe_load(read_metadata(path)["config"])) == config(parts)
 
 
-def test_the_delta_fits_a_model_that_was_not_trained(model, tmp_path):
+def test_the_delta_of_rank_0_fits_a_model_that_was_not_trained(model, tmp_path):
+    export_delta(model, config("[image_decoder]"), tmp_path, Process(1, 1, 2, torch.device("cpu")))
+    assert not list(tmp_path.iterdir()), "another rank writes nothing"
     export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
     fresh = tiny_model(seed=1)
     load_delta(fresh, tmp_path / "pytorch_model.pt", ["image_decoder", "prompt_learner"])
     assert torch.equal(fresh.prompt_learner.base_prompts, model.prompt_learner.base_prompts.half().float())
-
-
-def test_another_rank_writes_nothing(model, tmp_path):
-    export_delta(model, config("[image_decoder]"), tmp_path, Process(1, 1, 2, torch.device("cpu")))
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_can_not_be_written_is_one_line(tmp_path):
@@ -141,9 +138,11 @@ def test_the_lowest_finite_loss_is_kept(offered, loss):
     assert offered(loss, 0.5, 0.3, loss, 0.4) == 0.3
 
 
-def test_a_resumed_run_replaces_a_higher_loss_and_a_new_run_any(offered):
+def test_a_resumed_run_replaces_a_higher_loss_or_a_damaged_file_and_a_new_run_any(tmp_path, offered):
     losses = [(0.3, False), (0.4, True), (0.2, True), (0.4, False)]
     assert [offered(loss, resumed=resumed) for loss, resumed in losses] == [0.3, 0.3, 0.2, 0.4]
+    (tmp_path / BEST).write_bytes(b"damaged")
+    assert offered(0.5, resumed=True) == 0.5
 
 
 def test_a_loss_that_could_not_be_written_does_not_count(tmp_path, offered, caplog):
@@ -156,8 +155,3 @@ def test_a_loss_that_could_not_be_written_does_not_count(tmp_path, offered, capl
     blocked.rmdir()
     best.offer(Decoder(), ["image_decoder"], 2, 0.4)
     assert read_metadata(blocked)["validation_loss"] == "0.400000"
-
-
-def test_a_damaged_file_is_replaced(tmp_path, offered):
-    (tmp_path / BEST).write_bytes(b"damaged")
-    assert offered(0.4, resumed=True) == 0.4

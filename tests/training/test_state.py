@@ -111,21 +111,16 @@ def test_a_run_killed_in_the_middle_of_a_save_resumes_from_the_save_before(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ({"stage": 2}, "was written with training.zero_stage 0, here 2."),
-        pytest.param(
-            {"processes": 2}, "was written with number of processes 1, here 2.", marks=pytest.mark.slow, id="processes"
-        ),
-    ],
+    ("setting", "why"),
+    [("stage", "training.zero_stage 0"), pytest.param("processes", "number of processes 1", marks=pytest.mark.slow)],
 )
-def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_line(finished, tmp_path, settings, why):
+def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_line(finished, tmp_path, setting, why):
     folder = shutil.copytree(finished[0], tmp_path / "run")
-    refused = start(folder, 5, **settings)
+    refused = start(folder, 5, **{setting: 2})
     lines = {line for line in refused.stderr.splitlines() if line.startswith("error:")}
     assert refused.returncode != 0
     assert len(lines) == 1  # each process says the same
-    assert f"step0000004 {why} Take the run up as it was" in lines.pop()
+    assert f"step0000004 was written with {why}, here 2. Take the run up as it was" in lines.pop()
     assert len(complete_checkpoints(folder)) == 2
 
 
@@ -224,8 +219,7 @@ def test_a_checkpoint_without_these_values_is_resumed(engine, tmp_path):
 @pytest.mark.parametrize("text", ['{"seed": ', "[1]"])
 def test_a_damaged_identity_is_one_line(engine, tmp_path, text):
     (written(tmp_path, {}) / "checkpoints" / "step0000004" / "run.json").write_text(text)
-    with pytest.raises(
-        UserError, match=r"step0000004: can't be read, it is damaged .* go on from the one before"
-    ) as caught:
+    words = r"step0000004: can't be read, it is damaged .* go on from the one before"
+    with pytest.raises(UserError, match=words) as caught:
         require_same_run(engine, tmp_path, ALONE, IDENTITY)
     assert "\n" not in str(caught.value)

@@ -88,23 +88,15 @@ sys.exit(train.main(sys.argv[4:]))
 """
 
 
-def stop_after(experiment, folder: Path, step: int, number: signal.Signals) -> tuple[int, str]:
-    """A run that gets a signal once it has logged a step; its exit code and its stderr."""
-    launcher = (sys.executable, "-c", INTERRUPTED, str(step), str(int(number)))
-    done = train(experiment, f"training.output={folder}", launcher=launcher)
-    return done.returncode, done.stderr
-
-
 def test_a_run_that_is_stopped_and_killed_ends_with_the_losses_of_an_uninterrupted_one(experiment, finished):
     folder = experiment.runs / "killed"
-    code, errors = stop_after(experiment, folder, 1, signal.SIGTERM)
-    assert code == 2, errors
-    assert sorted(losses(folder)) == [1]
-    assert "start the same command again to go on" in errors
-    code, errors = stop_after(experiment, folder, 3, signal.SIGKILL)
-    assert code == -signal.SIGKILL, errors
-    assert sorted(losses(folder)) == [1, 2, 3]
-    assert "resumed" in errors
+    stops = [(1, signal.SIGTERM, 2, "start the same command again to go on"), (3, signal.SIGKILL, -9, "resumed")]
+    for step, number, code, words in stops:
+        launcher = (sys.executable, "-c", INTERRUPTED, str(step), str(int(number)))
+        done = train(experiment, f"training.output={folder}", launcher=launcher)
+        assert done.returncode == code, done.stderr
+        assert sorted(losses(folder)) == [*range(1, step + 1)]
+        assert words in done.stderr
     assert "resumed" in ok(train(experiment, f"training.output={folder}")).stderr
     assert losses(folder) == losses(finished)
     ours, theirs = (read_tensors(run / "model.safetensors") for run in (folder, finished))

@@ -19,26 +19,19 @@ def sha256(content: bytes) -> str:
 
 @dataclass
 class Hub:
-    """A server with some files.
+    """A server with some files, by path: their content and declared SHA-256.
 
-    Attributes:
-        files: content and declared SHA-256 of each path.
-        requests: (method, path) of all that came.
-        stall: while it is set, answers stop in the middle, for a test that kills the client meanwhile.
+    While ``stall`` is set, answers stop in the middle, for a test that kills the client meanwhile.
     """
 
-    url: str
     files: dict[str, tuple[bytes, str]] = field(default_factory=dict)
-    requests: list[tuple[str, str]] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
     stall: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
     def serve(self, repo: str, name: str, content: bytes, declared: str = "") -> None:
         for revision in ("main", COMMIT):
             self.files[f"/{repo}/resolve/{revision}/{name}"] = (content, declared or sha256(content))
-
-    def downloads(self) -> list[str]:
-        return [path for method, path in self.requests if method == "GET"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -50,7 +43,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
-        self.hub.requests.append((self.command, path))
         content, declared = self.hub.files.get(path, (b"", ""))
         self.send_response(200 if declared else 404)
         self.send_header("Content-Length", str(len(content)))
@@ -62,6 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        self.hub.downloads.append(path)
         try:
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
@@ -77,17 +70,16 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Starts the server, which is the hub of all processes that the test starts."""
-    handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
+    files = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": files}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for variable in ("NO_PROXY", "no_proxy"):  # the second one wins where both are set
         monkeypatch.setenv(variable, "127.0.0.1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", handler.hub.url)  # type: ignore[attr-defined]
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    yield handler.hub  # type: ignore[attr-defined]
-    handler.hub.released.set()  # type: ignore[attr-defined]
+    yield files
+    files.released.set()
     server.shutdown()
     server.server_close()
 

@@ -132,7 +132,7 @@ def test_killed_fetch_leaves_no_weight_and_the_next_one_brings_it(hub: Hub, star
     hub.serve("authors/tiny", "model.bin", TEXT)
     hub.stall.set()
     run = start_fetch()
-    wait_until(lambda: bool(hub.downloads()), 40)
+    wait_until(lambda: bool(hub.downloads), 40)
     run.send_signal(signal.SIGKILL)
     run.communicate(timeout=20)
     hub.stall.clear()
@@ -145,11 +145,11 @@ def test_two_processes_at_once_fetch_once(hub: Hub, start_fetch: Fetch, tmp_path
     hub.serve("authors/tiny", "model.bin", TEXT)
     runs = [start_fetch() for _ in range(2)]
     assert [run.wait(60) for run in runs] == [0, 0], [run.communicate() for run in runs]
-    assert len(hub.downloads()) == 1
+    assert len(hub.downloads) == 1
     assert left_in(tmp_path / "root") == FETCHED
 
 
-def test_member_of_a_wheel_is_published_with_a_manifest(only_index, tmp_path: Path) -> None:
+def test_member_of_a_wheel_is_published_with_a_manifest_and_completes_a_folder(only_index, tmp_path: Path) -> None:
     path = ensure("tiny", tmp_path / "root", sources=only_index)
     assert path == tmp_path / "root/tiny/model.bin"
     assert path.read_bytes() == TEXT
@@ -159,7 +159,10 @@ def test_member_of_a_wheel_is_published_with_a_manifest(only_index, tmp_path: Pa
         "source": "tinypackage==1.0/model.bin",
         "files": {"model.bin": {"size": len(TEXT), "sha256": sha256(TEXT)}},
     }  # fmt: skip
-    assert left_in(tmp_path / "root") == FETCHED
+    path.unlink()
+    (path.parent / "notes.txt").write_text("mine")
+    assert ensure("tiny", tmp_path / "root", sources=only_index).read_bytes() == TEXT
+    assert left_in(tmp_path / "root") == [*FETCHED, "tiny/notes.txt"], "other files of the user stay"
 
 
 def test_present_weight_is_used_without_asking_anybody(only_index, index: Path, tmp_path: Path) -> None:
@@ -171,14 +174,6 @@ def test_present_weight_is_used_without_asking_anybody(only_index, index: Path, 
     (tmp_path / "tiny" / "model.bin").write_bytes(b"put there by hand")
     assert ensure("tiny", tmp_path, sources=only_index).read_bytes() == b"put there by hand"
     assert read_manifest(tmp_path / "tiny") == {}
-
-
-def test_incomplete_folder_is_completed_and_keeps_the_users_other_files(only_index, tmp_path: Path) -> None:
-    path = ensure("tiny", tmp_path / "root", sources=only_index)
-    path.unlink()
-    (path.parent / "notes.txt").write_text("mine")
-    assert ensure("tiny", tmp_path / "root", sources=only_index).read_bytes() == TEXT
-    assert left_in(tmp_path / "root") == [*FETCHED, "tiny/notes.txt"]
 
 
 def test_wheel_with_another_digest_is_refused_with_both(only_index, index: Path, tmp_path: Path) -> None:
@@ -215,16 +210,13 @@ def test_failed_conversion_leaves_nothing(
     assert left_in(tmp_path / "root") == []
 
 
-def test_offline_message_names_files_folder_origin_and_command(only_index, tmp_path: Path) -> None:
+def test_a_weight_that_cannot_be_fetched_or_written_is_explained(only_index, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable) as refusal:
         ensure("tiny", tmp_path / "root", offline=True, sources=only_index)
     folder = str(tmp_path / "root" / "tiny")
     words = ("model.bin", folder, "its authors", "MIT", "tinypackage==1.0", "fetch_weights.py")
     assert [word for word in words if word not in str(refusal.value)] == []
     assert not (tmp_path / "root").exists()
-
-
-def test_unwritable_folder_is_reported(only_index, tmp_path: Path) -> None:
     (tmp_path / "root").write_text("a file where the folder should be")
     with pytest.raises(WeightsUnavailable, match="could not be written below"):
         ensure("tiny", tmp_path / "root", sources=only_index)
