@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from anomalygpt.model.anomalygpt import AnomalyGPT
+from anomalygpt.model.dinov2 import Dinov2
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 from anomalygpt.model.llm import LoraSettings, add_lora
@@ -68,8 +70,6 @@ def tiny_model(
 
 def write_encoder(path: Path) -> None:
     """DINOv2's tensors by name and shape, with random values."""
-    from anomalygpt.model.dinov2 import Dinov2
-
     with torch.device("meta"):
         vit = Dinov2().vit
     generator = torch.Generator().manual_seed(0)
@@ -78,9 +78,6 @@ def write_encoder(path: Path) -> None:
 
 def write_llm(folder: Path) -> None:
     """A two-layer LLaMA that reads bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

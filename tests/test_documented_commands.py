@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from torch.distributed.run import parse_args as torchrun_arguments
 
 from anomalygpt.config.load import load_config
 from tests.shared_data import ROOT
@@ -33,7 +34,6 @@ FENCED = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:cd code && )?(?:(?:python|bash|torchrun|deepspeed) [^\s`]+|make) [^`…]+)`")
 RECORDED = ("python", "make", "torchrun", "deepspeed", "mpirun", "srun", "pip", "pre-commit")
 WRITING = ("--out", "--save-references", ">")
-LAUNCHERS = ("torchrun", "deepspeed", "mpirun", "srun")
 
 # Words of a command -> what it needs beyond the compact model; such a command is parsed, but not run.
 NEEDS = {
@@ -103,8 +103,7 @@ class Parsed(Exception):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of ``code/`` made of links, with the photos that the pages name."""
-    for source in (ROOT, CODE):
-        target = tmp_path / "code" if source is CODE else tmp_path
+    for source, target in ((ROOT, tmp_path), (CODE, tmp_path / "code")):
         target.mkdir(exist_ok=True)
         for path in source.iterdir():
             if path != CODE:
@@ -166,21 +165,6 @@ def parse(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -
     return parsed.value.args[0]
 
 
-def launched(program: str, arguments: list[str]) -> list[str]:
-    """A launcher's script with its arguments, after its own options, which its own parser reads where there is one."""
-    if program == "torchrun":
-        from torch.distributed.run import parse_args
-
-        parsed = parse_args(arguments)
-        return [parsed.training_script, *parsed.training_script_args]
-    if program == "deepspeed":
-        from deepspeed.launcher.runner import parse_args
-
-        parsed = parse_args(arguments)
-        return [parsed.user_script, *parsed.user_args]
-    return arguments[arguments.index("python") + 1 :]
-
-
 @pytest.mark.parametrize(("snippet", "command"), COMMANDS, ids=[f"{s.page}:{s.line} {c[:60]}" for s, c in COMMANDS])
 def test_command_can_be_parsed(
     snippet: Snippet, command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,8 +173,16 @@ def test_command_can_be_parsed(
     calls = calls_of(command, folder, tmp_path)
     assert calls or command.startswith("export ")
     for program, *arguments in calls:
-        if program in LAUNCHERS:
-            arguments = launched(program, arguments)
+        if program == "torchrun":
+            parsed = torchrun_arguments(arguments)
+            arguments = [parsed.training_script, *parsed.training_script_args]
+        elif program == "deepspeed":
+            from deepspeed.launcher.runner import parse_args
+
+            parsed = parse_args(arguments)
+            arguments = [parsed.user_script, *parsed.user_args]
+        elif program in ("mpirun", "srun"):
+            arguments = arguments[arguments.index("python") + 1 :]
         if program in ("pip", "pre-commit"):
             continue
         if program == "make":
@@ -203,20 +195,17 @@ def test_command_can_be_parsed(
         assert script is not None, f"{snippet.page}:{snippet.line}: no file {arguments[0]}"
         if "argparse" not in script.read_text(encoding="utf-8"):
             continue
-        parsed = vars(parse(script, arguments[1:], monkeypatch))
-        settings = [*parsed.get("overrides", []), *(parsed.get("set") or [])]
-        if "config" in parsed:
+        options = vars(parse(script, arguments[1:], monkeypatch))
+        if "config" in options:
             monkeypatch.chdir(folder)
-            load_config(parsed["config"] or "compact", settings)
+            load_config(options["config"] or "compact", [*options.get("overrides", []), *(options.get("set") or [])])
 
 
 # With references it takes more than 20 s on two busy cores.
 RUN = [
-    pytest.param(
-        snippet, id=f"{snippet.page}:{snippet.line}", marks=[pytest.mark.slow] * ("--reference" in snippet.text)
-    )
-    for snippet in SNIPPETS
-    if snippet.runnable
+    pytest.param(each, id=f"{each.page}:{each.line}", marks=[pytest.mark.slow] * ("--reference" in each.text))
+    for each in SNIPPETS
+    if each.runnable
 ]
 
 
@@ -228,9 +217,3 @@ def test_command_that_needs_nothing_runs(snippet: Snippet, folder: Path, compact
     done = in_bash(snippet.runnable, folder, Path(sys.executable).parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout or " > " in snippet.runnable
-
-
-def test_each_need_is_that_of_a_command() -> None:
-    """Else the table would go on with what is no longer there."""
-    text = "\n".join(command for _, command in COMMANDS)
-    assert [words for words in NEEDS if words not in text] == []

@@ -10,10 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ROOT / "code"
-# Not errors.py, files.py and distributed.py, which the entry points share, and not the import name.
-ENTRY_POINTS = sorted(
-    {file.name for file in CODE.glob("*.py")} - {"anomalygpt.py", "errors.py", "files.py", "distributed.py"}
-)
+# What the entry points share, and the import name.
+SHARED = {"anomalygpt.py", "errors.py", "files.py", "distributed.py"}
+ENTRY_POINTS = sorted({file.name for file in CODE.glob("*.py")} - SHARED)
 
 
 def python(source: str, folder: Path, *search: Path) -> str:
@@ -33,37 +32,27 @@ def test_code_is_the_standard_librarys(folder: Path) -> None:
 
 
 def test_every_module_of_ours_has_one_name() -> None:
-    source = (
-        "import anomalygpt, anomalygpt.weights.sources as s; "
-        "print(s.__name__, list(anomalygpt.__path__), 'weights' in sys.modules)"
-    )
+    source = "import anomalygpt, anomalygpt.weights.sources as s"
+    source += "; print(s.__name__, list(anomalygpt.__path__), 'weights' in sys.modules)"
     assert python(source, CODE).split() == ["anomalygpt.weights.sources", f"['{CODE}']", "False"]
 
 
-def test_other_libraries_import_beside_our_datasets_folder() -> None:
+def test_other_libraries_import_beside_our_datasets_folder_and_hugging_faces_wins_over_it(tmp_path: Path) -> None:
+    """A regular package wins over a folder without __init__.py, even one that is found first."""
     source = """
 import gradio, peft, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_datasets_available
-from peft import LoraConfig, get_peft_model
+import anomalygpt.weights.sources
 print(is_datasets_available())
 """
     assert python(source, CODE).strip().splitlines()[-1] in ("True", "False")
-
-
-def test_hugging_faces_datasets_wins_over_our_folder(tmp_path: Path) -> None:
-    """A regular package wins over a folder without __init__.py, even one that is found first."""
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "__init__.py").write_text("__version__ = '9.9.9'\nclass Dataset: ...\n")
     info = tmp_path / "datasets-9.9.9.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: datasets\nVersion: 9.9.9\n")
-    source = """
-import datasets, gradio, peft, transformers
-from transformers.utils import is_datasets_available
-import anomalygpt.weights.sources
-print(datasets.__version__, is_datasets_available())
-"""
+    source += "import datasets; print(datasets.__version__, is_datasets_available())"
     assert python(source, CODE, tmp_path).strip().splitlines()[-1] == "9.9.9 True"
 
 
@@ -87,18 +76,9 @@ def test_wheel_carries_every_module_yaml_and_css(tmp_path: Path) -> None:
     shutil.copytree(CODE, source / "code", ignore=shutil.ignore_patterns("ckpt", "__pycache__"))
     for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        ".",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-q",
-    ]
-    run = subprocess.run([*command, "-w", str(tmp_path)], cwd=source, capture_output=True, text=True, timeout=250)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(tmp_path)]
+    command = [sys.executable, "-m", "pip", "wheel", ".", *options]
+    run = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=250)
     assert run.returncode == 0, run.stderr
     with zipfile.ZipFile(next(tmp_path.glob("anomalygpt-*.whl"))) as wheel:
         packed = {name for name in wheel.namelist() if name.startswith("anomalygpt/")}

@@ -31,18 +31,11 @@ LOWEST = 0.05  # the smallest threshold: two equal references have no distance, 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of maps that come from references.
+    """Of maps that come from references."""
 
-    Attributes:
-        threshold: the map's value above which pixels form regions; exceeded by the maximum of a good photo's map at
-            the false-alarm rate.
-        score_threshold: exceeded by a good photo's score at that rate; there the probability is one half.
-        slope: log-odds per unit of the score's logarithm.
-    """
-
-    threshold: float
-    score_threshold: float
-    slope: float
+    threshold: float  # of pixels; exceeded by the maximum of a good photo's map at the false-alarm rate
+    score_threshold: float  # exceeded by a good photo's score at that rate; there the probability is one half
+    slope: float  # log-odds per unit of the score's logarithm
 
     def probability(self, score: float) -> float:
         """That a photo with this image score is anomalous, 0..1: logistic in the logarithm of the score."""

@@ -35,29 +35,17 @@ from anomalygpt.model.image_decoder import calibrate_map
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result of one photo, which is encoded once for any number of questions.
+    """The result of one photo, which is encoded once for any number of questions."""
 
-    Attributes:
-        features: of the photo, one image.
-        model_map: (1, 1, 224, 224) float32, the anomaly map.
-        map: (height, width) float32, the same map on the photo's own pixels.
-        score: the image score: the map's maximum, or the mean of its highest pixels (``top_share``).
-        threshold: a pixel above it is anomalous.
-        regions: the anomalous ones, largest first.
-        class_name: what the photo shows.
-        probability: that the photo is anomalous, calibrated by the references; above one half it is taken to be.
-        prompt_map: (1, 1, 224, 224) float32, the map as the prompt learner gets it.
-    """
-
-    features: ImageFeatures
-    model_map: torch.Tensor
-    map: NDArray[np.float32]
-    score: float
-    threshold: float
-    regions: tuple[Region, ...]
-    class_name: str
-    probability: float
-    prompt_map: torch.Tensor
+    features: ImageFeatures  # of the photo, one image
+    model_map: torch.Tensor  # (1, 1, 224, 224) float32, the anomaly map
+    map: NDArray[np.float32]  # (height, width), the same map on the photo's own pixels
+    score: float  # the image score: the map's maximum, or the mean of its highest pixels (``top_share``)
+    threshold: float  # a pixel above it is anomalous
+    regions: tuple[Region, ...]  # the anomalous ones, largest first
+    class_name: str  # what the photo shows
+    probability: float  # that the photo is anomalous, calibrated by the references; above one half it is taken to be
+    prompt_map: torch.Tensor  # (1, 1, 224, 224) float32, the map as the prompt learner gets it
 
     @property
     def is_anomalous(self) -> bool:
@@ -72,23 +60,14 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A question about a photo, its answer, and the verdict.
-
-    Attributes:
-        image: the result of the photo.
-        answer: in words; empty without a language model.
-        is_anomalous: the verdict.
-        verdict_from: ``answer`` for the answer's yes or no; ``score`` for the calibrated score's, where the answer has
-            neither or ``inference.verdict`` is ``score``.
-        answer_agrees: False where the language model's own yes or no contradicts the score.
-    """
+    """A question about a photo, its answer, and the verdict."""
 
     image: ImageResult
     question: str
-    answer: str
-    is_anomalous: bool
-    verdict_from: Verdict
-    answer_agrees: bool
+    answer: str  # in words; empty without a language model
+    is_anomalous: bool  # the verdict
+    verdict_from: Verdict  # ``score`` where the answer has no yes or no, or where ``inference.verdict`` is ``score``
+    answer_agrees: bool  # False where the language model's own yes or no contradicts the score
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; the map is left out."""
@@ -99,19 +78,10 @@ class Prediction:
 
 
 class Predictor:
-    """Anomaly maps, verdicts and answers, with or without reference photos of the same part.
-
-    Args:
-        model: in evaluation mode.
-        settings: of maps, scores and verdicts.
-        generation: how answers are sampled.
-    """
+    """Anomaly maps, verdicts and answers of a model in evaluation mode, with or without reference photos."""
 
     def __init__(
-        self,
-        model: AnomalyGPT,
-        settings: InferenceConfig | None = None,
-        generation: GenerationSettings | None = None,
+        self, model: AnomalyGPT, settings: InferenceConfig | None = None, generation: GenerationSettings | None = None
     ) -> None:
         self.model = model
         self.settings = settings or InferenceConfig()
@@ -209,20 +179,13 @@ class Predictor:
 
     @torch.inference_mode()
     def inspect_batch(self, photos: Sequence[Image.Image], class_name: str = UNNAMED_CLASS) -> list[ImageResult]:
-        """The results of several photos of one kind of part at once: faster on a GPU, no slower on a CPU.
-
-        Args:
-            class_name: what the photos show, for encoders with a text tower.
-        """
+        """The results of several photos of one kind of part at once: faster on a GPU, no slower on a CPU."""
         names = [class_name] * len(photos)
         if self.references is not None:
             features, maps = self.references.anomaly_maps(photos, names)
         else:
             features, maps = text_maps(self.model, photos, names, self.transform, self.settings.text_scales)
-        return [
-            self._result(photo, features[[number]], maps[number : number + 1], class_name)
-            for number, photo in enumerate(photos)
-        ]
+        return [self._result(each, features[[i]], maps[i : i + 1], class_name) for i, each in enumerate(photos)]
 
     def _result(
         self, photo: Image.Image, features: ImageFeatures, model_map: torch.Tensor, class_name: str

@@ -21,15 +21,8 @@ from anomalygpt.model.checkpoint import read_metadata, read_tensors, save_tensor
 FORMAT, EARLIER_FORMAT = "anomalygpt references 2", "anomalygpt references 1"
 SUFFIX = ".safetensors"
 # Options that only files of the earlier format have, and the values at which they change nothing.
-REMOVED_OPTIONS: dict[str, Any] = {
-    "tiling": False,
-    "neighbourhood": 1,
-    "distance": "cosine",
-    "normalise": False,
-    "foreground": "off",
-    "coreset_share": 1.0,
-    "coreset_from": 0,
-}
+REMOVED_OPTIONS: dict[str, Any] = {"tiling": False, "neighbourhood": 1, "distance": "cosine", "normalise": False}
+REMOVED_OPTIONS |= {"foreground": "off", "coreset_share": 1.0, "coreset_from": 0}
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 
 
@@ -90,15 +83,10 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
     except (KeyError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: damaged ({type(error).__name__}: {reason}); save them again") from error
-    differ = [
-        f"{name} is {saved.get(name)} in the file and {ours} here"
-        for name, ours in identity.items()
-        if saved.get(name) != ours
-    ]
-    if differ:
-        raise UserError(
-            f"{path}: made for something else: {'; '.join(differ)}. Save the references again with this model"
-        )
+    theirs = {name: saved.get(name) for name, ours in identity.items() if saved.get(name) != ours}
+    if theirs:
+        differ = "; ".join(f"{name} is {value} in the file and {identity[name]} here" for name, value in theirs.items())
+        raise UserError(f"{path}: made for something else: {differ}. Save the references again with this model")
     return settings, pixels
 
 
@@ -112,9 +100,8 @@ def _read_earlier(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettin
     options, tensors = json.loads(about["settings"]), read_tensors(path)
     for name, default in REMOVED_OPTIONS.items():
         if (value := options.pop(name, default)) != default:
-            raise UserError(
-                f"{path}: saved with {name} {value!r}, an option that was removed: save the references again"
-            )
+            what = f"{path}: saved with {name} {value!r}"
+            raise UserError(f"{what}, an option that was removed: save the references again")
 
     def decode(name: str) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(tensors[name].numpy().tobytes())) as image:

@@ -46,10 +46,8 @@ class References:
     """Reference photos of good parts. What depends on all of them is computed when it is first needed.
 
     Args:
-        model: its encoder gives the features of the photos.
-        settings: how they are compared.
         transform: brings a photo to the encoder's own side, in the geometry that queries have too.
-        photos: of good parts; at least one is needed before anything is compared.
+        photos: at least one is needed before anything is compared.
 
     Raises:
         UserError: the settings do not fit each other or the encoder.

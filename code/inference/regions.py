@@ -13,19 +13,12 @@ SMALLEST_REGION = 0.0005  # of the photo's area; smaller ones come from the map'
 
 @dataclass(frozen=True)
 class Region:
-    """A connected part of the map above the threshold.
+    """A connected part of the map above the threshold."""
 
-    Attributes:
-        box: (left, top, right, bottom) in the photo's pixels, right and bottom exclusive.
-        area: fraction of the photo's area, 0..1.
-        position: its cell of a 3 x 3 grid, as answers name it.
-        peak: the map's largest value in it.
-    """
-
-    box: tuple[int, int, int, int]
-    area: float
-    position: str
-    peak: float
+    box: tuple[int, int, int, int]  # (left, top, right, bottom) in the photo's pixels, right and bottom exclusive
+    area: float  # fraction of the photo's area, 0..1
+    position: str  # its cell of a 3 x 3 grid, as answers name it
+    peak: float  # the map's largest value in it
 
 
 def find_regions(anomaly_map: NDArray[np.float32], threshold: float) -> tuple[Region, ...]:

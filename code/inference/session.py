@@ -27,26 +27,16 @@ DISAGREEMENT = {"answer": ", which the score contradicts", "score": "; the langu
 
 @dataclass
 class Conversation:
-    """The questions about one photo.
-
-    Attributes:
-        references: good photos of the same part.
-        class_name: what the user calls the part; "" where the first question names it.
-        part: what the photo is taken to show; set by the first question.
-        history: (question, answer) pairs.
-        is_anomalous: verdict of the first answer; a "no" to a later "is it large?" is no verdict.
-        verdict_source: in words.
-        is_over: the user went on to another photo.
-    """
+    """The questions about one photo."""
 
     photo: Path
-    references: tuple[Path, ...] = ()
-    class_name: str = ""
-    part: str = ""
-    history: list[tuple[str, str]] = field(default_factory=list)
-    is_anomalous: bool | None = None
-    verdict_source: str = ""
-    is_over: bool = False
+    references: tuple[Path, ...] = ()  # good photos of the same part
+    class_name: str = ""  # what the user calls the part; "" where the first question names it
+    part: str = ""  # what the photo is taken to show; set by the first question
+    history: list[tuple[str, str]] = field(default_factory=list)  # (question, answer) pairs
+    is_anomalous: bool | None = None  # verdict of the first answer; a "no" to a later "is it large?" is no verdict
+    verdict_source: str = ""  # in words
+    is_over: bool = False  # the user went on to another photo
 
 
 def conversation_about(

@@ -224,11 +224,7 @@ class AnomalyGPT(nn.Module):
         return torch.cat([bank.anomaly_map(features[each], MAP_SIZE) for bank, each in zip(banks, rows, strict=True)])
 
     def _answer_logits(self, before: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, vocabulary) and labels (B, K) of the last K positions, from just before the first answer on.
-
-        Args:
-            before: (B, N, D_l), see :meth:`prompt_embeds`.
-        """
+        """Logits (B, K, vocabulary) and labels (B, K) of the last K positions, from just before the first answer on."""
         embeds = torch.cat([before, self._embedding()(text.ids.to(before.device))], dim=1)
         ones = torch.ones(before.shape[:2], dtype=torch.long)
         labels = torch.cat([IGNORE_INDEX * ones, text.labels], dim=1).to(before.device)

@@ -32,17 +32,11 @@ class Turn(Protocol):
 
 @dataclass(frozen=True)
 class TextBatch:
-    """The text part of a batch, padded on the right.
-
-    Attributes:
-        ids: (B, N) int64.
-        attention: (B, N) int64, 1 for a token, 0 for padding.
-        labels: (B, N) int64, -100 except on the assistant's tokens.
-    """
+    """The text part of a batch, padded on the right; each tensor is (B, N) int64."""
 
     ids: Tensor
-    attention: Tensor
-    labels: Tensor
+    attention: Tensor  # 1 for a token, 0 for padding
+    labels: Tensor  # -100 except on the assistant's tokens
 
 
 def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

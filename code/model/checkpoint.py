@@ -39,20 +39,15 @@ class CheckpointError(UserError, ValueError):
 
 
 def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
-    """The error for a weight file (resolved path) that does not exist, with what to do about it.
-
-    ``setting`` is the config's key for it, ``home`` the folder of relative paths, ``experiments`` the configs' names.
-    """
+    """The error for an absent weight file, named by a ``setting``; ``home`` is the folder of relative paths."""
     runs, *released = ((home / folder).resolve() for folder in ("runs", "pretrained_ckpt", "code/ckpt"))
     if runs in path.parents:
         run = path.relative_to(runs).parts[0]
         command = f": python train.py --config {run}" if run in experiments else ""
         advice = f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"
     elif not set(released).isdisjoint(path.parents):
-        advice = (
-            "Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
-            "`--config compact` runs without the paper's weights"
-        )
+        advice = "Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
+        advice += "`--config compact` runs without the paper's weights"
     else:
         advice = f"The setting {setting} names it"
     return CheckpointError(f"{path}: not there. {advice}")

@@ -12,22 +12,16 @@ from anomalygpt.errors import UserError
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """An encoder's input and output sizes, in pixels, patches and channels.
+    """An encoder's input and output sizes, in pixels, patches and channels."""
 
-    Attributes:
-        size: side of the square input image.
-        grid: patches along that side.
-        any_size: whether other sides, multiples of the patch size, are supported as well.
-    """
-
-    size: int
+    size: int  # side of the square input image
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    grid: int
+    grid: int  # patches along that side
     tap_width: int
     taps: tuple[int, ...]
     embed_width: int
-    any_size: bool = False
+    any_size: bool = False  # whether other sides, multiples of the patch size, are supported as well
 
     @property
     def patch(self) -> int:
@@ -49,15 +43,10 @@ def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An encoded batch of images.
+    """An encoded batch of images."""
 
-    Attributes:
-        taps: L tensors (B, P * P, D_v): the raw patch tokens of the tapped layers, in reading order.
-        embedding: (B, D), of unit length.
-    """
-
-    taps: tuple[Tensor, ...]
-    embedding: Tensor
+    taps: tuple[Tensor, ...]  # L of (B, P * P, D_v): the raw patch tokens of the tapped layers, in reading order
+    embedding: Tensor  # (B, D), of unit length
 
     @property
     def grid(self) -> int:

@@ -10,23 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Orientation:
-    """The orientation of a part.
+    """The orientation of a part."""
 
-    Attributes:
-        aspect: length divided by width, at least 1.
-        tilt: degrees between the long axis and the nearer side of the photo, 0..45.
-    """
-
-    aspect: float
-    tilt: float
+    aspect: float  # length divided by width, at least 1
+    tilt: float  # degrees between the long axis and the nearer side of the photo, 0..45
 
 
 def orientation_of(patches: Tensor) -> Orientation:
-    """The orientation of the part in a photo.
-
-    Args:
-        patches: (P * P, D_v), the unit-length patch features of one tap, in reading order.
-    """
+    """The orientation of the part in a photo, from one tap's unit-length patches (P * P, D_v) in reading order."""
     grid = round(len(patches) ** 0.5)
     rows, columns = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(grid)] * 2, indexing="ij"))
     border = (torch.minimum(rows, columns) == 0) | (torch.maximum(rows, columns) == grid - 1)

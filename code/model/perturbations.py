@@ -9,19 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A small change of camera and light.
+    """A small change of camera and light."""
 
-    Attributes:
-        shift: right and down, as fractions of the side.
-        angle: in degrees, anticlockwise.
-        zoom: above 1 enlarges the part.
-        brightness: added to the normalised image.
-    """
-
-    shift: tuple[float, float] = (0.0, 0.0)
-    angle: float = 0.0
-    zoom: float = 1.0
-    brightness: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)  # right and down, as fractions of the side
+    angle: float = 0.0  # in degrees, anticlockwise
+    zoom: float = 1.0  # above 1 enlarges the part
+    brightness: float = 0.0  # added to the normalised image
 
     def matrix(self) -> list[list[float]]:
         """The affine map (2, 3) from the perturbed photo to the original, both in -1..1."""

@@ -167,15 +167,13 @@ def test_questions_of_the_training_are_known_with_and_without_a_question_mark() 
             assert asks_for_anomalies(detection_question(class_name, with_description=False, language=language))
 
 
-SOUNDNESS = (
-    "Is it good?|This is a photo of a bottle. Is this part still OK?|is the  metal nut intact?|它正常吗？|它是否正常"
-)
-SOUNDNESS += "|Is everything normal|Does it look fine?|Is the small black screw OK ?|这个零件合格吗?"
+SOUNDNESS = "Is it good?|This is a photo of a bottle. Is this part still OK?|is the  metal nut intact?|它正常吗？"
+SOUNDNESS += "|Is everything normal|Does it look fine?|Is the small black screw OK ?|这个零件合格吗?|它是否正常"
 SOUNDNESS += "|这是一张瓶子的照片。这个零件是好的吗？"
 OTHER = (
     "What is good?|Is it damaged?|Is the screw long?|Is the part not okay?|Is this part no longer good?|Isn't it fine?"
 )
-OTHER += "|Is the surface scratched or is it fine?|图中有异常吗？|它不正常吗？|这个零件不合格吗？"
+OTHER += "|How large is it?|Is the surface scratched or is it fine?|图中有异常吗？|它不正常吗？|这个零件不合格吗？"
 
 
 @pytest.mark.parametrize("question", SOUNDNESS.split("|"))
@@ -188,21 +186,12 @@ def test_yes_to_a_question_for_soundness_means_normal(question: str) -> None:
         begin = soundness_opening(question, is_anomalous, "top")
         assert begin is not None
         assert means_anomalous(question, begin) is is_anomalous
-
-
-def test_soundness_opening_names_the_position_of_an_anomaly_only() -> None:
-    assert soundness_opening("Is it good?", True, "top") == "No, there is an anomaly in the image, at the top"
-    assert soundness_opening("Is it good?", False, "top") == "Yes, there is no anomaly in the image."
-    assert soundness_opening("Is it good?", True) == "No, there is an anomaly in the image."
+        assert parse_positions(begin) == (("top",) if is_anomalous else ())
 
 
 @pytest.mark.parametrize("question", [QUESTION, *OTHER.split("|")])
 def test_other_questions_do_not_ask_for_soundness(question: str) -> None:
     assert not asks_for_soundness(question)
     assert soundness_opening(question, True) is None
-
-
-def test_yes_to_another_question_is_not_corrected() -> None:
-    for question in ("Is it good?", "How large is it?", "Is the screw long?"):
-        assert not asks_for_anomalies(question)
+    if not asks_for_anomalies(question):  # yes may mean anything
         assert contradicting_opening(question, "Yes.", False) is None

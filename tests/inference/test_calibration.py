@@ -32,12 +32,6 @@ def test_pixels_have_a_threshold_of_their_own_where_the_score_is_a_mean() -> Non
     assert maximum.threshold == pytest.approx(maximum.score_threshold)
 
 
-def test_fewer_false_alarms_need_a_higher_threshold() -> None:
-    thresholds = [from_maxima(0.2, 0.22, 0.25, 0.21, rate=rate).score_threshold for rate in (0.5, 0.2, 0.05, 0.01)]
-    assert thresholds == sorted(thresholds)
-    assert len(set(thresholds)) == 4
-
-
 def test_units_do_not_matter() -> None:
     """Twice the distances have twice the threshold, and the same probabilities."""
     values = (0.2, 0.22, 0.25, 0.21)
@@ -89,17 +83,14 @@ def test_same_photo_twice_does_not_make_everything_anomalous() -> None:
     assert found.probability(0.01) < 0.5
 
 
-@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_text_map_is_a_probability_with_one_half_at_its_threshold(threshold: float) -> None:
     text = TextCalibration(threshold)
-    assert [text.probability(score) for score in (0.0, threshold, 1.0)] == pytest.approx([0, 0.5, 1])
+    assert text.probability(threshold) == pytest.approx(0.5)
     rising = [text.probability(score / 20) for score in range(21)]
     assert rising == sorted(rising)
+    assert 0 <= rising[0] <= rising[-1] <= 1
+    if 0 < threshold < 1:
+        assert (rising[0], rising[-1]) == pytest.approx((0, 1))
     if threshold == 0.5:
         assert rising == pytest.approx([score / 20 for score in range(21)]), "taken as it is"
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_text_threshold_at_an_end_still_gives_probabilities(threshold: float) -> None:
-    text = TextCalibration(threshold)
-    assert all(0 <= text.probability(score) <= 1 for score in (0.0, 0.5, 1.0))

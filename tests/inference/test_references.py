@@ -14,6 +14,7 @@ from torch import Tensor
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
+from anomalygpt.inference import references as module
 from anomalygpt.inference.references import References
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import read_metadata, read_tensors, save_tensors
@@ -111,13 +112,12 @@ def test_adding_encodes_the_new_photo_only_and_a_query_is_encoded_once(build, ph
     assert sorted(encoded) == [1, 4]
 
 
-@pytest.mark.parametrize("augmentation", ["rotations", "flips"])
-def test_view_of_a_reference_is_no_anomaly(build, photos, augmentation) -> None:
+@pytest.mark.parametrize(
+    ("augmentation", "change"), [("rotations", Image.Transpose.ROTATE_90), ("flips", Image.Transpose.FLIP_LEFT_RIGHT)]
+)
+def test_view_of_a_reference_is_no_anomaly(build, photos, augmentation, change) -> None:
     square = photos[0].resize((112, 112))
-    turned = {
-        "rotations": square.transpose(Image.Transpose.ROTATE_90),
-        "flips": square.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    }[augmentation]
+    turned = square.transpose(change)
     assert float(inspect(build([square]), turned)[1].max()) > 1e-3
     assert float(inspect(build([square], custom(augmentation=augmentation)), turned)[1].max()) < 1e-4
 
@@ -129,8 +129,6 @@ def test_larger_scale_is_a_finer_grid_and_a_reference_is_no_anomaly_at_any(build
 
 
 def test_large_bank_is_replaced_by_a_coreset(build, photos, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomalygpt.inference import references as module
-
     full = build(photos[:4])
     assert len(full.banks[1]) == 256
     monkeypatch.setattr(module, "CORESET_SIZE", 64)
@@ -161,11 +159,8 @@ def test_trust_in_the_text_map_depends_on_all_references_and_on_the_class(build,
         maps = [thin_model.anomaly_map(inspect(build([photo]), photo)[0], [name]) for photo in some]
         return sum(float(one.max()) for one in maps) / len(maps)
 
-    one, both, other = (
-        mean_score(photos[:1], "bottle"),
-        mean_score(photos[:2], "bottle"),
-        mean_score(photos[:2], "screw"),
-    )
+    one, both = mean_score(photos[:1], "bottle"), mean_score(photos[:2], "bottle")
+    other = mean_score(photos[:2], "screw")
     between = custom(text_weight=0.25, text_trusted_below=(one + both) / 2)
     references = build(photos[:1], between)
     before = references.text_weight("bottle")
@@ -198,8 +193,6 @@ def test_single_reference_is_compared_with_itself_with_and_without_neighbourhood
 
 
 def test_many_references_are_not_all_held_out(build, photos, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomalygpt.inference import references as module
-
     monkeypatch.setattr(module, "MOST_HELD_OUT", 3)
     held_out = build(photos[:5]).held_out_maps()
     assert len(held_out) == 3
@@ -262,10 +255,7 @@ def test_missing_damaged_and_foreign_files_are_refused(saved: Path, thin_model, 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({"identity": "{"}, "damaged (JSONDecodeError: "),
-        ({"settings": '{"colour": 1}'}, "damaged (ValidationError: "),
-    ],
+    [({"identity": "{"}, "damaged (JSONDecodeError: "), ({"settings": '{"colour": 1}'}, "damaged (ValidationError: ")],
 )
 def test_file_whose_metadata_do_not_fit_is_refused(
     saved: Path, thin_model, thin_transform, tmp_path: Path, changes: dict[str, str], words: str
@@ -303,9 +293,8 @@ def test_file_of_the_earlier_version_gives_the_same_map(earlier, saved, thin_mod
 
 
 def test_file_of_the_earlier_version_is_checked(earlier, thin_model, thin_transform) -> None:
-    assert "saved with distance 'euclid', an option that was removed" in fault(
-        earlier(distance="euclid"), thin_model, thin_transform
-    )
+    removed = fault(earlier(distance="euclid"), thin_model, thin_transform)
+    assert "saved with distance 'euclid', an option that was removed" in removed
     assert "damaged (ValidationError: " in fault(earlier(colour=1), thin_model, thin_transform)
     path = earlier()
     assert "weights is" in fault(path, thin(seed=1), thin_transform)

@@ -136,12 +136,10 @@ def test_verdict_has_its_source(photos: list[str], with_llm: bool, word: str, is
     assert (found.history[0][1] == NO_ANSWER) is not with_llm
 
 
-@pytest.mark.parametrize(("class_name", "part"), [("", "zipper"), (" nut  x ", "nut x")])
-def test_part_is_what_the_user_or_else_the_question_names(
-    users: Users, photos: list[str], class_name: str, part: str
-) -> None:
-    users.ask(photos[0], "Is this zipper fine?", class_name=class_name)
-    assert users.inspected == [part]
+def test_part_is_what_the_user_or_else_the_question_names(users: Users, photos: list[str]) -> None:
+    for class_name in ("", " nut  x "):
+        users.ask(photos[0], "Is this zipper fine?", class_name=class_name)
+    assert users.inspected == ["zipper", "nut x"]
 
 
 def test_unreadable_photo_is_named_without_the_servers_folders(users: Users, tmp_path: Path) -> None:

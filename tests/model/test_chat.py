@@ -5,24 +5,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from anomalygpt.model.chat import (
-    answer_text,
-    chat_prompt,
-    conversation_ids,
-    ends_turn,
-    training_batch,
-)
+from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, ends_turn, training_batch
 from anomalygpt.model.losses import IGNORE_INDEX
 from anomalygpt.model.tokenizer import SentencePieceTokenizer, Tokenizer
 from tests.helpers import Letters, Said
 from tests.shared_data import shared
 
-TALK = (
-    Said("human", "Is it good?"),
-    Said("assistant", "No."),
-    Said("human", "Where?"),
-    Said("assistant", "At the top."),
-)
+TURNS = [("human", "Is it good?"), ("assistant", "No."), ("human", "Where?"), ("assistant", "At the top.")]
+TALK = tuple(Said(role, text) for role, text in TURNS)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalygpt.model.image_decoder import LOGIT_SCALE, ImageDecoder, anomaly_map, calibrate_map, upsample
+from anomalygpt.model.image_decoder import LOGIT_SCALE, ImageDecoder, anomaly_map, calibrate_map
 
 STATES = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # normal points right, abnormal up
 
@@ -60,11 +60,6 @@ def test_patches_keep_their_places() -> None:
     # the centre, with three normal corners of four, tells them apart: softmax of (75, 25), not 0.25.
     assert float(seen[0, 1]) == pytest.approx(0.5, abs=1e-4)
     assert float(seen[1, 1]) < 1e-6
-
-
-def test_upsampling_aligns_the_corners() -> None:
-    coarse = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
-    assert torch.allclose(upsample(coarse, 3)[0, 0], torch.tensor([[0, 0.5, 1], [1, 1.5, 2], [2, 2.5, 3]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

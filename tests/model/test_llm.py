@@ -1,18 +1,21 @@
 """Language model folders as they are found, and how an answer is generated and stopped (specification 6)."""
 
+import copy
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from anomalygpt.errors import UserError
-from anomalygpt.model.chat import END_OF_TURN, ends_turn
+from anomalygpt.model.chat import END_OF_TURN
 from anomalygpt.model.checkpoint import CheckpointError
 from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, generate, load_llm, merge_lora_weights
 from anomalygpt.model.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
@@ -22,10 +25,12 @@ from tests.shared_data import ROOT, WEIGHTS, needs_weights, shared
 CPU = torch.device("cpu")
 
 
-def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: LlamaConfig, layout: str) -> Path:
+def write_folder(
+    folder: Path, llama: LlamaForCausalLM, layout: str, tensors: Mapping[str, Tensor] | None = None, **changes: Any
+) -> Path:
     """A model's folder: `layout` is single or sharded, .bin or .safetensors; shards are named as Vicuna's."""
-    from safetensors.torch import save_file
-
+    tensors, config = tensors or llama.state_dict(), copy.deepcopy(llama.config)
+    config.update(changes)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     kind, _, suffix = layout.partition(" ")
@@ -43,19 +48,14 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: LlamaConfi
     return folder
 
 
-def write_llama(folder: Path, llama: LlamaForCausalLM, layout: str) -> Path:
-    return write_folder(folder, llama.state_dict(), llama.config, layout)
-
-
-LAYOUTS = ["single bin", "sharded bin", "single safetensors", "sharded safetensors"]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [f"{kind} {suffix}" for kind in ("single", "sharded") for suffix in ("bin", "safetensors")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_layout_loads(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
     llama = tiny_llama()
     frequencies = llama.model.rotary_emb.inv_freq.clone()
-    loaded = load_llm(write_llama(tmp_path, llama.half(), layout), dtype, CPU)
+    loaded = load_llm(write_folder(tmp_path, llama.half(), layout), dtype, CPU)
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     for name, value in llama.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.to(dtype)), name
@@ -65,8 +65,7 @@ def test_every_layout_loads(tmp_path: Path, layout: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize(("rows", "configured"), [(320, 321), (321, 320)])
 def test_the_tensors_decide_how_many_rows_there_are(tmp_path: Path, rows: int, configured: int) -> None:
-    llama = tiny_llama(rows=rows)
-    folder = write_folder(tmp_path, llama.state_dict(), llama_config(rows=configured), "sharded bin")
+    folder = write_folder(tmp_path, tiny_llama(rows=rows), "sharded bin", vocab_size=configured)
     loaded = load_llm(folder, torch.float32, CPU)
     assert loaded.get_input_embeddings().num_embeddings == rows
     assert loaded.lm_head.out_features == rows
@@ -77,7 +76,7 @@ def test_tied_model_of_an_old_file_loads_with_and_without_its_output_layer(tmp_p
     llama = tiny_llama(tie_word_embeddings=True, rms_norm_eps=1e-3)
     tensors = {name: value.clone() for name, value in llama.state_dict().items() if carried or name != "lm_head.weight"}
     tensors |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(2)}  # tolerated
-    loaded = load_llm(write_folder(tmp_path, tensors, llama.config, "single bin"), torch.float32, CPU)
+    loaded = load_llm(write_folder(tmp_path, llama, "single bin", tensors), torch.float32, CPU)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert {norm.variance_epsilon for norm in (loaded.model.norm, loaded.model.layers[0].input_layernorm)} == {1e-3}
 
@@ -85,9 +84,9 @@ def test_tied_model_of_an_old_file_loads_with_and_without_its_output_layer(tmp_p
 def test_safetensors_win_over_left_over_shards(tmp_path: Path) -> None:
     """As transformers has it: an index of .bin shards that are gone does not matter beside model.safetensors."""
     llama = tiny_llama()
-    write_llama(tmp_path, llama, "sharded bin")
+    write_folder(tmp_path, llama, "sharded bin")
     (tmp_path / "pytorch_model-00001-of-00002.bin").unlink()
-    loaded = load_llm(write_llama(tmp_path, llama, "single safetensors"), torch.float32, CPU)
+    loaded = load_llm(write_folder(tmp_path, llama, "single safetensors"), torch.float32, CPU)
     assert torch.equal(loaded.lm_head.weight, llama.lm_head.weight)
 
 
@@ -101,7 +100,7 @@ def refused(folder: Path) -> str:
 
 
 def test_truncated_or_missing_shard_is_named(tmp_path: Path) -> None:
-    write_llama(tmp_path, tiny_llama(), "sharded safetensors")
+    write_folder(tmp_path, tiny_llama(), "sharded safetensors")
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     text = refused(tmp_path)
@@ -118,13 +117,12 @@ def test_folder_without_weights_or_with_an_index_that_is_none(tmp_path: Path) ->
 
 
 def test_wrong_width_and_missing_layers_are_reported_with_what_the_file_is(tmp_path: Path) -> None:
-    llama = tiny_llama(width=64, layers=3)
-    write_folder(tmp_path, llama.state_dict(), llama_config(width=32, layers=3), "single safetensors")
+    write_folder(tmp_path, tiny_llama(width=64, layers=3), "single safetensors", hidden_size=32)
     text = refused(tmp_path)
     assert "model.embed_tokens.weight is 320x64, expected 320x32" in text
     assert "a language model 64 wide with 320 tokens and 3 layers" in text
     tensors = {name: value for name, value in tiny_llama().state_dict().items() if "layers.1." not in name}
-    write_folder(tmp_path, tensors, llama_config(), "single safetensors")
+    write_folder(tmp_path, tiny_llama(), "single safetensors", tensors)
     assert "9 of 21 tensors missing (model.layers.1." in refused(tmp_path)
 
 
@@ -153,13 +151,12 @@ print(memory("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
 def test_half_precision_loading_never_holds_a_float32_copy(tmp_path: Path) -> None:
     """About 200 MiB of half-precision weights in two shards; a float32 copy would be twice that, and come on top."""
-    config = llama_config(rows=32000, width=1024, layers=4, intermediate_size=2048)
     with torch.device("meta"):
-        skeleton = LlamaForCausalLM(config)
+        skeleton = LlamaForCausalLM(llama_config(rows=32000, width=1024, layers=4, intermediate_size=2048))
     tensors = {name: torch.zeros(value.shape, dtype=torch.half) for name, value in skeleton.state_dict().items()}
     size = sum(value.nbytes for value in tensors.values()) / 2**20
-    large = write_folder(tmp_path / "large", tensors, config, "sharded safetensors")
-    small = write_llama(tmp_path / "small", tiny_llama(), "single safetensors")
+    large = write_folder(tmp_path / "large", skeleton, "sharded safetensors", tensors)
+    small = write_folder(tmp_path / "small", tiny_llama(), "single safetensors")
     script = f"import sys; sys.path.insert(0, {str(ROOT / 'code')!r})\n{MEASURE}"
     command = [sys.executable, "-c", script, str(small), str(large)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=200)
@@ -252,15 +249,10 @@ def recited(tokenizer: Tokenizer, scripts: Sequence[Sequence[int]], limit: int =
     return generate(llm, embeds, attention, tokenizer, settings, logits_processor=script), script[0].step
 
 
-@pytest.fixture(scope="module")
-def llama_tokenizer() -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(shared("parity/llama_tokenizer.model"))
-
-
 @pytest.fixture(scope="module", params=["llama", "smollm2"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "llama":
-        return request.getfixturevalue("llama_tokenizer")
+        return SentencePieceTokenizer(shared("parity/llama_tokenizer.model"))
     needs_weights("smollm2_135m_instruct")
     return load_tokenizer(WEIGHTS / "smollm2_135m_instruct")
 
@@ -292,18 +284,8 @@ def test_each_answer_of_a_batch_ends_by_itself(tokenizer: Tokenizer) -> None:
 def test_text_makes_a_round_trip(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert bool(tokenizer.encode(text)) == bool(text), "the empty text has no ids"
-
-
-@pytest.mark.parametrize("text", ["Yes.", "有异常。", "It is bent 🔧"])
-def test_end_of_turn_is_seen_after_any_answer(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode(text + END_OF_TURN)
-    seen = [ends_turn(ids[:n], tokenizer) for n in range(len(ids) + 1)]
-    assert any(seen)
-    assert not any(seen[: len(tokenizer.encode(text)) + 1])
-
-
-def test_vicunas_padding_row_is_no_text(llama_tokenizer: SentencePieceTokenizer) -> None:
-    assert llama_tokenizer.decode([*llama_tokenizer.encode("Yes."), 32000]) == "Yes."
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        assert tokenizer.decode([*tokenizer.encode(text), 32000]) == text, "Vicuna's padding row is no text"
 
 
 def test_damaged_tokeniser_is_the_users_to_mend(tmp_path: Path) -> None:

@@ -94,11 +94,8 @@ def test_excluded_neighbourhood_is_left_out() -> None:
     found = MemoryBank(one_tap).similarity(twice, exclusion_radius=1)[1].flatten()
     units = F.normalize(photo.taps[0][0], dim=-1)
     for own in range(GRID**2):
-        far = [
-            other
-            for other in range(GRID**2)
-            if max(abs(own // GRID - other // GRID), abs(own % GRID - other % GRID)) > 1
-        ]
+        apart = [max(abs(own // GRID - one // GRID), abs(own % GRID - one % GRID)) for one in range(GRID**2)]
+        far = [other for other in range(GRID**2) if apart[other] > 1]
         assert float(found[own]) == pytest.approx(float((units[far] @ units[own]).max()), abs=1e-6)
 
 
@@ -117,11 +114,6 @@ def test_coreset_keeps_rows_of_all_taps_together() -> None:
     assert bank.coreset(1000) is bank
 
 
-def cover(patches: torch.Tensor, chosen: torch.Tensor) -> float:
-    """The largest distance of a patch to the nearest chosen one."""
-    return float(torch.cdist(patches, patches[chosen]).amin(dim=1).max())
-
-
 def test_points_on_a_line_by_hand() -> None:
     """The mean is 4.6: first 4, then the furthest, 10, then 0."""
     line = torch.tensor([[0.0], [1.0], [4.0], [8.0], [10.0]])
@@ -136,7 +128,9 @@ def test_covers_better_than_chance(width: int) -> None:
     centres = torch.randn(20, width, generator=generator)
     patches = centres.repeat_interleave(25, dim=0) + 0.01 * torch.randn(500, width, generator=generator)
     chance = torch.randperm(500, generator=generator)[:20]
-    assert cover(patches, k_centre(patches, 20)) < 0.5 * cover(patches, chance)
+    # The largest distance of a patch to the nearest chosen one.
+    own, random = (torch.cdist(patches, patches[rows]).amin(dim=1).max() for rows in (k_centre(patches, 20), chance))
+    assert float(own) < 0.5 * float(random)
 
 
 def test_same_patches_give_the_same_choice_and_none_twice() -> None:

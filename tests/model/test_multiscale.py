@@ -6,14 +6,13 @@ import torch.nn.functional as F
 
 from anomalygpt.model.dinov2 import Dinov2
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec
-from anomalygpt.model.multiscale import encode_multiscale, offsets
+from anomalygpt.model.multiscale import encode_multiscale
 
 PATCH, GRID = 2, 4
 
 
 def spec(any_size: bool = False) -> ImageSpec:
-    zero = (0.0, 0.0, 0.0)
-    return ImageSpec(PATCH * GRID, zero, zero, GRID, 3, (0,), 3, any_size)
+    return ImageSpec(PATCH * GRID, (0.0,) * 3, (0.0,) * 3, GRID, 3, (0,), 3, any_size)
 
 
 def patch_means(images: torch.Tensor) -> ImageFeatures:
@@ -65,10 +64,6 @@ def test_patch_is_nearest_to_the_tile_in_which_it_lies_deepest() -> None:
     assert float(grid[0, 0]) == 0
     assert float(grid[-1, -1]) == 8
     assert torch.equal(grid + grid.flip(0, 1), torch.full_like(grid, 8))
-
-
-def test_offsets_reach_from_border_to_border() -> None:
-    assert [offsets(grid, 16) for grid in (32, 20, 16)] == [[0, 8, 16], [0, 4], [0]]
 
 
 @pytest.mark.parametrize("side", [PATCH * GRID + 1, PATCH * GRID - PATCH])
