@@ -26,6 +26,7 @@ PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom lef
 FORMS: tuple[Form, ...] = ("compact", "elongated", "scattered")
 NUMBER_SHARES = (0.5, 0.25, 0.1, 0.06, 0.03, 0.02, 0.02, 0.01, 0.01)  # of 1 to 9 regions
 MOST_TURNS = 4
+LONGEST_QUESTION = 400  # characters
 ALTERNATIVE = re.compile(r"\{([^{}]*)\}")
 NAME = re.compile(r"\$([a-z_]+)")
 
@@ -119,7 +120,7 @@ def draw_question(
         claim.pop("type", None)
     text = str(rng.choice(words["lead"])) + text + str(rng.choice(words["tail"]))
     text = _tidy(text, language)
-    return (_careless(text, language, rng) if rng.random() < careless else text), claim
+    return clean_question(_careless(text, language, rng) if rng.random() < careless else text), claim
 
 
 def expand(line: str, vocabulary: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
@@ -138,7 +139,8 @@ def expand(line: str, vocabulary: Mapping[str, Sequence[str]], rng: np.random.Ge
 def _tidy(text: str, language: Language) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     if language == "zh":
-        return re.sub(r"([。？！?])[呢？?。]+$", r"\1", text.replace(" ", ""))
+        text = re.sub(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])", "", text)
+        return re.sub(r"([。？！?])[呢？?。]+$", r"\1", text)
     text = re.sub(r"([.?!])\s*\?+$", r"\1", text)
     return text[:1].upper() + text[1:]
 
@@ -162,6 +164,12 @@ def _typo(text: str, rng: np.random.Generator) -> str:
     dropped = text[:i] + text[i + 1 :]
     doubled = text[:i] + text[i] + text[i:]
     return (swapped, dropped, doubled)[int(rng.integers(3))]
+
+
+def clean_question(question: str) -> str:
+    """A question as the language model reads it: on one line, of bounded length, without its control marks."""
+    text = " ".join(re.sub(r"<\|?/?(\w+)\|?>", r"\1", question.replace("###", "#")).split())
+    return text[:LONGEST_QUESTION].strip() or "?"
 
 
 # -- conversations ----------------------------------------------------------------------------------------------------
