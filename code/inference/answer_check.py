@@ -34,7 +34,7 @@ MARKUP = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 CHINESE = re.compile(r"[㐀-鿿]")
-NUMERAL = re.compile(r"(?<=百分之)[零一二两三四五六七八九十百]+|[一二两三四五六七八九十]+(?=[处个块片张成年]|[。！]?$)")
+NUMERAL = re.compile(r"(?<=百分之)[零一二两三四五六七八九十百]+|[一二两三四五六七八九十]+(?=[处个块片张成年根颗只枚支粒]|[。！]?$)")
 NEUTRAL_LATIN = {"led", "roi"}  # of three letters and more; shorter ones (OK, NG, AI) are all neutral
 SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)）」*]*$")
 PLACE = re.compile(r"<([a-z-]+)>")
@@ -158,7 +158,7 @@ class _Reader:
         self.table = _table(self.language)
         self.question = self._plain(self.question)
         topics = {"count": "asks_count", "references": "asks_references", "class": "asks_class"}
-        topics |= {"probability": "probability", "area": "area", "content": "asks_content", "largest": "largest"}
+        topics |= {"probability": "probability", "area": "area", "content": "asks_content", "largest": "asks_largest"}
         self.asks = {topic: self._has(name, self.question) for topic, name in topics.items()}
 
     def claims_of_answer(self, answer: str) -> list[_Claim]:
@@ -169,7 +169,10 @@ class _Reader:
         if opener is None or self._has("no_polarity", self.question):
             return list(self._claims(text))
         claims = list(self._claims(text[opener.end() :]))
-        return claims + self._claims_of_opener(opener, any(claim.kind == "verdict" for claim in claims))
+        of_opener = self._claims_of_opener(opener, any(claim.kind == "verdict" for claim in claims))
+        if opener["yes"] and not claims and not of_opener and self._has("asks_fact", self.question):
+            return [_Claim("unsupported", None, opener[0])]  # `Is it mouldy? - Yes.`
+        return claims + of_opener
 
     def _claims_of_opener(self, opener: re.Match[str], verdict_follows: bool) -> list[_Claim]:
         """What a leading yes claims, or a leading no denies."""
@@ -178,7 +181,9 @@ class _Reader:
             asked = re.sub(pattern, plain, asked)
         asked = self._regex("question_not").sub("", asked)
         claims = [c for c in self._claims(asked, asked=True) if c.kind != "unsupported"]
-        claims = [c for c in claims if c.kind != "class" or self.asks["class"]]
+        of_verdict = any(claim.kind == "verdict" for claim in claims)
+        dropped = {"class": not self.asks["class"], "references": of_verdict}
+        claims = [claim for claim in claims if not dropped.get(claim.kind)]
         if self._has("asks_existence", asked):  # `any defects, however small?`: yes is no size
             claims = [claim for claim in claims if claim.kind not in ("size", "form")]
         if any(claim.negative for claim in claims):
@@ -198,10 +203,11 @@ class _Reader:
         for sentence in re.split(self.table["sentence_end"], text):
             if not asked and sentence.strip().endswith(("?", "？")):
                 continue
-            sentence = self._regex("conditional").sub("", _with_places(sentence, self.language))
-            scope, placed = "largest" if self.asks["largest"] else "any", False
+            sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence, self.language))
+            sentence = self._regex("conditional").sub("", sentence)
+            scope, placed = self._scope(self.question, "any") if self.asks["largest"] else "any", False
             for part in re.split(self.table["clause_end"], sentence):
-                clause = self._regex("dropped").sub("", part).strip()
+                clause = self._regex("dropped").sub("", part.strip()).strip()
                 scope = self._scope(clause, "any" if placed and "<" in clause else scope)
                 placed = placed or "<" in clause
                 yield from self._shares(clause, scope, asked)
@@ -217,13 +223,12 @@ class _Reader:
         """Which regions a clause is about; `the largest, at the top, covers …` goes on over commas."""
         if self._has("total", clause):
             return "total"
-        if self._has("largest", clause):
-            return "largest"
-        if self._has("smallest", clause):
-            return "smallest"
+        largest, smallest = self._has("largest", clause), self._has("smallest", clause)
+        if largest or smallest:
+            return "any" if largest and smallest else "largest" if largest else "smallest"
         if self._has("every", clause):
             return "every"
-        return before if before == "largest" and not self._has("smaller", clause) else "any"
+        return before if before in ("largest", "smallest") and not self._has("smaller", clause) else "any"
 
     def _verdict_and_places(self, clause: str, scope: str) -> Iterator[_Claim]:
         mentions = list(self._mentions(clause))
@@ -313,7 +318,8 @@ class _Reader:
             if not (of_probability or found["decimal"] or of_area or self.asks["area"]):
                 actual += self._probabilities(clause, found.start())
             kind: Kind = "probability" if of_probability or found["decimal"] else "size"
-            yield _Claim(kind, (share, tolerance + 1e-6, compares, actual), found[0])
+            denied = not compares and self._has("not_class", before)
+            yield _Claim(kind, (share, tolerance + 1e-6, compares, actual), found[0], denied)
 
     def _probabilities(self, clause: str, position: int) -> tuple[float, ...]:
         """What a percentage may be: the probability of what the clause next to it, or else the question, names."""
@@ -365,7 +371,7 @@ class _Reader:
     def _references(self, clause: str) -> Iterator[_Claim]:
         if found := self._regex("no_references").search(clause):
             yield _Claim("references", 0, found[0])
-        elif found := self._regex("references").search(clause):
+        elif found := self._regex("photos" if self.asks["references"] else "references").search(clause):
             number = re.search(r"\d+", found[0])
             yield _Claim("references", int(number[0]) if number else None, found[0])
 
