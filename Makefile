@@ -9,7 +9,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 PY := $(abspath $(VENV))/bin/python
 
-.PHONY: setup setup-dev weights demo test lint clean
+.PHONY: setup setup-dev weights demo test lint lint-check lint-format lint-types clean
 
 setup: $(VENV)/.setup
 setup-dev: $(VENV)/.setup-dev
@@ -17,7 +17,7 @@ setup-dev: $(VENV)/.setup-dev
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=…" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade "pip>=25"  # an older one downloads a wheel whole to look up its address
+	$(PY) -m pip install --quiet --upgrade "pip>=25.2"  # an older one does not resume a download that breaks
 
 $(VENV)/.setup: requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install -r requirements.txt
@@ -39,10 +39,17 @@ test: setup-dev
 	cd code && $(PY) fetch_weights.py || echo "no weights: the tests that need them are skipped"
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-# mypy reads `anomalygpt` as a folder of that name.
-lint: setup-dev
+# Each is a hook of .pre-commit-config.yaml, too.
+lint: lint-check lint-format lint-types
+
+lint-check: setup-dev
 	$(PY) -m ruff check .
+
+lint-format: setup-dev
 	$(PY) -m ruff format --check .
+
+# mypy reads `anomalygpt` as a folder of that name.
+lint-types: setup-dev
 	mkdir -p .mypy_link && ln -sfn ../code .mypy_link/anomalygpt
 	MYPYPATH=.mypy_link $(PY) -m mypy -p anomalygpt
 

@@ -22,7 +22,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,7 +43,7 @@ from anomalygpt.datasets.mvtec import index_mvtec  # noqa: E402
 from anomalygpt.datasets.records import ImageRecord  # noqa: E402
 from anomalygpt.datasets.transforms import load_image, load_mask, official_mvtec_mask  # noqa: E402
 from anomalygpt.errors import UserError, user_errors  # noqa: E402
-from anomalygpt.evaluation.metrics import image_auroc  # noqa: E402
+from anomalygpt.evaluation.metrics import image_metrics  # noqa: E402
 from anomalygpt.evaluation.protocol import reference_records  # noqa: E402
 from anomalygpt.files import replacing  # noqa: E402
 
@@ -190,7 +190,7 @@ class Category:
     def measure(self, scores: Sequence[float], maps: NDArray[np.float32]) -> list[float]:
         """The three metrics, 0..1; defective photos without a mask are left out of the last two."""
         known = [bool(not bad or mask.any()) for bad, mask in zip(self.truth, self.masks, strict=True)]
-        image = image_auroc(scores, self.truth)
+        image = image_metrics(scores, self.truth).get("image_auroc")
         if image is None or not np.isfinite(maps).all():
             raise UserError(f"{self.name}: needs good and defective photos, and finite maps")
         return [round(value, 5) for value in (image, *pixel_metrics(maps[known], self.masks[known]))]
@@ -201,7 +201,7 @@ def load_category(root: Path, name: str) -> Category:
     records = index_mvtec(root, [name])
     tested = [record for record in records if record.split == "test"]
     blank = np.zeros((MAP_SIDE, MAP_SIDE), dtype=bool)
-    masks = [official_mvtec_mask(load_mask(r.mask), MAP_SIDE)[0].numpy() if r.mask else blank for r in tested]
+    masks = [official_mvtec_mask(load_mask(r), MAP_SIDE)[0].numpy() if r.mask else blank for r in tested]
     return Category(name, records, tested, [r.is_anomalous for r in tested], np.stack(masks))
 
 
@@ -577,10 +577,9 @@ def run_ours(arguments: argparse.Namespace) -> None:
     from anomalygpt.inference.predictor import Predictor
 
     store = Store(arguments.out.with_suffix(".json"))
-    config = load_config(arguments.config, arguments.set)
-    predictor = Predictor.from_config(config, speaks=False)
     # The text map was trained on these very parts, as no peer was.
-    predictor.reference_settings = replace(predictor.reference_settings, text_weight=0.0)
+    config = load_config(arguments.config, [*arguments.set, "inference.references.text_weight=0"])
+    predictor = Predictor.from_config(config, with_llm=False)
     about = {"peer": arguments.name, "config": arguments.config, "set": list(arguments.set)}
     encode = predictor.model.encode
     for name in arguments.categories:
@@ -617,10 +616,12 @@ def _joined(parts: Sequence[Any]) -> Any:
 def _look_at(predictor: Any, category: Category, shots: int, turn: int) -> list[float]:
     """The maps and scores of ``Predictor.look``, without the calibration, which neither of them needs."""
     from anomalygpt.inference.references import References
+    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 
     photos = [load_image(record.image) for record in category.references(shots, turn)]
-    references = References.remember(predictor.model, photos, predictor.reference_settings, predictor.transform)
-    seen = [references.look(load_image(record.image))[1] for record in category.tested]
+    settings = predictor.settings.references
+    references = References(predictor.model, settings, predictor.transform, photos)
+    seen = [references.anomaly_maps([load_image(record.image)], [UNNAMED_CLASS])[1] for record in category.tested]
     maps = np.stack([to_map_side(one[0, 0]) for one in seen])
     return category.measure([references.score(one) for one in seen], maps)
 

@@ -99,17 +99,17 @@ def reference_map(bench: Bench) -> Timed:
 
 
 def _look_parts(bench: Bench) -> dict[str, float]:
-    from anomalygpt.inference.predictor import find_regions
+    from anomalygpt.inference.regions import find_regions
 
     predictor, model = bench.predictor, bench.predictor.model
-    look = predictor.look(bench.query)
+    look = predictor.inspect(bench.query)
     images = predictor.transform(bench.query).unsqueeze(0)
 
     def to_photo() -> None:
         on_photo = predictor.transform.to_photo(look.model_map[0, 0], bench.query.size).numpy()
         find_regions(on_photo, look.threshold)
 
-    whole = bench.median(lambda: predictor.look(bench.query))
+    whole = bench.median(lambda: predictor.inspect(bench.query))
     parts = {
         "resize": bench.median(lambda: predictor.transform(bench.query)),
         "encoder, at its own side": bench.median(lambda: model.encode(images)),
@@ -121,7 +121,7 @@ def _look_parts(bench: Bench) -> dict[str, float]:
 def whole_look(bench: Bench) -> Timed:
     """Predictor.look against K references, as a whole."""
     bench.predictor.set_references(bench.references)
-    return {"whole": bench.median(lambda: bench.predictor.look(bench.query))}, None
+    return {"whole": bench.median(lambda: bench.predictor.inspect(bench.query))}, None
 
 
 def answer(bench: Bench) -> Timed:
@@ -178,7 +178,7 @@ def _answer_by_clock(bench: Bench, stops: list[int]) -> TokenClock:
     from anomalygpt.model.llm import GenerationSettings
 
     clock = TokenClock()
-    look = bench.predictor.look(bench.query)
+    look = bench.predictor.inspect(bench.query)
     clock.times.append(time.perf_counter())
     text = chat_prompt((), detection_question("bottle", with_description=False))
     length = {"min_new_tokens": ANSWER_TOKENS, "suppress_tokens": stops}
@@ -217,14 +217,14 @@ def search_broadcast(bench: Bench) -> Timed:
 
 
 def _search_inputs(bench: Bench) -> tuple[Any, Any, Any]:
-    from anomalygpt.model.few_shot import PatchMemory
+    from anomalygpt.model.memory_bank import MemoryBank
 
     references = bench.encode(bench.references)
-    return bench.encode([bench.query]), references, PatchMemory(references)
+    return bench.encode([bench.query]), references, MemoryBank(references)
 
 
 def broadcast_similarity(query: Any, references: Any) -> Any:
-    """Features of one photo and of K references -> (1, P, P), as ``PatchMemory.similarity`` gives it."""
+    """Features of one photo and of K references -> (1, P, P), as ``MemoryBank.similarity`` gives it."""
     import torch
     import torch.nn.functional as F
 
@@ -240,10 +240,10 @@ def references_each_time(bench: Bench) -> Timed:
 
     def run() -> Any:
         bench.predictor.set_references(bench.references)
-        return bench.predictor.look(bench.query)
+        return bench.predictor.inspect(bench.query)
 
     first = run().map
-    difference = abs(bench.predictor.look(bench.query).map - first).max()
+    difference = abs(bench.predictor.inspect(bench.query).map - first).max()
     return {"whole": bench.median(run)}, float(difference)
 
 
@@ -297,7 +297,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
         torch.set_num_threads(arguments.threads)
     name = arguments.scenario
     config = load_config(arguments.config, [*SCENARIOS[name].settings, *arguments.set])
-    predictor = Predictor.from_config(config, "cpu", speaks=name in SPEAKING)
+    predictor = Predictor.from_config(config, "cpu", with_llm=name in SPEAKING)
     photos = [generated_photo(seed) for seed in range(1 + SHOTS)]
     bench = Bench(arguments.repeats, arguments.warmup, predictor, photos)
     loaded = peak_mib()

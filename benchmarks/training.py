@@ -3,7 +3,7 @@
 * ``loader``: pairs a second that one core prepares, against those that a training step takes.
 * ``instructions``: time and memory of the index of 161,000 conversations.
 * ``host-memory``: the peak resident memory of a process that loads a random LLaMA's shards in half precision.
-* ``estimate``: what ``train.py --dry-run`` foretells, against the peak resident memory of real runs on this CPU.
+* ``estimate``: what ``train.py --dry-run`` estimates, against the peak resident memory of real runs on this CPU.
 
 Every measurement runs in a process of its own.
 """
@@ -31,6 +31,7 @@ GIB = 2**30
 SHARDS = 8
 GPU_STEP = 1.0  # seconds that a GPU's optimiser step is taken to last
 PAPERS_BATCH = 16  # pairs
+PHOTOS_A_PAIR = 3  # that are decoded
 KINDS = {
     "simulated: pasted patches (NSA)": ["data.drawn_share=0"],
     "simulated: drawn": ["data.drawn_share=1"],
@@ -67,7 +68,7 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 def loader(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pairs a second of each kind of data on one core, cold and warm, their hot spots, and of the training step."""
+    """Pairs a second of each kind of data on one core, their hot spots, and pairs a second of the training step."""
     import cv2
     import torch
 
@@ -84,16 +85,13 @@ def _loader_of(settings: list[str], arguments: argparse.Namespace) -> dict[str, 
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import build_pairs
     from anomalygpt.datasets.transforms import ImageTransform
-    from anomalygpt.training.skeleton import encoder_skeleton
+    from anomalygpt.model.build import image_spec
 
     config = load_config(STAGES[0], [*arguments.set, *settings])
-    spec = encoder_skeleton(config.encoder).spec
+    spec = image_spec(config.encoder)
     pairs: Any = build_pairs(config.data, ImageTransform(spec.size, spec.mean, spec.std), config.seed)[0]
     chosen = [round(at * (len(pairs) - 1) / (arguments.pairs - 1)) for at in range(arguments.pairs)]
-    found = {"all": len(pairs), "cold": len(chosen) / _core_seconds(lambda: [pairs[i] for i in chosen])}
-    for index in chosen:  # the references too are then in the cache
-        pairs[index]
-    found["warm"] = len(chosen) / _core_seconds(lambda: [pairs[i] for i in chosen])
+    found = {"all": len(pairs), "pairs": len(chosen) / _core_seconds(lambda: [pairs[i] for i in chosen])}
     profile = cProfile.Profile()
     profile.runcall(lambda: [pairs[i] for i in chosen])
     return found | {"hot": _hot_spots(profile)}
@@ -105,7 +103,8 @@ def _decoding(arguments: argparse.Namespace, side: int = 1024, photos: int = 8) 
 
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import build_records
-    from anomalygpt.datasets.transforms import CLIP_MEAN, CLIP_STD, ImageTransform, load_image
+    from anomalygpt.datasets.transforms import ImageTransform, load_image
+    from anomalygpt.model.imagebind.imagebind import CLIP_MEAN, CLIP_STD
 
     config = load_config(STAGES[0], arguments.set)
     records = [record for record in build_records(config.data) if record.split == "train"]
@@ -136,18 +135,18 @@ def _step_seconds(stage: str, arguments: argparse.Namespace) -> tuple[float, int
     import torch
 
     from anomalygpt.config.load import load_config
-    from anomalygpt.datasets.build import build_simulated
+    from anomalygpt.datasets.build import build_pairs
     from anomalygpt.datasets.sample import collate_pairs
     from anomalygpt.datasets.transforms import ImageTransform
     from anomalygpt.model.build import build_model, trainable_parts
 
     config = load_config(stage, [*arguments.set, "deltas=[]"])
     settings = config.training
-    model = build_model(config, torch.device("cpu"), speaks=settings.answers)
+    model = build_model(config, torch.device("cpu"), with_llm=settings.answers)
     parameters = [p for group in trainable_parts(model, settings.trainable).values() for p in group]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6)
     spec = model.encoder.spec
-    pairs, _ = build_simulated(config.data, ImageTransform(spec.size, spec.mean, spec.std), config.seed)
+    pairs, _ = build_pairs(config.data, ImageTransform(spec.size, spec.mean, spec.std), config.seed)
     batch = collate_pairs([pairs[i] for i in range(settings.micro_batch_size)])
     length = config.llm.max_target_tokens if config.llm else 0
 
@@ -171,28 +170,27 @@ def loader_page(found: dict[str, Any]) -> list[str]:
     """The loader's tables."""
     lines = [
         "Pairs a second that one core prepares: three photos (normal, defect, reference), a simulated defect or a real "
-        "mask, two conversations. Cold: each photo is decoded; warm: the photos are in the cache.",
+        "mask, two conversations.",
         "",
-        "| data | cold | warm | where a warm loader's time goes (its own time) |",
-        "|---|--:|--:|---|",
+        "| data | pairs a second | where the time goes (functions' own time) |",
+        "|---|--:|---|",
     ]
     for kind, row in found["kinds"].items():
         hot = ", ".join(f"`{name}` {share:.0%}" for name, share in row["hot"])
-        lines.append(f"| {kind} | {row['cold']:.1f} | {row['warm']:.1f} | {hot} |")
-    slowest = min(row["warm"] for row in found["kinds"].values())
+        lines.append(f"| {kind} | {row['pairs']:.1f} | {hot} |")
+    slowest = min(row["pairs"] for row in found["kinds"].values())
     lines += [
         "",
-        f"A core decodes and squashes {found['decoding']:.0f} photos of 1024 x 1024, MVTec-AD's size, a second: what "
-        "the first epoch adds.",
+        f"A core decodes and squashes {found['decoding']:.0f} photos of 1024 x 1024, MVTec-AD's size, a second.",
         "",
-        "| training step | pairs a second that it takes | loader cores for that, slowest data, warm |",
+        "| training step | pairs a second that it takes | loader cores for that, slowest data |",
         "|---|--:|--:|",
     ]
     needs = {f"{stage}, one core": found[stage][1] / found[stage][0] for stage in STAGES}
     needs[f"a GPU with {GPU_STEP:g} s a step of {PAPERS_BATCH} pairs"] = PAPERS_BATCH / GPU_STEP
     lines += [f"| {name} | {need:.2f} | {need / slowest:.2f} |" for name, need in needs.items()]
-    first = PAPERS_BATCH / GPU_STEP * (1 / slowest + 1 / found["decoding"])
-    lines += ["", f"In the first epoch, with photos of 1024 x 1024, that GPU takes {first:.1f} loader cores."]
+    large = PAPERS_BATCH / GPU_STEP * (1 / slowest + PHOTOS_A_PAIR / found["decoding"])
+    lines += ["", f"With photos of 1024 x 1024, that GPU takes at most {large:.1f} loader cores."]
     return lines
 
 
@@ -236,7 +234,8 @@ def _write_conversations(file: Path) -> None:
 def inside_instructions(arguments: argparse.Namespace) -> dict[str, Any]:
     """Indexes the folder's conversations, and reads some of them."""
     from anomalygpt.datasets.instructions import Instructions
-    from anomalygpt.datasets.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
+    from anomalygpt.datasets.transforms import ImageTransform
+    from anomalygpt.model.imagebind.imagebind import CLIP_MEAN, CLIP_STD
 
     before = peak_bytes()
     seconds = time.process_time()
@@ -376,7 +375,7 @@ def host_memory_page(found: dict[str, Any]) -> list[str]:
 
 
 def estimates(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Foretold and measured memory of short runs: the compact stages, checkpointing, ZeRO's stages."""
+    """Estimated and measured memory of short runs: the compact stages, checkpointing, ZeRO's stages."""
     common = ["deltas=[]", "training.steps=2", "training.validation_pairs=1"]
     # The estimate is of the longest text, so every conversation has to reach it.
     words = ["llm.max_target_tokens=64", "data.description_share=1"]
@@ -408,29 +407,30 @@ def estimates(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def inside_train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains for a few steps in this process, and foretells the same."""
+    """Trains for a few steps in this process, and estimates the same."""
     from anomalygpt.config.load import load_config
     from anomalygpt.train import main
-    from anomalygpt.training.plan import foretell
+    from anomalygpt.training.dry_run import estimate_memory, planned_model
 
     config = load_config(arguments.config, arguments.set)
     main(["--config", arguments.config, "--device", "cpu", *arguments.set])
     peak = peak_bytes()
-    foretold = foretell(config, arguments.processes, on_cpu=True)
-    return {"peak": peak, "foretold": foretold.host_total, "parts": foretold.host}
+    model, _ = planned_model(config)
+    _, host = estimate_memory(config, model, arguments.processes, on_cpu=True)
+    return {"peak": peak, "estimated": sum(host.values()), "parts": host}
 
 
 def estimates_page(found: dict[str, Any]) -> list[str]:
-    """The table of foretold and measured memory."""
+    """The table of estimated and measured memory."""
     lines = [
         "Two steps, a validation and a picture, fp32 on the CPU; with two processes, the larger of the two.",
         "",
-        "| run | foretold, GiB | measured peak, GiB | error |",
+        "| run | estimated, GiB | measured peak, GiB | error |",
         "|---|--:|--:|--:|",
     ]
     for name, row in found["rows"]:
-        error = row["foretold"] / row["peak"] - 1
-        lines.append(f"| {name} | {row['foretold'] / GIB:.2f} | {row['peak'] / GIB:.2f} | {error:+.0%} |")
+        error = row["estimated"] / row["peak"] - 1
+        lines.append(f"| {name} | {row['estimated'] / GIB:.2f} | {row['peak'] / GIB:.2f} | {error:+.0%} |")
     return lines
 
 

@@ -1,6 +1,5 @@
-"""One process or many: who am I, and how the processes meet."""
+"""Joins the processes of one run: rank, device, and the few collectives that training and evaluation use."""
 
-import logging
 import os
 import random
 import socket
@@ -14,17 +13,18 @@ import torch
 
 from anomalygpt.errors import UserError
 
-# How a starter that sets no RANK names a process's rank, its local rank (the first of these that is there) and the
-# number of processes. The order counts: in a Slurm allocation mpirun starts one Slurm task a machine. Slurm's own
-# number is that of the step: SLURM_NTASKS is set in a batch script and in an interactive shell, too, where one process
-# runs.
-STARTERS = (
+# Launchers that set no RANK: their variables for the rank, the local rank (the first that is set) and the number of
+# processes. The order counts: inside a Slurm allocation, mpirun itself runs as one Slurm task per machine. The step's
+# own task count is used, as SLURM_NTASKS is also set in a batch script, where a single process runs.
+LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",), "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
     ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
 )
+# Of every collective but the barriers, and for the processes to find each other; named and set as DeepSpeed does.
+TIMEOUT = timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "10")))
 
-_meeting: list[Any] = []  # the group of the barriers, where it is not that of all else
+_barrier_group: list[Any] = []  # a process group with its own timeout, where one was asked for
 
 
 @dataclass(frozen=True)
@@ -42,39 +42,39 @@ class Process:
         return self.rank == 0
 
 
-def start(device: str = "auto", patience: timedelta | None = None) -> Process:
-    """Joins the processes that ``deepspeed`` or ``torchrun`` started; alone, it is a run of one process.
-
-    Started by ``mpirun`` or ``srun``, it takes its place from their variables.
+def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Process:
+    """Joins the processes started by ``deepspeed``, ``torchrun``, ``mpirun`` or ``srun``; else a run of one process.
 
     Args:
-        device: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
-        patience: how long :func:`barrier` waits for a process that works on; None is DeepSpeed's ten minutes, which
-            always holds while they find each other.
+        device: ``auto`` (CUDA if available), ``cuda`` or ``cpu``.
+        barrier_timeout: timeout of :func:`barrier`; None: ten minutes, as for every other collective.
 
     Raises:
-        UserError: the launcher has not said all that the processes need to meet, or there is no GPU for this one.
+        UserError: the launcher left out a variable that the processes need to meet, or there is no GPU for this one.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    adopt_starter()
-    _alone_unless_launched()
-    _require_whole_launch()
+    adopt_launcher_environment()
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    missing = [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}: the processes of a run meet at "
+            f"MASTER_ADDR (rank 0's machine) and MASTER_PORT (a free port there); export them, or start with torchrun"
+        )
     local_rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
         _require_gpu(local_rank)
-    os.environ.setdefault("DS_ACCELERATOR", device)
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of its own defaults at every start
-    if device == "cpu":
-        # DeepSpeed would compile a shared-memory op for CPU runs, which needs a C++ compiler; gloo does without.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if device == "cuda":
         torch.cuda.set_device(local_rank)
-    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
-    if patience is not None:
-        _meeting.append(torch.distributed.new_group(timeout=patience))
+    os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    if barrier_timeout is not None:
+        _barrier_group.append(torch.distributed.new_group(timeout=barrier_timeout))
     return Process(
         rank=int(os.environ["RANK"]),
         local_rank=local_rank,
@@ -83,34 +83,16 @@ def start(device: str = "auto", patience: timedelta | None = None) -> Process:
     )
 
 
-def adopt_starter() -> None:
-    """Says in RANK, LOCAL_RANK and WORLD_SIZE what ``mpirun`` or ``srun`` say in variables of their own."""
+def adopt_launcher_environment() -> None:
+    """Sets RANK, LOCAL_RANK and WORLD_SIZE from the variables of ``mpirun`` or ``srun``, unless RANK is set."""
     if "RANK" in os.environ:
         return
-    for rank, local_ranks, size in STARTERS:
+    for rank, local_ranks, size in LAUNCHERS:
         if rank in os.environ and int(os.environ.get(size, "1")) > 1:
             os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[size])
             found = [os.environ[name] for name in local_ranks if name in os.environ]
             os.environ.update({"LOCAL_RANK": found[0]} if found else {})
             return
-
-
-def _alone_unless_launched() -> None:
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-
-def _require_whole_launch() -> None:
-    missing = [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}: the processes of a run meet at "
-            f"MASTER_ADDR (rank 0's machine) and MASTER_PORT (a free port there); export them, or start with torchrun"
-        )
 
 
 def _require_gpu(local_rank: int) -> None:
@@ -125,40 +107,35 @@ def _require_gpu(local_rank: int) -> None:
 
 
 def stop() -> None:
-    """Leaves the group of processes."""
-    _meeting.clear()
+    """Leaves the process group."""
+    _barrier_group.clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def on_main(is_main: bool, act: Callable[[], object]) -> None:
-    """Does on the main process what only one may do. A user's mistake there ends the others, too, without a word.
+    """Calls ``act`` on the main process only. If it fails there, the other processes exit silently with code 2.
 
     Raises:
-        UserError, OSError: what ``act`` raised, on the main process.
+        UserError, OSError: from ``act``, on the main process.
     """
-    mistake: UserError | OSError | None = None
+    failure: UserError | OSError | None = None
     if is_main:
         try:
             act()
         except (UserError, OSError) as error:
-            mistake = error
-    if not all_agree(mistake is None):
-        raise mistake or SystemExit(2)
+            failure = error
+    if not all_agree(failure is None):
+        raise failure or SystemExit(2)
 
 
 def all_agree(yes: bool) -> bool:
-    """Whether every process says yes."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return yes
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    votes = torch.tensor(int(yes), device=device)
-    torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN)
-    return bool(votes)
+    """Whether ``yes`` is true on every process."""
+    return summed([0.0 if yes else 1.0]) == [0.0]
 
 
 def summed(values: Sequence[float]) -> list[float]:
-    """The sums over all processes, place by place."""
+    """The element-wise sums over all processes."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return list(values)
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -168,9 +145,9 @@ def summed(values: Sequence[float]) -> list[float]:
 
 
 def barrier() -> None:
-    """Waits until every process is here."""
+    """Waits until every process has called it."""
     if torch.distributed.is_initialized():
-        torch.distributed.barrier(group=_meeting[0] if _meeting else None)
+        torch.distributed.barrier(group=_barrier_group[0] if _barrier_group else None)
 
 
 def seed_everything(seed: int) -> None:

@@ -1,12 +1,13 @@
-"""A user's mistake ends in one clear line, not in a traceback."""
+"""Mistakes of the user, which end in one line, not in a traceback."""
 
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message says what is wrong, where, and what to do."""
+    """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
 
 
 @contextmanager
@@ -20,3 +21,10 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the most similar known one, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"

@@ -1,34 +1,60 @@
-"""Files that appear whole or not at all, and folders that one run at a time writes to."""
+"""File reading and hashing, atomic file writes, and folders that only one run at a time writes to."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from anomalygpt.errors import UserError
 
 LOCK = ".lock"
-SHOWN = 40  # letters of a file's name in that of its temporary file
+NAME_LENGTH = 40  # characters of a file's name that its temporary file's name repeats
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: it can't be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, ValueError) as error:  # invalid UTF-8 and impossible dates are ValueErrors
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``, to write to; it takes the path's place once the block has ended well.
+    """A temporary file beside ``path``, to write to; it replaces ``path`` if the block ends without an exception.
 
     Raises:
         OSError: the folder can't be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name's beginning tells whose it is; with all of a long one the temporary name would be longer than may be.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:SHOWN]}.", suffix=path.suffix)
+    # The whole of a long name would make the temporary name longer than file systems allow.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:NAME_LENGTH]}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp keeps files to their owner
+        temporary.chmod(0o644)  # mkstemp lets only the owner read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -36,13 +62,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def claimed(folder: Path, option: str) -> Iterator[None]:
-    """Keeps a second run out of a folder while the block lasts; with the process, however it ends, the claim ends, too.
+    """Locks a folder against a second run while the block lasts. The lock ends with the process, however that ends.
 
     Args:
-        option: by which the user chose the folder.
+        folder: made if it does not exist.
+        option: the command-line option that chose the folder, for the error.
 
     Raises:
-        UserError: another process has claimed it, or it can't be made.
+        UserError: another process holds the lock, or the folder can't be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Looks at photos: ``python predict.py PHOTO… [--reference GOOD…] [--question "…"] [--json] [--out DIR]``.
+"""Inspects photos: ``python predict.py PHOTO… [--reference GOOD…] [--question "…"] [--json] [--out DIR]``.
 
-Good photos of a part are remembered once, ``python predict.py --reference GOOD… --save-references FILE``, and used
-often: ``--references FILE``.
+Good photos of a part are encoded once, ``python predict.py --reference GOOD… --save-references FILE``, and used again
+with ``--references FILE``.
 """
 
 import argparse
@@ -11,15 +11,20 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, stated
 from anomalygpt.datasets.records import DatasetError, list_images
 from anomalygpt.datasets.transforms import load_image
 from anomalygpt.errors import UserError, user_errors
 from anomalygpt.files import replacing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from anomalygpt.config.schema import ExperimentConfig
+    from anomalygpt.inference.predictor import Prediction
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,20 +63,24 @@ def _default_config() -> str:
     return installed_config()
 
 
-def _run(arguments: argparse.Namespace, config: Any) -> int:
+def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
     from tqdm import tqdm
 
     from anomalygpt.inference.predictor import Predictor
 
     _check(arguments)
     queries, references = expand(arguments.photos), expand(arguments.reference)
-    good = [load_image(path) for path in references]  # a wrong path is told before the model is loaded
+    good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
     if arguments.out:
-        make_folder(arguments.out)
+        with _writing(arguments.out):
+            arguments.out.mkdir(parents=True, exist_ok=True)
     stems = output_stems(queries)
-    # Nothing is said where references are remembered only.
-    predictor = Predictor.from_config(config, arguments.device, speaks=bool(queries) and not arguments.no_chat)
-    _remember(predictor, arguments, good)
+    predictor = Predictor.from_config(config, arguments.device, with_llm=bool(queries) and not arguments.no_chat)
+    if arguments.references:
+        predictor.load_references(arguments.references)
+    predictor.add_references(good)
+    if arguments.save_references:
+        predictor.save_references(arguments.save_references)
     results, failed = [], 0
     for path in tqdm(queries, unit="photo", disable=len(queries) == 1 or not sys.stderr.isatty()):
         try:
@@ -80,58 +89,37 @@ def _run(arguments: argparse.Namespace, config: Any) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        found = predictor.predict(photo, arguments.question, arguments.class_name)
-        result = as_json(path, found)
+        prediction = predictor.predict(photo, arguments.question, arguments.class_name)
+        result = {"photo": str(path), **prediction.to_dict()}
         if arguments.out:
-            result |= write_pictures(arguments.out, stems[path], photo, found)
+            result |= write_pictures(arguments.out, stems[path], photo, prediction)
         results.append(result)
         tqdm.write(json.dumps(result, ensure_ascii=False) if arguments.json else as_text(result), file=sys.stdout)
     if arguments.out:
-        write_results(arguments.out, results)
+        with _writing(arguments.out), replacing(arguments.out / "results.json") as temporary:
+            temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 1 if failed else 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """What the parser can't tell, before the model is loaded.
+    """What the parser does not check, before the model is loaded.
 
     Raises:
-        UserError: there is nothing to do, or a file is missing.
+        UserError: there is nothing to do, options contradict each other, or a file is missing.
     """
     if not arguments.photos and not arguments.save_references:
         raise UserError("no photo given; expected photos to look at, or --save-references FILE to remember good ones")
     if arguments.save_references and not (arguments.reference or arguments.references):
         raise UserError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
-    if arguments.references and arguments.references.is_dir():
+    if not arguments.references:
+        return
+    if arguments.references.is_dir():
         raise UserError(f"--references {arguments.references}: a folder; expected a file that --save-references made")
-    if arguments.references and not arguments.references.is_file():
+    if not arguments.references.is_file():
         raise UserError(f"--references {arguments.references}: no such file; --save-references makes one")
-
-
-def _remember(predictor: Any, arguments: argparse.Namespace, good: Sequence[Any]) -> None:
-    """References from a file, further ones beside them, and the file that they are saved to."""
-    if arguments.references:
-        predictor.load_references(arguments.references)
-        _require_saved_settings(predictor, arguments)
-        predictor.add_references(good)
-    else:
-        predictor.set_references(good)
-    if arguments.save_references:
-        predictor.save_references(arguments.save_references)
-
-
-def _require_saved_settings(predictor: Any, arguments: argparse.Namespace) -> None:
-    """A file is compared as it was saved: a setting that is asked for beside it must be the file's.
-
-    Raises:
-        UserError: it is another one; what a config says differently is not asked for.
-    """
-    asked = stated(arguments.set).get("inference", {}).get("references", {})
-    saved, wanted = asdict(predictor.references.settings), asdict(predictor.reference_settings)
-    names = saved if "preset" in asked else asked  # a preset says something of each
-    differ = [f"{name} {saved[name]}" for name in names if saved[name] != wanted[name]]
-    if differ:
+    if "references" in stated(arguments.set).get("inference", {}):
         raise UserError(
-            f"--references {arguments.references}: saved with {', '.join(differ)}; "
+            f"--references {arguments.references}: compared as it was saved; "
             "other inference.references need the good photos, --reference GOOD …"
         )
 
@@ -157,57 +145,24 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def as_json(path: Path, found: Any) -> dict[str, Any]:
-    """A prediction as plain values; the map is left out."""
-    return {
-        "photo": str(path),
-        "question": found.question,
-        "answer": found.answer,
-        "is_anomalous": found.is_anomalous,
-        "verdict_from": found.verdict_from,
-        "answer_agrees": found.answer_agrees,
-        "probability": round(found.probability, 6),
-        "score": round(found.score, 6),
-        "threshold": round(found.threshold, 6),
-        "class_name": found.class_name,
-        "regions": [asdict(region) for region in found.regions],
-    }
-
-
 def as_text(result: dict[str, Any]) -> str:
-    """A result as a person reads it."""
+    """A result for people."""
     verdict = "DEFECT" if result["is_anomalous"] else "good"
     numbers = ", ".join(f"{name} {result[name]:.3f}" for name in ("probability", "score", "threshold"))
     lines = [f"{result['photo']}: {verdict}, says the {result['verdict_from']} ({numbers})"]
     lines += [f"  {result['answer']}"] if result["answer"] else []
-    if not result["answer_agrees"]:
-        lines.append(f"  {_disagreement(result)}")
+    if not result["answer_agrees"] and result["verdict_from"] == "score":
+        lines.append("  The language model disagreed: its own first word contradicts the score")
+    elif not result["answer_agrees"]:
+        marked = "the map marks what follows" if result["regions"] else "the map marks no region"
+        lines.append(f"  The score contradicts the answer: {marked}")
     for region in result["regions"]:
         lines.append(f"  {region['position']}: box {tuple(region['box'])}, {100 * region['area']:.1f} % of the photo")
     return "\n".join(lines)
 
 
-def _disagreement(result: dict[str, Any]) -> str:
-    if result["verdict_from"] == "score":
-        return "The language model disagreed: its own first word contradicts the score"
-    marked = "the map marks what follows" if result["regions"] else "the map marks no region"
-    return f"The score contradicts the answer: {marked}"
-
-
-def make_folder(folder: Path) -> None:
-    """Makes the folder for the results.
-
-    Raises:
-        UserError: it can't be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: can't be made ({error})") from error
-
-
 def output_stems(paths: Sequence[Path]) -> dict[Path, str]:
-    """Photo -> what its results' file names begin with: its last folders and name, numbered where that is taken."""
+    """Photo -> beginning of its results' file names: its last folders and name, numbered where that is taken."""
     stems: dict[Path, str] = {}
     for path in paths:
         parts = [part for part in path.with_suffix("").parts if part not in (path.anchor, "..")]
@@ -218,26 +173,18 @@ def output_stems(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UserError(f"--out {folder}: can't be written ({error})") from error
 
 
-def write_results(folder: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Writes all photos' results as one JSON list, results.json, whole or not at all.
+def write_pictures(folder: Path, stem: str, photo: "Image.Image", prediction: "Prediction") -> dict[str, str]:
+    """Writes a photo's overlay and float map, each whole or not at all.
 
-    Raises:
-        UserError: it can't be written.
-    """
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    with _told(folder), replacing(folder / "results.json") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_pictures(folder: Path, stem: str, photo: Any, found: Any) -> dict[str, str]:
-    """Writes a photo's overlay and float map, each whole or not at all; the names that were given.
+    Returns:
+        "overlay" and "map" -> file name.
 
     Raises:
         UserError: they can't be written.
@@ -246,15 +193,15 @@ def write_pictures(folder: Path, stem: str, photo: Any, found: Any) -> dict[str,
 
     from anomalygpt.inference.visualize import overlay
 
-    names = {"overlay": f"{stem}_overlay.png", "map": f"{stem}_map.tiff"}
+    image = prediction.image
     pictures = {
-        "overlay": overlay(photo, found.map, found.threshold, found.regions),
-        "map": Image.fromarray(found.map),
+        "overlay": (f"{stem}_overlay.png", overlay(photo, image.map, image.threshold, image.regions)),
+        "map": (f"{stem}_map.tiff", Image.fromarray(image.map)),
     }
-    for kind, picture in pictures.items():
-        with _told(folder), replacing(folder / names[kind]) as temporary:
+    for name, picture in pictures.values():
+        with _writing(folder), replacing(folder / name) as temporary:
             picture.save(temporary)
-    return names
+    return {kind: name for kind, (name, _) in pictures.items()}
 
 
 if __name__ == "__main__":

@@ -4,12 +4,10 @@
 """
 
 import os
-import queue
 import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +33,6 @@ FLAGS = (
     "--disable-sync",
 )
 OWN_HOSTS = ("127.0.0.1", "localhost", "")  # "": data: and blob: addresses
-START_SECONDS = 200
 ANSWER_SECONDS = 120  # a busy machine
 PICTURE_SIZE = {"width": 1280, "height": 800}
 PICTURE_EXAMPLE, PICTURE_QUESTIONS = 1, ("", "Where is it?")
@@ -76,26 +73,17 @@ class Window:
 @contextmanager
 def running_demo(arguments: Sequence[str] = ()) -> Iterator[str]:
     """Starts the demo as a user does; yields the address that it prints."""
-    command = [sys.executable, "web_demo.py", "--port", "0", *arguments]
+    command = [sys.executable, "web_demo.py", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with started(command, cwd=ROOT / "code", env=environment, **options) as process:
-        lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
-        yield _address(process, lines)
-
-
-def _address(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> str:
-    printed, deadline = "", time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            printed += lines.get(timeout=0.2)
-        except queue.Empty:
-            if process.poll() is not None:
-                break
-        if found := re.search(r"^Open (http://\S+)", printed, re.MULTILINE):
-            return found.group(1)
-    raise RuntimeError(f"the demo did not start:\n{printed}")
+        printed = ""
+        for line in process.stdout:
+            printed += line
+            if found := re.match(r"Open (http://\S+)", line):
+                yield found.group(1)
+                return
+        raise RuntimeError(f"the demo did not start:\n{printed}")
 
 
 def installed_browser() -> str | None:

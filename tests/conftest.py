@@ -7,17 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shared_data import ROOT
-
-WEIGHTS = ROOT / "pretrained_ckpt"
-COMPACT_PARTS = ("image_decoder", "prompt_learner", "states", "llama_proj", "lora")
-
-
-def needs_weights(*names: str) -> None:
-    """Skips a test, saying which weights are absent."""
-    absent = [name for name in names if not any((WEIGHTS / name).glob("*.safetensors"))]
-    if absent:
-        pytest.skip(f"needs pretrained_ckpt/{', '.join(absent)} (cd code && python fetch_weights.py)")
+from tests.shared_data import WEIGHTS, needs_weights, shared
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +20,13 @@ def compact_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
     from anomalygpt.config.load import load_config
     from anomalygpt.model.build import build_model
-    from anomalygpt.model.checkpoint import delta_tensors, save_tensors
+    from anomalygpt.model.checkpoint import PARTS, delta_tensors, save_tensors
 
     torch.manual_seed(0)
     model = build_model(load_config("compact", ["deltas=[]"]), torch.device("cpu"))
     path = tmp_path_factory.mktemp("delta") / "model.safetensors"
-    save_tensors(delta_tensors(model, COMPACT_PARTS, torch.float16), path)
-    return [f"deltas=[{{path: {path}, parts: [{', '.join(COMPACT_PARTS)}]}}]"]
+    save_tensors(delta_tensors(model, PARTS, torch.float16), path)
+    return [f"deltas=[{{path: {path}, parts: [{', '.join(PARTS)}]}}]"]
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +70,4 @@ def photo() -> Callable[..., Image.Image]:
 @pytest.fixture(scope="session")
 def bottle_folder() -> Path:
     """Real photos of bottles in MVTec AD's layout."""
-    from tests.shared_data import shared
-
     return shared("data/mvtec_layout/bottle")

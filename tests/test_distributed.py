@@ -46,7 +46,7 @@ def environment(monkeypatch) -> dict[str, str]:
 )
 def test_mpirun_and_srun_say_a_process_its_place(environment, said):
     environment.update(said)
-    distributed.adopt_starter()
+    distributed.adopt_launcher_environment()
     assert [environment[name] for name in PLACE] == ["3", "1", "4"]
 
 
@@ -63,7 +63,7 @@ def test_mpirun_and_srun_say_a_process_its_place(environment, said):
 )
 def test_a_single_process_and_another_launchers_stay_what_they_are(environment, said):
     environment.update(said)
-    distributed.adopt_starter()
+    distributed.adopt_launcher_environment()
     assert environment.get("RANK") == said.get("RANK")
     assert "WORLD_SIZE" not in environment
 

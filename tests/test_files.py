@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from anomalygpt.errors import UserError
 from anomalygpt.files import claimed
+from tests.processes import started
 from tests.shared_data import ROOT
 
 HOLD = """
@@ -22,26 +24,20 @@ with claimed(Path(sys.argv[1]), "--out"):
 """
 
 
-def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
-    folder = tmp_path / "run"
+def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "code")}
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout.readline() == "held\n"
-            with (
-                pytest.raises(UserError, match=r"another run is writing there.*another --out"),
-                claimed(folder, "--out"),
-            ):
-                pass
-        finally:
-            holder.kill()
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with started(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        words = r"another run is writing there.*another --out"
+        with pytest.raises(UserError, match=words), claimed(tmp_path, "--out"):
+            pass
     for _ in range(2):
-        with claimed(folder, "--out"):
+        with claimed(tmp_path, "--out"):
             pass
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be made"), claimed(tmp_path / "file" / "run", "--out"):
         pass

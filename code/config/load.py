@@ -1,24 +1,34 @@
 """YAML + dotted overrides -> a checked :class:`ExperimentConfig`; and back to a file."""
 
-import difflib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from anomalygpt.config.schema import ExperimentConfig, ReferencesConfig
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.config.settings import explain, leave_preset
 from anomalygpt.errors import UserError
-from anomalygpt.files import replacing
+from anomalygpt.files import read_yaml, replacing
 
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # where all weights lie
 BASE_KEY = "base"  # a YAML may name another one that it changes
-OFFICIAL = "official"  # the references' preset that takes no other setting
+# Dotted keys of earlier versions and their new names; None for a setting that was removed.
+OLD_NAMES: dict[str, str | None] = {
+    "data.cache_gib": None,
+    "inference.usual_score": "inference.prior_score",
+    "inference.references.tiling": None,
+    "inference.references.neighbourhood": None,
+    "inference.references.distance": None,
+    "inference.references.normalise": None,
+    "inference.references.foreground": None,
+    "inference.references.coreset_share": None,
+    "inference.references.coreset_from": None,
+}
 
 
 def home() -> Path:
@@ -61,20 +71,26 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
     Args:
         source: a shipped experiment's name (``compact``) or a YAML file's path.
-        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset=official`` drops
-            the file's other settings of the references, which this preset does not take, and its ``usual_score``.
+        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset`` drops the values
+            of the file's own preset; ``official`` also drops the file's other settings of the references, which this
+            preset does not take, and its ``prior_score``.
 
     Raises:
-        UserError: no such file, not YAML, or a setting that is unknown or of the wrong kind; names the override that
-            brought it, else the file.
+        UserError: no such file, not YAML, or a setting that is unknown or of the wrong type; names the file and all
+            overrides.
     """
     path = _find(source)
     values = _read(path)
+    preset = _nested(stated(overrides), "inference", "references").get("preset")
+    if preset is not None:
+        leave_preset(_nested(values, "inference"), preset)
+    for override in overrides:
+        _apply(values, override)
     try:
-        return ExperimentConfig.model_validate(_overridden(values, overrides))
+        return ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        lines = [f"{_culprit(line, values, overrides) or path}: {line}" for line in _explain(error)]
-        raise UserError("\n".join(lines)) from error
+        origin = f"{path} with {' '.join(overrides)}" if overrides else path
+        raise UserError("\n".join(f"{origin}: {line}" for line in explain(error, OLD_NAMES))) from error
 
 
 def stated(overrides: Sequence[str]) -> dict[str, Any]:
@@ -116,12 +132,10 @@ def _find(source: str | Path) -> Path:
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings, merged into those of its ``base``."""
     if path in seen:
         raise UserError(f"{path}: 'base' leads back to itself")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings (key: value), found {type(values).__name__}")
     base = values.pop(BASE_KEY, None)
@@ -133,35 +147,15 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merged(_read(sibling if sibling.is_file() else _find(base), (*seen, path)), values)
 
 
-def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), dict)
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = _merged(result[key], value) if both else value
     return result
 
 
-def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A file's settings as overrides change them; the file's own are left as they are."""
-    changed = deepcopy(dict(values))
-    if _mapping(stated(overrides), "inference", "references").get("preset") == OFFICIAL:
-        _make_room_for_official(changed)
-    for override in overrides:
-        _apply(changed, override)
-    return changed
-
-
-def _make_room_for_official(values: dict[str, Any]) -> None:
-    """Drops what a file says for another preset than the paper's comparison, which takes no other setting."""
-    inference = _mapping(values, "inference")
-    references = _mapping(inference, "references")
-    if references.get("preset", ReferencesConfig().preset) == OFFICIAL:
-        return  # the file's usual score is of this preset
-    references.clear()
-    inference.pop("usual_score", None)
-
-
-def _mapping(values: Any, *keys: str) -> dict[str, Any]:
+def _nested(values: Any, *keys: str) -> dict[str, Any]:
     """The settings below some keys; empty where there are none, or a value that is yet to be refused."""
     for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
@@ -169,12 +163,13 @@ def _mapping(values: Any, *keys: str) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
+    """Sets the one value of an override, in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected key.sub=value, as in training.optimizer.lr=1e-4")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
         raise UserError(f"override {override!r}: the value is not valid YAML") from error
     *parents, last = key.split(".")
     node = values
@@ -183,51 +178,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"override {override!r}: {parent!r} holds a value, not further settings")
     node[last] = value
-
-
-def _culprit(line: str, values: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
-    """The override that brings a fault; None where the file has it."""
-    for count in range(len(overrides) + 1):
-        try:
-            ExperimentConfig.model_validate(_overridden(values, overrides[:count]))
-        except ValidationError as error:
-            if line in _explain(error):
-                return f"override {overrides[count - 1]!r}" if count else None
-    return None
-
-
-def _explain(error: ValidationError) -> list[str]:
-    lines = []
-    for fault in error.errors():
-        if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
-            continue  # items that are wrong are not counted; each of them is told
-        where = ".".join(map(str, fault["loc"])) or "config"
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown key {where!r}{_suggestion(fault['loc'])}")
-        else:
-            # A rule about several settings names them itself.
-            got = f" (got {fault['input']!r:.80})" if fault["type"] != "value_error" else ""
-            lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}")
-    return lines
-
-
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    known = list(_fields_at(location[:-1]))
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
-
-
-def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
-    model: Any = ExperimentConfig
-    for step in location:
-        if isinstance(step, str):
-            model = _model_in(model.model_fields[step].annotation)
-    return model.model_fields
-
-
-def _model_in(annotation: Any) -> Any:
-    """The settings class in an annotation such as ``tuple[DataSource, ...] | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_model_in(argument) for argument in get_args(annotation))
-    return next((model for model in found if model is not None), None)

@@ -1,23 +1,22 @@
-"""Every setting of an experiment, typed; the defaults are the paper's (AnomalyGPT section 4; SPEC 7)."""
+"""Every setting of an experiment, typed; the defaults are the paper's (AnomalyGPT section 4; specification 7)."""
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from anomalygpt.config.settings import GenerationSettings, LoraSettings, Positive, Settings, Share
-
-
-def _each_once(scales: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(scales)) < len(scales):
-        raise ValueError(f"{list(scales)}: expected each once")
-    return scales
-
+from anomalygpt.config.settings import (
+    Fraction,
+    GenerationSettings,
+    LoraSettings,
+    NotNegative,
+    Positive,
+    ReferenceSettings,
+    Scales,
+    Settings,
+)
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
-# Sides to look at, in multiples of the encoder's own.
-Scales = Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1), AfterValidator(_each_once)]
-NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # NumPy's generators take 32 bits, and each process of a run adds its rank.
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
@@ -50,71 +49,34 @@ class DeltaConfig(Settings):
     parts: tuple[Part, ...]
 
 
-class ReferencesConfig(Settings):
-    """How good photos are remembered and compared. None takes the preset's value.
-
-    Attributes:
-        preset: ``official`` is the paper's behaviour, ``best`` and ``fast`` are what measured best on photos at twice
-            the encoder's side and at its own; ``custom`` starts at the paper's values.
-        others: see ``ReferenceSettings``.
-    """
-
-    preset: Literal["official", "best", "fast", "custom"] = "official"
-    augmentation: Literal["none", "rotations", "flips", "auto"] | None = None
-    scales: Scales | None = None
-    scale_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    tiling: bool | None = None
-    tap_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    neighbourhood: Annotated[int, Field(gt=0)] | None = None
-    distance: Literal["cosine", "euclid"] | None = None
-    normalise: bool | None = None
-    foreground: Literal["off", "auto"] | None = None
-    coreset_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    coreset_from: Annotated[int, Field(ge=0)] | None = None
-    interpolation: Literal["aligned", "centred"] | None = None
-    smoothing: Annotated[float, Field(ge=0)] | None = None
-    top_share: Share | None = None
-    text_weight: Share | None = None
-    text_trusted_below: Share | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ReferencesConfig":
-        named = self.model_dump(exclude={"preset"}, exclude_none=True)
-        if self.preset == "official" and named:
-            raise ValueError(f"preset 'official' takes no other setting, but {', '.join(named)} is set: name 'custom'")
-        if self.neighbourhood is not None and self.neighbourhood % 2 == 0:
-            raise ValueError(f"neighbourhood {self.neighbourhood}: expected an odd number of patches")
-        return self
-
-
 class InferenceConfig(Settings):
-    """How photos are looked at.
+    """How photos are compared, scored and answered about.
 
     Attributes:
-        geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released code's table (SPEC 2).
+        geometry: ``squash`` shows the whole photo everywhere; ``official`` is the released table (specification 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
-        text_scales: without references, the sides at which a photo is looked at, in multiples of the encoder's own: 2
-            gives finer maps, and takes more than four times the time.
+        text_scales: without references, the image sides of the text map, in multiples of the encoder's own: 2 gives
+            finer maps, and takes more than four times the time.
         map_threshold: a text map's pixel belongs to a region above this probability.
-        references: how good photos are remembered.
-        false_alarm_rate: how often a good photo may be taken for an anomalous one, with references.
-        usual_score: what good photos of any part typically score against four references, of this encoder and these
-            ``references``, without the text map; the calibration leans to it. None: the references alone tell. It says
-            nothing of references that were saved with other settings.
-        verdict: who wins where the answer's yes or no and the calibrated score contradict each other. Where the
-            ``score`` does, the answer is given again, beginning with its verdict and the place of the map's largest
-            region; the words are so set right where they name another place, too.
-        prompt_map: what the prompt learner sees of a references' map: its ``raw`` distances, as in the paper, or
-            ``calibrated``, one half at the threshold.
+        references: how reference photos are remembered and compared.
+        false_alarm_rate: with references, the share of good photos that may be taken for anomalous ones.
+        prior_score: the typical image score of good photos of any part against four references, with this encoder and
+            these ``references``, without the text map; the calibration shrinks to it. None: calibrated by the
+            references alone. It is not used for saved references that were compared with other settings.
+        verdict: which wins where the answer's yes or no and the calibrated score contradict each other. Where the
+            ``score`` does, the answer is generated again, beginning with its verdict and the position of the map's
+            largest region; so is an answer that names another position.
+        prompt_map: what the prompt learner sees of the map of the references: its ``raw`` distances, as in the paper,
+            or ``calibrated``, one half at the threshold.
     """
 
     geometry: Literal["squash", "official"] = "squash"
     text_class_rule: Literal["longest_word", "official"] = "longest_word"
     text_scales: Scales = (1,)
-    map_threshold: Share = 0.5
-    references: ReferencesConfig = ReferencesConfig()
+    map_threshold: Fraction = 0.5
+    references: ReferenceSettings = ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    usual_score: Annotated[float, Field(gt=0)] | None = None
+    prior_score: Annotated[float, Field(gt=0)] | None = None
     verdict: Literal["answer", "score"] = "answer"
     prompt_map: Literal["raw", "calibrated"] = "raw"
 
@@ -128,7 +90,7 @@ class DataSource(Settings):
 
 
 class InstructionSource(Settings):
-    """Conversations about everyday photos, which keep the language model able to talk (PandaGPT's; SPEC 7).
+    """Conversations about everyday photos, which keep the language model able to talk (PandaGPT's; specification 7).
 
     Attributes:
         conversations: the JSON file.
@@ -142,7 +104,7 @@ class InstructionSource(Settings):
 
 
 class DataConfig(Settings):
-    """What is trained on: normal photos, onto which defects are simulated (NSA; SPEC 8), or real defects.
+    """What is trained on: normal photos, onto which defects are simulated (NSA; specification 8), or real defects.
 
     Attributes:
         defects: ``simulated`` on normal photos, or ``real`` ones with the masks that people drew.
@@ -153,7 +115,6 @@ class DataConfig(Settings):
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
         workers: processes that prepare a training process's batches, and as many its instructions; 0: none of its own.
-        cache_gib: memory for decoded photos, of one training process and its workers together.
     """
 
     sources: tuple[DataSource, ...] = ()
@@ -161,12 +122,11 @@ class DataConfig(Settings):
     instructions: InstructionSource | None = None
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
     patch_source: Literal["same", "any"] = "same"
-    drawn_share: Share = 0.0
+    drawn_share: Fraction = 0.0
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     follow_up_questions: bool = False
-    description_share: Share = 0.7
+    description_share: Fraction = 0.7
     workers: Annotated[int, Field(ge=0)] = 4
-    cache_gib: Annotated[float, Field(ge=0)] = 2.0
 
 
 class OptimizerConfig(Settings):
@@ -177,7 +137,7 @@ class OptimizerConfig(Settings):
     eps: NotNegative = 1e-8
     weight_decay: NotNegative = 1e-3
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    warmup_share: Share = 0.1
+    warmup_share: Fraction = 0.1
     min_warmup_steps: Annotated[int, Field(ge=0)] = 10
 
 
@@ -207,7 +167,7 @@ class TrainingConfig(Settings):
     batch_size: Positive = 16
     micro_batch_size: Positive = 1
     optimizer: OptimizerConfig = OptimizerConfig()
-    one_shot_probability: Share = 0.5
+    one_shot_probability: Fraction = 0.5
     one_shot_threshold: Annotated[float, Field(gt=0)] | None = None
     rotated_references: bool = True
     precision: Precision = "fp16"

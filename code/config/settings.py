@@ -1,11 +1,26 @@
 """Settings of single parts, used by the experiment's schema and by the parts themselves."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from anomalygpt.errors import did_you_mean
+
+
+def _distinct(scales: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(scales)) < len(scales):
+        raise ValueError(f"{list(scales)}: expected each once")
+    return scales
+
 
 Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+UNKNOWN_KEYS = "unknown_keys"
+# Image sides, in multiples of the encoder's own.
+Scales = Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Settings(BaseModel):
@@ -13,13 +28,47 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_keys(cls, values: Any) -> Any:
+        """Reports unknown keys together with the known ones, which pydantic's own error does not list."""
+        unknown = [key for key in values if key not in cls.model_fields] if isinstance(values, dict) else []
+        if unknown:
+            context = {"unknown": unknown, "known": list(cls.model_fields)}
+            raise PydanticCustomError(UNKNOWN_KEYS, "unknown {unknown}; expected {known}", context)
+        return values
+
+
+def explain(error: ValidationError, renamed: Mapping[str, str | None]) -> list[str]:
+    """One line per fault: the setting's dotted key, what was expected, and the value that was given.
+
+    Args:
+        renamed: dotted keys of earlier versions, with their new names; None for a setting that was removed.
+    """
+    lines = []
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"]))
+        if fault["type"] == UNKNOWN_KEYS:
+            for key in fault["ctx"]["unknown"]:
+                dotted = f"{where}.{key}" if where else str(key)
+                hint = did_you_mean(str(key), fault["ctx"]["known"])
+                if dotted in renamed:
+                    hint = f"; it is now {renamed[dotted]!r}" if renamed[dotted] else "; it was removed, so delete it"
+                lines.append(f"unknown key {dotted!r}{hint}")
+        # Pydantic does not count invalid items, which have a line each.
+        elif fault["type"] != "too_short" or len(fault["input"]) < fault["ctx"]["min_length"]:
+            # A rule about several settings names them itself.
+            got = f" (got {fault['input']!r:.80})" if fault["type"] != "value_error" else ""
+            lines.append(f"{where or 'config'}: {fault['msg'].removeprefix('Value error, ')}{got}")
+    return lines
+
 
 class LoraSettings(Settings):
     """Low-rank adapters of the language model's attention."""
 
     rank: Positive = 32
     alpha: float = 32.0
-    dropout: Share = 0.1
+    dropout: Fraction = 0.1
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -30,3 +79,99 @@ class GenerationSettings(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.01
     top_k: Positive = 50
     temperature: Annotated[float, Field(ge=0)] = 1.0
+
+
+# What each preset of the references changes in the paper's values. Chosen on five development classes (carpet,
+# commutator, grid, screw, transistor): benchmarks/README.md.
+_FAST: dict[str, Any] = {
+    "augmentation": "auto",
+    "tap_weights": (1.0, 1.0, 2.0, 2.0),
+    "interpolation": "centred",
+    "smoothing": 0.3,
+    "top_share": 0.001,
+}
+REFERENCE_PRESETS: dict[str, dict[str, Any]] = {
+    "official": {},
+    "best": {**_FAST, "scales": (1, 2), "scale_weights": (1.0, 2.0)},
+    "fast": _FAST,
+    "custom": {},
+}
+
+
+class ReferenceSettings(Settings):
+    """How reference photos are remembered and compared; the defaults are the paper's (section 3.2, eq. 2).
+
+    A setting that is not given, or given as None, takes the preset's value.
+
+    Attributes:
+        preset: ``official`` is the paper's comparison and takes no other value; ``best`` and ``fast`` are what measured
+            best on photos at twice the encoder's side and at its own; ``custom`` starts at the paper's values.
+        augmentation: further views of a reference that are remembered; ``auto`` is decided by the references.
+        scales: the sides at which photos are compared, in multiples of the encoder's own.
+        scale_weights: one per scale; empty weighs them alike.
+        tap_weights: one per tap of the encoder; empty weighs them alike.
+        interpolation: ``aligned`` puts the centres of the outer patches on the border of the map, as the paper does;
+            ``centred`` leaves them where they are.
+        smoothing: standard deviation of the map's Gaussian blur, in patches of the encoder's own grid.
+        top_share: the image score is the mean of this share of the map's pixels, the highest; 0 takes the maximum.
+        text_weight: weight of the text map, 0..1, against the map of the references.
+        text_trusted_below: the text map has its weight only where its mean score on the references is not above this;
+            where it calls good photos anomalous, it knows nothing of the part. 1 always trusts it.
+    """
+
+    preset: Literal["official", "best", "fast", "custom"] = "official"
+    augmentation: Literal["none", "rotations", "flips", "auto"] = "none"
+    scales: Scales = (1,)
+    scale_weights: tuple[NotNegative, ...] = ()
+    tap_weights: tuple[NotNegative, ...] = ()
+    interpolation: Literal["aligned", "centred"] = "aligned"
+    smoothing: NotNegative = 0.0
+    top_share: Fraction = 0.0
+    text_weight: Fraction = 0.0
+    text_trusted_below: Fraction = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        return {**REFERENCE_PRESETS.get(str(given.get("preset")), {}), **given}
+
+    @model_validator(mode="after")
+    def _official_is_the_papers(self) -> "ReferenceSettings":
+        fields = type(self).model_fields
+        changed = [name for name, value in self.options.items() if value != fields[name].default]
+        if self.preset == "official" and changed:
+            raise ValueError(
+                f"preset 'official' takes no other setting, but {', '.join(changed)} is set: name 'custom'"
+            )
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All settings but the preset's name: equal where photos are compared alike."""
+        return {name: value for name, value in self if name != "preset"}
+
+
+def leave_preset(inference: dict[str, Any], preset: Any) -> None:
+    """Drops what a file says for its own preset of the references, before an override names another one.
+
+    A config that was written in full names every value of its preset, each of which would go before the new one's.
+
+    Args:
+        inference: the file's settings below ``inference``, unchecked; changed in place.
+        preset: ``official`` also drops the other settings of the references, and the prior score found with them.
+    """
+    references = inference.get("references")
+    if not isinstance(references, dict):
+        return
+    own = references.get("preset", "official")
+    if own == preset or str(own) not in REFERENCE_PRESETS:
+        return
+    if preset == "official":
+        inference.pop("prior_score", None)
+    values = ReferenceSettings(preset=own).model_dump(mode="json")
+    for name in list(references):
+        if preset == "official" or references[name] == values.get(name):
+            del references[name]

@@ -6,22 +6,23 @@ from pathlib import Path
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import DataConfig
-from anomalygpt.datasets.class_card import ClassCard
+from anomalygpt.datasets.class_info import ClassInfo
 from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.csv_table import index_csv
-from anomalygpt.datasets.folder import folder_cards, index_folder
+from anomalygpt.datasets.dialogue import Wording
+from anomalygpt.datasets.folder import folder_infos, index_folder
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.records import DatasetError, ImageRecord
-from anomalygpt.datasets.simulated import SimulatedPairs, normal_split
-from anomalygpt.datasets.supervised import SupervisedPairs, SupervisedSamples, supervised_split
+from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.visa import index_visa
-from anomalygpt.datasets.wording import Wording
 
 logger = logging.getLogger(__name__)
 
+TrainingPairs = SimulatedPairs | SupervisedPairs
 Indexer = Callable[[Path, Sequence[str] | None], list[ImageRecord]]
 INDEXERS: Mapping[str, Indexer] = {
     "mvtec": index_mvtec,
@@ -46,84 +47,49 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
     ]
 
 
-def build_cards(config: DataConfig) -> dict[str, ClassCard]:
+def build_cards(config: DataConfig) -> dict[str, ClassInfo]:
     """What the folders' own ``dataset.yaml`` say about their classes, by class name.
 
     Raises:
-        DatasetError: such a file is wrong, or two of them speak of one class.
+        DatasetError: such a file is wrong, or two of them describe one class.
     """
-    cards: dict[str, ClassCard] = {}
+    infos: dict[str, ClassInfo] = {}
     for source in config.sources:
-        found = folder_cards(resolve(source.root)) if source.kind == "folder" else {}
-        twice = sorted(cards.keys() & found.keys())
+        found = folder_infos(resolve(source.root)) if source.kind == "folder" else {}
+        twice = sorted(infos.keys() & found.keys())
         if twice:
-            raise DatasetError(f"{source.root}: another folder's dataset.yaml speaks of {', '.join(twice)}, too")
-        cards |= found
-    return cards
+            raise DatasetError(f"{source.root}: another folder's dataset.yaml describes {', '.join(twice)}, too")
+        infos |= found
+    return infos
 
 
-def build_wording(config: DataConfig) -> Wording:
-    """How the photos are talked about."""
-    return Wording(
-        follow_up=config.follow_up_questions,
-        languages=config.languages,
-        description_share=config.description_share,
-        cards=build_cards(config),
-    )
+def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tuple[TrainingPairs, TrainingPairs | None]:
+    """Training pairs of the kind that ``config.defects`` names, and held-back ones, None where there can be none.
 
-
-def cache_bytes(config: DataConfig) -> int:
-    """Memory that a process and its workers may fill with decoded photos."""
-    return round(config.cache_gib * 2**30)
-
-
-def build_pairs(
-    config: DataConfig, transform: ImageTransform, seed: int
-) -> tuple[SimulatedPairs | SupervisedPairs, SimulatedPairs | SupervisedPairs | None]:
-    """Training and held-back pairs of the kind that ``config.defects`` names."""
-    build = build_supervised if config.defects == "real" else build_simulated
-    return build(config, transform, seed)
-
-
-def build_simulated(
-    config: DataConfig, transform: ImageTransform, seed: int
-) -> tuple[SimulatedPairs, SimulatedPairs | None]:
-    """Training pairs, and pairs of held-back photos; the latter None where nothing is held back.
-
-    Photos are held back from the training split, or come from the data set's own validation split; never from the
-    test split.
-    """
-    train, held_back = normal_split(build_records(config), config.validation_share, seed)
-    if not train:
-        raise DatasetError("data.sources hold no normal training photos (train/good)")
-    wording = build_wording(config)
-
-    def pairs(records: list[ImageRecord]) -> SimulatedPairs:
-        return SimulatedPairs(
-            records, transform, seed, config.patch_source, config.drawn_share, wording, cache_bytes(config)
-        )
-
-    return pairs(train), pairs(held_back) if held_back else None
-
-
-def build_supervised(
-    config: DataConfig, transform: ImageTransform, seed: int
-) -> tuple[SupervisedPairs, SupervisedPairs | None]:
-    """Training pairs of real defects, and held-back ones; the latter None where they lack defects or normal photos.
-
-    Defects are taken from every split, the test split too: measure such a model on other data. Defects without a mask
-    are left out, and counted in the log.
+    Simulated defects: photos are held back from the training split, or come from the data set's own validation split;
+    never from the test split. Real defects are taken from every split, the test split too: measure such a model on
+    other data. Defects without a mask are left out and counted in the log.
     """
     records = build_records(config)
+    infos = build_cards(config)
+    wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
+    if config.defects == "real":
+        return _real_pairs(records, config.validation_share, transform, seed, wording)
+    train, held_back = normal_split(records, config.validation_share, seed)
+    if not train:
+        raise DatasetError("data.sources hold no normal training photos (train/good)")
+    changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}
+    options = (transform, seed, config.patch_source, config.drawn_share, wording, changes)
+    return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
+
+
+def _real_pairs(
+    records: Sequence[ImageRecord], fraction: float, transform: ImageTransform, seed: int, wording: Wording
+) -> tuple[SupervisedPairs, SupervisedPairs | None]:
     unmarked = sum(record.is_anomalous and record.mask is None for record in records)
     if unmarked:
         logger.warning("%d defect photos without a mask are left out", unmarked)
-    wording = build_wording(config)
-
-    def pairs(chosen: list[ImageRecord]) -> SupervisedPairs:
-        return SupervisedPairs(SupervisedSamples(chosen, transform, seed, wording, cache_bytes(config)))
-
-    train, held_back = supervised_split(records, config.validation_share, seed)
+    train, held_back = supervised_split(records, fraction, seed)
     kinds = {record.is_anomalous for record in held_back}
     if len(kinds) == 1:
         logger.warning(
@@ -131,7 +97,8 @@ def build_supervised(
             len(held_back),
             "normal ones" if kinds == {True} else "defect (one is held back where a kind has two or more)",
         )
-    return pairs(train), pairs(held_back) if len(kinds) == 2 else None
+    pairs = SupervisedPairs(train, transform, seed, wording)
+    return pairs, SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
 
 
 def build_instructions(config: DataConfig, transform: ImageTransform) -> Instructions | None:

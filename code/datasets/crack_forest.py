@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from anomalygpt.datasets.records import (
     GOOD,
@@ -16,6 +16,7 @@ from anomalygpt.datasets.records import (
     list_images,
     require_folder,
 )
+from anomalygpt.datasets.transforms import binary_image
 
 logger = logging.getLogger(__name__)
 
@@ -25,52 +26,57 @@ PHOTOS, TRUTH = "image", "groundTruth"
 TRUTH_SUFFIX = ".mat"
 EXPECTED = f"expected {PHOTOS}/NNN.jpg and {TRUTH}/NNN{TRUTH_SUFFIX}"
 
-# A truth's segments: 1 road, 2 cracks, 3 whole road that cracks enclose, 4 further cracks. Segment 3 covers up to a
-# third of a photo; counted as crack it would mark sound road.
+# Segments: 1 road, 2 cracks, 3 undamaged road enclosed by cracks, 4 further cracks. Segment 3 covers up to a third of a
+# photo; counted as crack it would mark undamaged road.
 CRACK_SEGMENTS = (2, 4)
 
 
 def index_crack_forest(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo whose cracks are marked, sorted by path: one class `pavement`, all of them split test.
+    """Every photo with a ground truth, sorted by path: one class ``pavement``, all of them split test.
 
-    The authors publish no split and no photos for training. A photo whose truth marks nothing is normal. Photos
-    without a truth (201 and up) show roads with and without cracks: they are left out, and counted in the log.
+    The authors publish no split and no photos for training. A photo whose ground truth marks nothing is normal. Photos
+    without a ground truth (201 and up) show roads with and without cracks: they are left out and counted in the log.
 
-    classes: None or `pavement`. Raises DatasetError for a tree of another shape, a truth that can't be read, or a
-    truth without its photo.
+    Args:
+        classes: None or ``pavement``.
+
+    Raises:
+        DatasetError: a tree of another shape, a ground truth that can't be read, or one without its photo.
     """
     root = require_folder(root)
     choose_classes(root, [CLASS_NAME], classes)
     photos = {image.stem: image for image in list_images(root / PHOTOS)}
-    truths = sorted((root / TRUTH).glob(f"*{TRUTH_SUFFIX}")) if (root / TRUTH).is_dir() else []
+    truths = {path.stem: path for path in (root / TRUTH).glob(f"*{TRUTH_SUFFIX}")}
     if not photos or not truths:
         raise DatasetError(f"{root}: no photos or no truths; {EXPECTED}")
-    alone = [truth.relative_to(root) for truth in truths if truth.stem not in photos]
+    alone = [truths[stem].relative_to(root) for stem in sorted(truths.keys() - photos.keys())]
     if alone:
         raise DatasetError(f"{root}: {len(alone)} truths have no photo: {first_offenders(alone)}; {EXPECTED}")
     if len(photos) > len(truths):
         logger.info("%s: %d photos without a truth are left out", root, len(photos) - len(truths))
-    return sorted((_record(photos[truth.stem], truth) for truth in truths), key=lambda record: record.image)
+    records = []
+    for image in photos.values():
+        truth = truths.get(image.stem)
+        if truth is None:
+            continue
+        if read_cracks(truth).getbbox() is not None:
+            records.append(ImageRecord(image, CLASS_NAME, "test", True, CRACK, truth, read_cracks))
+        else:
+            records.append(ImageRecord(image, CLASS_NAME, "test", False, GOOD, None))
+    return records
 
 
-def _record(image: Path, truth: Path) -> ImageRecord:
-    if not read_cracks(truth).any():
-        return ImageRecord(image, CLASS_NAME, "test", False, GOOD, None)
-    return ImageRecord(image, CLASS_NAME, "test", True, CRACK, truth)
-
-
-def read_cracks(path: Path) -> NDArray[np.bool_]:
-    """The cracks that a truth marks, (H, W) bool on the photo's own pixels.
+def read_cracks(path: Path) -> Image.Image:
+    """The cracks that a ground truth marks on the photo's own pixels: mode L, 0 and 255.
 
     Raises:
-        DatasetError: the file can't be read, or holds no `groundTruth.Segmentation` of numbers.
+        DatasetError: the file can't be read, or holds no ``groundTruth.Segmentation`` of numbers.
     """
-    from scipy.io import loadmat  # here: it takes longer to import than all else of this layer
+    from scipy.io import loadmat  # here: it takes longer to import than everything else in this layer
 
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file")
     try:
-        segments = np.asarray(loadmat(path)["groundTruth"]["Segmentation"][0, 0])
+        with path.open("rb") as file:
+            segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
     # A damaged file makes loadmat raise nearly anything.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -78,4 +84,4 @@ def read_cracks(path: Path) -> NDArray[np.bool_]:
     if segments.ndim != 2 or not np.issubdtype(segments.dtype, np.number):
         found = f"{segments.dtype} {segments.shape}"
         raise DatasetError(f"{path}: groundTruth.Segmentation: expected numbers (H, W), found {found}")
-    return np.isin(segments, CRACK_SEGMENTS)
+    return binary_image(np.isin(segments, CRACK_SEGMENTS))

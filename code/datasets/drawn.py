@@ -10,10 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalygpt.datasets.synthesis import Box, Flags, NSASettings, Pixels, Simulated, bounding_box, object_mask
+from anomalygpt.datasets.regions import Box, bounding_box
+from anomalygpt.datasets.synthesis import Flags, NSASettings, Pixels, Simulated, object_mask
 
 Plane = NDArray[np.float32]  # (H, W)
 Canvas = NDArray[np.float32]  # (H, W, 3), grey levels 0..255
+Point = tuple[float, float]  # (x, y) in pixels
 
 VISIBLE = 8.0  # grey levels that a pixel must change by to be marked
 SECOND_DEFECT = 0.25
@@ -55,14 +57,16 @@ def _draw_visibly(
     image: Pixels, objects: Flags, kind: str, taken: Flags, rng: np.random.Generator
 ) -> tuple[Pixels, Flags] | None:
     """The photo with one defect and the pixels that it marks; None when no try shows, or stays off ``taken``."""
+    found = np.flatnonzero(objects)
+    if not found.size:
+        return None
     area = image.shape[0] * image.shape[1]
     near_taken = cv2.dilate(taken.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
     for _ in range(MAX_TRIES):
-        centre = _place(objects, rng)
-        if centre is None:
-            return None
-        cover, after = KINDS[kind](image.astype(np.float32), centre, rng)
-        if objects.any() and not (objects[cover > 0.5]).any():
+        row, column = divmod(int(found[rng.integers(found.size)]), objects.shape[1])
+        centre = (float(column), float(row))
+        cover, after = KINDS[kind](image.astype(np.float32), centre, min(image.shape[:2]), rng)
+        if not objects[cover > 0.5].any():
             continue
         after_pixels = np.clip(np.rint(after), 0, 255).astype(np.uint8)
         mark = _mark(image, after_pixels, cover)
@@ -72,15 +76,6 @@ def _draw_visibly(
             after_pixels[unchanged] = image[unchanged]
             return after_pixels, mark
     return None
-
-
-def _place(objects: Flags, rng: np.random.Generator) -> tuple[float, float] | None:
-    """(x, y) of a pixel of the object, in pixels."""
-    found = np.flatnonzero(objects)
-    if not found.size:
-        return None
-    row, column = divmod(int(found[rng.integers(found.size)]), objects.shape[1])
-    return float(column), float(row)
 
 
 def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
@@ -95,15 +90,11 @@ def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
     return closed.astype(bool) & (labels == int(sizes.argmax()))
 
 
-# Shapes: each a cover (H, W) in 0..1
-
-
-def _side(image: Canvas) -> int:
-    return min(image.shape[:2])
+# -- shapes: each a cover (H, W) in 0..1 ------------------------------------------------------------------------------
 
 
 def _stroke(
-    image: Canvas, centre: tuple[float, float], rng: np.random.Generator, length: float, width: float, wander: float
+    image: Canvas, centre: Point, rng: np.random.Generator, length: float, width: float, wander: float
 ) -> Plane:
     """A line through ``centre``; ``wander`` is how far its direction drifts, in radians over its length."""
     turns = np.cumsum(rng.normal(0, wander / np.sqrt(POINTS), POINTS)) + rng.uniform(0, 2 * np.pi)
@@ -117,10 +108,9 @@ def _stroke(
     return (soft * min(1.0, width)).astype(np.float32)
 
 
-def _blob(image: Canvas, centre: tuple[float, float], rng: np.random.Generator, radius: float, edge: float) -> Plane:
+def _blob(image: Canvas, centre: Point, rng: np.random.Generator, radius: float, edge: float) -> Plane:
     """An irregular patch; ``edge`` is the width of its soft border as a share of the radius."""
-    height, width = image.shape[:2]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    x, y = _coordinates(image)
     tilt, stretch = rng.uniform(0, np.pi), float(np.exp(rng.normal(0, 0.35)))
     across, along = x - centre[0], y - centre[1]
     u = (across * np.cos(tilt) + along * np.sin(tilt)) / stretch
@@ -131,6 +121,13 @@ def _blob(image: Canvas, centre: tuple[float, float], rng: np.random.Generator, 
     )
     inside = 1 + wobble - np.hypot(u, v) / radius
     return np.clip(inside / edge + 0.5, 0, 1).astype(np.float32)
+
+
+def _coordinates(image: Canvas) -> tuple[Plane, Plane]:
+    """x and y of each pixel."""
+    height, width = image.shape[:2]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    return x, y
 
 
 def _blend(image: Canvas, colour: Canvas | NDArray[np.floating], cover: Plane) -> Canvas:
@@ -144,18 +141,16 @@ def _cloudy(image: Canvas, rng: np.random.Generator, grain: float) -> Plane:
     return (noise - noise.mean()) / (noise.std() + 1e-6)
 
 
-# Kinds: photo, place, generator -> (cover, the photo with the defect)
+# -- kinds: photo, place, the photo's shorter side, generator -> (cover, the photo with the defect) -------------------
 
 
-def _scratch(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
-    side = _side(image)
+def _scratch(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     cover = _stroke(image, centre, rng, rng.uniform(0.06, 0.4) * side, rng.uniform(0.7, 2.5), rng.uniform(0, 0.6))
     shift = rng.uniform(18, 90) * (1 if rng.random() < 0.6 else -1)
     return cover, _blend(image, image + shift, cover)
 
 
-def _crack(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
-    side = _side(image)
+def _crack(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     length = rng.uniform(0.08, 0.6) * side
     cover = _stroke(image, centre, rng, length, rng.uniform(0.8, 3.5), rng.uniform(1.0, 3.0))
     for _ in range(int(rng.integers(0, 3))):
@@ -164,8 +159,7 @@ def _crack(image: Canvas, centre: tuple[float, float], rng: np.random.Generator)
     return cover, _blend(image, image * rng.uniform(0.2, 0.75), cover)
 
 
-def _thread(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
-    side = _side(image)
+def _thread(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     length, width = rng.uniform(0.1, 0.5) * side, rng.uniform(1.0, 3.5)
     cover = _stroke(image, centre, rng, length, width, rng.uniform(0.5, 4.0))
     colour = rng.uniform(30, 240) + rng.normal(0, 25, 3)
@@ -173,8 +167,7 @@ def _thread(image: Canvas, centre: tuple[float, float], rng: np.random.Generator
     return cover, _blend(image, shaded, cover)
 
 
-def _stain(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
-    side = _side(image)
+def _stain(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     radius = side * float(np.clip(0.015 + rng.gamma(1.5, 0.035), 0.015, 0.2))
     cover = _blob(image, centre, rng, radius, rng.uniform(0.2, 1.0)) * np.float32(rng.uniform(0.3, 0.9))
     cover = cover * np.clip(1 + 0.3 * _cloudy(image, rng, radius), 0.2, 1.4)
@@ -183,8 +176,7 @@ def _stain(image: Canvas, centre: tuple[float, float], rng: np.random.Generator)
     return cover, _blend(image, rng.uniform(0, 255, 3), cover)
 
 
-def _hole(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
-    side = _side(image)
+def _hole(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     radius = side * float(np.clip(0.012 + rng.gamma(1.5, 0.02), 0.012, 0.12))
     cover = _blob(image, centre, rng, radius, rng.uniform(0.1, 0.4))
     rim = np.clip(_blob(image, centre, rng, radius * 1.3, 0.5) - cover, 0, 1)
@@ -193,11 +185,10 @@ def _hole(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) 
     return np.maximum(cover, rim), _blend(rimmed, floor, cover)
 
 
-def _dent(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     """The surface is pushed sideways around a place, as where something is bent or crushed."""
-    height, width = image.shape[:2]
-    radius = _side(image) * rng.uniform(0.05, 0.18)
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    radius = side * rng.uniform(0.05, 0.18)
+    x, y = _coordinates(image)
     distance = np.hypot(x - centre[0], y - centre[1])
     cover = np.clip(1 - distance / radius, 0, 1).astype(np.float32)
     push, way = radius * rng.uniform(0.35, 0.9), rng.uniform(0, 2 * np.pi)
@@ -212,9 +203,8 @@ def _dent(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) 
     return cover, moved.astype(np.float32)
 
 
-def _missing(image: Canvas, centre: tuple[float, float], rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     """A piece is gone: what lies behind it, or the surface around it, shows."""
-    side = _side(image)
     radius = side * float(np.clip(0.03 + rng.gamma(1.5, 0.03), 0.03, 0.15))
     cover = _blob(image, centre, rng, radius, 0.15)
     if rng.random() < 0.5:
@@ -227,7 +217,7 @@ def _missing(image: Canvas, centre: tuple[float, float], rng: np.random.Generato
 
 
 # The names are those of `defects.any_class` in phrases/*.yaml.
-KINDS: Mapping[str, Callable[[Canvas, tuple[float, float], np.random.Generator], tuple[Plane, Canvas]]] = {
+KINDS: Mapping[str, Callable[[Canvas, Point, int, np.random.Generator], tuple[Plane, Canvas]]] = {
     "scratch": _scratch,
     "crack": _crack,
     "thread": _thread,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalygpt.datasets.class_card import ClassCard, read_cards
+from anomalygpt.datasets.class_info import ClassInfo, read_class_infos
 from anomalygpt.datasets.mvtec import masks_by_stem
 from anomalygpt.datasets.records import (
     GOOD,
@@ -17,22 +17,25 @@ from anomalygpt.datasets.records import (
     require_folder,
 )
 
-CARDS = "dataset.yaml"
+CLASS_FILE = "dataset.yaml"
 GOOD_TEST = "good_test"
 MASK_FOLDERS = ("masks", "ground_truth")
 EXPECTED = "expected good/ with normal photos, one folder a defect, optional good_test/ and masks/"
 
 
 def index_folder(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo of one class (`root` holds `good/`) or of a folder of such classes, sorted by class, split
-    and path.
+    """Every photo of one class (``root`` holds ``good/``) or of a folder of such classes, by class, split and path.
 
-    `good/` becomes the train split; `good_test/` and every other folder of photos become the test split,
-    where a folder's name is the defect. Masks are optional: `masks/<defect>/<stem>_mask.<ext>` or
-    `masks/<stem>_mask.<ext>`, with or without `_mask`, and `ground_truth/` for `masks/`.
+    ``good/`` becomes the train split; ``good_test/`` and every other folder of photos become the test split, where a
+    folder's name is the defect. Masks are optional: ``masks/<defect>/<stem>_mask.<ext>``, without ``<defect>/`` or
+    ``_mask`` if you like, and in ``ground_truth/`` as well as ``masks/``.
 
-    classes: the classes wanted, None for all. Raises DatasetError for a tree of another shape, for an unknown class,
-    for a mask that belongs to no photo, and for a flat mask whose stem occurs under two defects.
+    Args:
+        classes: the classes wanted, None for all.
+
+    Raises:
+        DatasetError: a tree of another shape, an unknown class, a mask that belongs to no photo, or a flat mask whose
+            stem occurs under two defects.
     """
     folders = class_folders(root)
     chosen = choose_classes(Path(root), list(folders), classes)
@@ -40,7 +43,7 @@ def index_folder(root: Path, classes: Sequence[str] | None = None) -> list[Image
 
 
 def class_folders(root: Path) -> dict[str, Path]:
-    """The classes' folders by name: `root` itself when it holds `good/`, else those of its folders that do.
+    """The classes' folders by name: ``root`` itself when it holds ``good/``, else those of its folders that do.
 
     Raises:
         DatasetError: there is none.
@@ -56,18 +59,18 @@ def class_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def folder_cards(root: Path) -> dict[str, ClassCard]:
-    """What `dataset.yaml` in `root` says about its classes; empty where there is no such file.
+def folder_infos(root: Path) -> dict[str, ClassInfo]:
+    """What ``dataset.yaml`` in ``root`` says about its classes; empty where there is no such file.
 
     Raises:
-        DatasetError: the file is not as `read_cards` wants it, or names a class that is not there.
+        DatasetError: the file is wrong, or names a class that does not exist.
     """
-    path = Path(root) / CARDS
+    path = Path(root) / CLASS_FILE
     if not path.is_file():
         return {}
-    cards = read_cards(path)
-    choose_classes(path, list(class_folders(root)), list(cards))
-    return cards
+    infos = read_class_infos(path)
+    choose_classes(path, list(class_folders(root)), list(infos))
+    return infos
 
 
 def _index_class(folder: Path) -> list[ImageRecord]:
@@ -84,9 +87,7 @@ def _index_class(folder: Path) -> list[ImageRecord]:
 
 
 def _match_masks(folder: Path, photos: list[tuple[Path, str]]) -> dict[Path, Path]:
-    """The mask of each photo that has one, from the mask folder's sub-folders first, then from the mask
-    folder itself.
-    """
+    """The mask of each photo that has one, from the mask folder's sub-folders first, then from the folder itself."""
     matched: dict[Path, Path] = {}
     stems = Counter(image.stem for image, _ in photos)
     for mask_folder in (folder / name for name in MASK_FOLDERS):
@@ -97,21 +98,19 @@ def _match_masks(folder: Path, photos: list[tuple[Path, str]]) -> dict[Path, Pat
                 f"{mask_folder}: {first_offenders(ambiguous)} names photos of several defects; "
                 f"put the masks in {mask_folder.name}/<defect>/"
             )
+        of_defect = {defect: masks_by_stem(mask_folder / defect) for defect in {name for _, name in photos}}
         for image, defect in photos:
-            mask = masks_by_stem(mask_folder / defect).get(image.stem) or flat.get(image.stem)
+            mask = of_defect[defect].get(image.stem) or flat.get(image.stem)
             if mask is not None:
                 matched.setdefault(image, mask)
-        _require_used(mask_folder, set(matched.values()))
+        # A misspelt mask would silently turn a marked defect into an unmarked one.
+        folders = [mask_folder, *(sub for sub in list_folders(mask_folder) if sub.name != GOOD)]
+        present = [mask for sub in folders for mask in list_images(sub)]
+        used = set(matched.values())
+        orphans = [mask.relative_to(mask_folder) for mask in present if mask not in used]
+        if orphans:
+            raise DatasetError(
+                f"{mask_folder}: {len(orphans)} masks match no photo: {first_offenders(orphans)}; "
+                "expected <stem>_mask.png"
+            )
     return matched
-
-
-def _require_used(mask_folder: Path, used: set[Path]) -> None:
-    """A misspelt mask would turn a marked defect into an unmarked one without a word."""
-    present = list_images(mask_folder)
-    for sub in list_folders(mask_folder):
-        present += [] if sub.name == GOOD else list_images(sub)
-    orphans = [mask.relative_to(mask_folder) for mask in present if mask not in used]
-    if orphans:
-        raise DatasetError(
-            f"{mask_folder}: {len(orphans)} masks match no photo: {first_offenders(orphans)}; expected <stem>_mask.png"
-        )

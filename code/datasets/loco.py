@@ -1,26 +1,27 @@
-"""Indexes MVTec LOCO AD: logical and structural anomalies, several masks a photo (Bergmann et al., IJCV 2022)."""
+"""Indexes MVTec LOCO AD: logical and structural anomalies, several masks per photo (Bergmann et al., IJCV 2022)."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from anomalygpt.datasets.mvtec import chosen_folders, good_photos
 from anomalygpt.datasets.records import (
     GOOD,
     DatasetError,
     ImageRecord,
-    Split,
-    choose_classes,
     first_offenders,
     in_order,
     list_folders,
     list_images,
-    require_folder,
+    require_masks,
 )
-from anomalygpt.datasets.transforms import load_mask
+from anomalygpt.datasets.transforms import binary_image, mask_8bit, open_image
 
 DEFECTS = ("logical_anomalies", "structural_anomalies")
 CONFIG = "defects_config.json"
@@ -30,53 +31,34 @@ EXPECTED = (
 )
 
 
-@dataclass(frozen=True)
-class DefectKind:
-    """One kind of defect, and how much of it must be found.
+class DefectRegion(NamedTuple):
+    """One marked region of a photo.
 
-    pixel_value: that marks it in a mask, 1..255. saturation: pixels, or with `relative` the share of the region
-    0..1, above which finding more counts no further (the saturated PRO of LOCO's paper).
+    Attributes:
+        pixels: (H, W) bool, on the photo's own pixels.
+        needed: the number of pixels above which finding more counts no further (saturated PRO of LOCO's paper).
     """
 
-    name: str
-    pixel_value: int
-    saturation: float
-    relative: bool
-
-
-@dataclass(frozen=True)
-class DefectRegion:
-    """One marked region of a photo. pixels: (H, W) bool, the photo's own. needed: pixels that count as all of it."""
-
-    kind: DefectKind
     pixels: NDArray[np.bool_]
     needed: float
 
 
 def index_loco(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo, sorted by class, split and path; `validation/good` is the split `validation`.
+    """Every photo, sorted by class, split and path; ``validation/good`` is the split ``validation``.
 
-    A defect photo's mask is its folder `ground_truth/<defect>/<stem>`, whose images count together; `load_mask`
-    merges them, `regions` keeps them apart.
+    A defect photo's mask is its folder ``ground_truth/<defect>/<stem>``: ``transforms.load_mask`` gives the union of
+    its images, :func:`regions` each of them.
 
-    classes: the classes wanted, None for all. Raises DatasetError for a tree of another shape, an unknown class, or
-    a defect without masks.
+    Args:
+        classes: the classes wanted, None for all.
+
+    Raises:
+        DatasetError: a tree of another shape, an unknown class, or a defect without masks.
     """
-    root = require_folder(root)
-    if (root / "train").is_dir() or (root / "test").is_dir():
-        raise DatasetError(f"{root}: this is one class of a LOCO tree; give its parent folder {root.parent}")
-    found = [folder.name for folder in list_folders(root) if (folder / "train").is_dir() or (folder / "test").is_dir()]
-    if not found:
-        raise DatasetError(f"{root}: no class folder; {EXPECTED}")
     records: list[ImageRecord] = []
-    for name in choose_classes(root, found, classes):
-        records += _class_records(root / name)
-    without = [record.image.relative_to(root) for record in records if record.is_anomalous and record.mask is None]
-    if without:
-        raise DatasetError(
-            f"{root}: {len(without)} defect photos have no masks ground_truth/<defect>/<stem>/NNN.png: "
-            f"{first_offenders(without)}"
-        )
+    for folder in chosen_folders(root, classes, "a LOCO", EXPECTED):
+        records += _class_records(folder)
+    require_masks(Path(root), records, "masks ground_truth/<defect>/<stem>/NNN.png")
     return in_order(records)
 
 
@@ -85,62 +67,74 @@ def _class_records(folder: Path) -> list[ImageRecord]:
     foreign = [defect for defect in defects if defect not in DEFECTS]
     if foreign:
         raise DatasetError(f"{folder / 'test'}: unknown folders {first_offenders(foreign)}; {EXPECTED}")
-    records = [*_normal(folder, "train"), *_normal(folder, "validation"), *_normal(folder, "test")]
+    records = [record for split in ("train", "validation", "test") for record in good_photos(folder, split, EXPECTED)]
     for defect in defects:
         for image in list_images(folder / "test" / defect):
-            mask = folder / "ground_truth" / defect / image.stem
-            records.append(ImageRecord(image, folder.name, "test", True, defect, mask if list_images(mask) else None))
+            masks = folder / "ground_truth" / defect / image.stem
+            mask = masks if list_images(masks) else None
+            records.append(ImageRecord(image, folder.name, "test", True, defect, mask, read_union))
     return records
 
 
-def _normal(folder: Path, split: Split) -> list[ImageRecord]:
-    images = list_images(folder / split / GOOD)
-    if not images:
-        raise DatasetError(f"{folder / split / GOOD}: no images; {EXPECTED}")
-    return [ImageRecord(image, folder.name, split, False, GOOD, None) for image in images]
+def _read_masks(folder: Path) -> list[NDArray[np.uint8]]:
+    """The masks in a photo's folder, (H, W) each, in the order of their files."""
+    masks = [np.asarray(mask_8bit(open_image(path))) for path in list_images(folder)]
+    sizes = sorted({f"{width} x {height}" for height, width in (mask.shape for mask in masks)})
+    if len(sizes) != 1:
+        raise DatasetError(f"{folder}: expected masks of one size, found {', '.join(sizes) or 'none'}")
+    return masks
 
 
-def defect_kinds(folder: Path) -> tuple[DefectKind, ...]:
-    """The kinds of defect of a class, from `defects_config.json` in its folder.
+def read_union(folder: Path) -> Image.Image:
+    """What the masks in a photo's folder mark together: mode L, 0 and 255."""
+    return binary_image(np.any(_read_masks(folder), axis=0))
+
+
+def can_saturate(records: Sequence[ImageRecord]) -> bool:
+    """Whether these are LOCO's photos, with the file that says how much of each kind of defect must be found."""
+    folders = {_class_folder(record.mask) for record in records if record.mask is not None and record.mask.is_dir()}
+    return bool(folders) and all((folder / CONFIG).is_file() for folder in folders)
+
+
+def _class_folder(mask: Path) -> Path:
+    return mask.parents[2]  # <class>/ground_truth/<defect>/<stem>
+
+
+@cache
+def saturation_thresholds(folder: Path) -> dict[int, tuple[float, bool]]:
+    """How much must be found of a region, by its value in masks, from ``defects_config.json`` in a class's folder.
+
+    Returns:
+        For each value the area, and whether it is a fraction of the region's, 0..1, in place of pixels.
 
     Raises:
         DatasetError: the file is missing or does not hold what it should.
     """
     path = folder / CONFIG
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(
-            DefectKind(
-                str(entry["defect_name"]),
-                int(entry["pixel_value"]),
-                float(entry["saturation_threshold"]),
-                bool(entry["relative_saturation"]),
-            )
-            for entry in entries
-        )
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; it comes with the data set") from None
-    except KeyError as error:
-        raise DatasetError(f"{path}: an entry has no {error}") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise DatasetError(f"{path}: not a list of kinds of defect ({error})") from error
+        return {
+            int(kind["pixel_value"]): (float(kind["saturation_threshold"]), bool(kind["relative_saturation"]))
+            for kind in json.loads(path.read_text(encoding="utf-8"))
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{path}: cannot be read as a list of kinds of defect ({error!r})") from error
 
 
-def regions(record: ImageRecord, kinds: Sequence[DefectKind]) -> tuple[DefectRegion, ...]:
-    """The marked regions of a photo, one a mask, in the order of their files; none for a normal photo.
+def regions(record: ImageRecord) -> list[DefectRegion]:
+    """The marked regions of a photo, one per mask, in the order of their files; none for a normal photo.
 
-    kinds: of the record's class, as `defect_kinds` gives them. Raises DatasetError for a mask that is empty or whose
-    value belongs to no kind.
+    Raises:
+        DatasetError: a mask is empty, or its value belongs to no kind of ``defects_config.json``.
     """
-    by_value = {kind.pixel_value: kind for kind in kinds}
-    found = []
-    for path in [] if record.mask is None else list_images(record.mask):
-        values = np.asarray(load_mask(path).convert("L"))
-        kind = by_value.get(int(values.max(initial=0)))
-        if kind is None:
-            raise DatasetError(f"{path}: value {values.max(initial=0)} is no kind of defect in {CONFIG}")
-        pixels = values > 0
-        area = float(np.count_nonzero(pixels))
-        needed = kind.saturation * area if kind.relative else min(kind.saturation, area)
-        found.append(DefectRegion(kind, pixels, needed))
-    return tuple(found)
+    found: list[DefectRegion] = []
+    if record.mask is None:
+        return found
+    thresholds = saturation_thresholds(_class_folder(record.mask))
+    for path, values in zip(list_images(record.mask), _read_masks(record.mask), strict=True):
+        value = int(values.max(initial=0))
+        if value not in thresholds:
+            raise DatasetError(f"{path}: value {value} is no kind of defect in {CONFIG}")
+        threshold, relative = thresholds[value]
+        area = float(np.count_nonzero(values))
+        found.append(DefectRegion(values > 0, threshold * area if relative else min(threshold, area)))
+    return found

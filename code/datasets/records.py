@@ -1,9 +1,11 @@
-"""What an indexer returns: one typed record an image, and the error that a wrong data tree raises."""
+"""What an indexer returns: one record per photo. Helpers that all indexers share."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
+
+from PIL import Image
 
 from anomalygpt.errors import UserError
 
@@ -17,19 +19,21 @@ GOOD = "good"
 
 
 class DatasetError(UserError, ValueError):
-    """The data on disk are not what was asked for. The message is one line: what is wrong, where, what was
-    expected.
-    """
+    """The data on disk are not what was asked for. The message is one line: what is wrong, where, what was expected."""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
     """One photo of a data set.
 
-    image: the photo's file. class_name: the folder's own name, such as `metal_nut`. split: `validation` only where
-    a data set has one of its own (LOCO). defect: the defect's name as the data set has it, mostly a folder's;
-    `good` for a normal photo. mask: what marks the defect, None where there is nothing: an image, a folder of images
-    that count together (LOCO), or a `.mat` file (CrackForest); `transforms.load_mask` reads them all.
+    Attributes:
+        image: the photo's file.
+        class_name: the folder's own name, such as ``metal_nut``.
+        split: ``validation`` only where a data set has such a split of its own (LOCO, CSV).
+        is_anomalous: whether the photo shows a defect.
+        defect: the defect's name in the data set, ``good`` for a normal photo.
+        mask: the file or folder that marks the defect; None for a normal photo and for a defect without a mask.
+        mask_reader: reads ``mask``; None where it is an image. Use ``transforms.load_mask(record)``.
     """
 
     image: Path
@@ -38,6 +42,7 @@ class ImageRecord:
     is_anomalous: bool
     defect: str
     mask: Path | None
+    mask_reader: Callable[[Path], Image.Image] | None = field(default=None, repr=False)
 
 
 def in_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
@@ -46,25 +51,21 @@ def in_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, sorted by name; hidden files are skipped. Empty where there is no
-    folder.
-    """
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    """The image files directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder."""
+    return [path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders directly in `folder`, sorted by name; hidden ones are skipped. Empty where there is no
-    folder.
-    """
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """The folders directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder."""
+    return [path for path in _entries(folder) if path.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
 def require_folder(root: Path) -> Path:
-    """`root` as a Path. Raises DatasetError when it is not a folder."""
+    """``root`` as a Path. Raises :class:`DatasetError` when it is not a folder."""
     root = Path(root)
     if not root.exists():
         raise DatasetError(f"{root}: no such folder")
@@ -81,21 +82,18 @@ def first_offenders(offenders: Iterable[object]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def require_files(root: Path, records: Sequence[ImageRecord]) -> None:
-    """Raises DatasetError naming the photos and masks of `records` that are not there."""
-    paths = [path for record in records for path in (record.image, record.mask) if path is not None]
-    missing = [_below(root, path) for path in paths if not path.is_file()]
-    if missing:
-        raise DatasetError(f"{root}: {len(missing)} of {len(paths)} files are missing: {first_offenders(missing)}")
-
-
-def _below(root: Path, path: Path) -> Path:
-    return path.relative_to(root) if path.is_relative_to(root) else path
+def require_masks(root: Path, records: Sequence[ImageRecord], expected: str) -> None:
+    """Raises :class:`DatasetError` naming the defects below ``root`` that have no mask; ``expected`` says where."""
+    without = [record.image.relative_to(root) for record in records if record.is_anomalous and record.mask is None]
+    if without:
+        raise DatasetError(f"{root}: {len(without)} defect photos have no {expected}: {first_offenders(without)}")
 
 
 def choose_classes(root: Path, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
-    """The wanted classes in sorted order, all of `found` for None. Raises DatasetError naming those that
-    exist.
+    """The wanted classes in sorted order, all of ``found`` for None.
+
+    Raises:
+        DatasetError: one of them does not exist; those that do are named.
     """
     if wanted is None:
         return sorted(found)

@@ -1,20 +1,25 @@
 """What a data set gives and what a training step takes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from anomalygpt.datasets.dialogue import Turn
 
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
+
 
 @dataclass(frozen=True)
 class AnomalySample:
     """One photo and what is said about it.
 
-    image: (3, S, S) float32, normalised. mask: (1, S, S) float32 in {0, 1}, the target. turns: human and
-    assistant in turn.
+    Attributes:
+        image: (3, S, S) float32, normalised.
+        mask: (1, S, S) float32 in {0, 1}, the target.
+        turns: human and assistant in turn.
     """
 
     image: Tensor
@@ -28,8 +33,9 @@ class AnomalySample:
 class SamplePair:
     """A normal photo and a defect of the same class, as training takes them (paper section 4.1).
 
-    reference: (3, S, S) float32, another normal photo of the class, None without one. A class of real defects that
-    has no normal photos borrows another's, and has no reference.
+    Attributes:
+        reference: (3, S, S) float32, another normal photo of the class. None where the class has no normal photo: its
+            ``normal`` is then of another class.
     """
 
     normal: AnomalySample
@@ -38,11 +44,31 @@ class SamplePair:
 
 
 @dataclass(frozen=True)
-class AnomalyBatch:
+class Batch:
+    """A batch of which all tensors move together."""
+
+    def to(self: AnyBatch, device: torch.device | str, non_blocking: bool = False) -> AnyBatch:
+        """The batch with its tensors on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: AnyBatch) -> AnyBatch:
+        """The batch in page-locked memory; a DataLoader with ``pin_memory=True`` calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(v) for name, v in values.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class AnomalyBatch(Batch):
     """B pairs in the order normal 0, defect 0, normal 1, defect 1, …
 
-    images: (2B, 3, S, S) float32. masks: (2B, 1, S, S) float32 in {0, 1}. class_names, conversations: 2B
-    each. references: (B, 3, S, S) float32, one for each pair; None where not every pair has one.
+    Attributes:
+        images: (2B, 3, S, S) float32.
+        masks: (2B, 1, S, S) float32 in {0, 1}.
+        class_names, conversations: 2B each.
+        references: (B, 3, S, S) float32, one per pair; None where not every pair has one.
     """
 
     images: Tensor
@@ -50,18 +76,6 @@ class AnomalyBatch:
     class_names: list[str]
     conversations: list[tuple[Turn, ...]]
     references: Tensor | None
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "AnomalyBatch":
-        """The batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "AnomalyBatch":
-        """The batch in page-locked memory; a DataLoader with `pin_memory=True` calls it."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "AnomalyBatch":
-        references = None if self.references is None else change(self.references)
-        return replace(self, images=change(self.images), masks=change(self.masks), references=references)
 
 
 def collate_pairs(pairs: Sequence[SamplePair]) -> AnomalyBatch:

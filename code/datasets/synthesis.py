@@ -1,20 +1,23 @@
-"""Simulated anomalies: NSA, a patch of one normal photo blended into another (Schlüter et al., ECCV 2022;
-paper section 3.4).
+"""Simulated anomalies: NSA, a patch of one normal photo blended into another (Schlüter et al., ECCV 2022).
+
+Paper section 3.4.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from skimage.filters import rank
 from skimage.morphology import disk
 
+from anomalygpt.datasets.regions import Box, bounding_box
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD
 
 Pixels = NDArray[np.uint8]
@@ -26,53 +29,68 @@ BASE_HALF, GAMMA_SHAPE, GAMMA_SCALE = 0.03, 2.0, 0.05
 RESIZE_MEAN, RESIZE_DEVIATION = 1.0, 0.5
 MEDIAN_RADIUS = 5
 BLEND_MARGIN = 1  # the blend reads its boundary values from the pixels around the patch
-SMALLEST_BLEND = 9  # OpenCV erodes the mask by 3 pixels a side, and fails on patches smaller than that
+SMALLEST_BLEND = 9  # OpenCV erodes the mask by 3 pixels per side, and fails on patches smaller than that
+SECOND_PATCH = 0.5  # probability
+LEAST_OVERLAP = 0.25  # fraction of the patch's object that falls on the destination's object
+LEAST_TRACE = 1e-3  # fraction of the photo that a patch must mark
+MAX_TRIES = 200  # placements tried for one patch
+MAX_PASTES = 5  # blends tried for one patch until it marks enough
 
 
-class Box(NamedTuple):
-    """A half-open box in pixels: columns left..right, rows top..bottom."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the first must not be larger than the second")
+    return bounds
 
 
-@dataclass(frozen=True)
-class NSASettings:
-    """How defects are simulated for one class.
+SideFraction = Annotated[float, Field(gt=0, le=0.5)]
+ResizeFactor = Annotated[float, Field(gt=0)]
+GreyLevel = Annotated[float, Field(ge=0, le=255)]
 
-    half_height, half_width: bounds of the patch's half sides, as shares of the photo's side. resize: bounds
-    of the resize factor. label_softness, label_midpoint: grey levels; the label is logistic((difference -
-    midpoint) / softness), that is k = 1 / softness and x0 = midpoint in NSA. background: (brightness,
-    threshold) in grey levels, None where all of the photo is object. min_object: least share of object in a
-    patch (more than none in any case). min_overlap: least share of the patch's object that falls on the
-    destination's object. max_tries: placements tried for one patch. second_patch: probability of a second
-    patch. min_trace: least share of the photo that a patch must mark at once. max_pastes: blends tried for
-    one patch until it marks that much.
+
+class NSALabel(BaseModel):
+    """The label logistic((difference - midpoint) / softness) in grey levels: k = 1 / softness, x0 = midpoint in NSA."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    softness: Annotated[float, Field(gt=0)]
+    midpoint: GreyLevel
+
+
+class NSASettings(BaseModel):
+    """How defects are simulated for one class: a row of nsa_classes.yaml, or ``nsa`` of a ``dataset.yaml``.
+
+    Attributes:
+        half_height, half_width: bounds of the patch's half sides, as fractions of the photo's side.
+        resize: bounds of the resize factor.
+        label: from the change of a pixel to its label.
+        background: (brightness, threshold) in grey levels, None where the object fills the photo.
     """
 
-    half_height: tuple[float, float] = (0.03, 0.4)
-    half_width: tuple[float, float] = (0.03, 0.4)
-    resize: tuple[float, float] = (0.5, 2.0)
-    label_softness: float = 12.0
-    label_midpoint: float = 24.0
-    background: tuple[float, float] | None = None
-    min_object: float = 0.0
-    min_overlap: float = 0.25
-    max_tries: int = 200
-    second_patch: float = 0.5
-    min_trace: float = 1e-3
-    max_pastes: int = 5
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    half_height: Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)] = (0.03, 0.4)
+    half_width: Annotated[tuple[SideFraction, SideFraction], AfterValidator(_ascending)] = (0.03, 0.4)
+    resize: Annotated[tuple[ResizeFactor, ResizeFactor], AfterValidator(_ascending)] = (0.5, 2.0)
+    label: NSALabel = NSALabel(softness=12, midpoint=24)
+    background: tuple[GreyLevel, GreyLevel] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, row: Any) -> Any:
+        """Only ``background`` may be null; any other null means the default."""
+        return {k: v for k, v in row.items() if v is not None or k == "background"} if isinstance(row, dict) else row
 
 
 @dataclass(frozen=True)
 class Simulated:
     """A photo with simulated defects.
 
-    image: uint8 (H, W, 3). mask: float32 (H, W) in 0..1, the logistic label; its training target is `mask >
-    0.3`. boxes: around the target pixels that each patch left, 0 to 2 of them; patches whose traces meet
-    share one box. kind: what the defect is (`scratch`), empty where nobody could say: a pasted patch, or none.
+    Attributes:
+        image: uint8 (H, W, 3).
+        mask: float32 (H, W) in 0..1, the logistic label; its training target is ``mask > 0.3``.
+        boxes: around the target pixels that each patch left, 0 to 2; patches whose traces meet share one box.
+        kind: what the defect is (``scratch``); empty where nobody could say: a pasted patch, or none.
     """
 
     image: Pixels
@@ -87,15 +105,15 @@ class Simulated:
 
 
 def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> NSASettings:
-    """The class's row of NSA's tables, found by its name or alias (`_` and space alike); the VisA row for any
-    other.
+    """The class's row of nsa_classes.yaml, by name or alias (``_`` and space alike); the default for any other.
 
-    changes: what differs from that row, in the table's own form.
+    Args:
+        changes: what differs from that row, in the table's own form.
     """
     table = _class_table()
     name = class_name.strip().lower().replace(" ", "_")
-    row = table["classes"].get(table["aliases"].get(name, name), {})
-    return _settings_from({**table["default"], **row, **(changes or {})})
+    row = table["default"] | table["classes"].get(table["aliases"].get(name, name), {}) | dict(changes or {})
+    return NSASettings.model_validate(row)
 
 
 @cache
@@ -103,28 +121,20 @@ def _class_table() -> dict[str, Any]:
     return yaml.safe_load(CLASS_TABLE.read_text(encoding="utf-8"))
 
 
-def _settings_from(row: dict[str, Any]) -> NSASettings:
-    return NSASettings(
-        half_height=tuple(row["half_height"]),
-        half_width=tuple(row["half_width"]),
-        resize=tuple(row["resize"]),
-        label_softness=row["label"]["softness"],
-        label_midpoint=row["label"]["midpoint"],
-        background=None if row["background"] is None else tuple(row["background"]),
-    )
-
-
 def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
-    """Blends one patch of `source`, and on a coin flip a second one, into `image`.
+    """Blends one patch of ``source``, and with probability 1/2 a second one, into ``image``.
 
-    image, source: normal photos, uint8 (H, W, 3), of any sizes. A patch that changes too little to be marked
-    is taken back and drawn again, `max_pastes` times. When nothing was left, the photo comes back unchanged
-    with an empty mask.
+    A patch that changes too little to be marked is drawn again, up to ``MAX_PASTES`` times.
+
+    Args:
+        image, source: normal photos, uint8 (H, W, 3), of any sizes.
+
+    Returns:
+        The unchanged photo with an empty mask where no patch left a trace.
     """
-    wanted = 1 + int(rng.random() < settings.second_patch)
     result = image
     pasted: list[Box] = []
-    for _ in range(wanted):
+    for _ in range(1 + int(rng.random() < SECOND_PATCH)):
         result, box = _paste_visibly(result, source, settings, rng)
         pasted += [box] if box is not None else []
     mask = change_label(image, result, settings)
@@ -137,18 +147,18 @@ def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.rando
 def _paste_visibly(
     image: Pixels, source: Pixels, settings: NSASettings, rng: np.random.Generator
 ) -> tuple[Pixels, Box | None]:
-    """One patch pasted so that it leaves a trace: the new photo and the patch's box, or the old photo and
-    None.
-    """
-    least = max(1.0, settings.min_trace * image.shape[0] * image.shape[1])
+    """The photo with a patch that leaves a trace, and the patch's box; or the old photo and None."""
+    least = max(1.0, LEAST_TRACE * image.shape[0] * image.shape[1])
     objects = object_mask(image, settings.background)
     source_objects = object_mask(source, settings.background)
-    for _ in range(settings.max_pastes):
+    for _ in range(MAX_PASTES):
         placement = _place(objects, source_objects, settings, rng)
         if placement is None:
-            return image, None
+            break
         cut, box = placement
-        after = _blend(image, source, objects, source_objects, cut, box, settings.background is not None)
+        # Only where either photo shows object.
+        shape = _resized(source_objects[cut.pixels()], box) | objects[box.pixels()]
+        after = _poisson(image, source[cut.pixels()], shape, box)
         if np.count_nonzero(change_label(image, after, settings) > TRAINING_THRESHOLD) >= least:
             return after, box
     return image, None
@@ -165,20 +175,15 @@ def object_mask(image: Pixels, background: tuple[float, float] | None) -> Flags:
 def _place(
     objects: Flags, source_objects: Flags, settings: NSASettings, rng: np.random.Generator
 ) -> tuple[Box, Box] | None:
-    """Where to cut from the source and where to paste: both hold object, and enough of it meets. None when no
-    try fits.
-    """
-    for _ in range(settings.max_tries):
+    """Where to cut from the source and where to paste, so that enough object meets object. None when no try fits."""
+    for _ in range(MAX_TRIES):
         cut = _draw_cut(source_objects.shape, settings, rng)
-        found = source_objects[cut.top : cut.bottom, cut.left : cut.right]
         box = _draw_box(objects.shape, cut, settings, rng)
-        if box is None or not found.any() or found.mean() < settings.min_object:
+        if box is None:
             continue
-        if settings.background is None:
-            return cut, box
-        patch = _resized(found, box)
-        meeting = np.count_nonzero(patch & objects[box.top : box.bottom, box.left : box.right])
-        if meeting and meeting >= settings.min_overlap * np.count_nonzero(patch):
+        patch = _resized(source_objects[cut.pixels()], box)
+        meeting = np.count_nonzero(patch & objects[box.pixels()])
+        if meeting and meeting >= LEAST_OVERLAP * np.count_nonzero(patch):
             return cut, box
     return None
 
@@ -196,14 +201,11 @@ def _draw_cut(shape: tuple[int, ...], settings: NSASettings, rng: np.random.Gene
 
 
 def _draw_box(shape: tuple[int, ...], cut: Box, settings: NSASettings, rng: np.random.Generator) -> Box | None:
-    """The patch in the destination: the cut resized by N(1, 0.5), anywhere inside the margin. None in a tiny
-    photo.
-    """
+    """The patch in the destination: the cut resized by N(1, 0.5), anywhere inside the margin. None in a tiny photo."""
     factor = float(np.clip(rng.normal(RESIZE_MEAN, RESIZE_DEVIATION), *settings.resize))
     room = [side - 2 * BLEND_MARGIN for side in shape]
-    sides = (cut.bottom - cut.top, cut.right - cut.left)
     height, width = (
-        min(most, max(SMALLEST_BLEND, round(side * factor))) for side, most in zip(sides, room, strict=True)
+        min(most, max(SMALLEST_BLEND, round(side * factor))) for side, most in zip(cut.size[::-1], room, strict=True)
     )
     if min(height, width) < SMALLEST_BLEND:
         return None
@@ -213,49 +215,26 @@ def _draw_box(shape: tuple[int, ...], cut: Box, settings: NSASettings, rng: np.r
 
 
 def _resized(flags: Flags, box: Box) -> Flags:
-    size = (box.right - box.left, box.bottom - box.top)
-    return cv2.resize(flags.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    return cv2.resize(flags.astype(np.uint8), box.size, interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
-def _blend(
-    image: Pixels,
-    source: Pixels,
-    objects: Flags,
-    source_objects: Flags,
-    cut: Box,
-    box: Box,
-    has_background: bool,
-) -> Pixels:
-    """Poisson blending of the cut into the box; where the background is known, only where either photo shows
-    object.
+def _poisson(image: Pixels, piece: Pixels, shape: Flags, box: Box) -> Pixels:
+    """Blends ``piece``, resized to ``box``, into the photo where ``shape`` (H, W of the box) is True.
+
+    A shape too small for OpenCV leaves the photo as it is. OpenCV centres the shape's bounding box, not the patch, on
+    the point that it is given, so the patch is trimmed to that box.
     """
-    size = (box.right - box.left, box.bottom - box.top)
-    piece = source[cut.top : cut.bottom, cut.left : cut.right]
-    shrinks = size[0] < piece.shape[1]
-    resized = cv2.resize(piece, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    patch = resized.astype(np.uint8, copy=False)
-    shape = np.ones(patch.shape[:2], bool)
-    if has_background:
-        shape = _resized(source_objects[cut.top : cut.bottom, cut.left : cut.right], box)
-        shape |= objects[box.top : box.bottom, box.left : box.right]
-    return _poisson(image, patch, shape, box.left, box.top)
-
-
-def _poisson(image: Pixels, patch: Pixels, shape: Flags, left: int, top: int) -> Pixels:
-    """Clones `patch` with its corner at (left, top). A shape too small for OpenCV leaves the photo as it is.
-
-    OpenCV centres the shape's bounding box, not the patch, on the point it is given: the patch is trimmed to
-    that box.
-    """
-    rows, columns = np.flatnonzero(shape.any(axis=1)), np.flatnonzero(shape.any(axis=0))
-    if not rows.size or min(np.ptp(rows), np.ptp(columns)) + 1 < SMALLEST_BLEND:
+    if not shape.any():
         return image
-    first, last = (rows[0], columns[0]), (rows[-1] + 1, columns[-1] + 1)
-    inner = (slice(first[0], last[0]), slice(first[1], last[1]))
-    height, width = last[0] - first[0], last[1] - first[1]
-    centre = (int(left + first[1] + width // 2), int(top + first[0] + height // 2))
-    trimmed = np.ascontiguousarray(patch[inner])
-    flags = np.ascontiguousarray(shape[inner]).astype(np.uint8) * 255
+    inner = bounding_box(shape)
+    width, height = inner.size
+    if min(width, height) < SMALLEST_BLEND:
+        return image
+    shrinks = box.size[0] < piece.shape[1]
+    patch = cv2.resize(piece, box.size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    trimmed = np.ascontiguousarray(patch[inner.pixels()], np.uint8)
+    flags = np.ascontiguousarray(shape[inner.pixels()]).astype(np.uint8) * 255
+    centre = (box.left + inner.left + width // 2, box.top + inner.top + height // 2)
     blended = cv2.seamlessClone(trimmed, np.ascontiguousarray(image), flags, centre, cv2.NORMAL_CLONE)
     return blended.astype(np.uint8, copy=False)
 
@@ -263,48 +242,29 @@ def _poisson(image: Pixels, patch: Pixels, shape: Flags, left: int, top: int) ->
 def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> NDArray[np.float32]:
     """NSA's logistic label: float32 (H, W) in 0..1, zero where nothing changed.
 
-    The difference |after - before| is averaged over the channels (grey levels 0..255) and median-filtered
-    (disk 5).
+    The difference |after - before| is averaged over the channels (grey levels 0..255) and median-filtered (disk 5).
     """
     label = np.zeros(before.shape[:2], np.float32)
     difference = cv2.absdiff(after, before)
-    rows = np.flatnonzero(difference.any(axis=(1, 2)))
-    if not rows.size:
+    changed = np.asarray(difference.any(axis=2))
+    if not changed.any():
         return label
-    columns = np.flatnonzero(difference.any(axis=(0, 2)))
-    region = (
-        slice(_before(rows[0]), rows[-1] + MEDIAN_RADIUS + 1),
-        slice(_before(columns[0]), columns[-1] + MEDIAN_RADIUS + 1),
-    )
+    region = bounding_box(changed).pixels(MEDIAN_RADIUS)
     mean = np.rint(difference[region].mean(axis=2)).astype(np.uint8)
     smooth = rank.median(mean, disk(MEDIAN_RADIUS)).astype(np.float32)
-    logistic = 1 / (1 + np.exp((settings.label_midpoint - smooth) / settings.label_softness))
+    logistic = 1 / (1 + np.exp((settings.label.midpoint - smooth) / settings.label.softness))
     label[region] = np.where(smooth > 0, logistic, 0)
     return label
 
 
-def _before(index: int) -> int:
-    return max(0, int(index) - MEDIAN_RADIUS)
-
-
 def _traces(target: Flags, pasted: list[Box]) -> tuple[Box, ...]:
     """The box of the target pixels of each patch; patches that share a target pixel are one defect."""
-    if not target.any():
-        return ()
     traces = []
     for box in pasted:
         trace = np.zeros_like(target)
-        near = (
-            slice(_before(box.top), box.bottom + MEDIAN_RADIUS),
-            slice(_before(box.left), box.right + MEDIAN_RADIUS),
-        )
+        near = box.pixels(MEDIAN_RADIUS)
         trace[near] = target[near]
         traces.append(trace)
     if len(traces) == 2 and (traces[0] & traces[1]).any():
         return (bounding_box(target),)
     return tuple(bounding_box(trace) for trace in traces if trace.any())
-
-
-def bounding_box(flags: Flags) -> Box:
-    rows, columns = np.flatnonzero(flags.any(axis=1)), np.flatnonzero(flags.any(axis=0))
-    return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

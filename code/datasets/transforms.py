@@ -10,15 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from anomalygpt.datasets.crack_forest import TRUTH_SUFFIX, read_cracks
-from anomalygpt.datasets.records import DatasetError, list_images
+from anomalygpt.datasets.records import DatasetError, ImageRecord
 
 Geometry = Literal["squash", "crop"]
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 TRAINING_THRESHOLD = 0.3
 MVTEC_THRESHOLD = 0.1
@@ -28,39 +22,23 @@ WHITE = (255, 255, 255)
 
 
 def load_image(path: Path) -> Image.Image:
-    """The photo at `path`, upright 8-bit RGB. Raises DatasetError if missing, truncated or no image."""
-    return to_rgb(_open(Path(path)))
+    """The photo at ``path``, upright 8-bit RGB. Raises :class:`DatasetError` if missing, truncated or no image."""
+    return to_rgb(open_image(Path(path)))
 
 
-def load_mask(path: Path) -> Image.Image:
-    """The mask that a record names, whatever holds it.
+def load_mask(record: ImageRecord) -> Image.Image:
+    """A record's mask on its photo's own pixels, in any mode that :meth:`ImageTransform.mask` takes.
 
-    An image comes in its own mode and values. A folder of images (LOCO) comes as their union, CrackForest's `.mat` as
-    its cracks: mode L, 0 and 255. Raises DatasetError when it is missing, truncated or no image, and for a folder
-    that is empty or whose masks differ in size.
+    Raises:
+        DatasetError: the record has no mask, or it is missing, truncated or no image.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _union(path)
-    if path.suffix.lower() == TRUTH_SUFFIX:
-        return _black_and_white(read_cracks(path))
-    return _open(path)
+    if record.mask is None:
+        raise DatasetError(f"{record.image}: has no mask")
+    return (record.mask_reader or open_image)(record.mask)
 
 
-def _union(folder: Path) -> Image.Image:
-    marked = [np.asarray(_mask_8bit(_open(path))) > 0 for path in list_images(folder)]
-    sizes = sorted({f"{width} x {height}" for height, width in (pixels.shape for pixels in marked)})
-    if len(sizes) != 1:
-        raise DatasetError(f"{folder}: expected masks of one size, found {', '.join(sizes) or 'none'}")
-    return _black_and_white(np.logical_or.reduce(marked))
-
-
-def _black_and_white(flags: NDArray[np.bool_]) -> Image.Image:
-    """(H, W) bool -> mode L, 0 and 255."""
-    return Image.fromarray(np.where(flags, np.uint8(255), np.uint8(0)))
-
-
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """An upright image in its own mode. Raises :class:`DatasetError` if it is missing, truncated or no image."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -72,12 +50,15 @@ def _open(path: Path) -> Image.Image:
         raise DatasetError(f"{path}: cannot be read as an image ({reason})") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: grey is repeated, transparency lies on white, 16 bits are scaled to
-    8.
+def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
+    """(H, W) bool -> mode L, 0 and 255."""
+    return Image.fromarray(np.where(flags, np.uint8(255), np.uint8(0)))
 
-    16-bit values are divided by 257. Mode I is 8-bit when no value exceeds 255, mode F is 0..1 when none
-    exceeds 1.
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as upright 8-bit RGB: grey is repeated, transparency is put on white, 16 bits are divided by 257.
+
+    Mode I is taken as 8-bit when no value exceeds 255, mode F as 0..1 when none exceeds 1.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
@@ -101,7 +82,7 @@ def _grey_8bit(image: Image.Image) -> np.ndarray:
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def _mask_8bit(mask: Image.Image) -> Image.Image:
+def mask_8bit(mask: Image.Image) -> Image.Image:
     """Any mask as mode L with its own values: palette indices stay indices, 16 bits are scaled to 8."""
     mask = ImageOps.exif_transpose(mask)
     if mask.mode == "P":
@@ -115,15 +96,19 @@ def _mask_8bit(mask: Image.Image) -> Image.Image:
 
 def _full_scale(mask: Image.Image) -> Image.Image:
     """Any mask as mode L over 0..255: where the largest value is 1 to 29, each of those indices counts as 255."""
-    grey = _mask_8bit(mask)
+    grey = mask_8bit(mask)
     values = np.asarray(grey)
-    return _black_and_white(values > 0) if values.max(initial=0) < DEFECT_INDICES else grey
+    return binary_image(values > 0) if values.max(initial=0) < DEFECT_INDICES else grey
 
 
 def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask of any mode on its photo's own pixels, `> 0.1`; one of another size is resized to it, bilinear.
+    """A mask of any mode on its photo's own pixels, ``> 0.1``; one of another size is resized, bilinear.
 
-    photo_size: (width, height) of the upright photo. Returns (height, width) bool.
+    Args:
+        photo_size: (width, height) of the upright photo.
+
+    Returns:
+        (height, width) bool.
     """
     grey = _full_scale(mask)
     if grey.size != photo_size:
@@ -132,25 +117,25 @@ def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.
 
 
 class ImageTransform:
-    """Resizes, normalises, and maps back.
+    """Resizes and normalises photos and masks, and maps results back to the photo.
 
-    size: the side of the square that the model sees, in pixels. mean, std: per channel, on the 0..1 scale.
-    geometry: `squash` resizes both sides to `size` (training and demo of the paper's code); `crop` resizes
-    the short side to `size` and takes the centre (its evaluation and its few-shot references).
+    Args:
+        size: the side of the square that the model sees, in pixels.
+        mean, std: per channel, on the 0..1 scale.
+        geometry: ``squash`` resizes both sides to ``size`` (training and demo of the paper's code); ``crop`` resizes
+            the short side to ``size`` and takes the centre (its evaluation and its few-shot references).
     """
 
     def __init__(
         self, size: int, mean: tuple[float, ...], std: tuple[float, ...], geometry: Geometry = "squash"
     ) -> None:
-        if geometry not in ("squash", "crop"):
-            raise ValueError(f"geometry {geometry!r}: expected 'squash' or 'crop'")
         self.size = size
         self.mean = mean
         self.std = std
         self.geometry = geometry
 
     def enlarged(self, scale: int) -> "ImageTransform":
-        """The same to a side that is so many times as long."""
+        """The same transform with a side that is ``scale`` times as long."""
         return ImageTransform(scale * self.size, self.mean, self.std, self.geometry)
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -162,15 +147,14 @@ class ImageTransform:
         return self._resize(to_rgb(image), Image.Resampling.BICUBIC)
 
     def normalise(self, pixels: np.ndarray) -> Tensor:
-        """Pixels as `shown` gives them, uint8 (size, size, 3) -> (3, size, size) float32, normalised."""
+        """Pixels as :meth:`shown` gives them, uint8 (size, size, 3) -> (3, size, size) float32, normalised."""
         chw = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         std = torch.tensor(self.std).view(-1, 1, 1)
         return ((chw - mean) / std).contiguous()
 
     def mask(self, mask: Image.Image) -> Tensor:
-        """PIL mask of any mode and size -> (1, size, size) float32 in 0..1, in the image's geometry
-        (bilinear).
+        """PIL mask of any mode and size -> (1, size, size) float32 in 0..1, in the photo's geometry (bilinear).
 
         A mask whose largest value is 1 to 29 holds defect indices: each of them counts as 1.
         """
@@ -179,8 +163,13 @@ class ImageTransform:
     def to_photo(self, map: Tensor, photo_size: tuple[int, int], fill: float = 0.0) -> Tensor:
         """An anomaly map on the photo's own pixels, bilinear.
 
-        map: (S, S) float of any S, over what the model saw. photo_size: (width, height) of the upright photo
-        in pixels. Returns (height, width) float. Under `crop` the pixels outside the crop get `fill`.
+        Args:
+            map: (S, S) float of any S, over what the model saw.
+            photo_size: (width, height) of the upright photo in pixels.
+            fill: the value of pixels outside the crop.
+
+        Returns:
+            (height, width), of the map's dtype.
         """
         side = map.shape[-1]
         width, height = photo_size
@@ -193,24 +182,21 @@ class ImageTransform:
         return torch.where(inside, photo[0, 0], torch.full((), fill, device=map.device)).to(map.dtype)
 
     def _seen(self, side: int, short: int) -> Tensor:
-        """Where each photo pixel of a `side` lies on the seen square: (side,) float32, 0..1 inside it."""
+        """Where each pixel along a photo's ``side`` is on the seen square: (side,) float32, 0..1 inside it."""
         resized = self.size if self.geometry == "squash" else _scaled(side, short, self.size)
-        offset = _crop_offset(resized, self.size)
+        offset = round((resized - self.size) / 2)
         return ((torch.arange(side) + 0.5) * (resized / side) - offset) / self.size
 
     def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
         if self.geometry == "squash":
             return image.resize((self.size, self.size), resample)
-        return short_side_crop(image, self.size, resample)
+        return _short_side_crop(image, self.size, resample)
 
 
-def short_side_crop(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """The short side resized to `size`, then the centre square; rounds as torchvision's Resize and CenterCrop
-    do.
-    """
-    short = min(image.size)
-    width, height = (_scaled(side, short, size) for side in image.size)
-    left, top = _crop_offset(width, size), _crop_offset(height, size)
+def _short_side_crop(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """The short side resized to ``size``, then the centre square; rounds as torchvision's Resize and CenterCrop do."""
+    width, height = (_scaled(side, min(image.size), size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
@@ -218,24 +204,16 @@ def _scaled(side: int, short: int, size: int) -> int:
     return size if side == short else int(size * side / short)
 
 
-def _crop_offset(resized: int, size: int) -> int:
-    return round((resized - size) / 2)
-
-
 def _unit_tensor(grey: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(grey, dtype=np.float32))[None] / 255
 
 
 def official_mvtec_mask(mask: Image.Image, size: int) -> Tensor:
-    """MVTec AD's evaluation mask as the paper's code makes it: squash, bilinear, `> 0.1`. (1, size, size)
-    bool.
-    """
-    return _unit_tensor(_mask_8bit(mask).resize((size, size), Image.Resampling.BILINEAR)) > MVTEC_THRESHOLD
+    """MVTec AD's evaluation mask as the paper's code makes it: squash, bilinear, ``> 0.1``. (1, size, size) bool."""
+    return _unit_tensor(mask_8bit(mask).resize((size, size), Image.Resampling.BILINEAR)) > MVTEC_THRESHOLD
 
 
 def official_visa_mask(mask: Image.Image, size: int) -> Tensor:
-    """VisA's evaluation mask as the paper's code makes it: short side, centre crop, `> max / 100`. (1, size,
-    size) bool.
-    """
-    values = _unit_tensor(short_side_crop(_mask_8bit(mask), size, Image.Resampling.BILINEAR))
+    """VisA's evaluation mask as the paper's code makes it: short side, crop, ``> max / 100``. (1, size, size) bool."""
+    values = _unit_tensor(_short_side_crop(mask_8bit(mask), size, Image.Resampling.BILINEAR))
     return values > values.max() * VISA_SHARE_OF_MAXIMUM

@@ -1,89 +1,69 @@
 """Metrics over photos: of scores by scikit-learn, of verdicts and positions by counting (AnomalyGPT section 4)."""
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean, pstdev
 
 import numpy as np
-from numpy.typing import NDArray
 
 
-def image_auroc(scores: Sequence[float], is_anomalous: Sequence[bool]) -> float | None:
-    """Area under the ROC curve over photos.
+def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
+    """Metrics over photos.
 
     Args:
-        scores: one a photo, the higher the more anomalous: the map's maximum.
-        is_anomalous: the truth, one a photo.
+        scores: one per photo, the higher the more anomalous.
+        is_anomalous: the ground truth, one per photo.
 
     Returns:
-        0..1, or None where the photos are all good or all anomalous.
+        ``image_auroc``, ``image_ap`` and ``image_f1_max`` (the best F1 at any threshold), 0..1; nothing where the
+        photos are all good or all anomalous.
 
     Raises:
-        ValueError: not as many scores as truths, or a score is no number.
+        ValueError: scores and ground truth differ in number, or a score is not a number.
     """
-    from sklearn.metrics import roc_auc_score
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-    truth = _both_kinds(is_anomalous)
-    return None if truth is None else float(roc_auc_score(truth, scores))
-
-
-def image_ap(scores: Sequence[float], is_anomalous: Sequence[bool]) -> float | None:
-    """Average precision over photos; arguments, result and errors as of :func:`image_auroc`."""
-    from sklearn.metrics import average_precision_score
-
-    truth = _both_kinds(is_anomalous)
-    return None if truth is None else float(average_precision_score(truth, scores))
-
-
-def image_f1_max(scores: Sequence[float], is_anomalous: Sequence[bool]) -> float | None:
-    """The best F1 over photos at any threshold; arguments, result and errors as of :func:`image_auroc`."""
-    from sklearn.metrics import precision_recall_curve
-
-    truth = _both_kinds(is_anomalous)
-    if truth is None:
-        return None
+    truth = np.asarray(is_anomalous, dtype=bool)
+    if truth.all() or not truth.any():
+        return {}
     precision, recall, _ = precision_recall_curve(truth, scores)
     both = precision + recall
-    return float((2 * precision * recall / np.where(both > 0, both, 1)).max())
+    return {
+        "image_auroc": float(roc_auc_score(truth, scores)),
+        "image_ap": float(average_precision_score(truth, scores)),
+        "image_f1_max": float((2 * precision * recall / np.where(both > 0, both, 1)).max()),
+    }
 
 
-def _both_kinds(is_anomalous: Sequence[bool]) -> NDArray[np.bool_] | None:
-    truth = np.asarray(is_anomalous, dtype=bool)
-    return None if truth.all() or not truth.any() else truth
-
-
-def answer_accuracy(said: Sequence[bool | None], is_anomalous: Sequence[bool]) -> float | None:
-    """Share of photos whose answer says the truth.
+def accuracy(predicted: Sequence[bool | None], is_anomalous: Sequence[bool]) -> float | None:
+    """Fraction of photos whose verdict is right.
 
     Args:
-        said: what each answer says, as ``parse_verdict`` reads it; None, neither yes nor no, counts as wrong.
-        is_anomalous: the truth, one a photo.
+        predicted: the verdicts; None, neither yes nor no, counts as wrong.
+        is_anomalous: the ground truth, one per photo.
 
     Returns:
         0..1, or None where there is no photo.
 
     Raises:
-        ValueError: not as many answers as truths.
+        ValueError: verdicts and ground truth differ in number.
     """
-    return share(verdict == truth for verdict, truth in zip(said, is_anomalous, strict=True))
+    return share(verdict == truth for verdict, truth in zip(predicted, is_anomalous, strict=True))
 
 
-def hindsight_accuracy(scores: Sequence[float], is_anomalous: Sequence[bool]) -> float | None:
-    """The best share of right verdicts that any threshold on the scores gives; None where there is no photo."""
-    pairs = sorted(zip(scores, is_anomalous, strict=True), reverse=True)
-    # The threshold falls past one score after the other; equal scores are passed together.
-    right = best = sum(not truth for _, truth in pairs)
-    for number, (score, truth) in enumerate(pairs, start=1):
-        right += 1 if truth else -1
-        if number == len(pairs) or pairs[number][0] != score:
-            best = max(best, right)
-    return best / len(pairs) if pairs else None
+def recall(predicted: Sequence[bool], is_anomalous: Sequence[bool]) -> float | None:
+    """True-positive rate: share of anomalous photos with that verdict; None where there is none."""
+    return share(verdict for verdict, truth in zip(predicted, is_anomalous, strict=True) if truth)
 
 
-def common_hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
-    """The best mean over classes of their shares of right verdicts that one threshold on all scores gives.
+def false_alarm_rate(predicted: Sequence[bool], is_anomalous: Sequence[bool]) -> float | None:
+    """False-positive rate: share of good photos with the verdict anomalous; None where there is none."""
+    return share(verdict for verdict, truth in zip(predicted, is_anomalous, strict=True) if not truth)
+
+
+def hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
+    """The best accuracy, a mean over classes, that a single threshold on the scores of all classes reaches.
 
     Args:
-        classes: scores and truths of each.
+        classes: scores and ground truth of each; one class gives the best threshold of its own.
 
     Returns:
         0..1, or None where a class has no photo, or there is no class.
@@ -92,42 +72,16 @@ def common_hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[
         return None
     # A photo is called anomalous above the threshold: from below all scores to the highest of them.
     thresholds = np.unique(np.concatenate([[-np.inf], *(scores for scores, _ in classes)]))
-    return float(np.mean([_right_above(thresholds, scores, truth) for scores, truth in classes], axis=0).max())
-
-
-def _right_above(
-    thresholds: NDArray[np.float64], scores: Sequence[float], is_anomalous: Sequence[bool]
-) -> NDArray[np.float64]:
-    """The share of right verdicts by each threshold."""
-    found, truth = np.asarray(scores), np.asarray(is_anomalous, dtype=bool)
-    good = np.searchsorted(np.sort(found[~truth]), thresholds, side="right")
-    missed = np.searchsorted(np.sort(found[truth]), thresholds, side="right")
-    return np.asarray((good + truth.sum() - missed) / len(found))
-
-
-def recall(said: Sequence[bool], is_anomalous: Sequence[bool]) -> float | None:
-    """Share of anomalous photos that are said to be; None where there is none."""
-    return share(verdict for verdict, truth in zip(said, is_anomalous, strict=True) if truth)
-
-
-def false_alarm_rate(said: Sequence[bool], is_anomalous: Sequence[bool]) -> float | None:
-    """Share of good photos that are said to be anomalous; None where there is none."""
-    return share(verdict for verdict, truth in zip(said, is_anomalous, strict=True) if not truth)
+    right = []
+    for scores, is_anomalous in classes:
+        found, truth = np.asarray(scores), np.asarray(is_anomalous, dtype=bool)
+        true_negatives = np.searchsorted(np.sort(found[~truth]), thresholds, side="right")
+        false_negatives = np.searchsorted(np.sort(found[truth]), thresholds, side="right")
+        right.append((true_negatives + truth.sum() - false_negatives) / len(found))
+    return float(np.mean(right, axis=0).max())
 
 
 def share(flags: Iterable[bool]) -> float | None:
-    """The share that is true, None of nothing."""
+    """The share that is true; None of nothing."""
     counted = [bool(flag) for flag in flags]
     return sum(counted) / len(counted) if counted else None
-
-
-def mean_known(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that there are, None where there is none."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def spread_known(values: Sequence[float | None]) -> float | None:
-    """The standard deviation of the values that there are (divided by their number), None for fewer than two."""
-    known = [value for value in values if value is not None]
-    return pstdev(known) if len(known) > 1 else None

@@ -1,7 +1,6 @@
-"""Pixel metrics in fixed memory: scores are counted in bins, and a bound says how far the bins can be from exact."""
+"""Pixel metrics over all maps of a class: exact, or with a bound on the error where a class has too many pixels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -11,62 +10,51 @@ from anomalygpt.datasets.regions import label_regions
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
 
-# A bin is the exponent and the first bits of the mantissa of a float32: neighbours differ by 1/8192 of their value,
-# whatever range a map has, so that one pass does and any two counts can be added. Probabilities of a text map reach
-# down to the smallest number that a float32 holds in full, and where they do, that is most pixels.
-MANTISSA_BITS = 13
-SMALLEST, LARGEST = -126, 16  # powers of two; smaller values share the bin at zero, larger ones the last bin
-_SHIFT = 23 - MANTISSA_BITS
-_FIRST = (127 + SMALLEST) << MANTISSA_BITS
-# The first bin is for everything below zero, where distances and probabilities come by rounding alone.
-BINS = 1 + ((LARGEST - SMALLEST) << MANTISSA_BITS)
+# Scores are kept as they are until there are this many (240 maps of 224 x 224, about 150 MB). From then on the last
+# ROUNDED_BITS bits of each are dropped: 13 bits of the mantissa are left, and at most 2^22 distinct scores.
+MAX_SCORES = 12_000_000
+ROUNDED_BITS = 10
 
-# Regions weigh alike, so a pixel weighs 1 / area of its region; in whole numbers, sums come out the same in any order.
-UNIT = 1 << 42
-
-
-def bins_of(scores: NDArray[np.float32]) -> NDArray[np.int32]:
-    """The bin of each score, 0..BINS - 1, never falling where scores rise; any shape.
-
-    Raises:
-        ValueError: a score is no finite number.
-    """
-    values = np.ascontiguousarray(scores, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("a map holds something else than finite numbers")
-    place = np.clip((values.view(np.int32) >> _SHIFT) - _FIRST, 0, BINS - 2)
-    return np.where(values >= 0, 1 + place, 0).astype(np.int32)
+Counts = tuple[NDArray[np.uint32], NDArray[np.float64]]  # (N,) distinct scores, ascending, and (C, N) counts of each
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y, (N,) each
 
 
 class Region(NamedTuple):
-    """A connected defect: its pixels (H, W) bool, and how many of them count as all of it (LOCO), its area for None."""
+    """A marked defect: its pixels, (H, W) bool, and how many of them count as all of it (LOCO); None for its area."""
 
     pixels: NDArray[np.bool_]
     needed: float | None = None
 
 
-@dataclass
+def ordered_keys(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Scores of any sign and size as integers in the same order, equal where the scores are; any shape.
+
+    Raises:
+        ValueError: a score is not a finite number.
+    """
+    if not np.isfinite(scores).all():
+        raise ValueError("a map holds something else than finite numbers")
+    bits = (np.ascontiguousarray(scores, dtype=np.float32) + np.float32(0)).view(np.uint32)  # -0.0 becomes 0.0
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+
+
 class PixelCounts:
-    """What is kept of all maps of a class: three counts a bin, 28 MB, whatever the number of photos.
+    """The pixels of all maps of a class, counted by score.
+
+    Args:
+        max_scores: how many are kept before they are rounded.
 
     Attributes:
-        sound: (BINS,) int64, pixels outside the defects.
-        defective: (BINS,) int64, pixels inside.
-        overlap: (BINS,) int64, for each region its pixels' shares of it, in units of 2^-42.
-        regions: how many there were.
+        regions: how many defects were added.
         photos: how many maps were added.
     """
 
-    sound: NDArray[np.int64]
-    defective: NDArray[np.int64]
-    overlap: NDArray[np.int64]
-    regions: int = 0
-    photos: int = 0
-
-    @classmethod
-    def empty(cls) -> "PixelCounts":
-        """Nothing counted yet."""
-        return cls(np.zeros(BINS, np.int64), np.zeros(BINS, np.int64), np.zeros(BINS, np.int64))
+    def __init__(self, max_scores: int = MAX_SCORES) -> None:
+        self.regions = self.photos = 0
+        self.max_scores = max_scores
+        self.is_rounded = False
+        self._normal: list[Counts] = []  # pixels
+        self._defective: list[Counts] = []  # pixels, and the sum over regions of their shares of a region
 
     def add(
         self, scores: NDArray[np.float32], mask: NDArray[np.bool_], regions: Sequence[Region] | None = None
@@ -76,125 +64,93 @@ class PixelCounts:
         Args:
             scores: (H, W), the higher the more anomalous.
             mask: (H, W), True where anomalous.
-            regions: the mask's defects; by default its connected parts, corners touching.
+            regions: the defects in the mask; by default its connected regions.
 
         Raises:
-            ValueError: the shapes differ, or a score is no finite number.
+            ValueError: the shapes differ, or a score is not a finite number.
         """
         if scores.shape != mask.shape:
             raise ValueError(f"the map is {scores.shape} and the mask {mask.shape}; expected the same shape")
-        bins = bins_of(scores)
-        found = connected(mask) if regions is None else regions
-        self.sound += np.bincount(bins[~mask], minlength=BINS)
-        self.defective += np.bincount(bins[mask], minlength=BINS)
-        for region in found:
-            self._add_region(bins[region.pixels], region.needed)
+        if regions is None:
+            labels, count = label_regions(mask)
+            regions = [Region(labels == number) for number in range(1, count + 1)]
+        keys = ordered_keys(scores)
+        normal, pixels = np.unique(keys[~mask], return_counts=True)
+        self._normal.append((normal, pixels[None].astype(np.float64)))
+        defective, pixels = np.unique(keys[mask], return_counts=True)
+        overlap = np.zeros(len(defective))
+        for region in regions:
+            found = np.bincount(np.searchsorted(defective, keys[region.pixels]), minlength=len(defective))
+            needed = max(found.sum() if region.needed is None else min(region.needed, found.sum()), 1)
+            # The highest `needed` pixels are all of the region, those below them add nothing (saturated overlap).
+            overlap[::-1] += np.diff(np.minimum(np.cumsum(found[::-1]), needed), prepend=0) / needed
+        self._defective.append((defective, np.stack([pixels, overlap])))
+        self.regions += len(regions)
         self.photos += 1
+        if sum(len(keys) for keys, _ in self._normal + self._defective) > self.max_scores:
+            self.is_rounded = True
+            self._normal, self._defective = [self._merged(self._normal)], [self._merged(self._defective)]
 
-    def _add_region(self, bins: NDArray[np.int32], needed: float | None) -> None:
-        places, counts = np.unique(bins, return_counts=True)
-        if needed is None or needed >= counts.sum():
-            self.overlap[places] += counts * (UNIT // int(counts.sum()))
-        else:
-            # Saturated overlap: the highest `needed` pixels are all of it, those after them add nothing.
-            found = np.minimum(np.cumsum(counts[::-1]), max(needed, 1.0)) / max(needed, 1.0)
-            reached = np.append(0, np.rint(found * UNIT).astype(np.int64))
-            self.overlap[places[::-1]] += reached[1:] - reached[:-1]
-        self.regions += 1
+    def _merged(self, parts: Sequence[Counts]) -> Counts:
+        keys = np.concatenate([keys for keys, _ in parts])
+        if self.is_rounded:
+            keys = keys >> ROUNDED_BITS << ROUNDED_BITS
+        keys, place = np.unique(keys, return_inverse=True)
+        counts = np.concatenate([counts for _, counts in parts], axis=1)
+        return keys, np.stack([np.bincount(place, row, minlength=len(keys)) for row in counts])
 
-    def merge(self, other: "PixelCounts") -> None:
-        """Adds another's counts, as if all photos had been added here."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+    def metrics(self) -> tuple[dict[str, tuple[float, float]], dict[str, Curve]]:
+        """Metrics and curves over all pixels together; none where no pixel, or every one, is anomalous.
 
+        Returns:
+            ``pixel_auroc``, ``pixel_ap`` (sum over thresholds of precision times gained recall), ``pixel_f1_max`` and,
+            where there are regions, ``aupro``: 0..1, each with how far from it the exact value may lie. The curves
+            ``pixel_roc`` and ``pro`` over the false-positive rate.
+        """
+        from sklearn.metrics import auc
 
-def connected(mask: NDArray[np.bool_]) -> list[Region]:
-    """The connected parts of a mask (H, W); pixels that touch at a corner are connected."""
+        if not any(len(keys) for keys, _ in self._normal) or not any(len(keys) for keys, _ in self._defective):
+            return {}, {}
+        # Thresholds are the defective pixels' scores, from the highest on: between two of them the recall is the same.
+        keys, (gained, overlap) = (array[..., ::-1] for array in self._merged(self._defective))
+        normal, (pixels,) = self._merged(self._normal)
+        below = np.append(0.0, np.cumsum(pixels))
+        above = below[-1] - below[np.searchsorted(normal, keys, side="right")]  # false positives above a threshold
+        false = below[-1] - below[np.searchsorted(normal, keys, side="left")]  # and with those that are equal
+        true = np.cumsum(gained)
 
-    labels, _ = label_regions(mask)
-    return [Region(labels == number) for number in range(1, int(labels.max(initial=0)) + 1)]
+        def curve(height: NDArray[np.float64]) -> Curve:
+            """From (0, 0) to (1, 1); equal scores are passed on a straight line."""
+            x = np.column_stack([above, false]).ravel() / below[-1]
+            y = np.column_stack([np.append(0, height[:-1]), height]).ravel()
+            return np.concatenate([[0], x, [1]]), np.concatenate([[0], y, [1]])
 
-
-class Bounded(NamedTuple):
-    """A metric from bins, 0..1, and how far from it the exact value may lie."""
-
-    value: float
-    error: float
-
-
-@dataclass(frozen=True)
-class PixelCurves:
-    """Rates over falling thresholds, one a bin that holds anything, 0 first; all (N,) float64.
-
-    Attributes:
-        false_rate: share of sound pixels at or above the threshold.
-        true_rate: share of defective ones.
-        overlap: mean share of a region; NaN where no region was counted.
-    """
-
-    sound: NDArray[np.int64]
-    defective: NDArray[np.int64]
-    false_rate: NDArray[np.float64]
-    true_rate: NDArray[np.float64]
-    overlap: NDArray[np.float64]
-
-
-def curves(counts: PixelCounts) -> PixelCurves | None:
-    """The curves, None where no pixel, or every one, is anomalous."""
-    used = np.flatnonzero(counts.sound + counts.defective)[::-1]
-    sound, defective = counts.sound[used], counts.defective[used]
-    if not sound.any() or not defective.any():
-        return None
-    return PixelCurves(sound, defective, *map(_rate, (sound, defective, counts.overlap[used])))
-
-
-def _rate(counted: NDArray[np.int64]) -> NDArray[np.float64]:
-    summed = np.cumsum(counted)
-    return np.append(0.0, summed / summed[-1]) if summed[-1] else np.full(len(counted) + 1, np.nan)
+        curves = {"pixel_roc": curve(true / true[-1])}
+        precision, f1 = true / (true + false), 2 * true / (true[-1] + true + false)
+        # Pixels whose rounded scores are equal may truly have any order: at best all defective ones come first.
+        best_precision, best_f1 = true / np.maximum(true + above, 1), 2 * true / (true[-1] + true + above)
+        worst_precision = (true - gained + 1) / (true - gained + 1 + false)
+        found = {
+            "pixel_auroc": (auc(*curves["pixel_roc"]), gained @ (false - above) / true[-1] / below[-1] / 2),
+            "pixel_ap": (
+                gained @ precision / true[-1],
+                gained @ np.maximum(best_precision - worst_precision, 0) / true[-1],
+            ),
+            "pixel_f1_max": (f1.max(), best_f1.max() - f1.max()),
+        }
+        if self.regions:
+            curves["pro"] = curve(np.cumsum(overlap) / self.regions)
+            found["aupro"] = _limited_area(*curves["pro"])
+        return {key: (float(value), float(error) * self.is_rounded) for key, (value, error) in found.items()}, curves
 
 
-def auroc(found: PixelCurves) -> Bounded:
-    """Area under the ROC curve over all pixels together, ties counted half."""
-    rise, step = np.diff(found.true_rate), np.diff(found.false_rate)
-    area = _area(found.true_rate, found.false_rate)
-    # Within a bin the exact curve may take any way up and right.
-    return Bounded(area, float((rise * step).sum() / 2))
+def _limited_area(rate: NDArray[np.float64], overlap: NDArray[np.float64]) -> tuple[float, float]:
+    """The area under a curve up to ``PRO_LIMIT``, divided by it, and a bound on its error."""
+    from sklearn.metrics import auc
 
-
-def average_precision(found: PixelCurves) -> Bounded:
-    """Area under the precision-recall curve, as a sum over thresholds of precision times gained recall."""
-    true, false = np.cumsum(found.defective), np.cumsum(found.sound)
-    gained = found.defective / true[-1]
-    before = true - found.defective, false - found.sound
-    highest = true / np.maximum(true + before[1], 1)
-    lowest = (before[0] + 1) / (before[0] + 1 + false)
-    spread = gained * np.maximum(highest - lowest, 0)
-    return Bounded(float((gained * true / (true + false)).sum()), float(spread.sum()))
-
-
-def f1_max(found: PixelCurves) -> Bounded:
-    """The best F1 at any threshold."""
-    true, false = np.cumsum(found.defective), np.cumsum(found.sound)
-    best = float((2 * true / (true[-1] + true + false)).max())
-    before = false - found.sound
-    ideal = float((2 * true / (true[-1] + true + before)).max())
-    return Bounded(best, ideal - best)
-
-
-def aupro(found: PixelCurves, limit: float = PRO_LIMIT) -> Bounded | None:
-    """Area under the per-region overlap up to a false-positive rate, divided by it; None without regions."""
-    if np.isnan(found.overlap).any():
-        return None
-    rate, overlap = found.false_rate, found.overlap
-    cut = int(np.searchsorted(rate, limit, side="right"))
-    rate = np.append(rate[:cut], limit)
-    ends = np.append(overlap[:cut], np.interp(limit, found.false_rate, overlap))
-    rise = np.diff(np.append(overlap[:cut], overlap[min(cut, len(overlap) - 1)]))
-    width = np.diff(rate)
-    error = (rise[:-1] * width[:-1]).sum() / 2 + rise[-1] * width[-1]
-    return Bounded(_area(ends, rate) / limit, float(error / limit))
-
-
-def _area(heights: NDArray[np.float64], places: NDArray[np.float64]) -> float:
-    """By trapezoids."""
-    return float(((heights[1:] + heights[:-1]) / 2 * np.diff(places)).sum())
+    cut = int(np.searchsorted(rate, PRO_LIMIT, side="right"))
+    x = np.append(rate[:cut], PRO_LIMIT)
+    y = np.append(overlap[:cut], np.interp(PRO_LIMIT, rate, overlap))
+    rise, width = np.diff(np.append(overlap[:cut], overlap[min(cut, len(overlap) - 1)])), np.diff(x)
+    error = rise[:-1] @ width[:-1] / 2 + rise[-1] * width[-1]
+    return auc(x, y) / PRO_LIMIT, error / PRO_LIMIT

@@ -19,7 +19,7 @@ ReferenceChoice = Literal["paper", "random"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One class in one round with K references: what is measured at a time. Zero-shot has the single round 0."""
+    """The unit of work: one class in one round with K references. Zero-shot has the single round 0."""
 
     shots: int
     round: int
@@ -42,8 +42,9 @@ class Plan:
     choice: ReferenceChoice = "paper"
     seed: int = 0
 
-    def cells(self, class_names: Sequence[str]) -> list[Cell]:
+    def cells(self, records: Sequence[ImageRecord]) -> list[Cell]:
         """Every cell, round after round, so that a run that is stopped early has whole rounds."""
+        class_names = sorted({record.class_name for record in records})
         return [
             Cell(shots, round_, name)
             for shots in self.shots
@@ -60,7 +61,10 @@ class Plan:
         own = of_class(records, cell.class_name)
         if self.choice == "paper":
             return reference_records(own, cell.shots, cell.round)
-        return random_references(own, cell.shots, cell.round, self.seed)
+        good = _good_training_photos(own, cell.shots)
+        # The same photos for the same class, K, round and seed.
+        rng = np.random.default_rng([self.seed, cell.round, cell.shots, zlib.crc32(cell.class_name.encode())])
+        return [good[number] for number in sorted(rng.permutation(len(good))[: cell.shots])]
 
 
 def of_class(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
@@ -68,16 +72,9 @@ def of_class(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecor
     return [record for record in records if record.class_name == class_name]
 
 
-def tested(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
-    """A class's test photos.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = [record for record in of_class(records, class_name) if record.split == "test"]
-    if not found:
-        raise UserError(f"{class_name}: no test photos")
-    return found
+def test_photos(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
+    """A class's test photos."""
+    return [record for record in of_class(records, class_name) if record.split == "test"]
 
 
 def reference_records(records: Sequence[ImageRecord], shots: int, round: int = 0) -> list[ImageRecord]:
@@ -92,56 +89,30 @@ def reference_records(records: Sequence[ImageRecord], shots: int, round: int = 0
     Raises:
         UserError: there are too few good training photos.
     """
-    good = _good_training_photos(records)
     start = max(PAPER_SHOTS, shots) * round
-    if shots and start + shots > len(good):
-        raise UserError(
-            f"{_name(records)}: {shots} references in round {round} need {start + shots} good training photos, "
-            f"there are {len(good)}{_advice(good)}"
-        )
-    return good[start : start + shots]
+    return _good_training_photos(records, start + shots if shots else 0)[start : start + shots]
 
 
-def random_references(records: Sequence[ImageRecord], shots: int, round: int, seed: int) -> list[ImageRecord]:
-    """K good training photos, drawn without repetition; the same for the same class, K, round and seed.
-
-    Raises:
-        UserError: there are fewer than K.
-    """
-    good = _good_training_photos(records)
-    if shots > len(good):
-        raise UserError(
-            f"{_name(records)}: {shots} references need {shots} good training photos, there are {len(good)}"
-            f"{_advice(good)}"
-        )
-    rng = np.random.default_rng([seed, round, shots, zlib.crc32(_name(records).encode())])
-    return [good[number] for number in sorted(rng.permutation(len(good))[:shots])]
-
-
-def _good_training_photos(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+def _good_training_photos(records: Sequence[ImageRecord], needed: int) -> list[ImageRecord]:
     good = [record for record in records if record.split == "train" and not record.is_anomalous]
+    if needed > len(good):
+        name = records[0].class_name if records else "this class"
+        advice = "" if good else "; photos without a training split can be measured with --shots 0 alone"
+        raise UserError(f"{name}: the references need {needed} good training photos, there are {len(good)}{advice}")
     return sorted(good, key=lambda record: record.image)
 
 
-def _name(records: Sequence[ImageRecord]) -> str:
-    return records[0].class_name if records else "this class"
-
-
-def _advice(good: Sequence[ImageRecord]) -> str:
-    return "" if good else "; photos without a training split can be measured with --shots 0 alone"
-
-
 def check(plan: Plan, records: Sequence[ImageRecord]) -> None:
-    """What can be known to fail fails before a model is loaded.
+    """Checks, before a model is loaded, what can be known to fail.
 
     Raises:
         UserError: a class has no test photo, or too few references for a round.
     """
     names = sorted({record.class_name for record in records})
-    without = [name for name in names if not any(r.split == "test" for r in of_class(records, name))]
+    without = [name for name in names if not test_photos(records, name)]
     if without or not names:
         raise UserError(f"no test photos of {first_offenders(without) or 'any class'}")
-    for cell in plan.cells(names):
+    for cell in plan.cells(records):
         plan.references(records, cell)
 
 
@@ -151,5 +122,5 @@ def photo_name(record: ImageRecord, root: Path) -> str:
 
 
 def photo_seed(seed: int, cell: Cell, photo: str) -> int:
-    """A seed of a photo's own, so that sampled answers do not depend on which process, or run, comes to it."""
+    """A seed for one photo, so that sampled answers do not depend on the process, or the run, that measures it."""
     return zlib.crc32(f"{seed}/{cell.shots}/{cell.round}/{photo}".encode())

@@ -9,7 +9,35 @@ from typing import Any
 import yaml
 
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.evaluation.results import METRICS, Spread
+
+MAP_METRICS = {
+    "image_auroc": "image-AUROC",
+    "image_ap": "image-AP",
+    "image_f1_max": "image-F1-max",
+    "pixel_auroc": "pixel-AUROC",
+    "pixel_ap": "pixel-AP",
+    "pixel_f1_max": "pixel-F1-max",
+    "aupro": "AUPRO",
+}
+VERDICT_METRICS = {
+    "verdict_accuracy": "verdict accuracy",
+    "recall": "recall",
+    "false_alarm_rate": "false alarms",
+    "score_accuracy": "by score",
+    "hindsight_accuracy": "in hindsight",
+    "answer_accuracy": "answer accuracy",
+    "position_accuracy": "position",
+    "position_cell_accuracy": "position (cell)",
+}
+METRICS = MAP_METRICS | VERDICT_METRICS
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean and, of two rounds or more, the standard deviation (divided by the number of rounds)."""
+
+    mean: float | None
+    std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,15 +75,11 @@ def published(dataset: str, shots: int) -> list[Published]:
             row["method"],
             row["protocol"],
             _table()["sources"][row["source"]]["text"],
-            {key: _spread(row[key]) for key in METRICS if key in row},
+            {key: Spread(*(value / 100 for value in row[key])) for key in METRICS if key in row},
         )
         for row in _table()["rows"]
         if (row["dataset"], row["shots"]) == (dataset, shots)
     ]
-
-
-def _spread(percent: Sequence[float]) -> Spread:
-    return Spread(*(value / 100 for value in percent))
 
 
 @cache

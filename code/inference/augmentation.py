@@ -1,42 +1,72 @@
-"""Whether further views of the references help: decided by the references themselves, for ``augmentation: auto``."""
+"""Further views of the references, and whether the references need them (``augmentation: auto``)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from anomalygpt.inference.reference_views import ALL_VIEWS, VIEWS, Augmentation
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.few_shot import nearest_similarity
-from anomalygpt.model.foreground import Lie
-from anomalygpt.model.patch_bank import unit_patches
+from anomalygpt.model.memory_bank import unit_patches
+from anomalygpt.model.orientation import Orientation
 
-DECIDED_BY = 8  # so many references decide; further ones do not change their mind
-# Four views of anything bring references a little nearer to each other (textures and aligned parts: to 0.87-0.99 of
-# their distance); parts that are put down at any angle (screw, hazelnut) come to 0.52-0.86.
+Augmentation = Literal["none", "rotations", "flips"]
+
+DECIDED_BY = 8  # so many references decide; more of them do not change the decision
+# Any four views bring references a little nearer to each other (textures and aligned parts: to 0.87-0.99 of their
+# distance); parts that lie at any angle (screw, hazelnut) come to 0.52-0.86.
 CLEAR_GAIN = 0.86
-STRANGEST = 0.05  # the share of patches that is compared: a turn is seen where parts are strange, not on average
-ELONGATED = 1.6  # only of such a part can it be told how it lies
-ASKEW = 7.0  # degrees; an aligned part (toothbrush, transistor's legs) keeps within 3
+TOP_SHARE = 0.05  # of the patches, those of the largest distance: a rotation shows there, not in the mean
+ELONGATED = 1.6  # the aspect from which on the tilt of a part can be measured
+TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps within 3
 
 
-def choose_augmentation(gains: Mapping[Augmentation, float], lies: Sequence[Lie]) -> Augmentation:
+@dataclass(frozen=True)
+class View:
+    """Quarter turns, anticlockwise, of a photo or of its mirror image; no view leaves a corner to fill."""
+
+    turns: int = 0
+    mirrored: bool = False
+
+    def of(self, image: Tensor) -> Tensor:
+        """The view of a square (…, S, S)."""
+        return torch.rot90(torch.flip(image, (-1,)) if self.mirrored else image, self.turns, dims=(-2, -1))
+
+
+UPRIGHT = View()
+VIEWS: dict[Augmentation, tuple[View, ...]] = {
+    "none": (UPRIGHT,),
+    "rotations": tuple(View(turns) for turns in range(4)),
+    "flips": (UPRIGHT, View(mirrored=True), View(2, mirrored=True), View(2)),
+}
+ALL_VIEWS = tuple(dict.fromkeys(view for views in VIEWS.values() for view in views))
+
+
+def view_positions(views: Sequence[View], grid: int) -> Tensor:
+    """Where the patches of each view lie on the upright photo: (V, P * P) int64, in reading order."""
+    upright = rearrange(torch.arange(grid * grid), "(h w) -> h w", h=grid)
+    return torch.stack([view.of(upright).flatten() for view in views])
+
+
+def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Sequence[Orientation]) -> Augmentation:
     """Which views to remember.
 
-    A part that lies at any angle needs its rotations. With several references this shows in how much nearer they
-    come to each other by them, or in that a long part lies askew in most. One photo alone does not tell, and shows so
-    little of a part that its rotations help, whatever it is.
+    A part that lies at any angle needs its rotations. With several references this shows in how much nearer they come
+    to each other by them, or in that an elongated part is tilted in most of them. A single photo does not show it, and
+    so little of the part that its rotations help in any case.
 
     Args:
-        gains: the references' distance from each other with the views over that without, for each kind of views;
-            empty for a single reference.
-        lies: of each reference.
+        gains: for each kind of views, the distance between the references with them over that without; empty for a
+            single reference.
+        orientations: of each reference.
     """
     if not gains:
         return "rotations"
-    long = [lie for lie in lies if lie.elongation >= ELONGATED]
-    if 2 * len(long) > len(lies) and median(lie.askew for lie in long) >= ASKEW:
+    elongated = [each for each in orientations if each.aspect >= ELONGATED]
+    if 2 * len(elongated) > len(orientations) and median(each.tilt for each in elongated) >= TILTED:
         return "rotations"
     best = min(gains, key=lambda kind: gains[kind])
     return best if gains[best] < CLEAR_GAIN else "none"
@@ -49,31 +79,23 @@ def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]
         references: the features of each one's ``ALL_VIEWS``.
 
     Returns:
-        Kind of views -> distance with them over distance without, 0..1; nothing for one reference.
+        Kind of views -> distance with them over distance without, 0..1; empty for one reference.
     """
     if len(references) < 2:
         return {}
     patches = [unit_patches(views) for views in references]
-    near = [[_near(patches, k, other) for other in range(len(patches)) if other != k] for k in range(len(patches))]
-    apart = {kind: _strangest(near, [ALL_VIEWS.index(view) for view in views]) for kind, views in VIEWS.items()}
-    return {kind: apart[kind] / max(apart["none"], torch.finfo(torch.float32).eps) for kind in apart if kind != "none"}
-
-
-def _near(patches: Sequence[Sequence[Tensor]], photo: int, other: int) -> Tensor:
-    """Cosines of an upright photo's patches to the nearest of another's, one view at a time: (L, V, N)."""
-    return torch.stack(
-        [
-            torch.stack([nearest_similarity(query[:1], view)[0] for view in bank])
-            for query, bank in zip(patches[photo], patches[other], strict=True)
+    distances: dict[Augmentation, list[Tensor]] = {kind: [] for kind in VIEWS}
+    for number, query in enumerate(patches):
+        others = patches[:number] + patches[number + 1 :]
+        # Cosines of each upright patch to the nearest of each view of each other photo: (K - 1, L, V, N).
+        cosines = [
+            [(tap[:1] @ views.transpose(1, 2)).amax(dim=-1) for tap, views in zip(query, other, strict=True)]
+            for other in others
         ]
-    )
-
-
-def _strangest(near: Sequence[Sequence[Tensor]], views: Sequence[int]) -> float:
-    """The mean distance of the strangest patches, when so many views of the others are remembered."""
-    distances = []
-    for others in near:
-        best = torch.stack(list(others))[:, :, views].amax(dim=(0, 2))  # (L, N): nearest of all others and views
-        distance = 1 - best.mean(dim=0)
-        distances.append(distance.topk(max(1, round(STRANGEST * len(distance)))).values.mean())
-    return float(torch.stack(distances).mean())
+        similarity = torch.stack([torch.stack(layers) for layers in cosines])
+        for kind, views in VIEWS.items():
+            nearest = similarity[:, :, [ALL_VIEWS.index(view) for view in views]].amax(dim=(0, 2))  # (L, N)
+            distance = 1 - nearest.mean(dim=0)
+            distances[kind].append(distance.topk(max(1, round(TOP_SHARE * len(distance)))).values.mean())
+    mean = {kind: float(torch.stack(values).mean()) for kind, values in distances.items()}
+    return {kind: mean[kind] / max(mean["none"], torch.finfo(torch.float32).eps) for kind in mean if kind != "none"}

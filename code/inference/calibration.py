@@ -1,65 +1,63 @@
-"""From which score on a photo, and from which value on a pixel, is anomalous: told by the references alone."""
+"""The threshold of the image score and of the map, from the references alone: a log-normal predictive interval.
+
+The logarithm y of a good photo's score is taken for normal, its variance for unknown with a scaled inverse chi-squared
+prior. From the scores of n good photos that were held out of the memory bank of K references, with the mean m of their
+logarithms and the sum S of squared deviations from it:
+
+    m'  = m + a log((K - 1) / K)                     distances fall as K^-a, and a held-out photo has K - 1 references
+    m'' = m' + w (log p + a log(4 / K) - m')         shrinkage to the prior score p, stated for four references
+    s^2 = (k s0^2 + S) / (k + n - 1)                 the posterior's scale; the prior s0^2 counts as k photos
+    sd  = s sqrt(1 + 1 / n)                          of a new photo's y, Student-t with k + n - 1 degrees of freedom
+    score threshold = exp(m'' + t_{1 - f} sd)        exceeded by a good photo at the false-alarm rate f
+
+A single reference gives perturbations of one photo: n = 1, S = 0, and no correction for K - 1.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from scipy import stats
 from torch import Tensor
 
-# The largest value of a good photo's map is log-normal: its logarithm varies about a centre that the held-out maps
-# tell, by a spread that they tell together with what is known of other parts.
-SPREAD = 0.15  # of the logarithm, between good photos of one part
-SPREAD_COUNTS = 6.0  # so many photos' worth that the number above weighs against the references' own spread
-NEARER = 0.12  # distances fall with the number of references K as K ** -NEARER; held out, a photo has K - 1
-LEAN = 0.5  # how far the centre leans to what is usual for good photos of other parts, where that is known
-USUAL_FOR = 4  # the number of references that a usual score is stated for
-SHARPNESS = 2.0  # of the probability: how fast its log-odds rise, per spread
-LOWEST = 0.05  # the same photo twice differs in nothing, and then everything would be anomalous
-
-
-class Calibrated(Protocol):
-    """What scores and pixels are held against."""
-
-    @property
-    def threshold(self) -> float:
-        """The map's value above which pixels form regions."""
-        ...
-
-    def probability(self, score: float) -> float:
-        """That the photo is anomalous, 0..1; above one half is the verdict."""
-        ...
+PRIOR_SD = 0.15  # s0: of the logarithm, between good photos of one part
+PRIOR_STRENGTH = 6.0  # k
+K_EXPONENT = 0.12  # a
+SHRINKAGE = 0.5  # w
+PRIOR_REFERENCES = 4  # the number of references that a prior score is stated for
+SHARPNESS = 2.0  # of the probability: its log-odds rise by so much per sd
+LOWEST = 0.05  # the smallest threshold: two equal references have no distance, and all else would be anomalous
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of the maps that come from references.
+    """Of maps that come from references.
 
     Attributes:
-        threshold: what the largest value of a good photo's map exceeds as often as the false-alarm rate says.
-        limit: the score that a good photo exceeds as often; there the probability is one half.
+        threshold: the map's value above which pixels form regions; exceeded by the maximum of a good photo's map at
+            the false-alarm rate.
+        score_threshold: exceeded by a good photo's score at that rate; there the probability is one half.
         slope: log-odds per unit of the score's logarithm.
     """
 
     threshold: float
-    limit: float
+    score_threshold: float
     slope: float
 
     def probability(self, score: float) -> float:
-        """That a photo with this image score is anomalous, 0..1: a rising function, one half at the limit."""
-        odds = self.slope * math.log(max(score, LOWEST**2) / self.limit)
+        """That a photo with this image score is anomalous, 0..1: logistic in the logarithm of the score."""
+        odds = self.slope * math.log(max(score, LOWEST**2) / self.score_threshold)
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
 
 
 @dataclass(frozen=True)
 class TextCalibration:
-    """Of text maps, which are probabilities themselves: as they are, where the threshold is one half."""
+    """Of text maps, which are probabilities themselves: unchanged where the threshold is one half."""
 
     threshold: float
 
     def probability(self, score: float) -> float:
-        """The score, 0..1; straight from 0 to one half at the threshold, and from there to 1."""
+        """Piecewise linear in the score, 0..1: 0, one half at the threshold, and 1."""
         if score <= self.threshold:
             return max(0.0, score) / (2 * self.threshold) if self.threshold else 0.5
         return 1 - (1 - min(1.0, score)) / (2 * (1 - self.threshold))
@@ -71,48 +69,32 @@ def calibrate(
     false_alarm_rate: float,
     *,
     references: int,
-    usual_score: float | None = None,
+    prior_score: float | None = None,
 ) -> Calibration:
-    """What good photos that the memory did not hold tell of those to come.
+    """Calibrates by good photos that the memory bank did not hold.
 
     Args:
         held_out_scores: image scores of the maps.
-        held_out_maps: (M, 1, S, S), see ``References.held_out_maps``.
+        held_out_maps: (n, 1, S, S), see ``References.held_out_maps``.
         false_alarm_rate: how often a good photo may be taken for an anomalous one, above 0, below 1.
         references: K, how many are remembered.
-        usual_score: the typical score of a good photo of any part against four references, in maps of the same kind;
-            a few references tell their own part's less well than many parts together do. None trusts the references
-            alone.
+        prior_score: the typical score of a good photo of any part against four references, in maps of the same kind;
+            few references estimate their own part's less well than many parts together do. None: no shrinkage.
     """
     logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
-    limit, spread = _limit(logs, false_alarm_rate, references, usual_score)
-    # A map's largest value lies a little above its score, by as much as it does on the held-out maps.
-    peaks = [math.log(max(value, LOWEST**2)) for value in held_out_maps.flatten(1).amax(dim=1).tolist()]
-    above = math.exp(_mean(peaks) - _mean(logs))
-    return Calibration(max(LOWEST, limit * above), max(LOWEST, limit), SHARPNESS / spread)
-
-
-def _limit(
-    logs: Sequence[float], false_alarm_rate: float, references: int, usual_score: float | None
-) -> tuple[float, float]:
-    """(what a new good photo's score exceeds with this probability, the spread of its logarithm).
-
-    Args:
-        logs: of the held-out scores.
-    """
-    centre = _mean(logs)
-    if references == 1:  # retakes of one photo are no photos of their own
-        known, squares = 1, 0.0
+    mean = center = sum(logs) / len(logs)
+    if references == 1:
+        count, squares = 1, 0.0
     else:
-        known, squares = len(logs), sum((log - centre) ** 2 for log in logs)
-        centre += NEARER * math.log((references - 1) / references)
-    if usual_score is not None:
-        centre += LEAN * (math.log(usual_score) + NEARER * math.log(USUAL_FOR / references) - centre)
-    # The predictive distribution of a normal variable under a conjugate prior on its variance.
-    freedom = SPREAD_COUNTS + known - 1
-    spread = math.sqrt((SPREAD_COUNTS * SPREAD**2 + squares) / freedom * (1 + 1 / known))
-    return math.exp(centre + spread * float(stats.t.ppf(1 - false_alarm_rate, freedom))), spread
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        count, squares = len(logs), sum((log - mean) ** 2 for log in logs)
+        center += K_EXPONENT * math.log((references - 1) / references)
+    if prior_score is not None:
+        prior = math.log(prior_score) + K_EXPONENT * math.log(PRIOR_REFERENCES / references)
+        center += SHRINKAGE * (prior - center)
+    freedom = PRIOR_STRENGTH + count - 1
+    sd = math.sqrt((PRIOR_STRENGTH * PRIOR_SD**2 + squares) / freedom * (1 + 1 / count))
+    score_threshold = math.exp(center + sd * float(stats.t.ppf(1 - false_alarm_rate, freedom)))
+    # A map's maximum lies above its score by the same factor as on the held-out maps.
+    peaks = [math.log(max(value, LOWEST**2)) for value in held_out_maps.flatten(1).amax(dim=1).tolist()]
+    above = math.exp(sum(peaks) / len(peaks) - mean)
+    return Calibration(max(LOWEST, score_threshold * above), max(LOWEST, score_threshold), SHARPNESS / sd)

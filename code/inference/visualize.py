@@ -1,12 +1,12 @@
-"""Anomaly maps as pictures, on a fixed scale: a normal part looks calm, whatever its largest value is."""
+"""Anomaly maps as pictures, on a fixed scale: a normal part stays unpainted."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from anomalygpt.datasets.transforms import to_rgb
-from anomalygpt.inference.predictor import Region
-from anomalygpt.model.map_scale import calibrated
+from anomalygpt.inference.regions import Region
+from anomalygpt.model.map_calibration import calibrate_map
 
 BOX_COLOUR = (255, 255, 255)
 BOX_EDGE = (20, 20, 20)
@@ -15,7 +15,7 @@ OPAQUE = 0.65  # how much of the photo the hottest colour covers
 
 def heat(anomaly_map: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
     """(H, W) -> (H, W) in 0..1: 0.5 where the map meets the threshold, 1 at twice that. Never scaled per image."""
-    return calibrated(anomaly_map, threshold).astype(np.float32)
+    return calibrate_map(anomaly_map, threshold).astype(np.float32)
 
 
 def overlay(
@@ -32,24 +32,13 @@ def overlay(
     hot = heat(anomaly_map, threshold)
     colours = colormaps["turbo"](hot)[..., :3] * 255
     pixels = np.asarray(to_rgb(photo), dtype=np.float32)
-    # Cool areas let the photo through; only what nears the threshold is painted.
+    # Only what comes near the threshold is painted.
     cover = (OPAQUE * np.clip((hot - 0.25) / 0.5, 0, 1))[..., None]
     picture = Image.fromarray((pixels * (1 - cover) + colours * cover).astype(np.uint8))
-    for region in regions:
-        _frame(picture, region)
+    draw, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / 250))
+    for left, top, right, bottom in (region.box for region in regions):
+        for outset, colour in ((2 * width, BOX_EDGE), (width, BOX_COLOUR)):  # around a region, so that it stays visible
+            upper_left = max(0, left - outset), max(0, top - outset)
+            lower_right = min(picture.width, right + outset) - 1, min(picture.height, bottom + outset) - 1
+            draw.rectangle((*upper_left, *lower_right), outline=colour, width=width)
     return picture
-
-
-def _frame(picture: Image.Image, region: Region) -> None:
-    """Frames a region from outside, so that a small one is not covered."""
-    draw = ImageDraw.Draw(picture)
-    width = max(1, round(min(picture.size) / 250))
-    left, top, right, bottom = region.box
-    for outset, colour in ((2 * width, BOX_EDGE), (width, BOX_COLOUR)):
-        corners = (
-            max(0, left - outset),
-            max(0, top - outset),
-            min(picture.width, right + outset) - 1,
-            min(picture.height, bottom + outset) - 1,
-        )
-        draw.rectangle(corners, outline=colour, width=width)

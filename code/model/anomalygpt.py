@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, TextBatch, Turn, training_batch
+from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, TextBatch, Turn, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
-from anomalygpt.model.few_shot import PatchMemory
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map
 from anomalygpt.model.llm import generate
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss
-from anomalygpt.model.map_scale import calibrated
+from anomalygpt.model.map_calibration import calibrate_map
+from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer
 
@@ -33,13 +35,13 @@ class Losses:
 
 
 class AnomalyGPT(nn.Module):
-    """The whole road. The parts are built elsewhere; tensor names are those of the released delta checkpoints.
+    """The complete model. The parts are built elsewhere; tensor names are those of the released delta checkpoints.
 
     Args:
         encoder: frozen image encoder.
-        states: class names -> (B, 2, D): a :class:`PromptEnsemble`, or trained :class:`LearnedStates`.
+        states: class names -> (B, 2, D): a :class:`PromptEnsemble`, or trained :class:`LearnedTextFeatures`.
         image_decoder, prompt_learner: the paper's two trained parts.
-        llm: a Hugging Face causal LM, with or without LoRA; None for a model that only draws maps.
+        llm: a Hugging Face causal LM, with or without LoRA; None for a model of anomaly maps alone.
         llama_proj: Linear D -> D_l for the image's embedding.
         tokenizer: the language model's.
     """
@@ -58,13 +60,14 @@ class AnomalyGPT(nn.Module):
         self.encoder = encoder
         self.states = states
         self.image_decoder = image_decoder
-        self.prompt_learner = prompt_learner
+        # None in a model without a language model, where ``_embedding`` raises the error.
+        self.prompt_learner: Any = prompt_learner
         self.llama_model = llm
-        self.llama_proj = llama_proj
-        self.tokenizer = tokenizer
+        self.llama_proj: Any = llama_proj
+        self.tokenizer: Any = tokenizer
 
     @property
-    def speaks(self) -> bool:
+    def has_llm(self) -> bool:
         """Whether there is a language model."""
         return self.llama_model is not None
 
@@ -81,37 +84,33 @@ class AnomalyGPT(nn.Module):
         parameter = next(self.encoder.parameters())  # type: ignore[attr-defined]
         return self.encoder.encode_image(images.to(parameter.device, parameter.dtype))
 
-    def state_probabilities(self, features: ImageFeatures, class_names: Sequence[str]) -> Tensor:
+    def text_probabilities(self, features: ImageFeatures, class_names: Sequence[str]) -> Tensor:
         """Features of B images, B class names -> (L, B, 2, 224, 224) float32."""
         states = self.states(class_names).to(self.device)
         return self.image_decoder(features.taps, states, MAP_SIZE)
 
     def anomaly_map(
-        self, features: ImageFeatures, class_names: Sequence[str], memory: PatchMemory | None = None
+        self, features: ImageFeatures, class_names: Sequence[str], memory: MemoryBank | None = None
     ) -> Tensor:
         """(B, 1, 224, 224) float32: from the references where there are any, else from the text features."""
         if memory is not None:
             return memory.anomaly_map(features, MAP_SIZE)
-        return anomaly_map(self.state_probabilities(features, class_names))
+        return anomaly_map(self.text_probabilities(features, class_names))
 
-    # -- map -> words ---------------------------------------------------------------------------------------------
+    # -- map -> text ----------------------------------------------------------------------------------------------
 
     def prompt_embeds(self, features: ImageFeatures, maps: Tensor) -> Tensor:
-        """What precedes the text: BOS, the image and the 18 prompts (SPEC 6) -> (B, N, D_l)."""
-        embed, tokenizer = self._embedding(), self._speaking(self.tokenizer)
-        batch = len(features)
+        """What precedes the text: BOS, the image and the 18 prompts (specification 6) -> (B, N, D_l)."""
+        embed, tokenizer = self._embedding(), self.tokenizer
 
         def words(ids: list[int]) -> Tensor:
-            return embed(torch.tensor(ids, device=embed.weight.device)).expand(batch, -1, -1)
+            return embed(torch.tensor(ids, device=embed.weight.device)).expand(len(features), -1, -1)
 
-        projection = self._speaking(self.llama_proj)
-        image = projection(features.embedding.to(projection.weight.dtype)).unsqueeze(1)  # (B, 1, D_l)
-        prompts = self._speaking(self.prompt_learner)(maps)
         pieces = [
-            words([tokenizer.bos_id] + tokenizer.encode(BEFORE_IMAGE)),
-            image,
+            words([tokenizer.bos_id, *tokenizer.encode(BEFORE_IMAGE)]),
+            self.llama_proj(features.embedding.to(self.llama_proj.weight.dtype)).unsqueeze(1),  # (B, 1, D_l)
             words(tokenizer.encode(AFTER_IMAGE)),
-            prompts,
+            self.prompt_learner(maps),
         ]
         return torch.cat([piece.to(embed.weight.dtype) for piece in pieces], dim=1)
 
@@ -131,26 +130,55 @@ class AnomalyGPT(nn.Module):
             openings: how the B answers begin; the model goes on from there. None at all leaves it free.
             extra: passed on to the language model's ``generate``.
         """
-        tokenizer = self._speaking(self.tokenizer)
-        # Encoded on its own, as an answer is in training.
-        begun = [tokenizer.encode(opening) for opening in openings] or [[]] * len(texts)
         with torch.inference_mode():
             before = self.prompt_embeds(features, maps)
-            rows = [tokenizer.encode(text) + ids for text, ids in zip(texts, begun, strict=True)]
+            # Encoded on its own, as an answer is in training.
+            begun = [self.tokenizer.encode(opening) for opening in openings] or [[]] * len(texts)
+            rows = [self.tokenizer.encode(text) + ids for text, ids in zip(texts, begun, strict=True)]
             embeds, attention = self._left_padded(before, rows)
         chosen = settings or GenerationSettings()
-        return generate(self.llama_model, embeds, attention, tokenizer, chosen, begun, **extra)
+        return generate(self.llama_model, embeds, attention, self.tokenizer, chosen, begun, **extra)
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""
         embed = self._embedding()
-        longest = max(len(row) for row in rows)
-        embeds, masks = [], []
-        for head, row in zip(before, rows, strict=True):
-            text = embed(torch.tensor(row, dtype=torch.long, device=before.device))
-            padding = before.new_zeros(longest - len(row), before.shape[-1])
-            embeds.append(torch.cat([padding, head, text]))
-            masks.append(torch.cat([padding.new_zeros(len(padding)), before.new_ones(len(head) + len(row))]))
-        return torch.stack(embeds), torch.stack(masks).long()
+        texts = [embed(torch.tensor(row, dtype=torch.long, device=before.device)) for row in rows]
+        embeds = [torch.cat(pair) for pair in zip(before, texts, strict=True)]
+        masks = [torch.ones(len(row), dtype=torch.long, device=before.device) for row in embeds]
+        return (
+            pad_sequence(embeds, batch_first=True, padding_side="left"),
+            pad_sequence(masks, batch_first=True, padding_side="left"),
+        )
+
+    @torch.inference_mode()
+    def answer_likelihoods(self, features: ImageFeatures, maps: Tensor, text: str, answers: Sequence[str]) -> Tensor:
+        """The mean log-likelihood of each answer's tokens, all answers in one forward pass.
+
+        The mean over tokens, not the sum, so that a long answer is not taken to be unlikely for its length alone.
+
+        Args:
+            features: of one image.
+            maps: (1, 1, 224, 224) float32, its anomaly map.
+            text: ends in the assistant's mark, see ``chat_prompt``.
+            answers: n texts, each encoded on its own, as in training.
+
+        Returns:
+            (n,) float32 on the CPU, at most 0.
+
+        Raises:
+            ValueError: an answer is empty.
+            RuntimeError: the model has no language model.
+        """
+        before = self.prompt_embeds(features, maps).expand(len(answers), -1, -1)
+        asked = self.tokenizer.encode(text)
+        rows = [self.tokenizer.encode(answer) for answer in answers]
+        if not all(rows):
+            raise ValueError("an answer is empty")
+        batch = text_batch([(asked + row, [IGNORE_INDEX] * len(asked) + row) for row in rows], self.tokenizer.eos_id)
+        logits, labels = self._answer_logits(before, batch)
+        targets = labels[:, 1:]
+        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return -(losses.view_as(targets).sum(dim=1) / (targets != IGNORE_INDEX).sum(dim=1)).cpu()
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -165,7 +193,7 @@ class AnomalyGPT(nn.Module):
         references: Tensor | None = None,
         one_shot_threshold: float | None = None,
     ) -> Losses:
-        """The loss of one micro-step (SPEC 7): cross entropy on the answers, and with a target focal + dice on the map.
+        """The loss of one micro-step: cross entropy on the answers, and with a target focal + dice on the map.
 
         A model without a language model has the map's losses only.
 
@@ -182,14 +210,16 @@ class AnomalyGPT(nn.Module):
                 shows it raw, as the paper does.
         """
         features = self.encode(images)
-        probabilities = self.state_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
-        if self.speaks:
+        probabilities = self.text_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
+        if self.has_llm:
             # The text map is not detached: the language loss trains the image decoder too.
             maps = anomaly_map(probabilities)
             if references is not None:
                 maps = self._one_shot_maps(features, references)
-                maps = maps if one_shot_threshold is None else calibrated(maps, one_shot_threshold)
-            answer, accuracy = self._answer_loss(features, maps, conversations, max_length)
+                maps = maps if one_shot_threshold is None else calibrate_map(maps, one_shot_threshold)
+            text = training_batch(conversations, self.tokenizer, max_length)
+            logits, labels = self._answer_logits(self.prompt_embeds(features, maps), text)
+            answer, accuracy = answer_loss(logits, labels), _token_accuracy(logits, labels)
         else:
             answer = accuracy = probabilities.new_zeros(())
         if target is None:
@@ -204,49 +234,37 @@ class AnomalyGPT(nn.Module):
         share = len(features) // groups
         maps = []
         for group in range(groups):
-            memory = PatchMemory(encoded[group * views : (group + 1) * views])
+            memory = MemoryBank(encoded[group * views : (group + 1) * views])
             maps.append(memory.anomaly_map(features[group * share : (group + 1) * share], MAP_SIZE))
         return torch.cat(maps)
 
-    def text_batch(self, conversations: Sequence[Sequence[Turn]], max_length: int) -> TextBatch:
-        """B conversations -> ids, attention and labels on the CPU."""
-        return training_batch(conversations, self._speaking(self.tokenizer), max_length)
+    def _answer_logits(self, before: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, vocabulary) and labels (B, K) of the last K positions, from just before the first answer on.
 
-    def _answer_loss(
-        self, features: ImageFeatures, maps: Tensor, conversations: Sequence[Sequence[Turn]], max_length: int
-    ) -> tuple[Tensor, Tensor]:
-        before = self.prompt_embeds(features, maps)
-        text = self.text_batch(conversations, max_length)
+        Args:
+            before: (B, N, D_l), see :meth:`prompt_embeds`.
+        """
         embeds = torch.cat([before, self._embedding()(text.ids.to(before.device))], dim=1)
         silent = torch.full(before.shape[:2], IGNORE_INDEX, dtype=torch.long)
         labels = torch.cat([silent, text.labels], dim=1).to(before.device)
         seen = torch.ones(before.shape[:2], dtype=torch.long)
         attention = torch.cat([seen, text.attention], dim=1).to(before.device)
-        # Logits before the first answer are never looked at, and the vocabulary makes them the largest tensor here.
-        kept = labels.shape[1] - _first_answer(labels) + 1
+        answered = (labels != IGNORE_INDEX).any(dim=0).nonzero()
+        first = int(answered[0]) if len(answered) else labels.shape[1] - 1
+        # Logits before the first answer are never used, and the vocabulary makes them the largest tensor here.
+        kept = labels.shape[1] - first + 1
         logits = self.llama_model(inputs_embeds=embeds, attention_mask=attention, logits_to_keep=kept).logits
-        return answer_loss(logits, labels[:, -kept:]), _token_accuracy(logits, labels[:, -kept:])
-
-    # -- parts ----------------------------------------------------------------------------------------------------
+        return logits, labels[:, -kept:]
 
     def _embedding(self) -> nn.Embedding:
-        return self._speaking(self.llama_model).get_input_embeddings()
-
-    def _speaking(self, part: Any) -> Any:
-        if part is None:
+        if self.llama_model is None:
             raise RuntimeError("this model was built without a language model: it draws maps, but can't answer")
-        return part
-
-
-def _first_answer(labels: Tensor) -> int:
-    """The first position at which any of the conversations (B, N) has an answer token; N - 1 when none has."""
-    columns = (labels != IGNORE_INDEX).any(dim=0).nonzero()
-    return int(columns[0]) if len(columns) else labels.shape[1] - 1
+        return self.llama_model.get_input_embeddings()
 
 
 @torch.no_grad()
 def _token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of answer tokens that would have been predicted right; 0 when there is none."""
+    """Fraction of answer tokens that would have been predicted right; 0 when there is none."""
     chosen = labels[:, 1:] != IGNORE_INDEX
     hits = logits[:, :-1].argmax(dim=-1)[chosen] == labels[:, 1:][chosen]
     return hits.float().mean() if chosen.any() else logits.new_zeros(())

@@ -1,7 +1,8 @@
-"""Config -> model: the one place that knows which part has which size, and where its weights lie."""
+"""Config -> model: which part has which size, and where its weights are; with values, or as shapes alone for a plan."""
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,21 @@ from anomalygpt.config.schema import EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import PARTS, absent_file, delta_shapes, load_delta, load_module, part_of
-from anomalygpt.model.encoder import TextImageEncoder
+from anomalygpt.model.encoder import ImageSpec, TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
-from anomalygpt.model.llm import add_lora, fold_lora, load_llm
-from anomalygpt.model.prompt_ensemble import LearnedStates, PromptEnsemble
+from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
+from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
-from anomalygpt.model.tokenizer import load_tokenizer
+from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
 from anomalygpt.weights.fetch import ensure
 from anomalygpt.weights.sources import load_sources
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else speaks
+MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else with_llm
 PAPER, COMPACT = "imagebind_vicuna7b", "compact"
+META = torch.device("meta")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -73,15 +75,16 @@ def build_model(
     config: ExperimentConfig,
     device: torch.device | None = None,
     *,
-    speaks: bool = True,
-    folds_lora: bool = False,
+    with_llm: bool = True,
+    merge_lora: bool = False,
 ) -> AnomalyGPT:
     """Builds every part, loads its weights, and joins them, in evaluation mode.
 
     Args:
-        device: by default :func:`choose_device`.
-        speaks: False leaves the language model out; the model then only draws maps.
-        folds_lora: for answers alone, see ``fold_lora``.
+        device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
+            needed; a language model of unknown size (see :func:`planned_config`) is left out.
+        with_llm: False leaves the language model out; the model then only draws maps.
+        merge_lora: for answers alone, see ``merge_lora_weights``.
 
     Raises:
         CheckpointError: a file is missing, damaged or another model's.
@@ -89,64 +92,80 @@ def build_model(
     """
     device = device or choose_device()
     dtype = choose_dtype(config.precision, device)
-    speaks = speaks and config.llm is not None
-    # A file that is not there is told before gigabytes of others are read; one that only speaks is not needed for maps.
-    needed = [delta for delta in config.deltas if speaks or set(delta.parts) & set(MAP_PARTS)]
-    files = [_available(delta.path, "deltas") for delta in needed]
+    with_llm = with_llm and config.llm is not None
+    # Missing files are reported before gigabytes of others are read; maps need no file of the language side.
+    needed = [delta for delta in config.deltas if with_llm or set(delta.parts) & set(MAP_PARTS)]
+    files = [] if device == META else [_available(delta.path, "deltas") for delta in needed]
     encoder = build_encoder(config.encoder, device, dtype)
     spec = encoder.spec
-    decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
-    has_text = isinstance(encoder, TextImageEncoder)
-    states = PromptEnsemble(encoder) if has_text else LearnedStates(spec.embed_width).to(device)
-    speech = _build_speech(config.llm, spec.embed_width, device, dtype) if speaks and config.llm else {}
-    model = AnomalyGPT(encoder, states, decoder, **speech)
+    with META if device == META else nullcontext():
+        decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
+        has_text = isinstance(encoder, TextImageEncoder)
+        states = PromptEnsemble(encoder) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
+        speech = _build_speech(config.llm, spec.embed_width, device, dtype) if with_llm and config.llm else {}
+        model = AnomalyGPT(encoder, states, decoder, **speech)
     model.requires_grad_(False)
-    skipped = [] if model.speaks else [part for part in PARTS if part not in MAP_PARTS]
+    if device == META:
+        return model.eval()
+    skipped = [] if model.has_llm else [part for part in PARTS if part not in MAP_PARTS]
     loaded: set[str] = set()
     for delta, file in zip(needed, files, strict=True):
         loaded |= {*load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
     untrained = [part for part in PARTS if part not in loaded and delta_shapes(model, [part])]
     if untrained:
         logger.warning("no file in `deltas` fills %s: random so far", ", ".join(untrained))
-    if model.speaks and folds_lora:
-        fold_lora(model.llama_model)
+    if model.has_llm and merge_lora:
+        merge_lora_weights(model.llama_model)
     return model.eval()
 
 
+def image_spec(config: EncoderConfig) -> ImageSpec:
+    """What the encoder takes and gives, without building it."""
+    if config.name == "imagebind_huge":
+        from anomalygpt.model.imagebind import imagebind
+
+        return imagebind.image_spec(imagebind.ImageBindSize(image_size=config.image_size), config.taps)
+    from anomalygpt.model import dinov2
+
+    return dinov2.image_spec(config.image_size, config.taps)
+
+
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
-    """The frozen image encoder with its weights."""
-    return ENCODERS[config.name](config, device, dtype).requires_grad_(False).eval()
+    """The frozen image encoder with its weights; on ``meta`` without."""
+    encoder: Any
+    with META:
+        if config.name == "imagebind_huge":
+            from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+            from anomalygpt.model.imagebind.names import skipped_shapes
 
+            encoder = ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
+            tower, skipped = encoder, skipped_shapes()
+            advice = "Get the complete imagebind_huge.pth (4.5 GB) as pretrained_ckpt/README.md says."
+        else:
+            from anomalygpt.model.dinov2 import Dinov2
 
-def _imagebind(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
-    from anomalygpt.model.imagebind.released import skipped_shapes
-
-    with torch.device("meta"):
-        encoder = ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
-    advice = "Get the complete imagebind_huge.pth (4.5 GB) as pretrained_ckpt/README.md says."
-    load_module(encoder, _available(config.weights, "encoder.weights"), device, dtype, skipped_shapes(), advice)
-    return encoder
-
-
-def _dinov2(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    from anomalygpt.model.dinov2 import Dinov2
-
-    with torch.device("meta"):
-        encoder = Dinov2(config.image_size, config.taps)
-    advice = "Delete it and run `python fetch_weights.py` to fetch it again."
-    load_module(encoder.vit, _available(config.weights, "encoder.weights"), device, dtype, advice=advice)
-    return encoder
-
-
-ENCODERS = {"imagebind_huge": _imagebind, "dinov2_vits14": _dinov2}
+            encoder = Dinov2(config.image_size, config.taps)
+            tower, skipped = encoder.vit, {}
+            advice = "Delete it and run `python fetch_weights.py` to fetch it again."
+    if device != META:
+        load_module(tower, _available(config.weights, "encoder.weights"), device, dtype, skipped, advice)
+    return encoder.requires_grad_(False).eval()
 
 
 def _build_speech(config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The language model and what leads into it, as keyword arguments of :class:`AnomalyGPT`."""
-    folder = _available(config.weights, "llm.weights")
-    tokenizer = load_tokenizer(folder)
-    llm = load_llm(folder, dtype, device)
+    tokenizer: Tokenizer | None = None
+    if device == META:
+        from transformers import AutoModelForCausalLM
+
+        llm_config, _ = planned_config(resolve(config.weights))
+        if llm_config is None:
+            return {}
+        llm = AutoModelForCausalLM.from_config(llm_config)
+    else:
+        folder = _available(config.weights, "llm.weights")
+        tokenizer = load_tokenizer(folder)
+        llm = load_llm(folder, dtype, device)
     width = llm.get_input_embeddings().embedding_dim
     llm = add_lora(llm, config.lora)
     return {

@@ -1,4 +1,4 @@
-"""The words around the picture: turns -> ids and labels, the history of a chat, and where an answer stops (SPEC 6)."""
+"""The text around the image: turns -> ids and labels, a chat's history, the end of an answer (specification 6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.model.losses import IGNORE_INDEX
 from anomalygpt.model.tokenizer import Tokenizer
@@ -56,32 +57,25 @@ def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[
         expected = ("human", "assistant")[number % 2]
         if turn.role != expected:
             raise ValueError(f"turn {number + 1} of the conversation is {turn.role!r}; expected {expected!r}")
-        if turn.role == "human":
-            opening = "" if number == 0 else "Human: "
-            piece = tokenizer.encode(opening + turn.text + ASK)
-            labels += [IGNORE_INDEX] * len(piece)
-        else:
-            piece = tokenizer.encode(turn.text + END_OF_TURN)
-            labels += piece
+        opening = "Human: " if number and turn.role == "human" else ""
+        piece = tokenizer.encode(opening + turn.text + (ASK if turn.role == "human" else END_OF_TURN))
         ids += piece
+        labels += [IGNORE_INDEX] * len(piece) if turn.role == "human" else piece
     return ids, labels
 
 
 def training_batch(conversations: Sequence[Sequence[Turn]], tokenizer: Tokenizer, max_length: int) -> TextBatch:
     """B conversations -> their text part, padded with EOS on the right and cut at ``max_length`` tokens."""
     encoded = [conversation_ids(turns, tokenizer) for turns in conversations]
-    length = min(max(len(ids) for ids, _ in encoded), max_length)
-    ids = _padded([ids for ids, _ in encoded], length, tokenizer.eos_id)
-    labels = _padded([labels for _, labels in encoded], length, IGNORE_INDEX)
-    return TextBatch(ids=ids, attention=(ids != tokenizer.eos_id).long(), labels=labels)
+    cut = [(ids[:max_length], labels[:max_length]) for ids, labels in encoded]
+    return text_batch(cut, tokenizer.eos_id)
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
-    filled = torch.full((len(rows), length), value, dtype=torch.long)
-    for row, values in zip(filled, rows, strict=True):
-        kept = torch.tensor(values[:length], dtype=torch.long)
-        row[: len(kept)] = kept
-    return filled
+def text_batch(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos: int) -> TextBatch:
+    """B pairs of ids and labels -> a batch, padded with EOS on the right."""
+    ids = pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True, padding_value=eos)
+    labels = pad_sequence([torch.tensor(labels) for _, labels in rows], batch_first=True, padding_value=IGNORE_INDEX)
+    return TextBatch(ids=ids, attention=(ids != eos).long(), labels=labels)
 
 
 def chat_prompt(history: Sequence[tuple[str, str]], question: str) -> str:
@@ -110,12 +104,5 @@ def ends_turn(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
     tail = tokenizer.decode(ids[-len(END_OF_TURN) - 1 :])
     if tail.endswith((END_OF_TURN, STOP_SUFFIX)):
         return True
-    return ids[-1] == _llama_mark(tokenizer)
-
-
-def _llama_mark(tokenizer: Tokenizer) -> int | None:
-    """The id of ``##`` where the tokeniser splits ``\\n###`` into ``\\n``, ``##``, ``#`` (LLaMA: 2277)."""
-    pieces = tokenizer.encode(END_OF_TURN)
-    if len(pieces) >= 2 and tokenizer.decode(pieces[-2:-1]) == "##":
-        return pieces[-2]
-    return None
+    mark = tokenizer.encode(END_OF_TURN)[-2:-1]
+    return mark == [ids[-1]] and tokenizer.decode(mark) == "##"

@@ -1,4 +1,4 @@
-"""Weight files: read tensors only, compare every name and shape, say what is wrong, write atomically."""
+"""Weight files: read tensors only, compare every name and shape, report what is wrong, write atomically."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,19 +20,14 @@ from anomalygpt.files import replacing
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
-SHOWN = 3  # how many names an error lists before it counts the rest
-BEGINNING = 64  # bytes of a file that tell a text
+NAMES_SHOWN = 3  # an error lists so many names and counts the rest
+TEXT_BYTES = 64  # read from the beginning of a file to recognise text
 RUNS = "runs"  # where trained experiments are written
-RELEASED = ("pretrained_ckpt", "code/ckpt")  # where the files belong that pretrained_ckpt/README.md lists
-# A Hugging Face folder's weights, in the order in which transformers looks for them.
-FOLDER_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+RELEASED = ("pretrained_ckpt", "code/ckpt")  # the folders of the files that pretrained_ckpt/README.md lists
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face model, in transformers' order
+INDEX = ".index.json"  # appended to one of them, the name of a list of shards
 
-# The parts of a delta checkpoint, by how their tensors' names begin.
+# The parts of a delta checkpoint and the prefixes of their tensors' names.
 PARTS = {
     "image_decoder": "image_decoder.",
     "prompt_learner": "prompt_learner.",
@@ -50,38 +45,36 @@ class CheckpointError(UserError, ValueError):
 
 
 def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
-    """What to do about a weight file that is not there.
+    """The error for a weight file that does not exist, with what to do about it.
 
     Args:
         path: resolved.
-        setting: which names the file.
+        setting: the configuration key that names the file.
         home: the folder that relative paths start at.
         experiments: the names that ``train.py --config`` takes.
     """
-    return CheckpointError(f"{path}: not there. {_advice(path, setting, home, experiments)}")
-
-
-def _advice(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> str:
     runs = (home / RUNS).resolve()
-    if path != runs and path.is_relative_to(runs):
+    if runs in path.parents:
         run = path.relative_to(runs).parts[0]
         command = f": python train.py --config {run}" if run in experiments else ""
-        return f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"
-    if any(path.is_relative_to((home / folder).resolve()) for folder in RELEASED):
-        return (
+        advice = f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"
+    elif any((home / folder).resolve() in path.parents for folder in RELEASED):
+        advice = (
             "Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
             "`--config compact` runs without the paper's weights"
         )
-    return f"The setting {setting} names it"
+    else:
+        advice = f"The setting {setting} names it"
+    return CheckpointError(f"{path}: not there. {advice}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors, .pt, .pth or .bin file, mapped from disk where the format allows it.
+    """Every tensor of a .safetensors, .pt, .pth or .bin file, memory-mapped: values are read when they are used.
 
     No code in the file is run (``weights_only``).
 
     Raises:
-        CheckpointError: the file is missing, cut short, or holds something else than named tensors.
+        CheckpointError: the file is missing, truncated, or holds something other than named tensors.
     """
     if path.is_dir():
         raise CheckpointError(f"{path}: this is a folder, a file was expected")
@@ -91,56 +84,39 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        loaded = _torch_load(path)
-    except pickle.UnpicklingError as error:
-        if _text(path):
-            raise _damaged(path, error) from error
-        raise CheckpointError(
-            f"{path}: not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
-        ) from error
-    # Unpickling bytes that are no pickle can raise nearly anything.
-    except Exception as error:
-        raise _damaged(path, error) from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {_kinds(loaded)}")
+        mapped = is_zipfile(path)  # torch before 1.6 wrote another format, which can't be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # unpickling bytes that are no pickle can raise nearly anything
+        raise _unreadable(path, error) from error
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found a {type(loaded).__name__}")
+    others = [f"{key} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found one with {_few(others)}")
     return dict(loaded)
 
 
-def _kinds(loaded: Any) -> str:
-    """What a file holds in place of tensors."""
-    if not isinstance(loaded, Mapping):
-        return f"a {type(loaded).__name__}"
-    others = [f"{key} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
-    return f"one with {_few(others)}"
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    """The error for a file that can't be read, with the reason's first sentence."""
-    if text := _text(path):
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    if text := _first_line(path):
         return CheckpointError(f"{path}: not a weight file but text, which begins with {text!r}")
+    if isinstance(error, pickle.UnpicklingError):
+        return CheckpointError(
+            f"{path}: not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
+        )
     reason = " ".join(str(error).split()).split(". ")[0]
-    reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's is the key, a number
+    reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's text is a mere number
     return CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({reason})")
 
 
-def _text(path: Path) -> str:
-    """How a file of text begins (a web page, a pointer of Git LFS, notes); empty for any other."""
+def _first_line(path: Path) -> str:
+    """The first line of a text file (a web page, a Git LFS pointer, notes); empty for any other file."""
     try:
         with path.open("rb") as file:
-            text = getincrementaldecoder("utf-8")().decode(file.read(BEGINNING))  # the last letter may be cut
+            text = getincrementaldecoder("utf-8")().decode(file.read(TEXT_BYTES))  # the last character may be cut
     except (OSError, UnicodeDecodeError):
         return ""
     readable = all(letter.isprintable() or letter.isspace() for letter in text)
     return text.strip().partition("\n")[0].strip() if readable else ""
-
-
-def _torch_load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-    return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6: can't be mapped
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -151,48 +127,39 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except SafetensorError as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Name -> shape of named tensors."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def file_shapes(path: Path) -> dict[str, Shape]:
-    """Names and shapes in a file; tensors of a safetensors file stay unread."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return shapes_of(read_tensors(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
+    """Names and shapes in a weight file."""
+    return shapes_of(read_tensors(path))
 
 
 def folder_shapes(folder: Path) -> dict[str, Shape]:
     """Names and shapes in a Hugging Face model folder, sharded or not.
 
     Raises:
-        CheckpointError: there are no weights, or the index names shards that are not there.
+        CheckpointError: there are no weights, or the index names shards that do not exist.
     """
-    present = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
+    names = [name + suffix for name in FOLDER_FILES for suffix in ("", INDEX)]
+    present = next((folder / name for name in names if (folder / name).is_file()), None)
     if present is None:
-        raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(FOLDER_FILES)}")
+        raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(names)}")
     if present.suffix != ".json":
         return file_shapes(present)
-    shards = _shards(present)
+    try:
+        shards = sorted(set(json.loads(present.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{present}: not an index of weight shards ({type(error).__name__})") from error
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise CheckpointError(f"{folder}: {len(absent)} of {len(shards)} weight shards are missing: {_few(absent)}")
     return {key: shape for shard in shards for key, shape in file_shapes(folder / shard).items()}
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of weight shards ({type(error).__name__})") from error
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Name -> shape of named tensors."""
-    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------
@@ -216,17 +183,11 @@ def check_names(
     """
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith(tuple(ignore)))
-    differ = [
-        f"{name} is {_size(found[name])}, expected {_size(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
-    faults = [
-        f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})" if missing else "",
-        f"{len(extra)} unexpected ({_few(extra)})" if extra else "",
-        f"{len(differ)} of another shape ({_few(differ)})" if differ else "",
-    ]
-    faults = [fault for fault in faults if fault]
+    common = [(name, found[name], shape) for name, shape in expected.items() if name in found]
+    differ = [f"{name} is {_size(own)}, expected {_size(shape)}" for name, own, shape in common if own != shape]
+    faults = [f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})"] if missing else []
+    faults += [f"{len(extra)} unexpected ({_few(extra)})"] if extra else []
+    faults += [f"{len(differ)} of another shape ({_few(differ)})"] if differ else []
     if faults:
         kind = identify(found)
         guess = f" This looks like {kind}." if kind else ""
@@ -234,38 +195,38 @@ def check_names(
 
 
 def identify(shapes: Mapping[str, Shape]) -> str | None:
-    """What a file probably is, told from its tensors; None when it resembles nothing known."""
-    names = set(shapes)
+    """What a file probably is, judged by its tensors; None when it resembles nothing known."""
     size = {4096: "7B", 5120: "13B"}
-    if any(name.startswith("modality_trunks.") for name in names):
-        return f"an ImageBind checkpoint with {len(names)} tensors (the complete imagebind_huge.pth has 1311)"
-    if "base_prompts" in " ".join(names):
-        width = next(shape[1] for name, shape in shapes.items() if name.endswith("base_prompts"))
-        return f"an AnomalyGPT delta for {size.get(width, 'a language model')}: its prompts are {width} wide"
-    if "llama_proj.weight" in names:
+    if any(name.startswith("modality_trunks.") for name in shapes):
+        return f"an ImageBind checkpoint with {len(shapes)} tensors (the complete imagebind_huge.pth has 1311)"
+    for name, shape in shapes.items():
+        if name.endswith("base_prompts"):
+            llm = size.get(shape[1], "a language model")
+            return f"an AnomalyGPT delta for {llm}: its prompts are {shape[1]} wide"
+    if "llama_proj.weight" in shapes:
         width = shapes["llama_proj.weight"][0]
         return f"an upstream PandaGPT delta for {size.get(width, 'a language model')}: llama_proj is {width} wide"
-    if any("lora_" in name for name in names):
+    if any("lora_" in name for name in shapes):
         return "a LoRA adapter without its llama_proj"
-    embedding = shapes.get("model.embed_tokens.weight")
-    if embedding:
-        layers = len({name.split(".")[2] for name in names if name.startswith("model.layers.")})
-        return f"a language model {embedding[1]} wide with {embedding[0]} tokens and {layers} layers in this file"
-    if "cls_token" in names and "pos_embed" in names:
+    if "model.embed_tokens.weight" in shapes:
+        rows, width = shapes["model.embed_tokens.weight"]
+        layers = len({name.split(".")[2] for name in shapes if name.startswith("model.layers.")})
+        return f"a language model {width} wide with {rows} tokens and {layers} layers in this file"
+    if "cls_token" in shapes and "pos_embed" in shapes:
         return "a Vision Transformer of timm"
     return None
 
 
 def _few(names: Sequence[str]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _size(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-# -- the encoder ------------------------------------------------------------------------------------------------------
+# -- loading and saving -----------------------------------------------------------------------------------------------
 
 
 def load_module(
@@ -287,12 +248,9 @@ def load_module(
         CheckpointError: names or shapes differ.
     """
     own = shapes_of(module.state_dict())
-    check_names(own | dict(skipped or {}), file_shapes(path), path, advice=advice)
     tensors = read_tensors(path)
+    check_names(own | dict(skipped or {}), shapes_of(tensors), path, advice=advice)
     module.load_state_dict({name: tensors.pop(name).to(device, dtype) for name in own}, strict=True, assign=True)
-
-
-# -- deltas -----------------------------------------------------------------------------------------------------------
 
 
 def delta_name(name: str) -> str:
@@ -310,8 +268,8 @@ def part_of(name: str) -> str | None:
 
 def delta_shapes(model: nn.Module, parts: Iterable[str]) -> dict[str, Shape]:
     """Names and shapes of the model's tensors in some of the parts."""
-    wanted = set(parts)
-    return {name: tuple(value.shape) for name, value in model.state_dict().items() if part_of(name) in wanted}
+    parts = set(parts)
+    return {name: shape for name, shape in shapes_of(model.state_dict()).items() if part_of(name) in parts}
 
 
 def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequence[str] = ()) -> tuple[str, ...]:
@@ -329,11 +287,10 @@ def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequ
     """
     tensors = {delta_name(name): value for name, value in read_tensors(path).items()}
     tensors = {name: value for name, value in tensors.items() if part_of(name) not in skip}
-    present = {part for name in tensors if (part := part_of(name)) is not None}
-    parts = tuple(part for part in PARTS if part in present | set(required))
-    expected = delta_shapes(model, parts)
+    present = {part_of(name) for name in tensors} | set(required)
+    parts = tuple(part for part in PARTS if part in present)
     advice = f"It should hold {', '.join(required)} for this model; check the path in the config."
-    check_names(expected, shapes_of(tensors), path, advice=advice)
+    check_names(delta_shapes(model, parts), shapes_of(tensors), path, advice=advice)
     model.load_state_dict(tensors, strict=False)  # the sets were compared above
     logger.info("%s: loaded %s (%d tensors)", path, ", ".join(parts), len(tensors))
     return parts
@@ -341,9 +298,9 @@ def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequ
 
 def delta_tensors(model: nn.Module, parts: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Copies of the model's tensors in some of the parts, on the CPU, under their released names."""
-    names = delta_shapes(model, parts)
-    state = model.state_dict()
-    return {name: state[name].detach().to("cpu", dtype or state[name].dtype).contiguous().clone() for name in names}
+    parts = set(parts)
+    state = {name: value.detach() for name, value in model.state_dict().items() if part_of(name) in parts}
+    return {name: value.to("cpu", dtype or value.dtype).contiguous().clone() for name, value in state.items()}
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

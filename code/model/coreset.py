@@ -26,7 +26,11 @@ def k_centre(patches: Tensor, keep: int) -> Tensor:
         raise ValueError(f"a coreset of {keep} from {len(patches)} patches: expected at least 1 of at least 1")
     if keep >= len(patches):
         return torch.arange(len(patches), device=patches.device)
-    points = _projected(patches.float())
+    points = patches.float()
+    if points.shape[1] > PROJECTED_WIDTH:
+        generator = torch.Generator().manual_seed(SEED)  # on the CPU: the same patches are chosen on every device
+        directions = torch.randn(points.shape[1], PROJECTED_WIDTH, generator=generator) / PROJECTED_WIDTH**0.5
+        points = points @ directions.to(points.device)
     squares = points.square().sum(dim=1)
     newest = int((points - points.mean(dim=0)).square().sum(dim=1).argmin())
     chosen = [newest]
@@ -38,12 +42,3 @@ def k_centre(patches: Tensor, keep: int) -> Tensor:
         newest = int(distance.argmax())
         chosen.append(newest)
     return torch.tensor(sorted(chosen), device=patches.device)
-
-
-def _projected(points: Tensor) -> Tensor:
-    width = points.shape[1]
-    if width <= PROJECTED_WIDTH:
-        return points
-    generator = torch.Generator().manual_seed(SEED)  # on the CPU: the same patches are chosen on every device
-    directions = torch.randn(width, PROJECTED_WIDTH, generator=generator) / PROJECTED_WIDTH**0.5
-    return points @ directions.to(points.device)

@@ -1,4 +1,4 @@
-"""What an image encoder is to the rest of the model, and the table of encoders by name."""
+"""The interface between an image encoder and the rest of the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from anomalygpt.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,18 @@ class ImageSpec:
     def patch(self) -> int:
         """Side of a patch in pixels."""
         return self.size // self.grid
+
+
+def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """The blocks (0-based) whose output becomes patch features; by default the last of each quarter.
+
+    Raises:
+        UserError: the numbers do not rise, or there is no such block.
+    """
+    chosen = tuple(taps) if taps is not None else tuple(depth // 4 * (i + 1) - 1 for i in range(4))
+    if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
+        raise UserError(f"encoder.taps {chosen}: expected rising block numbers below {depth}")
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""The image decoder: patch tokens against text features -> anomaly map (AnomalyGPT section 3.2, eq. 1; SPEC 4)."""
+"""The image decoder: patch tokens against text features -> anomaly map (paper section 3.2, eq. 1; specification 4)."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 LOGIT_SCALE = 100.0
@@ -18,9 +19,9 @@ class FloatLinear(nn.Linear):
 
 
 class ImageDecoder(nn.Module):
-    """Scores each patch of each tap by its likeness to 'normal' and 'abnormal'.
+    """Scores each patch of each tap by its similarity to the text features 'normal' and 'abnormal'.
 
-    One linear layer a tap leads into the joint space; the released names are ``image_decoder.fc.i``.
+    One linear layer per tap projects into the joint space; the released names are ``image_decoder.fc.i``.
     """
 
     def __init__(self, tap_width: int, joint_width: int, num_taps: int) -> None:
@@ -38,15 +39,13 @@ class ImageDecoder(nn.Module):
         Returns:
             (L, B, 2, size, size) float32, summing to 1 over the states. The anomaly map is :func:`anomaly_map` of it.
         """
-        return torch.stack([self._layer(fc, tap, states, size) for fc, tap in zip(self.fc, taps, strict=True)])
-
-    @staticmethod
-    def _layer(fc: Any, tap: Tensor, states: Tensor, size: int) -> Tensor:
-        tokens = fc(tap)  # in float32: logits at scale 100 need more than half precision's digits
-        logits = (LOGIT_SCALE * F.normalize(tokens, dim=-1)) @ states.float().transpose(1, 2)  # (B, P * P, 2)
-        side = round(logits.shape[1] ** 0.5)
-        coarse = logits.transpose(1, 2).unflatten(2, (side, side))  # (B, 2, P, P)
-        return upsample(coarse, size).softmax(dim=1)
+        layers = []
+        for fc, tap in zip(self.fc, taps, strict=True):
+            tokens = fc(tap)  # in float32: logits at scale 100 need more than half precision's digits
+            logits = (LOGIT_SCALE * F.normalize(tokens, dim=-1)) @ states.float().transpose(1, 2)  # (B, P * P, 2)
+            coarse = rearrange(logits, "b (h w) c -> b c h w", h=math.isqrt(logits.shape[1]))
+            layers.append(upsample(coarse, size).softmax(dim=1))
+        return torch.stack(layers)
 
 
 def upsample(coarse: Tensor, size: int) -> Tensor:

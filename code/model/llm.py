@@ -13,13 +13,18 @@ from torch import Tensor, nn
 from anomalygpt.config.settings import GenerationSettings, LoraSettings
 from anomalygpt.errors import UserError
 from anomalygpt.model.chat import answer_text, ends_turn
-from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes
+from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes, shapes_of
 from anomalygpt.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
+# LLaMA's published sizes (Touvron et al., 2023, table 2), which Vicuna shares: by the beginning of a folder's name.
+LLAMA_SIZES: dict[str, dict[str, Any]] = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+}
 
 
 @dataclass
@@ -45,17 +50,13 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         CheckpointError: the folder is missing, incomplete, or another model's.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json there; expected a Hugging Face causal LM's folder")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
-        raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
+    config = _read_config(folder)
     found = folder_shapes(folder)
     rows = found.get(EMBEDDING, (config.vocab_size,))[0]
     if rows != config.vocab_size:
@@ -64,21 +65,46 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         config.vocab_size = rows
     # Files of old hold the rotary frequencies, and some of a tied model its output layer: the embedding once more.
     ignore = ("rotary_emb.inv_freq", OUTPUT) if config.tie_word_embeddings else ("rotary_emb.inv_freq",)
-    check_names(_expected_shapes(config), found, folder, ignore=ignore)
+    with torch.device("meta"):
+        expected = shapes_of(AutoModelForCausalLM.from_config(config).state_dict())
+    if config.tie_word_embeddings:
+        expected.pop(OUTPUT, None)  # the same tensor as the embedding: files may carry it or not
+    check_names(expected, found, folder, ignore=ignore)
     return AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, device_map={"": device}, local_files_only=True
     )
 
 
-def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    from transformers import AutoModelForCausalLM
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
 
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    shapes = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
-    if config.tie_word_embeddings:
-        shapes.pop(OUTPUT, None)  # the same tensor as the embedding: files may carry it or not
-    return shapes
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
+
+
+def planned_config(folder: Path) -> tuple[Any, str | None]:
+    """The Hugging Face config of a language model whose files may be absent, for a plan, and a remark on its source.
+
+    Returns:
+        The config, None where the model's size is unknown; and the remark, None where all files are there.
+    """
+    from transformers import LlamaConfig
+
+    if (folder / "config.json").is_file():
+        config = None
+        try:
+            config = _read_config(folder)
+            config.vocab_size = folder_shapes(folder).get(EMBEDDING, (config.vocab_size,))[0]
+        except CheckpointError as error:
+            return config, f"{error}: sizes are config.json's" if config else str(error)
+        return config, None
+    size = next((size for size in LLAMA_SIZES if folder.name.lower().startswith(f"{size}_")), None)
+    if size is None:
+        return None, f"{folder}: no config.json there, so the language model's size is unknown and not counted"
+    return LlamaConfig(**LLAMA_SIZES[size]), f"{folder}: no config.json there; taken to be LLaMA-{size.upper()}"
 
 
 def add_lora(llm: Any, settings: LoraSettings) -> Any:
@@ -89,7 +115,15 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    _require_targets(llm, settings.targets)
+    modules = dict(llm.named_modules())
+    linear = dict.fromkeys(name.rpartition(".")[2] for name, m in modules.items() if isinstance(m, nn.Linear))
+    advice = f"its linear layers are called {', '.join(linear)}"
+    if not settings.targets:
+        raise UserError(f"llm.lora.targets []: names no module; {advice}")
+    # PEFT itself ignores a misspelt target where another one is found.
+    absent = [target for target in settings.targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
+    if absent:
+        raise UserError(f"llm.lora.targets [{', '.join(absent)}]: no such modules in this language model; {advice}")
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -103,10 +137,11 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
         try:
             return get_peft_model(llm, config)
         except ValueError as error:  # the modules are there, but of a kind that PEFT has no adapter for
-            raise UserError(_no_target(llm, "LoRA can't stand on all of these", settings.targets)) from error
+            targets = ", ".join(settings.targets)
+            raise UserError(f"llm.lora.targets [{targets}]: LoRA can't stand on all of these; {advice}") from error
 
 
-def fold_lora(llm: Any) -> None:
+def merge_lora_weights(llm: Any) -> None:
     """Adds each adapter to the weights that it stands on: the same answers, sooner; it can't be trained any more.
 
     In float32 only. Half precision would round much of the small changes away, so there the adapters stay apart; as
@@ -115,21 +150,6 @@ def fold_lora(llm: Any) -> None:
     shared = llm.config.tie_word_embeddings and hasattr(llm.get_output_embeddings(), "lora_A")
     if llm.dtype == torch.float32 and not shared:
         llm.merge_adapter()
-
-
-def _require_targets(llm: nn.Module, targets: Sequence[str]) -> None:
-    """PEFT itself passes over a misspelt target where another one is found."""
-    modules = [name for name, _ in llm.named_modules()]
-    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
-    if not targets:
-        raise UserError(_no_target(llm, "names no module", targets))
-    if absent:
-        raise UserError(_no_target(llm, "no such modules in this language model", absent))
-
-
-def _no_target(llm: nn.Module, fault: str, targets: Sequence[str]) -> str:
-    linear = dict.fromkeys(name.rpartition(".")[2] for name, m in llm.named_modules() if isinstance(m, nn.Linear))
-    return f"llm.lora.targets [{', '.join(targets)}]: {fault}; its linear layers are called {', '.join(linear)}"
 
 
 @torch.inference_mode()
@@ -153,17 +173,9 @@ def generate(
     Returns:
         B answers, without the end-of-turn mark.
     """
-    begun = begun or [()] * len(embeds)
-    sampling = (
-        {
-            "do_sample": True,
-            "top_p": settings.top_p,
-            "top_k": settings.top_k,
-            "temperature": settings.temperature,
-        }
-        if settings.temperature > 0
-        else {"do_sample": False}
-    )
+    sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
+    if sampling["do_sample"]:
+        sampling |= {"top_p": settings.top_p, "top_k": settings.top_k, "temperature": settings.temperature}
     ids = llm.generate(  # type: ignore[operator]
         inputs_embeds=embeds,
         attention_mask=attention,
@@ -175,12 +187,8 @@ def generate(
         **sampling,
         **extra,
     )
-    return [
-        answer_text([*start, *_without_padding(row, tokenizer.eos_id)], tokenizer)
-        for start, row in zip(begun, ids.tolist(), strict=True)
-    ]
-
-
-def _without_padding(ids: Sequence[int], eos: int) -> list[int]:
-    ids = list(ids)
-    return ids[: ids.index(eos)] if eos in ids else ids
+    answers = []
+    for start, row in zip(begun or [()] * len(embeds), ids.tolist(), strict=True):
+        end = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
+        answers.append(answer_text([*start, *row[:end]], tokenizer))
+    return answers

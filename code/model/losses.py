@@ -1,4 +1,4 @@
-"""Training losses: cross entropy on the answer, focal and dice on the map (AnomalyGPT section 3.5; SPEC 7)."""
+"""Training losses: cross entropy on the answer, focal and dice on the map (AnomalyGPT section 3.5; specification 7)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Normal and abnormal text features of a class: WinCLIP's states and templates (AnomalyGPT section 3.2; SPEC 3)."""
+"""Normal and abnormal text features of a class: WinCLIP's states and templates (specification 3)."""
 
 from collections.abc import Sequence
 
@@ -53,7 +53,7 @@ class PromptEnsemble:
         return F.normalize(torch.stack(means), dim=-1)
 
 
-class LearnedStates(nn.Module):
+class LearnedTextFeatures(nn.Module):
     """T as two trained vectors, the same for every class: for an encoder that has no text tower."""
 
     def __init__(self, width: int) -> None:

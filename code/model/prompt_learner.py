@@ -1,6 +1,7 @@
-"""The prompt learner: anomaly map -> soft prompts for the language model (AnomalyGPT section 3.3; SPEC 5)."""
+"""The prompt learner: anomaly map -> soft prompts for the language model (AnomalyGPT section 3.3; specification 5)."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 MAP_SIZE = 224  # the side that five halvings and the last 5x5 convolution turn into 3x3
@@ -20,24 +21,15 @@ class PromptLearner(nn.Module):
         super().__init__()
         stages: list[nn.Module] = []
         for narrow, wide in zip(CHANNELS, CHANNELS[1:], strict=False):
-            stages += [
-                nn.Conv2d(narrow, wide, kernel_size=3, padding=1),
-                nn.ReLU(inplace=True),
-                nn.MaxPool2d(2),
-            ]
+            stages += [nn.Conv2d(narrow, wide, kernel_size=3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.meta_net = nn.Sequential(*stages, nn.Conv2d(CHANNELS[-1], llm_width, kernel_size=LAST_KERNEL))
         self.base_prompts = nn.Parameter(torch.randn(PROMPTS_FROM_MAP, llm_width) * 0.02)
         self.apply(_keep_scale)
 
-    @property
-    def num_prompts(self) -> int:
-        """18: nine base prompts and nine from the map."""
-        return len(self.base_prompts) + PROMPTS_FROM_MAP
-
     def forward(self, anomaly_map: Tensor) -> Tensor:
         """(B, 1, 224, 224) in 0..1 -> (B, 18, D_l): the base prompts first."""
         read = self.meta_net(anomaly_map.to(self.base_prompts.dtype))  # (B, D_l, 3, 3)
-        from_map = read.flatten(2).transpose(1, 2)  # (B, 9, D_l)
+        from_map = rearrange(read, "b d h w -> b (h w) d")
         base = self.base_prompts.expand(len(from_map), -1, -1)
         return torch.cat([base, from_map], dim=1)
 

@@ -10,7 +10,7 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 class Tokenizer(Protocol):
-    """Encodes a string on its own, as if a space stood before it, without special tokens (SPEC 6)."""
+    """Encodes a string on its own, as if a space stood before it, without special tokens (specification 6)."""
 
     bos_id: int
     eos_id: int

@@ -3,5 +3,4 @@
 # On several GPUs: LAUNCH="torchrun --standalone --nproc_per_node 4" scripts/eval_mmad.sh --out DIR …
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[[ " $* " == *" --shots"[\ =]* ]] || set -- --shots 1 "$@"
-${LAUNCH:-python} run_eval.py --choices ../data/MMAD/mmad.json "$@"
+${LAUNCH:-python} run_mmad.py --questions ../data/MMAD/mmad.json --shots 1 "$@"

@@ -1,11 +1,10 @@
-"""Endless batches, epoch after epoch, that a resumed run takes up where it stopped."""
+"""Endless batches, epoch after epoch, which a resumed run continues where it stopped."""
 
 import atexit
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -16,8 +15,6 @@ from torch.utils.data.distributed import DistributedSampler
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 
-LEAVING_TAKES = 5.0  # seconds, for a worker that was told to leave
-
 
 class ResumableSampler(DistributedSampler[Any]):
     """This process's share of an epoch, in the epoch's order; ``skip`` samples were seen before the run stopped."""
@@ -26,28 +23,6 @@ class ResumableSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[int]:
         return islice(super().__iter__(), self.skip, None)
-
-
-class _Told(Dataset[Any]):
-    """Gives a sample's :class:`UserError` in its place: a loader process makes a traceback of what it raises."""
-
-    def __init__(self, samples: Dataset[Any]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.samples[index]
-        except UserError as error:
-            return error
-
-
-def _collate_told(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any]) -> Any:
-    """The batch, or the first error among its samples."""
-    errors = [sample for sample in samples if isinstance(sample, UserError)]
-    return errors[0] if errors else collate(samples)
 
 
 def endless_batches(
@@ -60,17 +35,17 @@ def endless_batches(
     workers: int = 0,
     start: int = 0,
 ) -> Generator[Any]:
-    """Yields batches for ever; closing it ends the loader processes.
+    """Yields batches without end; closing it ends the loader processes.
 
     The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out.
 
     Args:
-        dataset: its ``set_epoch``, if there is one, is told each epoch.
+        dataset: its ``set_epoch``, if there is one, is called with each epoch.
         start: how many batches of this process came before.
 
     Raises:
-        UserError: the data set is smaller than one batch of all processes.
-        UserError: a sample's own, such as that of a photo that can't be read.
+        UserError: the data set is smaller than one batch of all processes, or a sample's own, such as that of a photo
+            that can't be read.
     """
     sampler = ResumableSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
     per_epoch = sampler.num_samples // batch_size
@@ -79,17 +54,19 @@ def endless_batches(
             f"{len(dataset)} samples are fewer than micro_batch_size {batch_size} x "  # type: ignore[arg-type]
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )
+    if workers:
+        _kill_workers_at_exit()
     loader = DataLoader(
-        _Told(dataset),
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=partial(_collate_told, collate),
+        collate_fn=collate,
         drop_last=True,
         pin_memory=process.device.type == "cuda",
         # Its own generator: a new epoch would draw from the one that dropout uses, and a resumed run differ.
         generator=torch.Generator(),
-        worker_init_fn=partial(_prepare_worker, _leaving()),
+        worker_init_fn=_ignore_signals,
         persistent_workers=workers > 0,  # beside a model of gigabytes, forking them anew each epoch takes seconds
     )
     epoch, skipped = divmod(start, per_epoch)
@@ -98,41 +75,31 @@ def endless_batches(
         sampler.skip = skipped * batch_size
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(epoch)
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            yield from loader
+        except UserError as error:
+            # A worker's error comes with its traceback as the message; the last line is "module.Class: message".
+            if "\n" not in str(error):
+                raise
+            raise type(error)(str(error).rstrip().splitlines()[-1].partition(": ")[2]) from None
         epoch, skipped = epoch + 1, 0
 
 
-@cache
-def _leaving() -> Any:
-    """What tells the workers of all loaders that their process leaves."""
-    leaving = multiprocessing.RawValue("b", False)
-    atexit.register(_end_workers, leaving)
-    return leaving
-
-
-def _prepare_worker(leaving: Any, _: int) -> None:
-    """Leaves it to the main process when to stop: launchers and terminals send signals to every process of a run."""
-
-    def stop_if_told(*_: object) -> None:
-        if leaving.value:
-            os._exit(0)
-
+def _ignore_signals(_: int) -> None:
+    """Leaves stopping to the main process: launchers and terminals send signals to every process of a run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop_if_told)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _end_workers(leaving: Any) -> None:
-    """Where the main process leaves with batches still to come: Python itself waits for a stuck worker for ever."""
-    leaving.value = True
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for a worker that is killed
-    workers = [child for child in multiprocessing.active_children() if child.daemon]
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        worker.join(LEAVING_TAKES)
-        if worker.is_alive():
-            worker.kill()
+@cache
+def _kill_workers_at_exit() -> None:
+    """For an exit with batches still to come: Python itself would send SIGTERM and wait, for a stuck worker forever."""
+
+    def kill() -> None:
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for a worker that is killed
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(kill)

@@ -1,5 +1,6 @@
 """Typed settings -> DeepSpeed's dictionary, and the engine that it drives."""
 
+import logging
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,27 +28,26 @@ def require_device(settings: TrainingConfig, device: torch.device) -> None:
 
 
 @contextmanager
-def memory_told(settings: TrainingConfig) -> Iterator[None]:
-    """Turns a GPU's full memory into a line that says what takes less.
+def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
+    """Turns a full GPU's error into one line that says which settings need less memory.
 
     Raises:
-        UserError: in the place of torch's error.
+        UserError: in place of torch's error.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        less = [
-            *(["training.gradient_checkpointing=true"] if not settings.gradient_checkpointing else []),
-            *(["training.micro_batch_size=1"] if settings.micro_batch_size > 1 else []),
-            *(["training.zero_stage=2"] if settings.zero_stage == 0 else []),
-            *(["training.offload_optimizer=true"] if not settings.offload_optimizer else []),
-            "a smaller llm.max_target_tokens",
-            *(["training.zero_stage=3 on several GPUs"] if settings.zero_stage < 3 else []),
-        ]
-        raise UserError(
-            f"the GPU's memory is full ({str(error).split('. ')[0]}). Less is taken with {', '.join(less)}; "
-            f"--dry-run estimates it"
-        ) from error
+        hints = {
+            "training.gradient_checkpointing=true": not settings.gradient_checkpointing,
+            "training.micro_batch_size=1": settings.micro_batch_size > 1,
+            "training.zero_stage=2": settings.zero_stage == 0,
+            "training.offload_optimizer=true": not settings.offload_optimizer,
+            "a smaller llm.max_target_tokens": True,
+            "training.zero_stage=3 on several GPUs": settings.zero_stage < 3,
+        }
+        less = ", ".join(hint for hint, helps in hints.items() if helps)
+        full = f"the GPU's memory is full ({str(error).split('. ')[0]})"
+        raise UserError(f"{full}. Less is taken with {less}; --dry-run estimates it") from error
 
 
 def accumulation_steps(settings: TrainingConfig, world_size: int) -> int:
@@ -71,7 +71,7 @@ def total_steps(settings: TrainingConfig, pairs: int) -> int:
 
 
 def warmup_steps(settings: TrainingConfig, total_steps: int) -> int:
-    """A tenth of the run, and at least ten steps, by default (SPEC 7)."""
+    """A tenth of the run, and at least ten steps, by default (specification 7)."""
     wanted = max(settings.optimizer.min_warmup_steps, round(settings.optimizer.warmup_share * total_steps))
     return min(wanted, max(total_steps - 1, 1))
 
@@ -84,43 +84,28 @@ def deepspeed_config(
     Args:
         micro_steps: backward passes for each micro-batch (2 where an instruction step follows each anomaly step).
     """
-    chosen = settings.optimizer
-    accumulation = accumulation_steps(settings, world_size) * micro_steps
-    config: dict[str, Any] = {
+    chosen, offloads = settings.optimizer, settings.offloads
+    # DeepSpeed's fused Adam is compiled at the first start; PyTorch's own needs no compiler.
+    adam = {"lr": chosen.lr, "betas": list(chosen.betas), "eps": chosen.eps, "weight_decay": chosen.weight_decay}
+    schedule = {
+        "warmup_min_lr": 0.0,
+        "warmup_max_lr": chosen.lr,
+        "warmup_num_steps": warmup_steps(settings, total_steps),
+        "warmup_type": "linear",
+        "total_num_steps": total_steps,
+    }
+    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": True}} if offloads else {}
+    precisions = {"fp16": {"fp16": {"enabled": True, "auto_cast": False}}, "bf16": {"bf16": {"enabled": True}}}
+    return {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": accumulation_steps(settings, world_size) * micro_steps,
         "gradient_clipping": chosen.clip_norm,
         "steps_per_print": 10**9,  # the trainer has its own log
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": chosen.lr,
-                "betas": list(chosen.betas),
-                "eps": chosen.eps,
-                "weight_decay": chosen.weight_decay,
-                # DeepSpeed's fused Adam is compiled at the first start; PyTorch's own needs no compiler.
-                "torch_adam": not settings.offloads,
-            },
-        },
-        "scheduler": {
-            "type": "WarmupDecayLR",
-            "params": {
-                "warmup_min_lr": 0.0,
-                "warmup_max_lr": chosen.lr,
-                "warmup_num_steps": warmup_steps(settings, total_steps),
-                "warmup_type": "linear",
-                "total_num_steps": total_steps,
-            },
-        },
-        "zero_optimization": {"stage": settings.zero_stage},
+        "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": not offloads}},
+        "scheduler": {"type": "WarmupDecayLR", "params": schedule},
+        "zero_optimization": {"stage": settings.zero_stage, **offload},
+        **precisions.get(settings.precision, {}),
     }
-    if settings.offloads:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    if settings.precision == "fp16":
-        config["fp16"] = {"enabled": True, "auto_cast": False}
-    if settings.precision == "bf16":
-        config["bf16"] = {"enabled": True}
-    return config
 
 
 def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
@@ -131,6 +116,9 @@ def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
     """
     import deepspeed
 
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of its own defaults at every start
+    # DeepSpeed would compile a shared-memory op for CPU runs, which needs a C++ compiler; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # DeepSpeed would set aside half a billion numbers for exchanging gradients, 1 GB of the card.
     zero = config["zero_optimization"] | {"reduce_bucket_size": min(BUCKET, sum(p.numel() for p in trainable))}

@@ -1,11 +1,12 @@
-"""The training loop: batches in, optimiser steps, numbers and checkpoints out (AnomalyGPT section 3.5; SPEC 7)."""
+"""The training loop: batches in, optimiser steps, metrics and checkpoints out (AnomalyGPT section 3.5)."""
 
 import logging
 import signal
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,14 @@ from tqdm import tqdm
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
-from anomalygpt.distributed import Process, all_agree, summed
+from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
+from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import endless_batches
-from anomalygpt.training.best import BestWeights
 from anomalygpt.training.engine import accumulation_steps
 from anomalygpt.training.metrics_log import MetricsLog
-from anomalygpt.training.state import load_state, require_same_run, save_state
-from anomalygpt.training.validation import PARTS_OF_LOSS, Validator
+from anomalygpt.training.validation import PARTS_OF_LOSS, draw_samples, measure
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,9 @@ SHOWN = {"total": "loss"} | {name: name for name in ("answer", "focal", "dice", 
 SHOWN |= {"samples_per_second": "pairs/s"}
 
 
-class Stopped(UserError):
-    """The run was asked to stop; the message says from where it goes on."""
-
-
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from, and the held-back pairs that it is measured on."""
+    """What a run is trained on, and the held-back pairs that it is measured on."""
 
     train: Dataset[SamplePair]
     validation: Dataset[SamplePair] | None = None
@@ -50,11 +46,11 @@ class Data:
 
 
 class Trainer:
-    """Drives one run from its first or last saved step to its end.
+    """Runs one training from its first or last saved step to its end.
 
     Args:
         engine: DeepSpeed's, around an :class:`AnomalyGPT`.
-        folder: the run's folder, for numbers, pictures and checkpoints.
+        folder: the run's folder, for metrics, pictures and checkpoints.
     """
 
     def __init__(
@@ -70,7 +66,7 @@ class Trainer:
         self.max_length = config.llm.max_target_tokens if config.llm else 0
         self.accumulation = accumulation_steps(self.settings, process.world_size)
         self._log: MetricsLog | None = None
-        self._best: BestWeights | None = None
+        self._best: checkpoints.BestWeights | None = None
         self._stop_asked = False
 
     @property
@@ -78,19 +74,11 @@ class Trainer:
         """The model inside the engine."""
         return self.engine.module
 
-    def require_same_run(self) -> None:
-        """Compares this run with the one whose checkpoint lies in the folder, before anything is written there.
-
-        Raises:
-            UserError: the checkpoint does not fit this run.
-        """
-        require_same_run(self.engine, self.folder, self.process, self._facts())
-
     def _facts(self) -> dict[str, Any]:
-        """What a checkpoint's place in the data follows from, beside the number of processes.
+        """What a checkpoint's place in the data follows from, besides the number of processes.
 
-        ``micro_batch_size`` is left free, so that a run whose GPU was full can go on with less: it moves only the few
-        samples of an epoch's incomplete last micro-batch.
+        ``micro_batch_size`` is left free, so that a run whose GPU was full can be resumed with less: it moves only the
+        few samples of an epoch's incomplete last micro-batch.
         """
         data = self.data
         return {
@@ -102,28 +90,42 @@ class Trainer:
         }
 
     def run(self) -> None:
-        """Trains to the last step; saves as it goes and at the end.
+        """Trains to the last step; saves on the way, and exports the trained tensors at the end.
 
         Raises:
-            Stopped: :meth:`stop_soon` was called.
-            UserError: the folder's checkpoint is damaged.
-            UserError: the folder can't be written.
+            UserError: the folder's checkpoint is damaged or does not fit this run, the folder can't be written, or
+                :meth:`stop_soon` was called.
         """
-        step = load_state(self.engine, self.folder, self.process)
-        self._best = BestWeights(self.folder, self.process, resumed=step > 0)
+        # First: a refused run must not overwrite what the folder records of its own.
+        checkpoints.require_same_run(self.engine, self.folder, self.process, self._facts())
+        on_main(self.process.is_main, lambda: checkpoints.record_run(self.config, self.folder))
+        checkpoints.require_shared(self.folder)
+        step = checkpoints.load_state(self.engine, self.folder, self.process)
+        self._best = checkpoints.BestWeights(self.folder, self.process, resumed=step > 0)
         self._log = MetricsLog(self.folder, step) if self.process.is_main else None
-        pairs, instructions = self._pairs(step), self._instructions(step)
-        # Left open by an error, they would end with the process: later, and not as tidily.
-        with closing(pairs), nullcontext() if instructions is None else closing(instructions):
-            self._steps(step, pairs, instructions)
+        batches = partial(
+            endless_batches,
+            batch_size=self.settings.micro_batch_size,
+            process=self.process,
+            seed=self.config.seed,
+            workers=self.config.data.workers,
+            start=step * self.accumulation,
+        )
+        with ExitStack() as stack:  # an error must end the loader processes, too
+            pairs = stack.enter_context(closing(batches(self.data.train, collate_pairs)))
+            talk = None
+            if self.data.instructions is not None:
+                talk = stack.enter_context(closing(batches(self.data.instructions, collate_instructions)))
+            self._steps(step, pairs, talk)
         if self._log:
             self._log.close()
+        logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
 
-    def _steps(self, step: int, pairs: Iterator[AnomalyBatch], instructions: Iterator[InstructionBatch] | None) -> None:
+    def _steps(self, step: int, pairs: Iterator[AnomalyBatch], talk: Iterator[InstructionBatch] | None) -> None:
         bar = tqdm(total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main)
         while step < self.total_steps:
             started = time.monotonic()
-            numbers = self._optimizer_step(pairs, instructions, step)
+            numbers = self._optimizer_step(pairs, talk, step)
             step += 1
             numbers["lr"] = self.engine.get_lr()[0]
             numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
@@ -151,12 +153,12 @@ class Trainer:
         saved = False
         if last or stopping or step % self.settings.save_every == 0:
             keep = self.settings.keep_checkpoints
-            saved = save_state(self.engine, self.folder, step, self.process, keep, self._facts())
+            saved = checkpoints.save_state(self.engine, self.folder, step, self.process, keep, self._facts())
         if stopping and not last:
             lost = "" if saved else ", but its state could not be saved: it goes on from the checkpoint before, if any"
-            raise Stopped(f"stopped at step {step} as asked{lost}; start the same command again to go on")
+            raise UserError(f"stopped at step {step} as asked{lost}; start the same command again to go on")
 
-    # -- one step -------------------------------------------------------------------------------------------------
+    # -- one step -----------------------------------------------------------------------------------------------------
 
     def _optimizer_step(
         self, pairs: Iterator[AnomalyBatch], instructions: Iterator[InstructionBatch] | None, step: int
@@ -164,12 +166,12 @@ class Trainer:
         """``accumulation`` micro-steps on defects, each followed by one on instructions where there are any.
 
         Returns:
-            The losses' means over the batch, all processes' shares together.
+            The losses' means over the batch, of all processes together.
         """
         self.model.train()
         sums = dict.fromkeys(PARTS_OF_LOSS, 0.0)
         for micro in range(self.accumulation):
-            losses = self._anomaly_losses(next(pairs), self._sees_one_shot(step, micro))
+            losses = self._anomaly_losses(next(pairs), step, micro)
             self._learn(losses)
             for part in PARTS_OF_LOSS:
                 sums[part] += float(getattr(losses, part).detach()) / self.accumulation
@@ -184,60 +186,34 @@ class Trainer:
         self.engine.backward(losses.total)
         self.engine.step()  # changes weights only at the last micro-step
 
-    def _anomaly_losses(self, batch: AnomalyBatch, one_shot: bool) -> Losses:
-        batch = batch.to(self.process.device)
-        references = None
-        if one_shot and self.model.speaks and self._everywhere(batch.references is not None):
+    def _anomaly_losses(self, batch: AnomalyBatch, step: int, micro: int) -> Losses:
+        batch, settings = batch.to(self.process.device), self.settings
+        # Under ZeRO 3 every process has to go through the same layers: all draw alike, and all need references.
+        partitioned = settings.zero_stage == 3
+        # Drawn from the run's position, not from a running generator: a resumed run draws the same.
+        rng = np.random.default_rng([self.config.seed, step, micro, 0 if partitioned else self.process.rank])
+        one_shot = bool(rng.random() < settings.one_shot_probability) and self.model.has_llm
+        views = None
+        if one_shot and (all_agree(batch.references is not None) if partitioned else batch.references is not None):
             assert batch.references is not None
-            references = reference_views(batch.references, rotated=self.settings.rotated_references)
+            views = reference_views(batch.references, rotated=settings.rotated_references)
         return self.engine(
             batch.images,
             batch.conversations,
             max_length=self.max_length,
             class_names=batch.class_names,
             target=batch.masks,
-            references=references,
-            one_shot_threshold=self.settings.one_shot_threshold,
+            references=views,
+            one_shot_threshold=settings.one_shot_threshold,
         )
 
-    def _sees_one_shot(self, step: int, micro: int) -> bool:
-        # Drawn from where the run is, not from a running generator: a resumed run draws the same.
-        rank = 0 if self.settings.zero_stage == 3 else self.process.rank
-        rng = np.random.default_rng([self.config.seed, step, micro, rank])
-        return bool(rng.random() < self.settings.one_shot_probability)
-
-    def _everywhere(self, yes: bool) -> bool:
-        """Under ZeRO 3 every process has to go through the same layers: one that can't holds back the others."""
-        return all_agree(yes) if self.settings.zero_stage == 3 else yes
-
-    # -- data -----------------------------------------------------------------------------------------------------
-
-    def _pairs(self, step: int) -> Generator[AnomalyBatch]:
-        return self._endless(self.data.train, collate_pairs, step)
-
-    def _instructions(self, step: int) -> Generator[InstructionBatch] | None:
-        if self.data.instructions is None:
-            return None
-        return self._endless(self.data.instructions, collate_instructions, step)
-
-    def _endless(self, dataset: Dataset[Any], collate: Any, step: int) -> Generator[Any]:
-        return endless_batches(
-            dataset,
-            collate,
-            batch_size=self.settings.micro_batch_size,
-            process=self.process,
-            seed=self.config.seed,
-            workers=self.config.data.workers,
-            start=step * self.accumulation,
-        )
-
-    # -- validation -----------------------------------------------------------------------------------------------
+    # -- validation ---------------------------------------------------------------------------------------------------
 
     def _validate(self, step: int) -> None:
         """Measures on held-back pairs, and keeps the best weights; every process takes part."""
         if self.data.validation is None:
             return
-        numbers = self._validator(self.data.validation).measure()
+        numbers = measure(self.model, self.data.validation, self.config, self.process)
         logger.info("step %d, held-back pairs: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
         if self._best:
             self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
@@ -245,15 +221,12 @@ class Trainer:
             self._log.write("validation", step, **numbers)
 
     def _draw(self, step: int) -> None:
-        """A sheet of photos, targets, maps and answers; without held-back pairs, of training pairs."""
+        """Draws photos, targets, maps and answers; without held-back pairs, of training pairs."""
         path = self.folder / "samples" / f"step{step:07d}.png"
         try:
-            self._validator(self.data.validation or self.data.train).picture(path)
+            draw_samples(self.model, self.data.validation or self.data.train, self.config, self.process, path)
         except OSError as error:
             logger.error("%s: could not be written (%s); the run goes on", path, error)
-
-    def _validator(self, pairs: Dataset[SamplePair]) -> Validator:
-        return Validator(self.model, pairs, self.settings, self.max_length, self.process)
 
 
 def reference_views(references: Tensor, *, rotated: bool) -> Tensor:

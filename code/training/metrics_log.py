@@ -1,8 +1,9 @@
-"""A run's numbers: a JSON object a line, readable while the run goes on or after it was killed; and TensorBoard's."""
+"""A run's metrics: one JSON object per line, readable during the run and after a kill; and TensorBoard's events."""
 
+import errno
 import json
 import logging
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """Appends to ``metrics.jsonl`` and to TensorBoard's events in the run's folder.
 
-    Numbers that a full disk does not take are lost; that is told once, and the run goes on.
+    What a full disk does not take is lost; that is logged once, and the run goes on.
 
     Args:
-        start: the step that a resumed run goes on from; what the killed run wrote after it is taken out.
+        start: the step that the run resumes from; lines of later steps, written before it was killed, are removed.
 
     Raises:
         UserError: the folder can't be written.
@@ -31,54 +32,36 @@ class MetricsLog:
 
         self.path = folder / FILE
         self._complained = False
+        text = "".join(json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start)
         try:
-            self._drop_after(start)
+            if not self.path.is_file() or text != self.path.read_text(encoding="utf-8"):  # a full disk takes no copy
+                with replacing(self.path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         except OSError as error:
             raise UserError(f"{folder}: can't be written ({error}); make room, then start again") from error
 
     def write(self, kind: str, step: int, **values: float) -> None:
-        """One line: what kind of numbers (``train``, ``validation``), at which step, and the numbers."""
+        """One line: the kind of numbers (``train``, ``validation``), their step, and the numbers."""
         line: dict[str, Any] = {"kind": kind, "step": step, **{key: round(value, 6) for key, value in values.items()}}
+        text = (json.dumps(line) + "\n").encode()
         try:
-            _append(self.path, json.dumps(line) + "\n")
+            with self.path.open("ab", buffering=0) as file:  # a buffer would be written again when the file is closed
+                before = file.tell()
+                if file.write(text) < len(text):  # no half line before the next one
+                    file.truncate(before)
+                    raise OSError(errno.ENOSPC, "no room for a line")
             for key, value in values.items():
                 self._board.add_scalar(f"{kind}/{key}", value, step)
         except OSError as error:
-            self._complain(error)
+            if not self._complained:
+                logger.error("%s: numbers are lost (%s); the run goes on", self.path.parent, error)
+            self._complained = True
 
     def close(self) -> None:
-        """Writes out what TensorBoard still holds back."""
-        try:
+        """Writes out what TensorBoard still holds back, as far as the disk takes it."""
+        with suppress(OSError):
             self._board.close()
-        except OSError as error:
-            self._complain(error)
-
-    def _complain(self, error: OSError) -> None:
-        if not self._complained:
-            logger.error("%s: numbers are lost (%s); the run goes on", self.path.parent, error)
-        self._complained = True
-
-    def _drop_after(self, step: int) -> None:
-        kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        if self.path.is_file() and text == self.path.read_text(encoding="utf-8"):  # a full disk takes no copy
-            return
-        with replacing(self.path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-
-def _append(path: Path, text: str) -> None:
-    """Adds a line whole, or leaves the file as it was."""
-    left = text.encode()
-    with path.open("ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
-        before = file.tell()
-        try:
-            while left:
-                left = left[file.write(left) :]
-        except OSError:
-            os.truncate(path, before)
-            raise
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -86,8 +69,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / FILE
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
+        with suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
     return lines

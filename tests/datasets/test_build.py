@@ -11,8 +11,6 @@ from anomalygpt.datasets.build import (
     build_instructions,
     build_pairs,
     build_records,
-    build_simulated,
-    build_supervised,
 )
 from anomalygpt.datasets.records import DatasetError
 
@@ -52,27 +50,28 @@ def test_every_kind_of_source_is_read(parts, mvtec_tree, visa_tree, loco_tree, c
 def test_an_unknown_class_is_an_error_in_every_kind(kind, parts, mvtec_tree, visa_tree, loco_tree, crack_tree, table):
     trees = {"mvtec": mvtec_tree, "visa": visa_tree, "loco": loco_tree, "crack_forest": crack_tree}
     roots = {**trees, "folder": parts, "csv": table}
+    classes = sorted({record.class_name for record in build_records(config_of((kind, roots[kind])))})
     source = {"kind": kind, "root": str(roots[kind]), "classes": ["flywheel"]}
-    with pytest.raises(DatasetError, match="no class flywheel; the classes here are "):
+    with pytest.raises(DatasetError, match=f"no class flywheel; the classes here are {', '.join(classes)}"):
         build_records(DataConfig(sources=[source]))
 
 
 def test_a_folders_own_words_reach_the_questions(parts, transform):
     config = config_of(("folder", parts), description_share=1.0, validation_share=0)
-    train, validation = build_simulated(config, transform, seed=0)
+    train, validation = build_pairs(config, transform, seed=0)
     assert validation is None
     said = {turn.text for index in range(len(train)) for turn in train[index].normal.turns if turn.role == "human"}
     assert any("a gear wheel for anomaly detection, which should be round." in text for text in said)
-    assert train.wording.cards["gear"].nsa().half_width == (0.3, 0.4)
+    assert train.nsa_changes == {"gear": {"half_width": (0.3, 0.4)}}
 
 
 def test_two_files_about_one_class_are_an_error(parts):
-    with pytest.raises(DatasetError, match=r"another folder's dataset\.yaml speaks of gear, too"):
+    with pytest.raises(DatasetError, match=r"another folder's dataset\.yaml describes gear, too"):
         build_cards(config_of(("folder", parts), ("folder", parts)))
 
 
 def test_locos_own_validation_photos_are_validated_on(loco_tree, transform):
-    train, validation = build_simulated(config_of(("loco", loco_tree)), transform, seed=0)
+    train, validation = build_pairs(config_of(("loco", loco_tree)), transform, seed=0)
     assert {record.split for record in train.records} == {"train"} and len(train) == 2
     assert {record.split for record in validation.records} == {"validation"}
 
@@ -82,13 +81,13 @@ def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, 
         train, validation = build_pairs(config_of(("folder", parts), defects="real", validation_share=0), transform, 0)
     assert validation is None and len(train) == 2
     assert "2 defect photos without a mask are left out" in caplog.text
-    assert train.samples.wording.cards.keys() == {"gear"}
+    assert train.wording.infos.keys() == {"gear"}
     assert build_pairs(config_of(("folder", parts)), transform, 0)[0].records
 
 
 def test_where_no_defect_is_held_back_real_defects_are_trained_on_without_validation(parts, transform, caplog):
     with caplog.at_level(logging.WARNING):
-        train, validation = build_supervised(config_of(("folder", parts), defects="real"), transform, seed=0)
+        train, validation = build_pairs(config_of(("folder", parts), defects="real"), transform, seed=0)
     assert validation is None and len(train) == 2  # the only defect of each class
     assert "nothing is validated: the 2 held-back photos hold no defect" in caplog.text
 
@@ -101,7 +100,7 @@ def test_where_no_normal_photo_is_held_back_real_defects_are_trained_on_without_
         write_photo(tmp_path / "gear" / "rust" / f"{number}.png", seed=number)
         write_photo(tmp_path / "gear" / "masks" / f"{number}.png", value=255)
     with caplog.at_level(logging.WARNING):
-        train, validation = build_supervised(config_of(("folder", tmp_path), defects="real"), transform, seed=0)
+        train, validation = build_pairs(config_of(("folder", tmp_path), defects="real"), transform, seed=0)
     assert validation is None and len(train) == 1
     assert "the 1 held-back photos hold no normal ones" in caplog.text
 

@@ -41,13 +41,13 @@ def test_a_defect_may_be_named(table):
     [
         ("c.png,training,normal,,gear", r"line 3: split 'training'; expected train, validation, test"),
         ("c.png,train,ok,,gear", r"line 3: label 'ok'; expected normal or anomaly"),
-        ("no.png,train,normal,,gear", r"no such file: line 3 no\.png$"),
-        ("c.png,test,anomaly,no.png,gear", r"no such file: line 3 no\.png$"),
-        ("c.png,test,normal,m.png,gear", r"a mask of a normal photo: line 3 c\.png"),
-        ("a.png,test,normal,,gear", r"listed twice: line 2 a\.png, line 3 a\.png"),
-        ("c.png,test,normal,,", r"no class: line 3 c\.png"),
-        (",test,normal,,gear", r"no path: line 3$"),
-        ("c.png,test,normal", r"expected 5 cells in each row; line 3 has 3"),
+        ("no.png,train,normal,,gear", r"line 3: no such file .*no\.png$"),
+        ("c.png,test,anomaly,no.png,gear", r"line 3: no such file .*no\.png$"),
+        ("c.png,test,normal,m.png,gear", "line 3: a mask of a normal photo"),
+        ("a.png,test,normal,,gear", r"line 3: a\.png is listed twice"),
+        ("c.png,test,normal,,", "line 3: no class"),
+        (",test,normal,,gear", "line 3: no path$"),
+        ("c.png,test,normal", "line 3 has 3 cells; expected 5"),
         ('"c.png,test,normal,,gear', r"cannot be read as a CSV table"),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_wrong_line_is_named(table, line, message):
 
 
 def test_a_wrong_file_is_explained(table, tmp_path):
-    with pytest.raises(DatasetError, match="header with the columns path, split, .* at will defect; found path;split"):
+    with pytest.raises(DatasetError, match="with the columns path, split, .* optionally defect; found path;split"):
         index_csv(table(header="path;split;label;mask;class"))
     with pytest.raises(DatasetError, match="no rows below the header"):
         index_csv(table())
@@ -67,5 +67,3 @@ def test_a_wrong_file_is_explained(table, tmp_path):
         index_csv(tmp_path)
     with pytest.raises(DatasetError, match="no such file"):
         index_csv(tmp_path / "none.csv")
-    with pytest.raises(DatasetError, match="no class gaer; the classes here are axle, gear"):
-        index_csv(table(*GOOD_LINES), ["gaer"])

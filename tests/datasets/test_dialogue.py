@@ -1,50 +1,17 @@
-"""Questions, answers, class names and verdicts."""
+"""Questions, answers and class names in training text."""
 
 import numpy as np
 import pytest
 
+from anomalygpt.datasets.class_info import describe, noun_phrase, parts_shown, phrase_table
 from anomalygpt.datasets.dialogue import (
-    PHRASES,
-    _classes,
-    class_in_prompt,
-    conversation,
+    Wording,
     defect_sentence,
-    describe,
     detection_answer,
     detection_question,
     follow_up_answer,
-    marks_position,
-    noun_phrase,
-    parse_positions,
-    parse_verdict,
-    parts_shown,
-    phrase_table,
-    position_name,
-    positions_of,
 )
-
-GRID = ["top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"]
-
-
-def test_the_nine_cells_have_the_papers_names():
-    centres = [(15 + 30 * column, 5 + 10 * row) for row in range(3) for column in range(3)]
-    assert [position_name(centre, (90, 30)) for centre in centres] == GRID
-
-
-def test_a_box_lies_where_its_centre_lies():
-    assert position_name((0, 0, 90, 30), (90, 90)) == "top"
-    assert position_name((80, 80, 90, 90), (90, 90)) == position_name((90, 90), (90, 90)) == "bottom right"
-
-
-def test_positions_of_a_mask_by_hand():
-    target = np.zeros((90, 90), bool)
-    assert positions_of(target) == ()
-    target[2:12, 2:12] = True
-    assert positions_of(target) == ("top left",)
-    target[40:60, 40:60] = True
-    assert positions_of(target) == ("center", "top left")
-    target[40:60, 61:63] = True  # a gap of one pixel divides nothing
-    assert positions_of(target) == ("center", "top left")
+from anomalygpt.inference.answers import parse_verdict
 
 
 def test_the_answers_have_the_papers_form():
@@ -83,21 +50,6 @@ def test_the_generator_varies_the_question():
     assert len({detection_question("bottle", rng) for _ in range(50)}) > 3
 
 
-def test_every_known_class_has_its_own_description():
-    classes = [name for name in _classes()["names"] if name not in ("macaroni", "pcb")]
-    assert len({describe(name) for name in classes}) == len(classes) == 34
-    assert describe("carpet_tiles") == describe("carpet")
-    assert describe("gearbox") == describe("object") != describe("bottle")
-    assert not any(describe(name).endswith(".") for name in classes)
-
-
-def test_every_known_class_is_named_and_described_in_chinese():
-    names = [name for name in _classes()["names"] if name not in ("macaroni", "pcb")]
-    assert len({describe(name, "zh") for name in names}) == len(names)
-    assert not any(describe(name, "zh").endswith("。") for name in names)
-    assert not any(noun_phrase(name, "zh").isascii() for name in names)
-
-
 @pytest.mark.parametrize(
     ("class_name", "defect", "english", "chinese"),
     [
@@ -129,12 +81,14 @@ def test_every_defect_of_mvtec_has_its_own_sentence():
 
 def test_the_kind_is_asked_only_where_it_is_known():
     rng = np.random.default_rng(0)
-    kinds = {answer for _ in range(200) for answer in conversation("screw", ["top"], 0.1, rng, True, defect="Bent.")}
-    assert any(turn.text == "Bent." for turn in kinds)
-    normal = {turn.text for _ in range(200) for turn in conversation("screw", [], 0, rng, True, defect="")}
-    assert "There is no defect in the image." in normal
-    unknown = {turn.text for _ in range(200) for turn in conversation("screw", ["top"], 0.1, rng, True)}
-    assert "What kind of defect is it?" not in unknown
+
+    def said(positions, defect):
+        turns = (Wording().conversation("screw", positions, 0.1, defect, rng) for _ in range(200))
+        return {turn.text for conversation in turns for turn in conversation}
+
+    assert "The head of the screw is scratched." in said(["top"], "scratch_head")
+    assert "There is no defect in the image." in said([], "")
+    assert "What kind of defect is it?" not in said(["top"], None)
 
 
 def test_both_languages_have_the_same_keys():
@@ -145,78 +99,6 @@ def test_both_languages_have_the_same_keys():
     assert chinese.keys() - english.keys() == {"class_names"}
     for part in english.keys() - {"descriptions"}:
         assert keys(english[part]) == keys(chinese[part]), part
-
-
-def test_an_unknown_language_is_an_error_that_names_the_known_ones():
-    with pytest.raises(ValueError, match="en, zh"):
-        detection_question("bottle", language="tlh")
-    assert (PHRASES / "classes.yaml").is_file()
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected", "official"),
-    [
-        ("This is a photo of a bottle for anomaly detection.", "bottle", "bottle"),
-        ("a photo of capsules", "capsules", "capsule"),
-        ("a photo of a capsule", "capsule", "capsule"),
-        ("Are these pipe fryums fine?", "pipe fryum", "fryum"),
-        ("a pipe_fryum", "pipe fryum", "fryum"),
-        ("Is the rule applicable to this textile?", "object", "cable"),
-        ("Is this Metal_Nut OK?", "metal nut", "object"),
-        ("two bottles", "bottle", "bottle"),
-        ("three toothbrushes", "toothbrush", "toothbrush"),
-        ("the screw bag", "screw bag", "screw"),
-        ("a juice bottle", "juice bottle", "bottle"),
-        ("one pushpin", "pushpins", "object"),
-        ("a picture of pcb4", "pcb4", "pcb"),
-        ("carpet tiles", "carpet", "carpet"),
-        ("检测bottle照片", "bottle", "bottle"),
-        ("What about this?", "object", "object"),
-    ],
-)
-def test_the_class_in_a_prompt(prompt, expected, official):
-    assert class_in_prompt(prompt) == expected
-    assert class_in_prompt(prompt, "official") == official
-
-
-def test_the_class_is_found_again_in_our_own_questions():
-    for name in ("bottle", "metal_nut", "capsules", "macaroni2", "pipe_fryum", "splicing_connectors"):
-        assert class_in_prompt(detection_question(name, with_description=False)) == name.replace("_", " ")
-
-
-@pytest.mark.parametrize(
-    ("answer", "verdict"),
-    [
-        ("Yes, there is an anomaly in the image.", True),
-        ("No, there is no anomaly in the image.", False),
-        ("  **yes**", True),
-        ("NO", False),
-        ("No.", False),
-        ("None of the parts is damaged.", None),
-        ("Normal.", None),
-        ("Nothing is wrong.", None),
-        ("Not sure.", None),
-        ("Yesterday it was fine.", None),
-        ("There is no anomaly.", None),
-        ("", None),
-        ("是的，图中有异常。", True),
-        ("有，图中有一处异常。", True),
-        ("没有，图中没有异常。", False),
-        ("否", False),
-        ("不是。", False),
-        ("无异常", False),
-        ("不确定", None),
-        ("是否有异常？", None),
-    ],
-)
-def test_the_verdict_of_an_answer(answer, verdict):
-    assert parse_verdict(answer) is verdict
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_every_answer_of_ours_gives_its_own_verdict(language):
-    for positions in ([], ["top"], ["top", "left"]):
-        assert parse_verdict(detection_answer(bool(positions), positions, language)) is bool(positions)
 
 
 def test_follow_up_answers_by_hand():
@@ -237,7 +119,8 @@ def test_conversations_alternate_and_start_with_the_verdict(language):
     lengths = set()
     for number in range(300):
         positions = ["center", "top"][: number % 3]
-        turns = conversation("screw", positions, 0.05 * bool(positions), rng, True, language)
+        wording = Wording(languages=(language,))
+        turns = wording.conversation("screw", positions, 0.05 * bool(positions), None, rng)
         lengths.add(len(turns))
         assert [turn.role for turn in turns] == ["human", "assistant"] * (len(turns) // 2)
         assert parse_verdict(turns[1].text) is bool(positions)
@@ -245,15 +128,9 @@ def test_conversations_alternate_and_start_with_the_verdict(language):
     assert lengths == {2, 4, 6}
 
 
-def test_without_a_generator_the_conversation_is_the_papers():
-    turns = conversation("screw", ["top"], 0.05)
-    assert [turn.text for turn in turns] == [detection_question("screw"), detection_answer(True, ["top"])]
-
-
 def test_what_to_do_and_how_many_parts_by_hand():
     assert follow_up_answer("usable", "bottle", [], 0) == "It looks usable, as there is no anomaly in the image."
     assert "checked" in follow_up_answer("usable", "bottle", ["top"], 0.1)
-    assert parse_verdict(follow_up_answer("usable", "bottle", ["top"], 0.1)) is None, "yes would mean a defect"
     assert follow_up_answer("parts", "bottle", [], 0) == "There is one part in the photo, a bottle."
     assert follow_up_answer("parts", "candle", [], 0) == "There are 4 parts in the photo."
     assert "surface" in follow_up_answer("parts", "carpet_tiles", [], 0)
@@ -262,44 +139,11 @@ def test_what_to_do_and_how_many_parts_by_hand():
 
 def test_the_number_of_parts_is_asked_only_where_it_is_known():
     rng = np.random.default_rng(0)
+    talks = {
+        name: [Wording().conversation(name, [], 0, None, rng) for _ in range(100)] for name in ("bottle", "capsules")
+    }
     asked = {
-        name: any("How many parts" in turn.text for _ in range(100) for turn in conversation(name, [], 0, rng, True))
-        for name in ("bottle", "capsules")
+        name: any("How many parts" in turn.text for turns in conversations for turn in turns)
+        for name, conversations in talks.items()
     }
     assert asked == {"bottle": True, "capsules": False}
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_positions_are_read_back_from_the_answers_that_name_them(language):
-    for position in GRID:
-        assert parse_positions(detection_answer(True, [position], language)) == (position,)
-    several = ["bottom right", "top", "center"]
-    assert parse_positions(detection_answer(True, several, language)) == tuple(several)
-    assert parse_positions(detection_answer(False, (), language)) == ()
-    assert parse_positions(detection_answer(True, (), language)) == ()
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("It is near the Top-Left corner, not at the bottom.", ("top left", "bottom")),
-        ("Upper right, and in the centre.", ("top right", "center")),
-        ("At the lower\nleft.", ("bottom left",)),
-        ("The stopper was leftover; it is bright and rightly topped.", ()),
-        ("At the top, and again at the top.", ("top",)),
-        ("异常在左上方，另一处在中间。", ("top left", "center")),
-        ("位于图像的底部和右边。", ("bottom", "right")),
-        ("", ()),
-    ],
-)
-def test_the_longest_position_wins_and_parts_of_words_are_none(answer, expected):
-    assert parse_positions(answer) == expected
-
-
-def test_a_mask_marks_the_cells_that_its_pixels_lie_in():
-    target = np.zeros((30, 60), dtype=bool)
-    target[9:12, 30] = True  # from the last row of pixels of the upper cells into the middle ones
-    assert [position for position in GRID if marks_position(target, position)] == ["top", "center"]
-    single = np.zeros((10, 10), dtype=bool)
-    single[3, 3] = True  # its centre at 3.5 of 10 lies in the second of three cells
-    assert [position for position in GRID if marks_position(single, position)] == ["center"]

@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 
-from anomalygpt.datasets import instructions
 from anomalygpt.datasets.dialogue import Turn
 from anomalygpt.datasets.instructions import Instructions, collate_instructions
 from anomalygpt.datasets.records import DatasetError
@@ -58,14 +57,6 @@ def test_missing_photos_are_counted_once(data, transform, caplog):
     assert message.startswith("1 of 3 photos are missing in ")
 
 
-def test_the_file_is_read_in_pieces(data, transform, monkeypatch):
-    whole = [Instructions(*data(ENTRIES), transform, "all")[index].turns for index in range(2)]
-    for chunk in (1, 7, 100):
-        monkeypatch.setattr(instructions, "CHUNK", chunk)
-        pieces = Instructions(*data(json.dumps(ENTRIES, indent=3)), transform, "all")
-        assert [pieces[index].turns for index in range(2)] == whole
-
-
 def test_a_batch_can_move(data, transform):
     dataset = Instructions(*data(ENTRIES), transform)
     batch = collate_instructions([dataset[0], dataset[1]]).to("cpu")
@@ -87,9 +78,9 @@ def test_a_batch_can_move(data, transform):
         ),
         ([{"image_name": "a.jpg", "conversation": talk("q", 3)}], r"turn 2 is not of the form \{'from': 'gpt'"),
         ([{"image_name": "a.jpg", "conversation": talk("<image>", "a")}], r"turn 1 says nothing"),
-        ('{"a": 1}', "expected a JSON list, found '{"),
-        (json.dumps(ENTRIES)[:-30], "entry 3 is not JSON, or the file is cut off"),
-        ('[{"image_name": "a.jpg",}]', "entry 1 is not JSON"),
+        ('{"a": 1}', "expected a JSON list, found a dict"),
+        (json.dumps(ENTRIES)[:-30], "is not JSON, or the file is cut off .*line 1 column"),
+        ('[{"image_name": "a.jpg",}]', "is not JSON"),
         ("[]", "the list is empty"),
         ([ENTRIES[1]], r"1 photos are missing, the first is gone\.jpg"),
     ],

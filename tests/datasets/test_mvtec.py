@@ -32,11 +32,6 @@ def test_a_mask_may_have_the_photos_own_name(mvtec_tree):
     assert defect.mask is not None and defect.mask.name == "000.png"
 
 
-def test_an_unknown_class_is_an_error_that_names_the_known_ones(mvtec_tree):
-    with pytest.raises(DatasetError, match=r"no class bottel; the classes here are bottle, screw"):
-        index_mvtec(mvtec_tree, ["bottel"])
-
-
 def test_a_missing_mask_is_an_error_that_names_the_photo(mvtec_tree, write_photo):
     for number in range(1, 6):
         write_photo(mvtec_tree / "screw" / "test" / "crack" / f"{number:03}.png")

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from anomalygpt.datasets.dialogue import detection_answer, parse_verdict, position_name
+from anomalygpt.datasets.dialogue import detection_answer
+from anomalygpt.datasets.drawn import draw_defects
 from anomalygpt.datasets.mvtec import index_mvtec
-from anomalygpt.datasets.synthesis import NSASettings, change_label, nsa_settings, object_mask, simulate
+from anomalygpt.datasets.regions import position_name
+from anomalygpt.datasets.synthesis import NSALabel, NSASettings, change_label, nsa_settings, object_mask, simulate
 from anomalygpt.datasets.transforms import load_image
+from anomalygpt.inference.answers import parse_verdict
 
 SETTINGS = NSASettings()
 
@@ -37,21 +40,27 @@ def assert_agrees(photo, simulated):
     assert all(f"the {position}" in answer for position in positions)
 
 
-def test_photo_mask_positions_and_sentence_agree_over_a_thousand_draws():
+def draw(photo, source, settings, rng):
+    return draw_defects(photo, settings, rng)
+
+
+@pytest.mark.parametrize("make", [simulate, draw])
+def test_photo_mask_positions_and_sentence_agree_over_a_thousand_draws(make):
     photos = [random_photo(seed) for seed in range(8)]
     rng = np.random.default_rng(0)
     patches = []
     for number in range(1000):
         photo, source = photos[number % 8], photos[(number + 3) % 8]
-        simulated = simulate(photo, source, SETTINGS, rng)
+        simulated = make(photo, source, SETTINGS, rng)
         assert_agrees(photo, simulated)
         patches.append(len(simulated.boxes))
     assert set(patches) >= {1, 2}
 
 
-def test_the_same_generator_gives_the_same_defect():
-    first, second = (simulate(random_photo(0), random_photo(1), SETTINGS, np.random.default_rng(5)) for _ in "ab")
-    assert np.array_equal(first.image, second.image) and first.boxes == second.boxes
+@pytest.mark.parametrize("make", [simulate, draw])
+def test_the_same_generator_gives_the_same_defect(make):
+    first, second = (make(random_photo(0), random_photo(1), SETTINGS, np.random.default_rng(5)) for _ in "ab")
+    assert np.array_equal(first.image, second.image) and first.boxes == second.boxes and first.kind == second.kind
     assert np.array_equal(first.mask, second.mask)
 
 
@@ -64,13 +73,14 @@ def test_nothing_outside_the_changed_pixels_is_marked():
     assert not simulated.mask[~near_change].any()
 
 
+@pytest.mark.parametrize("make", [simulate, draw])
 @pytest.mark.parametrize("side", [1, 2, 5, 8, 9, 11, 12, 16, 32])
 @pytest.mark.parametrize("class_name", ["bottle", "candle", "screw", "carpet"])
-def test_tiny_photos_never_fail(side, class_name):
+def test_tiny_photos_never_fail(make, side, class_name):
     rng = np.random.default_rng(side)
     for number in range(20):
         photo = rng.integers(0, 256, (side, side + number % 3, 3), dtype=np.uint8)
-        assert_agrees(photo, simulate(photo, np.flip(photo, 0), nsa_settings(class_name), rng))
+        assert_agrees(photo, make(photo, np.flip(photo, 0), nsa_settings(class_name), rng))
 
 
 @pytest.mark.parametrize("value", [0, 20, 200, 255])
@@ -100,7 +110,7 @@ def test_the_label_is_the_logistic_of_the_difference():
     before = np.zeros((40, 40, 3), np.uint8)
     after = before.copy()
     after[10:30, 10:30] = 24
-    label = change_label(before, after, NSASettings(label_softness=12, label_midpoint=24))
+    label = change_label(before, after, SETTINGS)
     assert label[20, 20] == pytest.approx(0.5)
     assert label[2, 2] == 0
     after[10:30, 10:30] = (36, 36, 36)
@@ -129,21 +139,22 @@ def test_the_class_table_is_the_papers():
     assert nsa_settings("capsule").half_height == (0.03, 0.15)
     assert nsa_settings("metal nut") == nsa_settings("metal_nut")
     assert nsa_settings("metal_nut").background == (20, 20)
-    assert (nsa_settings("screw").label_softness, nsa_settings("screw").label_midpoint) == (1, 3)
+    assert nsa_settings("screw").label == NSALabel(softness=1, midpoint=3)
     assert nsa_settings("grid_tiles") == nsa_settings("grid")
     assert nsa_settings("pcb1") == nsa_settings("my own part") == NSASettings()
 
 
 @pytest.mark.data
+@pytest.mark.parametrize("make", [simulate, draw])
 @pytest.mark.parametrize("class_name", ["bottle", "screw", "hazelnut", "grid_tiles", "carpet_tiles", "toothbrush"])
-def test_real_photos_get_defects_that_agree(real_photos, class_name):
+def test_real_photos_get_defects_that_agree(real_photos, make, class_name):
     records = [r for r in index_mvtec(real_photos, [class_name]) if r.split == "train"][:6]
     photos = [np.asarray(load_image(r.image).resize((128, 128))) for r in records]
     rng = np.random.default_rng(0)
     made = 0
     for number in range(24):
         photo = photos[number % 6]
-        simulated = simulate(photo, photos[(number + 1) % 6], nsa_settings(class_name), rng)
+        simulated = make(photo, photos[(number + 1) % 6], nsa_settings(class_name), rng)
         assert_agrees(photo, simulated)
         made += simulated.is_anomalous
     assert made >= 20

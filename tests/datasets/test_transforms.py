@@ -7,8 +7,6 @@ from PIL import Image
 
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import (
-    CLIP_MEAN,
-    CLIP_STD,
     TRAINING_THRESHOLD,
     ImageTransform,
     load_image,
@@ -23,9 +21,10 @@ def plain(size, geometry="squash"):
 
 
 def test_normalisation_is_value_minus_mean_over_std():
-    out = ImageTransform(8, CLIP_MEAN, CLIP_STD)(Image.new("RGB", (20, 10), (255, 0, 51)))
+    means, deviations = (0.5, 0.4, 0.3), (0.27, 0.26, 0.25)
+    out = ImageTransform(8, means, deviations)(Image.new("RGB", (20, 10), (255, 0, 51)))
     assert out.shape == (3, 8, 8) and out.dtype == torch.float32
-    expected = [(v - m) / s for v, m, s in zip((1.0, 0.0, 0.2), CLIP_MEAN, CLIP_STD, strict=True)]
+    expected = [(v - m) / s for v, m, s in zip((1.0, 0.0, 0.2), means, deviations, strict=True)]
     assert torch.allclose(out[:, 3, 3], torch.tensor(expected))
 
 

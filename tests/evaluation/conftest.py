@@ -11,17 +11,14 @@ from PIL import Image
 
 from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.evaluation.measured import Measured
+from anomalygpt.evaluation.evaluate import Evaluator
 from anomalygpt.evaluation.protocol import Plan
-from anomalygpt.evaluation.session import Session, Settings
-from anomalygpt.evaluation.state import State
-from anomalygpt.inference.predictor import Look, Prediction, find_regions, prediction
+from anomalygpt.inference.predictor import ImageResult, Prediction, prediction
+from anomalygpt.inference.regions import find_regions
 
 SIDE = 32
-SQUARE = (
-    8,
-    16,
-)  # rows and columns of the defect, whose centre lies in the middle ninth; it reaches into the top left one
+# Rows and columns of the defect, whose centre lies in the middle ninth; it reaches into the top left one.
+SQUARE = (8, 16)
 
 
 def write_photo(path: Path, seed: int, defect: bool = False) -> None:
@@ -70,11 +67,11 @@ class FakePredictor:
     def set_references(self, photos: list[Image.Image]) -> None:
         self.references = list(photos)
 
-    def look(self, photo: Image.Image, class_name: str) -> Look:
+    def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
         dark = 1 - torch.from_numpy(np.array(photo.convert("L"), dtype=np.float32)) / 255
         seen = self.see(dark)
         is_dark = bool(dark.max() > 0.9)
-        return Look(
+        return ImageResult(
             features=SimpleNamespace(is_dark=is_dark),
             model_map=seen[None, None],
             map=seen.numpy(),
@@ -86,9 +83,9 @@ class FakePredictor:
             prompt_map=seen[None, None],
         )
 
-    def ask(self, look: Look, question: str) -> Prediction:
+    def ask(self, image: ImageResult, question: str) -> Prediction:
         self.questions.append(question)
-        return prediction(look, question, self.words(look.features.is_dark))
+        return prediction(image, question, self.words(image.features.is_dark))
 
 
 @pytest.fixture
@@ -97,14 +94,11 @@ def fake_predictor() -> type[FakePredictor]:
 
 
 @pytest.fixture
-def session(tmp_path: Path, tree: Path) -> Callable[..., Session]:
-    """Makes a session on the tree's one class; its state goes to a folder of the test's."""
+def evaluator(tree: Path) -> Callable[..., Evaluator]:
+    """Makes an evaluator of the tree's one class."""
 
-    def make(predictor: FakePredictor | None, shots: int = 0, **options: object) -> Session:
-        records = options.pop("records", None) or index_mvtec(tree)
-        settings = Settings(tree, "mvtec", **options.pop("settings", {}))
-        plan = options.pop("plan", None) or Plan((shots,))
-        folder = options.pop("folder", tmp_path / "run")
-        return Session(predictor, records, plan, settings, State(folder, Measured), **options)
+    def make(predictor: FakePredictor, **options: object) -> Evaluator:
+        given = {"records": index_mvtec(tree), "plan": Plan((0,)), "root": tree, "kind": "mvtec"} | options
+        return Evaluator(predictor, **given)
 
     return make

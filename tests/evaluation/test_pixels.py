@@ -1,24 +1,13 @@
-"""Counting in bins against the exact metrics, and the bound that says how far apart they may be."""
+"""Pixel metrics against scikit-learn and AUPRO's definition, exact and rounded, with the bound on the error."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from anomalygpt.evaluation.pixels import (
-    BINS,
-    PRO_LIMIT,
-    PixelCounts,
-    Region,
-    aupro,
-    auroc,
-    average_precision,
-    bins_of,
-    curves,
-    f1_max,
-)
+from anomalygpt.evaluation.pixels import PRO_LIMIT, PixelCounts, Region, ordered_keys
 
-SLACK = 1e-6  # shares of regions are rounded to 2^-42
+METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 
 
 def exact(maps, masks):
@@ -46,8 +35,8 @@ def exact_aupro(maps, masks):
     return ((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / PRO_LIMIT
 
 
-def counted(maps, masks):
-    counts = PixelCounts.empty()
+def counted(maps, masks, **options):
+    counts = PixelCounts(**options)
     for map_, mask in zip(maps, masks, strict=True):
         counts.add(map_, mask)
     return counts
@@ -70,51 +59,42 @@ KINDS = {
     "negative too": lambda rng, shape, masks: rng.normal(0, 100, shape) + 90 * masks,
     "tied": lambda rng, shape, masks: np.round(4 * rng.random(shape) + 2 * masks) / 4,
     "all the same": lambda rng, shape, masks: np.full(shape, 0.5),
-    "finer than the bins": lambda rng, shape, masks: 1 + 1e-3 * (rng.random(shape) + 0.3 * masks),
+    "finer than rounding": lambda rng, shape, masks: 1 + 1e-3 * (rng.random(shape) + 0.3 * masks),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_binned_metrics_are_within_their_bound_of_the_exact_ones(kind):
+def test_metrics_are_exact(kind):
     maps, masks = photos(KINDS[kind])
-    found = curves(counted(maps, masks))
-    for metric, true in zip((auroc, average_precision, f1_max, aupro), exact(maps, masks), strict=True):
-        value, error = metric(found)
-        assert abs(value - true) <= error + SLACK, metric.__name__
+    found, _ = counted(maps, masks).metrics()
+    assert [found[name] for name in METRICS] == [(pytest.approx(true), 0) for true in exact(maps, masks)]
 
 
-@pytest.mark.parametrize("metric", [auroc, average_precision, f1_max, aupro])
-@pytest.mark.parametrize("kind", ["continuous", "over all magnitudes"])
-def test_the_bound_is_small_where_scores_are_spread_out(kind, metric):
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_of_rounded_scores_are_within_their_bound_of_the_exact_ones(kind):
     maps, masks = photos(KINDS[kind])
-    assert 0 <= metric(curves(counted(maps, masks))).error < 0.003
+    counts = counted(maps, masks, max_scores=300)
+    found, _ = counts.metrics()
+    assert counts.is_rounded or kind in ("tied", "all the same")
+    for name, true in zip(METRICS, exact(maps, masks), strict=True):
+        value, error = found[name]
+        assert abs(value - true) <= error + 1e-9, name
+        assert 0 <= error < 0.003 or kind in ("all the same", "finer than rounding"), name
 
 
-def test_scores_that_share_no_bin_unless_equal_are_exact():
-    maps, masks = photos(KINDS["tied"])
-    found = curves(counted(maps, masks))
-    for metric, true in zip((auroc, average_precision, f1_max, aupro), exact(maps, masks), strict=True):
-        assert metric(found).value == pytest.approx(true, abs=SLACK)
-
-
-def test_bins_never_fall_where_scores_rise():
-    scores = np.concatenate([np.linspace(-3, 3, 5001), [0, -0.0, 1e-30, -1e-30, 3e38, -3e38]]).astype(np.float32)
-    order = np.argsort(scores, kind="stable")
-    bins = bins_of(scores)
-    assert (np.diff(bins[order]) >= 0).all()
-    assert bins.min() == 0 and bins.max() == BINS - 1
-    assert len(np.unique(bins[2500:5001])) == 2501, "steps of a thousandth are told apart, from zero on"
-    assert set(bins[:2500]) == {0}, "all below zero is one"
-
-
-def test_counts_are_equal_in_whatever_order_and_shares_photos_are_added():
+@pytest.mark.parametrize("max_scores", [1, 10**9])
+def test_the_order_of_photos_does_not_matter(max_scores):
     maps, masks = photos(KINDS["continuous"])
-    whole = counted(maps, masks)
-    parts = counted(maps[[3, 1]], masks[[3, 1]])
-    parts.merge(counted(maps[[2, 0]], masks[[2, 0]]))
-    for name in ("sound", "defective", "overlap"):
-        assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
-    assert (whole.regions, whole.photos) == (parts.regions, parts.photos) == (4, 4)
+    one, other = (counted(maps[order], masks[order], max_scores=max_scores) for order in ([0, 1, 2, 3], [3, 1, 2, 0]))
+    assert one.metrics()[0] == {key: pytest.approx(value, abs=1e-12) for key, value in other.metrics()[0].items()}
+    assert (one.regions, one.photos) == (other.regions, other.photos) == (4, 4)
+
+
+def test_keys_rise_where_scores_rise_and_are_equal_where_scores_are():
+    scores = np.concatenate([np.linspace(-3, 3, 5001), [1e-42, -1e-42, 70000, 3e38, -3e38]]).astype(np.float32)
+    keys = ordered_keys(np.unique(scores)).astype(np.int64)
+    assert (np.diff(keys) > 0).all()
+    assert ordered_keys(np.float32([0.0])) == ordered_keys(np.float32([-0.0]))
 
 
 def test_saturated_overlap_counts_no_further_than_what_is_needed():
@@ -123,22 +103,23 @@ def test_saturated_overlap_counts_no_further_than_what_is_needed():
     mask[0, :10] = True
     scores = np.full((1, 20), 0.5, dtype=np.float32)
     scores[0, :5], scores[0, 5:10] = 1, 0
-    plain, saturated = PixelCounts.empty(), PixelCounts.empty()
-    plain.add(scores, mask)
-    saturated.add(scores, mask, [Region(mask, needed=4)])
-    assert curves(plain).overlap[1] == pytest.approx(0.5)
-    assert curves(saturated).overlap[1] == 1
+    # Left of the step at the background's score, (0, overlap) is the first point of the curve.
+    for regions, expected in ((None, 0.5), ([Region(mask, needed=4)], 1)):
+        counts = PixelCounts()
+        counts.add(scores, mask, regions)
+        rate, overlap = counts.metrics()[1]["pro"]
+        assert overlap[rate == 0].max() == pytest.approx(expected)
 
 
-def test_one_kind_of_pixel_has_no_curve():
-    counts = PixelCounts.empty()
-    assert curves(counts) is None
+def test_one_kind_of_pixel_has_no_metrics():
+    counts = PixelCounts()
+    assert counts.metrics() == ({}, {})
     counts.add(np.zeros((2, 2), np.float32), np.zeros((2, 2), bool))
-    assert curves(counts) is None
+    assert counts.metrics() == ({}, {})
 
 
 def test_what_is_no_map_of_the_mask_is_refused():
     with pytest.raises(ValueError, match="same shape"):
-        PixelCounts.empty().add(np.zeros((2, 2), np.float32), np.zeros((4, 4), bool))
+        PixelCounts().add(np.zeros((2, 2), np.float32), np.zeros((4, 4), bool))
     with pytest.raises(ValueError, match="finite"):
-        PixelCounts.empty().add(np.full((2, 2), np.nan, np.float32), np.zeros((2, 2), bool))
+        PixelCounts().add(np.full((2, 2), np.nan, np.float32), np.zeros((2, 2), bool))

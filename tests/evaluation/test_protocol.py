@@ -13,9 +13,12 @@ from anomalygpt.evaluation.protocol import (
     check,
     photo_name,
     photo_seed,
-    random_references,
     reference_records,
 )
+
+
+def random_references(records: list[ImageRecord], shots: int, round_: int, seed: int) -> list[ImageRecord]:
+    return Plan((shots,), (round_,), "random", seed).references(records, Cell(shots, round_, "bottle"))
 
 
 def numbers(records: list[ImageRecord]) -> list[int]:
@@ -45,9 +48,9 @@ def test_references_are_sorted_good_training_photos_whatever_the_order_of_the_re
 
 
 def test_too_few_good_photos_are_told(tree):
-    with pytest.raises(UserError, match="4 references in round 2 need 12 good training photos, there are 10"):
+    with pytest.raises(UserError, match="need 12 good training photos, there are 10"):
         reference_records(index_mvtec(tree), 4, 2)
-    with pytest.raises(UserError, match="11 references need 11 good training photos, there are 10"):
+    with pytest.raises(UserError, match="need 11 good training photos, there are 10"):
         random_references(index_mvtec(tree), 11, 0, seed=0)
 
 
@@ -77,7 +80,8 @@ def test_each_good_photo_is_drawn_as_often_as_any_other(tree):
 
 
 def test_a_plan_goes_round_after_round_and_measures_zero_shot_once():
-    cells = Plan((0, 2), (3, 4)).cells(["a", "b"])
+    records = [ImageRecord(None, name, "test", False, "good", None) for name in "bab"]
+    cells = Plan((0, 2), (3, 4)).cells(records)
     assert cells == [
         *(Cell(0, 0, name) for name in "ab"),
         *(Cell(2, round_, name) for round_ in (3, 4) for name in "ab"),

@@ -1,18 +1,26 @@
 """Which further views help, decided by the references themselves."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from anomalygpt.inference.augmentation import ASKEW, CLEAR_GAIN, ELONGATED, choose_augmentation, view_gains
-from anomalygpt.inference.reference_views import ALL_VIEWS, UPRIGHT, VIEWS, View, places
+from anomalygpt.config.settings import ReferenceSettings
+from anomalygpt.inference.augmentation import (
+    ALL_VIEWS,
+    CLEAR_GAIN,
+    ELONGATED,
+    TILTED,
+    UPRIGHT,
+    VIEWS,
+    View,
+    choose_augmentation,
+    view_gains,
+    view_positions,
+)
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.foreground import Lie
-from tests.shared_data import ROOT
+from anomalygpt.model.orientation import Orientation
+from tests.shared_data import shared
 
-ROUND, UPRIGHT_BAR, SKEW_BAR = Lie(1.0, 40.0), Lie(2.5, 1.0), Lie(2.5, 30.0)
-NO_GAIN = {"rotations": 0.97, "flips": 0.96}
+ROUND, UPRIGHT_BAR, TILTED_BAR = Orientation(1.0, 40.0), Orientation(2.5, 1.0), Orientation(2.5, 30.0)
 
 
 # -- views ------------------------------------------------------------------------------------------------------------
@@ -29,44 +37,38 @@ def test_views_are_what_their_names_say() -> None:
     assert all(views[0] == UPRIGHT for views in VIEWS.values())
 
 
-def test_places_say_where_a_views_patches_lay() -> None:
+def test_positions_say_where_a_views_patches_lie() -> None:
     image = torch.randn(4, 4)
-    for view, place in zip(ALL_VIEWS, places(ALL_VIEWS, 4), strict=True):
-        assert torch.equal(view.of(image).flatten(), image.flatten()[place])
+    for view, position in zip(ALL_VIEWS, view_positions(ALL_VIEWS, 4), strict=True):
+        assert torch.equal(view.of(image).flatten(), image.flatten()[position])
 
 
 # -- the decision -----------------------------------------------------------------------------------------------------
 
 
-def test_clear_gain_by_rotations_means_a_part_that_lies_at_any_angle() -> None:
-    assert choose_augmentation({"rotations": CLEAR_GAIN - 0.01, "flips": 0.95}, [ROUND] * 4) == "rotations"
+@pytest.mark.parametrize(
+    ("rotations", "flips", "parts", "expected"),
+    [
+        (CLEAR_GAIN - 0.01, 0.95, [ROUND] * 4, "rotations"),
+        (CLEAR_GAIN + 0.01, CLEAR_GAIN + 0.01, [ROUND] * 4, "none"),  # what any four views bring
+        (0.8, 0.7, [UPRIGHT_BAR] * 4, "flips"),
+        (0.97, 0.96, [TILTED_BAR] * 3, "rotations"),
+        (0.97, 0.96, [ROUND] * 3, "none"),
+        (0.97, 0.96, [UPRIGHT_BAR] * 3, "none"),
+        (0.97, 0.96, [Orientation(ELONGATED - 0.1, 40.0)] * 3, "none"),
+        (0.97, 0.96, [Orientation(3.0, TILTED - 1)] * 3, "none"),
+        (0.97, 0.96, [TILTED_BAR, UPRIGHT_BAR, UPRIGHT_BAR], "none"),  # one of several is an accident
+        (0.97, 0.96, [TILTED_BAR, TILTED_BAR, UPRIGHT_BAR], "rotations"),
+    ],
+)
+def test_views_are_chosen_by_a_clear_gain_or_by_most_parts_tilt(
+    rotations: float, flips: float, parts: list[Orientation], expected: str
+) -> None:
+    assert choose_augmentation({"rotations": rotations, "flips": flips}, parts) == expected
 
 
-def test_small_gain_is_what_any_four_views_bring() -> None:
-    assert choose_augmentation({"rotations": CLEAR_GAIN + 0.01, "flips": CLEAR_GAIN + 0.01}, [ROUND] * 4) == "none"
-
-
-def test_flips_are_chosen_where_they_bring_more() -> None:
-    assert choose_augmentation({"rotations": 0.8, "flips": 0.7}, [UPRIGHT_BAR] * 4) == "flips"
-
-
-@pytest.mark.parametrize("lie", [ROUND, UPRIGHT_BAR, SKEW_BAR])
-def test_single_part_is_turned_whatever_it_is(lie: Lie) -> None:
-    assert choose_augmentation({}, [lie]) == "rotations"
-
-
-def test_long_parts_that_lie_askew_are_turned() -> None:
-    assert choose_augmentation(NO_GAIN, [SKEW_BAR] * 3) == "rotations"
-
-
-@pytest.mark.parametrize("lie", [ROUND, UPRIGHT_BAR, Lie(ELONGATED - 0.1, 40.0), Lie(3.0, ASKEW - 1)])
-def test_round_and_aligned_parts_are_not(lie: Lie) -> None:
-    assert choose_augmentation(NO_GAIN, [lie] * 3) == "none"
-
-
-def test_one_askew_photo_of_several_is_an_accident() -> None:
-    assert choose_augmentation(NO_GAIN, [SKEW_BAR, UPRIGHT_BAR, UPRIGHT_BAR]) == "none"
-    assert choose_augmentation(NO_GAIN, [SKEW_BAR, SKEW_BAR, UPRIGHT_BAR]) == "rotations"
+def test_single_part_is_turned_in_any_case() -> None:
+    assert all(choose_augmentation({}, [part]) == "rotations" for part in (ROUND, UPRIGHT_BAR, TILTED_BAR))
 
 
 # -- how much nearer views bring references ---------------------------------------------------------------------------
@@ -120,14 +122,11 @@ def test_parts_that_differ_by_a_turn_gain_by_rotations_alone() -> None:
 def test_real_parts_decide_for_themselves(compact_predictor, part: str, counts: tuple[int, ...], expected: str) -> None:
     from PIL import Image
 
-    from anomalygpt.inference.reference_settings import ReferenceSettings
     from anomalygpt.inference.references import References
 
-    good = ROOT / "data" / "mvtec_layout" / part / "train" / "good"
-    if not good.is_dir():
-        pytest.skip(f"needs {good.relative_to(ROOT)}")
-    photos = [Image.open(path) for path in sorted(Path(good).iterdir())[: max(counts)]]
-    settings = ReferenceSettings(augmentation="auto")
+    good = shared(f"data/mvtec_layout/{part}/train/good")
+    photos = [Image.open(path) for path in sorted(good.iterdir())[: max(counts)]]
+    settings = ReferenceSettings(preset="custom", augmentation="auto")
     references = References(compact_predictor.model, settings, compact_predictor.transform)
     decided = {}
     for count, photo in enumerate(photos, start=1):

@@ -1,10 +1,10 @@
-"""Overlays on a fixed scale (SPEC 9: a heat map that is scaled per image paints noise on normal parts)."""
+"""Overlays on a fixed scale (specification 9: a heat map that is scaled per image paints noise on normal parts)."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.inference.predictor import Region
+from anomalygpt.inference.regions import Region
 from anomalygpt.inference.visualize import heat, overlay
 
 

@@ -1,33 +1,18 @@
-"""The whole road on small real models: which loss reaches which part, and what the language model is given."""
+"""The complete model with small random parts: which loss reaches which part, and what the language model is given."""
 
-from dataclasses import dataclass
+import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor
 
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, chat_prompt
-from anomalygpt.model.few_shot import PatchMemory
-from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map
-from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+from anomalygpt.model.image_decoder import anomaly_map
 from anomalygpt.model.llm import GenerationSettings
+from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_ensemble import PromptEnsemble
-from anomalygpt.model.prompt_learner import PromptLearner
-from tests.model.test_chat import Letters
-
-WIDTH = 32
-SIZE = ImageBindSize(
-    vision_width=32, vision_depth=4, vision_heads=2, text_width=16, text_depth=1, text_heads=2, joint_width=16
-)
-
-
-@dataclass(frozen=True)
-class Said:
-    role: str
-    text: str
-
+from tests.helpers import Letters, Said, tiny_model
 
 TALKS = [
     [Said("human", "Is it good?"), Said("assistant", "No.")],
@@ -37,29 +22,11 @@ TALKS = [
 
 @pytest.fixture(scope="module")
 def model() -> AnomalyGPT:
-    torch.manual_seed(0)
-    encoder = ImageBind(SIZE).requires_grad_(False)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        tie_word_embeddings=False,
-    )
-    llm = LlamaForCausalLM(config).requires_grad_(False)
+    model = tiny_model()
     with torch.no_grad():
-        for parameter in llm.parameters():
+        for parameter in model.llama_model.parameters():
             parameter.mul_(3)  # so that what goes in is seen in what comes out
-    return AnomalyGPT(
-        encoder,
-        PromptEnsemble(encoder),
-        ImageDecoder(32, 16, 4),
-        PromptLearner(WIDTH),
-        llm,
-        nn.Linear(16, WIDTH),
-        Letters(),
-    ).eval()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +48,9 @@ def losses(model: AnomalyGPT, images: Tensor, **more: object):
 
 def test_total_is_the_sum_of_the_parts(model, images, target) -> None:
     found = losses(model, images, target=target)
-    assert float(found.total.detach()) == pytest.approx(
-        float((found.answer + found.focal + found.dice).detach()), rel=1e-6
-    )
-    assert float(found.focal.detach()) > 0
-    assert float(found.dice.detach()) > 0
+    total, answer, focal, dice = (float(x.detach()) for x in (found.total, found.answer, found.focal, found.dice))
+    assert total == pytest.approx(answer + focal + dice, rel=1e-6)
+    assert min(focal, dice) > 0
 
 
 def test_instruction_data_has_the_answers_loss_alone_and_the_class_object(model, images) -> None:
@@ -96,16 +61,12 @@ def test_instruction_data_has_the_answers_loss_alone_and_the_class_object(model,
     assert torch.equal(instruction.answer, named.answer)
 
 
-def test_language_loss_trains_the_image_decoder_too(model, images) -> None:
-    losses(model, images).answer.backward()
-    for layer in model.image_decoder.fc:
-        assert layer.weight.grad is not None
-        assert float(layer.weight.grad.abs().max()) > 0
-    assert float(model.prompt_learner.base_prompts.grad.abs().max()) > 0
-
-
-def test_frozen_parts_get_no_gradient(model, images, target) -> None:
-    losses(model, images, target=target).total.backward()
+def test_language_loss_trains_the_image_decoder_too_and_no_frozen_part(model, images, target) -> None:
+    found = losses(model, images, target=target)
+    found.answer.backward(retain_graph=True)
+    trained = [*(layer.weight for layer in model.image_decoder.fc), model.prompt_learner.base_prompts]
+    assert all(float(parameter.grad.abs().max()) > 0 for parameter in trained)
+    found.total.backward()
     frozen = [*model.encoder.parameters(), *model.llama_model.parameters()]
     assert all(parameter.grad is None for parameter in frozen)
 
@@ -117,26 +78,19 @@ def test_one_shot_map_reaches_the_prompt_learner_and_not_the_pixel_losses(model,
     assert torch.equal(one_shot.focal, text.focal)
     assert torch.equal(one_shot.dice, text.dice)
     assert float(one_shot.answer) != float(text.answer)
-
-
-def test_under_one_shot_the_language_loss_leaves_the_image_decoder_alone(model, images) -> None:
-    losses(model, images, references=images[:1].unsqueeze(1)).answer.backward()
+    one_shot.answer.backward()  # leaves the image decoder alone
     assert all(layer.weight.grad is None for layer in model.image_decoder.fc)
     assert model.prompt_learner.meta_net[0].weight.grad is not None
 
 
-def test_each_group_of_images_has_its_own_reference(model, images) -> None:
-    """Two groups of one image, each its own reference: both maps are empty; swapped, they are not."""
+def test_each_group_of_images_has_its_own_reference_and_all_views_count(model, images) -> None:
+    """Two groups of one image, each its own reference (as second view): both maps are empty; swapped, they are not."""
     features = model.encode(images)
-    own = model._one_shot_maps(features, images.unsqueeze(1))
-    swapped = model._one_shot_maps(features, images.flip(0).unsqueeze(1))
+    views = torch.stack([torch.zeros_like(images), images], dim=1)
+    own = model._one_shot_maps(features, views)
+    swapped = model._one_shot_maps(features, views.flip(0))
     assert float(own.abs().max()) < 1e-4
     assert float(swapped.amax(dim=(1, 2, 3)).min()) > 1e-3
-
-
-def test_all_views_of_a_reference_count_together(model, images) -> None:
-    views = torch.stack([images[0].flip(-1), images[0]]).unsqueeze(0)  # the second view is the photo itself
-    assert float(model._one_shot_maps(model.encode(images[:1]), views).abs().max()) < 1e-4
 
 
 def test_prompt_learner_sees_the_one_shot_map_in_units_of_the_threshold(model, images) -> None:
@@ -154,11 +108,11 @@ def test_prompt_learner_sees_the_one_shot_map_in_units_of_the_threshold(model, i
 
 def test_references_replace_the_text_map(model, images) -> None:
     features = model.encode(images)
-    memory = PatchMemory(features[[1]])
+    memory = MemoryBank(features[[1]])
     with torch.no_grad():
         text = model.anomaly_map(features, ["screw", "screw"])
         few = model.anomaly_map(features, ["screw", "screw"], memory)
-        assert torch.equal(text, anomaly_map(model.state_probabilities(features, ["screw", "screw"])))
+        assert torch.equal(text, anomaly_map(model.text_probabilities(features, ["screw", "screw"])))
     assert torch.equal(few, memory.anomaly_map(features, 224))
     assert float(few[1].abs().max()) < 1e-4
 
@@ -217,7 +171,7 @@ def test_conversation_that_is_cut_before_its_answer_costs_nothing(model, images)
 
 def test_model_that_only_draws_says_that_it_can_not_answer(model, images) -> None:
     silent = AnomalyGPT(model.encoder, model.states, model.image_decoder)
-    assert not silent.speaks
+    assert not silent.has_llm
     features = silent.encode(images)
     assert silent.anomaly_map(features, ["screw", "screw"]).shape == (2, 1, 224, 224)
     with pytest.raises(RuntimeError, match="without a language model"):
@@ -227,8 +181,6 @@ def test_model_that_only_draws_says_that_it_can_not_answer(model, images) -> Non
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_encoder_and_language_model_beside_float32_parts(model, images, dtype) -> None:
     """What a GPU run has: frozen parts in half precision, trained parts in float32."""
-    import copy
-
     half = copy.deepcopy(model)
     half.encoder.to(dtype)
     half.llama_model.to(dtype)
@@ -243,3 +195,49 @@ def test_half_precision_encoder_and_language_model_beside_float32_parts(model, i
     assert found.total.isfinite()
     assert half.image_decoder.fc[0].weight.grad.dtype == torch.float32
     assert len(half.answer(features, maps, ["a", "b"], GenerationSettings(max_new_tokens=2))) == 2
+
+
+# -- the likelihood of given answers --------------------------------------------------------------------------------
+
+QUESTION = chat_prompt([], "Is it good?")
+ANSWERS = ["Yes.", "No, at the top left.", "A"]
+
+
+@pytest.fixture
+def seen(model, images):
+    features = model.encode(images)
+    return features[[0]], model.anomaly_map(features, ["bottle", "bottle"])[:1]
+
+
+def one_by_one(model, features, maps, answer):
+    """The mean log-likelihood from a forward pass for every prefix of the answer."""
+    embed = model.llama_model.get_input_embeddings()
+    ids = model.tokenizer.encode(answer)
+    found = []
+    for number, token in enumerate(ids):
+        text = torch.tensor([model.tokenizer.encode(QUESTION) + ids[:number]])
+        embeds = torch.cat([model.prompt_embeds(features, maps), embed(text)], dim=1)
+        found.append(model.llama_model(inputs_embeds=embeds).logits[0, -1].log_softmax(-1)[token])
+    return torch.stack(found).mean()
+
+
+@torch.no_grad()
+def test_likelihood_of_a_batch_of_answers_equals_one_token_after_the_other(model, seen):
+    found = model.answer_likelihoods(*seen, QUESTION, ANSWERS)
+    expected = torch.stack([one_by_one(model, *seen, answer) for answer in ANSWERS])
+    alone = torch.cat([model.answer_likelihoods(*seen, QUESTION, [answer]) for answer in ANSWERS])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_likelihood_depends_on_the_image_and_its_map(model, images, seen):
+    features, maps = seen
+    before = model.answer_likelihoods(features, maps, QUESTION, ANSWERS)
+    other = model.encode(images)[[1]]
+    assert not torch.allclose(model.answer_likelihoods(other, maps, QUESTION, ANSWERS), before, atol=1e-4)
+    assert not torch.allclose(model.answer_likelihoods(features, 1 - maps, QUESTION, ANSWERS), before, atol=1e-6)
+
+
+def test_an_empty_answer_is_refused(model, seen):
+    with pytest.raises(ValueError, match="empty"):
+        model.answer_likelihoods(*seen, QUESTION, ["Yes", ""])

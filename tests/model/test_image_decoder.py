@@ -1,4 +1,4 @@
-"""The image decoder on a single patch, worked out by hand (SPEC 4)."""
+"""The image decoder on a single patch, worked out by hand (specification 4)."""
 
 import math
 
@@ -33,10 +33,8 @@ def test_one_patch() -> None:
 
 
 def test_length_of_a_token_does_not_count() -> None:
-    decoder, angle = identity_decoder(), math.pi / 4 - 0.02
-    assert torch.allclose(
-        decoder([token_at(angle, 0.1)], STATES, 1), decoder([token_at(angle, 50.0)], STATES, 1), rtol=1e-4
-    )
+    short, long = (identity_decoder()([token_at(math.pi / 4 - 0.02, length)], STATES, 1) for length in (0.1, 50.0))
+    assert torch.allclose(short, long, rtol=1e-4)
 
 
 def test_bias_shifts_the_token_before_it_is_normalised() -> None:

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from anomalygpt.model.imagebind.imagebind import ImageBind
 from anomalygpt.model.imagebind.tokenizer import tokenize
+from tests.parity.test_parity import difference
 from tests.parity.weights import KEEP, tensor
 from tests.shared_data import shared
 
@@ -13,11 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TOLERANCE = 2e-5
 SENTENCES = ["a photo of a flawless bottle.", "a photo of the broken bottle."]
-
-
-def difference(ours: torch.Tensor, expected: torch.Tensor) -> float:
-    assert ours.shape == expected.shape
-    return float((ours.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.fixture(scope="module")

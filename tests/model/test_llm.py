@@ -1,11 +1,10 @@
-"""Language model folders as they are found in the wild, and how an answer is generated and stopped (SPEC 6)."""
+"""Language model folders as they are found, and how an answer is generated and stopped (specification 6)."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,53 +14,37 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from anomalygpt.errors import UserError
 from anomalygpt.model.chat import END_OF_TURN, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError
-from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, fold_lora, generate, load_llm
-from anomalygpt.model.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from tests.shared_data import ROOT, shared
+from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, generate, load_llm, merge_lora_weights
+from anomalygpt.model.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from tests.helpers import llama_config, tiny_llama
+from tests.shared_data import ROOT, WEIGHTS, needs_weights, shared
 
 CPU = torch.device("cpu")
-SMOLLM2 = ROOT / "pretrained_ckpt" / "smollm2_135m_instruct"
-GREEDY = GenerationSettings(max_new_tokens=24, temperature=0)
 
 
-def llama_config(rows: int = 320, width: int = 32, layers: int = 2, **changes: Any) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=rows,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        **{"intermediate_size": 48, "tie_word_embeddings": False, **changes},
-    )
-
-
-def tiny_llama(**changes: Any) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(llama_config(**changes)).eval()
-
-
-def write_folder(folder: Path, tensors: dict[str, Tensor], config: LlamaConfig, layout: str) -> Path:
-    """A model's folder: `layout` is single or sharded, .bin or .safetensors; shards as Vicuna's are named."""
+def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: LlamaConfig, layout: str) -> Path:
+    """A model's folder: `layout` is single or sharded, .bin or .safetensors; shards are named as Vicuna's."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     kind, _, suffix = layout.partition(" ")
     stem = "pytorch_model" if suffix == "bin" else "model"
-
-    def save(part: dict[str, Tensor], name: str) -> None:
-        part = {key: value.contiguous() for key, value in part.items()}
-        torch.save(part, folder / name) if suffix == "bin" else save_file(part, folder / name, {"format": "pt"})
-
-    if kind == "single":
-        save(tensors, f"{stem}.{suffix}")
-        return folder
     names = sorted(tensors)
-    shards = {f"{stem}-0000{n + 1}-of-00002.{suffix}": names[n::2] for n in range(2)}
-    for shard, keys in shards.items():
-        save({key: tensors[key] for key in keys}, shard)
-    weight_map = {key: shard for shard, keys in shards.items() for key in keys}
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    files = {f"{stem}-0000{n + 1}-of-00002.{suffix}": names[n::2] for n in range(2)}
+    if kind == "single":
+        files = {f"{stem}.{suffix}": names}
+    else:
+        weight_map = {key: file for file, keys in files.items() for key in keys}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for file, keys in files.items():
+        part = {key: tensors[key].contiguous() for key in keys}
+        torch.save(part, folder / file) if suffix == "bin" else save_file(part, folder / file, {"format": "pt"})
     return folder
+
+
+def write_llama(folder: Path, llama: LlamaForCausalLM, layout: str) -> Path:
+    return write_folder(folder, llama.state_dict(), llama.config, layout)
 
 
 LAYOUTS = ["single bin", "sharded bin", "single safetensors", "sharded safetensors"]
@@ -74,61 +57,40 @@ LAYOUTS = ["single bin", "sharded bin", "single safetensors", "sharded safetenso
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_layout_loads(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
     llama = tiny_llama()
-    folder = write_folder(tmp_path, llama.half().state_dict(), llama.config, layout)
-    loaded = load_llm(folder, dtype, CPU)
+    frequencies = llama.model.rotary_emb.inv_freq.clone()
+    loaded = load_llm(write_llama(tmp_path, llama.half(), layout), dtype, CPU)
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     for name, value in llama.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.to(dtype)), name
-
-
-def test_rotary_frequencies_stay_float32_and_off_the_meta_device(tmp_path: Path) -> None:
-    llama = tiny_llama()
-    frequencies = llama.model.rotary_emb.inv_freq.clone()
-    folder = write_folder(tmp_path, llama.state_dict(), llama.config, "single bin")
-    loaded = load_llm(folder, torch.float16, CPU)
-    assert torch.equal(loaded.model.rotary_emb.inv_freq, frequencies)
+    assert torch.equal(loaded.model.rotary_emb.inv_freq, frequencies), "they stay float32"
     assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
 
 
-@pytest.mark.parametrize(("rows", "said"), [(320, 321), (321, 320)])
-def test_the_tensors_decide_how_many_rows_there_are(tmp_path: Path, rows: int, said: int) -> None:
+@pytest.mark.parametrize(("rows", "configured"), [(320, 321), (321, 320)])
+def test_the_tensors_decide_how_many_rows_there_are(tmp_path: Path, rows: int, configured: int) -> None:
     llama = tiny_llama(rows=rows)
-    folder = write_folder(tmp_path, llama.state_dict(), llama_config(rows=said), "sharded bin")
+    folder = write_folder(tmp_path, llama.state_dict(), llama_config(rows=configured), "sharded bin")
     loaded = load_llm(folder, torch.float32, CPU)
     assert loaded.get_input_embeddings().num_embeddings == rows
     assert loaded.lm_head.out_features == rows
 
 
-def test_old_files_rotary_tensors_are_tolerated(tmp_path: Path) -> None:
-    llama = tiny_llama()
-    extra = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(2)}
-    folder = write_folder(tmp_path, {**llama.state_dict(), **extra}, llama.config, "single bin")
-    assert load_llm(folder, torch.float32, CPU).config.num_hidden_layers == 2
-
-
 @pytest.mark.parametrize("carried", [True, False], ids=["with its output layer", "without"])
-def test_tied_model_loads_with_and_without_its_output_layer(tmp_path: Path, carried: bool) -> None:
-    llama = tiny_llama(tie_word_embeddings=True)
-    tensors = {name: value.clone() for name, value in llama.state_dict().items()}
-    if not carried:
-        del tensors["lm_head.weight"]
+def test_tied_model_of_an_old_file_loads_with_and_without_its_output_layer(tmp_path: Path, carried: bool) -> None:
+    llama = tiny_llama(tie_word_embeddings=True, rms_norm_eps=1e-3)
+    tensors = {name: value.clone() for name, value in llama.state_dict().items() if carried or name != "lm_head.weight"}
+    tensors |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(2)}  # tolerated
     loaded = load_llm(write_folder(tmp_path, tensors, llama.config, "single bin"), torch.float32, CPU)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
-
-
-def test_norms_epsilon_is_the_checkpoints(tmp_path: Path) -> None:
-    llama = tiny_llama(rms_norm_eps=1e-3)
-    loaded = load_llm(write_folder(tmp_path, llama.state_dict(), llama.config, "single bin"), torch.float32, CPU)
     assert {norm.variance_epsilon for norm in (loaded.model.norm, loaded.model.layers[0].input_layernorm)} == {1e-3}
 
 
 def test_safetensors_win_over_left_over_shards(tmp_path: Path) -> None:
     """As transformers has it: an index of .bin shards that are gone does not matter beside model.safetensors."""
     llama = tiny_llama()
-    write_folder(tmp_path, llama.state_dict(), llama.config, "sharded bin")
+    write_llama(tmp_path, llama, "sharded bin")
     (tmp_path / "pytorch_model-00001-of-00002.bin").unlink()
-    write_folder(tmp_path, llama.state_dict(), llama.config, "single safetensors")
-    loaded = load_llm(tmp_path, torch.float32, CPU)
+    loaded = load_llm(write_llama(tmp_path, llama, "single safetensors"), torch.float32, CPU)
     assert torch.equal(loaded.lm_head.weight, llama.lm_head.weight)
 
 
@@ -136,36 +98,33 @@ def refused(folder: Path) -> str:
     """The one line with which a folder is refused."""
     with pytest.raises(CheckpointError) as error:
         load_llm(folder, torch.float32, CPU)
-    assert isinstance(error.value, UserError)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
     return str(error.value)
 
 
 def test_missing_shard_is_named(tmp_path: Path) -> None:
-    llama = tiny_llama()
-    write_folder(tmp_path, llama.state_dict(), llama.config, "sharded bin")
+    write_llama(tmp_path, tiny_llama(), "sharded bin")
     (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
     assert "1 of 2 weight shards are missing: pytorch_model-00002-of-00002.bin" in refused(tmp_path)
 
 
 def test_truncated_shard_is_named(tmp_path: Path) -> None:
-    llama = tiny_llama()
-    write_folder(tmp_path, llama.state_dict(), llama.config, "sharded safetensors")
+    write_llama(tmp_path, tiny_llama(), "sharded safetensors")
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     text = refused(tmp_path)
-    assert shard.name in text
-    assert "not fully downloaded" in text
+    assert shard.name in text and "not fully downloaded" in text
 
 
-def test_index_that_is_none(tmp_path: Path) -> None:
+def test_folder_without_weights_or_with_an_index_that_is_none(tmp_path: Path) -> None:
     llama_config().save_pretrained(tmp_path)
+    assert "no weights there" in refused(tmp_path)
     (tmp_path / "pytorch_model.bin.index.json").write_text("<html>")
     assert "not an index" in refused(tmp_path)
 
 
-def test_wrong_width_is_told_with_what_the_file_is(tmp_path: Path) -> None:
+def test_wrong_width_is_reported_with_what_the_file_is(tmp_path: Path) -> None:
     llama = tiny_llama(width=64, layers=3)
     write_folder(tmp_path, llama.state_dict(), llama_config(width=32, layers=3), "single safetensors")
     text = refused(tmp_path)
@@ -184,11 +143,6 @@ def test_folder_without_a_usable_config(tmp_path: Path, content: str | None) -> 
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     assert "config.json" in refused(tmp_path)
-
-
-def test_folder_without_weights(tmp_path: Path) -> None:
-    llama_config().save_pretrained(tmp_path)
-    assert "no weights there" in refused(tmp_path)
 
 
 MEASURE = """
@@ -215,8 +169,7 @@ def test_half_precision_loading_never_holds_a_float32_copy(tmp_path: Path) -> No
     tensors = {name: torch.zeros(value.shape, dtype=torch.half) for name, value in skeleton.state_dict().items()}
     size = sum(value.nbytes for value in tensors.values()) / 2**20
     large = write_folder(tmp_path / "large", tensors, config, "sharded safetensors")
-    llama = tiny_llama()
-    small = write_folder(tmp_path / "small", llama.state_dict(), llama.config, "single safetensors")
+    small = write_llama(tmp_path / "small", tiny_llama(), "single safetensors")
     script = f"import sys; sys.path.insert(0, {str(ROOT / 'code')!r})\n{MEASURE}"
     command = [sys.executable, "-c", script, str(small), str(large)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=200)
@@ -241,11 +194,8 @@ def test_lora_stands_on_the_four_projections_of_each_layer_under_the_released_na
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        (
-            ("foo",),
-            "llm.lora.targets [foo]: no such modules in this language model; its linear layers are called q_proj,",
-        ),
-        (("q_proj", "foo"), "[foo]: no such modules"),  # PEFT would train the other one without a word
+        (("foo",), "llm.lora.targets [foo]: no such modules in this language model; its linear layers are called q_pr"),
+        (("q_proj", "foo"), "[foo]: no such modules"),  # PEFT would train the other one without a warning
         (("mlp",), "[mlp]: LoRA can't stand on all of these"),
         ((), "[]: names no module"),
     ],
@@ -253,14 +203,21 @@ def test_lora_stands_on_the_four_projections_of_each_layer_under_the_released_na
 def test_lora_on_a_module_that_is_not_there_is_told_with_those_that_are(targets: tuple[str, ...], words: str) -> None:
     with pytest.raises(UserError) as error:
         add_lora(tiny_llama(), LoraSettings(targets=targets))
-    assert isinstance(error.value, UserError)
     assert words in str(error.value) and "down_proj" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_folded_lora_says_the_same(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    llm = add_lora(tiny_llama().to(dtype), LoraSettings(rank=4)).eval()
+@pytest.mark.parametrize(
+    ("dtype", "tied", "targets", "folds"),
+    [
+        (torch.float32, False, LoraSettings().targets, True),
+        (torch.bfloat16, False, LoraSettings().targets, False),
+        (torch.float32, True, ("q_proj", "lm_head"), False),
+    ],
+    ids=["float32", "half precision keeps them apart", "on an output layer that is the embedding too"],
+)
+def test_folded_lora_gives_the_same_logits(dtype, tied: bool, targets: tuple[str, ...], folds: bool) -> None:
+    llama = tiny_llama(tie_word_embeddings=tied).to(dtype)
+    llm = add_lora(llama, LoraSettings(rank=4, targets=targets)).eval()
     for name, parameter in llm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -268,22 +225,10 @@ def test_folded_lora_says_the_same(dtype: torch.dtype) -> None:
     weights = llm.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
     with torch.inference_mode():
         apart, before = llm(ids).logits, weights.clone()
-        fold_lora(llm)
+        merge_lora_weights(llm)
         folded = llm(ids).logits
     assert torch.allclose(folded, apart, atol=1e-5)
-    assert torch.equal(weights, before) == (dtype == torch.bfloat16), "half precision keeps them apart"
-
-
-def test_lora_on_an_output_layer_that_is_the_embedding_too_is_not_folded() -> None:
-    llm = add_lora(tiny_llama(tie_word_embeddings=True), LoraSettings(rank=4, targets=("q_proj", "lm_head"))).eval()
-    for name, parameter in llm.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    ids = torch.arange(3, 9)[None]
-    with torch.inference_mode():
-        apart = llm(ids).logits
-        fold_lora(llm)
-        assert torch.allclose(llm(ids).logits, apart, atol=1e-5)
+    assert torch.equal(weights, before) == (not folds)
 
 
 def test_lora_of_a_half_precision_model_is_float32_and_runs() -> None:
@@ -315,21 +260,12 @@ class Recite(LogitsProcessor):
         return forced
 
 
-def recited(
-    tokenizer: Tokenizer, scripts: Sequence[Sequence[int]], rows: int, limit: int = 64
-) -> tuple[list[str], int]:
+def recited(tokenizer: Tokenizer, scripts: Sequence[Sequence[int]], limit: int = 64) -> tuple[list[str], int]:
     """What ``generate`` makes of a model that writes the scripts, and after how many steps it ended."""
-    llm = tiny_llama(rows=rows, layers=1)
-    script = Recite(scripts)
-    answers = generate(
-        llm,
-        torch.zeros(len(scripts), 2, 32),
-        torch.ones(len(scripts), 2, dtype=torch.long),
-        tokenizer,
-        GenerationSettings(max_new_tokens=limit),
-        logits_processor=LogitsProcessorList([script]),
-    )
-    return answers, script.step
+    llm, script = tiny_llama(rows=50000, layers=1), LogitsProcessorList([Recite(scripts)])
+    embeds, attention = torch.zeros(len(scripts), 2, 32), torch.ones(len(scripts), 2, dtype=torch.long)
+    settings = GenerationSettings(max_new_tokens=limit)
+    return generate(llm, embeds, attention, tokenizer, settings, logits_processor=script), script[0].step
 
 
 @pytest.fixture(scope="module")
@@ -337,63 +273,41 @@ def llama_tokenizer() -> SentencePieceTokenizer:
     return SentencePieceTokenizer(shared("parity/llama_tokenizer.model"))
 
 
-@pytest.fixture(scope="module")
-def smollm2_tokenizer() -> HuggingFaceTokenizer:
-    if not (SMOLLM2 / "tokenizer.json").is_file():
-        pytest.skip(f"needs {SMOLLM2.name} (python fetch_weights.py)")
-    tokenizer = load_tokenizer(SMOLLM2)
-    assert isinstance(tokenizer, HuggingFaceTokenizer)
-    return tokenizer
-
-
 @pytest.fixture(scope="module", params=["llama", "smollm2"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    return request.getfixturevalue(f"{request.param}_tokenizer")
-
-
-def test_generation_stops_at_llamas_first_2277(llama_tokenizer: SentencePieceTokenizer) -> None:
-    script = llama_tokenizer.encode("Yes, at the top left." + END_OF_TURN + " Human: why?")
-    answers, steps = recited(llama_tokenizer, [script], rows=32000)
-    assert answers == ["Yes, at the top left."]
-    assert steps == script.index(2277) + 1
+    if request.param == "llama":
+        return request.getfixturevalue("llama_tokenizer")
+    needs_weights("smollm2_135m_instruct")
+    return load_tokenizer(WEIGHTS / "smollm2_135m_instruct")
 
 
 def test_answer_ends_at_the_mark(tokenizer: Tokenizer) -> None:
     script = tokenizer.encode("No. Item #3 is fine." + END_OF_TURN + " Human: and the rest?")
-    answers, steps = recited(tokenizer, [script], rows=50000)
+    answers, steps = recited(tokenizer, [script])
     assert answers == ["No. Item #3 is fine."]
-    assert steps < len(script)
+    assert steps == script.index(2277) + 1 if isinstance(tokenizer, SentencePieceTokenizer) else steps < len(script)
 
 
-def test_answer_that_is_cut_by_length_loses_nothing(tokenizer: Tokenizer) -> None:
-    script = tokenizer.encode("Yes, there is an anomaly in the image")
-    answers, steps = recited(tokenizer, [script], rows=50000, limit=len(script))
-    assert answers == ["Yes, there is an anomaly in the image"]
-    assert steps == len(script)
-
-
-def test_answer_that_eos_ends_loses_nothing(tokenizer: Tokenizer) -> None:
-    script = [*tokenizer.encode("Yes, there is one #"), tokenizer.eos_id, *tokenizer.encode("rubbish")]
-    answers, steps = recited(tokenizer, [script], rows=50000)
+@pytest.mark.parametrize("cut_by_length", [True, False])
+def test_answer_that_is_cut_by_length_or_ended_by_eos_loses_nothing(tokenizer: Tokenizer, cut_by_length: bool) -> None:
+    answer = tokenizer.encode("Yes, there is one #")
+    script = answer if cut_by_length else [*answer, tokenizer.eos_id, *tokenizer.encode("rubbish")]
+    answers, steps = recited(tokenizer, [script], limit=len(answer) if cut_by_length else 64)
     assert answers == ["Yes, there is one #"]
-    assert steps == len(tokenizer.encode("Yes, there is one #")) + 1
+    assert steps == len(answer) + (not cut_by_length)
 
 
 def test_each_answer_of_a_batch_ends_by_itself(tokenizer: Tokenizer) -> None:
     texts = ["No.", "Yes, at the top right, and it is a large one.", "Yes."]
     scripts = [tokenizer.encode(text + END_OF_TURN + " more and more words follow here") for text in texts]
-    answers, _ = recited(tokenizer, scripts, rows=50000)
+    answers, _ = recited(tokenizer, scripts)
     assert answers == texts
 
 
-@pytest.mark.parametrize("text", ["Yes.", "有异常，在左上角。", "crack 🔧 at 3 °C", "a  b", "two\nlines", "# é"])
+@pytest.mark.parametrize("text", ["Yes.", "有异常，在左上角。", "crack 🔧 at 3 °C", "a  b", "two\nlines", "# é", ""])
 def test_text_makes_a_round_trip(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_empty_text_has_no_ids(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode("") == []
-    assert tokenizer.decode([]) == ""
+    assert bool(tokenizer.encode(text)) == bool(text), "the empty text has no ids"
 
 
 @pytest.mark.parametrize("text", ["Yes.", "有异常。", "It is bent 🔧"])

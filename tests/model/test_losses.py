@@ -1,4 +1,4 @@
-"""The losses against numbers that were worked out by hand (SPEC 7)."""
+"""The losses against numbers that were worked out by hand (specification 7)."""
 
 import math
 
@@ -14,31 +14,27 @@ def states(abnormal: torch.Tensor) -> torch.Tensor:
     return torch.stack([1 - abnormal, abnormal], dim=1)
 
 
-def test_focal_loss_of_two_pixels() -> None:
-    probabilities = states(torch.tensor([[[0.9, 0.4]]]))  # said abnormal with 0.9 and 0.4
+def test_focal_loss_of_two_pixels_and_its_smoothing() -> None:
+    probabilities = states(torch.tensor([[[0.9, 0.4]]]))  # abnormal with 0.9 and 0.4
     target = torch.tensor([[[[1.0, 0.0]]]])  # the first one is, so p = 0.9 and 0.6
     by_hand = (0.1**2 * -math.log(0.9) + 0.4**2 * -math.log(0.6)) / 2
     assert float(focal_loss(probabilities, target)) == pytest.approx(by_hand, rel=1e-3)
-
-
-def test_focal_loss_smooths_as_the_released_code_does() -> None:
-    """p = sum of clamp(one-hot, 1e-5, 1 - 1e-5) x probability, + 1e-5: certain and wrong stays finite."""
-    loss = focal_loss(states(torch.tensor([[[0.0]]])), torch.tensor([[[[1.0]]]]))
+    # p = sum of clamp(one-hot, 1e-5, 1 - 1e-5) x probability, + 1e-5: certain and wrong stays finite.
     p = 1e-5 * 1.0 + (1 - 1e-5) * 0.0 + 1e-5
+    loss = focal_loss(states(torch.tensor([[[0.0]]])), torch.tensor([[[[1.0]]]]))
     assert float(loss) == pytest.approx((1 - p) ** 2 * -math.log(p), rel=1e-5)
 
 
-def test_dice_loss_of_one_image() -> None:
-    abnormal = torch.tensor([[[0.5, 1.0], [0.0, 0.25]]])
-    target = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
-    by_hand = 1 - (2 * 1.5 + 1) / (1.75 + 2 + 1)
-    assert float(dice_loss(abnormal, target)) == pytest.approx(by_hand)
-
-
-def test_dice_sums_over_an_image_and_not_over_its_rows() -> None:
-    """One fraction an image; a mean over the rows' own fractions (0 and 2/3) would be 1/3."""
-    abnormal = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
-    assert float(dice_loss(abnormal, torch.ones(1, 1, 2, 2))) == pytest.approx(1 - 5 / 7)
+@pytest.mark.parametrize(
+    ("abnormal", "target", "by_hand"),
+    [
+        ([[0.5, 1.0], [0.0, 0.25]], [[1.0, 1.0], [0.0, 0.0]], 1 - (2 * 1.5 + 1) / (1.75 + 2 + 1)),
+        ([[1.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]], 1 - 5 / 7),  # the mean of the rows' own would be 1/3
+        ([[0.0, 0.0]] * 2, [[0.0, 0.0]] * 2, 0),
+    ],
+)
+def test_dice_loss_sums_over_an_image(abnormal: list, target: list, by_hand: float) -> None:
+    assert float(dice_loss(torch.tensor([abnormal]), torch.tensor([[target]]))) == pytest.approx(by_hand)
 
 
 def test_dice_averages_over_the_images_of_a_batch() -> None:
@@ -46,10 +42,6 @@ def test_dice_averages_over_the_images_of_a_batch() -> None:
     abnormal, target = torch.rand(3, 4, 4), (torch.rand(3, 1, 4, 4) > 0.7).float()
     each = [float(dice_loss(abnormal[[i]], target[[i]])) for i in range(3)]
     assert float(dice_loss(abnormal, target)) == pytest.approx(sum(each) / 3, rel=1e-5)
-
-
-def test_dice_of_a_calm_map_on_a_normal_image_is_nothing() -> None:
-    assert float(dice_loss(torch.zeros(2, 8, 8), torch.zeros(2, 1, 8, 8))) == 0
 
 
 def test_pixel_loss_adds_up_the_layers() -> None:
@@ -85,7 +77,7 @@ def test_ignored_tokens_do_not_touch_the_answer_loss() -> None:
     logits = torch.randn(1, 6, 7)
     labels = torch.tensor([[IGNORE_INDEX, IGNORE_INDEX, 4, IGNORE_INDEX, 1, IGNORE_INDEX]])
     changed = logits.clone()
-    changed[:, [0, 2, 4, 5]] = 100 * torch.randn(1, 4, 7)  # only positions 1 and 3 foretell a counted token
+    changed[:, [0, 2, 4, 5]] = 100 * torch.randn(1, 4, 7)  # only positions 1 and 3 predict a counted token
     assert float(answer_loss(changed, labels)) == float(answer_loss(logits, labels))
 
 

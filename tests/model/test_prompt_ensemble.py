@@ -1,4 +1,4 @@
-"""The text ensemble: 24 sentences a class, encoded once (SPEC 3)."""
+"""The text ensemble: 24 sentences per class, encoded once (specification 3)."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
-from anomalygpt.model.prompt_ensemble import ABNORMAL_STATES, NORMAL_STATES, LearnedStates, PromptEnsemble, sentences
-
-TINY = ImageBindSize(
-    vision_width=16, vision_depth=4, vision_heads=2, text_width=16, text_depth=1, text_heads=2, joint_width=8
+from anomalygpt.model.imagebind.imagebind import ImageBind
+from anomalygpt.model.prompt_ensemble import (
+    ABNORMAL_STATES,
+    NORMAL_STATES,
+    LearnedTextFeatures,
+    PromptEnsemble,
+    sentences,
 )
+from tests.helpers import TINY
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +35,9 @@ def texts_seen(encoder: ImageBind) -> Iterator[list[int]]:
 def test_fourteen_normal_and_ten_abnormal_sentences() -> None:
     normal, abnormal = sentences("bottle", NORMAL_STATES), sentences("bottle", ABNORMAL_STATES)
     assert (len(normal), len(set(normal)), len(abnormal), len(set(abnormal))) == (14, 14, 10, 10)
-    assert "a photo of a flawless bottle." in normal
-    assert "a photo of the bottle without damage." in normal
-    assert "a photo of the broken bottle." in abnormal
-    assert "a photo of a bottle with flaw." in abnormal
-
-
-def test_underscore_reads_as_a_space() -> None:
-    assert "a photo of the unblemished metal nut." in sentences("metal_nut", NORMAL_STATES)
+    assert {"a photo of a flawless bottle.", "a photo of the bottle without damage."} <= set(normal)
+    assert {"a photo of the broken bottle.", "a photo of a bottle with flaw."} <= set(abnormal)
+    assert "a photo of the unblemished metal nut." in sentences("metal_nut", NORMAL_STATES), "_ reads as a space"
 
 
 @pytest.mark.parametrize("name", ["left-hand gear", "{}", "{0} 100 %", "", "瓶子", "a" * 500])
@@ -68,13 +66,13 @@ def test_states_that_inference_cached_serve_training(encoder: ImageBind) -> None
     ensemble = PromptEnsemble(encoder)
     with torch.inference_mode():
         ensemble(["screw"])
-    weight = torch.ones(8, requires_grad=True)
+    weight = torch.ones(TINY.joint_width, requires_grad=True)
     (ensemble(["screw"]) * weight).sum().backward()
     assert weight.grad is not None
 
 
 def test_learned_states_are_unit_vectors_for_every_class() -> None:
-    learned = LearnedStates(8)
+    learned = LearnedTextFeatures(8)
     states = learned(["screw", "pill", "object"])
     assert states.shape == (3, 2, 8)
     assert torch.allclose(states.norm(dim=-1), torch.ones(3, 2), atol=1e-6)

@@ -5,14 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from anomalygpt.model.dinov2 import expected_shapes
+from tests.helpers import write_encoder, write_llm
 
 PHOTOS = 6
 
@@ -38,34 +34,6 @@ def draw_parts(root: Path) -> None:
             image = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
             image.save(folder / f"{number:03}.png")
             image.save(root / name / "test" / "good" / f"{number:03}.png")
-
-
-def write_encoder(path: Path) -> None:
-    """DINOv2's tensors by name and shape, with random values."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {n: 0.02 * torch.randn(s, generator=generator) for n, s in expected_shapes().items()}
-    save_file(tensors, path)
-
-
-def write_llm(folder: Path) -> None:
-    """A two-layer LLaMA that reads bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")

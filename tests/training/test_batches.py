@@ -83,7 +83,6 @@ raise SystemExit(3)
 STUCK = """
 import ctypes, itertools
 import anomalygpt
-from anomalygpt.training import batches
 from tests.training.test_batches import Numbers, endless
 
 seen = itertools.count()
@@ -97,7 +96,6 @@ def stick_in_the_second_batch(self, index):
 
 Numbers.__getitem__ = stick_in_the_second_batch
 Numbers.__len__ = lambda self: 24
-batches.LEAVING_TAKES = 0.5
 found = endless(workers=2), endless(workers=2)
 for one in found:
     next(one), next(one)

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from anomalygpt.config.schema import ExperimentConfig, TrainingConfig
+from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import UserError
-from anomalygpt.training.engine import accumulation_steps, deepspeed_config, memory_told, require_device, warmup_steps
-from anomalygpt.training.memory import Sizes, estimate
+from anomalygpt.training.engine import (
+    accumulation_steps,
+    deepspeed_config,
+    report_out_of_memory,
+    require_device,
+    warmup_steps,
+)
 
 
 def test_batch_is_micro_times_accumulation_times_processes():
@@ -48,7 +53,7 @@ def test_half_precision_on_a_cpu_is_refused_with_what_works_there():
 
 def test_a_full_gpu_is_told_with_the_settings_that_take_less():
     settings = TrainingConfig(gradient_checkpointing=False, micro_batch_size=2, batch_size=2)
-    with pytest.raises(UserError) as told, memory_told(settings):
+    with pytest.raises(UserError) as told, report_out_of_memory(settings):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
     assert "\n" not in str(told.value)
     for hint in ("CUDA out of memory)", "gradient_checkpointing=true", "micro_batch_size=1", "zero_stage=3"):
@@ -72,6 +77,3 @@ def test_the_optimiser_moves_to_the_cpu_from_stage_1_on(stage):
     config = deepspeed_config(TrainingConfig(zero_stage=stage), total_steps=100, world_size=1)
     assert ("offload_optimizer" in config["zero_optimization"]) is (stage == 1)
     assert config["optimizer"]["params"]["torch_adam"] is (stage == 0)  # DeepSpeed's takes tensors on the CPU alone
-    sizes = Sizes(frozen=10, trained=10, taps=1, patches=1, tap_width=1)
-    found = estimate(ExperimentConfig(training=TrainingConfig(zero_stage=stage)), sizes, processes=1, photos=1)
-    assert ("optimiser" in found.host, "optimiser" in found.device) == (stage == 1, stage == 0)

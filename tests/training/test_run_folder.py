@@ -1,5 +1,6 @@
-"""What a run hands over at its end: the trained tensors, in the released deltas' format and in ours."""
+"""What a run leaves in its folder: the exported delta, the best weights, and its settings."""
 
+import math
 import os
 import pickletools
 import subprocess
@@ -11,7 +12,6 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from anomalygpt.config.load import load_config
 from anomalygpt.config.schema import ExperimentConfig
@@ -19,27 +19,20 @@ from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import file_shapes, load_delta, read_metadata, read_tensors
-from anomalygpt.model.image_decoder import ImageDecoder
-from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
-from anomalygpt.model.llm import LoraSettings, add_lora
-from anomalygpt.model.prompt_ensemble import PromptEnsemble
-from anomalygpt.model.prompt_learner import PromptLearner
-from anomalygpt.training.run_folder import export_delta, record_run, require_shared
+from anomalygpt.model.llm import LoraSettings
+from anomalygpt.training.checkpoints import BEST, BestWeights, export_delta, record_run, require_shared
+from tests.helpers import tiny_model
 from tests.shared_data import ROOT
 
-LAYERS, WIDTH, JOINT = 2, 32, 16
-SIZE = ImageBindSize(
-    vision_width=32, vision_depth=4, vision_heads=2, text_width=16, text_depth=1, text_heads=2, joint_width=JOINT
-)
 ALONE = Process(0, 0, 1, torch.device("cpu"))
 
-# SPEC 7's list.
+# The list of specification 7.
 IMAGE_DECODER = {f"image_decoder.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
 PROMPT_LEARNER = {f"prompt_learner.meta_net.{i}.{kind}" for i in (0, 3, 6, 9, 12, 15) for kind in ("weight", "bias")}
 PROMPT_LEARNER |= {"prompt_learner.base_prompts"}
 PANDAGPT = {"llama_proj.weight", "llama_proj.bias"} | {
     f"llama_model.base_model.model.model.layers.{layer}.self_attn.{letter}_proj.lora_{side}.default.weight"
-    for layer in range(LAYERS)
+    for layer in range(2)
     for letter in "qkvo"
     for side in "AB"
 }
@@ -48,25 +41,7 @@ PANDAGPT = {"llama_proj.weight", "llama_proj.bias"} | {
 @pytest.fixture(scope="module")
 def model() -> AnomalyGPT:
     """The paper's parts, thin."""
-    torch.manual_seed(0)
-    encoder = ImageBind(SIZE)
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-        )
-    )
-    return AnomalyGPT(
-        encoder,
-        PromptEnsemble(encoder),
-        ImageDecoder(SIZE.vision_width, JOINT, 4),
-        PromptLearner(WIDTH),
-        add_lora(llama, LoraSettings(rank=2)),
-        nn.Linear(JOINT, WIDTH),
-    )
+    return tiny_model(lora=LoraSettings(rank=2))
 
 
 def config(parts: str) -> ExperimentConfig:
@@ -102,9 +77,7 @@ def test_both_files_hold_the_same_and_ours_carries_its_config(model, tmp_path):
 
 def test_the_delta_fits_a_model_that_was_not_trained(model, tmp_path):
     export_delta(model, config("[image_decoder, prompt_learner]"), tmp_path, ALONE)
-    torch.manual_seed(1)
-    encoder = ImageBind(SIZE)
-    fresh = AnomalyGPT(encoder, PromptEnsemble(encoder), ImageDecoder(32, JOINT, 4), PromptLearner(WIDTH))
+    fresh = tiny_model(seed=1)
     load_delta(fresh, tmp_path / "pytorch_model.pt", ["image_decoder", "prompt_learner"])
     assert torch.equal(fresh.prompt_learner.base_prompts, model.prompt_learner.base_prompts.half().float())
 
@@ -144,7 +117,7 @@ import sys
 from pathlib import Path
 from anomalygpt.errors import user_errors
 from anomalygpt import distributed
-from anomalygpt.training.run_folder import CONFIG, require_shared
+from anomalygpt.training.checkpoints import CONFIG, require_shared
 
 process = distributed.start("cpu")
 folder = Path(sys.argv[1]) / (str(process.rank) if sys.argv[2] == "apart" else "one")
@@ -171,3 +144,61 @@ def test_machines_that_do_not_share_the_runs_folder_are_told_at_the_start(tmp_pa
 def test_a_single_process_shares_with_nobody(model, tmp_path):
     record_run(config("[image_decoder]"), tmp_path)
     require_shared(tmp_path)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image_decoder = nn.Linear(2, 1)
+
+
+@pytest.fixture
+def offered(tmp_path):
+    """Offers losses, step after step, and says which one the file holds then."""
+
+    def offer(*losses: float, resumed: bool = False) -> float | None:
+        best = BestWeights(tmp_path, ALONE, resumed=resumed)
+        for step, loss in enumerate(losses, start=1):
+            best.offer(Decoder(), ["image_decoder"], step, loss)
+        kept = read_metadata(tmp_path / BEST).get("validation_loss")
+        return float(kept) if kept is not None else None
+
+    return offer
+
+
+def test_the_lowest_loss_is_kept(offered):
+    assert offered(0.5, 0.3, 0.4) == 0.3
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_not_kept(offered, loss):
+    assert offered(loss) is None
+    assert offered(loss, 0.5, loss) == 0.5
+
+
+def test_a_resumed_run_has_to_do_better_than_the_file(offered):
+    offered(0.3)
+    assert offered(0.4, resumed=True) == 0.3
+    assert offered(0.2, resumed=True) == 0.2
+
+
+def test_a_file_that_another_run_left_is_no_bar_to_a_new_one(offered):
+    offered(0.3)
+    assert offered(0.4) == 0.4
+
+
+def test_what_could_not_be_written_is_no_bar(tmp_path, offered, caplog):
+    blocked = tmp_path / BEST
+    (blocked / "in the way").mkdir(parents=True)
+    best = BestWeights(tmp_path, ALONE, resumed=True)
+    best.offer(Decoder(), ["image_decoder"], 1, 0.3)
+    assert "the run goes on" in caplog.text
+    (blocked / "in the way").rmdir()
+    blocked.rmdir()
+    best.offer(Decoder(), ["image_decoder"], 2, 0.4)
+    assert read_metadata(blocked)["validation_loss"] == "0.400000"
+
+
+def test_a_damaged_file_is_no_bar(tmp_path, offered):
+    (tmp_path / BEST).write_bytes(b"damaged")
+    assert offered(0.4, resumed=True) == 0.4

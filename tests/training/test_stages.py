@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from anomalygpt.model.checkpoint import read_tensors
-from anomalygpt.training.state import whole_checkpoints
+from anomalygpt.training.checkpoints import complete_checkpoints
 from tests.processes import started, wait_until
 from tests.training.test_train import command_line, losses, numbers, ok, train
 
@@ -91,7 +91,7 @@ def test_two_processes_that_are_told_to_stop_save_and_go_on(experiment, tmp_path
     said = path.read_text()
     assert "start the same command again to go on" in said
     assert "DataLoader worker" not in said
-    [reached] = [int(path.name.removeprefix("step")) for path in whole_checkpoints(folder)[-1:]]
+    [reached] = [int(path.name.removeprefix("step")) for path in complete_checkpoints(folder)[-1:]]
     assert reached < STEPS
     resumed = ok(train(experiment, *settings, launcher=LAUNCHERS[launcher]))
     assert f"at step {reached}" in resumed.stderr + resumed.stdout

@@ -16,7 +16,7 @@ from torch import nn
 
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.training.state import require_same_run, whole_checkpoints
+from anomalygpt.training.checkpoints import complete_checkpoints, require_same_run
 from tests.processes import run
 from tests.shared_data import ROOT
 
@@ -30,7 +30,7 @@ from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import user_errors
 from anomalygpt import distributed
 from anomalygpt.training.engine import deepspeed_config, start_engine
-from anomalygpt.training.state import load_state, require_same_run, save_state
+from anomalygpt.training.checkpoints import load_state, require_same_run, save_state
 
 folder, last, stage = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 process = distributed.start("cpu")
@@ -107,13 +107,13 @@ def test_killed_in_the_middle_of_a_save_it_goes_on_from_the_save_before(tmp_path
     folder = tmp_path / "run"
     killed = start(folder, 4, DIE_IN_SAVE=3)
     assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in whole_checkpoints(folder)] == ["step0000001", "step0000002"]
+    assert [path.name for path in complete_checkpoints(folder)] == ["step0000001", "step0000002"]
     torn = folder / "checkpoints" / "step0000003"
     assert any(torn.iterdir())
     resumed = start(folder, 4)
     assert said(resumed)[0] == {"resumed": 2}
     assert losses(killed, resumed) == uninterrupted
-    assert [path.name for path in whole_checkpoints(folder)] == ["step0000003", "step0000004"]
+    assert [path.name for path in complete_checkpoints(folder)] == ["step0000003", "step0000004"]
 
 
 @pytest.mark.parametrize(
@@ -132,20 +132,20 @@ def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_line(finished, tm
     assert refused.returncode != 0
     assert len(lines) == 1  # each process says the same
     assert f"step0000004 {why} Take the run up as it was" in lines.pop()
-    assert len(whole_checkpoints(folder)) == 2
+    assert len(complete_checkpoints(folder)) == 2
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_in_one_line(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
-    [model] = whole_checkpoints(folder)[-1].glob("mp_rank_00_model_states.pt")
+    [model] = complete_checkpoints(folder)[-1].glob("mp_rank_00_model_states.pt")
     os.truncate(model, model.stat().st_size // 2)
     refused = start(folder, 5)
     assert refused.returncode == 2
     assert "step0000004: can't be read, it is damaged" in refused.stderr
     assert "delete it to go on from the one before" in refused.stderr
     assert "Traceback" not in refused.stderr
-    shutil.rmtree(whole_checkpoints(folder)[-1])
+    shutil.rmtree(complete_checkpoints(folder)[-1])
     assert said(start(folder, 3))[0] == {"resumed": 3}
 
 
@@ -196,7 +196,7 @@ def test_where_one_of_two_processes_has_no_room_neither_waits_and_none_keeps_the
     done = start(folder, 3, stage=2, processes=2, NO_ROOM_FROM=2, FULL_RANK=rank, ROOM=room)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line["kept"] for line in said(done)[1:]] == [True, False, False]
-    assert [path.name for path in whole_checkpoints(folder)] == ["step0000001"]
+    assert [path.name for path in complete_checkpoints(folder)] == ["step0000001"]
 
 
 ALONE = Process(0, 0, 1, torch.device("cpu"))

@@ -12,14 +12,12 @@ import torch
 import yaml
 
 from anomalygpt.files import claimed
-from anomalygpt.model.checkpoint import file_shapes, part_of, read_metadata, read_tensors
+from anomalygpt.model.checkpoint import PARTS, file_shapes, part_of, read_metadata, read_tensors
 from anomalygpt.train import _draw_curves, main
+from anomalygpt.training.checkpoints import complete_checkpoints
 from anomalygpt.training.metrics_log import read_metrics
-from anomalygpt.training.state import whole_checkpoints
 from tests import processes
 from tests.shared_data import ROOT
-
-PARTS = ["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
 
 
 def command_line(experiment, *settings: str, launcher: tuple[str, ...] = (sys.executable,)) -> tuple[list[str], dict]:
@@ -146,7 +144,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
         target.mkdir(parents=True)
         if whole:
             (target / "whole").touch()
-    assert [path.name for path in whole_checkpoints(tmp_path)] == ["step0000001", "step0000002"]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step0000001", "step0000002"]
 
 
 def test_instruction_steps_alternate_with_anomaly_steps(experiment, finished):

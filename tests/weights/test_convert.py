@@ -8,7 +8,7 @@ import torch
 
 from anomalygpt.config.load import PRETRAINED, resolve
 from anomalygpt.weights import convert
-from anomalygpt.weights.fetch import local_path
+from anomalygpt.weights.fetch import WeightsUnavailable, ensure
 
 
 def export_like_the_wheel(state: dict[str, torch.Tensor], file: Path) -> None:
@@ -53,19 +53,19 @@ def test_dinov2_comes_back_from_an_onnx_export_bit_by_bit(random_dinov2, tmp_pat
     assert all(torch.equal(converted[name], value) for name, value in random_dinov2.items())
 
 
-def test_export_without_a_tensor_is_refused(random_dinov2, tmp_path: Path) -> None:
-    broken = {name: value for name, value in random_dinov2.items() if name != "norm.bias"}
+def test_export_of_another_model_is_refused(random_dinov2, tmp_path: Path) -> None:
+    broken = {name: value for name, value in random_dinov2.items() if name != "pos_embed"}
     export_like_the_wheel(broken, tmp_path / "export.onnx")
-    with pytest.raises(ValueError, match=r"export.onnx does not hold DINOv2.*missing \['norm.bias'\]"):
+    with pytest.raises(ValueError, match="no single table of patch positions"):
         convert.dinov2_from_onnx(tmp_path / "export.onnx", tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def present(name: str) -> Path:
-    path = local_path(name, resolve(PRETRAINED))
-    if path is None:
+    try:
+        return ensure(name, resolve(PRETRAINED), offline=True)
+    except WeightsUnavailable:
         pytest.skip(f"{name} is not in {PRETRAINED}/; `make weights` fetches it")
-    return path
 
 
 @pytest.mark.weights

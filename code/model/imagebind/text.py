@@ -1,4 +1,4 @@
-"""ImageBind's text tower: token ids in, one joint embedding a sentence out (SPEC 1)."""
+"""ImageBind's text tower: token ids in, one joint embedding per sentence out (specification 1)."""
 
 import math
 
@@ -43,7 +43,7 @@ class TextHead(nn.Module):
 
 
 class LogitScale(nn.Module):
-    """Multiplies an embedding by a learned, clipped temperature."""
+    """Scales embeddings to the length of a learned, clipped temperature."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,11 +51,4 @@ class LogitScale(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, D) -> (B, D)."""
-        return embedding * self.log_logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-
-
-class Normalize(nn.Module):
-    """(B, D) -> (B, D) of unit length."""
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        return F.normalize(embedding, dim=-1)
+        return F.normalize(embedding, dim=-1) * self.log_logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding, as ImageBind's text tower was trained with (SPEC 1)."""
+"""CLIP's byte-pair encoding, as ImageBind's text tower was trained with (specification 1)."""
 
 from collections.abc import Sequence
 from functools import cache

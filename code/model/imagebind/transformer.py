@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6
@@ -26,12 +27,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         """(B, N, width) -> (B, N, width)."""
-        batch, length, width = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        # (B, N, 3 * width) -> three of (B, heads, N, width / heads)
-        q, k, v = packed.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = rearrange(packed, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=self.heads)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
+        return self.out_proj(rearrange(attended, "b heads n d -> b n (heads d)"))
 
 
 class Mlp(nn.Module):

@@ -1,10 +1,9 @@
-"""ImageBind's vision tower: patches of an image in, patch tokens and one joint embedding out (SPEC 1)."""
+"""ImageBind's vision tower: patches of an image in, patch tokens and one joint embedding out (specification 1)."""
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
-
-from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS
 
 FRAMES = 2  # ImageBind sees a still image as a clip of two identical frames
 CHANNELS = 3
@@ -22,7 +21,7 @@ class PatchProjection(nn.Module):
         """(B, 3, S, S) -> (B, P * P, width), P = S / patch."""
         # Both frames are the same image, so the sum over the kernel's time axis does the work of the repeated frame.
         kernel = self.weight.sum(dim=2)
-        return F.conv2d(images, kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
+        return rearrange(F.conv2d(images, kernel, stride=kernel.shape[-1]), "b d h w -> b (h w) d")
 
 
 class PositionTable(nn.Module):
@@ -56,17 +55,3 @@ class VisionStem(nn.Module):
         patches = self.rgbt_stem["proj"]["1"](images)  # type: ignore[index]
         cls = self.cls_token.expand(len(patches), -1, -1)
         return torch.cat([cls, patches], dim=1) + self.pos_embedding_helper.pos_embed
-
-
-class SelectClass(nn.Module):
-    """(B, N, width) -> the CLS token (B, width)."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens[:, 0]
-
-
-def vision_head(width: int, joint_width: int) -> nn.Sequential:
-    """Tokens (B, N, width) -> unnormalised joint embedding (B, joint_width)."""
-    return nn.Sequential(
-        nn.LayerNorm(width, eps=LAYER_NORM_EPS), SelectClass(), nn.Linear(width, joint_width, bias=False)
-    )

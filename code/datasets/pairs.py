@@ -1,0 +1,218 @@
+"""Training pairs of a normal photo and a defect: a simulated one, or a real one with the mask that people drew."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+
+from anomalygpt.datasets.dialogue import Wording
+from anomalygpt.datasets.drawn import draw_defects
+from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
+from anomalygpt.datasets.regions import position_name, positions_of
+from anomalygpt.datasets.sample import AnomalySample, SamplePair
+from anomalygpt.datasets.synthesis import Pixels, Simulated, nsa_settings, simulate
+from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image, load_mask
+
+PatchSource = Literal["same", "any"]
+NORMAL_STREAM = 1  # keeps the draw of normal photos apart from that of the conversation
+
+
+class _Pairs(Dataset[SamplePair]):
+    """Pairs that depend on the seed, the epoch and the index alone, whatever the number of loader workers.
+
+    Attributes:
+        records: every photo that a pair may show.
+        paired: for each pair, the index of the record that gives it its class.
+    """
+
+    def __init__(
+        self, records: Sequence[ImageRecord], transform: ImageTransform, seed: int, wording: Wording | None
+    ) -> None:
+        self.records = list(records)
+        self.paired: Sequence[int] = range(len(self.records))
+        self.transform = transform
+        self.seed = seed
+        self.wording = wording or Wording()
+        self._normal_of_class: defaultdict[str, list[int]] = defaultdict(list)
+        for index, record in enumerate(self.records):
+            if not record.is_anomalous:
+                self._normal_of_class[record.class_name].append(index)
+        self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch's defects and conversations; workers that are already running see it too."""
+        self._shared_epoch[0] = epoch
+
+    def __len__(self) -> int:
+        return len(self.paired)
+
+    def __getitem__(self, index: int) -> SamplePair:
+        """Pair ``index``. Raises :class:`DatasetError` when a photo or a mask cannot be read."""
+        if get_worker_info() is not None:
+            # OpenCV's own threads do not survive a worker's fork, and the workers share the cores already.
+            cv2.setNumThreads(0)
+        return self._pair(self.paired[index])
+
+    def _pair(self, index: int) -> SamplePair:
+        raise NotImplementedError
+
+    def _generator(self, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, int(self._shared_epoch[0]), *numbers])
+
+    def _pixels(self, index: int) -> Pixels:
+        """The photo of a record as the model sees it, uint8 (S, S, 3)."""
+        return np.array(self.transform.shown(load_image(self.records[index].image)))
+
+    def _sample(
+        self,
+        index: int,
+        pixels: Pixels,
+        target: NDArray[np.bool_],
+        positions: Sequence[str],
+        defect: str | None,
+        rng: np.random.Generator,
+    ) -> AnomalySample:
+        """A sample of the record's class; ``target`` is (S, S), ``positions`` and ``defect`` as in :class:`Wording`."""
+        name = self.records[index].class_name
+        turns = self.wording.conversation(name, positions, float(target.mean()), defect, rng)
+        mask = torch.from_numpy(target.astype(np.float32))[None]  # (1, S, S)
+        return AnomalySample(self.transform.normalise(pixels), mask, name, turns, bool(target.any()))
+
+
+class SimulatedPairs(_Pairs):
+    """Pairs of a normal training photo and the same photo with a simulated defect (paper section 3.4), one per photo.
+
+    Args:
+        records: normal photos, none of the test split.
+        transform: the defect is made on the pixels that it shows the model, so that photo and mask agree.
+        seed: of all draws, with the epoch and the index.
+        source: patches come from the ``same`` class or from ``any`` photo.
+        drawn_share: how often a defect is drawn (``drawn.py``) in place of a pasted patch.
+        wording: of the conversations.
+        nsa_changes: by class name, what differs from the class's row in nsa_classes.yaml.
+
+    Raises:
+        DatasetError: one of the records is not a normal training photo.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        transform: ImageTransform,
+        seed: int,
+        source: PatchSource = "same",
+        drawn_share: float = 0.0,
+        wording: Wording | None = None,
+        nsa_changes: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        wrong = [record.image for record in records if record.is_anomalous or record.split == "test"]
+        if wrong:
+            raise DatasetError(f"{len(wrong)} records are not normal training photos: {first_offenders(wrong)}")
+        super().__init__(records, transform, seed, wording)
+        self.source = source
+        self.drawn_share = drawn_share
+        self.nsa_changes = nsa_changes or {}
+
+    def _pair(self, index: int) -> SamplePair:
+        rng = self._generator(index)
+        class_name = self.records[index].class_name
+        same = self._normal_of_class[class_name]
+        pixels = self._pixels(index)
+        reference = self._pixels(_another(index, same, rng))
+        patches = self._pixels(_another(index, same if self.source == "same" else self.paired, rng))
+        simulated = self._simulate(pixels, patches, class_name, rng)
+        target = simulated.mask > TRAINING_THRESHOLD
+        positions = [position_name(box, (self.transform.size, self.transform.size)) for box in simulated.boxes]
+        # Nobody can say of what kind a pasted patch is, so without drawn defects no question asks for the kind.
+        defect = "" if self.drawn_share else None
+        normal = self._sample(index, pixels, np.zeros_like(target), (), defect, rng)
+        if simulated.is_anomalous:
+            defect = simulated.kind or None
+        return SamplePair(
+            normal=normal,
+            defect=self._sample(index, simulated.image, target, positions, defect, rng),
+            reference=self.transform.normalise(reference),
+        )
+
+    def _simulate(self, pixels: Pixels, patches: Pixels, class_name: str, rng: np.random.Generator) -> Simulated:
+        settings = nsa_settings(class_name, self.nsa_changes.get(class_name))
+        # Fraction 0 draws no number, so that the paper's pairs do not depend on the option.
+        if self.drawn_share and rng.random() < self.drawn_share:
+            drawn = draw_defects(pixels, settings, rng)
+            if drawn.is_anomalous:
+                return drawn
+        return simulate(pixels, patches, settings, rng)
+
+
+def _another(index: int, choices: Sequence[int], rng: np.random.Generator) -> int:
+    """One of the choices other than ``index``; ``index`` itself where there is no other."""
+    if len(choices) == 1:
+        return index
+    drawn = choices[int(rng.integers(len(choices) - 1))]
+    return choices[-1] if drawn == index else drawn
+
+
+class SupervisedPairs(_Pairs):
+    """Pairs of a drawn normal photo, a real defect, and another normal photo as the reference, one per defect.
+
+    They are of the defect's class. A class without normal photos (CrackForest) borrows one of any class, and its pairs
+    have no reference, because a photo of another class is none. The target is ``mask > 0.3`` in the transform's
+    geometry; where that leaves nothing of a real defect, such as a hair-thin crack, every pixel that it touches counts.
+
+    Args:
+        records: normal photos, and defects with a mask.
+        transform: of photos and masks.
+        seed: of all draws, with the epoch and the index.
+        wording: of the conversations.
+
+    Raises:
+        DatasetError: there are no defects or no normal photos.
+    """
+
+    def __init__(
+        self, records: Sequence[ImageRecord], transform: ImageTransform, seed: int, wording: Wording | None = None
+    ) -> None:
+        super().__init__(records, transform, seed, wording)
+        self.paired = [index for index, record in enumerate(self.records) if record.is_anomalous]
+        self._normal = [index for index, record in enumerate(self.records) if not record.is_anomalous]
+        if not self.paired or not self._normal:
+            raise DatasetError(
+                f"{len(self.paired)} defects with a mask and {len(self._normal)} normal photos; pairs need both"
+            )
+
+    def _pair(self, index: int) -> SamplePair:
+        own = self._normal_of_class.get(self.records[index].class_name)
+        choices = own or self._normal
+        rng = self._generator(index, NORMAL_STREAM)
+        normal, other = (choices[int(at)] for at in rng.choice(len(choices), 2, replace=len(choices) == 1))
+        return SamplePair(
+            normal=self.sample(normal),
+            defect=self.sample(index),
+            reference=self.transform.normalise(self._pixels(other)) if own else None,
+        )
+
+    def sample(self, index: int) -> AnomalySample:
+        """The sample of record ``index``, with its real mask.
+
+        Raises:
+            DatasetError: its photo or mask cannot be read, or the mask is empty.
+        """
+        record, target = self.records[index], self._target(self.records[index])
+        defect = record.defect if record.is_anomalous else ""
+        return self._sample(index, self._pixels(index), target, positions_of(target), defect, self._generator(index))
+
+    def _target(self, record: ImageRecord) -> NDArray[np.bool_]:
+        """(S, S) bool; empty exactly for a normal photo."""
+        if not record.is_anomalous:
+            return np.zeros((self.transform.size, self.transform.size), bool)
+        mask = self.transform.mask(load_mask(record))[0].numpy()
+        for threshold in (TRAINING_THRESHOLD, 0):
+            target = mask > threshold
+            if target.any():
+                return target
+        raise DatasetError(f"{record.mask}: marks nothing of what is seen of {record.image.name}")

@@ -1,0 +1,174 @@
+"""Pictures of an evaluation: the best and worst photos of each class, and the curves behind the areas."""
+
+import io
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalygpt.datasets.transforms import to_rgb
+from anomalygpt.evaluation.cells import CellResult
+from anomalygpt.evaluation.pixels import PRO_LIMIT
+from anomalygpt.evaluation.published import METRICS
+from anomalygpt.evaluation.tables import title_of
+from anomalygpt.files import replacing
+from anomalygpt.inference.predictor import ImageResult
+from anomalygpt.inference.visualize import heat, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What photos are examples of, in the order of a sheet: (of anomalous photos, by falling score).
+CASES = {
+    "defects with the lowest scores": (True, False),
+    "good photos with the highest scores": (False, True),
+    "defects with the highest scores": (True, True),
+    "good photos with the lowest scores": (False, False),
+}
+KEPT = 2  # of each case
+TILE = 180  # the longer side of a picture, in pixels
+AREAS = ("image_auroc", "pixel_auroc", "aupro")
+TILES = ("photo", "mask", "map", "what the user is shown")
+JPEG_QUALITY = 92
+GOOD, BAD = "#14612f", "#b41e1e"
+CHINESE_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei", "PingFang SC", "Microsoft YaHei")
+
+
+class Examples:
+    """The photos with the highest and the lowest scores of a class, at most ``KEPT`` of each case."""
+
+    def __init__(self) -> None:
+        self._cases: dict[str, list[tuple[float, str, bytes]]] = {case: [] for case in CASES}
+
+    def offer(
+        self, photo: str, is_anomalous: bool, image: Image.Image, mask: NDArray[np.bool_], result: ImageResult
+    ) -> None:
+        """Keeps a photo if it is among the best or worst so far; of equal scores the first name wins.
+
+        Args:
+            mask: (H, W) of any size, True where anomalous.
+        """
+        for case, (of_anomalous, falls) in CASES.items():
+            kept, rank = self._cases[case], -result.score if falls else result.score
+            if is_anomalous == of_anomalous and (len(kept) < KEPT or (rank, photo) < kept[-1][:2]):
+                self._cases[case] = sorted([*kept, (rank, photo, _strip(image, mask, result))])[:KEPT]
+
+    def best(self) -> dict[str, list[tuple[str, bytes]]]:
+        """The examples of each case that has any, the most telling first."""
+        return {case: [(photo, strip) for _, photo, strip in kept] for case, kept in self._cases.items() if kept}
+
+
+def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> bytes:
+    upright = to_rgb(image)
+    scale = TILE / max(upright.size)
+    size = (max(1, round(upright.width * scale)), max(1, round(upright.height * scale)))
+    tiles = [
+        upright.resize(size, Image.Resampling.LANCZOS),
+        Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).resize(size, Image.Resampling.BILINEAR),
+        _coloured(result).resize(size, Image.Resampling.BILINEAR),
+        overlay(upright, result.map, result.threshold, result.regions).resize(size, Image.Resampling.LANCZOS),
+    ]
+    strip = Image.new("RGB", (len(TILES) * TILE, TILE), "white")
+    for number, tile in enumerate(tiles):
+        place = (number * TILE + (TILE - size[0]) // 2, (TILE - size[1]) // 2)
+        strip.paste(tile.convert("RGB"), place)
+    file = io.BytesIO()
+    strip.save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
+
+
+def _coloured(result: ImageResult) -> Image.Image:
+    """The whole map in colours, on the scale of every other picture: half way up is the threshold."""
+    from matplotlib import colormaps
+
+    return Image.fromarray((colormaps["turbo"](heat(result.map, result.threshold))[..., :3] * 255).astype(np.uint8))
+
+
+def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:
+    """Writes a sheet per class and a figure of curves for each number of references, of their first rounds.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    figures = {}
+    for shots in sorted({result.cell.shots for result in results}):
+        own = [result for result in results if result.cell.shots == shots]
+        first = [result for result in own if result.cell.round == own[0].cell.round]
+        name = title_of(shots).lower()
+        for result in first:
+            letters = (c if c.isalnum() or c in "-_ " else "_" for c in result.cell.class_name)
+            figures[folder / f"cases_{name}" / f"{''.join(letters)}.png"] = sheet(result)
+        figures[folder / f"curves_{name}.png"] = _curves(first, title_of(shots))
+    for path, figure in figures.items():
+        with replacing(path) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # where no font for Chinese is installed
+            figure.savefig(temporary, dpi=110)
+    return list(figures)
+
+
+def sheet(result: CellResult) -> "Figure":
+    """The examples of a class: photo, mask, map, verdict and answer, the worst first."""
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in installed)]
+    shown = [f"{METRICS[key]} {100 * area:.1f}" for key in AREAS if (area := result.metrics[key]) is not None]
+    title = f"{result.cell.class_name}, {title_of(result.cell.shots).lower()}: {', '.join(shown) or 'no areas'}"
+    figure = Figure(figsize=(15, 0.8 + 2.7 * len(result.examples)), layout="constrained")
+    figure.suptitle(f"{title}\n{', '.join(TILES)}", family=fonts)
+    photos = {photo.photo: photo for photo in result.photos}
+    panels = figure.subplots(max(1, len(result.examples)), KEPT, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for row, (case, examples) in zip(panels, result.examples.items(), strict=False):
+        for axes, (name, strip) in zip(row, examples, strict=False):
+            photo = photos[name]
+            right = photo.verdict == photo.is_anomalous
+            verdict = (
+                f"{'defective' if photo.verdict else 'good'}, {'right' if right else 'WRONG'} ({photo.verdict_from})"
+            )
+            lines = [f"{case}: {photo.photo}", f"score {photo.score:.3f}, threshold {photo.threshold:.3f}; {verdict}"]
+            lines += [textwrap.fill(photo.answer, 100, max_lines=2, placeholder="…")] if photo.answer else []
+            axes.imshow(Image.open(io.BytesIO(strip)))
+            axes.set_title("\n".join(lines), loc="left", fontsize=8, family=fonts, color=GOOD if right else BAD)
+    return figure
+
+
+def _curves(results: Sequence[CellResult], title: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 5.2 + 0.22 * (len(results) // 5)), layout="constrained")
+    panels = (
+        ("roc", "image_auroc", "ROC of photos", "recall", 1.0),
+        ("pixel_roc", "pixel_auroc", "ROC of pixels", "recall of pixels", 1.0),
+        ("pro", "aupro", f"overlap with regions, up to {PRO_LIMIT:.0%}", "mean share of a region found", PRO_LIMIT),
+    )
+    for axes, (key, metric, name, ylabel, limit) in zip(figure.subplots(1, 3), panels, strict=True):
+        _panel(axes, results, key, metric)
+        axes.set(title=name, xlabel="false-positive rate", ylabel=ylabel, xlim=(0, limit), ylim=(0, 1.01))
+        axes.grid(alpha=0.25)
+    figure.suptitle(f"{title}; areas in %")
+    return figure
+
+
+def _panel(axes: Any, results: Sequence[CellResult], key: str, metric: str) -> None:
+    from matplotlib import colormaps
+
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for number, result in enumerate(results):
+        curve, area = result.curves.get(key), result.metrics[metric]
+        if curve is None or area is None:
+            continue
+        label = f"{result.cell.class_name} {100 * area:.1f}"
+        colour = colours[(2 * number + number // 10) % 20]
+        axes.plot(*curve, label=label, color=colour, linewidth=1.4, solid_joinstyle="round")
+    if axes.lines:
+        axes.legend(fontsize=8, loc="lower right", ncols=1 if len(results) <= 16 else 2)
+    else:
+        axes.text(0.5, 0.5, "not defined", ha="center", va="center", transform=axes.transAxes, color="grey")

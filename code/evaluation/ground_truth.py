@@ -1,0 +1,132 @@
+"""A map and its ground truth on the same pixels, by a rule that is printed with the numbers (specification 2)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalygpt.datasets import loco
+from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.datasets.transforms import (
+    MVTEC_THRESHOLD,
+    VISA_SHARE_OF_MAXIMUM,
+    ImageTransform,
+    load_mask,
+    mask_on_photo,
+    official_mvtec_mask,
+    official_visa_mask,
+)
+from anomalygpt.evaluation.pixels import Region
+from anomalygpt.inference.predictor import ImageResult
+
+Resolution = Literal["map", "photo"]
+MaskRule = Literal["official_mvtec", "official_visa", "as_seen", "photo"]
+MASK_RULES: dict[MaskRule, str] = {
+    "official_mvtec": (
+        f"whole mask squashed to the map's size, bilinear, > {MVTEC_THRESHOLD} (the paper's rule for MVTec-AD)"
+    ),
+    "official_visa": (
+        "mask's short side brought to the map's size, centre crop, bilinear, > "
+        f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
+    ),
+    "as_seen": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
+    "photo": (
+        f"map resized to the photo's own pixels, bilinear, and the mask as it is, > {MVTEC_THRESHOLD}; "
+        "what a centre crop cuts off scores 0"
+    ),
+}
+CONNECTED = "a defect is a connected part of a mask, corners touching; all weigh alike"
+SATURATED = (
+    "each of LOCO's masks, logical or structural, is one defect, and what is found beyond its saturation threshold "
+    "counts no further (saturated PRO)"
+)
+
+
+def choose_mask_rule(kind: str, official: bool, resolution: Resolution) -> MaskRule:
+    """The rule for masks of a kind of data set; ``official`` asks for the released code's geometry."""
+    if resolution == "photo":
+        return "photo"
+    if official and kind == "mvtec":
+        return "official_mvtec"
+    return "official_visa" if official and kind == "visa" else "as_seen"
+
+
+def in_words(rule: MaskRule, transform: ImageTransform, side: int) -> str:
+    """How photos, maps of ``side`` pixels, and masks are brought to the same pixels."""
+    pixels = "" if rule == "photo" else f", measured at {side} x {side}"
+    return f"photos: {transform.geometry}{pixels}; {MASK_RULES[rule]}"
+
+
+def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
+    """A mask of any size on the map's pixels.
+
+    Args:
+        transform: how its photo was brought to the model.
+        side: of the map, in pixels.
+
+    Returns:
+        (side, side) bool.
+    """
+    if rule == "official_mvtec":
+        return official_mvtec_mask(mask, side)[0].numpy()
+    if rule == "official_visa":
+        return official_visa_mask(mask, side)[0].numpy()
+    at_map_size = ImageTransform(side, transform.mean, transform.std, transform.geometry)
+    return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """A photo's map and marked defects.
+
+    Attributes:
+        scores: (H, W) float32, the map.
+        mask: (H, W) bool, True where anomalous.
+        regions: the defects; None for the mask's connected regions.
+        seen: (S, S) bool, the mask as the model was shown the photo, on the pixels of its map.
+    """
+
+    scores: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    regions: list[Region] | None
+    seen: NDArray[np.bool_]
+
+
+def ground_truth(
+    record: ImageRecord,
+    result: ImageResult,
+    transform: ImageTransform,
+    rule: MaskRule,
+    saturated: bool = False,
+) -> GroundTruth:
+    """A photo's map and mask on the same pixels.
+
+    Args:
+        record: good, or with a mask.
+        saturated: count LOCO's masks one by one, each as far as its kind of defect must be found.
+
+    Raises:
+        DatasetError: the mask can't be read.
+    """
+    side = result.model_map.shape[-1]
+    scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
+    if record.mask is None:
+        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
+
+    def placed(mask: Image.Image) -> NDArray[np.bool_]:
+        return mask_on_photo(mask, result.map.shape[::-1]) if rule == "photo" else on_map(mask, transform, side, rule)
+
+    image = load_mask(record)
+    mask = placed(image)
+    regions: list[Region] | None = None
+    if saturated:
+        regions = []
+        for defect in loco.regions(record):
+            pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
+            if pixels.any():
+                needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
+                regions.append(Region(pixels & mask, float(needed)))
+    return GroundTruth(scores, mask, regions, mask if rule == "as_seen" else on_map(image, transform, side, "as_seen"))

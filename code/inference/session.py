@@ -1,0 +1,144 @@
+"""Conversations of several users with one shared model, without a user interface (the web demo is one).
+
+A conversation belongs to one user. Encoded photos and references are cached by their files: a user only gets results of
+the files of his own conversation, and memory does not grow with the number of users.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from anomalygpt.inference.predictor import ImageResult, Predictor
+
+MAX_REFERENCES = 4
+MAX_CACHED = (
+    8  # photos, and sets of references; one of each takes 60 MB with the compact model, hundreds with ImageBind
+)
+OVERLAY_SIDE = 1024  # longest side in pixels
+NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
+DISAGREEMENT = {"answer": ", which the score contradicts", "score": "; the language model disagreed"}
+
+
+class EncodedPhoto(NamedTuple):
+    """The result for a photo, and the photo with its anomaly map."""
+
+    result: "ImageResult"
+    overlay: "Image.Image"
+
+
+@dataclass
+class Conversation:
+    """The questions about one photo.
+
+    Attributes:
+        references: good photos of the same part.
+        class_name: what the user calls the part; "" where the first question names it.
+        part: what the photo is taken to show; set by the first question.
+        history: (question, answer) pairs.
+        is_anomalous: verdict of the first answer; a "no" to a later "is it large?" is no verdict.
+        verdict_source: in words.
+        is_over: the user went on to another photo.
+    """
+
+    photo: Path
+    references: tuple[Path, ...] = ()
+    class_name: str = ""
+    part: str = ""
+    history: list[tuple[str, str]] = field(default_factory=list)
+    is_anomalous: bool | None = None
+    verdict_source: str = ""
+    is_over: bool = False
+
+
+def conversation_about(
+    photo: str | None, references: Sequence[str], class_name: str | None, current: Conversation | None = None
+) -> Conversation:
+    """The current conversation if it is about these inputs, else a new one.
+
+    Raises:
+        UserError: there is no photo, or there are too many references.
+    """
+    if not photo:
+        raise UserError("There is no photo yet: upload one, or click an example.")
+    if len(references) > MAX_REFERENCES:
+        raise UserError(f"{len(references)} good photos are too many: keep {MAX_REFERENCES} at most.")
+    inputs = (Path(photo), tuple(map(Path, references)), " ".join((class_name or "").split()))
+    if current and not current.is_over and (current.photo, current.references, current.class_name) == inputs:
+        return current
+    return Conversation(*inputs)
+
+
+class SharedModel:
+    """A model that serves one conversation at a time, with a cache of the latest photos and references.
+
+    Args:
+        new_predictor: makes a predictor without references around the model; must be cheap.
+    """
+
+    def __init__(self, new_predictor: "Callable[[], Predictor]") -> None:
+        self._new_predictor = new_predictor
+        self._lock = threading.Lock()
+        self._predictor = lru_cache(MAX_CACHED)(self._encode_references)
+        self._photo = lru_cache(MAX_CACHED)(self._encode)
+
+    def encode(self, conversation: Conversation, question: str) -> EncodedPhoto:
+        """Encodes photo and references, unless they are cached.
+
+        Args:
+            question: may name the part where the user does not.
+
+        Raises:
+            UserError: a file can't be read.
+        """
+        from anomalygpt.inference.answers import class_in_prompt
+
+        with self._lock:
+            if not conversation.part:
+                rule = self._predictor(conversation.references).settings.text_class_rule
+                conversation.part = conversation.class_name or class_in_prompt(question, rule)
+            return self._photo(conversation.photo, conversation.references, conversation.part)
+
+    def answer(self, conversation: Conversation, question: str) -> None:
+        """Answers a question about an encoded photo, and adds it to the conversation."""
+        image = self.encode(conversation, question).result
+        with self._lock:
+            predictor = self._predictor(conversation.references)
+            found = predictor.ask(image, question, conversation.history)
+        if conversation.is_anomalous is None:
+            conversation.is_anomalous = found.is_anomalous
+            doubt = "" if found.answer_agrees else DISAGREEMENT[found.verdict_from]
+            conversation.verdict_source = found.verdict_from + doubt
+        conversation.history.append((question, found.answer if predictor.model.has_llm else NO_ANSWER))
+
+    def _encode_references(self, references: tuple[Path, ...]) -> "Predictor":
+        photos = [_read(path) for path in references]
+        predictor = self._new_predictor()
+        predictor.set_references(photos)
+        return predictor
+
+    def _encode(self, path: Path, references: tuple[Path, ...], part: str) -> EncodedPhoto:
+        from anomalygpt.inference.visualize import overlay
+
+        photo = _read(path)
+        result = self._predictor(references).inspect(photo, part)
+        picture = overlay(photo, result.map, result.threshold, result.regions)
+        picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+        return EncodedPhoto(result, picture)
+
+
+def _read(path: Path) -> "Image.Image":
+    from anomalygpt.datasets.transforms import load_image
+
+    try:
+        return load_image(path)
+    except DatasetError as error:  # users must not learn the server's folders
+        raise UserError(str(error).replace(str(path), path.name)) from error

@@ -1,0 +1,51 @@
+"""How a part is oriented in its photo: from the second moments of the patches that differ from the photo's border."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """The orientation of a part.
+
+    Attributes:
+        aspect: its length over its width, at least 1.
+        tilt: degrees between its long axis and the nearer side of the photo, 0..45.
+    """
+
+    aspect: float
+    tilt: float
+
+
+def orientation_of(patches: Tensor) -> Orientation:
+    """The orientation of the part in a photo.
+
+    Args:
+        patches: (P * P, D_v), the unit-length patch features of one tap, in reading order.
+    """
+    grid = round(len(patches) ** 0.5)
+    rows, columns = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(grid)] * 2, indexing="ij"))
+    border = (torch.minimum(rows, columns) == 0) | (torch.maximum(rows, columns) == grid - 1)
+    distances = 1 - patches @ F.normalize(patches[border.to(patches.device)].mean(dim=0), dim=0)
+    part = (distances > _otsu_threshold(distances)).float().cpu()
+    points = torch.stack([columns, rows]).float()
+    centred = points - (points * part).sum(dim=1, keepdim=True) / part.sum()
+    covariance = (part * centred) @ centred.T / part.sum() + torch.eye(2) / 12  # a patch has an extent of its own
+    variances, axes = torch.linalg.eigh(covariance)  # ascending
+    angle = math.degrees(math.atan2(float(axes[1, 1]), float(axes[0, 1]))) % 90
+    return Orientation(float((variances[1] / variances[0]).sqrt()), min(angle, 90 - angle))
+
+
+def _otsu_threshold(values: Tensor) -> float:
+    """The value that divides numbers into the two groups of least variance (Otsu)."""
+    ordered = values.sort().values.double()
+    count = torch.arange(1, len(ordered), device=values.device)
+    total = ordered.sum()
+    low = ordered.cumsum(dim=0)[:-1]
+    between = (low / count - (total - low) / (len(ordered) - count)) ** 2 * count * (len(ordered) - count)
+    split = int(between.argmax())
+    return float((ordered[split] + ordered[split + 1]) / 2)

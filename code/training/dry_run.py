@@ -1,0 +1,254 @@
+"""What a run would do and need, without training: ``train.py --dry-run``. docs/training.md has the memory formulas."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from anomalygpt.config.load import resolve
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.datasets.build import build_cards, build_instructions, build_pairs, build_records
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.model.anomalygpt import AnomalyGPT
+from anomalygpt.model.build import MAP_PARTS, META, build_model, image_spec, trainable_parts
+from anomalygpt.model.llm import planned_config
+from anomalygpt.model.prompt_learner import MAP_SIZE
+from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
+
+UNKNOWN = "unknown"
+FROZEN_NAMES = {"llama_model": "language model"}
+GIB = 2**30
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+CARD = 24 * GIB
+CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's own memory
+FRAGMENTED = 0.05  # of what is allocated: the allocator's loss
+PROCESS_BYTES = GIB  # Python with PyTorch, DeepSpeed, transformers and the data set's photos, measured
+LIVE_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters: gathered at a time under ZeRO 3
+QUARTER_TURNS = 4
+ENCODER_COPIES = 12  # of a block's tokens at a time: MLP and attention
+FRAME_TOKENS = 40  # the text around the image and the 18 prompts, rounded up
+MAP_COPIES = 8  # of the probabilities at full size that focal and dice loss keep for their gradients
+
+
+def describe(config: ExperimentConfig, processes: int) -> list[str]:
+    """The plan of a run as lines of text.
+
+    Raises:
+        UserError: the batch does not divide among the processes, or the model lacks a part that is to be trained.
+        DatasetError: data are there, but not as the settings say.
+    """
+    settings = config.training
+    accumulation = accumulation_steps(settings, processes)
+    model, trained = planned_model(config)
+    try:
+        data, pairs, absent = _data(config)
+    except OSError as error:
+        raise DatasetError(f"data can't be read ({error})") from error
+    lines = ["parameters", *parameter_table(model, trained)]
+    unknown = [part for part in settings.trainable if part not in trained]
+    if settings.answers and not model.has_llm:
+        lines.append(f"  {', '.join(['language model', *unknown])}: {UNKNOWN}")
+    lines += ["", "data", *data]
+    lines += ["", "steps", *_steps(config, pairs, accumulation, processes)]
+    lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, model, processes)]
+    absent = [*_absent_weights(config), *absent]
+    if absent:
+        lines += ["", "not known here", *(f"  {line}" for line in absent)]
+    return lines
+
+
+def planned_model(config: ExperimentConfig) -> tuple[AnomalyGPT, dict[str, list[nn.Parameter]]]:
+    """The run's model on the meta device, and its trained parameters by part; those of an unknown size are left out."""
+    wanted = config.training.trainable
+    model = build_model(config, META, with_llm=config.training.answers)
+    known = wanted if model.has_llm or not config.training.answers else [part for part in wanted if part in MAP_PARTS]
+    return model, trainable_parts(model, known)
+
+
+def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Parameter]]) -> list[str]:
+    """The numbers of parameters: trained ones by part, frozen ones by module, and both sums, as lines of text.
+
+    Args:
+        trained: part -> its parameters, as ``trainable_parts`` gives them.
+    """
+    lines = [_row(f"{part}, trained", _count(parameters)) for part, parameters in trained.items()]
+    for name, child in model.named_children():
+        frozen = _count(p for p in child.parameters() if not p.requires_grad)
+        if frozen:
+            lines.append(_row(f"{FROZEN_NAMES.get(name, name)}, frozen", frozen))
+    for kind, learns in (("trained", True), ("frozen", False)):
+        lines.append(_row(f"all {kind}", _count(p for p in model.parameters() if p.requires_grad is learns)))
+    return lines
+
+
+def _absent_weights(config: ExperimentConfig) -> list[str]:
+    llm = config.llm if config.training.answers else None
+    named = [config.encoder.weights, *(delta.path for delta in config.deltas), *([llm.weights] if llm else [])]
+    lines = [f"{path}: not there yet" for path in named if not resolve(path).exists()]
+    remark = planned_config(resolve(llm.weights))[1] if llm else None
+    return [*lines, remark] if remark else lines
+
+
+def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
+    """Counts pairs and conversations without decoding a photo.
+
+    Returns:
+        The plan's lines, the number of training pairs (None: unknown), and a line for each absent file or folder.
+    """
+    data, spec = config.data, image_spec(config.encoder)
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
+    pairs, absent = (
+        None,
+        _absent("data", {resolve(s.root): "file" if s.kind == "csv" else "folder" for s in data.sources}),
+    )
+    if not data.sources:
+        absent = ["data: data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'"]
+    if absent:
+        lines = [f"  training pairs: {UNKNOWN}"]
+        present = tuple(source for source in data.sources if resolve(source.root).exists())
+        if present:  # a wrong tree is an error, whether or not another one is absent
+            there = data.model_copy(update={"sources": present})
+            build_records(there)
+            build_cards(there)
+    else:
+        train, validation = build_pairs(data, transform, config.seed)
+        pairs = len(train)
+        # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
+        classes = Counter(train.records[index].class_name for index in train.paired)
+        lines = [_row(name, number) for name, number in sorted(classes.items())]
+        lines += [_row("training pairs", pairs), _row("held-back pairs", 0 if validation is None else len(validation))]
+    if (talk := data.instructions) is not None and config.training.answers:
+        missing = _absent("instructions", {resolve(talk.conversations): "file", resolve(talk.images): "folder"})
+        absent += missing
+        number = None if missing else len(build_instructions(data, transform) or ())
+        lines.append(f"  instructions: {UNKNOWN}" if number is None else _row("instructions", number))
+    return lines, pairs, absent
+
+
+def _absent(what: str, paths: Mapping[Path, str]) -> list[str]:
+    return [f"{what}: {path}: no such {kind}" for path, kind in paths.items() if not path.exists()]
+
+
+def _steps(config: ExperimentConfig, pairs: int | None, accumulation: int, processes: int) -> Iterator[str]:
+    settings = config.training
+    alternating = ", each followed by one of instructions" if config.data.instructions and settings.answers else ""
+    yield (
+        f"  batch {settings.batch_size} pairs = micro-batch {settings.micro_batch_size} x accumulation {accumulation} "
+        f"x {processes} process(es){alternating}"
+    )
+    if pairs is not None:
+        yield f"  an epoch: {pairs / settings.batch_size:,.1f} steps"
+    elif settings.steps is None:
+        yield f"  steps: {UNKNOWN}"
+        return
+    steps = total_steps(settings, pairs or 0)
+    epochs = f", {steps * settings.batch_size / pairs:.1f} epochs" if pairs else ""
+    yield f"  in all: {steps:,} steps{epochs}, of which {warmup_steps(settings, steps):,} warm up"
+
+
+def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iterator[str]:
+    device, host = estimate_memory(config, model, processes)
+    excess = sum(device.values()) - CARD
+    verdict = "fits 24 GiB" if excess <= 0 else f"does NOT fit 24 GiB, {excess / GIB:.1f} GiB too much"
+    yield f"  each GPU: {_gib(device)}, {verdict} ({_uses(device)})"
+    if model.has_llm:
+        other = not config.training.gradient_checkpointing
+        changed = config.training.model_copy(update={"gradient_checkpointing": other})
+        turned, _ = estimate_memory(config.model_copy(update={"training": changed}), model, processes)
+        yield f"    {'with' if other else 'without'} gradient checkpointing: {_gib(turned)}"
+    yield f"  host, each process: {_gib(host)} ({_uses(host)})"
+    if config.training.precision != "fp16":
+        _, on_cpu = estimate_memory(config, model, processes, on_cpu=True)
+        yield f"  on a CPU instead, each process: {_gib(on_cpu)} ({_uses(on_cpu)})"
+
+
+def _gib(by_use: dict[str, int]) -> str:
+    return f"{sum(by_use.values()) / GIB:.1f} GiB"
+
+
+def _uses(by_use: dict[str, int]) -> str:
+    return ", ".join(f"{use} {size / GIB:.2f}" for use, size in by_use.items() if size)
+
+
+def _row(name: str, number: int) -> str:
+    return f"  {name:<28} {number:>16,}"
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def estimate_memory(
+    config: ExperimentConfig, model: AnomalyGPT, processes: int, *, on_cpu: bool = False
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The memory of one of the run's processes.
+
+    Args:
+        model: with its trained parameters marked; see :func:`planned_model`.
+        on_cpu: there is no GPU: everything is in the host's memory.
+
+    Returns:
+        Bytes by their use: of one GPU (none on a CPU), and of the host for each process.
+    """
+    settings, stage = config.training, config.training.zero_stage
+    width = BYTES[settings.precision]
+    trained = _count(p for p in model.parameters() if p.requires_grad)
+    frozen = _count(p for p in model.parameters() if not p.requires_grad)
+    # Every parameter once: in the engine's half precision, or in fp32 with the frozen ones as they were loaded.
+    loaded = ("fp32" if on_cpu else "fp16") if config.precision == "auto" else config.precision
+    weights = frozen * (BYTES[loaded] if settings.precision == "fp32" else width) + trained * width
+    if stage == 3:
+        weights = weights // processes + round(min(1.0, LIVE_PARAMETERS / (frozen + trained)) * weights)
+    # From stage 1 on with DeepSpeed's buffer for exchanging them, from stage 2 on divided among the processes.
+    gradients = trained * width * (2 if stage == 1 else 1)
+    if stage >= 2 and not settings.offloads:
+        gradients += trained * width // processes
+    # AdamW in fp32: two moments, a copy of the weights, and during a step a gradient and a temporary. Stage 0 in fp32
+    # needs no copies of weights and gradients.
+    numbers = 3 if stage == 0 and settings.precision == "fp32" else 5
+    optimizer = 4 * numbers * trained // (processes if stage > 0 else 1)
+    device, host = {"weights": weights, "gradients": gradients}, {"libraries": PROCESS_BYTES}
+    (host if settings.offloads else device)["optimiser"] = optimizer
+    device["activations"] = _activations(config, model)
+    if on_cpu:
+        return {}, host | device
+    device["CUDA and fragments"] = CUDA_BYTES + round(FRAGMENTED * sum(device.values()))
+    return device, host
+
+
+def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
+    """What the forward pass keeps for the backward pass, at its longest text.
+
+    The encoder's tokens are in the engine's precision; the decoder's tokens and probabilities in fp32.
+    """
+    settings, spec = config.training, model.encoder.spec
+    width, taps = BYTES[settings.precision], len(spec.taps)
+    photos = 2 * settings.micro_batch_size
+    tokens = spec.grid**2 * spec.tap_width
+    references = settings.micro_batch_size * (QUARTER_TURNS if settings.rotated_references else 1)
+    seen = photos + references * settings.answers
+    total = seen * tokens * (taps + ENCODER_COPIES) * width
+    total += 4 * photos * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
+    if model.has_llm and config.llm is not None:
+        length = config.llm.max_target_tokens
+        total += _language(model.llama_model.config, photos, length, width, settings.gradient_checkpointing)
+    return total
+
+
+def _language(llm: Any, photos: int, tokens: int, width: int, checkpointing: bool) -> int:
+    """The language model's activations and logits for ``photos`` conversations of ``tokens`` tokens.
+
+    A layer keeps for each token: 16 h bytes of its two norms in fp32; q, k, v, the attention's output and the LoRA
+    inputs of four projections (6 h + 2 h_kv numbers, and 4 h bytes of dropout masks); gate, its activation and up (3 f
+    numbers). The attention matrix itself is never kept. With checkpointing every layer keeps its input alone, and one
+    layer at a time all of the above. Logits take four numbers in the engine's precision and three in fp32 each.
+    """
+    h, f, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
+    heads = llm.num_attention_heads
+    h_kv = h * (getattr(llm, "num_key_value_heads", None) or heads) // heads
+    layer = 20 * h + width * (6 * h + 2 * h_kv + 3 * f)
+    kept = layers * width * h + layer if checkpointing else layers * layer
+    return photos * (tokens + FRAME_TOKENS) * kept + photos * tokens * llm.vocab_size * (4 * width + 12)

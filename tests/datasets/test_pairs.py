@@ -1,0 +1,282 @@
+"""Training pairs, simulated and real: agreement of photo, mask and text, determinism, batches."""
+
+import multiprocessing
+import re
+from collections import Counter
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from anomalygpt.datasets.crack_forest import index_crack_forest
+from anomalygpt.datasets.dialogue import Wording
+from anomalygpt.datasets.loco import index_loco
+from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.regions import positions_of
+from anomalygpt.datasets.sample import SamplePair, collate_pairs
+from anomalygpt.datasets.transforms import load_image
+from anomalygpt.datasets.visa import index_visa
+from anomalygpt.inference.answers import parse_verdict
+from tests.shared_data import shared
+
+PLACE = re.compile(r"the (top left|top right|bottom left|bottom right|top|bottom|left|right|center)\b")
+
+
+@pytest.fixture
+def train_records(mvtec_tree):
+    return [record for record in index_mvtec(mvtec_tree) if record.split == "train"]
+
+
+@pytest.fixture
+def all_records(mvtec_tree, visa_tree, loco_tree, crack_tree):
+    # The other trees are in folders of the MVTec tree that hold no train/.
+    trees = (index_mvtec(mvtec_tree), index_visa(visa_tree), index_loco(loco_tree), index_crack_forest(crack_tree))
+    return [record for tree in trees for record in tree]
+
+
+def batches(dataset, workers, **options):
+    return list(DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=collate_pairs, **options))
+
+
+def assert_same(first, second):
+    assert torch.equal(first.images, second.images) and torch.equal(first.masks, second.masks)
+    assert (first.references is None) == (second.references is None)
+    assert first.references is None or torch.equal(first.references, second.references)
+    assert first.conversations == second.conversations and first.class_names == second.class_names
+
+
+# -- both kinds -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [SimulatedPairs, SupervisedPairs])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_pairs_do_not_depend_on_the_number_of_workers(train_records, all_records, transform, kind, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} on this machine")
+    dataset = kind(train_records if kind is SimulatedPairs else all_records, transform, seed=3)
+    shared = batches(dataset, 2, multiprocessing_context=method)
+    for first, second in zip(batches(dataset, 0), shared, strict=True):
+        assert_same(first, second)
+
+
+def test_running_workers_follow_the_epoch(train_records, transform):
+    dataset = SimulatedPairs(train_records, transform, seed=3)
+    loader = DataLoader(dataset, 2, num_workers=1, collate_fn=collate_pairs, persistent_workers=True)
+    first = list(loader)
+    dataset.set_epoch(1)
+    second = list(loader)
+    assert not torch.equal(first[0].images, second[0].images)
+    for seen, expected in zip(second, batches(dataset, 0), strict=True):
+        assert_same(seen, expected)
+
+
+def test_seed_and_epoch_change_the_pairs(train_records, all_records, transform):
+    one, other = (SimulatedPairs(train_records, transform, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one[0].defect.image, other[0].defect.image)
+    before = one[0].defect.image
+    one.set_epoch(1)
+    assert not torch.equal(before, one[0].defect.image)
+    one.set_epoch(0)
+    assert torch.equal(before, one[0].defect.image)
+    real = SupervisedPairs(all_records, transform, seed=3)
+    alone = [batch.conversations for batch in batches(real, 0)]
+    real.set_epoch(1)
+    assert [batch.conversations for batch in batches(real, 0)] != alone
+
+
+def test_a_batch_alternates_normal_and_defect(train_records, transform):
+    dataset = SimulatedPairs(train_records, transform, seed=0)
+    batch = collate_pairs([dataset[0], dataset[4]]).to("cpu")
+    assert batch.images.shape == (4, 3, 64, 64) and batch.masks.shape == (4, 1, 64, 64)
+    assert torch.equal(batch.images[2], dataset[4].normal.image)
+    assert torch.equal(batch.images[3], dataset[4].defect.image)
+    assert batch.references.shape == (2, 3, 64, 64), "one for each pair"
+    assert torch.equal(batch.references[1], dataset[4].reference)
+    assert batch.class_names == ["bottle", "bottle", "screw", "screw"]
+    assert batch.conversations[1] == dataset[0].defect.turns
+
+
+def test_a_batch_has_references_when_every_pair_has_one(train_records, transform):
+    pair = SimulatedPairs(train_records, transform, seed=0)[0]
+    bare = SamplePair(pair.normal, pair.defect, None)
+    assert collate_pairs([pair, pair]).references is not None
+    assert collate_pairs([bare, bare]).references is None
+    assert collate_pairs([pair, bare]).references is None
+
+
+# -- simulated --------------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_one_photo_without_and_with_a_defect(train_records, transform):
+    dataset = SimulatedPairs(train_records, transform, seed=0)
+    for index in range(len(dataset)):
+        pair = dataset[index]
+        assert pair.normal.image.shape == pair.reference.shape == (3, 64, 64)
+        assert not pair.normal.is_anomalous and not pair.normal.mask.any()
+        assert set(pair.defect.mask.unique().tolist()) <= {0.0, 1.0}
+        assert pair.defect.is_anomalous == bool(pair.defect.mask.any())
+        assert (pair.normal.image != pair.defect.image).any() == pair.defect.is_anomalous
+        for sample in (pair.normal, pair.defect):
+            assert parse_verdict(sample.turns[1].text) is sample.is_anomalous
+
+
+def test_the_reference_is_another_photo_of_the_class(train_records, transform):
+    dataset = SimulatedPairs(train_records, transform, seed=0)
+    for index, record in enumerate(train_records):
+        others = [r for r in train_records if r.class_name == record.class_name and r != record]
+        candidates = [transform(load_image(other.image)) for other in others]
+        assert any(torch.equal(dataset[index].reference, candidate) for candidate in candidates)
+    pair = SimulatedPairs(train_records[:1], transform, seed=0)[0]
+    assert torch.equal(pair.reference, pair.normal.image), "itself where it is the only one"
+
+
+def test_patches_may_come_from_any_class(train_records, transform):
+    same, anywhere = (SimulatedPairs(train_records, transform, 0, source) for source in ("same", "any"))
+    assert any(not torch.equal(same[i].defect.image, anywhere[i].defect.image) for i in range(len(same)))
+
+
+def test_what_a_user_says_of_a_class_changes_its_patches(train_records, transform):
+    small = {"bottle": {"half_height": (0.03, 0.03), "half_width": (0.03, 0.03), "background": None}}
+    usual, changed = (SimulatedPairs(train_records, transform, 0, nsa_changes=changes) for changes in (None, small))
+    assert not torch.equal(usual[0].defect.image, changed[0].defect.image)
+    assert torch.equal(usual[3].defect.image, changed[3].defect.image), "a screw"
+
+
+def test_only_normal_training_photos_are_taken(mvtec_tree, transform):
+    with pytest.raises(DatasetError, match=r"4 records are not normal training photos: .*and 1 more"):
+        SimulatedPairs(index_mvtec(mvtec_tree), transform, seed=0)
+
+
+def test_an_unreadable_photo_is_named(train_records, transform):
+    train_records[0].image.write_text("no image")
+    with pytest.raises(DatasetError, match=r"bottle.train.good.000\.png: cannot be read"):
+        SimulatedPairs(train_records[:1], transform, seed=0)[0]
+
+
+@pytest.mark.parametrize("source", ["same", "any"])
+@pytest.mark.parametrize("drawn_share", [0.0, 0.5])
+def test_mask_positions_and_sentence_of_a_pair_agree_over_thousands_of_draws(
+    train_records, transform, source, drawn_share
+):
+    """What the model is shown, what it has to mark and what it has to say are one thing: 4 x 600 pairs."""
+    dataset = SimulatedPairs(train_records, transform, 5, source, drawn_share, Wording(follow_up=False))
+    told = Counter()
+    for epoch in range(600 // len(dataset)):
+        dataset.set_epoch(epoch)
+        for index in range(len(dataset)):
+            pair = dataset[index]
+            target = pair.defect.mask[0].numpy() > 0
+            answer = pair.defect.turns[1].text
+            places = PLACE.findall(answer.partition("image, ")[2])
+            assert parse_verdict(answer) is pair.defect.is_anomalous is bool(target.any())
+            assert bool(places) == target.any()
+            changed = (pair.defect.image != pair.normal.image).any(dim=0).numpy()
+            assert not (target & ~cv2.dilate(changed.astype(np.uint8), np.ones((13, 13))).astype(bool)).any()
+            found = positions_of(target)
+            if len(found) == 1 and len(places) == 1:
+                assert places == list(found), answer
+            told.update(places)
+            assert parse_verdict(pair.normal.turns[1].text) is False
+            assert not pair.normal.mask.any()
+    assert len(told) == 9, "every cell of the grid comes up"
+
+
+def test_a_photo_may_draw_its_language(train_records, transform):
+    dataset = SimulatedPairs(train_records, transform, seed=0, wording=Wording(languages=("en", "zh")))
+    answers = {turns[1].text[0] for index in range(len(dataset)) for turns in (dataset[index].normal.turns,)}
+    assert answers == {"N", "没"}
+
+
+@pytest.mark.parametrize("drawn_share", [0.0, 1.0])
+def test_the_kind_of_a_drawn_defect_is_asked_but_not_of_a_pasted_one(train_records, transform, drawn_share):
+    dataset = SimulatedPairs(train_records, transform, seed=0, drawn_share=drawn_share)
+    said = set()
+    for epoch in range(30):
+        dataset.set_epoch(epoch)
+        said |= {turn.text for index in range(len(dataset)) for turn in dataset[index].defect.turns}
+    assert ("What kind of defect is it?" in said) == ("There is a hole." in said) == bool(drawn_share)
+
+
+@pytest.mark.data
+def test_real_pairs_nearly_always_show_a_defect(real_photos, transform):
+    records = [r for r in index_mvtec(real_photos) if r.split == "train"][::20]
+    dataset = SimulatedPairs(records, transform, seed=0)
+    pairs = [dataset[index] for index in range(len(dataset))]
+    assert sum(pair.defect.is_anomalous for pair in pairs) >= 0.95 * len(pairs)
+
+
+# -- real -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_follows_from_the_mask(all_records, transform):
+    dataset = SupervisedPairs(all_records, transform, seed=0, wording=Wording(languages=("en", "zh")))
+    for index, record in enumerate(all_records):
+        sample = dataset.sample(index)
+        assert sample.image.shape == (3, 64, 64) and sample.mask.shape == (1, 64, 64)
+        assert sample.is_anomalous == record.is_anomalous == bool(sample.mask.any())
+        assert parse_verdict(sample.turns[1].text) is sample.is_anomalous
+
+
+def test_positions_come_from_every_mask_of_a_photo(all_records, transform):
+    [index] = [at for at, record in enumerate(all_records) if record.defect == "logical_anomalies"]
+    assert SupervisedPairs(all_records, transform, seed=0).sample(index).turns[1].text == (
+        "Yes, there are 2 anomalies in the image, they are at the bottom right and the top left of the image."
+    )
+
+
+def test_a_defect_too_thin_for_the_threshold_is_not_denied(mvtec_tree, transform):
+    records = index_mvtec(mvtec_tree, ["screw"])
+    pairs = SupervisedPairs(records, transform, seed=0)
+    thin = Image.new("L", (640, 640), 0)
+    thin.paste(255, (100, 0, 102, 640))
+    [mask] = [record.mask for record in records if record.is_anomalous]
+    thin.save(mask)
+    sample = pairs[0].defect
+    assert sample.is_anomalous and 0 < sample.mask.mean() < 0.05
+    Image.new("L", (640, 640), 0).save(mask)
+    with pytest.raises(DatasetError, match=r"000_mask\.png: marks nothing"):
+        pairs[0]
+
+
+def test_the_kind_of_defect_is_told_when_asked(mvtec_tree, transform):
+    records = [replace(r, defect="scratch_head") if r.mask else r for r in index_mvtec(mvtec_tree, ["screw"])]
+    dataset = SupervisedPairs(records, transform, seed=0)
+    said = set()
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        said |= {turn.text for turn in dataset[0].defect.turns}
+    assert "The head of the screw is scratched." in said
+
+
+def test_a_pair_is_of_one_class_where_the_class_has_normal_photos(all_records, transform):
+    pairs = SupervisedPairs([r for r in all_records if r.split == "train" or r.mask], transform, seed=0)
+    assert len(pairs) == sum(record.is_anomalous for record in all_records)
+    for pair in (pairs[index] for index in range(len(pairs))):
+        assert pair.defect.is_anomalous and not pair.normal.is_anomalous
+        road = pair.defect.class_name == "pavement"
+        assert (pair.normal.class_name == pair.defect.class_name) is not road
+        assert (pair.reference is None) is road
+        assert road or not torch.equal(pair.reference, pair.normal.image)
+
+
+def test_unmarked_defects_and_missing_photos_are_errors(mvtec_tree, transform):
+    unmarked = [replace(record, mask=None) for record in index_mvtec(mvtec_tree)]
+    with pytest.raises(DatasetError, match=r"crack.000\.png: has no mask"):
+        SupervisedPairs(unmarked, transform, seed=0)[0]
+    good = [record for record in unmarked if not record.is_anomalous]
+    with pytest.raises(DatasetError, match="0 defects with a mask and 8 normal photos; pairs need both"):
+        SupervisedPairs(good, transform, seed=0)
+
+
+@pytest.mark.data
+def test_real_cracks_are_marked_and_named(transform, train_records):
+    cracks = index_crack_forest(shared("data/CrackForest"))[::8]
+    dataset = SupervisedPairs([*cracks, *train_records], transform, seed=0)
+    shares = [float(dataset.sample(index).mask.mean()) for index in range(len(cracks))]
+    assert all(share > 0 for share in shares) and np.median(shares) < 0.1

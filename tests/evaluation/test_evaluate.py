@@ -1,0 +1,111 @@
+"""What is measured of maps and answers that are known."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalygpt.datasets import loco
+from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.evaluation.protocol import Cell, Plan
+from tests.evaluation.conftest import SIDE
+
+ZERO = Cell(0, 0, "bottle")
+
+
+def test_a_map_of_the_defect_is_perfect(evaluator, fake_predictor):
+    metrics = evaluator(fake_predictor()).measure(ZERO).metrics
+    assert metrics.pop("false_alarm_rate") == 0
+    assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0))
+
+
+def test_an_inverted_map_is_as_wrong_as_can_be(evaluator, fake_predictor):
+    def inverted(dark):
+        return (1 - dark) * (1 - dark.max())  # the darker the darkest pixel, the lower the photo's score
+
+    assert evaluator(fake_predictor(inverted)).measure(ZERO).metrics["image_auroc"] == 0
+    pixels = evaluator(fake_predictor(lambda dark: 1 - dark)).measure(ZERO).metrics
+    assert (pixels["pixel_auroc"], pixels["aupro"]) == (pytest.approx(0), pytest.approx(0))
+
+
+def test_the_references_of_the_round_reach_the_predictor(evaluator, fake_predictor, tree):
+    predictor = fake_predictor()
+    found = evaluator(predictor, plan=Plan((2,), (1,))).measure(Cell(2, 1, "bottle"))
+    assert found.references == ("bottle/train/good/004.png", "bottle/train/good/005.png")
+    expected = [Image.open(tree / "bottle" / "train" / "good" / f"00{n}.png") for n in (4, 5)]
+    assert all(np.array_equal(a, b) for a, b in zip(predictor.references, expected, strict=True))
+
+
+def test_zero_shot_takes_earlier_references_away(evaluator, fake_predictor):
+    predictor = fake_predictor()
+    predictor.set_references(["of an earlier class"])
+    evaluator(predictor).measure(ZERO)
+    assert predictor.references == []
+
+
+def test_the_question_is_the_one_that_users_are_given(evaluator, fake_predictor):
+    predictor = fake_predictor()
+    evaluator(predictor).measure(ZERO)
+    assert set(predictor.questions) == {detection_question("bottle", with_description=False)}
+
+
+def test_a_silent_answer_is_wrong_but_leaves_the_verdict_to_the_score(evaluator, fake_predictor):
+    found = evaluator(fake_predictor(words=lambda is_dark: "Nothing comes to mind.")).measure(ZERO)
+    assert (found.metrics["answer_accuracy"], found.no_verdict, found.metrics["verdict_accuracy"]) == (0, 4, 1)
+    assert found.metrics["position_accuracy"] is None, "nobody said yes"
+
+
+@pytest.mark.parametrize(
+    ("place", "strict", "cell"),
+    [("at the center", 1, 1), ("at the top left", 0, 1), ("at the bottom", 0, 0), ("somewhere", 0, 0)],
+)
+def test_a_position_is_right_by_the_defects_centre_or_by_any_of_it(evaluator, fake_predictor, place, strict, cell):
+    # The square's centre lies in the middle ninth; pixels 8 to 10 of 32 reach into the top left one.
+    found = evaluator(fake_predictor(words=lambda is_dark: f"Yes, {place}." if is_dark else "No.")).measure(ZERO)
+    assert found.placed == 2
+    assert (found.metrics["position_accuracy"], found.metrics["position_cell_accuracy"]) == (strict, cell)
+
+
+def test_without_chat_answers_are_not_counted(evaluator, fake_predictor):
+    found = evaluator(fake_predictor(words=lambda is_dark: ""), with_llm=False).measure(ZERO)
+    assert found.metrics["answer_accuracy"] is None and found.metrics["position_accuracy"] is None
+    assert (found.metrics["image_auroc"], found.metrics["verdict_accuracy"]) == (1, 1)
+
+
+def test_a_defect_without_a_mask_counts_for_the_image_only(evaluator, fake_predictor, tree):
+    records = [
+        dataclasses.replace(record, mask=None) if record.image.match("hole/001.png") else record
+        for record in index_mvtec(tree)
+    ]
+    found = evaluator(fake_predictor(), records=records).measure(ZERO)
+    assert (len(found.photos), found.masked_photos, found.regions) == (4, 3, 1)
+    assert found.metrics["pixel_auroc"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_locos_masks_saturate_where_its_table_of_defects_is_there(evaluator, fake_predictor, tree, has_table):
+    def upper_half(dark):
+        return dark * (torch.arange(SIDE) < 12)[:, None]
+
+    measured = evaluator(fake_predictor(upper_half), kind="loco")
+    # The tree's masks one by one in folders, as LOCO has them; a quarter of each has to be found.
+    records = [
+        dataclasses.replace(
+            record, mask=record.mask and record.mask.with_name(record.image.stem), mask_reader=loco.read_union
+        )
+        for record in measured.records
+    ]
+    for folder in {record.mask for record in records if record.mask}:
+        folder.mkdir()
+        folder.with_name(f"{folder.name}_mask.png").rename(folder / "000.png")
+    if has_table:
+        kind = {"defect_name": "hole", "pixel_value": 255, "saturation_threshold": 0.25, "relative_saturation": True}
+        (tree / "bottle" / "defects_config.json").write_text(json.dumps([kind]))
+    found = dataclasses.replace(measured, records=records).measure(ZERO)
+    assert (found.saturated, found.regions) == (has_table, 2)
+    rate, overlap = found.curves["pro"]
+    assert max(y for x, y in zip(rate, overlap, strict=True) if x == 0) == pytest.approx(1 if has_table else 0.5)

@@ -1,0 +1,127 @@
+"""Maps and masks on the same pixels, by each rule."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalygpt.datasets.loco import read_union
+from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.evaluation.ground_truth import choose_mask_rule, ground_truth, in_words, on_map
+from anomalygpt.evaluation.pixels import PixelCounts
+
+SQUASH = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "squash")
+CROP = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "crop")
+
+
+def left_quarter(value: int = 255) -> Image.Image:
+    """A mask twice as wide as high, whose marked quarter a centre crop cuts off."""
+    mask = Image.new("L", (64, 32))
+    mask.paste(value, (0, 0, 16, 32))
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("kind", "official", "resolution", "rule"),
+    [
+        ("mvtec", True, "map", "official_mvtec"),
+        ("visa", True, "map", "official_visa"),
+        ("visa", False, "map", "as_seen"),
+        ("folder", True, "map", "as_seen"),
+        ("mvtec", False, "map", "as_seen"),
+        ("visa", True, "photo", "photo"),
+    ],
+)
+def test_the_rule_follows_data_geometry_and_resolution(kind, official, resolution, rule):
+    assert choose_mask_rule(kind, official, resolution) == rule
+
+
+def test_the_rule_is_said_in_words():
+    assert in_words("as_seen", SQUASH, 224).startswith("photos: squash, measured at 224 x 224; mask resized")
+    words = in_words("photo", CROP, 224)
+    assert words.startswith("photos: crop; map resized to the photo's own pixels") and "measured at" not in words
+
+
+def test_a_mask_follows_its_photo_and_the_official_ones_do_as_the_paper():
+    assert not on_map(left_quarter(), CROP, 32, "as_seen").any()
+    squashed = on_map(left_quarter(), CROP, 32, "official_mvtec")
+    assert squashed[:, :8].all() and not squashed[:, 9:].any()
+    faint = Image.new("L", (64, 32))
+    faint.paste(255, (32, 0, 64, 32))
+    faint.paste(4, (0, 0, 32, 32))  # more than 1 % of the maximum, less than a tenth of white
+    assert on_map(faint, CROP, 32, "official_visa").all()
+    assert not on_map(faint, CROP, 32, "as_seen")[:, :15].any()
+
+
+def record(mask=None) -> ImageRecord:
+    return ImageRecord(None, "part", "test", mask is not None, "cut", mask)
+
+
+def look_at(photo_map: np.ndarray) -> SimpleNamespace:
+    return SimpleNamespace(map=photo_map.astype(np.float32), model_map=torch.zeros(1, 1, 16, 16))
+
+
+def test_at_the_photos_resolution_map_and_mask_stay_as_they_are(tmp_path):
+    left_quarter().save(tmp_path / "mask.png")
+    seen = np.random.default_rng(0).random((32, 64))
+    truth = ground_truth(record(tmp_path / "mask.png"), look_at(seen), CROP, "photo")
+    assert np.array_equal(truth.scores, seen.astype(np.float32))
+    assert truth.mask[:, :16].all() and not truth.mask[:, 16:].any()
+
+
+def test_small_numbers_in_a_mask_mark_as_white_does(tmp_path):
+    left_quarter(3).save(tmp_path / "mask.png")
+    assert ground_truth(record(tmp_path / "mask.png"), look_at(np.zeros((32, 64))), SQUASH, "photo").mask[:, :16].all()
+
+
+def test_a_good_photo_has_an_empty_mask():
+    for rule, shape in (("as_seen", (16, 16)), ("photo", (32, 64))):
+        assert ground_truth(record(), look_at(np.zeros((32, 64))), SQUASH, rule).mask.shape == shape
+
+
+@pytest.fixture
+def loco(tmp_path):
+    """A photo of LOCO with two masks that touch: a logical one that is saturated by a quarter, a structural one."""
+    folder = tmp_path / "box" / "ground_truth" / "logical_anomalies" / "000"
+    folder.mkdir(parents=True)
+    for number, (columns, value) in enumerate((((0, 16), 200), ((16, 32), 255))):
+        mask = Image.new("L", (64, 32))
+        mask.paste(value, (columns[0], 0, columns[1], 32))
+        mask.save(folder / f"{number:03}.png")
+    kinds = [
+        {"defect_name": "missing", "pixel_value": 200, "saturation_threshold": 0.25, "relative_saturation": True},
+        {"defect_name": "cut", "pixel_value": 255, "saturation_threshold": 1e9, "relative_saturation": False},
+    ]
+    (tmp_path / "box" / "defects_config.json").write_text(json.dumps(kinds))
+    return ImageRecord(tmp_path / "photo.png", "box", "test", True, "logical_anomalies", folder, read_union)
+
+
+@pytest.mark.parametrize("rule", ["photo", "as_seen"])
+def test_locos_masks_are_regions_of_their_own_and_saturate(loco, rule, tmp_path):
+    seen = np.zeros((32, 64))
+    seen[:8, :32] = 1  # the upper quarter of both
+    look = SimpleNamespace(map=seen.astype(np.float32), model_map=torch.zeros(1, 1, 32, 64)[..., ::2])
+    look.model_map[0, 0, :8, :16] = 1
+    truth = ground_truth(loco, look, SQUASH, rule, saturated=True)
+    assert len(truth.regions) == 2
+    # All of the first that is needed, a quarter of the other; together they are one region, of which it is a quarter.
+    for regions, expected in ((truth.regions, (1 + 0.25) / 2), (None, 0.25)):
+        counts = PixelCounts()
+        counts.add(truth.scores, truth.mask, regions)
+        rate, overlap = counts.metrics()[1]["pro"]
+        # Where masks are resized their edges move by a pixel.
+        assert overlap[rate == 0].max() == pytest.approx(expected, abs=0.02)
+        assert counts.regions == (1 if regions is None else 2)
+
+
+def test_a_mask_is_also_given_as_the_model_was_shown_its_photo(tmp_path):
+    left_quarter().save(tmp_path / "mask.png")
+    photo, look = record(tmp_path / "mask.png"), look_at(np.zeros((32, 64)))
+    for rule in ("photo", "official_mvtec", "as_seen"):
+        assert not ground_truth(photo, look, CROP, rule).seen[:, 1:].any(), "it is cut off, but for its edge"
+        seen = ground_truth(photo, look, SQUASH, rule).seen
+        assert seen.shape == (16, 16) and seen[:, :4].all() and not seen[:, 5:].any()

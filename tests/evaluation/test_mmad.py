@@ -1,0 +1,304 @@
+"""Multiple-choice questions: read in both forms, asked of a real small model, counted as in MMAD."""
+
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.errors import UserError
+from anomalygpt.evaluation.mmad import (
+    Answer,
+    Asker,
+    MmadProvenance,
+    answers_frame,
+    cells_of,
+    mmad_average,
+    parse_choice,
+    read_questions,
+    task_scores,
+    with_options,
+    write_report,
+)
+from anomalygpt.inference.predictor import Predictor
+from anomalygpt.model.llm import GenerationSettings
+from tests.model.test_anomalygpt import model  # noqa: F401 (a fixture)
+
+BAD, GOOD = "DS-MVTec/bottle/image/broken/000.png", "DS-MVTec/bottle/image/good/001.png"
+TEMPLATES = {
+    "similar_templates": ["DS-MVTec/bottle/train/000.png"],
+    "random_templates": ["DS-MVTec/bottle/train/001.png"],
+}
+YES_NO = {"A": "Yes.", "B": "No."}
+PLACES = {"A": "Top left.", "B": "Left.", "C": "At the bottom right.", "D": "Center."}
+MMAD = {
+    BAD: {
+        "image_path": BAD,
+        "mask_path": "rgb_mask/broken/000.png",
+        **TEMPLATES,
+        "conversation": [
+            {"Question": "Is there any defect?", "Answer": "A", "Options": YES_NO, "type": "Anomaly Detection"},
+            {"Question": "Where is it?", "Answer": "C", "Options": PLACES, "type": "Defect Localization"},
+            {"Question": "How is it built?", "Answer": "B", "Options": PLACES, "type": "Object Details"},
+        ],
+    },
+    GOOD: {
+        "image_path": GOOD,
+        **TEMPLATES,
+        "conversation": [
+            {"Question": "Is there any defect?", "Answer": "B", "Options": YES_NO, "type": "Anomaly Detection"},
+            {"Question": "What is it?", "Answer": "A", "Options": PLACES, "type": "Object Structure"},
+        ],
+    },
+}
+
+
+def write_photos(root, *names):
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (30 * number, 90, 120)).save(root / name)
+
+
+@pytest.fixture
+def mmad(tmp_path):
+    """MMAD's file with two photos and two templates."""
+    write_photos(tmp_path, BAD, GOOD, *TEMPLATES["similar_templates"], *TEMPLATES["random_templates"])
+    (tmp_path / "mmad.json").write_text(json.dumps(MMAD))
+    return tmp_path / "mmad.json"
+
+
+def test_mmads_file_is_read_as_it_is(mmad):
+    questions = read_questions(mmad, mmad.parent, "random", shots=1)
+    assert [question.key for question in questions] == [f"{BAD}#1", f"{BAD}#2", f"{BAD}#3", f"{GOOD}#1", f"{GOOD}#2"]
+    first, *_, last = questions
+    assert (first.class_name, first.dataset, first.is_good, first.answer) == ("bottle", "DS-MVTec", False, "A")
+    assert first.references == ("DS-MVTec/bottle/train/001.png",)
+    assert last.is_good and last.task == "Object Analysis", "structure and details are one task in MMAD"
+
+
+def test_a_list_of_ones_own_is_read(tmp_path):
+    write_photos(tmp_path, "a.png", "good.png")
+    record = {"image": "a.png", "question": "Is it good?", "options": YES_NO, "answer": "B", "task": "verdict"}
+    entries = [record, {**record, "reference": "good.png", "class": "cup"}]
+    (tmp_path / "own.json").write_text(json.dumps(entries))
+    plain, referred = read_questions(tmp_path / "own.json", tmp_path)
+    assert (plain.task, plain.class_name, plain.references, plain.dataset) == ("verdict", "object", (), "")
+    assert (referred.class_name, referred.references) == ("cup", ("good.png",))
+    with pytest.raises(UserError, match=r"1 photos have fewer than 1 references: a.png"):
+        read_questions(tmp_path / "own.json", tmp_path, shots=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "can't be read as JSON"),
+        ("3", "expected MMAD's"),
+        ("[]", "no questions"),
+        ('{"a.png": {"conversation": 1}}', "question 1 can't be read"),
+        ('[{"question": "?"}]', "question 1 can't be read .KeyError: 'image'"),
+        (
+            '[{"image": "a.png", "question": "?", "options": {"A": "x"}, "answer": "A"}]',
+            "1.options: .* at least 2",
+        ),
+        (
+            '[{"image": "a.png", "question": "?", "options": {"A": "x", "two": "y"}, "answer": "A"}]',
+            "1.options.two",
+        ),
+        ('[{"image": "a.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}]', "answer 'C' is none"),
+        ('[{"image": "b.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "A"}]', "not there: b.png"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(tmp_path, text, says):
+    write_photos(tmp_path, "a.png")
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(UserError, match=says) as raised:
+        read_questions(tmp_path / "file.json", tmp_path)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="no such file"):
+        read_questions(tmp_path / "absent.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("B", "B"),
+        ("C.", "C"),
+        ("(D) Center", "D"),
+        ("The answer is B.", "B"),
+        ("Answer: C", "C"),
+        ("I would choose option D here.", "D"),
+        ("It lies at the top left.", "A"),
+        ("It lies at the left.", "B"),
+        ("In the center, or at the left.", None),
+        ("A scratch at the bottom right", "C"),
+        ("A scratch, in the middle.", None),
+        ("There is something at the bottom right: at the bottom right.", "C"),
+        ("E.", None),
+        ("", None),
+    ],
+)
+def test_an_answer_chooses_a_letter_or_an_options_text(answer, expected):
+    assert parse_choice(answer, PLACES) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("Yes, at the top.", "A"), ("No, there is none.", "B"), ("None of it.", None), ("Not sure", None)],
+)
+def test_yes_and_no_choose_the_option_that_says_so(answer, expected):
+    assert parse_choice(answer, {"A": "Yes, there is a defect", "B": "No, it looks good"}) == expected
+
+
+def test_options_are_listed_below_the_question(mmad):
+    text = with_options(read_questions(mmad, mmad.parent)[0])
+    assert text.startswith("Is there any defect?\nA. Yes.\nB. No.\n")
+
+
+def answer(key="a#1", right="A", chosen="A", task="t", good=False, dataset="d") -> Answer:
+    return Answer(key, dataset, task, good, right, 4, {"text": chosen}, "")
+
+
+def test_anomaly_detection_is_balanced_and_the_average_is_over_tasks_then_data_sets():
+    def score(rows):
+        return task_scores(answers_frame(rows, ["text"]), ["text"])["text"]["Anomaly Detection"]
+
+    detection = [answer(task="Anomaly Detection", good=True, chosen="B")]  # 0 of 1 good ones right
+    detection += [answer(task="Anomaly Detection")] * 9  # all anomalous ones
+    assert score(detection) == 0.5
+    assert score(detection[1:]) == 1, "nothing to balance"
+    rows = [*detection, answer(task="x"), answer(task="x", dataset="e"), answer(task="y", dataset="e", chosen=None)]
+    average = mmad_average(answers_frame(rows, ["text"]), ["text"])["text"]
+    assert average == pytest.approx(((0.5 + 1) / 2 + (1 + 0) / 2) / 2)
+
+
+class Real:
+    """The real predictor around a small random model."""
+
+    def __init__(self, small):
+        self.predictor = Predictor(small, generation=GenerationSettings(max_new_tokens=4))
+
+    def asker(self, root, **options):
+        given = {"shots": 0, "methods": ("text", "letter", "generated"), "seed": 0} | options
+        return Asker(self.predictor, root, **given)
+
+
+@pytest.fixture
+def real(model):  # noqa: F811
+    return Real(model)
+
+
+def test_a_model_answers_by_likelihood_and_by_generation(mmad, real):
+    questions = read_questions(mmad, mmad.parent, shots=1)
+    found = real.asker(mmad.parent, shots=1).ask(questions[:3])
+    assert [row.key for row in found] == [question.key for question in questions[:3]]
+    assert all(set(row.chosen) == {"text", "letter", "generated"} for row in found)
+    assert all(row.chosen["text"] in question.options for row, question in zip(found, questions, strict=False))
+    assert real.predictor.references is not None
+    again = real.asker(mmad.parent, shots=1).ask(questions[:3])
+    assert again == found, "each question has a seed of its own"
+
+
+def test_each_question_has_the_references_and_the_class_that_it_names(mmad, real, monkeypatch):
+    question = read_questions(mmad, mmad.parent, shots=1)[0]
+    others = tuple(TEMPLATES["random_templates"][:1])
+    asked = [
+        question,
+        question.model_copy(update={"references": others}),
+        question.model_copy(update={"class_name": "nut"}),
+        question,
+    ]
+    seen = []
+    remember, inspect = real.predictor.set_references, real.predictor.inspect
+    monkeypatch.setattr(real.predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
+    monkeypatch.setattr(real.predictor, "inspect", lambda photo, name: (seen.append(name), inspect(photo, name))[1])
+    found = real.asker(mmad.parent, shots=1, methods=("text",)).ask(asked)
+    assert seen == ["new", "bottle", "new", "bottle", "new", "nut"]
+    assert found[0] == found[-1]
+
+
+def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, real):
+    (question, *_) = read_questions(mmad, mmad.parent)
+    turned = question.model_copy(update={"options": {"A": "No.", "B": "Yes."}})
+    asker = real.asker(mmad.parent, methods=("text",))
+    one, other = asker.ask([question])[0].chosen["text"], asker.ask([turned])[0].chosen["text"]
+    assert {one, other} == {"A", "B"}
+
+
+def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, real):
+    questions = read_questions(mmad, mmad.parent)
+    many = [question.model_copy(update={"image": f"{n}.png"}) for n in range(45) for question in questions[:2]]
+    cells = list(cells_of(many, 1).values())
+    assert [len(photos) for photos in cells] == [20, 20, 5]
+    assert [question for photos in cells for photo in photos for question in photo] == many
+    done = []
+    [photos] = cells_of(questions, 0).values()
+    answers = real.asker(mmad.parent, methods=("text",)).answer(photos, lambda: done.append(1))
+    assert [row.key for row in answers.rows] == [question.key for question in questions]
+    assert answers.photos == len(done) == 2
+
+
+ABOUT = MmadProvenance(
+    command="python run_mmad.py",
+    config="compact",
+    commit=None,
+    questions="file",
+    references="none",
+    seed=42,
+    device="cpu",
+    processes=1,
+    trained_on=("x",),
+    seconds_per_photo=0.1,
+    peak_memory=10**9,
+)
+
+
+def test_the_report_has_a_row_a_task_with_chance_beside_it(tmp_path):
+    rows = (answer("a#1", task="x_1"), answer("a#2", task="y", chosen="B"))
+    page = write_report(tmp_path, ABOUT, rows, ["text"])
+    assert "| x_1 | 1 | 25.0 | 100.0 |" in page and "| y | 1 | 25.0 | 0.0 |" in page
+    assert "| **average** | 2 | 25.0 | 50.0 |" in page and "* questions: file\n" in page
+    assert (tmp_path / "results.md").read_text() == page
+    assert r"x\_1 & 1 & 25.0 & 100.0 \\" in (tmp_path / "results.tex").read_text()
+    with (tmp_path / "answers.csv").open() as lines:
+        assert [line["text"] for line in csv.DictReader(lines)] == ["A", "B"]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["tasks"][0] == {"task": "x_1", "questions": 1, "chance": 0.25, "text": 1.0}
+    assert found["unclear_answers"] == 0 and found["facts"]["questions"] == "file"
+
+
+@pytest.mark.weights
+@pytest.mark.data
+def test_the_compact_model_tells_good_bottles_from_broken_ones_by_likelihood(predictor, bottle_folder, tmp_path):
+    """MMAD's form, real photos, real weights: better than guessing, with one good bottle as reference."""
+    root = bottle_folder.parent.parent
+    options = {"A": "Yes, there is an anomaly in the image.", "B": "No, there is no anomaly in the image."}
+    kinds = {"broken_large": "A", "good": "B"}
+    photos = {
+        path.relative_to(root).as_posix(): right
+        for kind, right in kinds.items()
+        for path in sorted((bottle_folder / "test" / kind).iterdir())[:2]
+    }
+    reference = sorted((bottle_folder / "train" / "good").iterdir())[0].relative_to(root).as_posix()
+    entries = {
+        image: {
+            "similar_templates": [reference],
+            "conversation": [
+                {
+                    "Question": detection_question("bottle", with_description=False),
+                    "Answer": right,
+                    "Options": options,
+                    "type": "Anomaly Detection",
+                }
+            ],
+        }
+        for image, right in photos.items()
+    }
+    (tmp_path / "mmad.json").write_text(json.dumps(entries))
+    questions = read_questions(tmp_path / "mmad.json", root, shots=1)
+    asker = Asker(predictor, root, 1, ("text",), 0)
+    [photos] = cells_of(questions, 1).values()
+    rows = asker.answer(photos).rows
+    assert task_scores(answers_frame(rows, ["text"]), ["text"])["text"]["Anomaly Detection"] > 0.5
+    [row] = Asker(predictor, root, 1, ("letter", "generated"), 0).ask(questions[:1])
+    assert row.chosen["letter"] in options and row.generated

@@ -1,0 +1,169 @@
+"""Conversations: what is encoded when, what is remembered, and that users stay apart."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from anomalygpt.errors import UserError
+from anomalygpt.inference.session import MAX_CACHED, NO_ANSWER, Conversation, SharedModel, conversation_about
+from tests.fake_predictor import FakePredictor
+
+
+class Users:
+    """Asks a shared model, and keeps the predictors that it made."""
+
+    def __init__(self, kind: type[FakePredictor] = FakePredictor, **options: Any) -> None:
+        self.predictors: list[FakePredictor] = []
+        self.model = SharedModel(lambda: self.predictors.append(kind(**options)) or self.predictors[-1])
+
+    @property
+    def inspected(self) -> list[str]:
+        return [name for predictor in self.predictors for name in predictor.inspected]
+
+    def ask(
+        self,
+        photo: str,
+        question: str = "Is it fine?",
+        references: Sequence[str] = (),
+        class_name: str = "",
+        current: Conversation | None = None,
+    ) -> Conversation:
+        conversation = conversation_about(photo, references, class_name, current)
+        self.model.encode(conversation, question)
+        self.model.answer(conversation, question)
+        return conversation
+
+
+@pytest.fixture
+def users() -> Users:
+    return Users()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (40 * number, 80, 80)).save(path)
+    return [str(path) for path in paths]
+
+
+def test_photo_is_encoded_once_however_often_it_is_asked_about(users: Users, photos: list[str]) -> None:
+    first = users.ask(photos[0])
+    assert users.ask(photos[0], "Where is it?", current=first) is first
+    assert users.inspected == ["object"]
+    assert users.predictors[0].asked[1] == ("Where is it?", [("Is it fine?", "Yes, object number 1.")])
+    assert len(first.history) == 2
+
+
+@pytest.mark.parametrize("change", ["photo", "references", "class", "over"])
+def test_other_inputs_begin_another_conversation(users: Users, photos: list[str], change: str) -> None:
+    first = users.ask(photos[0], references=[photos[1]], class_name="nut")
+    first.is_over = change == "over"
+    photo = photos[2] if change == "photo" else photos[0]
+    references = photos[3:5] if change == "references" else [photos[1]]
+    second = users.ask(photo, "And now?", references, "bolt" if change == "class" else "nut", first)
+    assert users.predictors[-1].asked[-1] == ("And now?", [])
+    assert len(users.inspected) == (1 if change == "over" else 2)
+    assert len(second.history) == 1
+
+
+def test_only_references_that_are_new_are_encoded(users: Users, photos: list[str]) -> None:
+    for photo in (photos[0], photos[5]):
+        users.ask(photo, references=photos[1:4])
+    assert [predictor.references for predictor in users.predictors] == [3]
+    assert len(users.inspected) == 2
+
+
+def test_users_keep_their_references_apart(users: Users, photos: list[str]) -> None:
+    first = users.ask(photos[0], references=photos[1:4])
+    users.ask(photos[0], "Is it bent?", references=photos[4:5])
+    users.ask(photos[0], "Is it whole?")
+    users.ask(photos[0], "Where is it?", photos[1:4], current=first)
+    asked = [[question for question, _ in predictor.asked] for predictor in users.predictors]
+    assert [predictor.references for predictor in users.predictors] == [3, 1, 0]
+    assert asked == [["Is it fine?", "Where is it?"], ["Is it bent?"], ["Is it whole?"]]
+
+
+def test_conversations_at_the_same_time_take_turns(photos: list[str]) -> None:
+    busy, overlaps = threading.Lock(), []
+
+    class Slow(FakePredictor):
+        def inspect(self, photo: Image.Image, class_name: str):
+            overlaps.append(not busy.acquire(blocking=False))
+            time.sleep(0.05)
+            busy.release()
+            return super().inspect(photo, class_name)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(Users(Slow).ask, photos[:4]))
+    assert overlaps == [False] * 4
+    assert [str(conversation.photo) for conversation in found] == photos[:4]
+    assert all(len(conversation.history) == 1 for conversation in found)
+
+
+def test_only_the_latest_photos_and_references_stay_encoded_and_users_notice_nothing(
+    users: Users, photos: list[str], tmp_path: Path
+) -> None:
+    first = users.ask(photos[0], "Is this zipper fine?", photos[1:3])
+    for number in range(MAX_CACHED):
+        reference = tmp_path / f"reference_{number}.png"
+        Image.new("RGB", (8, 8)).save(reference)
+        users.ask(photos[3], references=[str(reference)])
+    users.ask(photos[0], "Where is it?", photos[1:3], current=first)
+    assert len(users.predictors) == MAX_CACHED + 2
+    assert users.predictors[-1].inspected == ["zipper"]
+    assert users.predictors[-1].asked == [("Where is it?", [("Is this zipper fine?", "Yes, zipper number 1.")])]
+    assert first.is_anomalous is False  # as the first answer said: "Yes", it is fine
+    assert users.model._photo.cache_info().currsize == users.model._predictor.cache_info().currsize == MAX_CACHED
+
+
+def test_the_verdict_is_that_of_the_first_answer(users: Users, photos: list[str]) -> None:
+    first = users.ask(photos[0], "Is there any defect?")
+    users.predictors[0].word = "No"
+    users.ask(photos[0], "Is there any defect?", current=first)
+    assert first.history[1][1].startswith("No")
+    assert (first.is_anomalous, first.verdict_source) == (True, "answer")
+
+
+@pytest.mark.parametrize(
+    ("with_llm", "word", "is_anomalous", "source"),
+    [
+        (False, "", True, "score"),
+        (True, "No", False, "answer, which the score contradicts"),
+        (True, "Yes", True, "answer"),
+    ],
+)
+def test_verdict_says_where_it_is_from(
+    photos: list[str], with_llm: bool, word: str, is_anomalous: bool, source: str
+) -> None:
+    found = Users(with_llm=with_llm, word=word).ask(photos[0], "Is there any defect?")
+    assert (found.is_anomalous, found.verdict_source) == (is_anomalous, source)
+    assert (found.history[0][1] == NO_ANSWER) is not with_llm
+
+
+@pytest.mark.parametrize(("class_name", "part"), [("", "zipper"), (" nut  x ", "nut x")])
+def test_part_is_what_the_user_or_else_the_question_names(
+    users: Users, photos: list[str], class_name: str, part: str
+) -> None:
+    users.ask(photos[0], "Is this zipper fine?", class_name=class_name)
+    assert users.inspected == [part]
+
+
+def test_unreadable_photo_is_named_without_the_servers_folders(users: Users, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture at all")
+    with pytest.raises(UserError, match=r"^broken\.png: cannot be read") as error:
+        users.ask(str(tmp_path / "broken.png"))
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_no_photo_and_too_many_references_are_refused(photos: list[str]) -> None:
+    with pytest.raises(UserError, match="no photo yet"):
+        conversation_about(None, [], "")
+    with pytest.raises(UserError, match="5 good photos are too many: keep 4"):
+        conversation_about(photos[0], photos[1:], "")

@@ -1,0 +1,154 @@
+"""What ``--dry-run`` prints, with and without weights and data."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from anomalygpt.config.load import load_config
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.errors import UserError
+from anomalygpt.model.build import build_model, image_spec, trainable_parts
+from anomalygpt.training.dry_run import GIB, describe, estimate_memory, planned_model
+from tests.shared_data import ROOT
+
+SCRIPTS = ("train_mvtec", "train_visa", "train_supervised", "train_all_supervised_cn")
+
+
+def line(plan: list[str], start: str) -> str:
+    [found] = [text for text in plan if text.strip().startswith(start)]
+    return found
+
+
+@pytest.fixture
+def nothing_there(tmp_path, monkeypatch) -> Path:
+    """Neither weights nor data, as on a machine on which somebody looks first."""
+    monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_plan_needs_neither_weights_nor_data_and_says_what_is_unknown(nothing_there, name):
+    plan = describe(load_config(name), processes=2)
+    assert line(plan, "all trained").split()[-1] == "112,663,480"
+    assert line(plan, "training pairs").endswith("unknown")
+    assert line(plan, "steps:").endswith("unknown")
+    assert "accumulation 8 x 2 process(es), each followed by one of instructions" in line(plan, "batch 16")
+    assert "fits 24 GiB" in line(plan, "each GPU")
+    absent = plan[plan.index("not known here") :]
+    assert any("imagebind_huge.pth: not there yet" in text for text in absent)
+    assert any("taken to be LLaMA-7B" in text for text in absent)
+    assert any(text.strip().startswith("data: ") and "no such folder" in text for text in absent)
+
+
+def test_a_language_model_of_unknown_size_is_left_out_of_the_sum_and_named(nothing_there):
+    plan = describe(load_config("train_mvtec", ["llm.weights=somewhere/else"]), processes=1)
+    assert line(plan, "language model").endswith("unknown")
+    assert any("the language model's size is unknown and not counted" in text for text in plan)
+
+
+def test_pairs_and_steps_are_counted_where_the_data_are(experiment):
+    plan = describe(load_config(experiment.config, ["training.epochs=3", "training.steps=null"]), processes=1)
+    # Six photos of each class, of which one is held back.
+    assert [line(plan, name).split()[-1] for name in ("bar", "disc")] == ["5", "5"]
+    assert line(plan, "training pairs").split()[-1] == "10"
+    assert line(plan, "held-back pairs").split()[-1] == "2"
+    assert "in all: 15 steps, 3.0 epochs" in line(plan, "in all")
+
+
+@pytest.mark.parametrize("others", ["", "{kind: mvtec, root: nowhere}, "])
+def test_a_tree_that_is_there_but_wrong_is_an_error_beside_an_absent_one_too(experiment, tmp_path, others):
+    root = experiment.config.parent / "data"
+    photo = next(root.rglob("*.png"))
+    for source, words in ((f"root: {root}, classes: [disk]", "no class disk"), (f"root: {photo}", "this is a file")):
+        config = load_config(experiment.config, [f"data.sources=[{others}{{kind: mvtec, {source}}}]"])
+        with pytest.raises(DatasetError, match=words):
+            describe(config, processes=1)
+
+
+def test_an_absent_tree_beside_a_right_one_is_told_and_nothing_counted(experiment):
+    right = f"{{kind: mvtec, root: {experiment.config.parent / 'data'}}}"
+    plan = describe(load_config(experiment.config, [f"data.sources=[{right}, {{kind: csv, root: no.csv}}]"]), 1)
+    assert line(plan, "training pairs").endswith("unknown")
+    assert line(plan, "data: ").endswith("no.csv: no such file")
+
+
+def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path):
+    (tmp_path / "talk.json").write_text("{}")
+    talk = f"data.instructions={{conversations: {tmp_path}/talk.json, images: {tmp_path}/%s}}"
+    plan = describe(load_config(experiment.config, [talk % "photos"]), 1)
+    assert line(plan, "instructions: /").endswith("photos: no such folder")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DatasetError, match="expected a JSON list"):
+        describe(load_config(experiment.config, [talk % "photos"]), 1)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(nothing_there):
+    with pytest.raises(UserError, match="16 is not micro_batch_size 1 x 3 process"):
+        describe(load_config("train_mvtec"), processes=3)
+
+
+def test_the_plans_sizes_are_those_of_the_model_that_is_built(experiment):
+    config = load_config(experiment.config)
+    planned, _ = planned_model(config)
+    built = build_model(config, torch.device("cpu"))
+    trainable_parts(built, config.training.trainable)
+    sizes = [{n: (tuple(p.shape), p.requires_grad) for n, p in model.named_parameters()} for model in (planned, built)]
+    assert sizes[0] == sizes[1]
+    assert {p.device.type for p in planned.parameters()} == {"meta"}
+    assert planned.encoder.spec == built.encoder.spec == image_spec(config.encoder)
+
+
+def memory(*overrides: str, config: str = "train_mvtec", processes: int = 1) -> tuple[dict[str, int], dict[str, int]]:
+    settings = load_config(config, overrides)
+    return estimate_memory(settings, planned_model(settings)[0], processes)
+
+
+def gib(*overrides: str, processes: int = 1) -> float:
+    return sum(memory(*overrides, processes=processes)[0].values()) / GIB
+
+
+def test_what_saves_memory_is_estimated_to_save_it(nothing_there):
+    assert gib("training.gradient_checkpointing=false") > 1.3 * gib()
+    assert gib("training.offload_optimizer=false") > gib() + 112_663_480 * 4 * 5 / GIB
+    assert gib("training.zero_stage=3", processes=2) < 0.9 * gib(processes=2)
+    assert gib("llm.weights=pretrained_ckpt/vicuna_ckpt/13b_v0") > 24
+    assert gib("training.micro_batch_size=2") > gib()
+
+
+def test_a_frozen_parameter_takes_two_bytes_and_a_trained_one_its_optimisers_too(nothing_there):
+    device, _ = memory()
+    assert device["weights"] == 2 * (7_763_030_529 + 112_663_480)
+    _, host = memory(processes=2)
+    assert host["optimiser"] == 112_663_480 * 4 * 5 // 2  # divided between the two
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_optimiser_is_on_the_host_from_stage_1_on(nothing_there, stage):
+    settings = (f"training.zero_stage={stage}", "training.offload_optimizer=true")
+    device, host = memory(*settings, config="train_compact_1_map")
+    assert ("optimiser" in host, "optimiser" in device) == (stage == 1, stage == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_scripts_start_and_print_a_config_that_can_be_used_again(name, tmp_path):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(ROOT / "code" / "scripts" / f"{name}.sh"), "--dry-run", "seed=5"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    # The launcher's own lines come before and after.
+    printed = re.sub(r"^\[\d{4}-.*\n?", "", done.stdout[done.stdout.index("name:") :], flags=re.MULTILINE)
+    assert yaml.safe_load(printed)["name"] == name
+    (tmp_path / "again.yaml").write_text(printed)
+    assert load_config(tmp_path / "again.yaml") == load_config(name, ["seed=5"])
