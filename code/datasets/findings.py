@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import yaml
 
-from anomalygpt.datasets.dialogue import UNKNOWN_CLASS, noun_phrase
+from anomalygpt.datasets.class_info import noun_phrase
 
 Status = Literal["good", "defective"]
 Form = Literal["compact", "elongated", "scattered"]
 Language = Literal["en", "zh"]
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
+UNKNOWN_CLASS = "object"  # the class of a part that nobody named
 MOST_PLACES = 4  # further places are summed up as "elsewhere"
 SIZE_LIMITS = (("tiny", 0.002), ("small", 0.01), ("medium", 0.05))  # a region's share of the image; above: large
 SURE, FAIRLY_SURE = 0.9, 0.7  # probability of the verdict
@@ -130,7 +131,12 @@ def findings_text(findings: Findings, language: Language = "en") -> str:
     lines = phrases["findings"]
     slots = _slots(findings, language)
     known = {"known": noun_phrase(findings.class_name, "en"), "zh": noun_phrase(findings.class_name, "zh")}
-    parts = [lines[findings.status], lines[_number_case(findings)] if findings.number else "", lines["part" if findings.knows_class else "no_part"], lines["references" if findings.references else "no_references"]]
+    parts = [
+        lines[findings.status],
+        lines[_number_case(findings)] if findings.number else "",
+        lines["part" if findings.knows_class else "no_part"],
+        lines["references" if findings.references else "no_references"],
+    ]
     return " ".join(part.format(**slots, **known) for part in parts if part)
 
 
@@ -169,7 +175,9 @@ def _case(kind: str, findings: Findings, claim: dict[str, str]) -> str:
     if good:
         return "good"
     if kind == "claim_place":
-        return "right" if claim["place"] in findings.places else "wrong" if len(findings.places) == 1 else "wrong_several"
+        return (
+            "right" if claim["place"] in findings.places else "wrong" if len(findings.places) == 1 else "wrong_several"
+        )
     return _number_case(findings)
 
 

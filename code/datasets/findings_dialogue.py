@@ -3,13 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from anomalygpt.datasets.dialogue import UNKNOWN_CLASS, Turn, spoken_name
+from anomalygpt.datasets.class_info import class_table, spoken_name
+from anomalygpt.datasets.dialogue import Turn
 from anomalygpt.datasets.findings import (
     LANGUAGES,
+    UNKNOWN_CLASS,
     Findings,
     Form,
     Language,
@@ -71,9 +73,7 @@ def _draw_class(rng: np.random.Generator) -> str:
 
 @cache
 def _known_classes() -> list[str]:
-    from anomalygpt.datasets.dialogue import _classes
-
-    return [name for name in map(spoken_name, _classes()["names"]) if name != UNKNOWN_CLASS]
+    return [name for name in map(spoken_name, class_table()["names"]) if name != UNKNOWN_CLASS]
 
 
 # -- questions --------------------------------------------------------------------------------------------------------
@@ -91,7 +91,12 @@ def question_lines(kind: str, language: Language, split: Split) -> list[str]:
 
 
 def draw_question(
-    kind: str, findings: Findings, language: Language, rng: np.random.Generator, split: Split = "train", careless: float = 0.3
+    kind: str,
+    findings: Findings,
+    language: Language,
+    rng: np.random.Generator,
+    split: Split = "train",
+    careless: float = 0.3,
 ) -> tuple[str, dict[str, str]]:
     """A question of a kind, and what it claims (see :func:`answer_text`).
 

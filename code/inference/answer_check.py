@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from anomalygpt.datasets.dialogue import noun_phrase, spoken_name
+from anomalygpt.datasets.class_info import noun_phrase, spoken_name
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, size_word
 from anomalygpt.inference.answer_claims import (
     SIZES,

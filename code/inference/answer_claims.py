@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from anomalygpt.datasets import dialogue
-from anomalygpt.datasets.dialogue import noun_phrase, phrase_table, spoken_name
+from anomalygpt.datasets.class_info import noun_phrase, phrase_table, spoken_name
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, finding_phrases
 
 Subject = Literal[

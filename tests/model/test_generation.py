@@ -34,7 +34,9 @@ def test_second_turn_computes_only_what_is_new() -> None:
     llm, prefix, cache = tiny_llama(), torch.randn(1, 3, 32), ConversationCache()
     first = list(stream_tokens(llm, prefix, [5, 6, 7], cache, GREEDY))
     lengths: list[int] = []
-    llm.register_forward_pre_hook(lambda _, __, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True)
+    llm.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
     list(stream_tokens(llm, prefix, [5, 6, 7, *first[:4], 9, 10], cache, GREEDY))
     assert lengths[0] == 2
 
