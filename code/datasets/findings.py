@@ -1,0 +1,205 @@
+"""What is known about one photo, as a record: the source of the badge, the table, JSON, prompt and answers."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from anomalygpt.datasets.class_info import noun_phrase
+
+Status = Literal["good", "defective"]
+Form = Literal["compact", "elongated", "scattered"]
+Language = Literal["en", "zh"]
+
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+UNKNOWN_CLASS = "object"  # the class of a part that nobody named
+MOST_PLACES = 4  # further places are summed up as "elsewhere"
+SIZE_LIMITS = (("tiny", 0.002), ("small", 0.01), ("medium", 0.05))  # a region's share of the image; above: large
+SURE, FAIRLY_SURE = 0.9, 0.7  # probability of the verdict
+
+
+@dataclass(frozen=True)
+class RegionFinding:
+    """One defective region.
+
+    Attributes:
+        place: cell of the 3 x 3 grid, ``top left`` … ``bottom right``.
+        box: (left, top, right, bottom) in the photo's pixels, right and bottom exclusive.
+        area: share of the photo's area, 0..1.
+        peak: the map's largest value in it, in units of the threshold.
+        form: rough shape.
+    """
+
+    place: str
+    box: tuple[int, int, int, int]
+    area: float
+    peak: float
+    form: Form
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is known about a photo; answers may state nothing else.
+
+    Attributes:
+        status: the verdict.
+        probability: that the photo is defective, 0..1.
+        regions: largest first; at least one where the status is ``defective``, none where it is ``good``.
+        class_name: of the part; ``object`` where it is not known.
+        references: how many reference photos it was compared with; 0: none.
+        image_size: (width, height) in pixels.
+    """
+
+    status: Status
+    probability: float
+    regions: tuple[RegionFinding, ...]
+    class_name: str = UNKNOWN_CLASS
+    references: int = 0
+    image_size: tuple[int, int] = (224, 224)
+
+    @property
+    def number(self) -> int:
+        """How many defective regions there are."""
+        return len(self.regions)
+
+    @property
+    def total_area(self) -> float:
+        """Share of the photo's area that all regions cover, 0..1."""
+        return min(1.0, sum(region.area for region in self.regions))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Each place once, that of the largest region first."""
+        return tuple(dict.fromkeys(region.place for region in self.regions))
+
+    @property
+    def certainty(self) -> str:
+        """How sure the verdict is: ``sure``, ``fairly sure`` or ``unsure``."""
+        of_verdict = self.probability if self.status == "defective" else 1 - self.probability
+        return "sure" if of_verdict >= SURE else "fairly sure" if of_verdict >= FAIRLY_SURE else "unsure"
+
+    @property
+    def knows_class(self) -> bool:
+        """Whether the part's class is known."""
+        return self.class_name != UNKNOWN_CLASS
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the fields and what follows from them."""
+        derived = {"number": self.number, "total_area": self.total_area, "certainty": self.certainty}
+        return {**asdict(self), **derived, "places": list(self.places)}
+
+
+def size_word(area: float) -> str:
+    """A region's share of the image, 0..1, as ``tiny``, ``small``, ``medium`` or ``large``."""
+    return next((word for word, limit in SIZE_LIMITS if area < limit), "large")
+
+
+@cache
+def finding_phrases(language: Language) -> dict[str, Any]:
+    """Questions, answers and words about findings in one language."""
+    path = Path(__file__).with_name("phrases") / f"findings_{language}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def percent(share: float, language: Language = "en") -> str:
+    """A share of the image, 0..1: one decimal below 10 %."""
+    if share < 0.0005:
+        return {"en": "less than 0.1%", "zh": "不到0.1%"}[language]
+    return f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"
+
+
+def probability_text(probability: float) -> str:
+    """A probability, 0..1, as 1% … 99%: no verdict is beyond doubt."""
+    return f"{min(99, max(1, round(100 * probability)))}%"
+
+
+def places_text(places: Sequence[str], language: Language) -> str:
+    """Places as a list in words; more than ``MOST_PLACES`` end in "elsewhere"."""
+    words = finding_phrases(language)["words"]
+    names = [words["place"][place] for place in places[:MOST_PLACES]]
+    names += [words["elsewhere"]] if len(places) > MOST_PLACES else []
+    comma, last = words["join"]
+    return names[0] if len(names) == 1 else comma.join(names[:-1]) + last + names[-1]
+
+
+def findings_text(findings: Findings, language: Language = "en") -> str:
+    """The findings as one line: what the language model reads before the question."""
+    phrases = finding_phrases(language)
+    lines = phrases["findings"]
+    slots = _slots(findings, language)
+    known = {"known": noun_phrase(findings.class_name, "en"), "zh": noun_phrase(findings.class_name, "zh")}
+    parts = [
+        lines[findings.status],
+        lines[_number_case(findings)] if findings.number else "",
+        lines["part" if findings.knows_class else "no_part"],
+        lines["references" if findings.references else "no_references"],
+    ]
+    return " ".join(part.format(**slots, **known) for part in parts if part)
+
+
+def answer_text(kind: str, findings: Findings, language: Language, **claim: str) -> str:
+    """The true answer to a kind of question.
+
+    Args:
+        kind: a key of the phrases' ``questions``.
+        claim: what the question claims: ``place`` (``claim_place``) or ``type`` (``claim_type``).
+    """
+    phrases = finding_phrases(language)
+    forms = phrases["answers"][kind]
+    slots = _slots(findings, language)
+    if "place" in claim:
+        slots["claimed"] = phrases["words"]["place"][claim["place"]]
+    if "type" in claim:
+        slots["type"] = claim["type"]
+    return str(forms[_case(kind, findings, claim)].format(**slots))
+
+
+def _number_case(findings: Findings) -> str:
+    return "one" if findings.number == 1 else "several"
+
+
+def _case(kind: str, findings: Findings, claim: dict[str, str]) -> str:
+    good = findings.status == "good"
+    verdict = "good" if good else "defective"
+    if kind == "unrelated":
+        return "any"
+    if kind == "content":
+        return f"{'known' if findings.knows_class else 'unknown'}_{verdict}"
+    if kind == "comparison" and not findings.references:
+        return f"none_{verdict}"
+    if kind == "certainty":
+        return verdict
+    if good:
+        return "good"
+    if kind == "claim_place":
+        return (
+            "right" if claim["place"] in findings.places else "wrong" if len(findings.places) == 1 else "wrong_several"
+        )
+    return _number_case(findings)
+
+
+def _slots(findings: Findings, language: Language) -> dict[str, Any]:
+    words = finding_phrases(language)["words"]
+    count = findings.references
+    slots: dict[str, Any] = {
+        "probability": probability_text(findings.probability),
+        "certainty": words["certainty"][findings.certainty],
+        "number": findings.number,
+        "noun_phrase": noun_phrase(findings.class_name, language),
+        "references": words["references"]["one" if count == 1 else "several"].format(count=count),
+    }
+    if findings.regions:
+        largest = findings.regions[0]
+        slots |= {
+            "place": words["place"][largest.place],
+            "places": places_text(findings.places, language),
+            "area": percent(largest.area, language),
+            "total": percent(findings.total_area, language),
+            "size": words["size"][size_word(largest.area)],
+            "form": words["form"][largest.form],
+            "form_phrase": words["form_phrase"][largest.form],
+        }
+    return slots

@@ -1,0 +1,82 @@
+"""Generation token by token, with a key-value cache that is kept between the turns of a conversation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomalygpt.config.settings import GenerationSettings
+
+
+@dataclass
+class ConversationCache:
+    """Keys and values of all that one conversation has fed to the language model so far.
+
+    A new turn repeats the earlier ones, so that only what differs from the cached ids is computed.
+
+    Attributes:
+        ids: the text tokens behind the prefix (image and prompts) that the cache covers.
+        past: the language model's cache; None before the first turn.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    past: Any = None
+
+    def keep(self, ids: Sequence[int]) -> int:
+        """Cuts the cache back to what it shares with ``ids``, and returns how many of them it covers.
+
+        At least the last of the ids is left to be fed: its logits give the first new token.
+        """
+        shared = 0
+        for cached, wanted in zip(self.ids, ids[:-1], strict=False):
+            if cached != wanted:
+                break
+            shared += 1
+        surplus = len(self.ids) - shared
+        if surplus:
+            self.past.crop(-surplus)  # removes so many from the end
+        self.ids = list(ids[:shared])
+        return shared
+
+
+@torch.inference_mode()
+def stream_tokens(
+    llm: Any, prefix: Tensor, ids: Sequence[int], cache: ConversationCache, settings: GenerationSettings
+) -> Iterator[int]:
+    """Yields new token ids one by one, at most ``settings.max_new_tokens``; the caller decides when to stop.
+
+    Args:
+        llm: a Hugging Face causal LM.
+        prefix: (1, N, D_l), what precedes the text: the same for all calls with one ``cache``.
+        ids: the text so far, at least one token.
+        cache: of this conversation; it is updated as tokens are generated.
+    """
+    from transformers import DynamicCache
+
+    embed = llm.get_input_embeddings()
+    covered = cache.keep(ids)
+    text = embed(torch.tensor([ids[covered:]], device=embed.weight.device))
+    if cache.past is None:
+        cache.past = DynamicCache()
+        text = torch.cat([prefix.to(text.dtype), text], dim=1)
+    pending = list(ids[covered:])
+    for _ in range(settings.max_new_tokens):
+        logits = llm(inputs_embeds=text, past_key_values=cache.past, use_cache=True, logits_to_keep=1).logits[0, -1]
+        cache.ids.extend(pending)
+        token = sample(logits.float(), settings)
+        yield token
+        pending = [token]
+        text = embed(torch.tensor([pending], device=embed.weight.device))
+
+
+def sample(logits: Tensor, settings: GenerationSettings) -> int:
+    """Draws a token from logits (V,) by temperature, top-k and top-p; temperature 0 takes the likeliest."""
+    if settings.temperature == 0:
+        return int(logits.argmax())
+    values, tokens = logits.topk(min(settings.top_k, len(logits)))  # falling
+    probabilities = (values / settings.temperature).softmax(dim=0)
+    before = probabilities.cumsum(dim=0) - probabilities
+    kept = probabilities.masked_fill(before >= settings.top_p, 0)  # the likeliest token always stays
+    return int(tokens[torch.multinomial(kept, 1)])

@@ -1,0 +1,124 @@
+"""Answers in free wording are compared with the findings: precision and recall on cases written by hand."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, RegionFinding, answer_text
+from anomalygpt.datasets.findings_dialogue import PLACES, draw_findings, draw_question, kinds
+from anomalygpt.inference.answer_check import check_answer, language_of
+
+TABLE = yaml.safe_load(Path(__file__).with_name("answer_check_cases.yaml").read_text(encoding="utf-8"))
+CASES = [case for name, cases in TABLE.items() if name != "findings" for case in cases]
+STATES_NUMBER = ("defect", "verdict", "sound", "count", "describe", "usable", "claim_count", "claim_type", "pressure")
+
+
+def make_findings(entry: dict[str, Any]) -> Findings:
+    regions = tuple(
+        RegionFinding(place, (0, 0, 1, 1), area, 2.0, form) for place, area, form in entry.get("regions", ())
+    )
+    return Findings(**{**entry, "regions": regions, "image_size": tuple(entry.get("image_size", (224, 224)))})
+
+
+FINDINGS = {name: make_findings(entry) for name, entry in TABLE["findings"].items()}
+
+
+def kinds_found(name: str, question: str, answer: str) -> set[str]:
+    return {contradiction.kind for contradiction in check_answer(answer, question, FINDINGS[name])}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_precision_and_recall_on_cases_written_by_hand(language: Language) -> None:
+    cases = [case for case in CASES if language_of(case[1]) == language]
+    outcomes: Counter[tuple[bool, bool]] = Counter()
+    wrong = []
+    for name, question, answer, expected in cases:
+        contradicts, found = expected not in (True, "neither"), kinds_found(name, question, answer)
+        outcomes[contradicts, bool(found)] += 1
+        if contradicts != bool(found):
+            wrong.append((name, question, answer, expected, found))
+    caught = outcomes[True, True]
+    assert len(cases) >= 180
+    assert caught / (caught + outcomes[False, True]) >= 0.99, wrong
+    assert caught / (caught + outcomes[True, False]) >= 0.99, wrong
+
+
+def test_kinds_of_contradictions_are_named() -> None:
+    caught = [(case, kinds_found(*case[:3])) for case in CASES if case[3] not in (True, "neither")]
+    named = [bool(found & set(expected.split("/"))) for (*_, expected), found in caught if found]
+    assert sum(named) / len(named) >= 0.98
+
+
+def drawn_answers(seed: int, number: int):
+    """(kind, language, question, claim, findings) at random."""
+    rng = np.random.default_rng(seed)
+    for _ in range(number):
+        findings = draw_findings(rng)
+        for language in LANGUAGES:
+            for kind in rng.choice(kinds(), 6, replace=False):
+                question, claim = draw_question(kind, findings, language, rng, careless=0)
+                if language_of(question) == language:  # `???` has no language
+                    yield kind, language, question, claim, findings
+
+
+def test_answers_of_the_findings_pass() -> None:
+    for kind, language, question, claim, findings in drawn_answers(seed=0, number=300):
+        answer = answer_text(kind, findings, language, **claim)
+        assert check_answer(answer, question, findings) == (), (question, answer, findings)
+
+
+def altered(findings: Findings, what: str) -> Findings | None:
+    """Findings that differ in one thing; None where they can't."""
+    if what == "verdict":
+        region = RegionFinding("center", (0, 0, 1, 1), 0.02, 2.0, "compact")
+        good = findings.status == "good"
+        status, regions = ("defective", (region,)) if good else ("good", ())
+        return replace(findings, status=status, regions=regions, probability=1 - findings.probability)
+    if what == "probability":
+        return replace(findings, probability=(findings.probability + 0.3) % 1)
+    if not findings.regions:
+        return None
+    if what == "place":
+        words = set(" ".join(findings.places).split())
+        others = [place for place in PLACES if not words & set(place.split())]
+        return (
+            replace(findings, regions=tuple(replace(r, place=others[0]) for r in findings.regions)) if others else None
+        )
+    if what == "number":
+        return replace(findings, regions=(*findings.regions, replace(findings.regions[0], area=1e-5)))
+    return replace(findings, regions=tuple(replace(region, area=region.area / 3) for region in findings.regions))
+
+
+@pytest.mark.parametrize("what", ["verdict", "place", "number", "area", "probability"])
+def test_answers_of_other_findings_fail(what: str) -> None:
+    compared = 0
+    for kind, language, question, claim, findings in drawn_answers(seed=1, number=100):
+        other = altered(findings, what)
+        if other is None or kind == "unrelated" or (what == "number" and kind not in STATES_NUMBER):
+            continue
+        true, false = (answer_text(kind, one, language, **claim) for one in (findings, other))
+        if true == false or (what == "place" and kind == "claim_place") or (what == "area" and "0.1%" in true):
+            continue
+        compared += 1
+        assert check_answer(false, question, findings), (question, false, findings)
+    assert compared > 100
+
+
+@pytest.mark.parametrize(
+    ("question", "language"),
+    [
+        ("Is it ok?", "en"),
+        ("它好吗？", "zh"),
+        ("123", "en"),
+        ("???", "en"),
+        ("这是 screw 吗", "zh"),
+        ("Это хорошо?", "en"),
+    ],
+)
+def test_language_of_a_question(question: str, language: str) -> None:
+    assert language_of(question) == language
