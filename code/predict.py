@@ -24,7 +24,13 @@ from anomalygpt.files import replacing
 
 if TYPE_CHECKING:
     from anomalygpt.config.schema import ExperimentConfig
-    from anomalygpt.inference.predictor import Prediction
+    from anomalygpt.inference.results import Prediction
+
+ANSWER_NOTES = {
+    "model": "",
+    "corrected": "  (corrected: the language model's own answer contradicted the findings)",
+    "findings": "  (from the findings: the language model's own answer contradicted them)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,11 +146,9 @@ def as_text(result: dict[str, Any]) -> str:
     """A result for people."""
     verdict = "DEFECT" if result["is_anomalous"] else "good"
     numbers = ", ".join(f"{name} {result[name]:.3f}" for name in ("probability", "score", "threshold"))
-    lines = [f"{result['photo']}: {verdict}, says the {result['verdict_from']} ({numbers})"]
-    lines += [f"  {result['answer']}"] if result["answer"] else []
-    if not result["answer_agrees"] and result["verdict_from"] == "score":
-        lines.append("  The language model disagreed: its own first word contradicts the score")
-    elif not result["answer_agrees"]:
+    lines = [f"{result['photo']}: {verdict}, by the {result['verdict_from']} ({numbers})"]
+    lines += [f"  {result['answer']}{ANSWER_NOTES[result['answer_source']]}"] if result["answer"] else []
+    if not result["answer_agrees"] and result["verdict_from"] == "answer":
         marked = "the map marks what follows" if result["regions"] else "the map marks no region"
         lines.append(f"  The score contradicts the answer: {marked}")
     for region in result["regions"]:

@@ -25,7 +25,8 @@ from anomalygpt.inference.session import MAX_REFERENCES, Conversation, SharedMod
 if TYPE_CHECKING:
     import gradio as gr
 
-    from anomalygpt.inference.predictor import ImageResult, Predictor
+    from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.results import ImageResult
 
 Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and captions
 
@@ -60,7 +61,7 @@ def verdict_html(conversation: Conversation, result: "ImageResult") -> str:
     marked = {0: "no region", 1: "1 region"}.get(count, f"{count} regions")
     shown = f"; the {MAX_REGIONS_SHOWN} largest:" if count > MAX_REGIONS_SHOWN else ":" if count else "."
     rows = "".join(
-        f"<tr><td>{escape(region.position)}</td><td>{100 * region.area:.1f} %</td><td>{region.peak:.3f}</td></tr>"
+        f"<tr><td>{escape(region.place)}</td><td>{100 * region.area:.1f} %</td><td>{region.peak:.3f}</td></tr>"
         for region in result.regions[:MAX_REGIONS_SHOWN]
     )
     table = f'<table class="regions"><tr><th>place</th><th>area</th><th>peak</th></tr>{rows}</table>' if rows else ""
@@ -91,7 +92,9 @@ def ask(
         if conversation.is_over:
             return
         yield gr.skip(), overlay, verdict_html(conversation, result), gr.skip(), conversation
-        model.answer(conversation, text)
+        earlier = list(conversation.history)
+        for answer in model.stream(conversation, text):
+            yield bubbles([*earlier, (text, answer)]), gr.skip(), gr.skip(), gr.skip(), conversation
         if not conversation.is_over:
             yield bubbles(conversation.history), gr.skip(), verdict_html(conversation, result), gr.skip(), conversation
     except UserError as error:
@@ -214,10 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_address(arguments.host, arguments.port)  # now, because loading the model may take minutes
         print(f"Loading {config.name} …", flush=True)
         from anomalygpt.inference.predictor import Predictor  # here, because it takes seconds
-        from anomalygpt.model.build import build_model, choose_device
 
-        model = build_model(config, choose_device(arguments.device), merge_lora=True)
-        demo = build_demo(partial(Predictor.around, model, config), f"Model: {config.name}.", home() / EXAMPLES)
+        predictor = Predictor.from_config(config, arguments.device)
+        demo = build_demo(predictor.without_references, f"Model: {config.name}.", home() / EXAMPLES)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
         serve(demo, arguments.host, arguments.port, arguments.share)
     return 0

@@ -1,6 +1,6 @@
 """A predictor that answers at once, for tests of what is built around one."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from anomalygpt.config.schema import InferenceConfig
-from anomalygpt.inference.predictor import ImageResult, Prediction, prediction
-from anomalygpt.inference.regions import Region
+from anomalygpt.datasets.findings import RegionFinding
+from anomalygpt.inference.results import ImageResult, Prediction, prediction
 
 
 def write_photos(folder: Path, count: int) -> list[str]:
@@ -21,10 +21,10 @@ def write_photos(folder: Path, count: int) -> list[str]:
     return paths
 
 
-TOP_LEFT = Region(box=(0, 0, 4, 4), area=0.01, position="top left", peak=1.0)
+TOP_LEFT = RegionFinding("top left", (0, 0, 4, 4), 0.01, 1.0, "compact")
 
 
-def result_with(region: Region, class_name: str, size: tuple[int, int] = (40, 30)) -> ImageResult:
+def result_with(region: RegionFinding, class_name: str, size: tuple[int, int] = (40, 30)) -> ImageResult:
     """An anomalous result for a photo of a size (width, height)."""
     model_map = torch.zeros(1, 1, 224, 224)
     photo_map = np.zeros(size[::-1], dtype=np.float32)
@@ -48,7 +48,8 @@ class FakePredictor:
     settings = InferenceConfig()
 
     def __init__(self, with_llm: bool = True, word: str = "Yes") -> None:
-        self.model = SimpleNamespace(has_llm=with_llm)
+        self.language_model = SimpleNamespace() if with_llm else None
+        self.score_decides = not with_llm
         self.word = word
         self.references = 0
         self.inspected: list[str] = []  # class names
@@ -61,7 +62,10 @@ class FakePredictor:
         self.inspected.append(class_name)
         return result_with(TOP_LEFT, class_name, photo.size)
 
-    def ask(self, result: ImageResult, question: str, history: Sequence[tuple[str, str]]) -> Prediction:
+    def stream(
+        self, result: ImageResult, question: str, history: Sequence[tuple[str, str]]
+    ) -> Generator[str, None, Prediction]:
         self.asked.append((question, list(history)))
-        answer = f"{self.word}, {result.class_name} number {len(self.asked)}." if self.model.has_llm else ""
-        return prediction(result, question, answer)
+        pieces = (f"{self.word},", f" {result.class_name} number {len(self.asked)}.") if self.language_model else ()
+        yield from pieces
+        return prediction(result, question, "".join(pieces))

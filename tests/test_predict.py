@@ -101,7 +101,7 @@ def test_photo_is_answered_in_words(photos: Path, compact: list[str]) -> None:
     path, quick = photos / "test" / "scratch.png", ["llm.generation.max_new_tokens=8", "llm.generation.temperature=0"]
     run = call(path, "--question", "Is the screw bent?", "--class-name", "screw", *compact, *quick)
     assert run.code == 0
-    assert re.match(rf"{re.escape(str(path))}: \w+, says the \w+ \(probability ", run.out)
+    assert re.match(rf"{re.escape(str(path))}: \w+, by the \w+ \(probability ", run.out)
     assert len(run.out.splitlines()[1]) > len("  ")
 
 
@@ -202,14 +202,13 @@ def test_mistake_is_one_line_and_exit_code_2(photos: Path, arguments: list[str],
 def test_text_holds_probability_and_the_source_of_the_verdict() -> None:
     numbers = {"probability": 0.9, "score": 0.5, "threshold": 0.3}
     result = {"photo": "a.png", "is_anomalous": True, "verdict_from": "score", "answer": "Yes, at the top.", **numbers}
-    result |= {"answer_agrees": False, "regions": []}
+    result |= {"answer_agrees": False, "answer_source": "corrected", "regions": []}
     assert as_text(result).splitlines() == [
-        "a.png: DEFECT, says the score (probability 0.900, score 0.500, threshold 0.300)",
-        "  Yes, at the top.",
-        "  The language model disagreed: its own first word contradicts the score",
+        "a.png: DEFECT, by the score (probability 0.900, score 0.500, threshold 0.300)",
+        "  Yes, at the top.  (corrected: the language model's own answer contradicted the findings)",
     ]
     answered = as_text(result | {"verdict_from": "answer", "is_anomalous": False, "answer": "No."}).splitlines()
-    assert answered[0].startswith("a.png: good, says the answer")
+    assert answered[0].startswith("a.png: good, by the answer")
     assert answered[2] == "  The score contradicts the answer: the map marks no region"
 
 

@@ -63,9 +63,10 @@ class InferenceConfig(Settings):
         prior_score: the typical image score of good photos of any part against four references, with this encoder and
             these ``references``, without the text map; the calibration shrinks to it. None: calibrated by the
             references alone. It is not used for saved references that were compared with other settings.
-        verdict: which wins where the answer's yes or no and the calibrated score contradict each other. Where the
-            ``score`` does, the answer is generated again, beginning with its verdict and the position of the map's
-            largest region; so is an answer that names another position.
+        findings: what is known about a photo, as text for the language model; every answer is then checked against it,
+            and the verdict is the score's. ``none``, as in the paper: the model reads image, prompts and question only.
+            ``prompt``: findings stand before the question, for a model that was trained to answer from them.
+        verdict: which wins where the answer's yes or no and the calibrated score contradict each other.
         prompt_map: what the prompt learner sees of the map of the references: its ``raw`` distances, as in the paper,
             or ``calibrated``, one half at the threshold.
     """
@@ -77,6 +78,7 @@ class InferenceConfig(Settings):
     references: ReferenceSettings = ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     prior_score: Annotated[float, Field(gt=0)] | None = None
+    findings: Literal["none", "prompt"] = "none"
     verdict: Literal["answer", "score"] = "answer"
     prompt_map: Literal["raw", "calibrated"] = "raw"
 

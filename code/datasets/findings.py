@@ -29,7 +29,7 @@ class RegionFinding:
         place: cell of the 3 x 3 grid, ``top left`` … ``bottom right``.
         box: (left, top, right, bottom) in the photo's pixels, right and bottom exclusive.
         area: share of the photo's area, 0..1.
-        peak: the map's largest value in it, in units of the threshold.
+        peak: the map's largest value in it.
         form: rough shape.
     """
 

@@ -21,7 +21,8 @@ from anomalygpt.evaluation.ground_truth import Resolution, choose_mask_rule, des
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.inference.answers import parse_positions, parse_verdict
-from anomalygpt.inference.predictor import ImageResult, Prediction, Predictor
+from anomalygpt.inference.predictor import Predictor
+from anomalygpt.inference.results import ImageResult, Prediction
 
 CURVE_POINTS = 400  # of a stored curve
 

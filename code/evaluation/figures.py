@@ -17,7 +17,7 @@ from anomalygpt.evaluation.metrics import PRO_LIMIT
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.evaluation.tables import title_of
 from anomalygpt.files import replacing
-from anomalygpt.inference.predictor import ImageResult
+from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.image_decoder import calibrate_map
 

@@ -12,7 +12,7 @@ from anomalygpt.datasets import loco, transforms
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import MVTEC_THRESHOLD, ImageTransform
 from anomalygpt.evaluation.metrics import Region
-from anomalygpt.inference.predictor import ImageResult
+from anomalygpt.inference.results import ImageResult
 
 Resolution = Literal["map", "photo"]
 MaskRule = Literal["official_mvtec", "official_visa", "as_photo", "photo"]

@@ -23,9 +23,9 @@ from anomalygpt.evaluation.published import Spread
 from anomalygpt.evaluation.tables import latex_table, markdown_table, percent, write_texts
 from anomalygpt.files import read_yaml
 from anomalygpt.inference.answers import parse_verdict
-from anomalygpt.inference.predictor import ImageResult, Predictor
+from anomalygpt.inference.predictor import Predictor
+from anomalygpt.inference.results import ImageResult
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
-from anomalygpt.model.chat import chat_prompt
 
 Templates = Literal["similar", "random"]
 Method = Literal["text", "letter", "generated"]
@@ -270,7 +270,7 @@ class Asker:
         torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, question.class_name), question.key))
 
         def likeliest(text: str, options: Mapping[str, str]) -> str:
-            prompt, continuations = chat_prompt([], text), list(options.values())
+            prompt, continuations = self.predictor.prompt(result, text), list(options.values())
             model = self.predictor.model
             found = model.answer_likelihoods(result.features, result.prompt_map, prompt, continuations)
             return list(options)[int(found.argmax())]

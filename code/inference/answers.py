@@ -1,7 +1,4 @@
-"""Parses questions and answers: the class that a question names, an answer's yes or no, and its positions.
-
-Also how an answer must begin where the score decides over the language model (``inference.verdict: score``).
-"""
+"""Parses questions and answers: the class that a question names, an answer's yes or no, and its positions."""
 
 import re
 from functools import cache
@@ -85,13 +82,6 @@ def _position_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
     return re.compile(rf"(?<![a-z])(?:{'|'.join(map(re.escape, longest_first))})(?![a-z])"), meaning
 
 
-def asks_for_anomalies(question: str) -> bool:
-    """Whether a question ends in one of the phrases that ask for anomalies: then yes means anomalous."""
-    tables = [phrase_table(language) for language in LANGUAGES]
-    known = tuple(_normalised(text) for table in tables for text in (*table["detection"], *table["class_free"]))
-    return _normalised(question).endswith(known)
-
-
 def asks_for_soundness(question: str) -> bool:
     """Whether a question ends in a phrase, such as ``is it fine?``, to which yes means normal."""
     text = _normalised(question)
@@ -107,42 +97,3 @@ def means_anomalous(question: str, answer: str) -> bool | None:
     """What an answer's yes or no means; None without one. To ``Is it fine?`` yes means normal."""
     parsed = parse_verdict(answer)
     return not parsed if parsed is not None and asks_for_soundness(question) else parsed
-
-
-def opening(is_anomalous: bool, language: str, place: str | None = None, answers: str = "answers") -> str:
-    """The first words of an answer: up to and including the place, or the whole sentence where it names none.
-
-    Args:
-        place: of the largest region, as ``regions.position_name`` gives it; None without a region.
-        answers: the key of the answers in phrases/*.yaml.
-    """
-    phrases = phrase_table(language)
-    if is_anomalous and place is not None:
-        before, _, _ = phrases[answers]["one"].partition("{positions}")
-        return str(before + phrases["positions"][place])
-    return str(phrases[answers]["unplaced" if is_anomalous else "normal"])
-
-
-def contradicting_opening(question: str, answer: str, by_score: bool, place: str | None = None) -> str | None:
-    """How an answer must begin to agree with the map: with its verdict and, for an anomaly, its place.
-
-    None where the answer already agrees or gives no verdict, and for questions that are not known to ask for anomalies,
-    because only to those yes is known to mean anomalous. ``by_score`` is the score's verdict, ``place`` the largest
-    region's position.
-    """
-    parsed = parse_verdict(answer)
-    if parsed is None or not asks_for_anomalies(question):
-        return None
-    misplaced = by_score and parse_positions(answer)[:1] not in ((), (place,))
-    agrees = parsed == by_score and not misplaced
-    return None if agrees else opening(by_score, "zh" if CHINESE.search(answer) else "en", place)
-
-
-def soundness_opening(question: str, is_anomalous: bool, place: str | None = None) -> str | None:
-    """How the answer to ``Is it fine?`` must begin; None for any other question.
-
-    A language model that was trained only on questions for anomalies answers ``No, there is none`` to it, too.
-    """
-    if not asks_for_soundness(question):
-        return None
-    return opening(is_anomalous, "zh" if CHINESE.search(question) else "en", place, "soundness_answers")

@@ -1,31 +1,25 @@
 """The one path from a photo to an answer: demo, command line, evaluation and users call this class."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from anomalygpt.config.schema import ExperimentConfig, InferenceConfig
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import text_maps, top_mean
-from anomalygpt.inference.answers import (
-    Verdict,
-    class_in_prompt,
-    contradicting_opening,
-    means_anomalous,
-    soundness_opening,
-)
+from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
+from anomalygpt.inference.checked_answers import stream_checked
+from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel
 from anomalygpt.inference.references import References
-from anomalygpt.inference.regions import Region, find_regions
+from anomalygpt.inference.regions import regions_of_verdict
+from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt
@@ -33,59 +27,25 @@ from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import calibrate_map
 
 
-@dataclass(frozen=True)
-class ImageResult:
-    """The result of one photo, which is encoded once for any number of questions."""
-
-    features: ImageFeatures  # of the photo, one image
-    model_map: torch.Tensor  # (1, 1, 224, 224) float32, the anomaly map
-    map: NDArray[np.float32]  # (height, width), the same map on the photo's own pixels
-    score: float  # the image score: the map's maximum, or the mean of its highest pixels (``top_share``)
-    threshold: float  # a pixel above it is anomalous
-    regions: tuple[Region, ...]  # the anomalous ones, largest first
-    class_name: str  # what the photo shows
-    probability: float  # that the photo is anomalous, calibrated by the references; above one half it is taken to be
-    prompt_map: torch.Tensor  # (1, 1, 224, 224) float32, the map as the prompt learner gets it
-
-    @property
-    def is_anomalous(self) -> bool:
-        """The verdict of the score."""
-        return self.probability > 0.5
-
-    @property
-    def place(self) -> str | None:
-        """The position of the largest region, as answers name it; None without any."""
-        return self.regions[0].position if self.regions else None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A question about a photo, its answer, and the verdict."""
-
-    image: ImageResult
-    question: str
-    answer: str  # in words; empty without a language model
-    is_anomalous: bool  # the verdict
-    verdict_from: Verdict  # ``score`` where the answer has no yes or no, or where ``inference.verdict`` is ``score``
-    answer_agrees: bool  # False where the language model's own yes or no contradicts the score
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; the map is left out."""
-        image = self.image
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "image"}
-        numbers = {name: round(getattr(image, name), 6) for name in ("probability", "score", "threshold")}
-        return own | numbers | {"class_name": image.class_name, "regions": [asdict(region) for region in image.regions]}
-
-
 class Predictor:
-    """Anomaly maps, verdicts and answers of a model in evaluation mode, with or without reference photos."""
+    """Anomaly maps, verdicts and answers of a model in evaluation mode, with or without reference photos.
+
+    Args:
+        language_model: answers questions; by default the model's own, None where it has none.
+    """
 
     def __init__(
-        self, model: AnomalyGPT, settings: InferenceConfig | None = None, generation: GenerationSettings | None = None
+        self,
+        model: AnomalyGPT,
+        settings: InferenceConfig | None = None,
+        generation: GenerationSettings | None = None,
+        language_model: LanguageModel | None = None,
     ) -> None:
         self.model = model
         self.settings = settings or InferenceConfig()
         self.generation = generation or GenerationSettings()
+        own = PromptedModel(model, self.generation) if model.has_llm else None
+        self.language_model = language_model or own
         spec = model.encoder.spec
         self._without_references = ImageTransform(spec.size, spec.mean, spec.std, "squash")
         # The released demo crops wherever references are used, and squashes everywhere else (specification 2).
@@ -97,12 +57,18 @@ class Predictor:
     @classmethod
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
         """Builds an experiment's model and a predictor around it; without a language model if not ``with_llm``."""
-        return cls.around(build_model(config, choose_device(device), with_llm=with_llm, merge_lora=True), config)
-
-    @classmethod
-    def around(cls, model: AnomalyGPT, config: ExperimentConfig) -> "Predictor":
-        """A predictor without references around an existing model, with an experiment's settings."""
+        model = build_model(config, choose_device(device), with_llm=with_llm, merge_lora=True)
         return cls(model, config.inference, config.llm.generation if config.llm else None)
+
+    def without_references(self) -> "Predictor":
+        """Another predictor with the same model and settings, and no references."""
+        return Predictor(self.model, self.settings, self.generation, self.language_model)
+
+    @property
+    def score_decides(self) -> bool:
+        """Whether the verdict is known before any answer; else the language model's first answer gives it."""
+        settings = self.settings
+        return self.language_model is None or settings.findings != "none" or settings.verdict == "score"
 
     @property
     def transform(self) -> ImageTransform:
@@ -195,6 +161,7 @@ class Predictor:
         calibration = self._calibrated(class_name)
         used = self.settings.references if self.references is None else self.references.settings
         score = float(top_mean(model_map, used.top_share))
+        probability = calibration.probability(score)
         rescaled = self.settings.prompt_map == "calibrated" and self.references is not None
         return ImageResult(
             features=features,
@@ -202,40 +169,61 @@ class Predictor:
             map=on_photo,
             score=score,
             threshold=calibration.threshold,
-            regions=find_regions(on_photo, calibration.threshold),
+            regions=regions_of_verdict(on_photo, calibration.threshold, probability > 0.5),
             class_name=class_name,
-            probability=calibration.probability(score),
+            probability=probability,
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
+            references=len(self.references) if self.references else 0,
         )
 
-    def answer(
-        self, image: ImageResult, question: str, history: Sequence[tuple[str, str]] = (), opening: str | None = None
-    ) -> str:
-        """Answers a question about a photo.
+    def prompt(self, image: ImageResult, question: str, history: History = ()) -> str:
+        """The text that the model's own language model continues: findings where it reads them, history, question."""
+        turns = [*history, (question, "")]
+        if self.settings.findings == "prompt":
+            turns[0] = (with_findings(turns[0][0], image.findings), turns[0][1])
+        return chat_prompt(turns[:-1], turns[-1][0])
+
+    def answer(self, image: ImageResult, question: str, history: History = ()) -> str:
+        """The language model's own answer, which is not checked.
 
         Args:
-            history: earlier (question, answer) pairs about it.
-            opening: the answer's first words, from which the model goes on.
+            history: earlier (question, answer) pairs about the photo.
         """
-        prompts, openings = [chat_prompt(history, question)], [] if opening is None else [opening]
-        return self.model.answer(image.features, image.prompt_map, prompts, self.generation, openings)[0]
+        prompts = [self.prompt(image, question, history)]
+        return self.model.answer(image.features, image.prompt_map, prompts, self.generation)[0]
 
-    def ask(self, image: ImageResult, question: str, history: Sequence[tuple[str, str]] = ()) -> Prediction:
-        """Asks about a photo, with a verdict.
+    def stream(self, image: ImageResult, question: str, history: History = ()) -> Generator[str, None, Prediction]:
+        """Yields the answer to a question about a photo piece by piece; closing the generator stops it.
 
-        With ``inference.verdict: score``, an answer that contradicts the score or names another position than that of
-        the largest region is generated again, beginning with the score's verdict; ``answer_agrees`` still refers to the
-        first answer. An answer to ``Is it fine?`` begins with the score's verdict at once.
+        With ``inference.findings``, a sentence is yielded when it does not contradict the photo's findings (see
+        ``checked_answers``), and the verdict is the score's.
+
+        Args:
+            history: earlier (question, answer) pairs about the photo.
+
+        Returns:
+            The complete answer with the verdict.
         """
-        if not self.model.has_llm:
+        if self.language_model is None:
             return prediction(image, question, "", self.settings.verdict)
-        if self.settings.verdict == "answer":
-            return prediction(image, question, self.answer(image, question, history))
-        required = soundness_opening(question, image.is_anomalous, image.place)
-        answer = self.answer(image, question, history, required)
-        result = prediction(image, question, answer, "score")
-        opening = None if required else contradicting_opening(question, answer, image.is_anomalous, image.place)
-        return result if opening is None else replace(result, answer=self.answer(image, question, history, opening))
+        if self.settings.findings == "none":
+            answer = ""
+            for text in self.language_model.texts(image, None, question, history):
+                yield text[len(answer) :]
+                answer = text
+            return prediction(image, question, answer, self.settings.verdict)
+        checked = yield from stream_checked(self.language_model, image, question, history)
+        agrees = all(fault.kind != "verdict" for fault in checked.contradictions)
+        return Prediction(image, question, checked.text, image.is_anomalous, "score", agrees, checked.source)
+
+    def ask(self, image: ImageResult, question: str, history: History = ()) -> Prediction:
+        """Asks about a photo: the result of :meth:`stream`."""
+        pieces = self.stream(image, question, history)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as finished:
+                return finished.value
 
     def predict(self, photo: Image.Image, question: str | None = None, class_name: str | None = None) -> Prediction:
         """The map of a photo and the answer to one question about it.
@@ -247,11 +235,3 @@ class Predictor:
         question = question or detection_question(class_name, with_description=False)
         named = class_name or class_in_prompt(question, self.settings.text_class_rule)
         return self.ask(self.inspect(photo, named), question)
-
-
-def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
-    """A photo's result, the model's own answer and their verdict; ``verdict`` decides where they contradict."""
-    by_answer, by_score = means_anomalous(question, answer), image.is_anomalous
-    if by_answer is None or verdict == "score":
-        return Prediction(image, question, answer, by_score, "score", by_answer in (None, by_score))
-    return Prediction(image, question, answer, by_answer, "answer", by_answer == by_score)

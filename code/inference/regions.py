@@ -1,36 +1,61 @@
 """Connected regions of an anomaly map above its threshold."""
 
-from dataclasses import dataclass
-
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from anomalygpt.datasets.findings import Form, RegionFinding
 from anomalygpt.datasets.regions import label_regions, position_name
 
 SMALLEST_REGION = 0.0005  # of the photo's area; smaller ones come from the map's interpolation
+ELONGATED = 3.0  # length over width, by the second moments, from which a region is elongated
+SCATTERED = 0.4  # a region that fills less of its convex hull is scattered
+PEAK_FRACTION = 0.8  # of the map's maximum: bounds the region of a defect whose map is nowhere above the threshold
 
 
-@dataclass(frozen=True)
-class Region:
-    """A connected part of the map above the threshold."""
-
-    box: tuple[int, int, int, int]  # (left, top, right, bottom) in the photo's pixels, right and bottom exclusive
-    area: float  # fraction of the photo's area, 0..1
-    position: str  # its cell of a 3 x 3 grid, as answers name it
-    peak: float  # the map's largest value in it
-
-
-def find_regions(anomaly_map: NDArray[np.float32], threshold: float) -> tuple[Region, ...]:
-    """The regions of a map (height, width) above a threshold, largest first, without the smallest."""
+def find_regions(
+    anomaly_map: NDArray[np.float32], threshold: float, smallest: float = SMALLEST_REGION
+) -> tuple[RegionFinding, ...]:
+    """The regions of a map (height, width) above a threshold, largest first, without those below ``smallest``."""
     height, width = anomaly_map.shape
     labels, _ = label_regions(anomaly_map > threshold)
     regions = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         inside = labels[rows, columns] == number
         area = float(inside.sum()) / (height * width)
-        if area >= SMALLEST_REGION:
+        if area >= smallest:
             box = (columns.start, rows.start, columns.stop, rows.stop)
             peak = float(anomaly_map[rows, columns][inside].max())
-            regions.append(Region(box, area, position_name(box, (width, height)), peak))
+            place = position_name(box, (width, height))
+            regions.append(RegionFinding(place, box, area, peak, region_form(inside)))
     return tuple(sorted(regions, key=lambda region: -region.area))
+
+
+def regions_of_verdict(
+    anomaly_map: NDArray[np.float32], threshold: float, is_anomalous: bool
+) -> tuple[RegionFinding, ...]:
+    """The regions that agree with a verdict.
+
+    A good photo has none. A defective one has at least one: where no region of the map is above its threshold, the
+    largest around the map's maximum.
+    """
+    if not is_anomalous:
+        return ()
+    if regions := find_regions(anomaly_map, threshold):
+        return regions
+    return find_regions(anomaly_map, PEAK_FRACTION * float(anomaly_map.max()), smallest=0.0)[:1]
+
+
+def region_form(inside: NDArray[np.bool_]) -> Form:
+    """The rough shape of a region, the True pixels of (H, W) flags."""
+    rows, columns = np.nonzero(inside)
+    points = np.stack([columns, rows], axis=1).astype(np.float32)
+    if len(points) < 3:
+        return "compact"
+    corners = np.concatenate([points + offset for offset in ((0, 0), (0, 1), (1, 0), (1, 1))])  # pixels have an extent
+    if len(points) / cv2.contourArea(cv2.convexHull(corners.astype(np.float32))) < SCATTERED:
+        return "scattered"
+    spread = np.cov(points.T) + np.eye(2) / 12  # a pixel's own variance
+    width, length = np.sqrt(np.linalg.eigvalsh(spread))
+    return "elongated" if length / width >= ELONGATED else "compact"

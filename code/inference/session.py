@@ -5,7 +5,7 @@ the files of their own conversation, and memory does not grow with the number of
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +17,12 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
 
 if TYPE_CHECKING:
-    from anomalygpt.inference.predictor import ImageResult, Predictor
+    from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.results import ImageResult, Prediction
 
 MAX_REFERENCES = 4
 MAX_CACHED = 8  # photos, and as many sets of references: 60 MB each with the compact model, hundreds with ImageBind
 NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
-DISAGREEMENT = {"answer": ", which the score contradicts", "score": "; the language model disagreed"}
 
 
 @dataclass
@@ -34,7 +34,9 @@ class Conversation:
     class_name: str = ""  # what the user calls the part; "" where the first question names it
     part: str = ""  # what the photo is taken to show; set by the first question
     history: list[tuple[str, str]] = field(default_factory=list)  # (question, answer) pairs
-    is_anomalous: bool | None = None  # verdict of the first answer; a "no" to a later "is it large?" is no verdict
+    # The verdict: of the score, or where the language model decides, of its first answer (a "no" to a later "is it
+    # large?" is no verdict).
+    is_anomalous: bool | None = None
     verdict_source: str = ""  # in words
     is_over: bool = False  # the user went on to another photo
 
@@ -85,22 +87,45 @@ class SharedModel:
         from anomalygpt.inference.answers import class_in_prompt
 
         with self._lock:
-            if not conversation.part:
-                rule = self._predictor(conversation.references).settings.text_class_rule
-                conversation.part = conversation.class_name or class_in_prompt(question, rule)
-            return self._photo(conversation.photo, conversation.references, conversation.part)
-
-    def answer(self, conversation: Conversation, question: str) -> None:
-        """Answers a question about an encoded photo, and adds it to the conversation."""
-        image, _ = self.encode(conversation, question)
-        with self._lock:
             predictor = self._predictor(conversation.references)
-            prediction = predictor.ask(image, question, conversation.history)
+            if not conversation.part:
+                rule = predictor.settings.text_class_rule
+                conversation.part = conversation.class_name or class_in_prompt(question, rule)
+            image, picture = self._photo(conversation.photo, conversation.references, conversation.part)
+            if predictor.score_decides:
+                conversation.is_anomalous, conversation.verdict_source = image.is_anomalous, "score"
+            return image, picture
+
+    def stream(self, conversation: Conversation, question: str) -> Iterator[str]:
+        """Yields the growing answer to a question about an encoded photo, and adds it to the conversation.
+
+        It stops when the conversation is over, or when the iterator is closed; what was yielded until then counts as
+        the answer.
+        """
+        image, _ = self.encode(conversation, question)
+        predictor = self._predictor(conversation.references)
+        pieces, answer = predictor.stream(image, question, conversation.history), ""
+        try:
+            while not conversation.is_over:
+                with self._lock:
+                    answer += next(pieces)
+                yield answer
+        except StopIteration as finished:
+            self._conclude(conversation, finished.value)
+            answer = finished.value.answer if predictor.language_model else NO_ANSWER
+        finally:
+            pieces.close()
+            if answer:
+                conversation.history.append((question, answer))
+        yield answer
+
+    @staticmethod
+    def _conclude(conversation: Conversation, prediction: "Prediction") -> None:
+        """Takes the first answer's verdict where the score does not decide."""
         if conversation.is_anomalous is None:
             conversation.is_anomalous = prediction.is_anomalous
-            doubt = "" if prediction.answer_agrees else DISAGREEMENT[prediction.verdict_from]
+            doubt = "" if prediction.answer_agrees else ", which the score contradicts"
             conversation.verdict_source = prediction.verdict_from + doubt
-        conversation.history.append((question, prediction.answer if predictor.model.has_llm else NO_ANSWER))
 
     def _encode_references(self, references: tuple[Path, ...]) -> "Predictor":
         predictor = self._new_predictor()

@@ -4,15 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from anomalygpt.datasets.findings import RegionFinding
 from anomalygpt.datasets.transforms import to_rgb
-from anomalygpt.inference.regions import Region
 from anomalygpt.model.image_decoder import calibrate_map
 
 OPAQUE = 0.65  # how much of the photo the hottest colour covers
 
 
 def overlay(
-    photo: Image.Image, anomaly_map: NDArray[np.float32], threshold: float, regions: tuple[Region, ...] = ()
+    photo: Image.Image, anomaly_map: NDArray[np.float32], threshold: float, regions: tuple[RegionFinding, ...] = ()
 ) -> Image.Image:
     """The photo with its map laid over it, and a frame around each region.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -62,13 +63,20 @@ def stream_tokens(
         cache.past = DynamicCache()
         text = torch.cat([prefix.to(text.dtype), text], dim=1)
     pending = list(ids[covered:])
+    name = _cache_argument(llm)
     for _ in range(settings.max_new_tokens):
-        logits = llm(inputs_embeds=text, past_key_values=cache.past, use_cache=True, logits_to_keep=1).logits[0, -1]
+        logits = llm(inputs_embeds=text, use_cache=True, logits_to_keep=1, **{name: cache.past}).logits[0, -1]
         cache.ids.extend(pending)
         token = sample(logits.float(), settings)
         yield token
         pending = [token]
         text = embed(torch.tensor([pending], device=embed.weight.device))
+
+
+def _cache_argument(llm: Any) -> str:
+    """The name of the cache among a causal LM's arguments; transformers 5.23 has renamed it for some models."""
+    model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def sample(logits: Tensor, settings: GenerationSettings) -> int:

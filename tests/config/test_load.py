@@ -167,7 +167,7 @@ def test_overrides_reach_nested_settings_in_yaml_syntax() -> None:
     assert (config.training.optimizer.lr, config.training.optimizer.betas) == (1e-4, (0.8, 0.9))
     assert (config.encoder.taps, config.training.steps, config.training.answers) == ((2, 5), None, False)
     assert config.llm is not None
-    assert (config.llm.generation.temperature, config.llm.lora.rank) == (0, 16)  # the second as in the file
+    assert (config.llm.generation.temperature, config.llm.lora.rank) == (0, 6)  # the second as in the file
     assert (config.name, config.seed) == ("a=b", 2)
 
 

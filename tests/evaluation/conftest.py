@@ -13,8 +13,8 @@ from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.evaluation.evaluate import Evaluator
 from anomalygpt.evaluation.protocol import Plan
-from anomalygpt.inference.predictor import ImageResult, Prediction, prediction
 from anomalygpt.inference.regions import find_regions
+from anomalygpt.inference.results import ImageResult, Prediction, prediction
 
 SIDE = 32
 # Rows and columns of the defect, whose centre lies in the middle ninth; it reaches into the top left one.

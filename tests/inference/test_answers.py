@@ -7,17 +7,13 @@ import pytest
 from anomalygpt.datasets.class_info import phrase_table
 from anomalygpt.datasets.dialogue import detection_answer, detection_question, follow_up_answer
 from anomalygpt.inference.answers import (
-    asks_for_anomalies,
     asks_for_soundness,
     class_in_prompt,
-    contradicting_opening,
     means_anomalous,
-    opening,
     parse_positions,
     parse_verdict,
-    soundness_opening,
 )
-from anomalygpt.inference.predictor import prediction
+from anomalygpt.inference.results import prediction
 from tests.fake_predictor import TOP_LEFT, result_with
 
 QUESTION = "Is there any anomaly in the image?"
@@ -71,7 +67,6 @@ def test_the_verdict_of_an_answer(verdict, answers):
 def test_every_generated_answer_and_opening_gives_its_own_verdict(language):
     for positions in ([], ["top"], ["top", "left"]):
         assert parse_verdict(detection_answer(bool(positions), positions, language)) is bool(positions)
-        assert parse_verdict(opening(bool(positions), language)) is bool(positions)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -121,52 +116,6 @@ def test_verdict_is_the_answers_or_the_scores(answer: str, by_score: bool, wins,
     assert (found.is_anomalous, found.verdict_from, found.answer_agrees) == expected
 
 
-@pytest.mark.parametrize(
-    ("answer", "by_score", "expected"),
-    [
-        ("No, there is no anomaly in the image.", True, "Yes, there is an anomaly in the image."),
-        ("Yes, there is one.", False, "No, there is no anomaly in the image."),
-        ("没有，图中没有异常。", True, "有，图中有一处异常。"),
-        ("有，图中有一处异常。", False, "没有，图中没有异常。"),
-        ("Yes, at the top of it.", True, "Yes, there is an anomaly in the image."),  # the map has no region
-        ("Yes.", True, None),
-        ("No.", False, None),
-        ("I can not tell.", True, None),
-        ("", True, None),
-    ],
-)
-def test_contradicting_answer_gets_another_opening_in_its_language(
-    answer: str, by_score: bool, expected: str | None
-) -> None:
-    assert contradicting_opening(QUESTION, answer, by_score) == expected
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("Yes, there is an anomaly in the image, at the left of the image.", None),
-        ("Yes, there are 2 anomalies, they are at the left and the top of the image.", None),
-        ("Yes, there is an anomaly in the image.", None),
-        ("Yes, at the top left.", "Yes, there is an anomaly in the image, at the left"),
-        ("Yes, they are at the top and the left.", "Yes, there is an anomaly in the image, at the left"),
-        ("No, there is none.", "Yes, there is an anomaly in the image, at the left"),
-        ("有，位于图像的右侧。", "有，图中有一处异常，位于图像的左侧"),
-    ],
-)
-def test_opening_names_the_position_of_the_largest_region(answer: str, expected: str | None) -> None:
-    assert contradicting_opening(QUESTION, answer, True, "left") == expected
-    assert contradicting_opening(QUESTION, "Yes, at the top.", False, "left") == phrase_table("en")["answers"]["normal"]
-
-
-def test_questions_of_the_training_are_known_with_and_without_a_question_mark() -> None:
-    for question in (QUESTION.strip("?"), "is there a defect? Is anything wrong with it ?", "图中有异常吗?"):
-        assert asks_for_anomalies(question)
-    for class_name in (None, "bottle", "a thing of any name"):
-        for language in ("en", "zh"):
-            assert asks_for_anomalies(detection_question(class_name, language=language))
-            assert asks_for_anomalies(detection_question(class_name, with_description=False, language=language))
-
-
 SOUNDNESS = "Is it good?|This is a photo of a bottle. Is this part still OK?|is the  metal nut intact?|它正常吗？"
 SOUNDNESS += "|Is everything normal|Does it look fine?|Is the small black screw OK ?|这个零件合格吗?|它是否正常"
 SOUNDNESS += "|这是一张瓶子的照片。这个零件是好的吗？"
@@ -179,19 +128,10 @@ OTHER += "|How large is it?|Is the surface scratched or is it fine?|图中有异
 @pytest.mark.parametrize("question", SOUNDNESS.split("|"))
 def test_yes_to_a_question_for_soundness_means_normal(question: str) -> None:
     assert asks_for_soundness(question)
-    assert not asks_for_anomalies(question)
     assert (means_anomalous(question, "Yes."), means_anomalous(question, "No.")) == (False, True)
     assert means_anomalous(question, "Hard to say.") is None
-    for is_anomalous in (True, False):
-        begin = soundness_opening(question, is_anomalous, "top")
-        assert begin is not None
-        assert means_anomalous(question, begin) is is_anomalous
-        assert parse_positions(begin) == (("top",) if is_anomalous else ())
 
 
 @pytest.mark.parametrize("question", [QUESTION, *OTHER.split("|")])
 def test_other_questions_do_not_ask_for_soundness(question: str) -> None:
     assert not asks_for_soundness(question)
-    assert soundness_opening(question, True) is None
-    if not asks_for_anomalies(question):  # yes may mean anything
-        assert contradicting_opening(question, "Yes.", False) is None

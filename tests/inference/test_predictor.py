@@ -14,12 +14,11 @@ from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import top_mean
+from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.predictor import Predictor
 from tests.inference.conftest import batch_sizes
 
 pytestmark = pytest.mark.weights
-
-SCORE_WINS = InferenceConfig(verdict="score")
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_defect_is_located_on_a_photo_that_is_not_square(predictor: Predictor, p
     row, column = np.unravel_index(result.map.argmax(), result.map.shape)
     assert abs(column / 480 - 0.75) < 0.1
     assert abs(row / 240 - 0.25) < 0.1
-    assert result.regions[0].position == "top right"
+    assert result.regions[0].place == "top right"
     left, top, right, bottom = result.regions[0].box
     assert left <= column < right
     assert top <= row < bottom
@@ -105,8 +104,8 @@ def test_good_photo_is_below_the_threshold_and_a_defect_above(predictor: Predict
     assert good.score < good.threshold < defect.score
     assert good.probability < 0.5 < 0.95 < defect.probability
     assert (good.is_anomalous, defect.is_anomalous) == (False, True)
-    assert (good.regions, good.place) == ((), None)
-    assert defect.regions[0].position == defect.place == "center"
+    assert (good.regions, good.findings.status) == ((), "good")
+    assert defect.regions[0].place == "center"
     predictor.set_references([photo(), photo()])
     same = predictor.inspect(photo())
     assert same.score < same.threshold, "the same reference twice"
@@ -132,11 +131,13 @@ def test_prediction_holds_question_class_and_result(predictor: Predictor, photo)
     assert found.image.class_name == "metal_nut"
     assert found.image.map.shape == (60, 100)
     plain = json.loads(json.dumps(found.to_dict()))
-    assert list(plain)[:5] == ["question", "answer", "is_anomalous", "verdict_from", "answer_agrees"]
-    assert list(plain)[5:] == ["probability", "score", "threshold", "class_name", "regions"]
+    own = {"question", "answer", "is_anomalous", "verdict_from", "answer_agrees", "answer_source"}
+    findings = {"status", "certainty", "class_name", "references", "image_size", "number", "places", "total_area"}
+    assert set(plain) == own | findings | {"probability", "score", "threshold", "regions"}
+    assert (plain["image_size"], plain["number"]) == ([100, 60], len(plain["regions"]))
     assert (plain["question"], plain["answer"], plain["class_name"]) == (found.question, found.answer, "metal_nut")
     assert plain["score"] == pytest.approx(found.image.score, abs=1e-6)
-    assert [region["position"] for region in plain["regions"]] == [region.position for region in found.image.regions]
+    assert [region["position"] for region in plain["regions"]] == [region.place for region in found.image.regions]
     assert predictor.predict(photo(), "Is the toothbrush broken?").image.class_name == "toothbrush"
     assert predictor.predict(photo()).image.class_name == "object"
 
@@ -167,54 +168,26 @@ def test_prompt_learner_gets_the_raw_map_or_one_half_at_the_threshold(compact_pr
     assert text.prompt_map is text.model_map
 
 
-class Scripted(Predictor):
-    """Gives a fixed answer; the language model generates only where the opening is given."""
-
-    first_answer = ""
-
-    def answer(self, result, question, history=(), opening=None):  # type: ignore[no-untyped-def]
-        return self.first_answer if opening is None else super().answer(result, question, history, opening)
-
-
-NONE, YES = "No, there is none.", "Yes, there is an anomaly in the image"
-QUESTION = "Is there any anomaly in the image?"
-
-
-@pytest.mark.parametrize(
-    ("verdict", "question", "first_answer", "begins", "expected"),
-    [
-        ("score", QUESTION, NONE, "Yes,", (True, "score", False)),
-        ("score", QUESTION, "没有，图中没有异常。", "有，", (True, "score", False)),
-        ("score", "Is it long?", "No.", "No.", (True, "score", False)),
-        ("score", QUESTION, "Yes, at the bottom right.", f"{YES}, at the top left", (True, "score", True)),
-        ("answer", QUESTION, NONE, NONE, (False, "answer", False)),
-    ],
-)
-def test_scores_verdict_begins_a_contradicting_answer_and_others_stay(
-    compact_predictor: Predictor, photo, verdict, question: str, first_answer: str, begins: str, expected
-) -> None:
-    predictor = Scripted(compact_predictor.model, InferenceConfig(verdict=verdict), compact_predictor.generation)
-    predictor.first_answer = first_answer
-    predictor.set_references([photo(seed=seed) for seed in range(2)])
-    found = predictor.predict(photo(scratch=(0.15, 0.15), seed=9), question)
-    assert found.image.place == "top left"
-    assert found.answer.startswith(begins)
-    assert (found.is_anomalous, found.verdict_from, found.answer_agrees) == expected
+def test_answer_is_streamed_and_can_be_stopped(compact_predictor: Predictor, photo) -> None:
+    own_words = Predictor(compact_predictor.model, InferenceConfig(), compact_predictor.generation)
+    image, question = own_words.inspect(photo(scratch=(0.5, 0.5))), "Is there any anomaly in the image?"
+    found = own_words.ask(image, question)
+    assert found.answer == own_words.answer(image, question), "token by token as all at once"
+    pieces = own_words.stream(image, question)
+    first = next(pieces)
+    pieces.close()
+    assert first and found.answer.startswith(first)
+    again = [("And where?", own_words.ask(image, "And where?").answer)]
+    assert own_words.ask(image, question, again).answer == own_words.answer(image, question, again), "from the cache"
 
 
-@pytest.mark.parametrize(
-    ("scratch", "begins"),
-    [(None, "Yes, there is no anomaly in the image."), ((0.5, 0.5), "No, there is an anomaly in the image, at the")],
-)
-def test_answer_to_a_question_for_soundness_begins_with_the_scores_verdict(
-    compact_predictor: Predictor, photo, scratch, begins: str
-) -> None:
-    predictor = Predictor(compact_predictor.model, SCORE_WINS, compact_predictor.generation)
+@pytest.mark.parametrize("scratch", [None, (0.15, 0.15)])
+def test_words_agree_with_the_findings(predictor: Predictor, photo, scratch) -> None:
     predictor.set_references([photo(seed=seed) for seed in range(4)])
     found = predictor.predict(photo(scratch=scratch, seed=9), "Is it fine?")
-    assert found.answer.startswith(begins)
-    assert found.is_anomalous == (scratch is not None)
-    assert found.answer_agrees
+    assert check_answer(found.answer, found.question, found.image.findings) == ()
+    assert found.is_anomalous == (scratch is not None) == (found.image.findings.places == ("top left",))
+    assert (found.verdict_from, found.image.findings.references) == ("score", 4)
 
 
 def test_adding_references_equals_giving_all_at_once(predictor: Predictor, photo) -> None:

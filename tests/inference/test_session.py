@@ -36,7 +36,7 @@ class Users:
     ) -> Conversation:
         conversation = conversation_about(photo, references, class_name, current)
         self.model.encode(conversation, question)
-        self.model.answer(conversation, question)
+        list(self.model.stream(conversation, question))
         return conversation
 
 
@@ -134,6 +134,16 @@ def test_verdict_has_its_source(photos: list[str], with_llm: bool, word: str, is
     found = Users(with_llm=with_llm, word=word).ask(photos[0], "Is there any defect?")
     assert (found.is_anomalous, found.verdict_source) == (is_anomalous, source)
     assert (found.history[0][1] == NO_ANSWER) is not with_llm
+
+
+def test_stopped_answer_stays_in_the_conversation_as_far_as_it_was_shown(users: Users, photos: list[str]) -> None:
+    conversation = conversation_about(photos[0], [], "")
+    pieces = users.model.stream(conversation, "Is it fine?")
+    assert next(pieces) == "Yes,"
+    pieces.close()
+    assert conversation.history == [("Is it fine?", "Yes,")]
+    users.ask(photos[0], "Where is it?", current=conversation)
+    assert users.predictors[0].asked[1][1] == [("Is it fine?", "Yes,")]
 
 
 def test_part_is_what_the_user_or_else_the_question_names(users: Users, photos: list[str]) -> None:

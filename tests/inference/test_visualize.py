@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.inference.regions import Region
+from anomalygpt.datasets.findings import RegionFinding
 from anomalygpt.inference.visualize import overlay
 
 GREY = Image.new("RGB", (60, 40), (120, 120, 120))
@@ -26,7 +26,7 @@ def test_anomalous_pixels_are_painted_and_others_are_not() -> None:
 
 
 def test_each_region_gets_a_frame_inside_the_photo() -> None:
-    region = Region(box=(0, 0, 60, 40), area=1.0, position="center", peak=0.1)
+    region = RegionFinding("center", (0, 0, 60, 40), 1.0, 0.1, "compact")
     framed = np.asarray(overlay(GREY, np.zeros((40, 60), dtype=np.float32), 0.5, (region,)))
     assert framed[0, 0].tolist() == framed[39, 59].tolist() == [255, 255, 255]
     assert framed[20, 30].tolist() == [120, 120, 120]

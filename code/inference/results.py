@@ -1,0 +1,80 @@
+"""What inspecting and asking return: the result of a photo, and the answer to a question about it."""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomalygpt.datasets.findings import Findings, RegionFinding
+from anomalygpt.inference.answers import Verdict, means_anomalous
+from anomalygpt.model.encoder import ImageFeatures
+
+AnswerSource = Literal["model", "corrected", "findings"]
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The result of one photo, which is encoded once for any number of questions."""
+
+    features: ImageFeatures  # of the photo, one image
+    model_map: torch.Tensor  # (1, 1, 224, 224) float32, the anomaly map
+    map: NDArray[np.float32]  # (height, width), the same map on the photo's own pixels
+    score: float  # the image score: the map's maximum, or the mean of its highest pixels (``top_share``)
+    threshold: float  # a pixel above it is anomalous
+    regions: tuple[RegionFinding, ...]  # largest first; none of a photo that is taken to be good, else at least one
+    class_name: str  # what the photo shows
+    probability: float  # that the photo is anomalous, calibrated by the references; above one half it is taken to be
+    prompt_map: torch.Tensor  # (1, 1, 224, 224) float32, the map as the prompt learner gets it
+    references: int = 0  # how many photos the map comes from; 0: from the text features
+
+    @property
+    def is_anomalous(self) -> bool:
+        """The verdict of the score."""
+        return self.probability > 0.5
+
+    @cached_property
+    def findings(self) -> Findings:
+        """What is known about the photo: badge, table, JSON, prompt and answers are made of it."""
+        height, width = self.map.shape
+        return Findings(
+            status="defective" if self.is_anomalous else "good",
+            probability=self.probability,
+            regions=self.regions,
+            class_name=self.class_name,
+            references=self.references,
+            image_size=(width, height),
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A question about a photo, its answer, and the verdict."""
+
+    image: ImageResult
+    question: str
+    answer: str  # in words; empty without a language model
+    is_anomalous: bool  # the verdict
+    verdict_from: Verdict  # ``score`` where the answer has no yes or no, or where ``inference.verdict`` is ``score``
+    answer_agrees: bool  # False where the language model's own verdict contradicts the score
+    answer_source: AnswerSource = "model"  # whose words the answer is, see ``checked_answers.Answer``
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values: question, answer, verdict and findings; the map is left out."""
+        findings = self.image.findings.to_dict()
+        regions = [{"position": region.place, **asdict(region)} for region in self.image.regions]
+        for region in regions:
+            del region["place"]
+        own = ("question", "answer", "is_anomalous", "verdict_from", "answer_agrees", "answer_source")
+        numbers = {name: round(getattr(self.image, name), 6) for name in ("probability", "score", "threshold")}
+        return {name: getattr(self, name) for name in own} | findings | numbers | {"regions": regions}
+
+
+def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
+    """A photo's result, the model's own answer and their verdict; ``verdict`` decides where they contradict."""
+    by_answer, by_score = means_anomalous(question, answer), image.is_anomalous
+    if by_answer is None or verdict == "score":
+        return Prediction(image, question, answer, by_score, "score", by_answer in (None, by_score))
+    return Prediction(image, question, answer, by_answer, "answer", by_answer == by_score)
