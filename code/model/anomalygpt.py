@@ -115,24 +115,19 @@ class AnomalyGPT(nn.Module):
         maps: Tensor,
         texts: Sequence[str],
         settings: GenerationSettings | None = None,
-        openings: Sequence[str] = (),
         **extra: Any,
     ) -> list[str]:
         """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images.
 
         Args:
             maps: (B, 1, 224, 224).
-            openings: the B answers' first words, from which the model continues; empty for free answers.
             extra: passed to the language model's ``generate``.
         """
         with torch.inference_mode():
             before = self.prompt_embeds(features, maps)
-            # Encoded separately from the question, as an answer is in training.
-            begun = [self.tokenizer.encode(opening) for opening in openings] or [[]] * len(texts)
-            rows = [self.tokenizer.encode(text) + ids for text, ids in zip(texts, begun, strict=True)]
-            embeds, attention = self._left_padded(before, rows)
+            embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
         settings = settings or GenerationSettings()
-        return generate(self.llama_model, embeds, attention, self.tokenizer, settings, begun, **extra)
+        return generate(self.llama_model, embeds, attention, self.tokenizer, settings, **extra)
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""

@@ -139,18 +139,6 @@ def test_answers_in_a_batch_are_those_given_one_by_one(model, images) -> None:
     assert len(set(apart)) > 1
 
 
-def test_answer_goes_on_from_the_words_that_open_it(model, images) -> None:
-    """They are part of the answer, and of what the model has said so far; each of a batch has its own."""
-    features, maps = model.encode(images), torch.rand(2, 1, 224, 224)
-    texts, openings = [chat_prompt([], "Is it?"), chat_prompt([], "Is it really?")], ["Yes,", "No, not"]
-    settings = GenerationSettings(max_new_tokens=10, temperature=0)
-    begun = model.answer(features, maps, texts, settings, openings)
-    # One letter is one token, so that text and opening are the same ids joined.
-    expected = model.answer(features, maps, [a + b for a, b in zip(texts, openings, strict=True)], settings)
-    assert begun == [(a + b).strip() for a, b in zip(openings, expected, strict=True)]
-    assert begun[0] != model.answer(features, maps, texts, settings)[0]
-
-
 def test_padding_on_the_right_does_not_change_the_loss(model, images) -> None:
     """The batch's loss is the mean over all its answer tokens, each conversation seen as if it were alone."""
     whole = model(images, TALKS, max_length=64)
