@@ -63,6 +63,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from anomalygpt import distributed
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import INDEXERS
+    from anomalygpt.datasets.overview import overview
     from anomalygpt.evaluation.cells import CellStore
     from anomalygpt.evaluation.evaluate import Evaluator
     from anomalygpt.evaluation.protocol import Plan, test_photos
@@ -92,6 +93,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         distributed.on_main(process.is_main, lambda: store.require(settings))
 
         def build() -> "Callable[[Cell, Callable[[], object]], CellResult]":
+            found = overview(records)
+            if process.is_main:
+                print(*found, "", sep="\n", file=sys.stderr)
             predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
             official = config.inference.geometry == "official"
             options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm)

@@ -12,8 +12,9 @@ GOOD_LINES = ["a.png,train,normal,,gear", "sub/b.png,test,anomaly,m.png,gear", "
 @pytest.fixture
 def table(tmp_path, write_photo):
     def write(*lines, header=HEADER):
-        for name in ("a.png", "sub/b.png", "c.png", "m.png"):
+        for name in ("a.png", "sub/b.png", "c.png"):
             write_photo(tmp_path / name)
+        write_photo(tmp_path / "m.png", value=255)
         path = tmp_path / "parts.csv"
         path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8-sig")
         return path
@@ -23,10 +24,10 @@ def table(tmp_path, write_photo):
 
 def test_rows_become_records_in_order(table, tmp_path):
     records = index_csv(table(*GOOD_LINES[::-1], ""))
-    assert [(r.image, r.class_name, r.split, r.defect, r.mask) for r in records] == [
-        (tmp_path / "c.png", "axle", "validation", "good", None),
-        (tmp_path / "a.png", "gear", "train", "good", None),
-        (tmp_path / "sub/b.png", "gear", "test", "defect", tmp_path / "m.png"),
+    assert [(r.image, r.class_name, r.split, r.defect, r.masks) for r in records] == [
+        (tmp_path / "c.png", "axle", "validation", "good", ()),
+        (tmp_path / "a.png", "gear", "train", "good", ()),
+        (tmp_path / "sub/b.png", "gear", "test", "defect", (tmp_path / "m.png",)),
     ]
     assert [r.class_name for r in index_csv(table(*GOOD_LINES), ["axle"])] == ["axle"]
 
@@ -39,8 +40,8 @@ def test_a_defect_may_be_named(table):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("c.png,training,normal,,gear", r"line 3: split 'training'; expected train, validation, test"),
-        ("c.png,train,ok,,gear", r"line 3: label 'ok'; expected normal or anomaly"),
+        ("c.png,later,normal,,gear", r"line 3: split 'later'; expected train, validation, test"),
+        ("c.png,train,2,,gear", r"line 3: label '2'; expected normal or anomaly"),
         ("no.png,train,normal,,gear", r"line 3: no such file .*no\.png$"),
         ("c.png,test,anomaly,no.png,gear", r"line 3: no such file .*no\.png$"),
         ("c.png,test,normal,m.png,gear", "line 3: a mask of a normal photo"),
@@ -59,7 +60,7 @@ def test_a_wrong_line_is_named(table, line, message):
 @pytest.mark.parametrize(
     ("name", "header", "message"),
     [
-        ("parts.csv", "path;split;label;mask;class", "columns path, split, .* optionally defect; found path;split"),
+        ("parts.csv", "place;split;mask", "columns path, label; found place, split, mask"),
         ("parts.csv", HEADER, "no rows below the header"),
         ("parts.csv", "", "found an empty file"),
         (".", HEADER, "a CSV file was expected"),
