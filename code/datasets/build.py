@@ -13,6 +13,7 @@ from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.folder import folder_infos
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.loco import index_loco
+from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.splits import normal_split, supervised_split
@@ -71,6 +72,8 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     other data. Defects without a mask are left out and counted in the log.
     """
     records = build_records(config)
+    for line in overview(records, with_masks=config.defects == "real"):
+        logger.info(line)
     infos = build_cards(config)
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
     if config.defects == "real":

@@ -12,11 +12,11 @@ from anomalygpt.errors import reading_warning
 HEADER = ("class", "split", "kind", "photos", "masks", "read as")
 
 
-def overview(records: Sequence[ImageRecord]) -> list[str]:
+def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list[str]:
     """A line per class, split and kind, with the number of photos and of masks and how these were read.
 
-    Every mask is read. Warns of classes whose masks mostly mark more than half of their photos or mark nothing, and of
-    kinds where some photos have a mask and others none.
+    Every mask is read, unless ``with_masks`` is false: then none is. Warns of classes whose masks mostly mark more than
+    half of their photos or mark nothing, and of kinds where some photos have a mask and others none.
 
     Raises:
         DatasetError: a mask that can't be read.
@@ -27,25 +27,25 @@ def overview(records: Sequence[ImageRecord]) -> list[str]:
     rows, marked = [HEADER], defaultdict(list)
     for (name, split, kind), own in groups.items():
         codings = set()
-        for record in (record for record in own if record.masks):
+        marking = [record for record in own if record.masks]
+        for record in marking if with_masks else ():
             image, coding = read_mask(record)
             codings.add(coding)
             marked[name].append((float(np.mean(np.asarray(image) > 0)), record))
-        with_masks = [record for record in own if record.masks]
         without = [record.image.name for record in own if record.is_anomalous and not record.masks]
-        if with_masks and without:
+        if with_masks and marking and without:
             reading_warning(
                 f"{own[0].image.parent}: {len(without)} defect photos have no mask ({first_offenders(without)}); they "
                 "count in image metrics alone"
             )
-        count = str(len(with_masks)) if with_masks or without else ""
+        count = str(len(marking)) if marking or without else ""
         rows.append((name, split, kind, str(len(own)), count, ", ".join(sorted(codings))))
     for name, shares in marked.items():
         _warn(name, shares)
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     bad = [record for record in records if record.is_anomalous]
-    if bad and not marked:
+    if with_masks and bad and not marked:
         lines.append("no defect photo has a mask: image metrics alone")
     return lines
 

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +82,25 @@ def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     )
 
 
+def index_pair(good: Path, bad: Path, masks: Path | None = None, references: int = 0) -> list[ImageRecord]:
+    """The photos of two folders of any name, as one class that is called as the folder above them.
+
+    Args:
+        masks: a folder of masks of ``bad``, named as in :func:`index_tree`; may also lie in it.
+        references: the first so many good photos are the train split, all others are tested.
+
+    Raises:
+        DatasetError: a folder is missing or has no photos, or as :func:`index_tree`.
+    """
+    groups = [Group(require_folder(good), "test", GOOD), Group(require_folder(bad), "test", Path(bad).resolve().name)]
+    records = _records(Path(good).resolve().parent.name, groups, [require_folder(masks)] if masks else [])
+    for group in groups:
+        if not any(record.image.parent == group.folder for record in records):
+            raise DatasetError(f"{group.folder}: no images")
+    train = [record.image for record in records if not record.is_anomalous][:references]
+    return in_order(replace(record, split="train") if record.image in train else record for record in records)
+
+
 def class_folders(root: Path) -> dict[str, Path]:
     """The classes' folders by name: ``root`` itself when it is one, else those of its folders that are.
 
@@ -114,11 +134,15 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _read_class(folder: Path, name: str) -> list[ImageRecord]:
-    groups, mask_folders = _groups(folder)
-    photos = {group: list_images(group.folder) for group in groups}
-    if not any(photos.values()):
+    records = _records(name, *_groups(folder))
+    if not records:
         raise DatasetError(f"{folder}: no images; {EXPECTED}")
-    masks = _match_masks(photos, mask_folders)
+    return records
+
+
+def _records(name: str, groups: Sequence[Group], mask_folders: Sequence[Path]) -> list[ImageRecord]:
+    photos = {group: list_images(group.folder) for group in groups}
+    masks = _match_masks(photos, [*mask_folders, *_inside(groups)])
     records = []
     for group, images in photos.items():
         for image in images:
@@ -160,15 +184,17 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
         if all(group.defect != GOOD for group in tested):
             found = first_offenders(group.folder.name for group in tested)
             reading_warning(f"{folder}: none of the test folders ({found}) means good photos; all count as defects")
+    return groups, mask_folders
+
+
+def _inside(groups: Sequence[Group]) -> Iterator[Path]:
+    """The folders of masks among photos; other folders with images are named."""
     for group in groups:
         for sub in _folders(group.folder):
             if is_called(sub.name, "masks"):
-                mask_folders.append(sub)
-            elif list_images(sub):
-                reading_warning(
-                    f"{sub}: {len(list_images(sub))} photos that are not read; expected them in {sub.parent}"
-                )
-    return groups, mask_folders
+                yield sub
+            elif images := list_images(sub):
+                reading_warning(f"{sub}: {len(images)} photos that are not read; expected them in {sub.parent}")
 
 
 class Matched(NamedTuple):
