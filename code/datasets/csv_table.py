@@ -1,8 +1,10 @@
 """Reads tables of photos of any dialect, and indexes a user's own: a line per photo, with the columns of names.yaml."""
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,7 @@ def read_table(path: Path, required: Sequence[str], columns: Sequence[str]) -> l
             cells.
     """
     try:
-        text = _decode(path.read_bytes(), path)
-        lines = text.splitlines(keepends=True)
-        if lines and lines[0].lower().startswith("sep="):  # Excel's hint
-            lines[0] = "\n"
+        lines = _lines(path.read_bytes(), path)
         header = next((line for line in lines if line.strip()), "")
         reader = csv.reader(lines, delimiter=max(DELIMITERS, key=lambda mark: _known(header, mark)), strict=True)
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
@@ -52,22 +51,27 @@ def read_table(path: Path, required: Sequence[str], columns: Sequence[str]) -> l
     return [{"line": str(n), **{name: cells[at].strip() for name, at in place.items()}} for n, cells in rows[1:]]
 
 
-def _decode(data: bytes, path: Path) -> str:
+def _lines(data: bytes, path: Path) -> list[str]:
+    """The lines of a file's text, in the encoding in which most columns are known; UTF-8 first."""
+    encodings: tuple[str, ...] = ("utf-8-sig", "gb2312", "gb18030")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encodings = ("utf-16",)
     elif 0 in data[:2]:  # UTF-16 without its mark: of an ASCII letter, one byte is zero
         encodings = ("utf-16-be" if data[0] == 0 else "utf-16-le",)
-    else:
-        encodings = ("utf-8-sig", "gb2312", "gb18030")
+    found: list[tuple[int, str, list[str]]] = []
     for encoding in encodings:
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding == "gb18030":
-            reading_warning(f"{path}: read as GB18030; if names come out wrong, save the table as UTF-8")
-        return text
-    raise DatasetError(f"{path}: its text is neither UTF-8, UTF-16 nor GB18030; save it as UTF-8")
+        with suppress(UnicodeDecodeError):
+            lines = list(io.StringIO(data.decode(encoding), newline=""))
+            if lines and lines[0].lower().startswith("sep="):  # Excel's hint
+                lines[0] = "\n"
+            header = next((line for line in lines if line.strip()), "")
+            found.append((max(_known(header, mark) for mark in DELIMITERS), encoding, lines))
+    if not found:
+        raise DatasetError(f"{path}: its text is neither UTF-8, UTF-16 nor GB18030; save it as UTF-8")
+    _, encoding, lines = max(found, key=lambda one: one[0])
+    if encoding == "gb18030":
+        reading_warning(f"{path}: read as GB18030; if names come out wrong, save the table as UTF-8")
+    return lines
 
 
 def _known(header: str, delimiter: str) -> int:
