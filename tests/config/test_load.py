@@ -80,6 +80,7 @@ def test_both_vicunas_read_pandagpts_delta_and_then_anomalygpts() -> None:
         ("training.one_shot_probability=1.5", "training.one_shot_probability: Input should be less than or equal to 1"),
         ("training.trainable=[lor]", "training.trainable.0: Input should be 'image_decoder'"),
         ("training.trainable=[states]", "'states' are for encoders without a text tower"),
+        ("data.findings=9", "training.trainable: data.findings has no photos to train image_decoder or states on"),
         ("training.trainable=[]", "training.trainable: Tuple should have at least 1 item"),
     ],
 )
@@ -167,7 +168,7 @@ def test_overrides_reach_nested_settings_in_yaml_syntax() -> None:
     assert (config.training.optimizer.lr, config.training.optimizer.betas) == (1e-4, (0.8, 0.9))
     assert (config.encoder.taps, config.training.steps, config.training.answers) == ((2, 5), None, False)
     assert config.llm is not None
-    assert (config.llm.generation.temperature, config.llm.lora.rank) == (0, 16)  # the second as in the file
+    assert (config.llm.generation.temperature, config.llm.lora.rank) == (0, 6)  # the second as in the file
     assert (config.name, config.seed) == ("a=b", 2)
 
 
