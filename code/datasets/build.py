@@ -10,6 +10,7 @@ from anomalygpt.datasets.class_info import ClassInfo
 from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.csv_table import index_csv
 from anomalygpt.datasets.dialogue import Wording
+from anomalygpt.datasets.findings_samples import FindingsConversations
 from anomalygpt.datasets.folder import folder_infos
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.loco import index_loco
@@ -94,6 +95,16 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}
     options = (transform, seed, config.patch_source, config.drawn_share, wording, changes)
     return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
+
+
+def build_findings(
+    config: DataConfig, embed_width: int, seed: int
+) -> tuple[FindingsConversations, FindingsConversations | None]:
+    """Conversations about drawn findings for training, and with held-out wordings, None where none are held back."""
+    chinese = config.languages.count("zh") / len(config.languages)
+    held_out = round(config.validation_share * config.findings)
+    train = FindingsConversations(config.findings, embed_width, seed, "train", chinese)
+    return train, FindingsConversations(held_out, embed_width, seed, "held_out", chinese) if held_out else None
 
 
 def build_instructions(config: DataConfig, transform: ImageTransform) -> Instructions | None:

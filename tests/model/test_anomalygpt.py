@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, chat_prompt
+from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import anomaly_map
 from anomalygpt.model.llm import GenerationSettings
 from anomalygpt.model.memory_bank import MemoryBank
@@ -64,6 +65,21 @@ def test_language_loss_trains_the_image_decoder_too_and_no_frozen_part(model, im
     found.total.backward()
     frozen = [*model.encoder.parameters(), *model.llama_model.parameters()]
     assert all(parameter.grad is None for parameter in frozen)
+
+
+def test_given_maps_and_embeddings_train_the_text_alone_and_use_no_photo(model, images) -> None:
+    with torch.no_grad():
+        features = model.encode(images)
+        maps = model.anomaly_map(features, ["screw", "pill"])
+    model.zero_grad(set_to_none=True)
+    found = model(ImageFeatures((), features.embedding), TALKS, max_length=64, maps=maps)
+    assert torch.allclose(found.answer, losses(model, images).answer)
+    assert torch.equal(found.total, found.answer)
+    assert float(found.focal) == float(found.dice) == 0
+    found.total.backward()
+    assert float(model.llama_proj.weight.grad.abs().max()) > 0
+    assert float(model.prompt_learner.base_prompts.grad.abs().max()) > 0
+    assert all(layer.weight.grad is None for layer in model.image_decoder.fc)
 
 
 def test_one_shot_map_reaches_the_prompt_learner_and_not_the_pixel_losses(model, images, target) -> None:
