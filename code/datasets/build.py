@@ -6,12 +6,11 @@ from pathlib import Path
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import DataConfig
-from anomalygpt.datasets.class_info import ClassInfo
+from anomalygpt.datasets.class_info import ClassInfo, folder_infos
 from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.csv_table import index_csv
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.findings_samples import FindingsConversations
-from anomalygpt.datasets.folder import folder_infos
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.overview import overview

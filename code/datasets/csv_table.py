@@ -29,8 +29,7 @@ def read_table(path: Path, required: Sequence[str], columns: Sequence[str]) -> l
     """
     try:
         lines = _lines(path.read_bytes(), path)
-        header = next((line for line in lines if line.strip()), "")
-        reader = csv.reader(lines, delimiter=max(DELIMITERS, key=lambda mark: _known(header, mark)), strict=True)
+        reader = csv.reader(lines, delimiter=_delimiter(lines)[1], strict=True)
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file") from None
@@ -64,8 +63,7 @@ def _lines(data: bytes, path: Path) -> list[str]:
             lines = list(io.StringIO(data.decode(encoding), newline=""))
             if lines and lines[0].lower().startswith("sep="):  # Excel's hint
                 lines[0] = "\n"
-            header = next((line for line in lines if line.strip()), "")
-            found.append((max(_known(header, mark) for mark in DELIMITERS), encoding, lines))
+            found.append((_delimiter(lines)[0], encoding, lines))
     if not found:
         raise DatasetError(f"{path}: its text is neither UTF-8, UTF-16 nor GB18030; save it as UTF-8")
     _, encoding, lines = max(found, key=lambda one: one[0])
@@ -74,10 +72,13 @@ def _lines(data: bytes, path: Path) -> list[str]:
     return lines
 
 
-def _known(header: str, delimiter: str) -> int:
-    """How many of a header's columns are known."""
+def _delimiter(lines: Sequence[str]) -> tuple[int, str]:
+    """The delimiter by which most columns of the header are known, and how many are."""
+    header = next((line for line in lines if line.strip()), "")
     known = {alias for aliases in names()["columns"].values() for alias in aliases}
-    return sum(plain(cell) in known for cell in header.split(delimiter))
+    counts = {mark: sum(plain(cell) in known for cell in header.split(mark)) for mark in DELIMITERS}
+    best = max(counts, key=lambda mark: counts[mark])
+    return counts[best], best
 
 
 def _columns(found: Sequence[str], wanted: Sequence[str], path: Path) -> dict[str, int]:

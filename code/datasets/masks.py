@@ -100,7 +100,7 @@ def _levels(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
         pixels = np.asarray(image.convert("RGBA"))
         alpha, black = pixels[..., 3], ~pixels[..., :3].any(axis=-1)
         if alpha.min() < alpha.max():
-            solid = black[alpha > 127]
+            solid = np.extract(alpha > 127, black)
             if solid.any() and not solid.all():
                 raise DatasetError(f"{path}: both the colours and the alpha channel mark pixels; save it without alpha")
             return _grey(alpha, lossy, path)[0], "alpha"
@@ -119,7 +119,7 @@ def _palette(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.ui
     counts = np.bincount(indices.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     colours = np.array([shown[indices == index][0] for index in used])
-    black = ~colours.any(axis=1)
+    black: NDArray[np.bool_] = (colours == 0).all(axis=1)
     if len(np.unique(colours, axis=0)) < len(used):  # a palette that tells nothing apart
         return _grey(indices, lossy, path)
     if (colours == colours[:, :1]).all() and black.any():

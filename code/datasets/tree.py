@@ -74,12 +74,13 @@ def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
         DatasetError: a tree of another shape, an unknown class, a link to nothing, a mask that may belong to several
             photos, or one that belongs to none where a photo of its kind has none.
     """
-    folders = class_folders(root)
-    return in_order(
-        record
-        for name in choose_classes(Path(root), list(folders), classes)
-        for record in _read_class(folders[name], name)
-    )
+    folders, records = class_folders(root), []
+    for name in choose_classes(Path(root), list(folders), classes):
+        own = _records(name, *_groups(folders[name]))
+        if not own:
+            raise DatasetError(f"{folders[name]}: no images; {EXPECTED}")
+        records += own
+    return in_order(records)
 
 
 def index_pair(good: Path, bad: Path, masks: Path | None = None, references: int = 0) -> list[ImageRecord]:
@@ -113,11 +114,9 @@ def class_folders(root: Path) -> dict[str, Path]:
     folders = {folder.name: folder for folder in _folders(root) if _is_class(folder)}
     if not folders:
         raise DatasetError(f"{root}: no class folder; {EXPECTED}")
-    for folder in _folders(root):
-        if folder.name not in folders and not is_called(folder.name, "results"):
-            inside = list_images(folder) or [image for sub in list_folders(folder) for image in list_images(sub)]
-            if inside:
-                reading_warning(f"{folder}: photos that are not read, for it is no class; {EXPECTED}")
+    for folder in (sub for sub in list_folders(root) if sub.name not in folders):
+        if any(map(list_images, (folder, *list_folders(folder)))) and not is_called(folder.name, "results"):
+            reading_warning(f"{folder}: photos that are not read, for it is no class; {EXPECTED}")
     return folders
 
 
@@ -133,23 +132,15 @@ def _folders(folder: Path) -> list[Path]:
     return list_folders(folder)
 
 
-def _read_class(folder: Path, name: str) -> list[ImageRecord]:
-    records = _records(name, *_groups(folder))
-    if not records:
-        raise DatasetError(f"{folder}: no images; {EXPECTED}")
-    return records
-
-
 def _records(name: str, groups: Sequence[Group], mask_folders: Sequence[Path]) -> list[ImageRecord]:
     photos = {group: list_images(group.folder) for group in groups}
-    masks = _match_masks(photos, [*mask_folders, *_inside(groups)])
-    records = []
-    for group, images in photos.items():
-        for image in images:
-            if image not in masks.besides:
-                bad = group.defect != GOOD
-                records.append(ImageRecord(image, name, group.split, bad, group.defect, masks.found.get(image, ())))
-    return records
+    masks, besides = _match_masks(photos, [*mask_folders, *_inside(groups)])
+    return [
+        ImageRecord(image, name, group.split, group.defect != GOOD, group.defect, masks.get(image, ()))
+        for group, images in photos.items()
+        for image in images
+        if image not in besides
+    ]
 
 
 def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
@@ -162,6 +153,8 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
         split = splits.get(sub.parent)
         if is_called(sub.name, "masks"):
             mask_folders.append(sub)
+        elif is_called(sub.name, "perhaps_masks"):
+            raise DatasetError(f"{sub}: masks or a kind of defect? rename it masks, or as the defect is called")
         elif is_called(sub.name, "results"):
             reading_warning(f"{sub}: taken for results of a program and not read; rename it if it is a kind of defect")
         elif is_called(sub.name, "good"):
@@ -173,17 +166,16 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
         else:
             raise DatasetError(f"{sub}: expected good photos to train on; rename it {GOOD} if it means good photos")
     for other in (sub for sub in subs if splits and sub not in splits):
-        if is_called(other.name, "masks"):
+        if is_called(other.name, "masks") or is_called(other.name, "perhaps_masks"):
             mask_folders.append(other)
         elif list_images(other):
             reading_warning(f"{other}: photos that are not read; {EXPECTED}")
     for loose in (outer for outer in splits if list_images(outer)):
         reading_warning(f"{loose}: photos that are not read; expected them in {loose.name}/{GOOD} or /<defect>")
-    if any(group.split == "test" for group in groups) and "test" in splits.values():
-        tested = [group for group in groups if group.split == "test"]
-        if all(group.defect != GOOD for group in tested):
-            found = first_offenders(group.folder.name for group in tested)
-            reading_warning(f"{folder}: none of the test folders ({found}) means good photos; all count as defects")
+    tested = {group.folder.name: group.defect for group in groups if group.split == "test"}
+    if splits and tested and GOOD not in tested.values():
+        found = first_offenders(tested)
+        reading_warning(f"{folder}: none of the test folders ({found}) means good photos; all count as defects")
     return groups, mask_folders
 
 
@@ -197,14 +189,10 @@ def _inside(groups: Sequence[Group]) -> Iterator[Path]:
                 reading_warning(f"{sub}: {len(images)} photos that are not read; expected them in {sub.parent}")
 
 
-class Matched(NamedTuple):
-    """The masks of each photo, and which images beside photos are masks."""
-
-    found: dict[Path, tuple[Path, ...]]
-    besides: set[Path]
-
-
-def _match_masks(photos: dict[Group, list[Path]], mask_folders: Sequence[Path]) -> Matched:
+def _match_masks(
+    photos: dict[Group, list[Path]], mask_folders: Sequence[Path]
+) -> tuple[dict[Path, tuple[Path, ...]], dict[Path, str]]:
+    """The masks of each defect photo, and the masks that lie among photos with their kind of defect."""
     # By a defect's plain name, None for every defect, "" for good photos: the photos by stem and by full name.
     keys: defaultdict[str | None, defaultdict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     besides: dict[Path, str] = {}
@@ -228,7 +216,7 @@ def _match_masks(photos: dict[Group, list[Path]], mask_folders: Sequence[Path]) 
             orphans.append((place, mask))
     unmarked = {place for place, by_key in keys.items() for own in by_key.values() if place and not {*own} <= {*found}}
     _report_orphans(orphans, unmarked)
-    return Matched({photo: _said_to_be_masks(masks) for photo, masks in found.items()}, {*besides})
+    return {photo: _said_to_be_masks(masks) for photo, masks in found.items()}, besides
 
 
 def _masks_in(folders: Sequence[Path], kinds: set[str]) -> Iterator[tuple[str | None, Path, str]]:

@@ -58,7 +58,8 @@ class Evaluator:
         self.predictor.set_references([load_image(record.image) for record in references])
         transform, rule = self.predictor.transform, choose_mask_rule(self.kind, self.official, self.resolution)
         saturated = loco.can_saturate(self.records)
-        counts, examples, photos, codings, seconds = metrics.PixelCounts(), Examples(), [], set(), 0.0
+        counts, examples, photos, seconds = metrics.PixelCounts(), Examples(), [], 0.0
+        codings: set[str] = set()
         for record in test_photos(self.records, cell.class_name):
             started, name = time.monotonic(), photo_name(record, self.root)
             torch.manual_seed(photo_seed(self.plan.seed, cell, name))
@@ -71,7 +72,7 @@ class Evaluator:
                 counts.add(target.scores, target.mask, target.regions)
                 examples.offer(name, record.is_anomalous, photo, target.mask, result)
                 model_mask = target.model_mask
-                codings |= {target.coding} - {None}
+                codings |= {target.coding} if target.coding else set()
             photos.append(_photo_result(name, record, result, prediction, model_mask))
             seconds += time.monotonic() - started
             on_photo()

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import label_regions
-from anomalygpt.errors import UserError
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
 
@@ -21,15 +21,11 @@ Counts = tuple[NDArray[np.floating], NDArray[np.float64]]  # (N,) distinct score
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y, (N,) each
 
 
-class NotFinite(UserError, ValueError):
-    """A score or a map holds NaN or infinity."""
-
-
 def require_finite(scores: ArrayLike, what: str) -> None:
-    """Raises :class:`NotFinite` where a score is NaN or infinite; ``what`` the scores are of, for the message."""
+    """Raises :class:`DatasetError` where a score is NaN or infinite; ``what`` the scores are of, for the message."""
     wrong = np.count_nonzero(~np.isfinite(np.asarray(scores, dtype=np.float64)))
     if wrong:
-        raise NotFinite(f"{wrong} {what} are not finite numbers; expected finite ones: the weights may be damaged")
+        raise DatasetError(f"{wrong} {what} are not finite numbers; expected finite ones: the weights may be damaged")
 
 
 def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
@@ -38,7 +34,7 @@ def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict
     Empty where the photos are all good or all anomalous.
 
     Raises:
-        NotFinite: a score is not a finite number.
+        DatasetError: a score is not a finite number.
         ValueError: scores and ground truth differ in number.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
@@ -75,7 +71,7 @@ def hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[bool]]]
     """The best accuracy, averaged over classes, that one score threshold for all classes reaches.
 
     ``classes`` holds scores and ground truth of each. None where a class has no photo, or there is no class. Raises
-    :class:`NotFinite` where a score is not a finite number.
+    :class:`DatasetError` where a score is not a finite number.
     """
     for class_scores, _ in classes:
         require_finite(class_scores, "scores of photos")
@@ -129,7 +125,7 @@ class PixelCounts:
             regions: the defects in the mask; by default its connected regions.
 
         Raises:
-            NotFinite: a score is not a finite number.
+            DatasetError: a score is not a finite number.
             ValueError: the shapes differ.
         """
         if scores.shape != mask.shape:

@@ -67,6 +67,7 @@ def codings(draw):
     for _ in range(draw(st.integers(1, 3))):
         top, left = rng.integers(height), rng.integers(width)
         marked[top : top + 1 + height // 4, left : left + 1 + width // 4] = True
+    assume(marked.mean() < 0.5)
     labels = np.where(marked, rng.integers(1, draw(st.integers(2, 30)), marked.shape), 0)
     kind = draw(st.sampled_from(["binary", "grey", "labels", "16 bits", "float", "colours", "palette", "alpha", "one"]))
     if kind == "one":

@@ -73,7 +73,7 @@ def test_folders_may_go_by_other_names(tmp_path, write_photo, train, good, test,
     assert sorted(found) == [("test", False, 0), ("test", True, 1), ("train", False, 0), ("validation", False, 0)]
 
 
-@pytest.mark.parametrize("folder", ["masks", "Masks", "mask", "GT", "ground_truth", "Ground-Truth", "labels"])
+@pytest.mark.parametrize("folder", ["masks", "Masks", "mask", "GT", "ground_truth", "Ground-Truth"])
 @pytest.mark.parametrize("name", MASK_NAMES)
 def test_masks_are_matched_flat_or_by_defect(parts, write_photo, folder, name):
     for place in (folder, f"{folder}/defect"):
@@ -142,6 +142,14 @@ def test_a_mask_without_a_photo_is_said_where_no_photo_lacks_one(mvtec_tree, wri
     write_photo(mvtec_tree / "screw" / "ground_truth" / "good" / "000.png", value=0)
     assert len(index_tree(mvtec_tree)) == 10
     assert "1 masks match no photo: 001_mask.png" in capsys.readouterr().err
+
+
+def test_a_folder_of_labels_may_be_masks_beside_train_and_test_alone(parts, mvtec_tree):
+    (mvtec_tree / "screw" / "ground_truth").rename(mvtec_tree / "screw" / "labels")
+    assert any(record.masks for record in index_tree(mvtec_tree / "screw"))
+    (parts / "gear" / "rust").rename(parts / "gear" / "Label")
+    with pytest.raises(DatasetError, match="Label: masks or a kind of defect"):
+        index_tree(parts)
 
 
 def test_results_are_no_kind_of_defect_and_unread_photos_are_named(parts, write_photo, capsys):

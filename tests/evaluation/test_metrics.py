@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from anomalygpt.datasets.records import DatasetError
 from anomalygpt.evaluation.metrics import (
     PRO_LIMIT,
-    NotFinite,
     PixelCounts,
     Region,
     hindsight_accuracy,
@@ -173,5 +173,5 @@ def test_scores_that_are_not_finite_are_refused_everywhere_alike(value):
         lambda: image_metrics([0.0, value], [True, True]),
         lambda: hindsight_accuracy([FIRST, ([0.0, value], [True, False])]),
     ):
-        with pytest.raises(NotFinite, match="are not finite numbers; expected"):
+        with pytest.raises(DatasetError, match="are not finite numbers; expected"):
             refused()
