@@ -7,13 +7,14 @@ same command.
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, set_strict
 from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog="docs/evaluation.md defines each number.",
     )
     add, choices, pixels = parser.add_argument, ("paper", "random"), ("map", "photo")
-    add("--data", type=Path, metavar="ROOT", required=True, help="the tree of photos and masks, or a CSV table")
+    add("--data", type=Path, metavar="ROOT", help="the tree of photos and masks, or a CSV table")
+    add("--good", type=Path, metavar="DIR", help="in place of --data: normal photos, the first of them references")
+    add("--bad", type=Path, metavar="DIR", help="with --good: photos with a defect")
+    add("--masks", type=Path, metavar="DIR", help="with --bad: their masks, if any")
     add("--kind", choices=KINDS, default="mvtec", help="the data's layout (default: mvtec)")
     add("--classes", nargs="+", action="extend", metavar="CLASS", help="default: all")
     shots = "references per class (default: 0)"
@@ -54,9 +58,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--no-chat", action="store_true", help="maps only: no language model is loaded")
     add("--no-pictures", action="store_true", help="tables only")
     add_run_options(parser)
+    add("--strict", action="store_true", help="warnings about how files were read are errors")
     arguments = parser.parse_args(argv)
+    pair = [name for name in ("good", "bad", "masks") if getattr(arguments, name)]
+    if (arguments.data is None) != ({*pair} >= {"good", "bad"}) or (arguments.data and pair):
+        parser.error("name the photos by --data ROOT, or by --good DIR and --bad DIR")
     arguments.shots = sorted(set(arguments.shots or [0]))
     arguments.command = shlex.join(["python", "run_eval.py", *argv])
+    if arguments.data is None:
+        arguments.data = Path(os.path.commonpath([arguments.good.resolve(), arguments.bad.resolve()]))
     # the folder that photos' names start at
     arguments.root = arguments.data.parent if arguments.kind == "csv" else arguments.data
     return arguments
@@ -66,6 +76,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from anomalygpt import distributed
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import INDEXERS
+    from anomalygpt.datasets.overview import overview
+    from anomalygpt.datasets.tree import index_pair
     from anomalygpt.evaluation.cells import CellStore
     from anomalygpt.evaluation.evaluate import Evaluator
     from anomalygpt.evaluation.protocol import Plan, test_photos
@@ -77,16 +89,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not any(arguments.shots) and (arguments.round or arguments.rounds > 1 or arguments.reference_choice == "random"):
         raise UserError("--round, --rounds and --reference-choice choose references, and there are none; add --shots K")
     config = load_config(arguments.config or installed_config(), arguments.set)
-    records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
+    set_strict(arguments.strict)
     rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
     seed = config.seed if arguments.seed is None else arguments.seed
     plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
+    if arguments.good:
+        records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
+    else:
+        records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
     plan.check(records)
     with_llm = not arguments.no_chat and config.llm is not None
     if arguments.words and not with_llm:
-        raise UserError(
-            "--words measures a language model's answers; without --no-chat, and with a config that has one"
-        )
+        raise UserError("--words measures answers: it needs a config with a language model, and no --no-chat")
 
     with started(arguments.device, arguments.out) as (process, folder):
         store = CellStore(folder)
@@ -101,6 +115,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         distributed.on_main(process.is_main, lambda: store.require(settings))
 
         def build() -> "Callable[[Cell, Callable[[], object]], CellResult | WordsResult]":
+            found = overview(records)
+            if process.is_main:
+                print(*found, "", sep="\n", file=sys.stderr)
             predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
             if arguments.words:
                 return WordsEvaluator(predictor, records, plan, arguments.root, arguments.words).measure
@@ -108,8 +125,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm)
             return Evaluator(predictor, records, plan, *options).measure
 
-        limit = arguments.words or len(records)
-        count = lambda cell: min(limit, len(test_photos(records, cell.class_name)))
+        def count(cell: "Cell") -> int:
+            photos = len(test_photos(records, cell.class_name))
+            return min(arguments.words or photos, photos)
+
         store.fill(plan.cells(records), process, count, build)
         if process.is_main:
             report = _report_words if arguments.words else _report

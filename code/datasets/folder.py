@@ -1,71 +1,12 @@
-"""Indexes a user's own parts: a folder of good photos beside folders of defects, with or without masks."""
+"""The ``dataset.yaml`` beside a user's own folders of photos, which describes their classes."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anomalygpt.datasets.class_info import ClassInfo, read_class_infos
-from anomalygpt.datasets.mvtec import masks_by_stem
-from anomalygpt.datasets.records import (
-    GOOD,
-    DatasetError,
-    ImageRecord,
-    choose_classes,
-    first_offenders,
-    in_order,
-    list_folders,
-    list_images,
-    require_folder,
-)
+from anomalygpt.datasets.records import choose_classes
+from anomalygpt.datasets.tree import class_folders
 
 CLASS_FILE = "dataset.yaml"
-GOOD_TEST = "good_test"
-MASK_FOLDERS = ("masks", "ground_truth")
-EXPECTED = "expected good/ with normal photos, one folder per defect, optional good_test/ and masks/"
-
-
-def index_folder(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo of one class (``root`` holds ``good/``) or of a folder of such classes, by class, split and path.
-
-    ``good/`` becomes the train split; ``good_test/`` and every other folder of photos become the test split, where a
-    folder's name is the defect. Masks are optional: ``masks/<defect>/<stem>_mask.<ext>``, without ``<defect>/`` or
-    ``_mask`` if you like, and in ``ground_truth/`` as well as ``masks/``.
-
-    Raises:
-        DatasetError: a tree of another shape, an unknown class, a mask that belongs to no photo, or a flat mask whose
-            stem occurs under two defects.
-    """
-    records: list[ImageRecord] = []
-    folders = class_folders(root)
-    for name in choose_classes(Path(root), list(folders), classes):
-        folder = folders[name]
-        train = [ImageRecord(image, name, "train", False, GOOD, None) for image in list_images(folder / GOOD)]
-        if not train:
-            raise DatasetError(f"{folder / GOOD}: no images; {EXPECTED}")
-        test = [ImageRecord(image, name, "test", False, GOOD, None) for image in list_images(folder / GOOD_TEST)]
-        defects = [sub for sub in list_folders(folder) if sub.name not in (GOOD, GOOD_TEST, *MASK_FOLDERS)]
-        photos = {defect.name: list_images(defect) for defect in defects}
-        masks = _match_masks(folder, photos)
-        test += [ImageRecord(i, name, "test", True, defect, masks.get(i)) for defect in photos for i in photos[defect]]
-        records += in_order([*train, *test])
-    return records
-
-
-def class_folders(root: Path) -> dict[str, Path]:
-    """The classes' folders by name: ``root`` itself when it holds ``good/``, else those of its folders that do.
-
-    Raises:
-        DatasetError: there is none.
-    """
-    root = require_folder(root)
-    if (root / "train").is_dir():
-        raise DatasetError(f"{root}: this looks like a class in MVTec's layout; read its parent as an MVTec tree")
-    if (root / GOOD).is_dir():
-        return {root.resolve().name: root.resolve()}
-    folders = {folder.name: folder for folder in list_folders(root) if (folder / GOOD).is_dir()}
-    if not folders:
-        raise DatasetError(f"{root}: no folder {GOOD}/ here or in a class folder; {EXPECTED}")
-    return folders
 
 
 def folder_infos(root: Path) -> dict[str, ClassInfo]:
@@ -80,27 +21,3 @@ def folder_infos(root: Path) -> dict[str, ClassInfo]:
     infos = read_class_infos(path)
     choose_classes(path, list(class_folders(root)), list(infos))
     return infos
-
-
-def _match_masks(folder: Path, photos: Mapping[str, list[Path]]) -> dict[Path, Path]:
-    """The mask of each photo that has one. ``<defect>/`` of a mask folder takes precedence over the folder itself."""
-    matched: dict[Path, Path] = {}
-    stems = Counter(image.stem for images in photos.values() for image in images)
-    for mask_folder in (folder / name for name in MASK_FOLDERS):
-        flat = masks_by_stem(mask_folder)
-        ambiguous = sorted(stem for stem in flat if stems[stem] > 1)
-        if ambiguous:
-            hint = f"put the masks in {mask_folder.name}/<defect>/"
-            raise DatasetError(f"{mask_folder}: {first_offenders(ambiguous)} names photos of several defects; {hint}")
-        for defect, images in photos.items():
-            masks = flat | masks_by_stem(mask_folder / defect)
-            for image in (image for image in images if image.stem in masks):
-                matched.setdefault(image, masks[image.stem])
-        # A misspelt mask would silently turn a marked defect into an unmarked one.
-        folders = [mask_folder, *(sub for sub in list_folders(mask_folder) if sub.name != GOOD)]
-        present = {mask for sub in folders for mask in list_images(sub)}
-        orphans = [mask.relative_to(mask_folder) for mask in sorted(present - set(matched.values()))]
-        if orphans:
-            fault = f"{len(orphans)} masks match no photo: {first_offenders(orphans)}"
-            raise DatasetError(f"{mask_folder}: {fault}; expected <stem>_mask.png")
-    return matched

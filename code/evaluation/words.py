@@ -17,7 +17,8 @@ from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_t
 from anomalygpt.datasets.findings_dialogue import draw_question, kinds
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position
-from anomalygpt.datasets.transforms import load_image, load_mask, mask_on_photo
+from anomalygpt.datasets.masks import load_mask
+from anomalygpt.datasets.transforms import load_image, mask_on_photo
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.published import Spread
 from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
