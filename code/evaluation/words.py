@@ -17,8 +17,8 @@ from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_t
 from anomalygpt.datasets.findings_dialogue import draw_question, kinds
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position
-from anomalygpt.datasets.masks import load_mask
-from anomalygpt.datasets.transforms import load_image, mask_on_photo
+from anomalygpt.datasets.transforms import ImageTransform, load_image
+from anomalygpt.evaluation.ground_truth import ground_truth
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.published import Spread
 from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
@@ -40,7 +40,7 @@ TIMES = ["first text", "a token"]
 MEANING = (
     "Shares in percent. Raw: the language model's own answers; the other columns: what is shown after the check. True: "
     "the check finds no contradiction to the findings. Same: the words and numbers of the findings' own sentence for "
-    "this kind of question, in any order, without fillers: independent of the check, and stricter. Corrected: generated "
+    "this kind of question, in any order, without fillers: independent of the check and stricter. Corrected: generated "
     "again, or cut before a contradiction; replaced: by the findings' own sentence. Unreadable: wrong language, empty, "
     "repeated, cut off or markup. Verdict, place, number, size: of the answers that state one, the share that agrees "
     "with the photo's label and mask (place: the first one holds part of a defect; size: within a factor of two); "
@@ -141,7 +141,7 @@ class WordsEvaluator:
                     source=shown.answer_source,
                     raw_faults=_faults(raw, question, findings),
                     faults=_faults(shown.answer, question, findings),
-                    agrees=compare_with_mask(shown.answer, question, record, image),
+                    agrees=compare_with_mask(shown.answer, question, record, image, self.predictor.transform),
                     tokens=len(self.predictor.model.tokenizer.encode(shown.answer)),
                     first_text=first_text,
                     seconds=seconds,
@@ -183,14 +183,14 @@ def content(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\d+(?:\.\d+)?%?|[a-z']+|[㐀-鿿]", FILLERS.sub(" ", text.lower())))
 
 
-def compare_with_mask(answer: str, question: str, record: ImageRecord, image: ImageResult) -> dict[str, bool]:
+def compare_with_mask(
+    answer: str, question: str, record: ImageRecord, image: ImageResult, transform: ImageTransform
+) -> dict[str, bool]:
     """Whether an answer's verdict, place, number and size agree with a photo's label and mask, where it states them.
 
     Of a defective photo without a mask, only the verdict is compared.
     """
-    mask = np.zeros(image.map.shape, dtype=bool)
-    if record.mask is not None:
-        mask = mask_on_photo(load_mask(record), image.map.shape[::-1])
+    mask = ground_truth(record, image, transform, "photo").mask
     regions = find_regions(mask.astype(np.float32), 0.5, smallest=0.0)
     actual = Findings("defective" if record.is_anomalous else "good", 0.5, regions, image.class_name)
     claims = ClaimReader(language_of(question), actual, question).claims_of_answer(answer)
@@ -198,16 +198,13 @@ def compare_with_mask(answer: str, question: str, record: ImageRecord, image: Im
     verdicts = [(claim.value != claim.denied, claim.scope) for claim in claims if claim.kind == "verdict"]
     if verdicts := [(bad, scope) for bad, scope in verdicts if bad or scope != "local"]:  # not `none at the left`
         found["verdict"] = any(bad for bad, _ in verdicts) == record.is_anomalous
-    if record.is_anomalous and record.mask is None:
+    if record.is_anomalous and not record.masks:
         return found
-    stated: dict[str, list[Any]] = {kind: [] for kind in TRUTHS}
-    for claim in claims:
-        if claim.kind in TRUTHS and not claim.denied and claim.value is not None:
-            stated[claim.kind].append(claim.value)
+    stated = {kind: [claim.value for claim in claims if claim.kind == kind and not claim.denied] for kind in TRUTHS}
     if stated["place"]:
         found["place"] = marks_position(mask, stated["place"][0])
-    if stated["number"]:
-        found["number"] = all(low <= actual.number <= high for low, high, _ in stated["number"])
+    if number := re.search(r"(\d+) ?(?:defect|处)", answer):
+        found["number"] = int(number[1]) == actual.number
     if shares := [(value[0], value[3]) for value in stated["size"] if isinstance(value, tuple)]:
         near = [[area / SIZE_FACTOR <= share <= area * SIZE_FACTOR for area in areas] for share, areas in shares]
         found["size"] = all(map(any, near))
