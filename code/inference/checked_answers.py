@@ -1,7 +1,8 @@
 """Answers that state only what the findings support: every sentence is checked before it is shown."""
 
 import re
-from collections.abc import Generator
+import unicodedata
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from anomalygpt.datasets.findings import answer_text
@@ -11,6 +12,17 @@ from anomalygpt.inference.results import AnswerSource, ImageResult
 
 SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s|$)")
 UNFINISHED = ("cut_off", "empty")  # faults that a text has only while more is to come
+# What is contradicted -> the kind of question that the findings' own sentence about it answers.
+KIND_OF_SENTENCE: dict[str, str] = {
+    "place": "where",
+    "number": "count",
+    "size": "size",
+    "probability": "certainty",
+    "form": "appearance",
+    "type": "type",
+    "class": "content",
+    "references": "comparison",
+}
 
 
 @dataclass(frozen=True)
@@ -33,23 +45,43 @@ def stream_checked(
 ) -> Generator[str, None, Answer]:
     """Yields an answer piece by piece: a sentence is released when it does not contradict the photo's findings.
 
+    A question without words, or in another script than Latin and Chinese, is answered by the findings' own sentence.
+
     Args:
         history: earlier (question, answer) pairs about the photo.
 
     Returns:
         The whole answer; its text is what was yielded.
     """
+    findings = image.findings
+    if not is_readable(question):
+        earlier = history[-1][0] if history and not any(map(str.isalpha, question)) else ""
+        sentence = answer_text("describe", findings, language_of(earlier))
+        yield sentence
+        return Answer(sentence, "findings")
     first = yield from _stream_once(model, image, question, history)
     if not first.contradictions or first.text:
         return first
-    language = language_of(question)
-    opening = re.sub(r"[.。]$", "", answer_text("verdict", image.findings, language))
+    language, kind = language_of(question), kind_of_sentence(first.contradictions)
+    opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
     second = yield from _stream_once(model, image, question, history, opening)
     if not second.contradictions or second.text:
         return Answer(second.text, "corrected", first.contradictions)
-    sentence = answer_text("describe", image.findings, language)
+    sentence = answer_text(kind or "describe", findings, language)
     yield sentence
     return Answer(sentence, "findings", first.contradictions)
+
+
+def is_readable(question: str) -> bool:
+    """Whether a question has letters, most of them Latin ones or Chinese characters."""
+    scripts = [unicodedata.name(letter, "").partition(" ")[0] for letter in question if letter.isalpha()]
+    return 2 * sum(script in ("LATIN", "CJK", "FULLWIDTH") for script in scripts) >= max(1, len(scripts))
+
+
+def kind_of_sentence(contradictions: Sequence[Contradiction]) -> str | None:
+    """The kind of question whose answer takes the place of what is contradicted; None where the verdict is or none."""
+    found = [fault.kind for fault in contradictions]
+    return None if "verdict" in found else next(filter(None, map(KIND_OF_SENTENCE.get, found)), None)
 
 
 def _stream_once(
