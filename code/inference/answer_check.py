@@ -33,6 +33,7 @@ MARKUP = re.compile(
 )
 CHINESE = re.compile(r"[㐀-鿿]")
 NEUTRAL_LATIN = {"led", "roi"}  # of three letters and more; shorter ones (OK, NG, AI) are all neutral
+LIST_ITEM = re.compile(r"(?:^ *(?:[-•–+]|\d+[.)]) |\n[^:：\n]{2,20}[:：])[^\n]*$(?!\n)", re.MULTILINE)
 SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)）」*]*$")
 
 
@@ -85,7 +86,9 @@ def _faults_of_form(text: str, question: str, findings: Findings) -> Iterator[Co
         yield Contradiction("language", words)
     if words := _repeated(text):
         yield Contradiction("repetition", words)
-    rest = "" if SENTENCE_END.search(text) else re.split(r"[.!?。！？;；\n]\s*", text)[-1]
+    text = re.sub(r"[*`_]+", "", text)
+    rest = "" if SENTENCE_END.search(text) else re.split(r"[.!?。！？;；](?!\d)\s*|\n\s*", text)[-1]
+    rest = "" if LIST_ITEM.search(text) else rest
     dangles = pattern_of(language, "dangling").search(re.sub(r"[\s.…]+$", "", text)[-12:])
     items = re.split("[,，、]", rest)
     is_long = any(len(item.split()) > 3 if language == "en" else len(item) > 6 for item in items)
@@ -133,7 +136,9 @@ def _is_supported(claim: Claim, findings: Findings) -> bool:
         return all(is_there) and defective if claim.scope == "every" else any(is_there)
     if claim.kind == "number":
         low, high, places = value
-        counts = {findings.number, sum(region.place in places for region in findings.regions) or findings.number}
+        at_places = {region for region in findings.regions if {region.place, *region.place.split()} & {*places}}
+        counts = {len(at_places) or findings.number, sum(r.place in places for r in at_places) or findings.number}
+        counts |= {findings.number}
         return any(low <= count <= high for count in counts) != denied
     if isinstance(value, tuple) and claim.kind in ("size", "probability"):
         return _is_share(*value) != denied

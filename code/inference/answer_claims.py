@@ -64,7 +64,7 @@ class ClaimReader:
         self.table = word_table(self.language)
         self.question = self._plain(self.question)
         topics = {"count": "asks_count", "references": "asks_references", "class": "asks_class"}
-        topics |= {"probability": "probability", "area": "area", "content": "asks_content", "largest": "asks_largest"}
+        topics |= {"cause": "asks_cause", "probability": "probability", "area": "area", "content": "asks_content", "largest": "asks_largest"}
         places = PLACE.findall(_with_places(self.question, self.language))
         self.asked_places = places if len(places) == 1 else []
         self.asks = {topic: self._has(name, self.question) for topic, name in topics.items()}
@@ -72,8 +72,9 @@ class ClaimReader:
     def claims_of_answer(self, answer: str) -> list[Claim]:
         """All claims of an answer."""
         text = self._plain(answer)
-        yes, no = (_source(self.language, name) for name in ("affirmative", "negative"))
-        opener = re.match(rf"\W*(?:(?P<yes>{yes})|(?P<no>{no}))(?:\W*$|\s*[^\w\s'<])", text)
+        yes, no, adverb = (_source(self.language, name) for name in ("affirmative", "negative", "adverb"))
+        adverbs = rf"(?:[\s,，]*(?:{adverb}))*[\s,，]*"
+        opener = re.match(rf"\W*{adverbs}(?:(?P<yes>{yes})|(?P<no>{no})){adverbs}(?:\W*$|(?<=\w)\s*[^\w\s'<])", text)
         if opener is None or self._has("no_polarity", self.question):
             return list(self._claims(text))
         claims = list(self._claims(text[opener.end() :]))
@@ -220,6 +221,9 @@ class ClaimReader:
             tolerance = 0.5 * 10.0 ** -len(digits.partition(".")[2]) / unit
             if self._has("about", clause):
                 tolerance = max(tolerance, 0.15 * share)
+            if found["low"]:
+                low = float(found["low"]) / 100
+                share, tolerance = (share + low) / 2, (share - low) / 2
             before = clause[: found.start()]
             compares = "less" if self._has("less", before) else "more" if self._has("more", before) else ""
             actual: tuple[float, ...] = ()
@@ -256,6 +260,8 @@ class ClaimReader:
         for kind in names:
             if found := self._regex(kind).search(clause):
                 yield Claim(kind, None, found[0], self._negated(clause, found))
+        if self.asks["cause"] and len(clause) > 5 and not self._has("reason", clause):
+            yield Claim("unsupported", None, clause)
 
     def _classes(self, clause: str, asked: bool) -> Iterator[Claim]:
         of_content = self.asks["content"] or self.asks["class"]
