@@ -33,7 +33,7 @@ MARKUP = re.compile(
 )
 CHINESE = re.compile(r"[㐀-鿿]")
 NEUTRAL_LATIN = {"led", "roi"}  # of three letters and more; shorter ones (OK, NG, AI) are all neutral
-LIST_ITEM = re.compile(r"(?:^ *(?:[-•–+]|\d+[.)]) |\n[^:：\n]{2,20}[:：])[^\n]*$(?!\n)", re.MULTILINE)
+LIST_ITEM = re.compile(r"(?:^ *(?:[-•–+|]|\d+[.)]) |\n[^:：\n]{2,20}[:：])[^\n]*$(?!\n)", re.MULTILINE)
 SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)）」*]*$")
 
 

@@ -95,7 +95,9 @@ class ClaimReader:
         claims = [claim for claim in claims if not dropped.get(claim.kind)]
         if self._has("asks_existence", asked):  # `any defects, however small?`: yes is no size
             claims = [claim for claim in claims if claim.kind not in ("size", "form")]
-        if any(claim.negative for claim in claims):
+        if opener["yes"] and any(c.negative for c in claims) and self._regex("exists").fullmatch(opener["yes"]):
+            denies = True  # `There is nothing wrong? - There is.`
+        elif any(claim.negative for claim in claims):
             # `There is nothing wrong, is there? - No.` agrees, `…, right? - No.` does not.
             agrees = denies and (self._has("positive_tag", asked) or self._regex("none").fullmatch(opener["no"]))
             if agrees or verdict_follows:
@@ -115,7 +117,7 @@ class ClaimReader:
         for sentence in re.split(self.table["sentence_end"], text):
             if not asked and sentence.strip().endswith(("?", "？")):
                 continue
-            sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence, self.language))
+            sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence.strip(), self.language))
             sentence = self._regex("conditional").sub("", sentence)
             scope, placed = self._scope(self.question, "any") if self.asks["largest"] else "any", False
             for part in re.split(self.table["clause_end"], sentence):
@@ -186,7 +188,7 @@ class ClaimReader:
             ahead = re.split(r"\d|\bone\b", clause[found.end() :])[0]
             behind = re.split(r"\d|\bone\b", clause[: found.start()])[-1]
             places = tuple(place.replace("-", " ") for place in PLACE.findall(ahead) or PLACE.findall(behind))
-            if low > 1:
+            if low > 1 and not (self.asks["references"] and low == self.findings.references):
                 yield Claim("number", (low, high, places), found[0], self._negated(clause, found))
         if found := self._regex("counted_alone").search(clause):
             low, high = self._range(found["n"])
@@ -209,7 +211,7 @@ class ClaimReader:
             if not (self._has("pixels", found[0]) and numbers <= known):
                 yield Claim("size", None, found[0])
         found = self._regex("sure").search(clause)
-        if found and self.findings.certainty == "unsure" and not self._has("unsure", clause):
+        if found and self.findings.certainty == "unsure" and not self._has("unsure", clause.replace(found[0], "")):
             yield Claim("probability", None, found[0])
         of_probability, of_area = self._has("probability", clause), self._has("area", clause)
         of_probability = of_probability or (self.asks["probability"] and not of_area)
@@ -290,17 +292,25 @@ class ClaimReader:
     def _plain(self, text: str) -> str:
         """Lower case, no emphasis, numbers as digits, `part` for the name of the known class."""
         text = re.sub(r"[*`]+|^#+ ", "", text.strip().lower().replace("’", "'"))
+        text = re.sub(r"\|(?:[ \d]*\|)?", "\n", text)  # cells of a table
         text = re.sub(r"(?<=\d{9})\d+", "", text)  # `int` refuses thousands of digits
         if self.findings.knows_class:
             for language in LANGUAGES:
                 name = re.escape(noun_phrase(self.findings.class_name, language).lower())
                 name = re.escape(spoken_name(self.findings.class_name).lower()) if language == "en" else name
-                text = re.sub(rf"(?<![a-z]){name}(?![a-z])", self.table["part"], text)
+                text = re.sub(rf"(?<![a-z]){name}s?(?![a-z])", self.table["part"], text)
         if self.language == "zh":
+            text = self._regex("fraction").sub(self._percentage, text)
             text = NUMERAL.sub(lambda found: str(_number(found[0])), text)
         for pattern, plain in self.table["spelling"]:
             text = re.sub(rf"(?<![a-z])(?:{pattern})(?![a-z])" if self.language == "en" else pattern, plain, text)
+        text = self._regex("fraction").sub(self._percentage, text)
         return re.sub(self.table["lead"], "", text)
+
+    def _percentage(self, fraction: re.Match[str]) -> str:
+        """A fraction in words as a percentage."""
+        whole = self.table["fractions"][fraction["part"]] if self.language == "en" else _number(fraction["part"])
+        return f"{self.table['nearly']}{100 * _number(fraction['n'] or '1') / max(whole, 1):.1f}%"
 
     def _regex(self, *keys: str) -> re.Pattern[str]:
         return pattern_of(self.language, *keys)
@@ -311,6 +321,8 @@ class ClaimReader:
 
 def _number(numeral: str) -> int:
     """The value of a Chinese numeral up to 100."""
+    if numeral.isdigit():
+        return int(numeral)
     digits = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "百": 100}
     tens, ten, ones = numeral.partition("十")
     return 10 * digits.get(tens[:1], 1) + digits.get(ones[:1], 0) if ten else digits[numeral[-1]]
