@@ -21,6 +21,7 @@ from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, finding_
 Subject = Literal[
     "verdict", "place", "number", "size", "probability", "form", "type", "class", "references", "unsupported"
 ]
+LONGEST = 500  # characters of a sentence that are read at a time: what bounds the time for a text without full stops
 SIZES = ("tiny", "small", "medium", "large")
 FORMS = ("compact", "elongated", "scattered")
 NUMERAL = re.compile(
@@ -63,11 +64,11 @@ class ClaimReader:
     def __post_init__(self) -> None:
         self.table = word_table(self.language)
         self.question = self._plain(self.question)
-        topics = {"count": "asks_count", "references": "asks_references", "class": "asks_class"}
-        topics |= {"cause": "asks_cause", "probability": "probability", "area": "area", "content": "asks_content", "largest": "asks_largest"}
+        topics = ("count", "references", "class", "cause", "content", "largest")
         places = PLACE.findall(_with_places(self.question, self.language))
         self.asked_places = places if len(places) == 1 else []
-        self.asks = {topic: self._has(name, self.question) for topic, name in topics.items()}
+        self.asks = {topic: self._has(f"asks_{topic}", self.question) for topic in topics}
+        self.asks |= {topic: self._has(topic, self.question) for topic in ("probability", "area")}
 
     def claims_of_answer(self, answer: str) -> list[Claim]:
         """All claims of an answer."""
@@ -95,7 +96,8 @@ class ClaimReader:
         claims = [claim for claim in claims if not dropped.get(claim.kind)]
         if self._has("asks_existence", asked):  # `any defects, however small?`: yes is no size
             claims = [claim for claim in claims if claim.kind not in ("size", "form")]
-        if opener["yes"] and any(c.negative for c in claims) and self._regex("exists").fullmatch(opener["yes"]):
+        exists = opener["yes"] and self._regex("exists").fullmatch(opener["yes"])
+        if exists and any(claim.negative and not claim.value for claim in claims):
             denies = True  # `There is nothing wrong? - There is.`
         elif any(claim.negative for claim in claims):
             # `There is nothing wrong, is there? - No.` agrees, `…, right? - No.` does not.
@@ -114,7 +116,8 @@ class ClaimReader:
 
     def _claims(self, text: str, asked: bool = False) -> Iterator[Claim]:
         """The claims of a plain text; ``asked``: what a question asks about."""
-        for sentence in re.split(self.table["sentence_end"], text):
+        sentences = re.split(self.table["sentence_end"], text)
+        for sentence in (s[i : i + LONGEST] for s in sentences for i in range(0, len(s), LONGEST)):
             if not asked and sentence.strip().endswith(("?", "？")):
                 continue
             sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence.strip(), self.language))
@@ -128,6 +131,8 @@ class ClaimReader:
                 if not self._has("hedge", clause):
                     yield from self._references(clause)
                     clause = self._regex("neutral").sub(" ", clause)
+                    if self.findings.status == "can't tell":
+                        clause = self._regex("undecided").sub(" ", clause)
                     yield from self._verdict_and_places(clause, scope)
                     yield from self._numbers(clause)
                     yield from self._words(clause, scope)
@@ -262,7 +267,7 @@ class ClaimReader:
         for kind in names:
             if found := self._regex(kind).search(clause):
                 yield Claim(kind, None, found[0], self._negated(clause, found))
-        if self.asks["cause"] and len(clause) > 5 and not self._has("reason", clause):
+        if self.asks["cause"] and len(re.findall(r"\w", clause)) > 5 and not self._has("reason", clause):
             yield Claim("unsupported", None, clause)
 
     def _classes(self, clause: str, asked: bool) -> Iterator[Claim]:
