@@ -118,7 +118,8 @@ def _repeated(text: str) -> str:
         return found[0]
     sentences = [s.strip().lower() for s in re.split(r"[.!?。！？\n]+(?!\d)", text) if len(s.strip()) > 3]
     twice = [sentence for sentence in sentences if sentences.count(sentence) > 1]
-    words = r"(?<!\w)([a-z]\w{0,30}(?:\W+\w{1,30}){0,9}?)(?:\W+\1){2,}(?!\w)|([㐀-鿿]{2,12}?)(?:\W?\2){2,}|([㐀-鿿]{5,40})\W?\3"
+    words = r"(?<!\w)([a-z]\w{0,30}(?:\W+\w{1,30}){0,9}?)(?:\W+\1){2,}(?!\w)"
+    words += r"|([㐀-鿿]{2,12}?)(?:\W?\2){2,}|([㐀-鿿]{5,40})\W?\3"
     found = re.search(words, text, re.IGNORECASE)
     return twice[0] if twice else found[0] if found else ""
 
@@ -175,7 +176,8 @@ def _is_share(share: float, tolerance: float, compares: str, actual: tuple[float
 
 
 def _is_same_class(name: str, class_name: str) -> bool:
-    known = {spoken_name(class_name).lower(), noun_phrase(class_name, "zh").lower()}
+    known = {re.sub(r"\d+$", "", spoken_name(class_name).lower()), spoken_name(class_name).lower()}
+    known |= {noun_phrase(class_name, "zh").lower()}
     for language in LANGUAGES:
         known |= {word for group in word_table(language)["class_groups"] if known & set(group) for word in group}
     # Whole words: `nut` is a `metal nut`, `board` no `keyboard`. Chinese has no spaces.

@@ -76,11 +76,18 @@ class ClaimReader:
         yes, no, adverb = (_source(self.language, name) for name in ("affirmative", "negative", "adverb"))
         adverbs = rf"(?:[\s,，]*(?:{adverb}))*[\s,，]*"
         opener = re.match(rf"\W*{adverbs}(?:(?P<yes>{yes})|(?P<no>{no})){adverbs}(?:\W*$|(?<=\w)\s*[^\w\s'<])", text)
-        if opener is None or self._has("no_polarity", self.question):
+        if self._has("no_polarity", self.question):
             return list(self._claims(text))
+        plain = [] if opener else list(self._claims(text))
+        if opener is None and not plain:  # `适合吗？ - 适合。`
+            negation = _source(self.language, "negation")
+            opener = re.fullmatch(rf"\W*{adverbs}(?P<no>{negation})?(?P<yes>[㐀-鿿]{{1,8}}?)[的了]?\W*", text)
+            opener = opener if opener and opener["yes"] in self.question else None
+        if opener is None:
+            return plain
         claims = list(self._claims(text[opener.end() :]))
         of_opener = self._claims_of_opener(opener, any(claim.kind == "verdict" for claim in claims))
-        if opener["yes"] and not claims and not of_opener and self._has("asks_fact", self.question):
+        if opener["no"] is None and not claims and not of_opener and self._has("asks_fact", self.question):
             return [Claim("unsupported", None, opener[0])]  # `Is it mouldy? - Yes.`
         return claims + of_opener
 
@@ -193,7 +200,12 @@ class ClaimReader:
             ahead = re.split(r"\d|\bone\b", clause[found.end() :])[0]
             behind = re.split(r"\d|\bone\b", clause[: found.start()])[-1]
             places = tuple(place.replace("-", " ") for place in PLACE.findall(ahead) or PLACE.findall(behind))
-            if low > 1 and not (self.asks["references"] and low == self.findings.references):
+            before = PLACE.sub("", clause[: found.start()])
+            if self._has("more", before):
+                low, high = low + (not self._has("at_least", before)), 999
+            elif self._has("less", before):
+                low, high = 0, high
+            if high > 1 and not (self.asks["references"] and low == self.findings.references):
                 yield Claim("number", (low, high, places), found[0], self._negated(clause, found))
         if found := self._regex("counted_alone").search(clause):
             low, high = self._range(found["n"])
