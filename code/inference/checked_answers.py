@@ -1,14 +1,19 @@
 """Answers that state only what the findings support: every sentence is checked before it is shown."""
 
+import logging
 import re
 import unicodedata
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from anomalygpt.datasets.findings import answer_text
+from anomalygpt.errors import UserError
 from anomalygpt.inference.answer_check import Contradiction, check_answer, language_of
 from anomalygpt.inference.language_models import History, LanguageModel
 from anomalygpt.inference.results import AnswerSource, ImageResult
+
+logger = logging.getLogger(__name__)
 
 SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s|$)")
 UNFINISHED = ("cut_off", "empty")  # faults that a text has only while more is to come
@@ -31,7 +36,7 @@ class Answer:
 
     Attributes:
         source: the language ``model``'s own words; ``corrected``: generated again from a forced opening, or cut before
-            a contradiction; ``findings``: their own sentence in place of the model's.
+            a contradiction or where the model failed; ``findings``: their own sentence in place of the model's.
         contradictions: of the model's own first answer.
     """
 
@@ -53,23 +58,32 @@ def stream_checked(
     Returns:
         The whole answer; its text is what was yielded.
     """
-    findings = image.findings
+    findings, contradictions = image.findings, tuple[Contradiction, ...]()
     if not is_readable(question):
         earlier = history[-1][0] if history and not any(map(str.isalpha, question)) else ""
         sentence = answer_text("describe", findings, language_of(earlier))
         yield sentence
         return Answer(sentence, "findings")
-    first = yield from _stream_once(model, image, question, history)
-    if not first.contradictions or first.text:
-        return first
-    language, kind = language_of(question), kind_of_sentence(first.contradictions)
-    opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
-    second = yield from _stream_once(model, image, question, history, opening)
-    if not second.contradictions or second.text:
-        return Answer(second.text, "corrected", first.contradictions)
+    language, kind = language_of(question), None
+    try:
+        first = yield from _stream_once(model, image, question, history)
+        if not first.contradictions or first.text:
+            return first
+        contradictions, kind = first.contradictions, kind_of_sentence(first.contradictions)
+        opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
+        second = yield from _stream_once(model, image, question, history, opening)
+        if not second.contradictions or second.text:
+            return Answer(second.text, "corrected", contradictions)
+    except UserError as error:
+        _warn_once(str(error))
     sentence = answer_text(kind or "describe", findings, language)
     yield sentence
-    return Answer(sentence, "findings", first.contradictions)
+    return Answer(sentence, "findings", contradictions)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s: answers come from the findings instead", message)
 
 
 def is_readable(question: str) -> bool:
@@ -89,15 +103,21 @@ def _stream_once(
 ) -> Generator[str, None, Answer]:
     """One try: yields sentences as long as they are supported; the text is empty where not even the first is."""
     released, text = "", ""
-    for text in model.texts(image, image.findings, question, history, opening):
-        ends = [match.end() for match in SENTENCE_END.finditer(text)]
-        if not ends or ends[-1] <= len(released):
-            continue
-        faults = check_answer(text[: ends[-1]], question, image.findings)
-        if faults := tuple(fault for fault in faults if fault.kind not in UNFINISHED):
-            return Answer(released, "corrected", faults)
-        yield text[len(released) : ends[-1]]
-        released = text[: ends[-1]]
+    try:
+        for text in model.texts(image, image.findings, question, history, opening):
+            ends = [match.end() for match in SENTENCE_END.finditer(text)]
+            if not ends or ends[-1] <= len(released):
+                continue
+            faults = check_answer(text[: ends[-1]], question, image.findings)
+            if faults := tuple(fault for fault in faults if fault.kind not in UNFINISHED):
+                return Answer(released, "corrected", faults)
+            yield text[len(released) : ends[-1]]
+            released = text[: ends[-1]]
+    except UserError as error:
+        if not released:
+            raise
+        _warn_once(str(error))
+        return Answer(released, "corrected")
     if faults := check_answer(text, question, image.findings):
         return Answer(released, "corrected", faults)
     if text != released:
