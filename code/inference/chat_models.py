@@ -46,11 +46,12 @@ def build_chat_model(config: ExperimentConfig, encoder: Any) -> LanguageModel | 
     folder, weight = available(config.llm.weights, "llm.weights"), next(encoder.parameters())
     options: Any = {"dtype": weight.dtype, "device_map": {"": weight.device}, "output_loading_info": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        llm, found = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # whatever transformers, tokenizers and safetensors raise for a foreign or damaged file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: can't be read as a Hugging Face language model ({reason})") from error
+    llm, found = loaded
     if found["missing_keys"] or not tokenizer.chat_template:
         lacks = f"weights for {min(found['missing_keys'])}" if found["missing_keys"] else "chat template"
         raise UserError(f"{folder}: no {lacks} there, so inference.findings=system can't ask this model")
