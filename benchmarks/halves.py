@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "code"))
 
 from anomalygpt.config.load import resolve
-from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.datasets.tree import index_tree
 from anomalygpt.errors import user_errors
 from anomalygpt.files import replacing
 
@@ -47,7 +47,7 @@ def write_table(path: Path, records: list[ImageRecord]) -> None:
         writer.writerow(HEADER)
         for record in records:
             label = "anomaly" if record.is_anomalous else "normal"
-            mask = below(record.mask)
+            mask = below(record.masks[0]) if record.masks else ""
             writer.writerow([below(record.image), record.split, label, mask, record.class_name, record.defect])
 
 
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder for the two tables")
     arguments = parser.parse_args()
     with user_errors():
-        records = index_mvtec(resolve(arguments.tree))
+        records = index_tree(resolve(arguments.tree))
         trained = [record for record in records if record.split == "train"]
         arguments.out.mkdir(parents=True, exist_ok=True)
         for name, half in zip(HALVES, halves(records), strict=True):

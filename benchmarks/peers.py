@@ -39,9 +39,10 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "code"))
 
-from anomalygpt.datasets.mvtec import index_mvtec  # noqa: E402
+from anomalygpt.datasets.masks import load_mask  # noqa: E402
 from anomalygpt.datasets.records import ImageRecord  # noqa: E402
-from anomalygpt.datasets.transforms import load_image, load_mask, official_mvtec_mask  # noqa: E402
+from anomalygpt.datasets.transforms import load_image, official_mvtec_mask  # noqa: E402
+from anomalygpt.datasets.tree import index_tree  # noqa: E402
 from anomalygpt.errors import UserError, user_errors  # noqa: E402
 from anomalygpt.evaluation.metrics import image_metrics  # noqa: E402
 from anomalygpt.evaluation.protocol import reference_records  # noqa: E402
@@ -198,10 +199,10 @@ class Category:
 
 def load_category(root: Path, name: str) -> Category:
     """Reads a class's records and masks."""
-    records = index_mvtec(root, [name])
+    records = index_tree(root, [name])
     tested = [record for record in records if record.split == "test"]
     blank = np.zeros((MAP_SIDE, MAP_SIDE), dtype=bool)
-    masks = [official_mvtec_mask(load_mask(r), MAP_SIDE)[0].numpy() if r.mask else blank for r in tested]
+    masks = [official_mvtec_mask(load_mask(r), MAP_SIDE)[0].numpy() if r.masks else blank for r in tested]
     return Category(name, records, tested, [r.is_anomalous for r in tested], np.stack(masks))
 
 

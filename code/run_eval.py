@@ -7,13 +7,14 @@ same command.
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, set_strict
 from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from anomalygpt.distributed import Process
     from anomalygpt.evaluation.cells import CellResult, CellStore
     from anomalygpt.evaluation.protocol import Cell, Plan
+    from anomalygpt.evaluation.words import WordsResult
 
 KINDS = ("mvtec", "visa", "loco", "crack_forest", "folder", "csv")
 
@@ -38,7 +40,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog="docs/evaluation.md defines each number.",
     )
     add, choices, pixels = parser.add_argument, ("paper", "random"), ("map", "photo")
-    add("--data", type=Path, metavar="ROOT", required=True, help="the tree of photos and masks, or a CSV table")
+    add("--data", type=Path, metavar="ROOT", help="the tree of photos and masks, or a CSV table")
+    add("--good", type=Path, metavar="DIR", help="in place of --data: normal photos, the first of them references")
+    add("--bad", type=Path, metavar="DIR", help="with --good: photos with a defect")
+    add("--masks", type=Path, metavar="DIR", help="with --bad: their masks, if any")
     add("--kind", choices=KINDS, default="mvtec", help="the data's layout (default: mvtec)")
     add("--classes", nargs="+", action="extend", metavar="CLASS", help="default: all")
     shots = "references per class (default: 0)"
@@ -48,12 +53,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     rule = "paper: numbers 4 * round + k of the sorted good training photos (default)"
     add("--reference-choice", choices=choices, default="paper", help=rule)
     add("--resolution", choices=pixels, default="map", help="measure on the map's pixels (default) or the photo's own")
+    words = "measure answers in words instead: every kind of question about N photos of each class"
+    add("--words", type=whole_number(1), metavar="N", help=words)
     add("--no-chat", action="store_true", help="maps only: no language model is loaded")
     add("--no-pictures", action="store_true", help="tables only")
     add_run_options(parser)
+    add("--strict", action="store_true", help="warnings about how files were read are errors")
     arguments = parser.parse_args(argv)
+    pair = [name for name in ("good", "bad", "masks") if getattr(arguments, name)]
+    if (arguments.data is None) != ({*pair} >= {"good", "bad"}) or (arguments.data and pair):
+        parser.error("name the photos by --data ROOT, or by --good DIR and --bad DIR")
     arguments.shots = sorted(set(arguments.shots or [0]))
     arguments.command = shlex.join(["python", "run_eval.py", *argv])
+    if arguments.data is None:
+        arguments.data = Path(os.path.commonpath([arguments.good.resolve(), arguments.bad.resolve()]))
     # the folder that photos' names start at
     arguments.root = arguments.data.parent if arguments.kind == "csv" else arguments.data
     return arguments
@@ -63,22 +76,31 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from anomalygpt import distributed
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import INDEXERS
+    from anomalygpt.datasets.overview import overview
+    from anomalygpt.datasets.tree import index_pair
     from anomalygpt.evaluation.cells import CellStore
     from anomalygpt.evaluation.evaluate import Evaluator
     from anomalygpt.evaluation.protocol import Plan, test_photos
     from anomalygpt.evaluation.provenance import fingerprint
+    from anomalygpt.evaluation.words import WordsEvaluator
     from anomalygpt.model.build import installed_config
 
     # An option without effect would make the numbers look like those of another protocol.
     if not any(arguments.shots) and (arguments.round or arguments.rounds > 1 or arguments.reference_choice == "random"):
         raise UserError("--round, --rounds and --reference-choice choose references, and there are none; add --shots K")
     config = load_config(arguments.config or installed_config(), arguments.set)
-    records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
+    set_strict(arguments.strict)
     rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
     seed = config.seed if arguments.seed is None else arguments.seed
     plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
+    if arguments.good:
+        records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
+    else:
+        records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
     plan.check(records)
     with_llm = not arguments.no_chat and config.llm is not None
+    if arguments.words and not with_llm:
+        raise UserError("--words measures answers: it needs a config with a language model, and no --no-chat")
 
     with started(arguments.device, arguments.out) as (process, folder):
         store = CellStore(folder)
@@ -89,17 +111,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             "--reference-choice": plan.choice,
             "--seed": seed,
         }
+        settings |= {"--words": arguments.words} if arguments.words else {}
         distributed.on_main(process.is_main, lambda: store.require(settings))
 
-        def build() -> "Callable[[Cell, Callable[[], object]], CellResult]":
+        def build() -> "Callable[[Cell, Callable[[], object]], CellResult | WordsResult]":
+            found = overview(records)
+            if process.is_main:
+                print(*found, "", sep="\n", file=sys.stderr)
             predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
+            if arguments.words:
+                return WordsEvaluator(predictor, records, plan, arguments.root, arguments.words).measure
             official = config.inference.geometry == "official"
             options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm)
             return Evaluator(predictor, records, plan, *options).measure
 
-        store.fill(plan.cells(records), process, lambda cell: len(test_photos(records, cell.class_name)), build)
+        def count(cell: "Cell") -> int:
+            photos = len(test_photos(records, cell.class_name))
+            return min(arguments.words or photos, photos)
+
+        store.fill(plan.cells(records), process, count, build)
         if process.is_main:
-            _report(arguments, config, plan, records, store, process)
+            report = _report_words if arguments.words else _report
+            report(arguments, config, plan, records, store, process)
 
 
 def _report(
@@ -146,6 +179,30 @@ def _report(
         if not arguments.no_pictures:
             written += write_pictures(arguments.out, results)
         print(f"\nwrote {', '.join(str(path.relative_to(arguments.out)) for path in written)}", file=sys.stderr)
+
+
+def _report_words(
+    arguments: argparse.Namespace,
+    config: "ExperimentConfig",
+    plan: "Plan",
+    records: "Sequence[ImageRecord]",
+    store: "CellStore",
+    process: "Process",
+) -> None:
+    from anomalygpt.evaluation import provenance
+    from anomalygpt.evaluation.words import WordsResult, write_report
+
+    results = [store.load(cell, WordsResult) for cell in plan.cells(records)]
+    photos, seconds = sum(len(result.photos) for result in results), sum(result.seconds for result in results)
+    about = provenance.Provenance(
+        **provenance.of_run(config, arguments.command, process, plan.seed, seconds, photos),
+        references=provenance.describe_references(plan),
+    )
+    head = [f"# Answers in words: {config.name}", "", *about.lines(f"data: {arguments.data}, {photos} photos")]
+    answers = [answer for result in results for answer in result.answers]
+    print(write_report(arguments.out, head, about, answers), end="")
+    if arguments.out:
+        print("\nwrote results.json, results.md", file=sys.stderr)
 
 
 if __name__ == "__main__":

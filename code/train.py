@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, resolve, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
@@ -90,7 +90,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
 
 
 def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
-    from anomalygpt.datasets.build import build_instructions, build_pairs
+    from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
     from anomalygpt.datasets.transforms import ImageTransform
     from anomalygpt.distributed import seed_everything
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
@@ -104,20 +104,26 @@ def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
     # Data first, so that a wrong path is reported before gigabytes of weights are read.
     spec = image_spec(config.encoder)
     transform = ImageTransform(spec.size, spec.mean, spec.std)
-    train, validation = build_pairs(config.data, transform, config.seed)
+    train: Any
+    validation: Any
+    if config.data.findings:
+        train, validation = build_findings(config.data, spec.embed_width, config.seed)
+    else:
+        train, validation = build_pairs(config.data, transform, config.seed)
     instructions = build_instructions(config.data, transform) if settings.answers else None
     model = build_model(config, process.device, with_llm=settings.answers)
     table = parameter_table(model, trainable_parts(model, settings.trainable))
     logger.info("parameters\n%s", "\n".join(table))
     if model.has_llm and settings.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
-    classes = {record.class_name for pairs in (train, validation) if pairs is not None for record in pairs.records}
+    classes = {record.class_name for pairs in (train, validation) for record in getattr(pairs, "records", ())}
     # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
     # does not allow.
     model.states([*sorted(classes), UNNAMED_CLASS])
     seed_everything(config.seed + process.rank)  # all start from the same weights, but dropout must differ
     steps = total_steps(settings, len(train))
-    logger.info("%d training pairs, %d steps of %d pairs", len(train), steps, settings.batch_size)
+    unit = "conversations" if config.data.findings else "pairs"
+    logger.info("%d training %s, %d steps of %d", len(train), unit, steps, settings.batch_size)
     micro_steps = 1 if instructions is None else 2
     engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps))
     return Trainer(engine, Data(train, validation, instructions), config, process, resolve(settings.output), steps)

@@ -13,7 +13,7 @@ import yaml
 from anomalygpt.evaluation.launch import INTERRUPTED
 from anomalygpt.run_eval import main
 from anomalygpt.run_mmad import main as mmad
-from tests.evaluation.conftest import write_class
+from tests.evaluation.conftest import write_class, write_photo
 from tests.helpers import write_encoder, write_llm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,9 +106,34 @@ def test_a_users_own_folder_is_measured_without_masks(tree, tmp_path, capsys):
     assert "| own | 2 | 1 | 100.0 | 100.0 | 100.0 |\n" in page and "pixel-AUROC" not in page
 
 
+@pytest.mark.weights
+@pytest.mark.usefixtures("dinov2")
+def test_two_folders_are_measured_and_the_table_of_what_was_found_is_printed(tree, tmp_path, capsys):
+    plate = tree / "plate"
+    words = ["--good", str(plate / "train" / "good"), "--bad", str(plate / "test" / "hole"), "--shots", "1"]
+    masks = ["--masks", str(plate / "ground_truth" / "hole")]
+    assert run(*words, *masks, "--out", str(tmp_path / "out"), "--no-pictures") == 0
+    captured = capsys.readouterr()
+    for line in ("train  train  good  1", "train  test   good  1", "train  test   hole  1       1      binary 0/255"):
+        assert f"{line}\n" in captured.err
+    assert "| plate | 2 | 1 |" not in captured.out and "| train | 2 | 1 |" in captured.out
+    assert "masks read as binary 0/255\n" in captured.out
+
+
+@pytest.mark.parametrize("words", [(), ("--good", "x"), ("--data", "x", "--bad", "x"), ("--masks", "x", "--bad", "y")])
+def test_photos_are_named_in_one_way(words, capsys):
+    with pytest.raises(SystemExit):
+        run(*words)
+    assert "by --data ROOT, or by --good DIR and --bad DIR" in capsys.readouterr().err
+
+
+def test_strict_reading_makes_a_warning_an_error(tree, capsys):
+    write_photo(tree / "plate" / "other" / "0.png", seed=1)
+    assert "other: photos that are not read" in fails(capsys, "--data", str(tree), "--strict")
+
+
 def test_a_wrong_tree_ends_in_one_line(tree, tmp_path, capsys):
     assert "no such folder" in fails(capsys, "--data", str(tmp_path / "absent"))
-    assert "one class of an MVTec tree" in fails(capsys, "--data", str(tree / "plate"))
     assert "no class cup" in fails(capsys, "--data", str(tree), "--classes", "cup")
     assert "no such file" in fails(capsys, "--data", str(tmp_path / "absent.csv"), "--kind", "csv")
 
@@ -121,7 +146,8 @@ def test_what_cannot_be_measured_ends_in_one_line_before_the_model_is_loaded(tre
     assert "can't be made" in fails(capsys, "--data", str(tree), "--out", str(tmp_path / "file" / "below"))
     (tree / "plate" / "test" / "good" / "000.png").unlink()
     (tree / "plate" / "test" / "hole" / "000.png").unlink()
-    assert "no images" in fails(capsys, "--data", str(tree))
+    (tree / "plate" / "ground_truth" / "hole" / "000_mask.png").unlink()
+    assert "no test photos of plate" in fails(capsys, "--data", str(tree))
 
 
 def test_a_choice_of_references_without_references_is_refused_in_one_line(tree, capsys):

@@ -128,6 +128,7 @@ class DataConfig(Settings):
 
     Attributes:
         defects: ``simulated`` on normal photos, or ``real`` ones with the masks that people drew.
+        findings: conversations per epoch about findings drawn at random, in place of photos: text alone is trained.
         instructions: conversations about other things; None trains on defects alone.
         languages: of questions and answers; one is drawn for each photo, a language named twice twice as often.
         patch_source: a defect's patch comes from a photo of the ``same`` class, or of ``any`` (the paper's code).
@@ -139,6 +140,7 @@ class DataConfig(Settings):
 
     sources: tuple[DataSource, ...] = ()
     defects: Literal["simulated", "real"] = "simulated"
+    findings: Annotated[int, Field(ge=0)] = 0
     instructions: InstructionSource | None = None
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
     patch_source: Literal["same", "any"] = "same"
@@ -238,4 +240,6 @@ class ExperimentConfig(Settings):
     def _parts_exist(self) -> "ExperimentConfig":
         if self.encoder.name == "imagebind_huge" and "states" in self.training.trainable:
             raise ValueError("training.trainable: 'states' are for encoders without a text tower; ImageBind has one")
+        if self.data.findings and {"image_decoder", "states"} & set(self.training.trainable):
+            raise ValueError("training.trainable: data.findings has no photos to train image_decoder or states on")
         return self

@@ -6,18 +6,19 @@ from pathlib import Path
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import DataConfig
-from anomalygpt.datasets.class_info import ClassInfo
+from anomalygpt.datasets.class_info import ClassInfo, folder_infos
 from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.csv_table import index_csv
 from anomalygpt.datasets.dialogue import Wording
-from anomalygpt.datasets.folder import folder_infos, index_folder
+from anomalygpt.datasets.findings_samples import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.loco import index_loco
-from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.datasets.tree import index_tree
 from anomalygpt.datasets.visa import index_visa
 
 logger = logging.getLogger(__name__)
@@ -25,11 +26,11 @@ logger = logging.getLogger(__name__)
 TrainingPairs = SimulatedPairs | SupervisedPairs
 Indexer = Callable[[Path, Sequence[str] | None], list[ImageRecord]]
 INDEXERS: Mapping[str, Indexer] = {
-    "mvtec": index_mvtec,
+    "mvtec": index_tree,
     "visa": index_visa,
     "loco": index_loco,
     "crack_forest": index_crack_forest,
-    "folder": index_folder,
+    "folder": index_tree,
     "csv": index_csv,
 }
 
@@ -71,10 +72,12 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     other data. Defects without a mask are left out and counted in the log.
     """
     records = build_records(config)
+    for line in overview(records, with_masks=config.defects == "real"):
+        logger.info(line)
     infos = build_cards(config)
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
     if config.defects == "real":
-        unmarked = sum(record.is_anomalous and record.mask is None for record in records)
+        unmarked = sum(record.is_anomalous and not record.masks for record in records)
         if unmarked:
             logger.warning("%d defect photos without a mask are left out", unmarked)
         train, held_back = supervised_split(records, config.validation_share, seed)
@@ -91,6 +94,16 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}
     options = (transform, seed, config.patch_source, config.drawn_share, wording, changes)
     return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
+
+
+def build_findings(
+    config: DataConfig, embed_width: int, seed: int
+) -> tuple[FindingsConversations, FindingsConversations | None]:
+    """Conversations about drawn findings for training, and with held-out wordings, None where none are held back."""
+    chinese = config.languages.count("zh") / len(config.languages)
+    held_out = round(config.validation_share * config.findings)
+    train = FindingsConversations(config.findings, embed_width, seed, "train", chinese)
+    return train, FindingsConversations(held_out, embed_width, seed, "held_out", chinese) if held_out else None
 
 
 def build_instructions(config: DataConfig, transform: ImageTransform) -> Instructions | None:

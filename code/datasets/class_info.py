@@ -18,8 +18,9 @@ import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 
 from anomalygpt.config.settings import Settings, explain
-from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.records import DatasetError, choose_classes
 from anomalygpt.datasets.synthesis import NSASettings
+from anomalygpt.datasets.tree import class_folders
 from anomalygpt.files import read_yaml
 
 PHRASES = Path(__file__).with_name("phrases")
@@ -67,6 +68,20 @@ def read_class_infos(path: Path) -> dict[str, ClassInfo]:
         return _File.model_validate(read_yaml(path) or {}).classes
     except ValidationError as error:
         raise DatasetError(f"{path}: {'; '.join(explain(error, {}))}") from error
+
+
+def folder_infos(root: Path) -> dict[str, ClassInfo]:
+    """The entries of ``dataset.yaml`` in ``root``, by class name; empty where there is no such file.
+
+    Raises:
+        DatasetError: the file is wrong, or names a class that does not exist.
+    """
+    path = Path(root) / "dataset.yaml"
+    if not path.is_file():
+        return {}
+    infos = read_class_infos(path)
+    choose_classes(path, list(class_folders(root)), list(infos))
+    return infos
 
 
 def spoken_name(class_name: str) -> str:

@@ -4,9 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from anomalygpt.datasets.masks import read_cracks
 from anomalygpt.datasets.records import (
     GOOD,
     DatasetError,
@@ -16,17 +14,12 @@ from anomalygpt.datasets.records import (
     list_images,
     require_folder,
 )
-from anomalygpt.datasets.transforms import binary_image
 
 logger = logging.getLogger(__name__)
 
 CLASS_NAME = "pavement"
 PHOTOS, TRUTH = "image", "groundTruth"
 EXPECTED = f"expected {PHOTOS}/NNN.jpg and {TRUTH}/NNN.mat"
-
-# Segments: 1 road, 2 cracks, 3 undamaged road enclosed by cracks, 4 further cracks. Segment 3 covers up to a third of a
-# photo; counted as crack it would mark undamaged road.
-CRACK_SEGMENTS = (2, 4)
 
 
 def index_crack_forest(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
@@ -53,26 +46,7 @@ def index_crack_forest(root: Path, classes: Sequence[str] | None = None) -> list
     for image in (image for stem, image in photos.items() if stem in truths):
         truth = truths[image.stem]
         if read_cracks(truth).getbbox() is not None:
-            records.append(ImageRecord(image, CLASS_NAME, "test", True, "crack", truth, read_cracks))
+            records.append(ImageRecord(image, CLASS_NAME, "test", True, "crack", (truth,)))
         else:
-            records.append(ImageRecord(image, CLASS_NAME, "test", False, GOOD, None))
+            records.append(ImageRecord(image, CLASS_NAME, "test", False, GOOD))
     return records
-
-
-def read_cracks(path: Path) -> Image.Image:
-    """The cracks that a ground truth marks on the photo's own pixels: mode L, 0 and 255.
-
-    Raises:
-        DatasetError: the file can't be read, or holds no ``groundTruth.Segmentation`` of numbers.
-    """
-    from scipy.io import loadmat  # here: it takes longer to import than everything else in this layer
-
-    try:
-        with path.open("rb") as file:
-            segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
-        if segments.ndim != 2 or not np.issubdtype(segments.dtype, np.number):
-            raise ValueError(f"expected numbers (H, W), found {segments.dtype} {segments.shape}")
-    except Exception as error:  # a damaged file makes loadmat raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{path}: no groundTruth.Segmentation can be read in it ({reason})") from error
-    return binary_image(np.isin(segments, CRACK_SEGMENTS))

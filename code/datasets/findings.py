@@ -10,7 +10,7 @@ import yaml
 
 from anomalygpt.datasets.class_info import noun_phrase
 
-Status = Literal["good", "defective"]
+Status = Literal["good", "defective", "can't tell"]
 Form = Literal["compact", "elongated", "scattered"]
 Language = Literal["en", "zh"]
 
@@ -45,12 +45,14 @@ class Findings:
     """All that is known about a photo; answers may state nothing else.
 
     Attributes:
-        status: the verdict.
+        status: the verdict; ``can't tell``: there is none, for ``reason``.
         probability: that the photo is defective, 0..1.
-        regions: largest first; at least one where the status is ``defective``, none where it is ``good``.
+        regions: largest first; at least one where the status is ``defective``, none where it is ``good``; where the
+            map is highest, or none, where it is ``can't tell``.
         class_name: of the part; ``object`` where it is not known.
         references: how many reference photos it was compared with; 0: none.
         image_size: (width, height) in pixels.
+        reason: why there is no verdict: ``other_part``, ``unknown_part`` or ``near_threshold``; else empty.
     """
 
     status: Status
@@ -59,6 +61,7 @@ class Findings:
     class_name: str = UNKNOWN_CLASS
     references: int = 0
     image_size: tuple[int, int] = (224, 224)
+    reason: str = ""
 
     @property
     def number(self) -> int:
@@ -78,6 +81,8 @@ class Findings:
     @property
     def certainty(self) -> str:
         """How sure the verdict is: ``sure``, ``fairly sure`` or ``unsure``."""
+        if self.status == "can't tell":
+            return "unsure"
         of_verdict = self.probability if self.status == "defective" else 1 - self.probability
         return "sure" if of_verdict >= SURE else "fairly sure" if of_verdict >= FAIRLY_SURE else "unsure"
 
@@ -131,9 +136,12 @@ def findings_text(findings: Findings, language: Language = "en") -> str:
     lines = phrases["findings"]
     slots = _slots(findings, language)
     known = {"known": noun_phrase(findings.class_name, "en"), "zh": noun_phrase(findings.class_name, "zh")}
+    if findings.status == "can't tell":
+        verdict = [lines["undecided"], _undecided_text(findings, language)]
+    else:
+        verdict = [lines[findings.status], lines[_number_case(findings)] if findings.number else ""]
     parts = [
-        lines[findings.status],
-        lines[_number_case(findings)] if findings.number else "",
+        *verdict,
         lines["part" if findings.knows_class else "no_part"],
         lines["references" if findings.references else "no_references"],
     ]
@@ -141,12 +149,14 @@ def findings_text(findings: Findings, language: Language = "en") -> str:
 
 
 def answer_text(kind: str, findings: Findings, language: Language, **claim: str) -> str:
-    """The true answer to a kind of question.
+    """The true answer to a kind of question; the same for every kind where the status is ``can't tell``.
 
     Args:
         kind: a key of the phrases' ``questions``.
         claim: what the question claims: ``place`` (``claim_place``) or ``type`` (``claim_type``).
     """
+    if findings.status == "can't tell":
+        return _undecided_text(findings, language)
     phrases = finding_phrases(language)
     forms = phrases["answers"][kind]
     slots = _slots(findings, language)
@@ -155,6 +165,12 @@ def answer_text(kind: str, findings: Findings, language: Language, **claim: str)
     if "type" in claim:
         slots["type"] = claim["type"]
     return str(forms[_case(kind, findings, claim)].format(**slots))
+
+
+def _undecided_text(findings: Findings, language: Language) -> str:
+    forms = finding_phrases(language)["undecided"]
+    text = forms[findings.reason] + (forms["highest"] if findings.regions else forms["end"])
+    return str(text.format(**_slots(findings, language)))
 
 
 def _number_case(findings: Findings) -> str:

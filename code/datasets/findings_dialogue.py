@@ -180,12 +180,13 @@ def clean_question(question: str) -> str:
 # -- conversations ----------------------------------------------------------------------------------------------------
 
 
-def draw_conversation(rng: np.random.Generator, split: Split = "train", chinese: float = 0.5) -> list[Turn]:
-    """One to ``MOST_TURNS`` questions about findings drawn at random, with their true answers.
+def draw_conversation(
+    findings: Findings, rng: np.random.Generator, split: Split = "train", chinese: float = 0.5
+) -> list[Turn]:
+    """One to ``MOST_TURNS`` questions about findings, with their true answers.
 
     The first human turn begins with the findings, as :func:`with_findings` puts them at inference.
     """
-    findings = draw_findings(rng)
     language: Language = "zh" if rng.random() < chinese else "en"
     turns: list[Turn] = []
     for number in range(1 + int(rng.integers(MOST_TURNS))):

@@ -12,11 +12,12 @@ from torch.utils.data import Dataset, get_worker_info
 
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.drawn import draw_defects
+from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.regions import position_name, positions_of
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
 from anomalygpt.datasets.synthesis import Pixels, nsa_settings, simulate
-from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image, load_mask
+from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image
 
 PatchSource = Literal["same", "any"]
 
@@ -178,6 +179,6 @@ class SupervisedPairs(_Pairs):
             mask = self.transform.mask(load_mask(record))[0].numpy()
             target = mask > TRAINING_THRESHOLD if (mask > TRAINING_THRESHOLD).any() else mask > 0
             if not target.any():
-                raise DatasetError(f"{record.mask}: marks nothing of what the model sees of {record.image.name}")
+                raise DatasetError(f"{record.masks[0]}: marks nothing of what the model sees of {record.image.name}")
         defect = record.defect if record.is_anomalous else ""
         return self._sample(index, self._pixels(index), target, positions_of(target), defect, self._generator(index))

@@ -1,11 +1,9 @@
 """What an indexer returns: one record per photo. Helpers that all indexers share."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
-
-from PIL import Image
 
 from anomalygpt.errors import UserError
 
@@ -32,8 +30,8 @@ class ImageRecord:
         split: ``validation`` only where a data set has such a split (LOCO, CSV).
         is_anomalous: whether the photo shows a defect.
         defect: the defect's name in the data set, ``good`` for a normal photo.
-        mask: the file or folder that marks the defect; None for a normal photo and for a defect without a mask.
-        mask_reader: reads ``mask``; None where it is an image. Use ``transforms.load_mask(record)``.
+        masks: the files that together mark the defect, for ``masks.load_mask``; none for a normal photo and for a
+            defect without a mask.
     """
 
     image: Path
@@ -41,8 +39,7 @@ class ImageRecord:
     split: Split
     is_anomalous: bool
     defect: str
-    mask: Path | None
-    mask_reader: Callable[[Path], Image.Image] | None = field(default=None, repr=False)
+    masks: tuple[Path, ...] = ()
 
 
 def in_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
@@ -80,13 +77,6 @@ def first_offenders(offenders: Iterable[object]) -> str:
     shown = ", ".join(listed[:OFFENDERS_SHOWN])
     more = len(listed) - OFFENDERS_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def require_masks(root: Path, records: Sequence[ImageRecord], expected: str) -> None:
-    """Raises :class:`DatasetError` naming the defects below ``root`` that have no mask; ``expected`` is its place."""
-    without = [record.image.relative_to(root) for record in records if record.is_anomalous and record.mask is None]
-    if without:
-        raise DatasetError(f"{root}: {len(without)} defect photos have no {expected}: {first_offenders(without)}")
 
 
 def choose_classes(root: Path, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:

@@ -48,7 +48,7 @@ def supervised_split(records: Sequence[ImageRecord], fraction: float, seed: int)
     train, held_back = normal_split(records, fraction, seed)
     groups: defaultdict[tuple[str, str], list[ImageRecord]] = defaultdict(list)
     for record in records:
-        if record.is_anomalous and record.mask is not None:
+        if record.is_anomalous and record.masks:
             groups[record.class_name, record.defect].append(record)
     for names, group in sorted(groups.items()):
         kept, held = _hold_back(group, fraction, "/".join(names), seed)

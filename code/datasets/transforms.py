@@ -10,26 +10,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.records import DatasetError
 
 Geometry = Literal["squash", "crop"]
 
 TRAINING_THRESHOLD = 0.3
 MVTEC_THRESHOLD = 0.1
 VISA_SHARE_OF_MAXIMUM = 0.01
-DEFECT_INDICES = 30  # 8-bit masks hold grey levels, or small numbers that name the kind of defect
 
 
 def load_image(path: Path) -> Image.Image:
     """The photo at ``path``, upright 8-bit RGB. Raises :class:`DatasetError` if missing, truncated or no image."""
     return to_rgb(open_image(Path(path)))
-
-
-def load_mask(record: ImageRecord) -> Image.Image:
-    """A mask of any mode on its photo's own pixels. Raises :class:`DatasetError` if there is none that can be read."""
-    if record.mask is None:
-        raise DatasetError(f"{record.image}: has no mask")
-    return (record.mask_reader or open_image)(record.mask)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -76,33 +68,14 @@ def _grey_8bit(image: Image.Image) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def mask_8bit(mask: Image.Image) -> Image.Image:
-    """Any mask as mode L with its own values: palette indices stay indices, 16 bits are scaled to 8."""
-    mask = ImageOps.exif_transpose(mask)
-    if mask.mode == "P":
-        return Image.fromarray(np.asarray(mask))
-    if mask.mode.startswith("I") or mask.mode == "F":
-        values = np.asarray(mask)
-        small = mask.mode != "F" and values.max(initial=0) <= 255
-        return Image.fromarray(values.astype(np.uint8) if small else _grey_8bit(mask))
-    return mask if mask.mode == "L" else mask.convert("L")
-
-
-def _full_scale(mask: Image.Image) -> Image.Image:
-    """Any mask as mode L over 0..255: where the largest value is 1 to 29, each of those indices counts as 255."""
-    values = np.asarray(mask_8bit(mask))
-    return binary_image(values > 0) if values.max(initial=0) < DEFECT_INDICES else Image.fromarray(values)
-
-
 def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask of any mode on its photo's own pixels, ``> 0.1``; one of another size is resized, bilinear.
+    """A mask (mode L) on its photo's own pixels, ``> 0.1``; one of another size is resized, bilinear.
 
     ``photo_size`` is (width, height) of the upright photo; the result is (height, width) bool.
     """
-    grey = _full_scale(mask)
-    if grey.size != photo_size:
-        grey = grey.resize(photo_size, Image.Resampling.BILINEAR)
-    return np.asarray(grey, dtype=np.float32) / 255 > MVTEC_THRESHOLD
+    if mask.size != photo_size:
+        mask = mask.resize(photo_size, Image.Resampling.BILINEAR)
+    return np.asarray(mask, dtype=np.float32) / 255 > MVTEC_THRESHOLD
 
 
 class ImageTransform:
@@ -144,11 +117,8 @@ class ImageTransform:
         return ((chw - mean) / std).contiguous()
 
     def mask(self, mask: Image.Image) -> Tensor:
-        """PIL mask of any mode and size -> (1, size, size) float32 in 0..1, in the photo's geometry (bilinear).
-
-        A mask whose largest value is 1 to 29 holds defect indices: each of them counts as 1.
-        """
-        return _unit_tensor(self._resize(_full_scale(mask), Image.Resampling.BILINEAR))
+        """PIL mask of mode L and any size -> (1, size, size) float32 in 0..1, in the photo's geometry (bilinear)."""
+        return _unit_tensor(self._resize(mask, Image.Resampling.BILINEAR))
 
     def to_photo(self, map: Tensor, photo_size: tuple[int, int], fill: float = 0.0) -> Tensor:
         """An anomaly map on the photo's own pixels, bilinear.
@@ -196,10 +166,10 @@ def _unit_tensor(grey: Image.Image) -> Tensor:
 
 def official_mvtec_mask(mask: Image.Image, size: int) -> Tensor:
     """MVTec AD's evaluation mask as the paper's code makes it: squash, bilinear, ``> 0.1``. (1, size, size) bool."""
-    return _unit_tensor(mask_8bit(mask).resize((size, size), Image.Resampling.BILINEAR)) > MVTEC_THRESHOLD
+    return _unit_tensor(mask.resize((size, size), Image.Resampling.BILINEAR)) > MVTEC_THRESHOLD
 
 
 def official_visa_mask(mask: Image.Image, size: int) -> Tensor:
     """VisA's evaluation mask as the paper's code makes it: short side, crop, ``> max / 100``. (1, size, size) bool."""
-    values = _unit_tensor(_short_side_crop(mask_8bit(mask), size, Image.Resampling.BILINEAR))
+    values = _unit_tensor(_short_side_crop(mask, size, Image.Resampling.BILINEAR))
     return values > values.max() * VISA_SHARE_OF_MAXIMUM

@@ -11,7 +11,6 @@ from anomalygpt.datasets.records import (
     in_order,
     list_folders,
     require_folder,
-    require_masks,
 )
 
 SPLIT_TABLE = Path("split_csv", "1cls.csv")
@@ -26,8 +25,7 @@ def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     such table. Masks hold 0 and 255, 0 and 1, or small numbers of defects.
 
     Raises:
-        DatasetError: a tree of another shape, an unknown class, a row with an unknown value, a defect without a mask,
-            or missing files.
+        DatasetError: a tree of another shape, an unknown class, a row with an unknown value, or missing files.
     """
     root = require_folder(root)
     table = root / SPLIT_TABLE
@@ -39,16 +37,15 @@ def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
         else:
             hint = EXPECTED
         raise DatasetError(f"{root}: no {SPLIT_TABLE.as_posix()}; {hint}")
-    rows = read_table(table, ("object", "split", "label", "image", "mask"))
-    chosen = choose_classes(root, sorted({row["object"] for row in rows}), classes)
+    columns = ("path", "split", "label", "mask", "class")
+    rows = read_table(table, columns, columns)
+    chosen = choose_classes(root, sorted({row["class"] for row in rows}), classes)
     kinds: dict[str, str] = {}  # by the defect photo's path
     for listing in (root / name / "image_anno.csv" for name in chosen):
         if listing.is_file():
-            kinds |= {row["image"]: row["label"] for row in read_table(listing, ("image", "label", "mask"))}
-    records = [
-        to_record(table, row, root, row["image"], row["object"], kinds.get(row["image"], "anomaly"))
+            kinds |= {row["path"]: row["label"] for row in read_table(listing, ("path", "label"), ("path", "label"))}
+    return in_order(
+        to_record(table, row, root, row["class"], kinds.get(row["path"], "anomaly"))
         for row in rows
-        if row["object"] in chosen
-    ]
-    require_masks(root, records, f"mask in {SPLIT_TABLE.as_posix()}")
-    return in_order(records)
+        if row["class"] in chosen
+    )

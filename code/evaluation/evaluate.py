@@ -59,6 +59,7 @@ class Evaluator:
         transform, rule = self.predictor.transform, choose_mask_rule(self.kind, self.official, self.resolution)
         saturated = loco.can_saturate(self.records)
         counts, examples, photos, seconds = metrics.PixelCounts(), Examples(), [], 0.0
+        codings: set[str] = set()
         for record in test_photos(self.records, cell.class_name):
             started, name = time.monotonic(), photo_name(record, self.root)
             torch.manual_seed(photo_seed(self.plan.seed, cell, name))
@@ -66,14 +67,16 @@ class Evaluator:
             result = self.predictor.inspect(photo, record.class_name)
             prediction = self.predictor.ask(result, detection_question(cell.class_name, with_description=False))
             maps, model_mask = describe_rule(rule, transform, result.model_map.shape[-1]), None
-            if record.mask is not None or not record.is_anomalous:
+            if record.masks or not record.is_anomalous:
                 target = ground_truth(record, result, transform, rule, saturated)
                 counts.add(target.scores, target.mask, target.regions)
                 examples.offer(name, record.is_anomalous, photo, target.mask, result)
                 model_mask = target.model_mask
+                codings |= {target.coding} if target.coding else set()
             photos.append(_photo_result(name, record, result, prediction, model_mask))
             seconds += time.monotonic() - started
             on_photo()
+        maps += f"; masks read as {', '.join(sorted(codings))}" if codings else ""
         names = tuple(photo_name(record, self.root) for record in references)
         return summarise(cell, names, photos, counts, examples, maps, saturated, seconds, self.with_llm)
 

@@ -4,6 +4,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ TILE = 180  # the longer side of a picture, in pixels
 AREAS = ("image_auroc", "pixel_auroc", "aupro")
 TILES = ("photo", "mask", "map", "overlay")
 GOOD, BAD = "#14612f", "#b41e1e"
-CHINESE_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei", "PingFang SC", "Microsoft YaHei")
+FONT = "DejaVu Sans"  # comes with matplotlib
+PLACEHOLDERS = "Last Resort High-Efficiency"  # a font of matplotlib's that has a box for every letter
 
 
 class Examples:
@@ -97,22 +99,41 @@ def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:
         figures[folder / f"curves_{name}.png"] = _curves(first, title_of(shots))
     for path, figure in figures.items():
         with replacing(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # where no font for Chinese is installed
+            warnings.simplefilter("ignore")  # of matplotlib's layout, where texts are long
             figure.savefig(temporary, dpi=110)
     return list(figures)
 
 
+def lettering(text: str) -> tuple[str, list[str]]:
+    """The text as figures take it, and the installed fonts that have its letters; ``\\u9f7f`` where none has one."""
+    from matplotlib import font_manager
+
+    files = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.name != PLACEHOLDERS}
+    families, missing = [FONT], {ord(letter) for letter in text if not letter.isspace()} - _letters_of(files[FONT])
+    for name in sorted(files):
+        if missing and (found := missing & _letters_of(files[name])):
+            families.append(name)
+            missing -= found
+    escaped = (c.encode("unicode_escape").decode() if ord(c) in missing else c for c in text)
+    return "".join(escaped).replace("$", r"\$"), families  # two dollar signs would enclose a formula
+
+
+@cache
+def _letters_of(font: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(font).get_charmap())
+
+
 def _sheet(result: CellResult) -> "Figure":
     """The examples of a class: photo, mask, map, verdict and answer, the worst first."""
-    from matplotlib import font_manager
     from matplotlib.figure import Figure
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in installed)]
     areas = [f"{METRICS[key]} {100 * area:.1f}" for key in AREAS if (area := result.metrics[key]) is not None]
     title = f"{result.cell.class_name}, {title_of(result.cell.shots).lower()}: {', '.join(areas) or 'no areas'}"
     figure = Figure(figsize=(15, 0.8 + 2.7 * len(result.examples)), layout="constrained")
-    figure.suptitle(f"{title}\n{', '.join(TILES)}", family=fonts)
+    title, fonts = lettering(f"{title}\n{', '.join(TILES)}")
+    figure.suptitle(title, family=fonts)
     photos = {photo.photo: photo for photo in result.photos}
     panels = figure.subplots(max(1, len(result.examples)), KEPT, squeeze=False)
     for axes in panels.flat:
@@ -126,7 +147,8 @@ def _sheet(result: CellResult) -> "Figure":
             lines = [f"{case}: {name}", f"{scores}; {verdict} ({photo.verdict_from})"]
             lines += [textwrap.fill(photo.answer, 100, max_lines=2, placeholder="…")] if photo.answer else []
             axes.imshow(Image.open(io.BytesIO(strip)))
-            axes.set_title("\n".join(lines), loc="left", fontsize=8, family=fonts, color=GOOD if right else BAD)
+            caption, fonts = lettering("\n".join(lines))
+            axes.set_title(caption, loc="left", fontsize=8, family=fonts, color=GOOD if right else BAD)
     return figure
 
 
@@ -146,9 +168,10 @@ def _curves(results: Sequence[CellResult], title: str) -> "Figure":
             curve, area = result.curves.get(key), result.metrics[metric]
             if curve is not None and area is not None:
                 label, colour = f"{result.cell.class_name} {100 * area:.1f}", colours[(2 * number + number // 10) % 20]
-                axes.plot(*curve, label=label, color=colour, linewidth=1.4, solid_joinstyle="round")
+                axes.plot(*curve, label=lettering(label)[0], color=colour, linewidth=1.4, solid_joinstyle="round")
         if axes.lines:
-            axes.legend(fontsize=8, loc="lower right", ncols=1 if len(results) <= 16 else 2)
+            fonts = lettering("".join(result.cell.class_name for result in results))[1]
+            axes.legend(prop={"family": fonts, "size": 8}, loc="lower right", ncols=1 if len(results) <= 16 else 2)
         else:
             axes.text(0.5, 0.5, "not defined", ha="center", va="center", transform=axes.transAxes, color="grey")
         axes.set(title=name, xlabel="false-positive rate", ylabel=ylabel, xlim=(0, limit), ylim=(0, 1.01))

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.datasets import loco, transforms
+from anomalygpt.datasets import loco, masks, transforms
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import MVTEC_THRESHOLD, ImageTransform
 from anomalygpt.evaluation.metrics import Region
@@ -71,12 +71,14 @@ class GroundTruth:
         mask: (H, W) bool, True where anomalous.
         regions: the defects; None for the mask's connected regions.
         model_mask: (S, S) bool, the mask of what the model was shown, on the pixels of its map.
+        coding: how the mask was read, None for a good photo.
     """
 
     scores: NDArray[np.float32]
     mask: NDArray[np.bool_]
     regions: list[Region] | None
     model_mask: NDArray[np.bool_]
+    coding: str | None = None
 
 
 def ground_truth(
@@ -88,7 +90,7 @@ def ground_truth(
     """
     side = result.model_map.shape[-1]
     scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
-    if record.mask is None:
+    if not record.masks:
         return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
@@ -96,8 +98,8 @@ def ground_truth(
             return transforms.mask_on_photo(mask, result.map.shape[::-1])
         return on_map(mask, transform, side, rule)
 
-    image = transforms.load_mask(record)
-    mask = placed(image)
+    image, coding = masks.read_mask(record)
+    mask = placed(masks.own_values(record) if rule == "official_visa" else image)
     regions: list[Region] | None = None
     if saturated:
         regions = []
@@ -107,4 +109,4 @@ def ground_truth(
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))
     model_mask = mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
-    return GroundTruth(scores, mask, regions, model_mask)
+    return GroundTruth(scores, mask, regions, model_mask, coding)

@@ -1,22 +1,31 @@
 """Metrics over photos, and over all pixels of a class's test photos together (AnomalyGPT section 4)."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import label_regions
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
 
 # Pixel metrics are exact up to this many distinct scores (240 maps of 224 x 224, about 150 MB). Beyond it the last
-# ROUNDED_BITS bits of each score are dropped: 13 bits of mantissa are left, and at most 2^22 distinct scores.
+# ROUNDED_BITS bits of each score are dropped: 13 bits of mantissa are left, and at most 2^22 distinct scores. Of scores
+# that differ less than they are large, the distance from the one next to 0 is rounded in their place.
 MAX_SCORES = 12_000_000
-ROUNDED_BITS = 10
+ROUNDED_BITS = 39
 
-Counts = tuple[NDArray[np.float32], NDArray[np.float64]]  # (N,) distinct scores, ascending, and (C, N) counts of each
+Counts = tuple[NDArray[np.floating], NDArray[np.float64]]  # (N,) distinct scores, ascending, and (C, N) counts of each
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y, (N,) each
+
+
+def require_finite(scores: ArrayLike, what: str) -> None:
+    """Raises :class:`DatasetError` where a score is NaN or infinite; ``what`` the scores are of, for the message."""
+    wrong = np.count_nonzero(~np.isfinite(np.asarray(scores, dtype=np.float64)))
+    if wrong:
+        raise DatasetError(f"{wrong} {what} are not finite numbers; expected finite ones: the weights may be damaged")
 
 
 def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
@@ -25,10 +34,12 @@ def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict
     Empty where the photos are all good or all anomalous.
 
     Raises:
-        ValueError: scores and ground truth differ in number, or a score is not a number.
+        DatasetError: a score is not a finite number.
+        ValueError: scores and ground truth differ in number.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+    require_finite(scores, "scores of photos")
     ground_truth = np.asarray(is_anomalous, dtype=bool)
     if ground_truth.all() or not ground_truth.any():
         return {}
@@ -59,8 +70,11 @@ def verdict_metrics(predicted: Sequence[bool], is_anomalous: Sequence[bool]) -> 
 def hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
     """The best accuracy, averaged over classes, that one score threshold for all classes reaches.
 
-    ``classes`` holds scores and ground truth of each. None where a class has no photo, or there is no class.
+    ``classes`` holds scores and ground truth of each. None where a class has no photo, or there is no class. Raises
+    :class:`DatasetError` where a score is not a finite number.
     """
+    for class_scores, _ in classes:
+        require_finite(class_scores, "scores of photos")
     if not classes or not all(scores for scores, _ in classes):
         return None
     # A photo is called anomalous above the threshold: from below all scores to the highest of them.
@@ -98,12 +112,11 @@ class PixelCounts:
         self.regions = self.photos = 0
         self.max_scores = max_scores
         self.is_rounded = False
+        self._origin = np.float64(0)
         self._normal: list[Counts] = []  # number of pixels
         self._defective: list[Counts] = []  # number of pixels, and the fractions of regions that they are
 
-    def add(
-        self, scores: NDArray[np.float32], mask: NDArray[np.bool_], regions: Sequence[Region] | None = None
-    ) -> None:
+    def add(self, scores: NDArray[Any], mask: NDArray[np.bool_], regions: Sequence[Region] | None = None) -> None:
         """Counts one photo.
 
         Args:
@@ -112,12 +125,12 @@ class PixelCounts:
             regions: the defects in the mask; by default its connected regions.
 
         Raises:
-            ValueError: the shapes differ, or a score is not a finite number.
+            DatasetError: a score is not a finite number.
+            ValueError: the shapes differ.
         """
         if scores.shape != mask.shape:
             raise ValueError(f"the map is {scores.shape} and the mask {mask.shape}; expected the same shape")
-        if not np.isfinite(scores).all():
-            raise ValueError("the map holds values that are not finite")
+        require_finite(scores, "values of a map")
         if regions is None:
             labels, count = label_regions(mask)
             regions = [Region(labels == number) for number in range(1, count + 1)]
@@ -134,13 +147,18 @@ class PixelCounts:
         self.regions += len(regions)
         self.photos += 1
         if sum(len(part) for part, _ in self._normal + self._defective) > self.max_scores:
+            if not self.is_rounded:
+                parts = [part for part, _ in self._normal + self._defective if len(part)]
+                low, high = min(part[0] for part in parts), max(part[-1] for part in parts)
+                self._origin = np.float64(low if low > 0 and high < 2 * low else high if low > 2 * high else 0)
             self.is_rounded = True
             self._normal, self._defective = [self._merged(self._normal)], [self._merged(self._defective)]
 
     def _merged(self, parts: Sequence[Counts]) -> Counts:
         scores = np.concatenate([scores for scores, _ in parts])
         if self.is_rounded:
-            scores = (scores.view(np.uint32) >> ROUNDED_BITS << ROUNDED_BITS).view(np.float32)
+            bits = (scores.astype(np.float64) - self._origin).view(np.uint64)
+            scores = (bits >> ROUNDED_BITS << ROUNDED_BITS).view(np.float64) + self._origin
         scores, place = np.unique(scores, return_inverse=True)
         counts = np.concatenate([counts for _, counts in parts], axis=1)
         return scores, np.stack([np.bincount(place, row, minlength=len(scores)) for row in counts])

@@ -60,6 +60,12 @@ class Plan:
         rng = np.random.default_rng([self.seed, cell.round, cell.shots, zlib.crc32(cell.class_name.encode())])
         return [good[number] for number in sorted(rng.permutation(len(good))[: cell.shots])]
 
+    @property
+    def good_photos_needed(self) -> int:
+        """How many good training photos the references of all rounds are taken from."""
+        most = max(self.shots)
+        return max(PAPER_SHOTS, most) * max(self.rounds) + most if most else 0
+
     def check(self, records: Sequence[ImageRecord]) -> None:
         """Raises UserError where a class has no test photo, or too few references for a round."""
         names = sorted({record.class_name for record in records})

@@ -238,10 +238,10 @@ def latex_text(text: str) -> str:
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> list[Path]:
-    """Writes files by name atomically into a folder; raises OSError."""
+    """Writes files by name atomically into a folder, CSV with the mark that Excel needs; raises OSError."""
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8-sig" if name.endswith(".csv") else "utf-8")
     return [folder / name for name in texts]
 
 

@@ -33,6 +33,7 @@ MARKUP = re.compile(
 )
 CHINESE = re.compile(r"[㐀-鿿]")
 NEUTRAL_LATIN = {"led", "roi"}  # of three letters and more; shorter ones (OK, NG, AI) are all neutral
+LIST_ITEM = re.compile(r"(?:^ *(?:[-•–+|]|\d+[.)]) |\n[^:：\n]{2,20}[:：])[^\n]*$(?!\n)", re.MULTILINE)
 SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)）」*]*$")
 
 
@@ -64,7 +65,8 @@ def check_answer(answer: str, question: str, findings: Findings) -> tuple[Contra
     Returns:
         Empty where nothing contradicts. Faults of form (language, repetition, …) are returned alone.
     """
-    if faults := tuple(_faults_of_form(answer.strip(), question, findings)):
+    answer = re.sub(r"(\W)\1{3,}", r"\1\1\1", answer).strip()
+    if faults := tuple(_faults_of_form(answer, question, findings)):
         return faults
     reader = ClaimReader(language_of(question), findings, question)
     wrong = [claim for claim in reader.claims_of_answer(answer) if not _is_supported(claim, findings)]
@@ -85,7 +87,9 @@ def _faults_of_form(text: str, question: str, findings: Findings) -> Iterator[Co
         yield Contradiction("language", words)
     if words := _repeated(text):
         yield Contradiction("repetition", words)
-    rest = "" if SENTENCE_END.search(text) else re.split(r"[.!?。！？;；\n]\s*", text)[-1]
+    text = re.sub(r"[*`_]+", "", text)
+    rest = "" if SENTENCE_END.search(text) else re.split(r"[.!?。！？;；](?!\d)\s*|\n\s*", text)[-1]
+    rest = "" if LIST_ITEM.search(text) else rest
     dangles = pattern_of(language, "dangling").search(re.sub(r"[\s.…]+$", "", text)[-12:])
     items = re.split("[,，、]", rest)
     is_long = any(len(item.split()) > 3 if language == "en" else len(item) > 6 for item in items)
@@ -101,7 +105,7 @@ def _foreign_words(text: str, question: str, language: Language, findings: Findi
     if strange := [c for c in letters if "LATIN" not in unicodedata.name(c, "")]:
         return "".join(strange)
     if language == "en":
-        foreign = pattern_of("en", "foreign").findall(text.lower())
+        foreign = re.findall(r"[à-öø-ÿ]|" + pattern_of("en", "foreign").pattern, text.lower())
         return "".join(CHINESE.findall(text)) or " ".join(foreign if len(foreign) > 1 else ())
     known = NEUTRAL_LATIN | {word for name in class_names() for word in name.split()}
     known |= set(re.findall(r"[a-z]+", question.lower()))
@@ -110,9 +114,12 @@ def _foreign_words(text: str, question: str, language: Language, findings: Findi
 
 def _repeated(text: str) -> str:
     """A sentence that comes twice, or words that come three times in a row; else empty."""
+    if found := re.search(r"(\w)\1{19,}", text):
+        return found[0]
     sentences = [s.strip().lower() for s in re.split(r"[.!?。！？\n]+(?!\d)", text) if len(s.strip()) > 3]
     twice = [sentence for sentence in sentences if sentences.count(sentence) > 1]
-    words = r"(?<!\w)([a-z]\w*(?:\W+\w+){0,9}?)(?:\W+\1){2,}(?!\w)|([㐀-鿿]{2,12}?)(?:\W?\2){2,}|([㐀-鿿]{5,})\W?\3"
+    words = r"(?<!\w)([a-z]\w{0,30}(?:\W+\w{1,30}){0,9}?)(?:\W+\1){2,}(?!\w)"
+    words += r"|([㐀-鿿]{2,12}?)(?:\W?\2){2,}|([㐀-鿿]{5,40})\W?\3"
     found = re.search(words, text, re.IGNORECASE)
     return twice[0] if twice else found[0] if found else ""
 
@@ -124,28 +131,34 @@ def _is_supported(claim: Claim, findings: Findings) -> bool:
     defective, value, denied = findings.status == "defective", claim.value, claim.denied
     of_scope = {"largest": findings.regions[:1], "smallest": findings.regions[-1:]}
     regions = of_scope.get(claim.scope, findings.regions)
+    if claim.kind == "verdict" and findings.status == "can't tell":
+        return False
     if claim.kind == "verdict":
         return (value != denied) == defective
     if claim.kind == "place":
         if denied:
             return value not in findings.places
         is_there = [value == region.place or value in region.place.split() for region in regions]
-        return all(is_there) and defective if claim.scope == "every" else any(is_there)
+        return all(is_there) and bool(regions) if claim.scope == "every" else any(is_there)
     if claim.kind == "number":
         low, high, places = value
-        counts = {findings.number, sum(region.place in places for region in findings.regions) or findings.number}
+        if findings.status == "can't tell":
+            return denied
+        at_places = {region for region in findings.regions if {region.place, *region.place.split()} & {*places}}
+        counts = {len(at_places) or findings.number, sum(r.place in places for r in at_places) or findings.number}
+        counts |= {findings.number}
         return any(low <= count <= high for count in counts) != denied
     if isinstance(value, tuple) and claim.kind in ("size", "probability"):
         return _is_share(*value) != denied
     if claim.kind == "size" and value:
-        actual = [SIZES.index(size_word(area)) for area in areas_of(claim.scope, findings)] if defective else []
+        actual = [SIZES.index(size_word(area)) for area in areas_of(claim.scope, findings)] if regions else []
         size = SIZES.index(value)
         return not actual or (size != actual[0] if denied else any(abs(size - other) <= 1 for other in actual))
     if claim.kind == "form":
         forms = {region.form for region in regions}
         return not forms or (forms != {value} if denied else value in forms)
     if claim.kind == "type":
-        return not defective and denied
+        return findings.status == "good" and denied
     if claim.kind == "class":
         name, repeats = value
         same = findings.knows_class and _is_same_class(name, findings.class_name)
@@ -163,7 +176,8 @@ def _is_share(share: float, tolerance: float, compares: str, actual: tuple[float
 
 
 def _is_same_class(name: str, class_name: str) -> bool:
-    known = {spoken_name(class_name).lower(), noun_phrase(class_name, "zh").lower()}
+    known = {re.sub(r"\d+$", "", spoken_name(class_name).lower()), spoken_name(class_name).lower()}
+    known |= {noun_phrase(class_name, "zh").lower()}
     for language in LANGUAGES:
         known |= {word for group in word_table(language)["class_groups"] if known & set(group) for word in group}
     # Whole words: `nut` is a `metal nut`, `board` no `keyboard`. Chinese has no spaces.

@@ -21,6 +21,7 @@ from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, finding_
 Subject = Literal[
     "verdict", "place", "number", "size", "probability", "form", "type", "class", "references", "unsupported"
 ]
+LONGEST = 500  # characters of a sentence that are read at a time: what bounds the time for a text without full stops
 SIZES = ("tiny", "small", "medium", "large")
 FORMS = ("compact", "elongated", "scattered")
 NUMERAL = re.compile(
@@ -63,22 +64,30 @@ class ClaimReader:
     def __post_init__(self) -> None:
         self.table = word_table(self.language)
         self.question = self._plain(self.question)
-        topics = {"count": "asks_count", "references": "asks_references", "class": "asks_class"}
-        topics |= {"probability": "probability", "area": "area", "content": "asks_content", "largest": "asks_largest"}
+        topics = ("count", "references", "class", "cause", "content", "largest")
         places = PLACE.findall(_with_places(self.question, self.language))
         self.asked_places = places if len(places) == 1 else []
-        self.asks = {topic: self._has(name, self.question) for topic, name in topics.items()}
+        self.asks = {topic: self._has(f"asks_{topic}", self.question) for topic in topics}
+        self.asks |= {topic: self._has(topic, self.question) for topic in ("probability", "area")}
 
     def claims_of_answer(self, answer: str) -> list[Claim]:
         """All claims of an answer."""
         text = self._plain(answer)
-        yes, no = (_source(self.language, name) for name in ("affirmative", "negative"))
-        opener = re.match(rf"\W*(?:(?P<yes>{yes})|(?P<no>{no}))(?:\W*$|\s*[^\w\s'<])", text)
-        if opener is None or self._has("no_polarity", self.question):
+        yes, no, adverb = (_source(self.language, name) for name in ("affirmative", "negative", "adverb"))
+        adverbs = rf"(?:[\s,，]*(?:{adverb}))*[\s,，]*"
+        opener = re.match(rf"\W*{adverbs}(?:(?P<yes>{yes})|(?P<no>{no})){adverbs}(?:\W*$|(?<=\w)\s*[^\w\s'<])", text)
+        if self._has("no_polarity", self.question):
             return list(self._claims(text))
+        plain = [] if opener else list(self._claims(text))
+        if opener is None and not plain:  # `适合吗？ - 适合。`
+            negation = _source(self.language, "negation")
+            opener = re.fullmatch(rf"\W*{adverbs}(?P<no>{negation})?(?P<yes>[㐀-鿿]{{1,8}}?)[的了]?\W*", text)
+            opener = opener if opener and opener["yes"] in self.question else None
+        if opener is None:
+            return plain
         claims = list(self._claims(text[opener.end() :]))
         of_opener = self._claims_of_opener(opener, any(claim.kind == "verdict" for claim in claims))
-        if opener["yes"] and not claims and not of_opener and self._has("asks_fact", self.question):
+        if opener["no"] is None and not claims and not of_opener and self._has("asks_fact", self.question):
             return [Claim("unsupported", None, opener[0])]  # `Is it mouldy? - Yes.`
         return claims + of_opener
 
@@ -94,7 +103,10 @@ class ClaimReader:
         claims = [claim for claim in claims if not dropped.get(claim.kind)]
         if self._has("asks_existence", asked):  # `any defects, however small?`: yes is no size
             claims = [claim for claim in claims if claim.kind not in ("size", "form")]
-        if any(claim.negative for claim in claims):
+        exists = opener["yes"] and self._regex("exists").fullmatch(opener["yes"])
+        if exists and any(claim.negative and not claim.value for claim in claims):
+            denies = True  # `There is nothing wrong? - There is.`
+        elif any(claim.negative for claim in claims):
             # `There is nothing wrong, is there? - No.` agrees, `…, right? - No.` does not.
             agrees = denies and (self._has("positive_tag", asked) or self._regex("none").fullmatch(opener["no"]))
             if agrees or verdict_follows:
@@ -111,10 +123,11 @@ class ClaimReader:
 
     def _claims(self, text: str, asked: bool = False) -> Iterator[Claim]:
         """The claims of a plain text; ``asked``: what a question asks about."""
-        for sentence in re.split(self.table["sentence_end"], text):
+        sentences = re.split(self.table["sentence_end"], text)
+        for sentence in (s[i : i + LONGEST] for s in sentences for i in range(0, len(s), LONGEST)):
             if not asked and sentence.strip().endswith(("?", "？")):
                 continue
-            sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence, self.language))
+            sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence.strip(), self.language))
             sentence = self._regex("conditional").sub("", sentence)
             scope, placed = self._scope(self.question, "any") if self.asks["largest"] else "any", False
             for part in re.split(self.table["clause_end"], sentence):
@@ -125,6 +138,8 @@ class ClaimReader:
                 if not self._has("hedge", clause):
                     yield from self._references(clause)
                     clause = self._regex("neutral").sub(" ", clause)
+                    if self.findings.status == "can't tell":
+                        clause = self._regex("undecided").sub(" ", clause)
                     yield from self._verdict_and_places(clause, scope)
                     yield from self._numbers(clause)
                     yield from self._words(clause, scope)
@@ -185,7 +200,12 @@ class ClaimReader:
             ahead = re.split(r"\d|\bone\b", clause[found.end() :])[0]
             behind = re.split(r"\d|\bone\b", clause[: found.start()])[-1]
             places = tuple(place.replace("-", " ") for place in PLACE.findall(ahead) or PLACE.findall(behind))
-            if low > 1:
+            before = PLACE.sub("", clause[: found.start()])
+            if self._has("more", before):
+                low, high = low + (not self._has("at_least", before)), 999
+            elif self._has("less", before):
+                low, high = 0, high
+            if high > 1 and not (self.asks["references"] and low == self.findings.references):
                 yield Claim("number", (low, high, places), found[0], self._negated(clause, found))
         if found := self._regex("counted_alone").search(clause):
             low, high = self._range(found["n"])
@@ -208,7 +228,7 @@ class ClaimReader:
             if not (self._has("pixels", found[0]) and numbers <= known):
                 yield Claim("size", None, found[0])
         found = self._regex("sure").search(clause)
-        if found and self.findings.certainty == "unsure" and not self._has("unsure", clause):
+        if found and self.findings.certainty == "unsure" and not self._has("unsure", clause.replace(found[0], "")):
             yield Claim("probability", None, found[0])
         of_probability, of_area = self._has("probability", clause), self._has("area", clause)
         of_probability = of_probability or (self.asks["probability"] and not of_area)
@@ -220,6 +240,9 @@ class ClaimReader:
             tolerance = 0.5 * 10.0 ** -len(digits.partition(".")[2]) / unit
             if self._has("about", clause):
                 tolerance = max(tolerance, 0.15 * share)
+            if found["low"]:
+                low = float(found["low"]) / 100
+                share, tolerance = (share + low) / 2, (share - low) / 2
             before = clause[: found.start()]
             compares = "less" if self._has("less", before) else "more" if self._has("more", before) else ""
             actual: tuple[float, ...] = ()
@@ -256,6 +279,8 @@ class ClaimReader:
         for kind in names:
             if found := self._regex(kind).search(clause):
                 yield Claim(kind, None, found[0], self._negated(clause, found))
+        if self.asks["cause"] and len(re.findall(r"\w", clause)) > 5 and not self._has("reason", clause):
+            yield Claim("unsupported", None, clause)
 
     def _classes(self, clause: str, asked: bool) -> Iterator[Claim]:
         of_content = self.asks["content"] or self.asks["class"]
@@ -284,17 +309,25 @@ class ClaimReader:
     def _plain(self, text: str) -> str:
         """Lower case, no emphasis, numbers as digits, `part` for the name of the known class."""
         text = re.sub(r"[*`]+|^#+ ", "", text.strip().lower().replace("’", "'"))
+        text = re.sub(r"\|(?:[ \d]*\|)?", "\n", text)  # cells of a table
         text = re.sub(r"(?<=\d{9})\d+", "", text)  # `int` refuses thousands of digits
         if self.findings.knows_class:
             for language in LANGUAGES:
                 name = re.escape(noun_phrase(self.findings.class_name, language).lower())
                 name = re.escape(spoken_name(self.findings.class_name).lower()) if language == "en" else name
-                text = re.sub(rf"(?<![a-z]){name}(?![a-z])", self.table["part"], text)
+                text = re.sub(rf"(?<![a-z]){name}s?(?![a-z])", self.table["part"], text)
         if self.language == "zh":
+            text = self._regex("fraction").sub(self._percentage, text)
             text = NUMERAL.sub(lambda found: str(_number(found[0])), text)
         for pattern, plain in self.table["spelling"]:
             text = re.sub(rf"(?<![a-z])(?:{pattern})(?![a-z])" if self.language == "en" else pattern, plain, text)
+        text = self._regex("fraction").sub(self._percentage, text)
         return re.sub(self.table["lead"], "", text)
+
+    def _percentage(self, fraction: re.Match[str]) -> str:
+        """A fraction in words as a percentage."""
+        whole = self.table["fractions"][fraction["part"]] if self.language == "en" else _number(fraction["part"])
+        return f"{self.table['nearly']}{100 * _number(fraction['n'] or '1') / max(whole, 1):.1f}%"
 
     def _regex(self, *keys: str) -> re.Pattern[str]:
         return pattern_of(self.language, *keys)
@@ -305,6 +338,8 @@ class ClaimReader:
 
 def _number(numeral: str) -> int:
     """The value of a Chinese numeral up to 100."""
+    if numeral.isdigit():
+        return int(numeral)
     digits = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "百": 100}
     tens, ten, ones = numeral.partition("十")
     return 10 * digits.get(tens[:1], 1) + digits.get(ones[:1], 0) if ten else digits[numeral[-1]]

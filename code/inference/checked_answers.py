@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Generator
+import unicodedata
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +17,17 @@ logger = logging.getLogger(__name__)
 
 SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s|$)")
 UNFINISHED = ("cut_off", "empty")  # faults that a text has only while more is to come
+# What is contradicted -> the kind of question that the findings' own sentence about it answers.
+KIND_OF_SENTENCE: dict[str, str] = {
+    "place": "where",
+    "number": "count",
+    "size": "size",
+    "probability": "certainty",
+    "form": "appearance",
+    "type": "type",
+    "class": "content",
+    "references": "comparison",
+}
 
 
 @dataclass(frozen=True)
@@ -38,39 +50,53 @@ def stream_checked(
 ) -> Generator[str, None, Answer]:
     """Yields an answer piece by piece: a sentence is released when it does not contradict the photo's findings.
 
+    A question without words, or in another script than Latin and Chinese, is answered by the findings' own sentence.
+
     Args:
         history: earlier (question, answer) pairs about the photo.
 
     Returns:
         The whole answer; its text is what was yielded.
     """
-    language = language_of(question)
-    contradictions: tuple[Contradiction, ...] = ()
-    try:
-        first = yield from _stream_once(model, image, question, history)
-        if not first.contradictions or first.text:
-            return first
-        contradictions = first.contradictions
-        opening = re.sub(r"[.。]$", "", answer_text("verdict", image.findings, language))
+    findings = image.findings
+    if not is_readable(question):
+        earlier = history[-1][0] if history and not any(map(str.isalpha, question)) else ""
+        sentence = answer_text("describe", findings, language_of(earlier))
+        yield sentence
+        return Answer(sentence, "findings")
+    first = yield from _stream_once(model, image, question, history)
+    if first.text:
+        return first
+    language, kind = language_of(question), kind_of_sentence(first.contradictions)
+    if first.source != "findings":
+        opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
         second = yield from _stream_once(model, image, question, history, opening)
-        if not second.contradictions or second.text:
-            return Answer(second.text, "corrected", contradictions)
-    except UserError as error:
-        _warn_once(str(error))
-    sentence = answer_text("describe", image.findings, language)
+        if second.text:
+            return Answer(second.text, "corrected", first.contradictions)
+    sentence = answer_text(kind or "describe", findings, language)
     yield sentence
-    return Answer(sentence, "findings", contradictions)
+    return Answer(sentence, "findings", first.contradictions)
 
 
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning("%s: answers come from the findings instead", message)
+def is_readable(question: str) -> bool:
+    """Whether a question has letters, most of them Latin ones or Chinese characters."""
+    scripts = [unicodedata.name(letter, "").partition(" ")[0] for letter in question if letter.isalpha()]
+    return 2 * sum(script in ("LATIN", "CJK", "FULLWIDTH") for script in scripts) >= max(1, len(scripts))
+
+
+def kind_of_sentence(contradictions: Sequence[Contradiction]) -> str | None:
+    """The kind of question whose answer takes the place of what is contradicted; None where the verdict is or none."""
+    found = [fault.kind for fault in contradictions]
+    return None if "verdict" in found else next(filter(None, map(KIND_OF_SENTENCE.get, found)), None)
 
 
 def _stream_once(
     model: LanguageModel, image: ImageResult, question: str, history: History, opening: str = ""
 ) -> Generator[str, None, Answer]:
-    """One try: yields sentences as long as they are supported; the text is empty where not even the first is."""
+    """One try: yields sentences as long as they are supported; the text is empty where not even the first is.
+
+    Where the model can't be reached, what was yielded until then is the answer; ``findings`` if that is nothing.
+    """
     released, text = "", ""
     try:
         for text in model.texts(image, image.findings, question, history, opening):
@@ -83,12 +109,15 @@ def _stream_once(
             yield text[len(released) : ends[-1]]
             released = text[: ends[-1]]
     except UserError as error:
-        if not released:
-            raise
-        _warn_once(str(error))
-        return Answer(released, "corrected")
+        _warn_once(f"{error}; answers are left to the findings")
+        return Answer(released, "corrected" if released else "findings")
     if faults := check_answer(text, question, image.findings):
         return Answer(released, "corrected", faults)
     if text != released:
         yield text[len(released) :]
     return Answer(text, "model")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

@@ -115,24 +115,19 @@ class AnomalyGPT(nn.Module):
         maps: Tensor,
         texts: Sequence[str],
         settings: GenerationSettings | None = None,
-        openings: Sequence[str] = (),
         **extra: Any,
     ) -> list[str]:
         """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images.
 
         Args:
             maps: (B, 1, 224, 224).
-            openings: the B answers' first words, from which the model continues; empty for free answers.
             extra: passed to the language model's ``generate``.
         """
         with torch.inference_mode():
             before = self.prompt_embeds(features, maps)
-            # Encoded separately from the question, as an answer is in training.
-            begun = [self.tokenizer.encode(opening) for opening in openings] or [[]] * len(texts)
-            rows = [self.tokenizer.encode(text) + ids for text, ids in zip(texts, begun, strict=True)]
-            embeds, attention = self._left_padded(before, rows)
+            embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
         settings = settings or GenerationSettings()
-        return generate(self.llama_model, embeds, attention, self.tokenizer, settings, begun, **extra)
+        return generate(self.llama_model, embeds, attention, self.tokenizer, settings, **extra)
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""
@@ -174,10 +169,11 @@ class AnomalyGPT(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | ImageFeatures,
         conversations: Sequence[Sequence[Turn]],
         *,
         max_length: int,
+        maps: Tensor | None = None,
         class_names: Sequence[str] | None = None,
         target: Tensor | None = None,
         references: Tensor | None = None,
@@ -188,9 +184,10 @@ class AnomalyGPT(nn.Module):
         A model without a language model has the map's losses only.
 
         Args:
-            images: (B, 3, S, S), normalised.
+            images: (B, 3, S, S), normalised; with ``maps``, features of which only the embedding is used.
             conversations: B conversations, human first.
             max_length: longest text, in tokens; longer ones are cut.
+            maps: (B, 1, 224, 224) for the prompt learner; the loss is then the text's alone. None computes them.
             class_names: B names; None (instruction data) stands for ``object`` in all.
             target: (B, 1, 224, 224), 1 where anomalous; None for instruction data.
             references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The prompt
@@ -199,7 +196,11 @@ class AnomalyGPT(nn.Module):
             one_shot_threshold: calibrates the one-shot map before the prompt learner (0.5 at the threshold); None
                 leaves it raw, as in the paper.
         """
-        features = self.encode(images)
+        features = images if isinstance(images, ImageFeatures) else self.encode(images)
+        if maps is not None:
+            answer, accuracy = self._text_losses(features, maps, conversations, max_length)
+            nothing = torch.zeros_like(answer)
+            return Losses(answer, answer, nothing, nothing, accuracy)
         probabilities = self.text_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
         if self.has_llm:
             # The text map is not detached: the language loss trains the image decoder too.
@@ -207,15 +208,21 @@ class AnomalyGPT(nn.Module):
             if references is not None:
                 maps = self._one_shot_maps(features, references)
                 maps = maps if one_shot_threshold is None else calibrate_map(maps, one_shot_threshold)
-            text = training_batch(conversations, self.tokenizer, max_length)
-            logits, labels = self._answer_logits(self.prompt_embeds(features, maps), text)
-            answer, accuracy = answer_loss(logits, labels), token_accuracy(logits, labels)
+            answer, accuracy = self._text_losses(features, maps, conversations, max_length)
         else:
             answer = accuracy = probabilities.new_zeros(())
         focal = dice = torch.zeros_like(answer)
         if target is not None:
             focal, dice = pixel_loss(probabilities, target.to(probabilities.device))
         return Losses(answer + focal + dice, answer, focal, dice, accuracy)
+
+    def _text_losses(
+        self, features: ImageFeatures, maps: Tensor, conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> tuple[Tensor, Tensor]:
+        """(cross entropy on the answers, token accuracy)."""
+        text = training_batch(conversations, self.tokenizer, max_length)
+        logits, labels = self._answer_logits(self.prompt_embeds(features, maps), text)
+        return answer_loss(logits, labels), token_accuracy(logits, labels)
 
     def _one_shot_maps(self, features: ImageFeatures, references: Tensor) -> Tensor:
         """B images and (G, R, 3, S, S) -> (B, 1, 224, 224), each image against the references of its group."""

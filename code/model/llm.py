@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,6 @@ def generate(
     attention: Tensor,
     tokenizer: Tokenizer,
     settings: GenerationSettings,
-    begun: Sequence[Sequence[int]] = (),
     **extra: Any,
 ) -> list[str]:
     """Continues B prompts given as embeddings.
@@ -151,7 +149,6 @@ def generate(
     Args:
         embeds: (B, N, D_l), padded on the left.
         attention: (B, N) int64, 1 where a position counts.
-        begun: the ids at the end of each prompt that are the beginning of its answer; they are returned as part of it.
         extra: passed to the model's ``generate`` (a streamer, for example).
 
     Returns:
@@ -179,7 +176,7 @@ def generate(
         **extra,
     )
     answers = []
-    for start, row in zip(begun or [()] * len(embeds), ids.tolist(), strict=True):
+    for row in ids.tolist():
         end = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
-        answers.append(answer_text([*start, *row[:end]], tokenizer))
+        answers.append(answer_text(row[:end], tokenizer))
     return answers

@@ -9,7 +9,7 @@ from torch import nn
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.build import build_cards, build_instructions, build_pairs, build_records
+from anomalygpt.datasets.build import build_cards, build_findings, build_instructions, build_pairs, build_records
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -83,6 +83,10 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
     """Lines that count pairs and conversations, the number of pairs (None: unknown), lines about absent files."""
     data, spec = config.data, image_spec(config.encoder)
+    if data.findings:
+        conversations, held_out = build_findings(data, spec.embed_width, config.seed)
+        counts = {"training conversations": len(conversations), "with held-out wordings": len(held_out or ())}
+        return [_row(name, number) for name, number in counts.items()], len(conversations), []
     transform = ImageTransform(spec.size, spec.mean, spec.std)
     pairs: int | None = None
     absent = _absent("data", {resolve(s.root): "file" if s.kind == "csv" else "folder" for s in data.sources})
@@ -116,10 +120,10 @@ def _absent(what: str, paths: Mapping[Path, str]) -> list[str]:
 
 
 def _steps(config: ExperimentConfig, pairs: int | None, accumulation: int, processes: int) -> Iterator[str]:
-    settings = config.training
+    settings, unit = config.training, "conversations" if config.data.findings else "pairs"
     alternating = ", each followed by one of instructions" if config.data.instructions and settings.answers else ""
     yield (
-        f"  batch {settings.batch_size} pairs = micro-batch {settings.micro_batch_size} x accumulation {accumulation} "
+        f"  batch {settings.batch_size} {unit} = micro-batch {settings.micro_batch_size} x accumulation {accumulation} "
         f"x {processes} process(es){alternating}"
     )
     if pairs is not None:
@@ -203,6 +207,8 @@ def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
     references = settings.micro_batch_size * (4 if settings.rotated_references else 1) * settings.answers
     total = (photos + references) * tokens * (taps + ENCODER_COPIES) * width
     total += 4 * photos * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
+    if config.data.findings:  # text alone
+        photos, total = settings.micro_batch_size, 0
     if model.has_llm and config.llm is not None:
         length = config.llm.max_target_tokens
         total += _llm_activations(model.llama_model.config, photos, length, width, settings.gradient_checkpointing)

@@ -17,11 +17,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
-from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
+from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs
 from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
+from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.engine import accumulation_steps
@@ -32,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 # Metric -> its name on the progress bar.
 SHOWN = {"total": "loss"} | {name: name for name in ("answer", "focal", "dice", "instruction", "lr")}
-SHOWN |= {"samples_per_second": "pairs/s"}
+SHOWN |= {"samples_per_second": "samples/s"}
 
 
 @dataclass(frozen=True)
 class Data:
-    """A run's training pairs, held-back pairs and instructions."""
+    """A run's training and held-back samples (pairs, or conversations about findings), and its instructions."""
 
-    train: Dataset[SamplePair]
-    validation: Dataset[SamplePair] | None = None
+    train: Dataset[Any]
+    validation: Dataset[Any] | None = None
     instructions: Instructions | None = None
 
 
@@ -97,7 +99,8 @@ class Trainer:
             start=step * self.accumulation,
         )
         with ExitStack() as stack:  # an error must end the loader processes, too
-            pairs = stack.enter_context(closing(batches(self.data.train, collate_pairs)))
+            collate = collate_findings if self.config.data.findings else collate_pairs
+            pairs = stack.enter_context(closing(batches(self.data.train, collate)))
             instructions = None
             if self.data.instructions is not None:
                 instructions = stack.enter_context(closing(batches(self.data.instructions, collate_instructions)))
@@ -112,7 +115,12 @@ class Trainer:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _steps(self, step: int, pairs: Iterator[AnomalyBatch], instructions: Iterator[InstructionBatch] | None) -> None:
+    def _steps(
+        self,
+        step: int,
+        pairs: Iterator[AnomalyBatch | FindingsBatch],
+        instructions: Iterator[InstructionBatch] | None,
+    ) -> None:
         bar = tqdm(total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main)
         while step < self.total_steps:
             started = time.monotonic()
@@ -132,7 +140,8 @@ class Trainer:
         stopping = not all_agree(not self._stop_requested)
         if last or (step % self.settings.validate_every == 0 and not stopping):  # launchers give a stop 30 seconds
             self._validate(step)
-        if last or (step % self.settings.picture_every == 0 and not stopping):
+        picture = not self.config.data.findings  # which has no photos
+        if picture and (last or (step % self.settings.picture_every == 0 and not stopping)):
             path = self.folder / "samples" / f"step{step:07d}.png"
             draw_samples(self.model, self.data.validation or self.data.train, self.config, self.process, path)
         stopping = stopping or not all_agree(not self._stop_requested)
@@ -145,13 +154,16 @@ class Trainer:
             raise UserError(f"stopped at step {step} as asked{lost}; start the same command again to go on")
 
     def _optimizer_step(
-        self, pairs: Iterator[AnomalyBatch], instructions: Iterator[InstructionBatch] | None, step: int
+        self,
+        pairs: Iterator[AnomalyBatch | FindingsBatch],
+        instructions: Iterator[InstructionBatch] | None,
+        step: int,
     ) -> dict[str, float]:
         """One step on pairs, and on instructions where there are any; the losses' means over all processes."""
         self.model.train()
         sums = dict.fromkeys(LOSS_PARTS, 0.0)
         for micro in range(self.accumulation):
-            losses = self._anomaly_losses(next(pairs), step, micro)
+            losses = self._losses(next(pairs), step, micro)
             self.engine.backward(losses.total)
             self.engine.step()  # changes weights only at the last micro-step
             for part in LOSS_PARTS:
@@ -164,8 +176,11 @@ class Trainer:
                 sums["instruction"] = sums.get("instruction", 0.0) + float(losses.total.detach()) / self.accumulation
         return dict(zip(sums, (value / self.process.world_size for value in summed(list(sums.values()))), strict=True))
 
-    def _anomaly_losses(self, batch: AnomalyBatch, step: int, micro: int) -> Losses:
+    def _losses(self, batch: AnomalyBatch | FindingsBatch, step: int, micro: int) -> Losses:
         batch, settings = batch.to(self.process.device), self.settings
+        if isinstance(batch, FindingsBatch):
+            features = ImageFeatures((), batch.embeddings)
+            return self.engine(features, batch.conversations, max_length=self.max_length, maps=batch.maps)
         # Under ZeRO 3 every process has to call the same layers: all draw alike, and all need references.
         partitioned = settings.zero_stage == 3
         # Seeded with the run's position, so that a resumed run draws the same.
@@ -189,7 +204,7 @@ class Trainer:
         if self.data.validation is None:
             return
         numbers = validate(self.model, self.data.validation, self.config, self.process)
-        logger.info("step %d, held-back pairs: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
+        logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
         if self._best:
             self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
         if self._log:

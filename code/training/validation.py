@@ -1,7 +1,7 @@
 """Losses and verdicts on held-back pairs, and pictures of maps and answers, computed by all processes together."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.config.settings import GenerationSettings
+from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import chat_prompt
+from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.training.checkpoints import gathered
 from anomalygpt.training.pictures import sample_sheet
 
@@ -27,28 +29,33 @@ PICTURE_TOKENS = 40
 
 @torch.no_grad()
 def validate(
-    model: AnomalyGPT, pairs: Dataset[SamplePair], config: ExperimentConfig, process: Process
+    model: AnomalyGPT, held_back: Dataset[Any], config: ExperimentConfig, process: Process
 ) -> dict[str, float]:
-    """Mean losses on held-back pairs by name and, with a language model, ``verdict_accuracy``.
+    """Mean losses on held-back pairs by name and, with a language model, ``verdict_accuracy``; on conversations about
+    findings the losses alone.
 
     All processes have to call it, and get the same numbers.
     """
     model.eval()
-    held_back = evenly_spaced(pairs, config.training.validation_pairs)
-    batches = split_batches(len(held_back), config.training.micro_batch_size, process)
+    chosen = evenly_spaced(held_back, config.training.validation_pairs)
+    batches = split_batches(len(chosen), config.training.micro_batch_size, process)
     max_length = config.llm.max_target_tokens if config.llm else 0
     sums = np.zeros(len(LOSS_PARTS) + 3)  # then the pairs, the correct verdicts, and all verdicts
-    loader = _loader(held_back, [positions for positions, _ in batches])
+    collate = collate_findings if config.data.findings else collate_pairs
+    loader = _loader(chosen, [positions for positions, _ in batches], collate)
     for batch, (_, counted) in zip(loader, batches, strict=True):
         batch = batch.to(process.device)
-        losses = model(
-            batch.images, batch.conversations, max_length=max_length, class_names=batch.class_names, target=batch.masks
-        )
-        answers, _ = _answers(model, batch, config, VERDICT_TOKENS)
-        anomalous = (batch.masks.flatten(1).amax(dim=1) > 0).tolist()
-        correct = [parse_verdict(a) == truth for a, truth in zip(answers, anomalous, strict=True) if a is not None]
+        count, correct = len(batch.conversations), list[bool]()
+        if isinstance(batch, FindingsBatch):
+            features = ImageFeatures((), batch.embeddings)
+            losses = model(features, batch.conversations, max_length=max_length, maps=batch.maps)
+        else:
+            options = {"max_length": max_length, "class_names": batch.class_names, "target": batch.masks}
+            losses = model(batch.images, batch.conversations, **options)
+            answers, _ = _answers(model, batch, config, VERDICT_TOKENS)
+            anomalous = (batch.masks.flatten(1).amax(dim=1) > 0).tolist()
+            correct = [parse_verdict(a) == truth for a, truth in zip(answers, anomalous, strict=True) if a is not None]
         if counted:
-            count = len(batch.images) // 2
             parts = [float(getattr(losses, part)) * count for part in LOSS_PARTS]
             sums += [*parts, count, sum(correct), len(correct)]
     means, (total, right, verdicts) = np.split(np.array(summed(sums.tolist())), [len(LOSS_PARTS)])
@@ -63,7 +70,7 @@ def draw_samples(
     """Draws photos, targets, maps and answers of some pairs. Every process has to call it; rank 0 writes."""
     model.eval()
     chosen = evenly_spaced(pairs, PICTURE_PAIRS)
-    [batch] = _loader(chosen, [list(range(len(chosen)))])
+    [batch] = _loader(chosen, [list(range(len(chosen)))], collate_pairs)
     batch = batch.to(process.device)
     answers, maps = _answers(model, batch, config, PICTURE_TOKENS)
     if process.is_main:
@@ -91,7 +98,7 @@ def _answers(
     return list(model.answer(features, maps, questions, settings, **synced)), maps
 
 
-def evenly_spaced(pairs: Dataset[SamplePair], count: int) -> Subset[SamplePair]:
+def evenly_spaced(pairs: Dataset[Any], count: int) -> Subset[Any]:
     """At most ``count`` of the pairs, evenly spaced, since they are sorted by class."""
     total = len(pairs)  # type: ignore[arg-type]
     return Subset(pairs, np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
@@ -109,6 +116,6 @@ def split_batches(pairs: int, size: int, process: Process) -> list[tuple[list[in
     return batches + [([0], False)] * (needed - len(batches))
 
 
-def _loader(pairs: Dataset[SamplePair], batches: list[list[int]]) -> Iterator[AnomalyBatch]:
+def _loader(samples: Dataset[Any], batches: list[list[int]], collate: Callable[[Any], Any]) -> Iterator[Any]:
     # A separate generator: the loader would draw from the one that dropout uses, and a resumed run would differ.
-    return iter(DataLoader(pairs, batch_sampler=batches, collate_fn=collate_pairs, generator=torch.Generator()))
+    return iter(DataLoader(samples, batch_sampler=batches, collate_fn=collate, generator=torch.Generator()))

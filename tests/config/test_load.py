@@ -80,6 +80,7 @@ def test_both_vicunas_read_pandagpts_delta_and_then_anomalygpts() -> None:
         ("training.one_shot_probability=1.5", "training.one_shot_probability: Input should be less than or equal to 1"),
         ("training.trainable=[lor]", "training.trainable.0: Input should be 'image_decoder'"),
         ("training.trainable=[states]", "'states' are for encoders without a text tower"),
+        ("data.findings=9", "training.trainable: data.findings has no photos to train image_decoder or states on"),
         ("training.trainable=[]", "training.trainable: Tuple should have at least 1 item"),
     ],
 )

@@ -2,8 +2,7 @@
 
 import pytest
 
-from anomalygpt.datasets.class_info import describe, noun_phrase, read_class_infos
-from anomalygpt.datasets.folder import folder_infos
+from anomalygpt.datasets.class_info import describe, folder_infos, noun_phrase, read_class_infos
 from anomalygpt.datasets.synthesis import nsa_settings
 from anomalygpt.errors import UserError
 

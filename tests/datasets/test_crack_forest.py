@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from anomalygpt.datasets.crack_forest import index_crack_forest, read_cracks
+from anomalygpt.datasets.crack_forest import index_crack_forest
+from anomalygpt.datasets.masks import load_mask, read_cracks
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.transforms import load_image, load_mask
+from anomalygpt.datasets.transforms import load_image
 from tests.shared_data import shared
 
 
@@ -17,7 +18,7 @@ def test_marked_photos_are_listed_and_the_others_counted(crack_tree, caplog):
         records = index_crack_forest(crack_tree)
     assert [(r.image.stem, r.defect) for r in records] == [("001", "crack"), ("002", "crack"), ("003", "good")]
     assert {(r.split, r.is_anomalous == (r.defect == "crack")) for r in records} == {("test", True)}
-    assert records[2].mask is None
+    assert not records[2].masks
     assert "1 photos without a ground truth are left out" in caplog.text
 
 

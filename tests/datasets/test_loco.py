@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from anomalygpt.datasets.loco import index_loco, regions, saturation_thresholds
+from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.transforms import load_mask
 
 
 def logical(tree):
@@ -24,7 +24,7 @@ def test_a_photos_masks_count_together(loco_tree):
     mask = np.asarray(load_mask(logical(loco_tree)))
     assert mask.shape == (40, 40) and set(np.unique(mask)) == {0, 255}
     assert np.count_nonzero(mask) == 100 + 200
-    Image.new("L", (8, 8), 255).save(logical(loco_tree).mask / "002.png")
+    Image.new("L", (8, 8), 255).save(logical(loco_tree).masks[0].with_name("002.png"))
     with pytest.raises(DatasetError, match="expected masks of one size, found 40 x 40, 8 x 8"):
         load_mask(logical(loco_tree))
 
@@ -34,7 +34,7 @@ def test_a_photos_regions_know_how_much_of_them_must_be_found(loco_tree):
     missing, extra = regions(record)
     assert (missing.pixels.sum(), missing.needed) == (100, 50)
     assert (extra.pixels.sum(), extra.needed) == (200, 150)
-    Image.new("L", (40, 40), 7).save(record.mask / "001.png")
+    Image.new("L", (40, 40), 7).save(record.masks[1])
     with pytest.raises(DatasetError, match=r"001\.png: value 7 is no kind of defect"):
         regions(record)
 
@@ -46,15 +46,8 @@ def test_a_wrong_list_of_kinds_is_an_error(loco_tree, text):
         saturation_thresholds(loco_tree / "pushpins")
 
 
-def test_wrong_trees_are_explained(loco_tree, write_photo, tmp_path):
-    with pytest.raises(DatasetError, match="one class of a LOCO tree; give its parent"):
-        index_loco(loco_tree / "pushpins")
-    write_photo(loco_tree / "pushpins" / "test" / "logical_anomalies" / "007.png")
-    with pytest.raises(DatasetError, match=r"1 defect photos have no masks .*logical_anomalies.007\.png"):
-        index_loco(loco_tree)
+def test_a_folder_of_another_kind_of_defect_is_explained(loco_tree, write_photo):
+    assert index_loco(loco_tree / "pushpins") == index_loco(loco_tree)
     write_photo(loco_tree / "pushpins" / "test" / "crack" / "000.png")
     with pytest.raises(DatasetError, match="unknown folder crack; expected"):
-        index_loco(loco_tree)
-    (loco_tree / "pushpins" / "validation").rename(loco_tree / "pushpins" / "valid")
-    with pytest.raises(DatasetError, match=r"validation.good: no images"):
         index_loco(loco_tree)

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.loco import index_loco
-from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import positions_of
 from anomalygpt.datasets.sample import collate_pairs
 from anomalygpt.datasets.transforms import load_image
+from anomalygpt.datasets.tree import index_tree
 from anomalygpt.datasets.visa import index_visa
 from anomalygpt.inference.answers import parse_verdict
 
@@ -29,13 +29,13 @@ PLACE = re.compile(r"the (top left|top right|bottom left|bottom right|top|bottom
 
 @pytest.fixture
 def train_records(mvtec_tree):
-    return [record for record in index_mvtec(mvtec_tree) if record.split == "train"]
+    return [record for record in index_tree(mvtec_tree) if record.split == "train"]
 
 
 @pytest.fixture
 def all_records(mvtec_tree, visa_tree, loco_tree, crack_tree):
     # The other trees are in folders of the MVTec tree that hold no train/.
-    trees = (index_mvtec(mvtec_tree), index_visa(visa_tree), index_loco(loco_tree), index_crack_forest(crack_tree))
+    trees = (index_tree(mvtec_tree), index_visa(visa_tree), index_loco(loco_tree), index_crack_forest(crack_tree))
     return [record for tree in trees for record in tree]
 
 
@@ -119,7 +119,7 @@ def test_the_source_and_the_settings_of_a_class_change_its_patches(train_records
 
 def test_only_normal_training_photos_are_taken(mvtec_tree, transform):
     with pytest.raises(DatasetError, match=r"4 records are not normal training photos: .*and 1 more"):
-        SimulatedPairs(index_mvtec(mvtec_tree), transform, seed=0)
+        SimulatedPairs(index_tree(mvtec_tree), transform, seed=0)
 
 
 @pytest.mark.parametrize("source", ["same", "any"])
@@ -179,11 +179,11 @@ def test_positions_come_from_every_mask_of_a_photo(all_records, transform):
 
 
 def test_a_defect_too_thin_for_the_threshold_is_not_denied(mvtec_tree, transform):
-    records = index_mvtec(mvtec_tree, ["screw"])
+    records = index_tree(mvtec_tree, ["screw"])
     pairs = SupervisedPairs(records, transform, seed=0)
     thin = Image.new("L", (640, 640), 0)
     thin.paste(255, (100, 0, 102, 640))
-    [mask] = [record.mask for record in records if record.is_anomalous]
+    [[mask]] = [record.masks for record in records if record.is_anomalous]
     thin.save(mask)
     sample = pairs[0].defect
     assert sample.is_anomalous and 0 < sample.mask.mean() < 0.05
@@ -193,12 +193,12 @@ def test_a_defect_too_thin_for_the_threshold_is_not_denied(mvtec_tree, transform
 
 
 def test_the_kind_of_defect_is_told_when_asked(mvtec_tree, transform):
-    records = [replace(r, defect="scratch_head") if r.mask else r for r in index_mvtec(mvtec_tree, ["screw"])]
+    records = [replace(r, defect="scratch_head") if r.masks else r for r in index_tree(mvtec_tree, ["screw"])]
     assert "The head of the screw is scratched." in texts(SupervisedPairs(records, transform, seed=0), epochs=40)
 
 
 def test_a_pair_is_of_one_class_where_the_class_has_normal_photos(all_records, transform):
-    pairs = SupervisedPairs([r for r in all_records if r.split == "train" or r.mask], transform, seed=0)
+    pairs = SupervisedPairs([r for r in all_records if r.split == "train" or r.masks], transform, seed=0)
     assert len(pairs) == sum(record.is_anomalous for record in all_records)
     for pair in (pairs[index] for index in range(len(pairs))):
         for sample, anomalous in ((pair.normal, False), (pair.defect, True)):
@@ -210,7 +210,7 @@ def test_a_pair_is_of_one_class_where_the_class_has_normal_photos(all_records, t
 
 
 def test_unmarked_defects_and_missing_photos_are_errors(mvtec_tree, transform):
-    unmarked = [replace(record, mask=None) for record in index_mvtec(mvtec_tree)]
+    unmarked = [replace(record, masks=()) for record in index_tree(mvtec_tree)]
     with pytest.raises(DatasetError, match=r"crack.000\.png: has no mask"):
         SupervisedPairs(unmarked, transform, seed=0)[0]
     good = [record for record in unmarked if not record.is_anomalous]

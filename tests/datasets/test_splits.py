@@ -8,14 +8,14 @@ import pytest
 
 from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.loco import index_loco
-from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.splits import normal_split, supervised_split
+from anomalygpt.datasets.tree import index_tree
 from anomalygpt.datasets.visa import index_visa
 
 
 @pytest.fixture
 def records(mvtec_tree):
-    return index_mvtec(mvtec_tree)
+    return index_tree(mvtec_tree)
 
 
 def test_each_class_is_divided_and_no_photo_is_lost(records):

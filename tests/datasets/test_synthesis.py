@@ -5,10 +5,10 @@ import pytest
 
 from anomalygpt.datasets.dialogue import detection_answer
 from anomalygpt.datasets.drawn import draw_defects
-from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.regions import position_name
 from anomalygpt.datasets.synthesis import NSALabel, NSASettings, change_label, nsa_settings, simulate
 from anomalygpt.datasets.transforms import load_image
+from anomalygpt.datasets.tree import index_tree
 from anomalygpt.inference.answers import parse_verdict
 
 SETTINGS = NSASettings()
@@ -105,7 +105,7 @@ def test_the_class_table_is_the_papers():
 @pytest.mark.parametrize("make", [simulate, draw])
 @pytest.mark.parametrize("class_name", ["bottle", "screw", "hazelnut", "grid_tiles", "carpet_tiles", "toothbrush"])
 def test_real_photos_get_defects_that_agree(real_photos, make, class_name):
-    records = [r for r in index_mvtec(real_photos, [class_name]) if r.split == "train"][:6]
+    records = [r for r in index_tree(real_photos, [class_name]) if r.split == "train"][:6]
     photos = [np.asarray(load_image(r.image).resize((128, 128))) for r in records]
     rng = np.random.default_rng(0)
     made = 0

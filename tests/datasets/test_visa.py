@@ -31,10 +31,9 @@ def test_the_kinds_of_defect_are_read_where_they_are_listed(visa_tree):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("object,split", "class,split", r"columns object, split, label, image, mask; found class, split"),
-        ("candle,test,normal", "candle,val,normal", r"line 8: split 'val'; expected train, validation, test"),
-        ("candle,test,anomaly", "candle,test,bad", r"line 9: label 'bad'; expected normal or anomaly"),
-        ("candle/Data/Masks/Anomaly/000.png", "", r"1 defect photos have no mask in .*: candle.Data.*Anomaly.000\.JPG"),
+        ("object,split", "thing,split", r"columns path, split, label, mask, class; found thing, split"),
+        ("candle,test,normal", "candle,late,normal", r"line 8: split 'late'; expected train, validation, test"),
+        ("candle,test,anomaly", "candle,test,odd", r"line 9: label 'odd'; expected normal or anomaly"),
         ("Normal/0000.JPG,", "Normal/7777.JPG,", r"line 2: no such file .*7777\.JPG"),
         ("0002.JPG,", "0002.JPG", "line 4 has 4 cells; expected 5"),
     ],

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.datasets.tree import index_tree
 from anomalygpt.evaluation.evaluate import Evaluator
 from anomalygpt.evaluation.protocol import Plan
 from anomalygpt.inference.regions import find_regions
@@ -110,7 +110,7 @@ def evaluator(tree: Path) -> Callable[..., Evaluator]:
     """Makes an evaluator of the tree's one class."""
 
     def make(predictor: FakePredictor, **options: object) -> Evaluator:
-        given = {"records": index_mvtec(tree), "plan": Plan((0,)), "root": tree, "kind": "mvtec"} | options
+        given = {"records": index_tree(tree), "plan": Plan((0,)), "root": tree, "kind": "mvtec"} | options
         return Evaluator(predictor, **given)
 
     return make

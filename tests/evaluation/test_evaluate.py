@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalygpt.datasets import loco
 from anomalygpt.datasets.dialogue import detection_question
-from anomalygpt.datasets.mvtec import index_mvtec
+from anomalygpt.datasets.tree import index_tree
 from anomalygpt.evaluation.protocol import Cell, Plan
 from tests.evaluation.conftest import SIDE
 
@@ -68,8 +67,8 @@ def test_without_chat_answers_are_not_counted(evaluator, fake_predictor):
 
 def test_a_defect_without_a_mask_counts_for_the_image_only(evaluator, fake_predictor, tree):
     records = [
-        dataclasses.replace(record, mask=None) if record.image.match("hole/001.png") else record
-        for record in index_mvtec(tree)
+        dataclasses.replace(record, masks=()) if record.image.match("hole/001.png") else record
+        for record in index_tree(tree)
     ]
     found = evaluator(fake_predictor(), records=records).measure(ZERO)
     assert (len(found.photos), found.masked_photos, found.regions) == (4, 3, 1)
@@ -83,15 +82,13 @@ def test_locos_masks_saturate_where_its_table_of_defects_is_there(evaluator, fak
 
     measured = evaluator(fake_predictor(upper_half), kind="loco")
     # The tree's masks one by one in folders, as LOCO has them; a quarter of each has to be found.
-    records = [
-        dataclasses.replace(
-            record, mask=record.mask and record.mask.with_name(record.image.stem), mask_reader=loco.read_union
-        )
-        for record in measured.records
-    ]
-    for folder in {record.mask for record in records if record.mask}:
-        folder.mkdir()
-        folder.with_name(f"{folder.name}_mask.png").rename(folder / "000.png")
+    records = []
+    for record in measured.records:
+        masks = tuple(mask.with_name(record.image.stem) / "000.png" for mask in record.masks)
+        records.append(dataclasses.replace(record, masks=masks))
+        for old, new in zip(record.masks, masks, strict=True):
+            new.parent.mkdir()
+            old.rename(new)
     if has_table:
         kind = {"defect_name": "hole", "pixel_value": 255, "saturation_threshold": 0.25, "relative_saturation": True}
         (tree / "bottle" / "defects_config.json").write_text(json.dumps([kind]))

@@ -1,6 +1,7 @@
 """Maps and masks on the same pixels, by each rule."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalygpt.datasets.loco import read_union
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.evaluation.ground_truth import choose_mask_rule, describe_rule, ground_truth, on_map
@@ -57,8 +57,10 @@ def test_a_mask_follows_its_photo_and_the_official_ones_do_as_the_paper():
     assert not on_map(faint, CROP, 32, "as_photo")[:, :15].any()
 
 
-def record(mask=None) -> ImageRecord:
-    return ImageRecord(None, "part", "test", mask is not None, "cut", mask)
+def record(mask: Path) -> ImageRecord:
+    photo = mask.with_name("photo.png")
+    Image.new("L", (64, 32)).save(photo)
+    return ImageRecord(photo, "part", "test", True, "cut", (mask,))
 
 
 def look_at(photo_map: np.ndarray) -> SimpleNamespace:
@@ -92,7 +94,9 @@ def loco(tmp_path):
         {"defect_name": "cut", "pixel_value": 255, "saturation_threshold": 1e9, "relative_saturation": False},
     ]
     (tmp_path / "box" / "defects_config.json").write_text(json.dumps(kinds))
-    return ImageRecord(tmp_path / "photo.png", "box", "test", True, "logical_anomalies", folder, read_union)
+    Image.new("L", (64, 32)).save(tmp_path / "photo.png")
+    masks = (folder / "000.png", folder / "001.png")
+    return ImageRecord(tmp_path / "photo.png", "box", "test", True, "logical_anomalies", masks)
 
 
 @pytest.mark.parametrize("rule", ["photo", "as_photo"])

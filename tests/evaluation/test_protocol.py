@@ -2,8 +2,8 @@
 
 import pytest
 
-from anomalygpt.datasets.mvtec import index_mvtec
 from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.datasets.tree import index_tree
 from anomalygpt.errors import UserError
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, reference_records
 
@@ -22,26 +22,26 @@ def numbers(records: list[ImageRecord]) -> list[int]:
     + [(2, 2, [8, 9]), (4, 1, [4, 5, 6, 7]), (5, 1, [5, 6, 7, 8, 9])],
 )
 def test_a_round_starts_four_good_photos_further_on(tree, shots, round_, expected):
-    chosen = reference_records(index_mvtec(tree)[::-1], shots, round_)
+    chosen = reference_records(index_tree(tree)[::-1], shots, round_)
     assert numbers(chosen) == expected
     assert all(record.split == "train" and not record.is_anomalous for record in chosen)
 
 
 def test_too_few_photos_are_reported(tree):
     with pytest.raises(UserError, match="need 12 good training photos, there are 10"):
-        reference_records(index_mvtec(tree), 4, 2)
+        reference_records(index_tree(tree), 4, 2)
     with pytest.raises(UserError, match="need 11 good training photos, there are 10"):
-        random_references(index_mvtec(tree), 11, 0, seed=0)
-    tested = [record for record in index_mvtec(tree) if record.split == "test"]
+        random_references(index_tree(tree), 11, 0, seed=0)
+    tested = [record for record in index_tree(tree) if record.split == "test"]
     Plan((0,)).check(tested)
     with pytest.raises(UserError, match="there are 0; photos without a training split .* --shots 0"):
         Plan((1,)).check(tested)
     with pytest.raises(UserError, match="no test photos of bottle"):
-        Plan((0,)).check([record for record in index_mvtec(tree) if record.split == "train"])
+        Plan((0,)).check([record for record in index_tree(tree) if record.split == "train"])
 
 
 def test_random_references_differ_between_rounds_and_seeds_and_are_drawn_again_the_same(tree):
-    records = index_mvtec(tree)
+    records = index_tree(tree)
     keys = [(round_, seed) for round_ in range(4) for seed in (0, 1)]
     drawn = {key: tuple(numbers(random_references(records, 4, *key))) for key in keys}
     assert len(set(drawn.values())) == 8
@@ -59,4 +59,4 @@ def test_each_photo_round_and_seed_has_its_own_seed(tree):
     cell = Cell(2, 0, "bottle")
     photos = (42, cell, "a.png"), (42, cell, "b.png"), (43, cell, "a.png"), (42, Cell(2, 1, "bottle"), "a.png")
     assert len({photo_seed(*photo) for photo in photos}) == 4
-    assert photo_name(index_mvtec(tree)[0], tree) == "bottle/train/good/000.png"
+    assert photo_name(index_tree(tree)[0], tree) == "bottle/train/good/000.png"

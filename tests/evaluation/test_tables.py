@@ -11,7 +11,7 @@ from PIL import Image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.evaluation.cells import PhotoResult
 from anomalygpt.evaluation.evaluate import summarise
-from anomalygpt.evaluation.figures import CASES, Examples, write_pictures
+from anomalygpt.evaluation.figures import CASES, Examples, lettering, write_pictures
 from anomalygpt.evaluation.metrics import PixelCounts
 from anomalygpt.evaluation.protocol import Cell
 from anomalygpt.evaluation.provenance import EvalProvenance
@@ -89,10 +89,27 @@ def test_files_are_written_whole_and_leave_nothing_else(tmp_path):
     assert found["facts"]["commit"] == "abc123"
 
 
+def test_chinese_classes_reach_excel_and_figures_without_a_warning(tmp_path, recwarn, caplog):
+    results = [category(name, BOTTLE) for name in ("齿轮", "a $x$ b", "gear")]
+    write_report(tmp_path, report(*results))
+    data = (tmp_path / "per_class.csv").read_bytes()
+    assert data.startswith(b"\xef\xbb\xbf") and "齿轮" in data.decode("utf-8-sig")
+    assert len(write_pictures(tmp_path, results)) == 4
+    assert not recwarn.list and not caplog.records
+
+
+def test_letters_without_a_font_are_named(monkeypatch):
+    from matplotlib import font_manager
+
+    dejavu = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", dejavu)
+    assert lettering("齿 gear é $") == (r"\u9f7f gear é \$", ["DejaVu Sans"])
+
+
 def test_csv_has_a_line_per_class_and_round(tmp_path):
     results = category("bottle", BOTTLE), category("screw", SCREW), category("screw", BOTTLE, round=1)
     write_report(tmp_path, report(*results))
-    lines = list(csv.DictReader((tmp_path / "per_class.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "per_class.csv").open(encoding="utf-8-sig")))
     found = [(line["class"], line["round"], float(line["image_auroc"])) for line in lines]
     assert found == [("bottle", "0", 1), ("screw", "0", 0.5), ("screw", "1", 1)]
     assert lines[0]["answer_accuracy"] == "" and float(lines[0]["pixel_auroc_bound"]) == 0

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, chat_prompt
+from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import anomaly_map
 from anomalygpt.model.llm import GenerationSettings
 from anomalygpt.model.memory_bank import MemoryBank
@@ -64,6 +65,21 @@ def test_language_loss_trains_the_image_decoder_too_and_no_frozen_part(model, im
     found.total.backward()
     frozen = [*model.encoder.parameters(), *model.llama_model.parameters()]
     assert all(parameter.grad is None for parameter in frozen)
+
+
+def test_given_maps_and_embeddings_train_the_text_alone_and_use_no_photo(model, images) -> None:
+    with torch.no_grad():
+        features = model.encode(images)
+        maps = model.anomaly_map(features, ["screw", "pill"])
+    model.zero_grad(set_to_none=True)
+    found = model(ImageFeatures((), features.embedding), TALKS, max_length=64, maps=maps)
+    assert torch.allclose(found.answer, losses(model, images).answer)
+    assert torch.equal(found.total, found.answer)
+    assert float(found.focal) == float(found.dice) == 0
+    found.total.backward()
+    assert float(model.llama_proj.weight.grad.abs().max()) > 0
+    assert float(model.prompt_learner.base_prompts.grad.abs().max()) > 0
+    assert all(layer.weight.grad is None for layer in model.image_decoder.fc)
 
 
 def test_one_shot_map_reaches_the_prompt_learner_and_not_the_pixel_losses(model, images, target) -> None:
@@ -137,18 +153,6 @@ def test_answers_in_a_batch_are_those_given_one_by_one(model, images) -> None:
     apart = [model.answer(features[[i]], maps[[i]], [texts[i]], settings)[0] for i in range(3)]
     assert together == apart
     assert len(set(apart)) > 1
-
-
-def test_answer_goes_on_from_the_words_that_open_it(model, images) -> None:
-    """They are part of the answer, and of what the model has said so far; each of a batch has its own."""
-    features, maps = model.encode(images), torch.rand(2, 1, 224, 224)
-    texts, openings = [chat_prompt([], "Is it?"), chat_prompt([], "Is it really?")], ["Yes,", "No, not"]
-    settings = GenerationSettings(max_new_tokens=10, temperature=0)
-    begun = model.answer(features, maps, texts, settings, openings)
-    # One letter is one token, so that text and opening are the same ids joined.
-    expected = model.answer(features, maps, [a + b for a, b in zip(texts, openings, strict=True)], settings)
-    assert begun == [(a + b).strip() for a, b in zip(openings, expected, strict=True)]
-    assert begun[0] != model.answer(features, maps, texts, settings)[0]
 
 
 def test_padding_on_the_right_does_not_change_the_loss(model, images) -> None:

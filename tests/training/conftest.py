@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from anomalygpt.model.checkpoint import PARTS
 from tests.helpers import write_encoder, write_llm
 
 PHOTOS = 6
@@ -47,13 +48,33 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         "name": "tiny",
         "deltas": [],
         "encoder": {"weights": str(root / "encoder.safetensors")},
-        "llm": {"weights": str(root / "llm"), "max_target_tokens": 96, "lora": {"rank": 2}},
+        "llm": {"weights": str(root / "llm"), "max_target_tokens": 96, "lora": {"rank": 2, "dropout": 0.1}},
         "data": {"sources": [{"kind": "mvtec", "root": str(root / "data")}], "validation_share": 0.2},
         "training": {
-            "steps": 4, "batch_size": 2, "micro_batch_size": 1, "save_every": 2, "validate_every": 4,
-            "validation_pairs": 1, "output": str(root / "runs" / "tiny"),
+            "trainable": list(PARTS), "steps": 4, "batch_size": 2, "micro_batch_size": 1, "save_every": 2,
+            "validate_every": 4, "validation_pairs": 1, "output": str(root / "runs" / "tiny"),
         },
     }  # fmt: skip
     path = root / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))
     return Experiment(path, root / "runs")
+
+
+@pytest.fixture(scope="session")
+def words(experiment: Experiment) -> Experiment:
+    """The stage that trains on findings alone, with the same small model."""
+    settings = {
+        "base": "train_compact_3_words",
+        "name": "tiny_words",
+        "deltas": [],
+        **{part: yaml.safe_load(experiment.config.read_text())[part] for part in ("encoder", "llm")},
+        "data": {"findings": 10, "validation_share": 0.2},
+        "training": {
+            "steps": 4, "batch_size": 2, "save_every": 2, "validate_every": 4,
+            "output": str(experiment.runs / "tiny_words"),
+        },
+    }  # fmt: skip
+    settings["llm"]["max_target_tokens"] = 512
+    path = experiment.config.with_name("words.yaml")
+    path.write_text(yaml.safe_dump(settings))
+    return Experiment(path, experiment.runs)

@@ -60,6 +60,15 @@ def test_pairs_and_steps_are_counted_where_the_data_are(experiment):
     assert "in all: 15 steps, 3.0 epochs" in line(plan, "in all")
 
 
+def test_a_plan_of_findings_counts_conversations_and_needs_no_photos(words):
+    plan = describe(load_config(words.config), processes=2)
+    assert line(plan, "training conversations").split()[-1] == "10"
+    assert line(plan, "with held-out wordings").split()[-1] == "2"
+    assert "batch 2 conversations = micro-batch 1 x accumulation 1 x 2" in line(plan, "batch 2")
+    assert "in all: 4 steps, 0.8 epochs" in line(plan, "in all")
+    assert "not known here" not in plan
+
+
 @pytest.mark.parametrize("others", ["", "{kind: mvtec, root: nowhere}, "])
 def test_a_tree_that_is_there_but_wrong_is_an_error_beside_an_absent_one_too(experiment, tmp_path, others):
     root = experiment.config.parent / "data"

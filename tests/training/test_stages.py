@@ -51,6 +51,20 @@ def test_a_partitioned_run_gives_the_losses_and_the_delta_of_stage_0(experiment,
             assert torch.allclose(mine[name].float(), tensor.float(), atol=HALF_STEP), name
 
 
+@pytest.mark.parametrize(("stage", "launcher"), [(2, "deepspeed"), (3, "torchrun")])
+def test_findings_train_alike_under_every_stage(words, stage, launcher):
+    runs = {0: "torchrun", stage: launcher}
+    for number, name in runs.items():
+        settings = (f"training.output={words.runs / f'words{number}'}", f"training.zero_stage={number}")
+        ok(train(words, *settings, launcher=LAUNCHERS[name]))
+    theirs, ours = (words.runs / f"words{number}" for number in runs)
+    for step, values in losses(theirs).items():
+        assert losses(ours)[step] == pytest.approx(values, rel=1e-3), step
+    mine, other = (read_tensors(folder / "model.safetensors") for folder in (ours, theirs))
+    assert mine.keys() == other.keys()
+    assert all(torch.allclose(mine[name].float(), other[name].float(), atol=HALF_STEP) for name in other)
+
+
 def test_two_launchers_that_share_a_host_file_train_as_two_machines(experiment, stage_0):
     """Each machine's launcher is started by hand, so that none has to be reached by ssh."""
     folder, hosts = experiment.runs / "machines", experiment.runs / "hosts"

@@ -103,6 +103,24 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_losses_of_an_uninterrupt
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_findings_train_lora_alone_without_photos_and_a_stopped_run_resumes_to_the_same_bits(words):
+    whole, stopped = (words.runs / name for name in ("words_whole", "words_stopped"))
+    plain = ok(train(words, f"training.output={whole}"))
+    assert "10 training conversations, 4 steps of 2" in plain.stderr
+    assert {part_of(name) for name in file_shapes(whole / "model.safetensors")} == {"lora"}
+    assert [line["focal"] for line in numbers(whole)] == [0] * 4
+    [validation] = numbers(whole, "validation")
+    assert validation["answer"] > 0 and "verdict_accuracy" not in validation
+    assert not (whole / "samples").exists() and (whole / "curves.png").is_file()
+    # The stop lies in the middle of an epoch of five steps, and the loader is another.
+    launcher = (sys.executable, "-c", INTERRUPTED, "3", str(int(signal.SIGTERM)))
+    assert train(words, f"training.output={stopped}", launcher=launcher).returncode == 2
+    assert "resumed" in ok(train(words, f"training.output={stopped}", "data.workers=1")).stderr
+    assert losses(stopped) == losses(whole)
+    ours, theirs = (read_tensors(run / "model.safetensors") for run in (stopped, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_a_refused_resume_leaves_the_folder_as_it_was(experiment, finished):
     files = [finished / name for name in ("config.yaml", "environment.json", "metrics.jsonl")]
     before = [path.read_bytes() for path in files]

@@ -1,0 +1,240 @@
+"""Reads masks of any coding, one file or several of a photo, on the pixels of the upright photo."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, ImageSequence
+
+from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.transforms import binary_image, load_image
+from anomalygpt.errors import reading_warning
+
+Values = NDArray[Any]  # (H, W)
+
+LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF", "HEIF")
+MOST_NUMBER = 100  # the paper's rule for VisA, > 1 % of the maximum, loses no label of up to this number
+MAX_LABELS = 32  # more distinct values are grey levels, unless most of them fill areas
+SOFT_THRESHOLD = 0.1  # of white; as the paper's rule for MVTec-AD
+ORIENTATION = 0x0112  # EXIF's tag
+
+# CrackForest's segments: 1 road, 2 cracks, 3 undamaged road enclosed by cracks, 4 further cracks. Segment 3 covers up
+# to a third of a photo; counted as crack it would mark undamaged road.
+CRACK_SEGMENTS = (2, 4)
+
+
+def load_mask(record: ImageRecord) -> Image.Image:
+    """What marks a photo's defect, as :func:`read_mask` reads it."""
+    return read_mask(record)[0]
+
+
+def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
+    """What the masks of a photo mark together, and how they were read, such as ``binary 0/255``.
+
+    Returns:
+        An image of mode L: 0 and 255, or grey levels where the mask's edges are soft. It has the upright photo's
+        aspect ratio, not necessarily its size.
+
+    Raises:
+        DatasetError: there is no mask, or one can't be read, has another aspect ratio or size, or what it marks is
+            ambiguous.
+    """
+    if not record.masks:
+        raise DatasetError(f"{record.image}: has no mask")
+    read = [_on_photo(record, path, *page) for path in record.masks for page in _pages(path)]
+    sizes = sorted({f"{image.width} x {image.height}" for image, _ in read})
+    if len(sizes) != 1:
+        raise DatasetError(f"{record.masks[0].parent}: expected masks of one size, found {', '.join(sizes)}")
+    together = np.max([np.asarray(image) for image, _ in read], axis=0)
+    return Image.fromarray(together), ", ".join(sorted({coding for _, coding in read}))
+
+
+def own_values(record: ImageRecord) -> Image.Image:
+    """The numbers of a mask that holds small ones (mode L), else :func:`load_mask`."""
+    read = load_mask(record)
+    with Image.open(record.masks[0]) as image:
+        if len(record.masks) == 1 and image.mode in ("L", "P") and image.size == read.size:
+            values = np.asarray(image)
+            return Image.fromarray(values) if values.max() < MOST_NUMBER else read
+    return read
+
+
+def values_of(path: Path) -> Values:
+    """A mask's own numbers, (H, W): grey levels or labels. Raises :class:`DatasetError` if it can't be read."""
+    return np.asarray(ImageOps.exif_transpose(_open(path)[0]))
+
+
+def _pages(path: Path) -> Iterator[tuple[Image.Image, str, bool]]:
+    """Each page's marked pixels as mode L, how they were read, and whether the file says which way is up."""
+    if path.suffix.lower() == ".mat":
+        yield read_cracks(path), f"segments {' and '.join(map(str, CRACK_SEGMENTS))}", False
+        return
+    for page in _open(path):
+        levels, coding = _levels(page, path)
+        image = Image.fromarray(levels)
+        image.getexif()[ORIENTATION] = orientation = page.getexif().get(ORIENTATION, 1)
+        yield ImageOps.exif_transpose(image), coding, orientation in range(2, 9)
+
+
+def _open(path: Path) -> list[Image.Image]:
+    """All pages, each with its ``format``. Raises :class:`DatasetError` if the file can't be read."""
+    try:
+        with Image.open(path) as image:
+            pages = [page.copy() for page in ImageSequence.Iterator(image)]
+            for page in pages:
+                page.format = image.format
+            return pages
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"{path}: cannot be read as a mask ({reason})") from error
+
+
+def _levels(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
+    """What an image marks, uint8 (H, W) from 0 to 255, and how it was read."""
+    lossy = image.format in LOSSY
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        pixels = np.asarray(image.convert("RGBA"))
+        alpha, black = pixels[..., 3], ~pixels[..., :3].any(axis=-1)
+        if alpha.min() < alpha.max():
+            solid = np.extract(alpha > 127, black)
+            if solid.any() and not solid.all():
+                raise DatasetError(f"{path}: both the colours and the alpha channel mark pixels; save it without alpha")
+            return _grey(alpha, lossy, path)[0], "alpha"
+        return _colours(pixels[..., :3], lossy, path)
+    if image.mode == "P":
+        return _palette(image, lossy, path)
+    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
+        values = np.asarray(image)
+        return _grey(values.astype(np.uint8) * np.uint8(255) if image.mode == "1" else values, lossy, path)
+    return _colours(np.asarray(image.convert("RGB")), lossy, path)
+
+
+def _palette(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
+    """Numbers of labels, or colours where the palette is grey or its first colour can't be the background."""
+    indices, shown = np.asarray(image), np.asarray(image.convert("RGB"))
+    counts = np.bincount(indices.ravel(), minlength=256)
+    used = np.flatnonzero(counts)
+    colours = np.array([shown[indices == index][0] for index in used])
+    black: NDArray[np.bool_] = (colours == 0).all(axis=1)
+    if len(np.unique(colours, axis=0)) < len(used):  # a palette that tells nothing apart
+        return _grey(indices, lossy, path)
+    if (colours == colours[:, :1]).all() and black.any():
+        return _grey(shown[..., 0], lossy, path)
+    if used[0] == 0 and black.any() and not black[0]:
+        if counts[0] >= counts[used[black]].max():
+            raise DatasetError(f"{path}: the background may be black or the palette's number 0; save it as 0 and 255")
+        return _colours(shown, lossy, path)
+    return _grey(indices, lossy, path) if used[0] == 0 else _colours(shown, lossy, path)
+
+
+def _colours(rgb: Values, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
+    """(H, W, 3): all but the background's colour is marked. It is black, or what covers more than half."""
+    if (rgb == rgb[..., :1]).all():
+        return _grey(rgb[..., 0], lossy, path)
+    packed = rgb.astype(np.int32) @ (65536, 256, 1)
+    found, counts = np.unique(packed, return_counts=True)
+    if len(found) == 1:
+        raise DatasetError(f"{path}: one colour alone, so nothing tells a defect from the background")
+    few = len(found) <= MAX_LABELS and not lossy
+    most = int(found[counts.argmax()])
+    background = 0 if found[0] == 0 and (few or counts[0] * 10 > packed.size) else most
+    if background and counts.max() * 2 <= packed.size:
+        raise DatasetError(f"{path}: no black, and no colour covers more than half; expected a black background")
+    base = np.array([background >> 16, background >> 8 & 255, background & 255])
+    name = "black" if background == 0 else f"({base[0]}, {base[1]}, {base[2]})"
+    distance = np.abs(rgb.astype(np.int16) - base).max(axis=-1)
+    # JPEG halves the resolution of colour, so that edges bleed.
+    threshold = 0 if few else distance.max() / 4 if lossy else 255 * SOFT_THRESHOLD
+    return _white(distance > threshold), f"colours on {name}"
+
+
+def _grey(values: Values, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
+    """Numbers of any range: two values, labels above a background, or the grey levels of a mask with soft edges."""
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise DatasetError(f"{path}: holds negative values or NaN; expected a mask whose background is 0")
+    found, counts = np.unique(values, return_counts=True)
+    low, high = found[0], found[-1]
+    if len(found) <= 2 and (low == 0 or len(found) == 1):
+        return _white(values > 0), f"binary 0/{high:g}" if high else "nothing marked"
+    if (len(found) <= MAX_LABELS and not lossy) or _fills_areas(values, low, high):
+        if low > 0 and counts[0] * 2 <= values.size:
+            raise DatasetError(
+                f"{path}: no value is 0 and the lowest, {low:g}, covers less than half; expected a background of 0"
+            )
+        return _white(values > low), f"labels > {low:g}"
+    if values.dtype != np.uint8 or high < MAX_LABELS:
+        scaled = values.astype(np.float64) * (255 / high)
+        return (_white(scaled > 127) if high < MAX_LABELS and lossy else scaled.astype(np.uint8)), "grey levels"
+    return values, "grey levels"
+
+
+def _fills_areas(values: Values, low: float, high: float) -> bool:
+    """Whether most pixels between the lowest and the highest value equal their neighbour, as those of labels do."""
+    between = ((values > low) & (values < high))[:, :-1]
+    return bool(between.any() and (values[:, :-1] == values[:, 1:])[between].mean() > 0.5)
+
+
+def _white(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.where(flags, np.uint8(255), np.uint8(0))
+
+
+def _on_photo(
+    record: ImageRecord, path: Path, mask: Image.Image, coding: str, upright: bool
+) -> tuple[Image.Image, str]:
+    """The mask turned as its photo is. ``upright``: its own EXIF tag has turned it already."""
+    stored, orientation = _stored_size(record.image)
+    shown = stored[::-1] if orientation >= 5 else stored
+    fits_shown, fits_stored = (_same_shape(mask.size, size) for size in (shown, stored))
+    fits_stored &= not upright
+    if not fits_shown and not fits_stored:
+        sizes = f"{mask.width} x {mask.height} pixels, and its photo {record.image.name} {shown[0]} x {shown[1]}"
+        raise DatasetError(f"{path}: {sizes}; expected the same aspect ratio")
+    if orientation == 1 or (fits_shown and not fits_stored) or mask.size == shown != stored:
+        return mask, coding
+    if fits_shown and mask.size != stored or stored == shown:
+        reading_warning(
+            f"{record.image}: EXIF turns the photo, and {path.name} fits it before and after; taken as drawn on the "
+            "upright photo (save the photo upright to be sure)"
+        )
+        return mask, coding
+    mask.getexif()[ORIENTATION] = orientation
+    return ImageOps.exif_transpose(mask), f"{coding}, turned as the photo"
+
+
+def _stored_size(photo: Path) -> tuple[tuple[int, int], int]:
+    """A photo's (width, height) before it is turned upright, and its EXIF orientation, 1 to 8."""
+    try:
+        with Image.open(photo) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            return image.size, orientation if orientation in range(1, 9) else 1
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return load_image(photo).size, 1
+
+
+def _same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether the aspect ratios of two (width, height) agree to a pixel of the smaller image."""
+    small, large = sorted((first, second))
+    return abs(small[0] * large[1] - small[1] * large[0]) <= max(large)
+
+
+def read_cracks(path: Path) -> Image.Image:
+    """The cracks that a ground truth of CrackForest marks on the photo's own pixels: mode L, 0 and 255.
+
+    Raises:
+        DatasetError: the file can't be read, or holds no ``groundTruth.Segmentation`` of numbers.
+    """
+    from scipy.io import loadmat  # here: it takes longer to import than everything else in this layer
+
+    try:
+        with path.open("rb") as file:
+            segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
+        if segments.ndim != 2 or not np.issubdtype(segments.dtype, np.number):
+            raise ValueError(f"expected numbers (H, W), found {segments.dtype} {segments.shape}")
+    except Exception as error:  # a damaged file makes loadmat raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"{path}: no groundTruth.Segmentation can be read in it ({reason})") from error
+    return binary_image(np.isin(segments, CRACK_SEGMENTS))

@@ -1,0 +1,280 @@
+"""Indexes folders of photos by what they are called: MVTec AD's layout, and a good folder beside folders of defects."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anomalygpt.datasets.records import (
+    GOOD,
+    SPLITS,
+    DatasetError,
+    ImageRecord,
+    Split,
+    choose_classes,
+    first_offenders,
+    in_order,
+    list_folders,
+    list_images,
+    require_folder,
+)
+from anomalygpt.errors import reading_warning
+from anomalygpt.files import read_yaml
+
+EXPECTED = "expected <class>/train/good, test/<defect> and ground_truth/<defect>, or <class>/good, <defect> and masks"
+BESIDE = ("mask", r"ground[ _-]?truth", "gt", "bm")  # the words of a mask that lies among photos
+NUMBERED = r"(.+?)[ _.(-]+\d+\)?"
+
+
+@cache
+def names() -> dict[str, Any]:
+    """The content of names.yaml; lists of names as sets of their plain forms."""
+    table = read_yaml(Path(__file__).with_name("names.yaml"))
+    columns = {column: [plain(name) for name in aliases] for column, aliases in table.pop("columns").items()}
+    words = table.pop("mask_words")
+    return {"columns": columns, "mask_words": words} | {key: {*map(plain, values)} for key, values in table.items()}
+
+
+def plain(name: str) -> str:
+    """A name in lower case, without anything but letters and digits."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def is_called(name: str, what: str) -> bool:
+    """Whether names.yaml lists a name under ``what``."""
+    return plain(name) in names()[what]
+
+
+def split_called(name: str) -> Split | None:
+    """The split that a name stands for, if any."""
+    return next((split for split in SPLITS if is_called(name, split)), None)
+
+
+class Group(NamedTuple):
+    """A folder of photos of one kind; ``defect`` is the folder's own name, or ``good``."""
+
+    folder: Path
+    split: Split
+    defect: str
+
+
+def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
+    """Every photo of one class or of a folder of classes, sorted by class, split and path.
+
+    A class has ``train/good``, ``test/<defect>`` and ``ground_truth/<defect>`` (MVTec AD), or ``good`` (train),
+    ``good_test`` (test), a folder for each defect (test) and ``masks``. Folders may have any name of names.yaml.
+
+    A photo's masks lie in ``<masks>/<defect>/``, ``<masks>/``, a folder ``<masks>/<defect>/<stem>/`` or beside the
+    photo. Their names are the photo's, with a word such as ``_mask`` or a number or both. A defect may have none.
+
+    Raises:
+        DatasetError: a tree of another shape, an unknown class, a link to nothing, a mask that may belong to several
+            photos, or one that belongs to none where a photo of its kind has none.
+    """
+    folders, records = class_folders(root), []
+    for name in choose_classes(Path(root), list(folders), classes):
+        own = _records(name, *_groups(folders[name]))
+        if not own:
+            raise DatasetError(f"{folders[name]}: no images; {EXPECTED}")
+        records += own
+    return in_order(records)
+
+
+def index_pair(good: Path, bad: Path, masks: Path | None = None, references: int = 0) -> list[ImageRecord]:
+    """The photos of two folders of any name, as one class that is called as the folder above them.
+
+    Args:
+        masks: a folder of masks of ``bad``, named as in :func:`index_tree`; may also lie in it.
+        references: the first so many good photos are the train split, all others are tested.
+
+    Raises:
+        DatasetError: a folder is missing or has no photos, or as :func:`index_tree`.
+    """
+    groups = [Group(require_folder(good), "test", GOOD), Group(require_folder(bad), "test", Path(bad).resolve().name)]
+    records = _records(Path(good).resolve().parent.name, groups, [require_folder(masks)] if masks else [])
+    for group in groups:
+        if not any(record.image.parent == group.folder for record in records):
+            raise DatasetError(f"{group.folder}: no images")
+    train = [record.image for record in records if not record.is_anomalous][:references]
+    return in_order(replace(record, split="train") if record.image in train else record for record in records)
+
+
+def class_folders(root: Path) -> dict[str, Path]:
+    """The classes' folders by name: ``root`` itself when it is one, else those of its folders that are.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    root = require_folder(root)
+    if _is_class(root):
+        return {root.resolve().name: root.resolve()}
+    folders = {folder.name: folder for folder in _folders(root) if _is_class(folder)}
+    if not folders:
+        raise DatasetError(f"{root}: no class folder; {EXPECTED}")
+    for folder in (sub for sub in list_folders(root) if sub.name not in folders):
+        if any(map(list_images, (folder, *list_folders(folder)))) and not is_called(folder.name, "results"):
+            reading_warning(f"{folder}: photos that are not read, for it is no class; {EXPECTED}")
+    return folders
+
+
+def _is_class(folder: Path) -> bool:
+    return any(split_called(sub.name) or is_called(sub.name, "good") for sub in list_folders(folder))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder. Raises :class:`DatasetError` for a link to what is not there."""
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.exists():
+            raise DatasetError(f"{path}: a link to {path.readlink()}, which is not there")
+    return list_folders(folder)
+
+
+def _records(name: str, groups: Sequence[Group], mask_folders: Sequence[Path]) -> list[ImageRecord]:
+    photos = {group: list_images(group.folder) for group in groups}
+    masks, besides = _match_masks(photos, [*mask_folders, *_inside(groups)])
+    return [
+        ImageRecord(image, name, group.split, group.defect != GOOD, group.defect, masks.get(image, ()))
+        for group, images in photos.items()
+        for image in images
+        if image not in besides
+    ]
+
+
+def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
+    """The folders of photos, and those of masks, in a class's folder."""
+    subs = _folders(folder)
+    splits = {sub: split for sub in subs if (split := split_called(sub.name))}
+    groups: list[Group] = []
+    mask_folders: list[Path] = []
+    for sub in subs if not splits else [inner for outer in splits for inner in _folders(outer)]:
+        split = splits.get(sub.parent)
+        if is_called(sub.name, "masks"):
+            mask_folders.append(sub)
+        elif is_called(sub.name, "perhaps_masks"):
+            raise DatasetError(f"{sub}: masks or a kind of defect? rename it masks, or as the defect is called")
+        elif is_called(sub.name, "results"):
+            reading_warning(f"{sub}: taken for results of a program and not read; rename it if it is a kind of defect")
+        elif is_called(sub.name, "good"):
+            groups.append(Group(sub, split or "train", GOOD))
+        elif split is None and is_called(sub.name, "good_test"):
+            groups.append(Group(sub, "test", GOOD))
+        elif split in (None, "test") or is_called(sub.name, "bad"):
+            groups.append(Group(sub, split or "test", sub.name))
+        else:
+            raise DatasetError(f"{sub}: expected good photos to train on; rename it {GOOD} if it means good photos")
+    for other in (sub for sub in subs if splits and sub not in splits):
+        if is_called(other.name, "masks") or is_called(other.name, "perhaps_masks"):
+            mask_folders.append(other)
+        elif list_images(other):
+            reading_warning(f"{other}: photos that are not read; {EXPECTED}")
+    for loose in (outer for outer in splits if list_images(outer)):
+        reading_warning(f"{loose}: photos that are not read; expected them in {loose.name}/{GOOD} or /<defect>")
+    tested = {group.folder.name: group.defect for group in groups if group.split == "test"}
+    if splits and tested and GOOD not in tested.values():
+        found = first_offenders(tested)
+        reading_warning(f"{folder}: none of the test folders ({found}) means good photos; all count as defects")
+    return groups, mask_folders
+
+
+def _inside(groups: Sequence[Group]) -> Iterator[Path]:
+    """The folders of masks among photos; other folders with images are named."""
+    for group in groups:
+        for sub in _folders(group.folder):
+            if is_called(sub.name, "masks"):
+                yield sub
+            elif images := list_images(sub):
+                reading_warning(f"{sub}: {len(images)} photos that are not read; expected them in {sub.parent}")
+
+
+def _match_masks(
+    photos: dict[Group, list[Path]], mask_folders: Sequence[Path]
+) -> tuple[dict[Path, tuple[Path, ...]], dict[Path, str]]:
+    """The masks of each defect photo, and the masks that lie among photos with their kind of defect."""
+    # By a defect's plain name, None for every defect, "" for good photos: the photos by stem and by full name.
+    keys: defaultdict[str | None, defaultdict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    besides: dict[Path, str] = {}
+    for group, images in photos.items():
+        stems = {image.stem.casefold() for image in images}
+        kind = plain(group.folder.name) if group.defect != GOOD else ""
+        besides |= {i: kind for i in images if any(s in stems for s, said in _photo_stems(i.stem, BESIDE) if said)}
+        for image in (image for image in images if image not in besides):
+            for key in {image.stem.casefold(), image.name.casefold()}:
+                for place in (kind, None) if kind else ("",):
+                    keys[place][key].append(image)
+    found: defaultdict[Path, list[tuple[bool, Path]]] = defaultdict(list)
+    orphans: list[tuple[str | None, Path]] = []
+    inside = _masks_in(mask_folders, {kind for kind in keys if kind})
+    for place, mask, stem in (*inside, *((kind, mask, mask.stem) for mask, kind in besides.items() if kind)):
+        named = list(_photo_stems(stem, names()["mask_words"]))
+        owners, said = next(((keys[place][s], said) for s, said in named if s in keys[place]), ([], False))
+        if owners:
+            found[_the_one(mask, owners)].append((said, mask))
+        elif place or not any(s in keys[""] for s, _ in named):  # of a flat folder some masks may be of good photos
+            orphans.append((place, mask))
+    unmarked = {place for place, by_key in keys.items() for own in by_key.values() if place and not {*own} <= {*found}}
+    _report_orphans(orphans, unmarked)
+    return {photo: _said_to_be_masks(masks) for photo, masks in found.items()}, besides
+
+
+def _masks_in(folders: Sequence[Path], kinds: set[str]) -> Iterator[tuple[str | None, Path, str]]:
+    """(kind of defect if the folder names one, mask, the stem that names its photo) of all masks in mask folders."""
+    for folder in folders:
+        inside = plain(folder.parent.name)
+        own = inside if inside in kinds else None  # test/crack/masks/
+        yield from ((own, mask, mask.stem) for mask in list_images(folder))
+        for sub in (sub for sub in _folders(folder) if not is_called(sub.name, "good")):
+            kind = plain(sub.name) if plain(sub.name) in kinds else own
+            as_photo = kind == own and plain(sub.name) not in kinds  # masks/000/0.png
+            yield from ((kind, mask, sub.name if as_photo else mask.stem) for mask in list_images(sub))
+            yield from ((kind, mask, deeper.name) for deeper in _folders(sub) for mask in list_images(deeper))
+
+
+def _photo_stems(stem: str, words: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """The photos' stems that a mask's may name, likeliest first, and whether one of the words says it is a mask."""
+    stem, word = stem.casefold(), "|".join(words)
+    yield stem, False
+    for pattern in (rf"(.+?)[ _.-]+(?:{word})(?:[ _.(-]*\d+\)?)?", rf"(?:{word})[ _.-]+(.+)"):
+        if match := re.fullmatch(pattern, stem):
+            yield match[1], True
+            if inner := re.fullmatch(NUMBERED, match[1]):
+                yield inner[1], True
+    if match := re.fullmatch(NUMBERED, stem):
+        yield match[1], False
+
+
+def _the_one(mask: Path, owners: Sequence[Path]) -> Path:
+    """The photo that a mask belongs to: of several with one stem, each must have a mask of its own full name."""
+    if len(owners) == 1:
+        return owners[0]
+    if len({owner.parent for owner in owners}) > 1:
+        several = first_offenders(owner.parent.name for owner in owners)
+        raise DatasetError(f"{mask}: names photos of several defects, {several}; put it in {mask.parent}/<defect>/")
+    inside = {path.name.casefold() for path in mask.parent.iterdir()}
+    if all(owner.name.casefold() in inside for owner in owners):
+        exact = [owner for owner in owners if owner.name.casefold() == mask.name.casefold()]
+        if len(exact) == 1:
+            return exact[0]
+    several = first_offenders(owner.name for owner in owners)
+    raise DatasetError(f"{mask}: may be the mask of {several}; give these photos different names")
+
+
+def _said_to_be_masks(masks: Sequence[tuple[bool, Path]]) -> tuple[Path, ...]:
+    """The masks whose names say so; all of them where none does. A photo's copy often lies beside its mask."""
+    named, others = (sorted(mask for said, mask in masks if said is which) for which in (True, False))
+    if named and others:
+        reading_warning(f"{others[0]}: not read, for {named[0].name} is taken as the mask; remove one of them")
+    return tuple(named or others)
+
+
+def _report_orphans(orphans: Sequence[tuple[str | None, Path]], unmarked: set[str]) -> None:
+    """A misspelt mask would silently turn a marked defect into an unmarked one."""
+    serious = [mask for place, mask in orphans if (place in unmarked if place else unmarked)]
+    listed = serious or [mask for _, mask in orphans]
+    if listed:
+        message = f"{listed[0].parent}: {len(listed)} masks match no photo: {first_offenders(m.name for m in listed)}"
+        if serious:
+            raise DatasetError(f"{message}; expected <stem>_mask.png")
+        reading_warning(message)
