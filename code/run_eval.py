@@ -189,20 +189,15 @@ def _report_words(
     store: "CellStore",
     process: "Process",
 ) -> None:
-    from anomalygpt.evaluation import provenance
+    from anomalygpt.evaluation.provenance import Provenance, describe_references, of_run
     from anomalygpt.evaluation.words import WordsResult, write_report
 
     results = [store.load(cell, WordsResult) for cell in plan.cells(records)]
     photos, seconds = sum(len(result.photos) for result in results), sum(result.seconds for result in results)
-    about = provenance.Provenance(
-        **provenance.of_run(config, arguments.command, process, plan.seed, seconds, photos),
-        references=provenance.describe_references(plan),
-    )
-    head = [f"# Answers in words: {config.name}", "", *about.lines(f"data: {arguments.data}, {photos} photos")]
+    facts = of_run(config, arguments.command, process, plan.seed, seconds, photos)
+    about = Provenance(**facts, references=describe_references(plan))
     answers = [answer for result in results for answer in result.answers]
-    print(write_report(arguments.out, head, about, answers), end="")
-    if arguments.out:
-        print("\nwrote results.json, results.md", file=sys.stderr)
+    print(write_report(arguments.out, about, f"{arguments.data}, {photos} photos", answers), end="")
 
 
 if __name__ == "__main__":

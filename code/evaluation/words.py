@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,32 +20,23 @@ from anomalygpt.datasets.regions import marks_position
 from anomalygpt.datasets.transforms import ImageTransform, load_image
 from anomalygpt.evaluation.ground_truth import ground_truth
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
+from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.published import Spread
 from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
 from anomalygpt.inference.answer_check import check_answer, language_of
 from anomalygpt.inference.answer_claims import ClaimReader
+from anomalygpt.inference.language_models import History
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.regions import find_regions
 from anomalygpt.inference.results import ImageResult, Prediction
 
-TRUTHS = ("verdict", "place", "number", "size")  # the claims that are compared with the label and the mask
+TRUTHS = ["verdict", "place", "number", "size"]  # the claims that are compared with the label and the mask
 UNREADABLE = ("language", "empty", "repetition", "cut_off", "markup")  # faults of form
 SIZE_FACTOR = 2.0  # an area is right within this factor of the mask's
 EXAMPLES = 3  # failures shown of each kind of question and language
-FILLERS = re.compile(
-    r"\b(?:the|an?|there|is|are|it|its|in|of|image|that|and|so|too)\b|图中|图像|[在的是有处了共个和、；]"
-)
+FILLERS = re.compile(r"\b(?:the|an?|there|is|are|its?|in|of|image|that|and|so)\b|图[中像]|[在的是有处了共个和、；]")
 SHARES = ["raw true", "raw same", "true", "same", "word for word", "corrected", "replaced", "unreadable", *TRUTHS]
 TIMES = ["first text", "a token"]
-MEANING = (
-    "Shares in percent. Raw: the language model's own answers; the other columns: what is shown after the check. True: "
-    "the check finds no contradiction to the findings. Same: the words and numbers of the findings' own sentence for "
-    "this kind of question, in any order, without fillers: independent of the check and stricter. Corrected: generated "
-    "again, or cut before a contradiction; replaced: by the findings' own sentence. Unreadable: wrong language, empty, "
-    "repeated, cut off or markup. Verdict, place, number, size: of the answers that state one, the share that agrees "
-    "with the photo's label and mask (place: the first one holds part of a defect; size: within a factor of two); "
-    "errors there are those of the map."
-)
 
 
 @dataclass(frozen=True)
@@ -53,9 +44,8 @@ class Answered:
     """One question about a photo, and its answer.
 
     Attributes:
-        kind: of question, a key of the phrases' ``questions``.
+        kind: of question, a key of the phrases' ``questions``; ``reference``: the findings' own sentence for it.
         follows: whether it follows up on another question.
-        reference: the findings' own sentence for its kind.
         raw: the language model's own answer; ``answer``: what is shown after the check.
         raw_faults, faults: what the check finds in each, as ``kind: words``.
         agrees: see :func:`compare_with_mask`.
@@ -77,6 +67,25 @@ class Answered:
     tokens: int
     first_text: float
     seconds: float
+
+    def row(self) -> dict[str, object]:
+        """1 or 0 for each of ``SHARES``, None where the answer makes no such claim; and times in seconds."""
+        return {
+            "language": self.language,
+            "kind": self.kind,
+            "turn": "follow-up" if self.follows else "first",
+            "raw true": not self.raw_faults,
+            "raw same": content(self.raw) == content(self.reference),
+            "true": not self.faults,
+            "same": content(self.answer) == content(self.reference),
+            "word for word": self.answer == self.reference,
+            "corrected": self.source == "corrected",
+            "replaced": self.source == "findings",
+            "unreadable": any(fault.startswith(UNREADABLE) for fault in self.faults),
+            **{name: self.agrees.get(name) for name in TRUTHS},
+            "first text": self.first_text,
+            "a token": self.seconds / max(1, self.tokens),
+        }
 
 
 @dataclass(frozen=True)
@@ -108,60 +117,54 @@ class WordsEvaluator:
             names.append(photo_name(record, self.root))
             image = self.predictor.inspect(load_image(record.image), record.class_name)
             for language in LANGUAGES:
-                seed = photo_seed(self.plan.seed, cell, f"{names[-1]}/{language}")
-                answers += self._conversations(record, names[-1], image, language, seed)
+                seed, asked = photo_seed(self.plan.seed, cell, f"{names[-1]}/{language}"), []
+                rng = np.random.default_rng(seed)
+                for kind in rng.permutation(kinds(language)).tolist():
+                    # Conversations of two questions: one begins, the next follows up on it.
+                    history = [(asked[-1].question, asked[-1].answer)] if len(asked) % 2 else []
+                    question, claim = draw_question(kind, image.findings, language, rng, "held_out")
+                    reference = answer_text(kind, image.findings, language_of(question), **claim)
+                    about = {"photo": names[-1], "language": language, "kind": kind, "reference": reference}
+                    asked.append(self._ask(record, image, question, history, seed + len(asked), about))
+                answers += asked
             on_photo()
         return WordsResult(cell, tuple(names), tuple(answers), time.monotonic() - started)
 
-    def _conversations(
-        self, record: ImageRecord, name: str, image: ImageResult, language: Language, seed: int
-    ) -> list[Answered]:
-        """Every kind of question once, in conversations of two: one begins, the next follows up on it."""
-        rng, findings = np.random.default_rng(seed), image.findings
-        answers: list[Answered] = []
-        for number, kind in enumerate(rng.permutation(kinds(language)).tolist()):
-            question, claim = draw_question(kind, findings, language, rng, "held_out")
-            history = [(answers[-1].question, answers[-1].answer)] if number % 2 else []
-            torch.manual_seed(seed + number)
-            shown, first_text, seconds = timed(self.predictor, image, question, history)
-            raw, model = shown.answer, self.predictor.language_model
-            if shown.answer_source != "model" and model:  # the check has interrupted it
-                torch.manual_seed(seed + number)
-                *_, raw = model.texts(image, findings, question, history)
-            answers.append(
-                Answered(
-                    photo=name,
-                    language=language,
-                    kind=kind,
-                    follows=bool(history),
-                    question=question,
-                    reference=answer_text(kind, findings, language_of(question), **claim),
-                    raw=raw,
-                    answer=shown.answer,
-                    source=shown.answer_source,
-                    raw_faults=_faults(raw, question, findings),
-                    faults=_faults(shown.answer, question, findings),
-                    agrees=compare_with_mask(shown.answer, question, record, image, self.predictor.transform),
-                    tokens=len(self.predictor.model.tokenizer.encode(shown.answer)),
-                    first_text=first_text,
-                    seconds=seconds,
-                )
-            )
-        return answers
+    def _ask(
+        self, record: ImageRecord, image: ImageResult, question: str, history: History, seed: int, about: dict[str, str]
+    ) -> Answered:
+        torch.manual_seed(seed)
+        shown, first_text, seconds = timed(self.predictor, image, question, history)
+        raw, model = shown.answer, self.predictor.language_model
+        if shown.answer_source != "model" and model:  # the check has interrupted it
+            torch.manual_seed(seed)
+            *_, raw = model.texts(image, image.findings, question, history)
+        faults = [check_answer(answer, question, image.findings) for answer in (raw, shown.answer)]
+        raw_faults, shown_faults = (tuple(f"{fault.kind}: {fault.words}" for fault in found) for found in faults)
+        return Answered(
+            **about,
+            follows=bool(history),
+            question=question,
+            raw=raw,
+            answer=shown.answer,
+            source=shown.answer_source,
+            raw_faults=raw_faults,
+            faults=shown_faults,
+            agrees=compare_with_mask(shown.answer, question, record, image, self.predictor.transform),
+            tokens=len(self.predictor.model.tokenizer.encode(shown.answer)),
+            first_text=first_text,
+            seconds=seconds,
+        )
 
 
 def sample(photos: Sequence[ImageRecord], count: int, seed: int) -> list[ImageRecord]:
     """``count`` photos drawn at random, defective and good ones in turn as long as there are both."""
-    order = [photos[i] for i in np.random.default_rng(seed).permutation(len(photos))]
-    bad, good = ([one for one in order if one.is_anomalous is wanted] for wanted in (True, False))
-    shared = min(len(bad), len(good))
-    turns = [one for pair in zip(bad, good, strict=False) for one in pair]
-    return [*turns, *bad[shared:], *good[shared:]][:count]
+    drawn = [photos[i] for i in np.random.default_rng(seed).permutation(len(photos))]
+    bad, good = ([one for one in drawn if one.is_anomalous is label] for label in (True, False))
+    return [one for pair in zip_longest(bad, good) for one in pair if one][:count]
 
 
-def timed(
-    predictor: Predictor, image: ImageResult, question: str, history: Sequence[tuple[str, str]]
-) -> tuple[Prediction, float, float]:
+def timed(predictor: Predictor, image: ImageResult, question: str, history: History) -> tuple[Prediction, float, float]:
     """An answer, and the seconds until its first and its last piece."""
     started, first_text = time.perf_counter(), None
     pieces = predictor.stream(image, question, history)
@@ -172,10 +175,6 @@ def timed(
         except StopIteration as finished:
             seconds = time.perf_counter() - started
             return finished.value, first_text or seconds, seconds
-
-
-def _faults(answer: str, question: str, findings: Findings) -> tuple[str, ...]:
-    return tuple(f"{fault.kind}: {fault.words}" for fault in check_answer(answer, question, findings))
 
 
 def content(text: str) -> frozenset[str]:
@@ -211,68 +210,30 @@ def compare_with_mask(
     return found
 
 
-def answers_frame(answers: Sequence[Answered]) -> pd.DataFrame:
-    """A row per answer: 1 or 0 for each of ``SHARES``, NaN where it makes no such claim; and times in seconds."""
-    rows = [
-        {
-            "language": one.language,
-            "kind": one.kind,
-            "turn": "follow-up" if one.follows else "first",
-            "raw true": not one.raw_faults,
-            "raw same": content(one.raw) == content(one.reference),
-            "true": not one.faults,
-            "same": content(one.answer) == content(one.reference),
-            "word for word": one.answer == one.reference,
-            "corrected": one.source == "corrected",
-            "replaced": one.source == "findings",
-            "unreadable": any(fault.startswith(UNREADABLE) for fault in one.faults),
-            **{name: one.agrees.get(name) for name in TRUTHS},
-            "first text": one.first_text,
-            "a token": one.seconds / max(1, one.tokens),
-        }
-        for one in answers
-    ]
-    return pd.DataFrame(rows).astype(dict.fromkeys(SHARES, float))
-
-
-def write_report(folder: Path | None, head: Sequence[str], facts: Any, answers: Sequence[Answered]) -> str:
-    """Writes results.json and .md into a folder, if there is one; returns results.md's content.
-
-    Args:
-        head: the page's first lines; ``facts``: what they say, as a dataclass.
-    """
-    frame, page, tables = answers_frame(answers), list(head), {}
+def write_report(folder: Path | None, about: Provenance, data: str, answers: Sequence[Answered]) -> str:
+    """Writes results.json and .md into a folder, if there is one; returns results.md's content."""
+    frame = pd.DataFrame(answer.row() for answer in answers).astype(dict.fromkeys(SHARES, float))
+    page, tables = [f"# Answers in words: {about.config}", "", *about.lines(f"data: {data}")], {}
     for by in ("turn", "kind"):
         groups = frame.groupby(["language", by])
-        table = groups[SHARES].mean().assign(answers=groups.size()).reset_index()
-        tables[by] = json.loads(table.join(groups[TIMES].median().reset_index(drop=True)).to_json(orient="records"))
+        table = groups[SHARES].mean().assign(answers=groups.size()).join(groups[TIMES].median()).reset_index()
+        tables[by] = json.loads(table.to_json(orient="records"))
         table[SHARES] = table[SHARES].map(lambda share: percent(Spread(None if np.isnan(share) else share)))
         page += ["", *markdown_table(table[["language", by, "answers", *SHARES]].astype(str), texts=2)]
-    times = [
-        f"{row['language']}, {row['turn']}: {row['first text']:.2f} s, {row['a token']:.3f} s" for row in tables["turn"]
-    ]
-    page += [
-        "",
-        f"Median time to the first sentence, and a token of the whole answer: {'; '.join(times)}.",
-        "",
-        MEANING,
-    ]
-    page += ["", "## Failures", "", f"The first {EXAMPLES} of each kind and language.", "", *_failures(answers)]
-    if folder:
-        content = {"facts": asdict(facts), **tables, "answers": [asdict(answer) for answer in answers]}
-        result = json.dumps(content, indent=1, ensure_ascii=False)
-        write_texts(folder, {"results.json": result + "\n", "results.md": "\n".join(page) + "\n"})
-    return "\n".join(page) + "\n"
-
-
-def _failures(answers: Sequence[Answered]) -> list[str]:
-    lines, seen = [], Counter[tuple[str, str]]()
-    for one in answers:
-        failed = one.raw_faults or one.faults or content(one.answer) != content(one.reference)
-        seen[one.language, one.kind] += bool(failed)
-        if failed and seen[one.language, one.kind] <= EXAMPLES:
+    times = [f"{one['language']} {one['turn']} {one[TIMES[0]]:.2f} and {one[TIMES[1]]:.3f} s" for one in tables["turn"]]
+    page += ["", f"Median time to the first sentence, and of a token of the whole answer: {', '.join(times)}."]
+    page += ["The columns: docs/evaluation.md.", "", f"## The first {EXAMPLES} failures of each kind and language", ""]
+    failed = [one for one in answers if one.raw_faults or not one.row()["same"]]
+    seen = Counter[tuple[str, str]]()
+    for one in failed:
+        seen[one.language, one.kind] += 1
+        if seen[one.language, one.kind] <= EXAMPLES:
             faults = f" ({'; '.join(one.raw_faults)})" if one.raw_faults else ""
-            lines += [f"* {one.kind}, {one.photo}: `{one.question}`", f"  * model: {one.raw}{faults}"]
-            lines += [f"  * shown ({one.source}): {one.answer}"] if one.answer != one.raw else []
-            lines += [f"  * findings: {one.reference}"]
-    return lines
+            page += [f"* {one.kind}, {one.photo}: `{one.question}`", f"  * model: {one.raw}{faults}"]
+            page += [f"  * shown ({one.source}): {one.answer}"] * (one.answer != one.raw)
+            page += [f"  * findings: {one.reference}"]
+    if folder:
+        result = {"facts": asdict(about), **tables, "answers": [asdict(answer) for answer in answers]}
+        texts = {"results.json": json.dumps(result, indent=1, ensure_ascii=False), "results.md": "\n".join(page)}
+        write_texts(folder, {name: text + "\n" for name, text in texts.items()})
+    return "\n".join(page) + "\n"
