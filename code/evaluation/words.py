@@ -137,6 +137,7 @@ class WordsEvaluator:
     ) -> Answered:
         torch.manual_seed(seed)
         shown, first_text, seconds = timed(self.predictor, image, question, history)
+        tokenizer = self.predictor.model.tokenizer
         raw, model = shown.answer, self.predictor.language_model
         if shown.answer_source != "model" and model:  # the check has interrupted it
             torch.manual_seed(seed)
@@ -153,7 +154,7 @@ class WordsEvaluator:
             raw_faults=raw_faults,
             faults=shown_faults,
             agrees=compare_with_mask(shown.answer, question, record, image, self.predictor.transform),
-            tokens=len(self.predictor.model.tokenizer.encode(shown.answer)),
+            tokens=len(tokenizer.encode(shown.answer) if tokenizer else shown.answer),
             first_text=first_text,
             seconds=seconds,
         )

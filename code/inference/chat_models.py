@@ -5,6 +5,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,14 +45,14 @@ def build_chat_model(config: ExperimentConfig, encoder: Any) -> LanguageModel | 
 
     disable_progress_bar()
     folder, weight = available(config.llm.weights, "llm.weights"), next(encoder.parameters())
-    options: Any = {"dtype": weight.dtype, "device_map": {"": weight.device}, "output_loading_info": True}
+    placed = {"dtype": weight.dtype, "device_map": {"": weight.device}}
+    load: Any = partial(AutoModelForCausalLM.from_pretrained, output_loading_info=True, **placed)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        llm, found = load(folder, local_files_only=True)
     except Exception as error:  # whatever transformers, tokenizers and safetensors raise for a foreign or damaged file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: can't be read as a Hugging Face language model ({reason})") from error
-    llm, found = loaded
     if found["missing_keys"] or not tokenizer.chat_template:
         lacks = f"weights for {min(found['missing_keys'])}" if found["missing_keys"] else "chat template"
         raise UserError(f"{folder}: no {lacks} there, so inference.findings=system can't ask this model")

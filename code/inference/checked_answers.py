@@ -58,32 +58,24 @@ def stream_checked(
     Returns:
         The whole answer; its text is what was yielded.
     """
-    findings, contradictions = image.findings, tuple[Contradiction, ...]()
+    findings = image.findings
     if not is_readable(question):
         earlier = history[-1][0] if history and not any(map(str.isalpha, question)) else ""
         sentence = answer_text("describe", findings, language_of(earlier))
         yield sentence
         return Answer(sentence, "findings")
-    language, kind = language_of(question), None
-    try:
-        first = yield from _stream_once(model, image, question, history)
-        if not first.contradictions or first.text:
-            return first
-        contradictions, kind = first.contradictions, kind_of_sentence(first.contradictions)
+    first = yield from _stream_once(model, image, question, history)
+    if first.text:
+        return first
+    language, kind = language_of(question), kind_of_sentence(first.contradictions)
+    if first.source != "findings":
         opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
         second = yield from _stream_once(model, image, question, history, opening)
-        if not second.contradictions or second.text:
-            return Answer(second.text, "corrected", contradictions)
-    except UserError as error:
-        _warn_once(str(error))
+        if second.text:
+            return Answer(second.text, "corrected", first.contradictions)
     sentence = answer_text(kind or "describe", findings, language)
     yield sentence
-    return Answer(sentence, "findings", contradictions)
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning("%s: answers come from the findings instead", message)
+    return Answer(sentence, "findings", first.contradictions)
 
 
 def is_readable(question: str) -> bool:
@@ -101,7 +93,10 @@ def kind_of_sentence(contradictions: Sequence[Contradiction]) -> str | None:
 def _stream_once(
     model: LanguageModel, image: ImageResult, question: str, history: History, opening: str = ""
 ) -> Generator[str, None, Answer]:
-    """One try: yields sentences as long as they are supported; the text is empty where not even the first is."""
+    """One try: yields sentences as long as they are supported; the text is empty where not even the first is.
+
+    Where the model can't be reached, what was yielded until then is the answer; ``findings`` if that is nothing.
+    """
     released, text = "", ""
     try:
         for text in model.texts(image, image.findings, question, history, opening):
@@ -114,12 +109,15 @@ def _stream_once(
             yield text[len(released) : ends[-1]]
             released = text[: ends[-1]]
     except UserError as error:
-        if not released:
-            raise
-        _warn_once(str(error))
-        return Answer(released, "corrected")
+        _warn_once(f"{error}; answers are left to the findings")
+        return Answer(released, "corrected" if released else "findings")
     if faults := check_answer(text, question, image.findings):
         return Answer(released, "corrected", faults)
     if text != released:
         yield text[len(released) :]
     return Answer(text, "model")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

@@ -39,6 +39,7 @@ from anomalygpt.inference import checked_answers
 from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.chat_models import API_KEY, ChatModel, EndpointModel, build_chat_model
 from anomalygpt.inference.checked_answers import Answer, stream_checked
+from anomalygpt.model.build import missing_weights
 from tests.fake_predictor import TOP_LEFT, result_with
 from tests.processes import started, wait_until
 from tests.shared_data import WEIGHTS, needs_weights
@@ -194,6 +195,20 @@ def test_predictor_with_another_model_needs_no_delta_of_the_language_model(
     found = predictor.predict(photo(scratch=(0.3, 0.3)), QUESTION)
     assert found.answer and check_answer(found.answer, QUESTION, found.image.findings) == ()
     assert predictor.answer(found.image, QUESTION) != found.answer, "a random model writes nonsense"
+
+
+def test_weights_that_another_language_model_does_not_need_are_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANOMALYGPT_HOME", str(tmp_path))
+    paper = load_config("imagebind_vicuna7b")
+    pandagpt, delta = (tmp_path / each.path for each in paper.deltas)
+    encoder, vicuna = tmp_path / paper.encoder.weights, tmp_path / str(paper.llm and paper.llm.weights)
+    assert set(missing_weights(paper)) == {encoder, pandagpt, delta, vicuna}
+    system = load_config("imagebind_vicuna7b", ["inference.findings=system"])
+    assert set(missing_weights(system)) == {encoder, delta, vicuna}
+    server = load_config("imagebind_vicuna7b", ["llm.endpoint=http://localhost:1/v1", "llm.model=any"])
+    assert set(missing_weights(server)) == {encoder, delta}
 
 
 # -- endpoints --------------------------------------------------------------------------------------------------------
