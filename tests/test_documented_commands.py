@@ -45,6 +45,7 @@ NEEDS = {
     "--data ROOT": "any data set",
     "python train.py --config train_mvtec  ": "MVTec-AD, Vicuna and a GPU",
     "train_compact_1_map": "MVTec-AD, and days",
+    "train_compact_3_words": "an hour",
     "MASTER_ADDR": "several processes",
     "deepspeed": "a GPU",
     "torchrun": "several GPUs",
@@ -131,7 +132,7 @@ def paths_read(snippet: Snippet, command: str) -> list[str]:
     made = {word for line in others for word in shlex.split(line, comments=True)}
     words = shlex.split(command, comments=True)
     read = [word for before, word in zip(["", *words], words, strict=False) if before not in WRITING]
-    return [word for word in read if re.search(r"\.\w+$|/", word) and word not in made]
+    return [word for word in read if re.search(r"\.\w+$|/", word) and "=" not in word and word not in made]
 
 
 def calls_of(command: str, folder: Path, tmp_path: Path) -> list[list[str]]:

@@ -132,7 +132,17 @@ def test_prediction_holds_question_class_and_result(predictor: Predictor, photo)
     assert found.image.map.shape == (60, 100)
     plain = json.loads(json.dumps(found.to_dict()))
     own = {"question", "answer", "is_anomalous", "verdict_from", "answer_agrees", "answer_source"}
-    findings = {"status", "certainty", "class_name", "references", "image_size", "number", "places", "total_area"}
+    findings = {
+        "status",
+        "reason",
+        "certainty",
+        "class_name",
+        "references",
+        "image_size",
+        "number",
+        "places",
+        "total_area",
+    }
     assert set(plain) == own | findings | {"probability", "score", "threshold", "regions"}
     assert (plain["image_size"], plain["number"]) == ([100, 60], len(plain["regions"]))
     assert (plain["question"], plain["answer"], plain["class_name"]) == (found.question, found.answer, "metal_nut")
