@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ANSWER_NOTES = {
     "model": "",
     "corrected": "  (corrected: the language model's own answer contradicted the findings)",
-    "findings": "  (from the findings: the language model's own answer contradicted them)",
+    "findings": "  (from the findings: the language model gave no answer that agrees with them)",
 }
 
 

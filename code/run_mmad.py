@@ -55,8 +55,8 @@ def _answer(arguments: argparse.Namespace) -> None:
     from anomalygpt.model.build import installed_config
 
     config = load_config(arguments.config or installed_config(), arguments.set)
-    if config.llm is None:
-        raise UserError(f"questions need a language model, and {config.name} has none (llm: null)")
+    if config.own_llm is None:
+        raise UserError(f"questions need a language model of the model's own; {config.name} has none, or asks another")
     shots, methods = arguments.shots, arguments.answer_by
     root = arguments.data or arguments.questions.parent
     cells = cells_of(read_questions(arguments.questions, root, arguments.templates, shots), shots)

@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     with user_errors():
         config = load_config(arguments.config, [*arguments.overrides, *arguments.set])
-        if config.llm is None and config.training.answers:
-            raise UserError("llm: training answers needs a language model; training.answers=false trains maps alone")
+        if config.own_llm is None and config.training.answers:
+            fault = "is used as it is and can't be trained" if config.llm else "is needed to train answers"
+            raise UserError(f"llm: a language model {fault}; training.answers=false trains maps alone")
         if arguments.dry_run:
             _dry_run(config, arguments.processes)
         else:

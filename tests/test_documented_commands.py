@@ -39,6 +39,7 @@ WRITING = ("--out", "--save-references", ">")
 NEEDS = {
     "mvtec_anomaly_detection": "MVTec-AD in data/",
     "MMAD": "MMAD in data/",
+    "llm.endpoint": "a server: tests/inference/test_chat_models.py",
     "mvtec_layout": "the photos of benchmarks/README.md in data/",
     "my_parts": "photos of one's own",
     "--data ROOT": "any data set",

@@ -81,6 +81,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
     preset = _nested(stated(overrides), "inference", "references").get("preset")
     if preset is not None:
         leave_preset(_nested(values, "inference"), preset)
+    _leave_weights(values, stated(overrides))
     for override in overrides:
         _apply(values, override)
     try:
@@ -133,7 +134,15 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"{path}: base: expected the name of one config, got {base!r:.80}")
     sibling = path.parent / f"{base}.yaml"
-    return _merged(_read(sibling if sibling.is_file() else _find(base), (*seen, path)), values)
+    inherited = _read(sibling if sibling.is_file() else _find(base), (*seen, path))
+    _leave_weights(inherited, values)
+    return _merged(inherited, values)
+
+
+def _leave_weights(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Drops the language model's folder, in place, where changes name an endpoint in its stead."""
+    if _nested(changes, "llm").get("endpoint"):
+        _nested(values, "llm").pop("weights", None)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

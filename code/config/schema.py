@@ -1,6 +1,6 @@
 """Every setting of an experiment, typed; the defaults are the paper's (AnomalyGPT section 4; specification 7)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,12 +34,32 @@ class EncoderConfig(Settings):
 
 
 class LlmConfig(Settings):
-    """The language model: a folder in Hugging Face's layout."""
+    """The language model: a folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        weights: the folder; empty with an endpoint.
+        endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
+        model: its name at the endpoint.
+        attach_images: sends photo and overlay to the endpoint, for a model that sees.
+        timeout: seconds without a word from the endpoint after which it is given up.
+    """
 
     weights: str = "pretrained_ckpt/vicuna_ckpt/7b_v0"
+    endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
+    model: str | None = None
+    attach_images: bool = False
+    timeout: Annotated[float, Field(gt=0)] = 60
     max_target_tokens: Positive = 1024
     lora: LoraSettings = LoraSettings()
     generation: GenerationSettings = GenerationSettings()
+
+    @model_validator(mode="after")
+    def _is_one_model(self) -> "LlmConfig":
+        if bool(self.weights) == bool(self.endpoint):
+            raise ValueError("weights and endpoint exclude each other; expected one of them")
+        if bool(self.endpoint) != bool(self.model) or (self.attach_images and not self.endpoint):
+            raise ValueError("endpoint needs model, a model's name; model and attach_images are for an endpoint only")
+        return self
 
 
 class DeltaConfig(Settings):
@@ -66,6 +86,7 @@ class InferenceConfig(Settings):
         findings: what is known about a photo, as text for the language model; every answer is then checked against it,
             and the verdict is the score's. ``none``, as in the paper: the model reads image, prompts and question only.
             ``prompt``: findings stand before the question, for a model that was trained to answer from them.
+            ``system``: they are the system message of any chat model, as it is; the map's prompts are left out.
         verdict: which wins where the answer's yes or no and the calibrated score contradict each other.
         prompt_map: what the prompt learner sees of the map of the references: its ``raw`` distances, as in the paper,
             or ``calibrated``, one half at the threshold.
@@ -78,7 +99,7 @@ class InferenceConfig(Settings):
     references: ReferenceSettings = ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     prior_score: Annotated[float, Field(gt=0)] | None = None
-    findings: Literal["none", "prompt"] = "none"
+    findings: Literal["none", "prompt", "system"] = "none"
     verdict: Literal["answer", "score"] = "answer"
     prompt_map: Literal["raw", "calibrated"] = "raw"
 
@@ -201,6 +222,19 @@ class ExperimentConfig(Settings):
     inference: InferenceConfig = InferenceConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @property
+    def own_llm(self) -> LlmConfig | None:
+        """The language model that is part of AnomalyGPT; None where there is none, or any chat model answers."""
+        return None if self.inference.findings == "system" else self.llm
+
+    @model_validator(mode="before")
+    @classmethod
+    def _endpoint_gets_text_alone(cls, values: dict[str, Any]) -> dict[str, Any]:
+        llm, inference = values.get("llm"), values.get("inference") or {}
+        if isinstance(llm, dict) and llm.get("endpoint") and isinstance(inference, dict):
+            values = values | {"llm": {"weights": "", **llm}, "inference": inference | {"findings": "system"}}
+        return values
 
     @model_validator(mode="after")
     def _parts_exist(self) -> "ExperimentConfig":

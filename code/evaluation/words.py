@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -117,7 +118,8 @@ class WordsEvaluator:
             names.append(photo_name(record, self.root))
             image = self.predictor.inspect(load_image(record.image), record.class_name)
             for language in LANGUAGES:
-                seed, asked = photo_seed(self.plan.seed, cell, f"{names[-1]}/{language}"), []
+                asked: list[Answered] = []
+                seed = photo_seed(self.plan.seed, cell, f"{names[-1]}/{language}")
                 rng = np.random.default_rng(seed)
                 for kind in rng.permutation(kinds(language)).tolist():
                     # Conversations of two questions: one begins, the next follows up on it.
@@ -131,10 +133,11 @@ class WordsEvaluator:
         return WordsResult(cell, tuple(names), tuple(answers), time.monotonic() - started)
 
     def _ask(
-        self, record: ImageRecord, image: ImageResult, question: str, history: History, seed: int, about: dict[str, str]
+        self, record: ImageRecord, image: ImageResult, question: str, history: History, seed: int, about: dict[str, Any]
     ) -> Answered:
         torch.manual_seed(seed)
         shown, first_text, seconds = timed(self.predictor, image, question, history)
+        tokenizer = self.predictor.model.tokenizer
         raw, model = shown.answer, self.predictor.language_model
         if shown.answer_source != "model" and model:  # the check has interrupted it
             torch.manual_seed(seed)
@@ -151,7 +154,7 @@ class WordsEvaluator:
             raw_faults=raw_faults,
             faults=shown_faults,
             agrees=compare_with_mask(shown.answer, question, record, image, self.predictor.transform),
-            tokens=len(self.predictor.model.tokenizer.encode(shown.answer)),
+            tokens=len(tokenizer.encode(shown.answer) if tokenizer else shown.answer),
             first_text=first_text,
             seconds=seconds,
         )

@@ -390,6 +390,7 @@ def word_table(language: Language) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+@cache
 def _sources(language: Language, *keys: str) -> list[str]:
     """The regular expressions of an entry; {name} is replaced by another entry."""
     entry: Any = word_table(language)
@@ -404,6 +405,7 @@ def _sources(language: Language, *keys: str) -> list[str]:
     return [re.sub(r"\{([a-z]+)\}", named, source) for source in sources]
 
 
+@cache
 def _source(language: Language, *keys: str) -> str:
     return "|".join(_sources(language, *keys))
 

@@ -1,14 +1,19 @@
 """Answers that state only what the findings support: every sentence is checked before it is shown."""
 
+import logging
 import re
 import unicodedata
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from anomalygpt.datasets.findings import answer_text
+from anomalygpt.errors import UserError
 from anomalygpt.inference.answer_check import Contradiction, check_answer, language_of
 from anomalygpt.inference.language_models import History, LanguageModel
 from anomalygpt.inference.results import AnswerSource, ImageResult
+
+logger = logging.getLogger(__name__)
 
 SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s|$)")
 UNFINISHED = ("cut_off", "empty")  # faults that a text has only while more is to come
@@ -31,7 +36,7 @@ class Answer:
 
     Attributes:
         source: the language ``model``'s own words; ``corrected``: generated again from a forced opening, or cut before
-            a contradiction; ``findings``: their own sentence in place of the model's.
+            a contradiction or where the model failed; ``findings``: their own sentence in place of the model's.
         contradictions: of the model's own first answer.
     """
 
@@ -60,13 +65,14 @@ def stream_checked(
         yield sentence
         return Answer(sentence, "findings")
     first = yield from _stream_once(model, image, question, history)
-    if not first.contradictions or first.text:
+    if first.text:
         return first
     language, kind = language_of(question), kind_of_sentence(first.contradictions)
-    opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
-    second = yield from _stream_once(model, image, question, history, opening)
-    if not second.contradictions or second.text:
-        return Answer(second.text, "corrected", first.contradictions)
+    if first.source != "findings":
+        opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
+        second = yield from _stream_once(model, image, question, history, opening)
+        if second.text:
+            return Answer(second.text, "corrected", first.contradictions)
     sentence = answer_text(kind or "describe", findings, language)
     yield sentence
     return Answer(sentence, "findings", first.contradictions)
@@ -87,19 +93,31 @@ def kind_of_sentence(contradictions: Sequence[Contradiction]) -> str | None:
 def _stream_once(
     model: LanguageModel, image: ImageResult, question: str, history: History, opening: str = ""
 ) -> Generator[str, None, Answer]:
-    """One try: yields sentences as long as they are supported; the text is empty where not even the first is."""
+    """One try: yields sentences as long as they are supported; the text is empty where not even the first is.
+
+    Where the model can't be reached, what was yielded until then is the answer; ``findings`` if that is nothing.
+    """
     released, text = "", ""
-    for text in model.texts(image, image.findings, question, history, opening):
-        ends = [match.end() for match in SENTENCE_END.finditer(text)]
-        if not ends or ends[-1] <= len(released):
-            continue
-        faults = check_answer(text[: ends[-1]], question, image.findings)
-        if faults := tuple(fault for fault in faults if fault.kind not in UNFINISHED):
-            return Answer(released, "corrected", faults)
-        yield text[len(released) : ends[-1]]
-        released = text[: ends[-1]]
+    try:
+        for text in model.texts(image, image.findings, question, history, opening):
+            ends = [match.end() for match in SENTENCE_END.finditer(text)]
+            if not ends or ends[-1] <= len(released):
+                continue
+            faults = check_answer(text[: ends[-1]], question, image.findings)
+            if faults := tuple(fault for fault in faults if fault.kind not in UNFINISHED):
+                return Answer(released, "corrected", faults)
+            yield text[len(released) : ends[-1]]
+            released = text[: ends[-1]]
+    except UserError as error:
+        _warn_once(f"{error}; answers are left to the findings")
+        return Answer(released, "corrected" if released else "findings")
     if faults := check_answer(text, question, image.findings):
         return Answer(released, "corrected", faults)
     if text != released:
         yield text[len(released) :]
     return Answer(text, "model")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

@@ -15,6 +15,7 @@ from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import text_maps, top_mean
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
+from anomalygpt.inference.chat_models import build_chat_model
 from anomalygpt.inference.checked_answers import stream_checked
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel
 from anomalygpt.inference.references import References
@@ -58,7 +59,8 @@ class Predictor:
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
         """Builds an experiment's model and a predictor around it; without a language model if not ``with_llm``."""
         model = build_model(config, choose_device(device), with_llm=with_llm, merge_lora=True)
-        return cls(model, config.inference, config.llm.generation if config.llm else None)
+        other = build_chat_model(config, model.encoder) if with_llm else None
+        return cls(model, config.inference, config.llm.generation if config.llm else None, other)
 
     def without_references(self) -> "Predictor":
         """Another predictor with the same model and settings, and no references."""
@@ -174,6 +176,7 @@ class Predictor:
             probability=probability,
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
             references=len(self.references) if self.references else 0,
+            photo=photo,
         )
 
     def prompt(self, image: ImageResult, question: str, history: History = ()) -> str:
@@ -189,6 +192,9 @@ class Predictor:
         Args:
             history: earlier (question, answer) pairs about the photo.
         """
+        if self.language_model is not None and not self.model.has_llm:
+            *_, text = self.language_model.texts(image, image.findings, question, history)
+            return text
         prompts = [self.prompt(image, question, history)]
         return self.model.answer(image.features, image.prompt_map, prompts, self.generation)[0]
 

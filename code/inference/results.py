@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from anomalygpt.datasets.findings import Findings, RegionFinding
 from anomalygpt.inference.answers import Verdict, means_anomalous
@@ -29,6 +30,7 @@ class ImageResult:
     probability: float  # that the photo is anomalous, calibrated by the references; above one half it is taken to be
     prompt_map: torch.Tensor  # (1, 1, 224, 224) float32, the map as the prompt learner gets it
     references: int = 0  # how many photos the map comes from; 0: from the text features
+    photo: Image.Image | None = None  # as it was given, for language models that see
 
     @property
     def is_anomalous(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from anomalygpt.config.load import PRETRAINED, home, load_config, names, resolve
-from anomalygpt.config.schema import EncoderConfig, ExperimentConfig, LlmConfig
+from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import PARTS, absent_file, delta_shapes, load_delta, load_module, part_of
@@ -48,9 +48,14 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def missing_weights(config: ExperimentConfig) -> list[Path]:
     """The weight files and folders of an experiment that are absent and can't be downloaded."""
-    paths = [config.encoder.weights, *(delta.path for delta in config.deltas)]
-    paths += [config.llm.weights] if config.llm else []
+    paths = [config.encoder.weights, *(delta.path for delta in _needed(config, config.own_llm is not None))]
+    paths += [config.llm.weights] if config.llm and config.llm.weights else []
     return [path for path in map(resolve, paths) if not path.exists() and fetchable(path) is None]
+
+
+def _needed(config: ExperimentConfig, with_llm: bool) -> list[DeltaConfig]:
+    """The deltas that are read: maps need no file of the language model."""
+    return [delta for delta in config.deltas if with_llm or set(delta.parts) & set(MAP_PARTS)]
 
 
 def fetchable(path: Path) -> str | None:
@@ -82,17 +87,17 @@ def build_model(
     device = device or choose_device()
     auto = "fp32" if device.type == "cpu" else "fp16"  # fp16 as in the released code
     dtype = DTYPES[auto if config.precision == "auto" else config.precision]
-    with_llm = with_llm and config.llm is not None
-    # Missing files are reported before gigabytes of others are read; maps need no file of the language model.
-    needed = [delta for delta in config.deltas if with_llm or set(delta.parts) & set(MAP_PARTS)]
-    files = [] if device == META else [_available(delta.path, "deltas") for delta in needed]
+    llm = config.own_llm if with_llm else None
+    # Missing files are reported before gigabytes of others are read.
+    needed = _needed(config, llm is not None)
+    files = [] if device == META else [available(delta.path, "deltas") for delta in needed]
     encoder = build_encoder(config.encoder, device, dtype)
     spec = encoder.spec
     with META if device == META else nullcontext():
         decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
         has_text = isinstance(encoder, TextImageEncoder)
         states = PromptEnsemble(encoder) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
-        answering = _build_llm(config.llm, spec.embed_width, device, dtype) if with_llm and config.llm else {}
+        answering = _build_llm(llm, spec.embed_width, device, dtype) if llm else {}
         model = AnomalyGPT(encoder, states, decoder, **answering)
     model.requires_grad_(False)
     if device == META:
@@ -132,7 +137,7 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
             tower, skipped = encoder.vit, {}
             advice = "Delete it and run `python fetch_weights.py` to fetch it again."
     if device != META:
-        load_module(tower, _available(config.weights, "encoder.weights"), device, dtype, skipped, advice)
+        load_module(tower, available(config.weights, "encoder.weights"), device, dtype, skipped, advice)
     return encoder.requires_grad_(False).eval()
 
 
@@ -147,7 +152,7 @@ def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype:
             return {}
         llm = AutoModelForCausalLM.from_config(llm_config)
     else:
-        folder = _available(config.weights, "llm.weights")
+        folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder)
         llm = load_llm(folder, dtype, device)
     width = llm.get_input_embeddings().embedding_dim
@@ -176,7 +181,7 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
     return groups
 
 
-def _available(path: str, setting: str) -> Path:
+def available(path: str, setting: str) -> Path:
     """The weight's path on disk, downloaded first where that is possible; else raises a ``CheckpointError``."""
     full = resolve(path)
     if not full.exists():

@@ -224,3 +224,37 @@ def test_the_commit_is_the_codes_own_and_a_wheel_has_none(monkeypatch: pytest.Mo
     monkeypatch.setattr("anomalygpt.config.load.CONFIG_FOLDER", packages / "anomalygpt" / "config")
     monkeypatch.chdir(tmp_path)
     assert commit() is None
+
+
+SERVER = ["llm.endpoint=http://localhost:8000/v1", "llm.model=small"]
+
+
+def test_endpoint_takes_the_place_of_the_weights_of_any_config(write: Callable[..., Path], tmp_path: Path) -> None:
+    child = write(child="base: compact\nllm: {endpoint: 'http://localhost:8000/v1', model: small}")
+    for config in (load_config(PAPER, SERVER), load_config("compact", SERVER), load_config(child)):
+        assert config.llm is not None and config.own_llm is None
+        assert (config.llm.weights, config.inference.findings) == ("", "system")
+        save_config(config, tmp_path / "full.yaml")
+        assert load_config(tmp_path / "full.yaml") == config
+    assert load_config(child).llm.generation.max_new_tokens == 96  # type: ignore[union-attr]
+    assert load_config("compact").own_llm is not None
+    assert load_config("compact", ["inference.findings=system"]).own_llm is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([*SERVER, "llm.weights=folder"], "weights and endpoint exclude each other"),
+        (["llm.weights=''"], "weights and endpoint exclude each other; expected one of them"),
+        (SERVER[:1], "endpoint needs model"),
+        (SERVER[1:], "model and attach_images are for an endpoint only"),
+        (["llm.attach_images=true"], "model and attach_images are for an endpoint only"),
+        (
+            ["llm.endpoint=localhost:8000/v1", "llm.model=small"],
+            "llm.endpoint: String should match pattern '^https?://",
+        ),
+    ],
+)
+def test_setting_that_belongs_to_another_kind_of_language_model_is_one_line(overrides: list[str], words: str) -> None:
+    message = refused("compact", *overrides)
+    assert words in message and len(message.splitlines()) == 1

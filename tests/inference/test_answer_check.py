@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, RegionFinding, answer_text
+from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, RegionFinding, answer_text, findings_text
 from anomalygpt.datasets.findings_dialogue import PLACES, draw_findings, draw_question, kinds
 from anomalygpt.inference.answer_check import check_answer, language_of
 
@@ -107,6 +109,85 @@ def test_answers_of_other_findings_fail(what: str) -> None:
         compared += 1
         assert check_answer(false, question, findings), (question, false, findings)
     assert compared > 100
+
+
+# -- no verdict -------------------------------------------------------------------------------------------------------
+
+HIGHEST = (RegionFinding("top left", (0, 0, 9, 9), 0.02, 0.9, "compact"),)
+REASONS = ("other_part", "unknown_part", "near_threshold")
+
+
+def without_verdict(reason: str, regions: tuple[RegionFinding, ...]) -> Findings:
+    references = 0 if reason == "unknown_part" else 4
+    return Findings("can't tell", 0.5, regions, references=references, reason=reason)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("regions", [(), HIGHEST])
+@pytest.mark.parametrize("reason", REASONS)
+def test_an_answer_without_verdict_passes(reason: str, regions: tuple[RegionFinding, ...], language: Language) -> None:
+    findings = without_verdict(reason, regions)
+    rng = np.random.default_rng(0)
+    answers = set()
+    for kind in kinds(language):
+        for _ in range(10):
+            question, claim = draw_question(kind, findings, language, rng, careless=0)
+            if language_of(question) == language:
+                answers.add(answer := answer_text(kind, findings, language, **claim))
+                assert check_answer(answer, question, findings) == (), question
+    assert len(answers) == 1
+    place = {"en": "at the top left", "zh": "左上角"}[language]
+    for text in (*answers, findings_text(findings, language)):
+        assert (place in text) == bool(regions)
+    assert findings.certainty == "unsure"
+    assert findings.to_dict()["reason"] == reason
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_verdict_contradicts_findings_without_one(reason: str, language: Language) -> None:
+    findings = without_verdict(reason, HIGHEST)
+    question = {"en": "What is the verdict?", "zh": "结论是什么？"}[language]
+    for other in (Findings("good", 0.1, ()), Findings("defective", 0.9, HIGHEST)):
+        for kind in ("verdict", "usable", "describe", "claim_count"):
+            assert check_answer(answer_text(kind, other, language), question, findings)
+
+
+def test_reasons_differ() -> None:
+    for language in LANGUAGES:
+        assert len({answer_text("verdict", without_verdict(reason, ()), language) for reason in REASONS}) == len(
+            REASONS
+        )
+
+
+# -- any text ---------------------------------------------------------------------------------------------------------
+
+PIECES = (
+    "no ",
+    "yes, ",
+    "<top-left> ",
+    "top ",
+    "5% ",
+    "1/2 ",
+    "```",
+    "| ",
+    "不",
+    "有缺陷",
+    "左上角",
+    "百分之",
+    "😀",
+    "שלום ",
+)
+PIECES += ("\x00", "\n", "###", "<script>")
+TEXTS = st.one_of(st.text(max_size=400), st.lists(st.sampled_from(PIECES), max_size=200).map("".join))
+
+
+@settings(max_examples=150, deadline=None)
+@given(answer=TEXTS, question=TEXTS, times=st.sampled_from([1, 2, 25]), seed=st.integers(0, 10_000))
+def test_any_text_is_checked(answer: str, question: str, times: int, seed: int) -> None:
+    findings = draw_findings(np.random.default_rng(seed))
+    found = check_answer(answer * times, question, findings)
+    assert found or any(character.isalnum() for character in answer)  # a text without a word is no answer
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,20 @@ def test_a_missing_delta_is_one_line_with_the_remedy(experiment, tmp_path, capsy
     assert words in errors
 
 
+@pytest.mark.parametrize(
+    "other", [["inference.findings=system"], ["llm.endpoint=http://localhost:1/v1", "llm.model=any"]]
+)
+def test_language_model_that_is_used_as_it_is_can_not_be_trained(experiment, capsys, other):
+    for options in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit):
+            main(["--config", str(experiment.config), *options, *other])
+        [line] = capsys.readouterr().err.strip().splitlines()
+        assert "can't be trained; training.answers=false trains maps alone" in line
+    maps = ["training.answers=false", "training.trainable=[image_decoder]"]
+    assert main(["--config", str(experiment.config), "--dry-run", *other, *maps]) == 0
+    assert "image_decoder, trained" in capsys.readouterr().out
+
+
 def test_settings_come_bare_and_after_set(experiment, capsys):
     words = ["seed=5", "training.steps=7", "--set", "training.steps=8", "training.epochs=2", "--dry-run"]
     assert main(["--config", str(experiment.config), *words, "--set", "name=other"]) == 0
