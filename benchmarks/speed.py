@@ -14,7 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -153,6 +154,43 @@ def answer_apart(bench: Bench) -> Timed:
     return answer(bench)
 
 
+def conversation(bench: Bench) -> Timed:
+    """The first token with findings and without, that of a follow-up, and the whole answer in two ways, in turn."""
+    from anomalygpt.inference.language_models import PromptedModel
+
+    predictor, first, follow_up = bench.predictor, "Is there any defect in the image?", "Where is it?"
+    predictor.set_references(bench.references)
+    image = predictor.inspect(bench.query)
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for _ in range(bench.warmup + bench.repeats):
+        without = PromptedModel(predictor.model, predictor.generation).texts(image, None, first, ())
+        times["first token without findings in the prompt"].append(_until_first(without))
+        without.close()
+        model = PromptedModel(predictor.model, predictor.generation)
+        start, pieces = time.perf_counter(), model.texts(image, image.findings, first, ())
+        times["first token with them"].append(_until_first(pieces))
+        *_, answer = pieces
+        streamed = time.perf_counter() - start
+        follows = model.texts(image, image.findings, follow_up, [(first, answer)])
+        times["first token of a follow-up"].append(_until_first(follows))
+        follows.close()
+        tokens = len(predictor.model.tokenizer.encode(answer))
+        start = time.perf_counter()
+        generated = predictor.answer(image, first)
+        times["a token of the whole answer by generate()"].append((time.perf_counter() - start) / tokens)
+        times["a token of the whole answer, streamed"].append(streamed / tokens)
+        if generated != answer:
+            raise RuntimeError(f"streamed {answer!r}, generated {generated!r}")
+    parts = {name: statistics.median(values[bench.warmup :]) for name, values in times.items()}
+    return {"whole": parts["a token of the whole answer, streamed"] * tokens, **parts}, None
+
+
+def _until_first(pieces: Iterator[str]) -> float:
+    start = time.perf_counter()
+    next(pieces)
+    return time.perf_counter() - start
+
+
 class TokenClock:
     """A streamer for ``generate`` that notes when each token comes.
 
@@ -271,6 +309,7 @@ SCENARIOS = {
     "best_turned": Scenario(f"{ONE_MAP} and their quarter turns, preset `best`", whole_look, (BEST, TURNED, TRUSTED)),
     "answer": Scenario(f"map with {SHOTS} references, answer of {ANSWER_TOKENS} tokens", answer, (UPRIGHT, TRUSTED)),
     "answer_apart": Scenario("the same, LoRA's adapters not folded into the weights", answer_apart, (UPRIGHT, TRUSTED)),
+    "conversation": Scenario("a checked answer's words: `Is there any defect in the image?`", conversation, (UPRIGHT,)),
     "references_added": Scenario(f"{SHOTS} references added", references_added),
     "one_reference_added": Scenario("one reference added, with its quarter turns", partial(references_added, count=1)),
     "search": Scenario("nearest reference patch alone: unit vectors, matrix product", search),
@@ -280,7 +319,7 @@ SCENARIOS = {
 # What is slower or larger than what the product does.
 ALTERNATIVES = {"search_broadcast": "search", "references_each_time": "reference_map", "answer_apart": "answer"}
 SHOWN = tuple(name for name in SCENARIOS if name not in ("search", *ALTERNATIVES))
-SPEAKING = ("answer", "answer_apart")
+SPEAKING = ("answer", "answer_apart", "conversation")
 
 
 # -- one scenario, in its own process ---------------------------------------------------------------------------------
