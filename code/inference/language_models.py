@@ -63,7 +63,8 @@ class PromptedModel:
         cache = self._cache if self._image is image else ConversationCache()
         self._image = None  # taken: another answer about the same photo begins with an empty one meanwhile
         with torch.inference_mode():
-            prefix = self.model.prompt_embeds(image.features, image.prompt_map)
+            # The keys and values of a conversation that goes on hold it already.
+            prefix = None if cache.past else self.model.prompt_embeds(image.features, image.prompt_map)
         new: list[int] = []
         try:
             for token in stream_tokens(self.model.llama_model, prefix, ids, cache, self.settings):

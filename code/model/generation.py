@@ -44,13 +44,13 @@ class ConversationCache:
 
 @torch.inference_mode()
 def stream_tokens(
-    llm: Any, prefix: Tensor, ids: Sequence[int], cache: ConversationCache, settings: GenerationSettings
+    llm: Any, prefix: Tensor | None, ids: Sequence[int], cache: ConversationCache, settings: GenerationSettings
 ) -> Iterator[int]:
     """Yields new token ids one by one, at most ``settings.max_new_tokens``; the caller decides when to stop.
 
     Args:
         llm: a Hugging Face causal LM.
-        prefix: (1, N, D_l), what precedes the text: the same for all calls with one ``cache``.
+        prefix: (1, N, D_l), what precedes the text; not read where ``cache`` holds it from an earlier call.
         ids: the text so far, at least one token.
         cache: of this conversation; it is updated as tokens are generated.
     """
@@ -61,7 +61,7 @@ def stream_tokens(
     text = embed(torch.tensor([ids[covered:]], device=embed.weight.device))
     if cache.past is None:
         cache.past = DynamicCache()
-        text = torch.cat([prefix.to(text.dtype), text], dim=1)
+        text = text if prefix is None else torch.cat([prefix.to(text.dtype), text], dim=1)
     pending = list(ids[covered:])
     name = _cache_argument(llm)
     for _ in range(settings.max_new_tokens):
