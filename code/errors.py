@@ -10,6 +10,30 @@ class UserError(Exception):
     """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
 
 
+_strict = False
+_warned: set[str] = set()
+
+
+def set_strict(strict: bool) -> None:
+    """Whether :func:`reading_warning` raises; also makes it print earlier messages anew."""
+    global _strict
+    _strict = strict
+    _warned.clear()
+
+
+def reading_warning(message: str) -> None:
+    """Prints ``warning: message`` on standard error, once per message: how a file was read may not be what was meant.
+
+    Raises:
+        UserError: with the message, after ``set_strict(True)``.
+    """
+    if _strict:
+        raise UserError(message)
+    if message not in _warned:
+        _warned.add(message)
+        print(f"warning: {message}", file=sys.stderr)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns a :class:`UserError` into a line on standard error and exit code 2.

@@ -1,0 +1,31 @@
+"""Lines for the user: errors and warnings about how files were read."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from anomalygpt.errors import UserError, reading_warning, set_strict
+
+
+@pytest.fixture(autouse=True)
+def lenient() -> Iterator[None]:
+    set_strict(False)
+    yield
+    set_strict(False)
+
+
+def test_reading_warning_is_printed_once_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    for message in ("a.png: 12 bits", "b.png: 12 bits", "a.png: 12 bits"):
+        reading_warning(message)
+    assert capsys.readouterr().err == "warning: a.png: 12 bits\nwarning: b.png: 12 bits\n"
+    set_strict(False)
+    reading_warning("a.png: 12 bits")
+    assert capsys.readouterr().err == "warning: a.png: 12 bits\n", "another run"
+
+
+def test_strict_reading_raises_every_time(capsys: pytest.CaptureFixture[str]) -> None:
+    set_strict(True)
+    for _ in range(2):
+        with pytest.raises(UserError, match="12 bits"):
+            reading_warning("a.png: 12 bits")
+    assert capsys.readouterr().err == ""
