@@ -213,9 +213,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.config or _default_config(), arguments.set)
         require_address(arguments.host, arguments.port)  # now, because loading the model may take minutes
         print(f"Loading {config.name} …", flush=True)
+        from anomalygpt.datasets.photos import configure
         from anomalygpt.inference.predictor import Predictor  # here, because it takes seconds
         from anomalygpt.model.build import build_model, choose_device
 
+        configure(config.data)
         model = build_model(config, choose_device(arguments.device), merge_lora=True)
         demo = build_demo(partial(Predictor.around, model, config), f"Model: {config.name}.", home() / EXAMPLES)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it

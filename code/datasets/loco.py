@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.datasets.mvtec import walk_tree
+from anomalygpt.datasets.photos import open_image
 from anomalygpt.datasets.records import GOOD, DatasetError, ImageRecord, list_folders, list_images, require_masks
-from anomalygpt.datasets.transforms import binary_image, mask_8bit, open_image
+from anomalygpt.datasets.transforms import binary_image, mask_8bit
 
 DEFECTS = ("logical_anomalies", "structural_anomalies")
 CONFIG = "defects_config.json"

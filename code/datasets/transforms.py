@@ -1,6 +1,5 @@
 """Photos and masks to tensors, and anomaly maps back to the photo's own pixels: one geometry for all."""
 
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from anomalygpt.datasets.photos import open_image, to_rgb
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 
 Geometry = Literal["squash", "crop"]
@@ -20,11 +20,6 @@ VISA_SHARE_OF_MAXIMUM = 0.01
 DEFECT_INDICES = 30  # 8-bit masks hold grey levels, or small numbers that name the kind of defect
 
 
-def load_image(path: Path) -> Image.Image:
-    """The photo at ``path``, upright 8-bit RGB. Raises :class:`DatasetError` if missing, truncated or no image."""
-    return to_rgb(open_image(Path(path)))
-
-
 def load_mask(record: ImageRecord) -> Image.Image:
     """A mask of any mode on its photo's own pixels. Raises :class:`DatasetError` if there is none that can be read."""
     if record.mask is None:
@@ -32,38 +27,9 @@ def load_mask(record: ImageRecord) -> Image.Image:
     return (record.mask_reader or open_image)(record.mask)
 
 
-def open_image(path: Path) -> Image.Image:
-    """An upright image in its own mode. Raises :class:`DatasetError` if it is missing, truncated or no image."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{path}: cannot be read as an image ({reason})") from error
-
-
 def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
     """(H, W) bool -> mode L, 0 and 255."""
     return Image.fromarray(np.where(flags, np.uint8(255), np.uint8(0)))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: grey is repeated, transparency is put on white, 16 bits are divided by 257.
-
-    Mode I is taken as 8-bit when no value exceeds 255, mode F as 0..1 when none exceeds 1.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_8bit(image)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        front = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
-    return image.convert("RGB")
 
 
 def _grey_8bit(image: Image.Image) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from anomalygpt.datasets.transforms import to_rgb
+from anomalygpt.datasets.photos import to_rgb
 from anomalygpt.inference.regions import Region
 from anomalygpt.model.image_decoder import calibrate_map
 

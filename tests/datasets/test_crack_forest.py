@@ -7,8 +7,9 @@ import pytest
 from scipy.io import savemat
 
 from anomalygpt.datasets.crack_forest import index_crack_forest, read_cracks
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.transforms import load_image, load_mask
+from anomalygpt.datasets.transforms import load_mask
 from tests.shared_data import shared
 
 
