@@ -64,7 +64,7 @@ class ClaimReader:
     def __post_init__(self) -> None:
         self.table = word_table(self.language)
         self.question = self._plain(self.question)
-        topics = ("count", "references", "class", "cause", "content", "largest")
+        topics = ("type", "count", "references", "class", "cause", "content", "largest")
         places = PLACE.findall(_with_places(self.question, self.language))
         self.asked_places = places if len(places) == 1 else []
         self.asks = {topic: self._has(f"asks_{topic}", self.question) for topic in topics}
@@ -81,7 +81,7 @@ class ClaimReader:
         plain = [] if opener else list(self._claims(text))
         if opener is None and not plain:  # `适合吗？ - 适合。`
             negation = _source(self.language, "negation")
-            opener = re.fullmatch(rf"\W*{adverbs}(?P<no>{negation})?(?P<yes>[㐀-鿿]{{1,8}}?)[的了]?\W*", text)
+            opener = re.fullmatch(rf"\W*{adverbs}[我它这]?(?P<no>{negation})?(?P<yes>[㐀-鿿]{{1,8}}?)[的了]?\W*", text)
             opener = opener if opener and opener["yes"] in self.question else None
         if opener is None:
             return plain
@@ -196,29 +196,27 @@ class ClaimReader:
         elif (found := self._regex("only_one").search(clause)) and "<" not in clause:
             yield Claim("number", (1, 1, ()), found[0], self._negated(clause, found))
         for found in self._regex("counted").finditer(clause):
-            low, high = self._range(found["n"])
+            low, high = self._range(found["n"], clause[: found.start()])
             ahead = re.split(r"\d|\bone\b", clause[found.end() :])[0]
             behind = re.split(r"\d|\bone\b", clause[: found.start()])[-1]
             places = tuple(place.replace("-", " ") for place in PLACE.findall(ahead) or PLACE.findall(behind))
-            before = PLACE.sub("", clause[: found.start()])
-            if self._has("more", before):
-                low, high = low + (not self._has("at_least", before)), 999
-            elif self._has("less", before):
-                low, high = 0, high
             if high > 1 and not (self.asks["references"] and low == self.findings.references):
                 yield Claim("number", (low, high, places), found[0], self._negated(clause, found))
         if found := self._regex("counted_alone").search(clause):
-            low, high = self._range(found["n"])
+            low, high = self._range(found["n"], clause[: found.start("n")])
             if self.asks["references"]:
                 yield Claim("references", low, found[0])
             elif self.asks["count"] or found["lead"]:
                 yield Claim("number", (low, high, ()), found[0])
 
-    def _range(self, word: str) -> tuple[int, int]:
-        """The least and the largest number that a word means."""
+    def _range(self, word: str, before: str) -> tuple[int, int]:
+        """The least and the largest number that a word means after ``before``: `more than`."""
         number = int(word) if word.isdigit() else 1
         low, high = self.table["vague"].get(word, (number, number))
-        return low, high
+        before = PLACE.sub("", before)
+        if self._has("more", before):
+            return low + (not self._has("at_least", before)), 999
+        return (0 if self._has("less", before) else low), high
 
     def _shares(self, clause: str, scope: str, asked: bool) -> Iterator[Claim]:
         """Percentages, measures and how sure the answer is."""
@@ -279,14 +277,14 @@ class ClaimReader:
         for kind in names:
             if found := self._regex(kind).search(clause):
                 yield Claim(kind, None, found[0], self._negated(clause, found))
-        if self.asks["cause"] and len(re.findall(r"\w", clause)) > 5 and not self._has("reason", clause):
+        if self.asks["cause"] and len(re.findall(r"\w", clause)) > 4 and not self._has("reason", clause):
             yield Claim("unsupported", None, clause)
 
     def _classes(self, clause: str, asked: bool) -> Iterator[Claim]:
         of_content = self.asks["content"] or self.asks["class"]
         pattern = _class_pattern(self.language, of_content)
         shown = self._regex("shows").search(clause)
-        if shown is None and of_content:
+        if shown is None and (of_content or self.asks["type"]):
             shown = self._regex("named").search(clause)
         for found in pattern.finditer(clause):
             repeats = not asked and shown is None and found[0] in self.question
@@ -297,7 +295,8 @@ class ClaimReader:
             others = [pattern, _verdict_pattern(self.language), self._regex("general")]
             others += [self._regex("form", form) for form in FORMS]
             if name and not any(other.search(name) for other in others):
-                yield Claim("class", (name, False), name)
+                kind: Subject = "type" if self.asks["type"] else "class"
+                yield Claim(kind, (name, False), name)
 
     def _references(self, clause: str) -> Iterator[Claim]:
         if found := self._regex("no_references").search(clause):
