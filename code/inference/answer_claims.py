@@ -64,11 +64,10 @@ class ClaimReader:
     def __post_init__(self) -> None:
         self.table = word_table(self.language)
         self.question = self._plain(self.question)
-        topics = ("type", "count", "references", "class", "cause", "content", "largest")
+        topics = ("type", "count", "references", "class", "cause", "content", "largest", "probability", "area")
         places = PLACE.findall(_with_places(self.question, self.language))
         self.asked_places = places if len(places) == 1 else []
         self.asks = {topic: self._has(f"asks_{topic}", self.question) for topic in topics}
-        self.asks |= {topic: self._has(topic, self.question) for topic in ("probability", "area")}
 
     def claims_of_answer(self, answer: str) -> list[Claim]:
         """All claims of an answer."""
@@ -111,12 +110,11 @@ class ClaimReader:
             agrees = denies and (self._has("positive_tag", asked) or self._regex("none").fullmatch(opener["no"]))
             if agrees or verdict_follows:
                 return []
-        if denies and self._has("every", asked):  # `Are all at the top? - No`: some may be
-            return []
         if denies:  # `Are there 3 defects? - No`: not 3
             claims = [claim for claim in claims if not (claim.kind == "type" and verdict_follows)]
             specific = [claim for claim in claims if claim.kind != "verdict"]
-            if len({claim.kind for claim in specific}) > 1:  # `Is there a scratch at the top? - No`: either
+            # `Are all at the top? - No`: some may be; `Is there a scratch at the top? - No`: either may be wrong
+            if self._has("every", asked) or len({claim.kind for claim in specific}) > 1:
                 return []
             claims = specific or [claim for claim in claims if claim.scope == "any"]
         return [replace(c, words=opener[0], denied=c.denied != denies) for c in claims]
@@ -292,8 +290,8 @@ class ClaimReader:
             yield Claim("class", (found[0], repeats), found[0], denied)
         if shown:
             name = re.split(self.table["shows_end"], next(filter(None, shown.groups()), "").strip())[0].strip()
-            others = [pattern, _verdict_pattern(self.language), self._regex("general")]
-            others += [self._regex("form", form) for form in FORMS]
+            others = [self._regex("general"), *(self._regex("form", form) for form in FORMS)]
+            others += [pattern, _verdict_pattern(self.language)]
             if name and not any(other.search(name) for other in others):
                 kind: Subject = "type" if self.asks["type"] else "class"
                 yield Claim(kind, (name, False), name)
@@ -311,10 +309,8 @@ class ClaimReader:
         text = re.sub(r"\|(?:[ \d]*\|)?", "\n", text)  # cells of a table
         text = re.sub(r"(?<=\d{9})\d+", "", text)  # `int` refuses thousands of digits
         if self.findings.knows_class:
-            for language in LANGUAGES:
-                name = re.escape(noun_phrase(self.findings.class_name, language).lower())
-                name = re.escape(spoken_name(self.findings.class_name).lower()) if language == "en" else name
-                text = re.sub(rf"(?<![a-z]){name}s?(?![a-z])", self.table["part"], text)
+            for name in (noun_phrase(self.findings.class_name, "zh"), spoken_name(self.findings.class_name)):
+                text = re.sub(rf"(?<![a-z]){re.escape(name.lower())}s?(?![a-z])", self.table["part"], text)
         if self.language == "zh":
             text = self._regex("fraction").sub(self._percentage, text)
             text = NUMERAL.sub(lambda found: str(_number(found[0])), text)
@@ -337,11 +333,10 @@ class ClaimReader:
 
 def _number(numeral: str) -> int:
     """The value of a Chinese numeral up to 100."""
-    if numeral.isdigit():
-        return int(numeral)
     digits = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "百": 100}
     tens, ten, ones = numeral.partition("十")
-    return 10 * digits.get(tens[:1], 1) + digits.get(ones[:1], 0) if ten else digits[numeral[-1]]
+    value = 10 * digits.get(tens[:1], 1) + digits.get(ones[:1], 0) if ten else digits.get(numeral[-1], 0)
+    return int(numeral) if numeral.isdigit() else value
 
 
 # -- places -----------------------------------------------------------------------------------------------------------
@@ -392,16 +387,11 @@ def word_table(language: Language) -> dict[str, Any]:
 @cache
 def _sources(language: Language, *keys: str) -> list[str]:
     """The regular expressions of an entry; {name} is replaced by another entry."""
-    entry: Any = word_table(language)
+    entry: Any = {**word_table(language), "parts": [f"{name}s" for name in class_names() if name.isascii()]}
     for key in keys:
         entry = entry[key]
     sources = [entry] if isinstance(entry, str) else [str(source) for source in entry]
-    parts = "|".join(f"{name}s" for name in class_names() if name.isascii())
-
-    def named(found: re.Match[str]) -> str:
-        return parts if found[1] == "parts" else _source(language, found[1])
-
-    return [re.sub(r"\{([a-z]+)\}", named, source) for source in sources]
+    return [re.sub(r"\{([a-z]+)\}", lambda found: _source(language, found[1]), source) for source in sources]
 
 
 @cache
