@@ -55,10 +55,9 @@ def own_values(record: ImageRecord) -> Image.Image:
     """The numbers of a mask that holds small ones (mode L), else :func:`load_mask`."""
     read = load_mask(record)
     with Image.open(record.masks[0]) as image:
-        if len(record.masks) == 1 and image.mode in ("L", "P") and image.size == read.size:
-            values = np.asarray(image)
-            return Image.fromarray(values) if values.max() < MOST_NUMBER else read
-    return read
+        values = np.asarray(image) if image.mode in ("L", "P") else np.asarray(read)
+    same = values.max() < MOST_NUMBER and np.array_equal(values > 0, np.asarray(read) > 0)
+    return Image.fromarray(values) if same else read
 
 
 def values_of(path: Path) -> Values:

@@ -226,3 +226,5 @@ def test_a_square_photo_that_exif_turns_makes_its_mask_uncertain(tmp_path, capsy
 def test_small_numbers_are_kept_for_the_papers_rule(record, marked):
     assert np.array_equal(own_values(record(Image.fromarray(two(marked, 1, 60)))), two(marked, 1, 60))
     assert set(np.unique(own_values(record(Image.fromarray(two(marked, 1, 200)))))) == {0, 255}
+    first = palette(~marked, [(255, 255, 255), (0, 0, 0)])  # white comes first
+    assert np.array_equal(np.asarray(own_values(record(first))) > 0, marked)
