@@ -131,6 +131,7 @@ def paths_read(snippet: Snippet, command: str) -> list[str]:
     made = {word for line in others for word in shlex.split(line, comments=True)}
     words = shlex.split(command, comments=True)
     read = [word for before, word in zip(["", *words], words, strict=False) if before not in WRITING]
+    read = [word for word in read if "=" not in word]  # a setting's paths start at the repository's root
     return [word for word in read if re.search(r"\.\w+$|/", word) and word not in made]
 
 
