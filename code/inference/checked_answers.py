@@ -15,7 +15,8 @@ from anomalygpt.inference.results import AnswerSource, ImageResult
 
 logger = logging.getLogger(__name__)
 
-SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s|$)")
+# Of a text that grows: a full stop after a digit may yet become a decimal point.
+SENTENCE_END = re.compile(r"[。！？]|[!?](?=\s|$)|(?<!\d)\.(?=\s|$)|\.(?=\s)")
 UNFINISHED = ("cut_off", "empty")  # faults that a text has only while more is to come
 # What is contradicted -> the kind of question that the findings' own sentence about it answers.
 KIND_OF_SENTENCE: dict[str, str] = {

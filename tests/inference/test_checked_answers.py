@@ -49,6 +49,22 @@ def test_answer_ends_before_its_first_contradiction() -> None:
     assert [fault.kind for fault in answer.contradictions] == ["size"]
 
 
+def test_number_is_not_cut_at_its_decimal_point() -> None:
+    class Letters(Script):
+        def texts(self, *asked) -> Iterator[str]:  # type: ignore[no-untyped-def]
+            *_, text = super().texts(*asked)
+            yield from (text[: n + 1] for n in range(len(text)))
+
+    wrong, right = (
+        f"{TRUE} It covers 1.9% of the image.",
+        f"{TRUE} It covers 1.0% of the image. There is 1. That is all.",
+    )
+    assert streamed(Letters(wrong))[1].text == TRUE
+    pieces, answer = streamed(Letters(right))
+    assert pieces == [TRUE, " It covers 1.0% of the image.", " There is 1.", " That is all."]
+    assert answer.source == "model"
+
+
 def test_contradicting_answer_is_written_again_from_the_findings_opening() -> None:
     script = Script(FALSE, ".")
     pieces, answer = streamed(script)
