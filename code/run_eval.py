@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from anomalygpt.errors import UserError, set_strict
 from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
@@ -75,12 +75,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from anomalygpt import distributed
     from anomalygpt.config.load import load_config
-    from anomalygpt.datasets.build import INDEXERS
     from anomalygpt.datasets.overview import overview
-    from anomalygpt.datasets.tree import index_pair
     from anomalygpt.evaluation.cells import CellStore
     from anomalygpt.evaluation.evaluate import Evaluator
-    from anomalygpt.evaluation.protocol import Plan, test_photos
+    from anomalygpt.evaluation.protocol import test_photos
     from anomalygpt.evaluation.provenance import fingerprint
     from anomalygpt.evaluation.words import WordsEvaluator
     from anomalygpt.model.build import installed_config
@@ -90,14 +88,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise UserError("--round, --rounds and --reference-choice choose references, and there are none; add --shots K")
     config = load_config(arguments.config or installed_config(), arguments.set)
     set_strict(arguments.strict)
-    rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
-    seed = config.seed if arguments.seed is None else arguments.seed
-    plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
-    if arguments.good:
-        records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
-    else:
-        records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
-    plan.check(records)
+    plan, records = _plan(arguments, config.seed)
     with_llm = not arguments.no_chat and config.llm is not None
     if arguments.words and not with_llm:
         raise UserError("--words measures answers: it needs a config with a language model, and no --no-chat")
@@ -109,15 +100,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             "--data": str(arguments.data.resolve()),
             "--resolution": arguments.resolution,
             "--reference-choice": plan.choice,
-            "--seed": seed,
+            "--seed": plan.seed,
         }
         settings |= {"--words": arguments.words} if arguments.words else {}
         distributed.on_main(process.is_main, lambda: store.require(settings))
 
         def build() -> "Callable[[Cell, Callable[[], object]], CellResult | WordsResult]":
-            found = overview(records)
-            if process.is_main:
-                print(*found, "", sep="\n", file=sys.stderr)
+            if process.is_main:  # it reads every mask
+                print(*overview(records), "", sep="\n", file=sys.stderr)
             predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
             if arguments.words:
                 return WordsEvaluator(predictor, records, plan, arguments.root, arguments.words).measure
@@ -132,17 +122,38 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         store.fill(plan.cells(records), process, count, build)
         if process.is_main:
             report = _report_words if arguments.words else _report
-            report(arguments, config, plan, records, store, process)
+            report(_Run(arguments, config, plan, records, store, process))
 
 
-def _report(
-    arguments: argparse.Namespace,
-    config: "ExperimentConfig",
-    plan: "Plan",
-    records: "Sequence[ImageRecord]",
-    store: "CellStore",
-    process: "Process",
-) -> None:
+def _plan(arguments: argparse.Namespace, seed: int) -> tuple["Plan", "Sequence[ImageRecord]"]:
+    """What is measured: the plan of references, with ``seed`` where the arguments name none, and the photos."""
+    from anomalygpt.datasets.build import INDEXERS
+    from anomalygpt.datasets.tree import index_pair
+    from anomalygpt.evaluation.protocol import Plan
+
+    rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
+    seed = seed if arguments.seed is None else arguments.seed
+    plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
+    if arguments.good:
+        records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
+    else:
+        records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
+    plan.check(records)
+    return plan, records
+
+
+class _Run(NamedTuple):
+    """What a report is made of."""
+
+    arguments: argparse.Namespace
+    config: "ExperimentConfig"
+    plan: "Plan"
+    records: "Sequence[ImageRecord]"
+    store: "CellStore"
+    process: "Process"
+
+
+def _report(run: _Run) -> None:
     from anomalygpt.datasets.records import first_offenders
     from anomalygpt.evaluation import provenance, published
     from anomalygpt.evaluation.cells import CellResult
@@ -151,6 +162,7 @@ def _report(
     from anomalygpt.evaluation.protocol import photo_name, test_photos
     from anomalygpt.evaluation.tables import Report, as_markdown, write_report
 
+    arguments, config, plan, records, store, process = run
     results = [store.load(cell, CellResult) for cell in plan.cells(records)]
     for result in results:
         expected = {photo_name(record, arguments.root) for record in test_photos(records, result.cell.class_name)}
@@ -181,17 +193,11 @@ def _report(
         print(f"\nwrote {', '.join(str(path.relative_to(arguments.out)) for path in written)}", file=sys.stderr)
 
 
-def _report_words(
-    arguments: argparse.Namespace,
-    config: "ExperimentConfig",
-    plan: "Plan",
-    records: "Sequence[ImageRecord]",
-    store: "CellStore",
-    process: "Process",
-) -> None:
+def _report_words(run: _Run) -> None:
     from anomalygpt.evaluation.provenance import Provenance, describe_references, of_run
     from anomalygpt.evaluation.words import WordsResult, write_report
 
+    arguments, config, plan, records, store, process = run
     results = [store.load(cell, WordsResult) for cell in plan.cells(records)]
     photos, seconds = sum(len(result.photos) for result in results), sum(result.seconds for result in results)
     facts = of_run(config, arguments.command, process, plan.seed, seconds, photos)

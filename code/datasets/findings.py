@@ -92,9 +92,12 @@ class Findings:
         return self.class_name != UNKNOWN_CLASS
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields and what follows from them."""
+        """JSON-ready: the fields, a region's place as ``position``, and what follows from them."""
         derived = {"number": self.number, "total_area": self.total_area, "certainty": self.certainty}
-        return {**asdict(self), **derived, "places": list(self.places)}
+        regions = [{"position": region.place, **asdict(region)} for region in self.regions]
+        for region in regions:
+            del region["place"]
+        return {**asdict(self), **derived, "places": list(self.places), "regions": regions}
 
 
 def size_word(area: float) -> str:

@@ -51,9 +51,8 @@ def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
     return Image.fromarray(together), ", ".join(sorted({coding for _, coding in read}))
 
 
-def own_values(record: ImageRecord) -> Image.Image:
-    """The numbers of a mask that holds small ones (mode L), else :func:`load_mask`."""
-    read = load_mask(record)
+def own_values(record: ImageRecord, read: Image.Image) -> Image.Image:
+    """The numbers of a mask that holds small ones (mode L), else ``read``, what :func:`read_mask` gives."""
     with Image.open(record.masks[0]) as image:
         if len(record.masks) == 1 and image.mode in ("L", "P") and image.size == read.size:
             values = np.asarray(image)

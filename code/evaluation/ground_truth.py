@@ -99,7 +99,7 @@ def ground_truth(
         return on_map(mask, transform, side, rule)
 
     image, coding = masks.read_mask(record)
-    mask = placed(masks.own_values(record) if rule == "official_visa" else image)
+    mask = placed(masks.own_values(record, image) if rule == "official_visa" else image)
     regions: list[Region] | None = None
     if saturated:
         regions = []

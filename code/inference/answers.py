@@ -10,7 +10,6 @@ from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 ClassRule = Literal["longest_word", "official"]
 Verdict = Literal["answer", "score"]  # which one decides where they contradict
 
-CHINESE = re.compile(r"[一-鿿]")
 # How an answer begins -> its verdict; the first match counts.
 OPENINGS = (
     (re.compile(r"(?:yes|yeah|yep)(?![a-z])"), True),

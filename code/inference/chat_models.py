@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
 
 from anomalygpt.config.schema import ExperimentConfig, LlmConfig
@@ -21,7 +21,7 @@ from anomalygpt.inference.language_models import History, LanguageModel
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.build import available
-from anomalygpt.model.generation import ConversationCache, stream_tokens
+from anomalygpt.model.generation import ConversationCache, growing_text, stream_tokens
 
 API_KEY = "ANOMALYGPT_API_KEY"  # environment variable; a config that names a foreign endpoint gets no other key
 PICTURE_SIDE = 1024  # pixels; larger photos are made smaller before they are sent
@@ -91,24 +91,14 @@ class ChatModel:
     ) -> Iterator[str]:
         """See :class:`LanguageModel`."""
         prompt = self._prompt(chat_messages(findings or image.findings, question, history))
-        begun, new = self._encode(opening), list[int]()
-        ids = [*self._encode(prompt), *begun]
-        nothing = torch.empty(1, 0, self.llm.get_input_embeddings().embedding_dim, device=self.llm.device)
-        cache, self._cache = (
-            self._cache,
-            ConversationCache(),
-        )  # another answer begins empty meanwhile
+        begun = self._encode(opening)
+        # Another answer begins with an empty cache meanwhile.
+        cache, self._cache = self._cache, ConversationCache()
+        tokens = stream_tokens(self.llm, None, [*self._encode(prompt), *begun], cache, self.settings)
         try:
-            for token in stream_tokens(self.llm, nothing, ids, cache, self.settings):
-                if token in self.stop:
-                    break
-                new.append(token)
-                text = self._decode([*begun, *new])
-                if not text.endswith("\ufffd"):  # the first bytes of a character
-                    yield text
+            yield from growing_text(takewhile(lambda token: token not in self.stop, tokens), begun, self._decode)
         finally:
             self._cache = cache
-        yield self._decode([*begun, *new])
 
     def _prompt(self, messages: Messages) -> str:
         from jinja2 import TemplateError

@@ -1,6 +1,7 @@
 """Language models that answer about a photo, one interface for all: an answer as text that grows."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,11 +13,9 @@ from anomalygpt.datasets.findings_dialogue import clean_question, with_findings
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, ends_turn
-from anomalygpt.model.generation import ConversationCache, stream_tokens
+from anomalygpt.model.generation import ConversationCache, growing_text, stream_tokens
 
 History = Sequence[tuple[str, str]]  # earlier (question, answer) pairs about a photo
-
-INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of-turn mark is not generated yet
 
 
 class LanguageModel(Protocol):
@@ -65,20 +64,22 @@ class PromptedModel:
         with torch.inference_mode():
             # The keys and values of a conversation that goes on hold it already.
             prefix = None if cache.past else self.model.prompt_embeds(image.features, image.prompt_map)
-        new: list[int] = []
+        tokens = stream_tokens(self.model.llama_model, prefix, ids, cache, self.settings)
         try:
-            for token in stream_tokens(self.model.llama_model, prefix, ids, cache, self.settings):
-                if token == tokenizer.eos_id:
-                    break
-                new.append(token)
-                if ends_turn(new, tokenizer):
-                    break
-                text = answer_text([*begun, *new], tokenizer)
-                if not text.endswith(INCOMPLETE):
-                    yield text
+            yield from growing_text(self._turn(tokens), begun, partial(answer_text, tokenizer=tokenizer))
         finally:
             self._image, self._cache = image, cache
-        yield answer_text([*begun, *new], tokenizer)
+
+    def _turn(self, tokens: Iterator[int]) -> Iterator[int]:
+        """The tokens up to the end of the turn."""
+        new: list[int] = []
+        for token in tokens:
+            if token == self.model.tokenizer.eos_id:
+                return
+            new.append(token)
+            yield token
+            if ends_turn(new, self.model.tokenizer):
+                return
 
     def _ids(self, findings: Findings | None, question: str, history: History) -> list[int]:
         """Findings, earlier turns and the question, encoded as the model was trained."""

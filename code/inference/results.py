@@ -1,6 +1,6 @@
 """What inspecting and asking return: the result of a photo, and the answer to a question about it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -65,13 +65,9 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: question, answer, verdict and findings; the map is left out."""
-        findings = self.image.findings.to_dict()
-        regions = [{"position": region.place, **asdict(region)} for region in self.image.regions]
-        for region in regions:
-            del region["place"]
         own = ("question", "answer", "is_anomalous", "verdict_from", "answer_agrees", "answer_source")
         numbers = {name: round(getattr(self.image, name), 6) for name in ("probability", "score", "threshold")}
-        return {name: getattr(self, name) for name in own} | findings | numbers | {"regions": regions}
+        return {name: getattr(self, name) for name in own} | self.image.findings.to_dict() | numbers
 
 
 def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:

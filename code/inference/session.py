@@ -103,7 +103,8 @@ class SharedModel:
         the answer.
         """
         image, _ = self.encode(conversation, question)
-        predictor = self._predictor(conversation.references)
+        with self._lock:
+            predictor = self._predictor(conversation.references)
         pieces, answer = predictor.stream(image, question, conversation.history), ""
         try:
             while not conversation.is_over:

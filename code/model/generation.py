@@ -1,6 +1,6 @@
 """Generation token by token, with a key-value cache that is kept between the turns of a conversation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from anomalygpt.config.settings import GenerationSettings
+
+INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of-turn mark is not generated yet
 
 
 @dataclass
@@ -71,6 +73,17 @@ def stream_tokens(
         yield token
         pending = [token]
         text = embed(torch.tensor([pending], device=embed.weight.device))
+
+
+def growing_text(tokens: Iterable[int], begun: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """Yields the text of ``begun`` and the tokens so far after each one that completes it, and at last all of it."""
+    ids = list(begun)
+    for token in tokens:
+        ids.append(token)
+        text = decode(ids)
+        if not text.endswith(INCOMPLETE):
+            yield text
+    yield decode(ids)
 
 
 def _cache_argument(llm: Any) -> str:
