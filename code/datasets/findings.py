@@ -81,9 +81,7 @@ class Findings:
     @property
     def certainty(self) -> str:
         """How sure the verdict is: ``sure``, ``fairly sure`` or ``unsure``."""
-        if self.status == "can't tell":
-            return "unsure"
-        of_verdict = self.probability if self.status == "defective" else 1 - self.probability
+        of_verdict = {"defective": self.probability, "good": 1 - self.probability}.get(self.status, 0.0)
         return "sure" if of_verdict >= SURE else "fairly sure" if of_verdict >= FAIRLY_SURE else "unsure"
 
     @property
@@ -139,12 +137,10 @@ def findings_text(findings: Findings, language: Language = "en") -> str:
     lines = phrases["findings"]
     slots = _slots(findings, language)
     known = {"known": noun_phrase(findings.class_name, "en"), "zh": noun_phrase(findings.class_name, "zh")}
-    if findings.status == "can't tell":
-        verdict = [lines["undecided"], _undecided_text(findings, language)]
-    else:
-        verdict = [lines[findings.status], lines[_number_case(findings)] if findings.number else ""]
+    regions = lines[_number_case(findings)] if findings.number else ""
     parts = [
-        *verdict,
+        lines[findings.status],
+        _undecided_text(findings, language) if findings.status == "can't tell" else regions,
         lines["part" if findings.knows_class else "no_part"],
         lines["references" if findings.references else "no_references"],
     ]

@@ -65,7 +65,7 @@ def check_answer(answer: str, question: str, findings: Findings) -> tuple[Contra
     Returns:
         Empty where nothing contradicts. Faults of form (language, repetition, …) are returned alone.
     """
-    answer = re.sub(r"(\W)\1{3,}", r"\1\1\1", answer).strip()
+    answer = re.sub(r"(\W)\1{3,}", r"\1\1\1", re.sub(r"[*`]+|\b_+|_+\b", "", answer)).strip()
     if faults := tuple(_faults_of_form(answer, question, findings)):
         return faults
     reader = ClaimReader(language_of(question), findings, question)
@@ -87,9 +87,8 @@ def _faults_of_form(text: str, question: str, findings: Findings) -> Iterator[Co
         yield Contradiction("language", words)
     if words := _repeated(text):
         yield Contradiction("repetition", words)
-    text = re.sub(r"[*`_]+", "", text)
-    rest = "" if SENTENCE_END.search(text) else re.split(r"[.!?。！？;；](?!\d)\s*|\n\s*", text)[-1]
-    rest = "" if LIST_ITEM.search(text) else rest
+    ends = SENTENCE_END.search(text) or LIST_ITEM.search(text)
+    rest = "" if ends else re.split(r"[.!?。！？;；](?!\d)\s*|\n\s*", text)[-1]
     dangles = pattern_of(language, "dangling").search(re.sub(r"[\s.…]+$", "", text)[-12:])
     items = re.split("[,，、]", rest)
     is_long = any(len(item.split()) > 3 if language == "en" else len(item) > 6 for item in items)
@@ -114,12 +113,10 @@ def _foreign_words(text: str, question: str, language: Language, findings: Findi
 
 def _repeated(text: str) -> str:
     """A sentence that comes twice, or words that come three times in a row; else empty."""
-    if found := re.search(r"(\w)\1{19,}", text):
-        return found[0]
     sentences = [s.strip().lower() for s in re.split(r"[.!?。！？\n]+(?!\d)", text) if len(s.strip()) > 3]
     twice = [sentence for sentence in sentences if sentences.count(sentence) > 1]
     words = r"(?<!\w)([a-z]\w{0,30}(?:\W+\w{1,30}){0,9}?)(?:\W+\1){2,}(?!\w)"
-    words += r"|([㐀-鿿]{2,12}?)(?:\W?\2){2,}|([㐀-鿿]{5,40})\W?\3"
+    words += r"|([㐀-鿿]{2,12}?)(?:\W?\2){2,}|([㐀-鿿]{5,40})\W?\3|(\w)\4{19,}"
     found = re.search(words, text, re.IGNORECASE)
     return twice[0] if twice else found[0] if found else ""
 
@@ -131,8 +128,8 @@ def _is_supported(claim: Claim, findings: Findings) -> bool:
     defective, value, denied = findings.status == "defective", claim.value, claim.denied
     of_scope = {"largest": findings.regions[:1], "smallest": findings.regions[-1:]}
     regions = of_scope.get(claim.scope, findings.regions)
-    if claim.kind == "verdict" and findings.status == "can't tell":
-        return False
+    if claim.kind in ("verdict", "number") and findings.status == "can't tell":
+        return claim.kind == "number" and denied
     if claim.kind == "verdict":
         return (value != denied) == defective
     if claim.kind == "place":
@@ -142,11 +139,9 @@ def _is_supported(claim: Claim, findings: Findings) -> bool:
         return all(is_there) and bool(regions) if claim.scope == "every" else any(is_there)
     if claim.kind == "number":
         low, high, places = value
-        if findings.status == "can't tell":
-            return denied
         at_places = {region for region in findings.regions if {region.place, *region.place.split()} & {*places}}
-        counts = {len(at_places) or findings.number, sum(r.place in places for r in at_places) or findings.number}
-        counts |= {findings.number}
+        exactly = [region for region in at_places if region.place in places]
+        counts = {findings.number, *filter(None, (len(at_places), len(exactly)))}
         return any(low <= count <= high for count in counts) != denied
     if isinstance(value, tuple) and claim.kind in ("size", "probability"):
         return _is_share(*value) != denied
@@ -176,8 +171,8 @@ def _is_share(share: float, tolerance: float, compares: str, actual: tuple[float
 
 
 def _is_same_class(name: str, class_name: str) -> bool:
-    known = {re.sub(r"\d+$", "", spoken_name(class_name).lower()), spoken_name(class_name).lower()}
-    known |= {noun_phrase(class_name, "zh").lower()}
+    spoken = spoken_name(class_name).lower()
+    known = {spoken, spoken.rstrip("0123456789"), noun_phrase(class_name, "zh").lower()}
     for language in LANGUAGES:
         known |= {word for group in word_table(language)["class_groups"] if known & set(group) for word in group}
     # Whole words: `nut` is a `metal nut`, `board` no `keyboard`. Chinese has no spaces.

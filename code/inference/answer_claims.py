@@ -64,11 +64,10 @@ class ClaimReader:
     def __post_init__(self) -> None:
         self.table = word_table(self.language)
         self.question = self._plain(self.question)
-        topics = ("count", "references", "class", "cause", "content", "largest")
+        topics = ("type", "count", "references", "class", "cause", "content", "largest", "probability", "area")
         places = PLACE.findall(_with_places(self.question, self.language))
         self.asked_places = places if len(places) == 1 else []
         self.asks = {topic: self._has(f"asks_{topic}", self.question) for topic in topics}
-        self.asks |= {topic: self._has(topic, self.question) for topic in ("probability", "area")}
 
     def claims_of_answer(self, answer: str) -> list[Claim]:
         """All claims of an answer."""
@@ -81,7 +80,7 @@ class ClaimReader:
         plain = [] if opener else list(self._claims(text))
         if opener is None and not plain:  # `适合吗？ - 适合。`
             negation = _source(self.language, "negation")
-            opener = re.fullmatch(rf"\W*{adverbs}(?P<no>{negation})?(?P<yes>[㐀-鿿]{{1,8}}?)[的了]?\W*", text)
+            opener = re.fullmatch(rf"\W*{adverbs}[我它这]?(?P<no>{negation})?(?P<yes>[㐀-鿿]{{1,8}}?)[的了]?\W*", text)
             opener = opener if opener and opener["yes"] in self.question else None
         if opener is None:
             return plain
@@ -111,12 +110,11 @@ class ClaimReader:
             agrees = denies and (self._has("positive_tag", asked) or self._regex("none").fullmatch(opener["no"]))
             if agrees or verdict_follows:
                 return []
-        if denies and self._has("every", asked):  # `Are all at the top? - No`: some may be
-            return []
         if denies:  # `Are there 3 defects? - No`: not 3
             claims = [claim for claim in claims if not (claim.kind == "type" and verdict_follows)]
             specific = [claim for claim in claims if claim.kind != "verdict"]
-            if len({claim.kind for claim in specific}) > 1:  # `Is there a scratch at the top? - No`: either
+            # `Are all at the top? - No`: some may be; `Is there a scratch at the top? - No`: either may be wrong
+            if self._has("every", asked) or len({claim.kind for claim in specific}) > 1:
                 return []
             claims = specific or [claim for claim in claims if claim.scope == "any"]
         return [replace(c, words=opener[0], denied=c.denied != denies) for c in claims]
@@ -196,29 +194,27 @@ class ClaimReader:
         elif (found := self._regex("only_one").search(clause)) and "<" not in clause:
             yield Claim("number", (1, 1, ()), found[0], self._negated(clause, found))
         for found in self._regex("counted").finditer(clause):
-            low, high = self._range(found["n"])
+            low, high = self._range(found["n"], clause[: found.start()])
             ahead = re.split(r"\d|\bone\b", clause[found.end() :])[0]
             behind = re.split(r"\d|\bone\b", clause[: found.start()])[-1]
             places = tuple(place.replace("-", " ") for place in PLACE.findall(ahead) or PLACE.findall(behind))
-            before = PLACE.sub("", clause[: found.start()])
-            if self._has("more", before):
-                low, high = low + (not self._has("at_least", before)), 999
-            elif self._has("less", before):
-                low, high = 0, high
             if high > 1 and not (self.asks["references"] and low == self.findings.references):
                 yield Claim("number", (low, high, places), found[0], self._negated(clause, found))
         if found := self._regex("counted_alone").search(clause):
-            low, high = self._range(found["n"])
+            low, high = self._range(found["n"], clause[: found.start("n")])
             if self.asks["references"]:
                 yield Claim("references", low, found[0])
             elif self.asks["count"] or found["lead"]:
                 yield Claim("number", (low, high, ()), found[0])
 
-    def _range(self, word: str) -> tuple[int, int]:
-        """The least and the largest number that a word means."""
+    def _range(self, word: str, before: str) -> tuple[int, int]:
+        """The least and the largest number that a word means after ``before``: `more than`."""
         number = int(word) if word.isdigit() else 1
         low, high = self.table["vague"].get(word, (number, number))
-        return low, high
+        before = PLACE.sub("", before)
+        if self._has("more", before):
+            return low + (not self._has("at_least", before)), 999
+        return (0 if self._has("less", before) else low), high
 
     def _shares(self, clause: str, scope: str, asked: bool) -> Iterator[Claim]:
         """Percentages, measures and how sure the answer is."""
@@ -279,14 +275,14 @@ class ClaimReader:
         for kind in names:
             if found := self._regex(kind).search(clause):
                 yield Claim(kind, None, found[0], self._negated(clause, found))
-        if self.asks["cause"] and len(re.findall(r"\w", clause)) > 5 and not self._has("reason", clause):
+        if self.asks["cause"] and len(re.findall(r"\w", clause)) > 4 and not self._has("reason", clause):
             yield Claim("unsupported", None, clause)
 
     def _classes(self, clause: str, asked: bool) -> Iterator[Claim]:
         of_content = self.asks["content"] or self.asks["class"]
         pattern = _class_pattern(self.language, of_content)
         shown = self._regex("shows").search(clause)
-        if shown is None and of_content:
+        if shown is None and (of_content or self.asks["type"]):
             shown = self._regex("named").search(clause)
         for found in pattern.finditer(clause):
             repeats = not asked and shown is None and found[0] in self.question
@@ -294,10 +290,11 @@ class ClaimReader:
             yield Claim("class", (found[0], repeats), found[0], denied)
         if shown:
             name = re.split(self.table["shows_end"], next(filter(None, shown.groups()), "").strip())[0].strip()
-            others = [pattern, _verdict_pattern(self.language), self._regex("general")]
-            others += [self._regex("form", form) for form in FORMS]
+            others = [self._regex("general"), *(self._regex("form", form) for form in FORMS)]
+            others += [pattern, _verdict_pattern(self.language)]
             if name and not any(other.search(name) for other in others):
-                yield Claim("class", (name, False), name)
+                kind: Subject = "type" if self.asks["type"] else "class"
+                yield Claim(kind, (name, False), name)
 
     def _references(self, clause: str) -> Iterator[Claim]:
         if found := self._regex("no_references").search(clause):
@@ -312,10 +309,8 @@ class ClaimReader:
         text = re.sub(r"\|(?:[ \d]*\|)?", "\n", text)  # cells of a table
         text = re.sub(r"(?<=\d{9})\d+", "", text)  # `int` refuses thousands of digits
         if self.findings.knows_class:
-            for language in LANGUAGES:
-                name = re.escape(noun_phrase(self.findings.class_name, language).lower())
-                name = re.escape(spoken_name(self.findings.class_name).lower()) if language == "en" else name
-                text = re.sub(rf"(?<![a-z]){name}s?(?![a-z])", self.table["part"], text)
+            for name in (noun_phrase(self.findings.class_name, "zh"), spoken_name(self.findings.class_name)):
+                text = re.sub(rf"(?<![a-z]){re.escape(name.lower())}s?(?![a-z])", self.table["part"], text)
         if self.language == "zh":
             text = self._regex("fraction").sub(self._percentage, text)
             text = NUMERAL.sub(lambda found: str(_number(found[0])), text)
@@ -338,11 +333,10 @@ class ClaimReader:
 
 def _number(numeral: str) -> int:
     """The value of a Chinese numeral up to 100."""
-    if numeral.isdigit():
-        return int(numeral)
     digits = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "百": 100}
     tens, ten, ones = numeral.partition("十")
-    return 10 * digits.get(tens[:1], 1) + digits.get(ones[:1], 0) if ten else digits[numeral[-1]]
+    value = 10 * digits.get(tens[:1], 1) + digits.get(ones[:1], 0) if ten else digits.get(numeral[-1], 0)
+    return int(numeral) if numeral.isdigit() else value
 
 
 # -- places -----------------------------------------------------------------------------------------------------------
@@ -393,16 +387,11 @@ def word_table(language: Language) -> dict[str, Any]:
 @cache
 def _sources(language: Language, *keys: str) -> list[str]:
     """The regular expressions of an entry; {name} is replaced by another entry."""
-    entry: Any = word_table(language)
+    entry: Any = {**word_table(language), "parts": [f"{name}s" for name in class_names() if name.isascii()]}
     for key in keys:
         entry = entry[key]
     sources = [entry] if isinstance(entry, str) else [str(source) for source in entry]
-    parts = "|".join(f"{name}s" for name in class_names() if name.isascii())
-
-    def named(found: re.Match[str]) -> str:
-        return parts if found[1] == "parts" else _source(language, found[1])
-
-    return [re.sub(r"\{([a-z]+)\}", named, source) for source in sources]
+    return [re.sub(r"\{([a-z]+)\}", lambda found: _source(language, found[1]), source) for source in sources]
 
 
 @cache
