@@ -87,12 +87,13 @@ def _faults_of_form(text: str, question: str, findings: Findings) -> Iterator[Co
         yield Contradiction("language", words)
     if words := _repeated(text):
         yield Contradiction("repetition", words)
-    ends = SENTENCE_END.search(text) or LIST_ITEM.search(text)
+    stops = SENTENCE_END.search(text)
+    ends = stops or LIST_ITEM.search(text)
     rest = "" if ends else re.split(r"[.!?。！？;；](?!\d)\s*|\n\s*", text)[-1]
     dangles = pattern_of(language, "dangling").search(re.sub(r"[\s.…]+$", "", text)[-12:])
     items = re.split("[,，、]", rest)
     is_long = any(len(item.split()) > 3 if language == "en" else len(item) > 6 for item in items)
-    if is_long or text[-1] in ",，、:：;" or (dangles and (rest or text.endswith(("...", "…")))):
+    if is_long or text[-1] in ",，、:：;" or (dangles and (not stops or text.endswith(("...", "…")))):
         yield Contradiction("cut_off", rest or text[-12:])
 
 

@@ -3,6 +3,7 @@
 An answer is cut into sentences and clauses. Each clause is searched for claims (verdict, place, number, …) by the
 regular expressions of ``datasets/phrases/check_{en,zh}.yaml``. A leading yes or no claims, or denies, what the question
 asks. Hedged clauses (`it may be a crack`), conditions, questions and reported speech claim nothing.
+A sentence from which no claim is read counts as an unsupported one, unless it plainly states no fact about the photo.
 """
 
 import re
@@ -25,7 +26,7 @@ LONGEST = 500  # characters of a sentence that are read at a time: what bounds t
 SIZES = ("tiny", "small", "medium", "large")
 FORMS = ("compact", "elongated", "scattered")
 NUMERAL = re.compile(
-    r"(?<=百分之)[零一二两三四五六七八九十百]+|[一二两三四五六七八九十]+(?=[处个块片张成年根颗只枚支粒]|[。！]?$)"
+    r"(?<=百分之)[零一二两三四五六七八九十百]+|[一二两三四五六七八九十百]+(?=[处个块片张成年根颗只枚支粒]|[。！]?$)"
 )
 PLACE = re.compile(r"<([a-z-]+)>")
 
@@ -78,7 +79,7 @@ class ClaimReader:
         if self._has("no_polarity", self.question):
             return list(self._claims(text))
         plain = [] if opener else list(self._claims(text))
-        if opener is None and not plain:  # `适合吗？ - 适合。`
+        if opener is None and {claim.scope for claim in plain} <= {"unread"}:  # `适合吗？ - 适合。`
             negation = _source(self.language, "negation")
             opener = re.fullmatch(rf"\W*{adverbs}[我它这]?(?P<no>{negation})?(?P<yes>[㐀-鿿]{{1,8}}?)[的了]?\W*", text)
             opener = opener if opener and opener["yes"] in self.question else None
@@ -120,28 +121,41 @@ class ClaimReader:
         return [replace(c, words=opener[0], denied=c.denied != denies) for c in claims]
 
     def _claims(self, text: str, asked: bool = False) -> Iterator[Claim]:
-        """The claims of a plain text; ``asked``: what a question asks about."""
+        """The claims of a plain text; ``asked``: what a question asks about.
+
+        A sentence without any claim counts as one that nothing supports, unless it plainly states no fact.
+        """
         sentences = re.split(self.table["sentence_end"], text)
         for sentence in (s[i : i + LONGEST] for s in sentences for i in range(0, len(s), LONGEST)):
-            if not asked and sentence.strip().endswith(("?", "？")):
-                continue
-            sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence.strip(), self.language))
-            sentence = self._regex("conditional").sub("", sentence)
-            scope, placed = self._scope(self.question, "any") if self.asks["largest"] else "any", False
-            for part in re.split(self.table["clause_end"], sentence):
-                clause = self._regex("dropped").sub("", part.strip()).strip()
-                scope = self._scope(clause, "any" if placed and "<" in clause else scope)
-                placed = placed or "<" in clause
-                yield from self._shares(clause, scope, asked)
-                if not self._has("hedge", clause):
-                    yield from self._references(clause)
-                    clause = self._regex("neutral").sub(" ", clause)
-                    if self.findings.status == "can't tell":
-                        clause = self._regex("undecided").sub(" ", clause)
-                    yield from self._verdict_and_places(clause, scope)
-                    yield from self._numbers(clause)
-                    yield from self._words(clause, scope)
-                    yield from self._classes(clause, asked)
+            if asked or not sentence.strip().endswith(("?", "？")):
+                claims = list(self._claims_of_sentence(sentence, asked))
+                yield from claims
+                if not (claims or asked) and self._states_fact(sentence.strip()):
+                    yield Claim("unsupported", None, sentence, scope="unread")
+
+    def _states_fact(self, sentence: str) -> bool:
+        if self.findings.status == "can't tell" and self._has("undecided", sentence):
+            return False
+        return bool(re.search(r"[^\W\d]", sentence)) and not self._has("no_statement", sentence)
+
+    def _claims_of_sentence(self, sentence: str, asked: bool) -> Iterator[Claim]:
+        sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence.strip(), self.language))
+        sentence = self._regex("conditional").sub("", sentence)
+        scope, placed = self._scope(self.question, "any") if self.asks["largest"] else "any", False
+        for part in re.split(self.table["clause_end"], sentence):
+            clause = self._regex("dropped").sub("", part.strip()).strip()
+            scope = self._scope(clause, "any" if placed and "<" in clause else scope)
+            placed = placed or "<" in clause
+            yield from self._shares(clause, scope, asked)
+            if not self._has("hedge", clause):
+                yield from self._references(clause)
+                clause = self._regex("neutral").sub(" ", clause)
+                if self.findings.status == "can't tell":
+                    clause = self._regex("undecided").sub(" ", clause)
+                yield from self._verdict_and_places(clause, scope)
+                yield from self._numbers(clause)
+                yield from self._words(clause, scope)
+                yield from self._classes(clause, asked)
 
     def _scope(self, clause: str, before: str) -> str:
         """Which regions a clause is about; `the largest, at the top, covers …` goes on over commas."""
@@ -191,7 +205,7 @@ class ClaimReader:
     def _numbers(self, clause: str) -> Iterator[Claim]:
         if found := self._regex("more_than_one").search(clause):
             yield Claim("number", (int(found["n"] or 2), 999, ()), found[0], self._negated(clause, found))
-        elif (found := self._regex("only_one").search(clause)) and "<" not in clause:
+        elif (found := self._regex("only_one").search(clause)) and "<" not in clause and not self.asks["references"]:
             yield Claim("number", (1, 1, ()), found[0], self._negated(clause, found))
         for found in self._regex("counted").finditer(clause):
             low, high = self._range(found["n"], clause[: found.start()])
@@ -332,11 +346,14 @@ class ClaimReader:
 
 
 def _number(numeral: str) -> int:
-    """The value of a Chinese numeral up to 100."""
-    digits = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "百": 100}
-    tens, ten, ones = numeral.partition("十")
-    value = 10 * digits.get(tens[:1], 1) + digits.get(ones[:1], 0) if ten else digits.get(numeral[-1], 0)
-    return int(numeral) if numeral.isdigit() else value
+    """The value of a Chinese numeral below 1000."""
+    digits = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2}
+    if numeral.isdigit():
+        return int(numeral)
+    hundreds, hundred, rest = numeral.rpartition("百")
+    tens, ten, ones = rest.removeprefix("零").rpartition("十")
+    value = 100 * digits.get(hundreds, 1) if hundred else 0
+    return value + (10 * digits.get(tens, 1) if ten else 0) + digits.get(ones, 0)
 
 
 # -- places -----------------------------------------------------------------------------------------------------------

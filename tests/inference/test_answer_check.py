@@ -52,8 +52,9 @@ def test_precision_and_recall_on_cases_written_by_hand(language: Language) -> No
 
 def test_kinds_of_contradictions_are_named() -> None:
     caught = [(case, kinds_found(*case[:3])) for case in CASES if case[3] not in (True, "neither")]
-    named = [bool(found & set(expected.split("/"))) for (*_, expected), found in caught if found]
-    assert sum(named) / len(named) >= 0.98
+    read = [(set(expected.split("/")), found) for (*_, expected), found in caught if found and found != {"unsupported"}]
+    assert len(read) / len(caught) >= 0.85  # a statement that can't be read is unsupported, whatever it is about
+    assert sum(bool(expected & found) for expected, found in read) / len(read) >= 0.98
 
 
 def drawn_answers(seed: int, number: int):
