@@ -9,6 +9,7 @@ from anomalygpt.config.settings import (
     GenerationSettings,
     LoraSettings,
     NotNegative,
+    PartsPrior,
     Positive,
     ReferenceSettings,
     Scales,
@@ -80,9 +81,13 @@ class InferenceConfig(Settings):
         map_threshold: a text map's pixel belongs to a region above this probability.
         references: how reference photos are remembered and compared.
         false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
-        prior_score: the typical image score of good photos of any part against four references, with this encoder and
-            these ``references``, without the text map; the calibration shrinks to it. None: calibrated by the
-            references alone. It is not used for saved references that were compared with other settings.
+        calibration: by preset of ``references``, what is known of the scores of other parts, with this encoder; a
+            preset that is not listed, or was changed, is calibrated by the references alone.
+        other_part_above: a photo whose class token has a larger cosine distance, 0..2, from each reference shows
+            another part or view: it gets no verdict. None: each gets one.
+        known_parts: a safetensors file with class tokens of the parts that the text map was trained on. Without
+            references, a photo farther than ``unknown_part_above`` from each of them gets no verdict.
+        undecided: no verdict where the probability is less than this away from one half.
         findings: what is known about a photo, as text for the language model; every answer is then checked against it,
             and the verdict is the score's. ``none``, as in the paper: the model reads image, prompts and question only.
             ``prompt``: findings stand before the question, for a model that was trained to answer from them.
@@ -98,7 +103,11 @@ class InferenceConfig(Settings):
     map_threshold: Fraction = 0.5
     references: ReferenceSettings = ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    prior_score: Annotated[float, Field(gt=0)] | None = None
+    calibration: dict[str, PartsPrior] = {}
+    other_part_above: Annotated[float, Field(gt=0)] | None = None
+    known_parts: str | None = None
+    unknown_part_above: Annotated[float, Field(gt=0)] = 0.35
+    undecided: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     findings: Literal["none", "prompt", "system"] = "none"
     verdict: Literal["answer", "score"] = "answer"
     prompt_map: Literal["raw", "calibrated"] = "raw"
