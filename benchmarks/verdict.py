@@ -336,20 +336,23 @@ def unknown_table(unknown: dict[str, dict[str, list[float]]], limit: float) -> s
 def reference_table(cells: Sequence[Cell], limit: float) -> str:
     """How often good references are accused, and a defective one is named, as Markdown."""
     counts = sorted({cell["shots"] for cell in cells if "spoilt" in cell})
+    parts = sorted({cell["part"] for cell in cells})
+    priors = {part: fit([cell for cell in cells if cell["part"] != part]) for part in parts}
 
-    def named(judged: Cell) -> set[int]:
+    def named(cell: Cell, spoilt: bool = False) -> set[int]:
+        judged, usual = cell["spoilt"] if spoilt else cell, priors[cell["part"]].at(cell["shots"])[1]
         foreign = foreign_ones(torch.tensor(judged["distances"]), limit)
-        return {*foreign, *odd_ones(judged["held_out"])}
+        return {*foreign, *odd_ones(judged["held_out"], usual)}
 
     rows = {
         "good sets of which one is accused": [
             _percent([bool(named(c)) for c in cells if c["shots"] == count]) for count in counts
         ],
         "a defective one is named": [
-            _percent([0 in named(c["spoilt"]) for c in cells if c["shots"] == count]) for count in counts
+            _percent([0 in named(c, True) for c in cells if c["shots"] == count]) for count in counts
         ],
         "only the defective one is named": [
-            _percent([named(c["spoilt"]) == {0} for c in cells if c["shots"] == count]) for count in counts
+            _percent([named(c, True) == {0} for c in cells if c["shots"] == count]) for count in counts
         ],
     }
     return _markdown("references", counts, rows)

@@ -1,5 +1,6 @@
 """The one path from a photo to an answer: demo, command line, evaluation and users call this class."""
 
+import math
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from PIL import Image, ImageOps
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig, InferenceConfig
-from anomalygpt.config.settings import GenerationSettings
+from anomalygpt.config.settings import GenerationSettings, PartsPrior
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
@@ -133,18 +134,25 @@ class Predictor:
         key = references.calibration_class(class_name)
         if key not in self._calibrations:
             maps = references.held_out_maps(key)
-            # A trusted text map is near zero on a good photo, so that the blend shrinks by its weight.
-            own_weight = 1 - references.text_weight(key)
-            preset = references.settings.unchanged_preset
+            parts, scale = self._other_parts(references, key)
             self._calibrations[key] = calibrate(
                 image_scores(maps, references.settings).tolist(),
                 maps,
                 self.settings.false_alarm_rate,
                 references=len(references),
-                parts=self.settings.calibration.get(preset) if preset and own_weight else None,
-                scale=own_weight ** (1 - references.settings.contrast) if own_weight else 1.0,
+                parts=parts,
+                scale=scale,
             )
         return self._calibrations[key]
+
+    def _other_parts(self, references: References, class_name: str = UNNAMED_CLASS) -> tuple[PartsPrior | None, float]:
+        """What is known of other parts' scores, and these references' scores relative to them."""
+        # A trusted text map is near zero on a good photo, so that the blend shrinks by its weight.
+        own_weight = 1 - references.text_weight(class_name)
+        preset = references.settings.unchanged_preset
+        if not own_weight or preset is None:
+            return None, 1.0
+        return self.settings.calibration.get(preset), own_weight ** (1 - references.settings.contrast)
 
     def inspect(self, photo: Image.Image, class_name: str = UNNAMED_CLASS) -> ImageResult:
         """Encodes a photo of any mode and size, and computes its map; its EXIF orientation is respected."""
@@ -209,9 +217,13 @@ class Predictor:
         if self.references is None:
             raise UserError("there are no references to judge")
         scores = image_scores(self.references.held_out_maps(), self.references.settings).tolist()
-        count = len(self.references)
+        count, (parts, scale) = len(self.references), self._other_parts(self.references)
         return report(
-            self.references.embeddings[:count], scores, self.settings.false_alarm_rate, self.settings.other_part_above
+            self.references.embeddings[:count],
+            scores,
+            self.settings.false_alarm_rate,
+            self.settings.other_part_above,
+            parts.at(count)[1] + math.log(scale) if parts else None,
         )
 
     def prompt(self, image: ImageResult, question: str, history: History = ()) -> str:

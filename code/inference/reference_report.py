@@ -1,15 +1,16 @@
 """What a set of references is worth: how many, how alike, which of them are unlike the others, what they guarantee."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 COPY_DISTANCE = 0.001  # of class tokens; two photos of one part under one camera differ by more
-ODD_BEYOND = 2.5  # standard deviations of a held-out photo's log score above that of the others
-SPREAD, STRENGTH = 0.15, 12.0  # of good photos' log scores, and how many photos that counts as
+# Chosen so that one good set in twenty is accused (benchmarks/quality/verdict.md): how far the logarithm of a held-out
+# score may lie above its centre, and how much the other references weigh in that, beside other parts.
+ODD_BEYOND, OWN_SHARE = 0.48, 0.3
 CONFIDENCE = 0.95
 ENOUGH = 8  # more references hardly change how many verdicts are right
 FEWEST_COMPARED = 3  # of two unlike photos nobody knows which is the odd one
@@ -57,7 +58,11 @@ class ReferenceReport:
 
 
 def report(
-    embeddings: Tensor, held_out_scores: Sequence[float], false_alarm_rate: float, other_part_above: float | None
+    embeddings: Tensor,
+    held_out_scores: Sequence[float],
+    false_alarm_rate: float,
+    other_part_above: float | None,
+    usual: float | None = None,
 ) -> ReferenceReport:
     """Judges K references by each other.
 
@@ -65,12 +70,13 @@ def report(
         embeddings: (K, D) unit class tokens.
         held_out_scores: one per reference, from its comparison with the others; fewer where not all were held out.
         other_part_above: see ``InferenceConfig``.
+        usual: see :func:`odd_ones`.
     """
     count = len(embeddings)
     distances = 1 - embeddings.float() @ embeddings.float().T
     pairs = [(one, two) for two in range(count) for one in range(two)]
     foreign = foreign_ones(distances, other_part_above)
-    odd = odd_ones(held_out_scores) if len(held_out_scores) == count else []
+    odd = odd_ones(held_out_scores, usual) if len(held_out_scores) == count else []
     return ReferenceReport(
         count=count,
         distance=sum(float(distances[pair]) for pair in pairs) / len(pairs) if pairs else None,
@@ -91,17 +97,15 @@ def foreign_ones(distances: Tensor, other_part_above: float | None) -> list[int]
     return [one for one in range(count) if bool((distances[one].cpu()[others[one]] > other_part_above).all())]
 
 
-def odd_ones(held_out_scores: Sequence[float]) -> list[int]:
-    """The indices of scores that are far above the others'; none of fewer than ``FEWEST_COMPARED``."""
-    logs = [math.log(max(score, 1e-6)) for score in held_out_scores]
+def odd_ones(held_out_scores: Sequence[float], usual: float | None = None) -> list[int]:
+    """The indices of scores that are far above the others' and those of other parts; none of fewer than three.
+
+    Args:
+        usual: mean logarithm of such scores over other parts; None: it is not known.
+    """
+    logs = np.log(np.maximum(held_out_scores, 1e-6))
     if len(logs) < FEWEST_COMPARED:
         return []
-    found = []
-    for index, log in enumerate(logs):
-        others = logs[:index] + logs[index + 1 :]
-        mean = sum(others) / len(others)
-        variance = STRENGTH * SPREAD**2 + sum((other - mean) ** 2 for other in others)
-        sd = math.sqrt(variance / (STRENGTH + len(others) - 1) * (1 + 1 / len(others)))
-        if log - mean > ODD_BEYOND * sd:
-            found.append(index)
-    return found
+    others = (logs.sum() - logs) / (len(logs) - 1)
+    centres = others if usual is None else OWN_SHARE * others + (1 - OWN_SHARE) * usual
+    return [int(index) for index in np.flatnonzero(logs - centres > ODD_BEYOND)]

@@ -38,6 +38,7 @@ def test_odd_foreign_and_copied_references_are_named_by_their_number() -> None:
 
 def test_nobody_knows_which_of_two_is_the_odd_one() -> None:
     assert odd_ones([0.2, 0.9]) == []
+    assert odd_ones([0.2, 0.2, 0.5], usual=-0.5) == [], "other parts have such scores, too"
     pair = judged(apart=(0.0, 1.5), scores=(0.2, 0.9))
     assert (pair.foreign, pair.odd) == ((), ())
 
