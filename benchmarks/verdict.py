@@ -46,15 +46,15 @@ RIDGE = 0.002  # added to the variance of the held-out centres, so that few part
 MEAN_TO_SD = math.sqrt(math.pi / 2)  # of a normal distribution: its mean absolute deviation is that much smaller
 
 
-def collect(tree: Path, config: str, shots: Sequence[int], rounds: int, only: Sequence[str]) -> dict[str, Any]:
+def collect(tree: Path, config: str, shots: Sequence[int], rounds: int, photos_each: int) -> dict[str, Any]:
     """Scores of held-out, good and defective photos and distances of class tokens, of each part, number and round."""
     settings = [*NOTHING_KNOWN, "inference.references.text_weight=0", "inference.references.text_trusted_below=1"]
     predictor = Predictor.from_config(load_config(config, settings), "cpu", with_llm=False)
-    encode, records = predictor.model.encode, index_tree(tree)
+    encode, records = predictor.model.encode, some(index_tree(tree), photos_each)
     parts = sorted({record.class_name for record in records})
     tokens = {part: _tokens(predictor, records, part) for part in parts}
     cells: list[Cell] = []
-    for part in [each for each in parts if not only or each in only]:
+    for part in parts:
         predictor.model.encode = remembering(encode)  # type: ignore[method-assign]
         pool, tests = _pool(records, part), [one for one in records if one.split == "test" and one.class_name == part]
         photos = [load_image(one.image) for one in tests]
@@ -85,6 +85,19 @@ def collect(tree: Path, config: str, shots: Sequence[int], rounds: int, only: Se
         for part in parts
     }
     return {"config": config, "cells": cells, "unknown": unknown}
+
+
+def some(records: Sequence[ImageRecord], photos_each: int) -> list[ImageRecord]:
+    """All training photos, and of each part so many good and so many defective test photos, evenly spaced by name."""
+    chosen = [record for record in records if record.split == "train"]
+    groups: dict[tuple[str, bool], list[ImageRecord]] = {}
+    for record in sorted(records, key=lambda record: record.image):
+        if record.split == "test":
+            groups.setdefault((record.class_name, record.is_anomalous), []).append(record)
+    for group in groups.values():
+        indices = np.linspace(0, len(group) - 1, min(len(group), photos_each))
+        chosen += [group[round(index)] for index in indices]
+    return chosen
 
 
 def remembering(encode: Callable[[torch.Tensor], ImageFeatures]) -> Callable[[torch.Tensor], ImageFeatures]:
@@ -374,7 +387,9 @@ def main() -> int:
     parser.add_argument("--config", default="compact")
     parser.add_argument("--shots", type=int, nargs="+", default=list(COVERED), choices=list(COVERED))
     parser.add_argument("--rounds", type=int, default=5, help="draws of references of each part and number")
-    parser.add_argument("--parts", nargs="+", default=[], help="by default all; the prior needs several")
+    parser.add_argument(
+        "--photos", type=int, default=1000, help="at most so many good and so many defective test photos"
+    )
     parser.add_argument("--rate", type=float, default=0.1, help="the false-alarm rate that is promised")
     parser.add_argument("--out", type=Path, help="where scores are written to, as JSON")
     parser.add_argument("--known-parts", type=Path, help="write class tokens of the tree's good training photos there")
@@ -392,7 +407,7 @@ def main() -> int:
         if source.is_file():
             found = json.loads(source.read_text(encoding="utf-8"))
         else:
-            found = collect(source, arguments.config, arguments.shots, arguments.rounds, arguments.parts)
+            found = collect(source, arguments.config, arguments.shots, arguments.rounds, arguments.photos)
         if arguments.out:
             arguments.out.write_text(json.dumps(found), encoding="utf-8")
         limits = load_config(found["config"]).inference
