@@ -78,6 +78,8 @@ class InferenceConfig(Settings):
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
         text_scales: without references, the image sides of the text map, in multiples of the encoder's own: 2 gives
             finer maps, and takes more than four times the time.
+        text_top_share: without references, the score is the mean of this fraction of the map's pixels, the highest; 0
+            takes the maximum.
         map_threshold: a text map's pixel belongs to a region above this probability.
         references: how reference photos are remembered and compared.
         false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
@@ -100,6 +102,7 @@ class InferenceConfig(Settings):
     geometry: Literal["squash", "official"] = "squash"
     text_class_rule: Literal["longest_word", "official"] = "longest_word"
     text_scales: Scales = (1,)
+    text_top_share: Fraction = 0.0
     map_threshold: Fraction = 0.5
     references: ReferenceSettings = ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05

@@ -160,7 +160,7 @@ class ReferenceSettings(Settings):
         """The preset whose images are compared in the same way but for the text map, if any."""
         own = {name: value for name, value in self.options.items() if not name.startswith("text_")}
         for preset in REFERENCE_PRESETS:
-            if own.items() <= ReferenceSettings(preset=preset).options.items():
+            if own.items() <= ReferenceSettings.model_validate({"preset": preset}).options.items():
                 return preset
         return None
 
@@ -188,6 +188,12 @@ class PartsPrior(Settings):
     weight: tuple[float, ...]
     error: tuple[float, ...]
     spread: float
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> "PartsPrior":
+        if any(len(column) != len(self.references) for column in (self.centre, self.held_out, self.weight, self.error)):
+            raise ValueError(f"expected {len(self.references)} numbers each, one per number of references")
+        return self
 
     def at(self, references: int) -> tuple[float, float, float, float]:
         """``centre``, ``held_out``, ``weight`` and ``error`` at a number of references, linear in its logarithm."""

@@ -175,7 +175,7 @@ class Predictor:
         on_photo = self.transform.to_photo(model_map[0, 0], size).cpu().numpy()
         calibration = self._calibrated(class_name)
         if self.references is None:
-            score = float(top_mean(model_map, self.settings.references.top_share))
+            score = float(top_mean(model_map, self.settings.text_top_share))
         else:
             score = float(image_scores(model_map, self.references.settings))
         probability = calibration.probability(score)

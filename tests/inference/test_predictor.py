@@ -33,7 +33,7 @@ def test_map_has_the_photos_own_size(predictor: Predictor, photo, size: tuple[in
     assert result.map.shape == (size[1], size[0])
     assert result.map.dtype == np.float32
     assert result.model_map.shape == (1, 1, 224, 224)
-    assert result.score == pytest.approx(float(top_mean(result.model_map, predictor.settings.references.top_share)))
+    assert result.score == pytest.approx(float(top_mean(result.model_map, predictor.settings.text_top_share)))
 
 
 def test_defect_is_located_on_a_photo_that_is_not_square(predictor: Predictor, photo) -> None:
