@@ -34,7 +34,7 @@ ANSWER_NOTES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 when every photo was read, 1 when some could not be."""
+    """Entry point: 0 when every photo was read, 1 when some could not be; verdicts do not change it."""
     arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with user_errors():
@@ -80,6 +80,8 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
     if arguments.references:
         predictor.load_references(arguments.references)
     predictor.add_references(good)
+    if predictor.references:
+        print(*predictor.report().lines(), sep="\n", file=sys.stderr)
     if arguments.save_references:
         predictor.save_references(arguments.save_references)
     results, failed = [], 0
@@ -144,7 +146,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 
 def as_text(result: dict[str, Any]) -> str:
     """A result for people."""
-    verdict = "DEFECT" if result["is_anomalous"] else "good"
+    verdict = f"can't tell ({result['reason']})" if result["reason"] else "DEFECT" if result["is_anomalous"] else "good"
     numbers = ", ".join(f"{name} {result[name]:.3f}" for name in ("probability", "score", "threshold"))
     lines = [f"{result['photo']}: {verdict}, by the {result['verdict_from']} ({numbers})"]
     lines += [f"  {result['answer']}{ANSWER_NOTES[result['answer_source']]}"] if result["answer"] else []

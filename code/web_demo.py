@@ -56,6 +56,8 @@ def verdict_html(conversation: Conversation, result: "ImageResult") -> str:
     if conversation.is_anomalous is not None:
         name, kind = ("Defect", "defect") if conversation.is_anomalous else ("Good", "good")
         source = f"Verdict from the {conversation.verdict_source}. "
+    if result.reason:
+        name, kind = "Can't tell", "open"
     numbers = f"{100 * result.probability:.0f} % probable, score {result.score:.3f}, threshold {result.threshold:.3f}"
     count = len(result.regions)
     marked = {0: "no region", 1: "1 region"}.get(count, f"{count} regions")

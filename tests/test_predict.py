@@ -85,7 +85,7 @@ def test_folder_is_inspected_with_references_and_saved_references_give_the_same(
         overlay, map_ = (Image.open(folder / result[kind]) for kind in ("overlay", "map"))
         assert (overlay.format, overlay.mode, overlay.size) == ("PNG", "RGB", (160, 120))
         assert (map_.format, map_.mode, map_.size) == ("TIFF", "F", (160, 120))
-        assert float(np.asarray(map_).max()) == pytest.approx(result["score"], rel=0.2)
+        assert (float(np.asarray(map_).max()) > result["threshold"]) == result["is_anomalous"]
     assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == list(found.values())
     memory = tmp_path / "references" / "part.safetensors"
     kept = call(*references, "--save-references", memory, *compact)
@@ -101,6 +101,9 @@ def test_photo_is_answered_in_words(photos: Path, compact: list[str]) -> None:
     path, quick = photos / "test" / "scratch.png", ["llm.generation.max_new_tokens=8", "llm.generation.temperature=0"]
     run = call(path, "--question", "Is the screw bent?", "--class-name", "screw", *compact, *quick)
     assert run.code == 0
+    assert "can't tell (unknown_part)" in run.out and "this model does not know the part" in run.out
+    sure = "inference.known_parts=null"
+    run = call(path, "--question", "Is the screw bent?", "--class-name", "screw", *compact, *quick, sure)
     assert re.match(rf"{re.escape(str(path))}: \w+, by the \w+ \(probability ", run.out)
     assert len(run.out.splitlines()[1]) > len("  ")
 
@@ -114,6 +117,7 @@ def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         load_references=lambda path: None,
         save_references=lambda path: path.write_text("saved"),
         add_references=lambda photos: None,
+        references=None,
     )
     monkeypatch.setattr(Predictor, "from_config", lambda config, device, *, with_llm: predictor)
     (tmp_path / "part.safetensors").touch()
@@ -202,7 +206,7 @@ def test_mistake_is_one_line_and_exit_code_2(photos: Path, arguments: list[str],
 def test_text_holds_probability_and_the_source_of_the_verdict() -> None:
     numbers = {"probability": 0.9, "score": 0.5, "threshold": 0.3}
     result = {"photo": "a.png", "is_anomalous": True, "verdict_from": "score", "answer": "Yes, at the top.", **numbers}
-    result |= {"answer_agrees": False, "answer_source": "corrected", "regions": []}
+    result |= {"answer_agrees": False, "answer_source": "corrected", "regions": [], "reason": ""}
     assert as_text(result).splitlines() == [
         "a.png: DEFECT, by the score (probability 0.900, score 0.500, threshold 0.300)",
         "  Yes, at the top.  (corrected: the language model's own answer contradicted the findings)",
@@ -210,6 +214,8 @@ def test_text_holds_probability_and_the_source_of_the_verdict() -> None:
     answered = as_text(result | {"verdict_from": "answer", "is_anomalous": False, "answer": "No."}).splitlines()
     assert answered[0].startswith("a.png: good, by the answer")
     assert answered[2] == "  The score contradicts the answer: the map marks no region"
+    foreign = as_text(result | {"reason": "other_part", "answer_agrees": True})
+    assert foreign.startswith("a.png: can't tell (other_part), by the score")
 
 
 def test_folders_patterns_and_photos_are_taken_once_and_in_order(photos: Path) -> None:

@@ -20,7 +20,8 @@ _REMOVED = ("tiling", "neighbourhood", "distance", "normalise", "foreground", "c
 # Dotted keys of earlier versions and their new names; None for a setting that was removed.
 OLD_NAMES: dict[str, str | None] = {
     "data.cache_gib": None,
-    "inference.usual_score": "inference.prior_score",
+    "inference.usual_score": None,
+    "inference.prior_score": None,
     **{f"inference.references.{name}": None for name in _REMOVED},
 }
 

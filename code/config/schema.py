@@ -9,6 +9,7 @@ from anomalygpt.config.settings import (
     GenerationSettings,
     LoraSettings,
     NotNegative,
+    PartsPrior,
     Positive,
     ReferenceSettings,
     Scales,
@@ -77,12 +78,18 @@ class InferenceConfig(Settings):
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
         text_scales: without references, the image sides of the text map, in multiples of the encoder's own: 2 gives
             finer maps, and takes more than four times the time.
+        text_top_share: without references, the score is the mean of this fraction of the map's pixels, the highest; 0
+            takes the maximum.
         map_threshold: a text map's pixel belongs to a region above this probability.
         references: how reference photos are remembered and compared.
         false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
-        prior_score: the typical image score of good photos of any part against four references, with this encoder and
-            these ``references``, without the text map; the calibration shrinks to it. None: calibrated by the
-            references alone. It is not used for saved references that were compared with other settings.
+        calibration: by preset of ``references``, what is known of the scores of other parts, with this encoder; a
+            preset that is not listed, or was changed, is calibrated by the references alone.
+        other_part_above: a photo whose class token has a larger cosine distance, 0..2, from each reference shows
+            another part or view: it gets no verdict. None: each gets one.
+        known_parts: a safetensors file with class tokens of the parts that the text map was trained on. Without
+            references, a photo farther than ``unknown_part_above`` from each of them gets no verdict.
+        undecided: no verdict where the probability is less than this away from one half.
         findings: what is known about a photo, as text for the language model; every answer is then checked against it,
             and the verdict is the score's. ``none``, as in the paper: the model reads image, prompts and question only.
             ``prompt``: findings stand before the question, for a model that was trained to answer from them.
@@ -95,10 +102,15 @@ class InferenceConfig(Settings):
     geometry: Literal["squash", "official"] = "squash"
     text_class_rule: Literal["longest_word", "official"] = "longest_word"
     text_scales: Scales = (1,)
+    text_top_share: Fraction = 0.0
     map_threshold: Fraction = 0.5
     references: ReferenceSettings = ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    prior_score: Annotated[float, Field(gt=0)] | None = None
+    calibration: dict[str, PartsPrior] = {}
+    other_part_above: Annotated[float, Field(gt=0)] | None = None
+    known_parts: str | None = None
+    unknown_part_above: Annotated[float, Field(gt=0)] = 0.35
+    undecided: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     findings: Literal["none", "prompt", "system"] = "none"
     verdict: Literal["answer", "score"] = "answer"
     prompt_map: Literal["raw", "calibrated"] = "raw"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -88,11 +89,13 @@ _FAST: dict[str, Any] = {
     "tap_weights": (1.0, 1.0, 2.0, 2.0),
     "interpolation": "centred",
     "smoothing": 0.3,
-    "top_share": 0.001,
+    "top_share": 0.003,
+    "contrast": 0.25,
+    "turns": 8,
 }
 REFERENCE_PRESETS: dict[str, dict[str, Any]] = {
     "official": {},
-    "best": {**_FAST, "scales": (1, 2), "scale_weights": (1.0, 2.0)},
+    "best": {**_FAST, "turns": 4, "scales": (1, 2), "scale_weights": (1.0, 2.0)},
     "fast": _FAST,
     "custom": {},
 }
@@ -114,6 +117,9 @@ class ReferenceSettings(Settings):
             ``centred`` leaves them where they are.
         smoothing: standard deviation of the map's Gaussian blur, in patches of the encoder's own grid.
         top_share: the image score is the mean of this fraction of the map's pixels, the highest; 0 takes the maximum.
+        contrast: the score is divided by the map's background, its 80 % quantile, to this power: parts differ in how
+            far all their patches lie from the references', and defects stand out from that. 0 leaves the score alone.
+        turns: rotations are remembered in steps of a quarter or an eighth of a turn; eighths, of up to four references.
         text_weight: weight of the text map, 0..1, against the map of the references.
         text_trusted_below: the text map is used only where its mean score on the references is not above this: where
             it marks normal photos, it does not suit the part. 1 always uses it.
@@ -127,6 +133,8 @@ class ReferenceSettings(Settings):
     interpolation: Literal["aligned", "centred"] = "aligned"
     smoothing: NotNegative = 0.0
     top_share: Fraction = 0.0
+    contrast: NotNegative = 0.0
+    turns: Literal[4, 8] = 4
     text_weight: Fraction = 0.0
     text_trusted_below: Fraction = 1.0
 
@@ -148,17 +156,59 @@ class ReferenceSettings(Settings):
         return self
 
     @property
+    def unchanged_preset(self) -> str | None:
+        """The preset whose images are compared in the same way but for the text map, if any."""
+        own = {name: value for name, value in self.options.items() if not name.startswith("text_")}
+        for preset in REFERENCE_PRESETS:
+            if own.items() <= ReferenceSettings.model_validate({"preset": preset}).options.items():
+                return preset
+        return None
+
+    @property
     def options(self) -> dict[str, Any]:
         """All settings but the preset's name: equal where photos are compared in the same way."""
         return {name: value for name, value in self if name != "preset"}
+
+
+class PartsPrior(Settings):
+    """What good photos of many parts score in maps of one preset, as logarithms; by ``benchmarks/verdict.py``.
+
+    Attributes:
+        references: the numbers of references that the next four are stated for, rising.
+        centre: mean score of good photos, over parts.
+        held_out: mean score of the photos that are held out of the references, over parts.
+        weight: how much of a part's difference from ``held_out`` is found in its new photos again.
+        error: standard deviation of a part's own centre about what follows from these.
+        spread: standard deviation of the good photos of one part.
+    """
+
+    references: tuple[Positive, ...]
+    centre: tuple[float, ...]
+    held_out: tuple[float, ...]
+    weight: tuple[float, ...]
+    error: tuple[float, ...]
+    spread: float
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> "PartsPrior":
+        if any(len(column) != len(self.references) for column in (self.centre, self.held_out, self.weight, self.error)):
+            raise ValueError(f"expected {len(self.references)} numbers each, one per number of references")
+        return self
+
+    def at(self, references: int) -> tuple[float, float, float, float]:
+        """``centre``, ``held_out``, ``weight`` and ``error`` at a number of references, linear in its logarithm."""
+        where = np.log(self.references)
+        columns = (self.centre, self.held_out, self.weight, self.error)
+        centre, held_out, weight, error = (float(np.interp(np.log(references), where, each)) for each in columns)
+        return centre, held_out, weight, error
 
 
 def leave_preset(inference: dict[str, Any], preset: Any) -> None:
     """Drops the values of a file's own preset of the references, before an override names another one.
 
     A config that was written in full names every value of its preset, each of which would override the new preset's.
-    ``official`` also drops the other settings of the references, which it does not take, and the prior score found
-    with them. ``inference`` holds the file's settings, not validated yet, and is changed in place.
+    ``official`` also drops the other settings of the references, which it does not take. ``inference`` holds the file's
+    settings, not validated yet, and is changed in place.
     """
     references = inference.get("references")
     if not isinstance(references, dict):
@@ -166,8 +216,6 @@ def leave_preset(inference: dict[str, Any], preset: Any) -> None:
     own = references.get("preset", "official")
     if own == preset or str(own) not in REFERENCE_PRESETS:
         return
-    if preset == "official":
-        inference.pop("prior_score", None)
     values = ReferenceSettings(preset=own).model_dump(mode="json")
     for name in list(references):
         if preset == "official" or references[name] == values.get(name):

@@ -15,6 +15,8 @@ from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import weighted_mean
 from anomalygpt.model.multiscale import encode_multiscale
 
+BACKGROUND = 0.8  # share of a map's pixels that belong to its background: most defects are smaller than the rest
+LOWEST = 0.0025  # of a background: a photo that is in the memory bank itself has none
 OWN = 1  # the scale at which photos have the encoder's own side
 
 
@@ -65,6 +67,20 @@ def blurred(map: Tensor, sigma: float) -> Tensor:
     """(B, 1, S, S) blurred by a Gaussian of ``sigma`` pixels, none at 0; reflected at the border."""
     reach = min(round(3 * sigma), map.shape[-1] - 1)  # of the kernel, to each side
     return gaussian_blur(map, [2 * reach + 1] * 2, [sigma, sigma]) if reach else map
+
+
+def image_scores(maps: Tensor, settings: ReferenceSettings) -> Tensor:
+    """Image scores of maps from references: (B, 1, S, S) -> (B,).
+
+    The mean of the highest pixels, relative to the map's own background where ``contrast`` is above 0.
+    """
+    highest = top_mean(maps, settings.top_share)
+    return highest / background(maps) ** settings.contrast if settings.contrast else highest
+
+
+def background(maps: Tensor) -> Tensor:
+    """The value below which ``BACKGROUND`` of a map's pixels lie: (B, 1, S, S) -> (B,), at least ``LOWEST``."""
+    return maps.flatten(1).float().quantile(BACKGROUND, dim=1).clamp(min=LOWEST)
 
 
 def top_mean(maps: Tensor, fraction: float) -> Tensor:

@@ -1,17 +1,19 @@
 """Further views of the references, and which of them help (``augmentation: auto``)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import unit_patches
 from anomalygpt.model.orientation import Orientation
+from anomalygpt.model.perturbations import Perturbation
 
 Augmentation = Literal["none", "rotations", "flips"]
 
@@ -26,14 +28,20 @@ TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps
 
 @dataclass(frozen=True)
 class View:
-    """Quarter turns, anticlockwise, of a photo or of its mirror image; no view leaves a corner to fill."""
+    """Quarter turns, anticlockwise, of a photo or of its mirror image.
+
+    Attributes:
+        oblique: turned by another 45 degrees, which leaves corners to fill: the photo is reflected beyond its border.
+    """
 
     turns: int = 0
     mirrored: bool = False
+    oblique: bool = False
 
     def of(self, image: Tensor) -> Tensor:
         """The view of a square (…, S, S)."""
-        return torch.rot90(torch.flip(image, (-1,)) if self.mirrored else image, self.turns, dims=(-2, -1))
+        image = torch.flip(image, (-1,)) if self.mirrored else image
+        return torch.rot90(_oblique(image, "bilinear") if self.oblique else image, self.turns, dims=(-2, -1))
 
 
 UPRIGHT = View()
@@ -42,13 +50,24 @@ VIEWS: dict[Augmentation, tuple[View, ...]] = {
     "rotations": tuple(View(turns) for turns in range(4)),
     "flips": (UPRIGHT, View(mirrored=True), View(2, mirrored=True), View(2)),
 }
+OBLIQUE = tuple(View(turns, oblique=True) for turns in range(4))
 ALL_VIEWS = tuple(dict.fromkeys(view for views in VIEWS.values() for view in views))
 
 
 def view_positions(views: Sequence[View], grid: int) -> Tensor:
     """Where the patches of each view lie on the upright photo: (V, P * P) int64, in reading order."""
     upright = rearrange(torch.arange(grid * grid), "(h w) -> h w", h=grid)
-    return torch.stack([view.of(upright).flatten() for view in views])
+    turned = _oblique(upright.float(), "nearest").round().long()
+    return torch.stack(
+        [replace(view, oblique=False).of(turned if view.oblique else upright).flatten() for view in views]
+    )
+
+
+def _oblique(image: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
+    """A square (…, S, S) turned by 45 degrees, reflected beyond its border."""
+    flat = image.reshape(1, -1, *image.shape[-2:])
+    grid = F.affine_grid(image.new_tensor([Perturbation(angle=45).matrix()]), list(flat.shape), align_corners=False)
+    return F.grid_sample(flat, grid, mode, padding_mode="reflection", align_corners=False).reshape(image.shape)
 
 
 def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Sequence[Orientation]) -> Augmentation:

@@ -1,16 +1,16 @@
-"""The threshold of the image score and of the map, from the references alone: a log-normal predictive interval.
+"""The threshold of the image score and of the map: a log-normal predictive interval of a good photo's score.
 
 The logarithm y of a good photo's score is taken for normal, its variance for unknown with a scaled inverse chi-squared
 prior. From the scores of n good photos that were held out of the memory bank of K references, with the mean m of their
 logarithms and the sum S of squared deviations from it:
 
-    m'  = m + a log((K - 1) / K)                     distances fall as K^-a, and a held-out photo has K - 1 references
-    m'' = m' + w (log p + a log(4 / K) - m')         shrinkage to the prior score p, stated for four references
+    m'  = c_K + w_K (m - h_K)                        what many other parts say of the centre, given m (PartsPrior)
     s^2 = (k s0^2 + S) / (k + n - 1)                 the posterior's scale; the prior s0^2 counts as k photos
-    sd  = s sqrt(1 + 1 / n)                          of a new photo's y, Student-t with k + n - 1 degrees of freedom
-    score threshold = exp(m'' + t_{1 - f} sd)        exceeded by a good photo at the false-alarm rate f
+    sd  = sqrt(s^2 + e_K^2)                          of a new photo's y about m'; Student-t, k + n - 1 of freedom
+    score threshold = exp(m' + t_{1 - f} sd)         exceeded by a good photo at the false-alarm rate f
 
-A single reference gives perturbations of one photo: n = 1, S = 0, and no correction for K - 1.
+Without numbers of other parts, by the references alone: m' = m + a log((K - 1) / K), since distances fall as K^-a and a
+held-out photo has K - 1 references; e_K^2 = s^2 / n. A single reference gives perturbations of one photo: n = 1, S = 0.
 """
 
 import math
@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from scipy import stats
 from torch import Tensor
 
+from anomalygpt.config.settings import PartsPrior
+
 PRIOR_SD = 0.15  # s0: of the logarithm, between good photos of one part
-PRIOR_STRENGTH = 6.0  # k
+PRIOR_STRENGTH = 6.0  # k, by the references alone
+PARTS_STRENGTH = 30.0  # k, with the numbers of other parts
 K_EXPONENT = 0.12  # a
-SHRINKAGE = 0.5  # w
-PRIOR_REFERENCES = 4  # the number of references that a prior score is stated for
 SHARPNESS = 2.0  # of the probability: its log-odds rise by so much per sd
 LOWEST = 0.05  # the smallest threshold: two equal references have no distance, and all else would be anomalous
 
@@ -62,7 +63,8 @@ def calibrate(
     false_alarm_rate: float,
     *,
     references: int,
-    prior_score: float | None = None,
+    parts: PartsPrior | None = None,
+    scale: float = 1.0,
 ) -> Calibration:
     """Calibrates by good photos that the memory bank did not hold.
 
@@ -71,21 +73,22 @@ def calibrate(
         held_out_maps: (n, 1, S, S), see ``References.held_out_maps``.
         false_alarm_rate: fraction of good photos that may be taken for anomalous ones, above 0, below 1.
         references: K, the number of references.
-        prior_score: the typical score of a good photo of any part against four references, in maps of the same kind;
-            a few references estimate that of their part less well than many parts do. None: no shrinkage.
+        parts: what is known of other parts, in maps of the same kind. None: by the references alone.
+        scale: these scores, relative to those that ``parts`` are of.
     """
     logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
-    mean = center = sum(logs) / len(logs)
-    if references == 1:
-        count, squares = 1, 0.0
+    mean = sum(logs) / len(logs)
+    single = references == 1
+    count, squares = (1, 0.0) if single else (len(logs), sum((log - mean) ** 2 for log in logs))
+    if parts is None:
+        center = mean if single else mean + K_EXPONENT * math.log((references - 1) / references)
+        freedom = PRIOR_STRENGTH + count - 1
+        sd = math.sqrt((PRIOR_STRENGTH * PRIOR_SD**2 + squares) / freedom * (1 + 1 / count))
     else:
-        count, squares = len(logs), sum((log - mean) ** 2 for log in logs)
-        center += K_EXPONENT * math.log((references - 1) / references)
-    if prior_score is not None:
-        prior = math.log(prior_score) + K_EXPONENT * math.log(PRIOR_REFERENCES / references)
-        center += SHRINKAGE * (prior - center)
-    freedom = PRIOR_STRENGTH + count - 1
-    sd = math.sqrt((PRIOR_STRENGTH * PRIOR_SD**2 + squares) / freedom * (1 + 1 / count))
+        usual, held_out, weight, error = parts.at(references)
+        center = usual + math.log(scale) + weight * (mean - math.log(scale) - held_out)
+        freedom = PARTS_STRENGTH + count - 1
+        sd = math.sqrt((PARTS_STRENGTH * parts.spread**2 + squares) / freedom + error**2)
     score_threshold = math.exp(center + sd * float(stats.t.ppf(1 - false_alarm_rate, freedom)))
     # A map's maximum lies above its score by the same factor as on the held-out maps.
     peaks = [math.log(max(value, LOWEST**2)) for value in held_out_maps.flatten(1).amax(dim=1).tolist()]

@@ -1,26 +1,30 @@
 """The one path from a photo to an answer: demo, command line, evaluation and users call this class."""
 
+import math
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
 
+from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig, InferenceConfig
-from anomalygpt.config.settings import GenerationSettings
+from anomalygpt.config.settings import GenerationSettings, PartsPrior
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
-from anomalygpt.inference.anomaly_map import text_maps, top_mean
+from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
 from anomalygpt.inference.chat_models import build_chat_model
 from anomalygpt.inference.checked_answers import stream_checked
+from anomalygpt.inference.identity import cosine_distance, load_known_parts
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel
+from anomalygpt.inference.reference_report import ReferenceReport, report
 from anomalygpt.inference.references import References
 from anomalygpt.inference.regions import regions_of_verdict
-from anomalygpt.inference.results import ImageResult, Prediction, prediction
+from anomalygpt.inference.results import ImageResult, Prediction, Reason, prediction
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt
@@ -52,6 +56,8 @@ class Predictor:
         # The released demo crops wherever references are used, and squashes everywhere else (specification 2).
         official = self.settings.geometry == "official"
         self._with_references = ImageTransform(spec.size, spec.mean, spec.std, "crop" if official else "squash")
+        known = self.settings.known_parts
+        self._known_parts = load_known_parts(resolve(known), spec.embed_width).to(model.device) if known else None
         self.references: References | None = None  # the photos that maps are computed from
         self._calibrations: dict[str, Calibration] = {}  # by class name
 
@@ -128,18 +134,25 @@ class Predictor:
         key = references.calibration_class(class_name)
         if key not in self._calibrations:
             maps = references.held_out_maps(key)
-            prior_score = self.settings.prior_score
-            # A trusted text map is near zero on a good photo, so that the blend shrinks by its weight.
-            own_weight = 1 - references.text_weight(key)
-            comparable = own_weight and references.settings.options == self.settings.references.options
+            parts, scale = self._other_parts(references, key)
             self._calibrations[key] = calibrate(
-                [float(top_mean(one, references.settings.top_share)) for one in maps.split(1)],
+                image_scores(maps, references.settings).tolist(),
                 maps,
                 self.settings.false_alarm_rate,
                 references=len(references),
-                prior_score=prior_score * own_weight if prior_score and comparable else None,
+                parts=parts,
+                scale=scale,
             )
         return self._calibrations[key]
+
+    def _other_parts(self, references: References, class_name: str = UNNAMED_CLASS) -> tuple[PartsPrior | None, float]:
+        """What is known of other parts' scores, and these references' scores relative to them."""
+        # A trusted text map is near zero on a good photo, so that the blend shrinks by its weight.
+        own_weight = 1 - references.text_weight(class_name)
+        preset = references.settings.unchanged_preset
+        if not own_weight or preset is None:
+            return None, 1.0
+        return self.settings.calibration.get(preset), own_weight ** (1 - references.settings.contrast)
 
     def inspect(self, photo: Image.Image, class_name: str = UNNAMED_CLASS) -> ImageResult:
         """Encodes a photo of any mode and size, and computes its map; its EXIF orientation is respected."""
@@ -161,9 +174,12 @@ class Predictor:
         size = ImageOps.exif_transpose(photo).size
         on_photo = self.transform.to_photo(model_map[0, 0], size).cpu().numpy()
         calibration = self._calibrated(class_name)
-        used = self.settings.references if self.references is None else self.references.settings
-        score = float(top_mean(model_map, used.top_share))
+        if self.references is None:
+            score = float(top_mean(model_map, self.settings.text_top_share))
+        else:
+            score = float(image_scores(model_map, self.references.settings))
         probability = calibration.probability(score)
+        reason = self._reason(features, probability)
         rescaled = self.settings.prompt_map == "calibrated" and self.references is not None
         return ImageResult(
             features=features,
@@ -171,12 +187,43 @@ class Predictor:
             map=on_photo,
             score=score,
             threshold=calibration.threshold,
-            regions=regions_of_verdict(on_photo, calibration.threshold, probability > 0.5),
+            # Where another part than expected differs says nothing about defects.
+            regions=regions_of_verdict(
+                on_photo, calibration.threshold, reason == "near_threshold" or (not reason and probability > 0.5)
+            ),
             class_name=class_name,
             probability=probability,
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
             references=len(self.references) if self.references else 0,
+            reason=reason,
             photo=photo,
+        )
+
+    def _reason(self, features: ImageFeatures, probability: float) -> Reason:
+        """Why a photo gets no verdict, if so."""
+        settings = self.settings
+        limit = settings.other_part_above if self.references else settings.unknown_part_above
+        known = self.references.embeddings if self.references else self._known_parts
+        if limit is not None and known is not None and cosine_distance(features.embedding[0], known) > limit:
+            return "other_part" if self.references else "unknown_part"
+        return "near_threshold" if abs(probability - 0.5) < settings.undecided else ""
+
+    def report(self) -> ReferenceReport:
+        """Judges the references by each other.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.references is None:
+            raise UserError("there are no references to judge")
+        scores = image_scores(self.references.held_out_maps(), self.references.settings).tolist()
+        count, (parts, scale) = len(self.references), self._other_parts(self.references)
+        return report(
+            self.references.embeddings[:count],
+            scores,
+            self.settings.false_alarm_rate,
+            self.settings.other_part_above,
+            parts.at(count)[1] + math.log(scale) if parts else None,
         )
 
     def prompt(self, image: ImageResult, question: str, history: History = ()) -> str:

@@ -17,6 +17,7 @@ from anomalygpt.inference.anomaly_map import OWN, distance_map, encode_scales, t
 from anomalygpt.inference.augmentation import (
     ALL_VIEWS,
     DECIDED_BY,
+    OBLIQUE,
     UPRIGHT,
     VIEWS,
     Augmentation,
@@ -35,6 +36,7 @@ from anomalygpt.model.perturbations import perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
 from anomalygpt.model.prompt_learner import MAP_SIZE
 
+OBLIQUE_UP_TO = 4  # so many references are remembered in eighths of a turn: twice the comparisons of quarter turns
 MOST_HELD_OUT = 16  # so many references are held out; more of them take time and hardly change the calibration
 EXCLUSION_RADIUS = 2  # patches of the own grid around a position, where a photo is compared with itself
 # A bank above so many patches of one scale is replaced by a coreset of the other size. 16 references in four views have
@@ -89,7 +91,7 @@ class References:
         scales = sorted({OWN, *self.settings.scales})
         self._photos.append({scale: np.asarray(self.transform.enlarged(scale).shown(photo)) for scale in scales})
         self._held_out, self._text_weights = {}, {}
-        for name in ("augmentation", "banks"):
+        for name in ("augmentation", "banks", "embeddings"):
             self.__dict__.pop(name, None)
 
     def __len__(self) -> int:
@@ -122,6 +124,16 @@ class References:
             return maps
         blend = torch.tensor(weights, device=maps.device)[:, None, None, None]
         return (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], class_names)
+
+    @cached_property
+    @torch.inference_mode()
+    def embeddings(self) -> Tensor:
+        """Unit class tokens at the encoder's own side: of the K photos, then of their further views, (N, D)."""
+        upright = [self._views(photo, OWN, [UPRIGHT]).embedding for photo in range(len(self))]
+        others = [
+            each.embedding for (_, scale, view), each in self._features.items() if scale == OWN and view != UPRIGHT
+        ]
+        return torch.cat([*upright, *others])
 
     @torch.inference_mode()
     def text_weight(self, class_name: str = UNNAMED_CLASS) -> float:
@@ -188,6 +200,8 @@ class References:
     def banks(self) -> dict[int, MemoryBank]:
         """The patches that photos are compared with, by scale."""
         views, banks = VIEWS[self.augmentation], {}
+        if self.augmentation == "rotations" and self.settings.turns == 8 and len(self) <= OBLIQUE_UP_TO:
+            views += OBLIQUE
         for scale in self.settings.scales:
             photos = [self._views(photo, scale, views) for photo in range(len(self))]
             bank = MemoryBank(photos, view_positions(views, photos[0].grid))

@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.datasets.findings import Findings, RegionFinding
+from anomalygpt.datasets.findings import Findings, RegionFinding, Status
 from anomalygpt.inference.answers import Verdict, means_anomalous
 from anomalygpt.model.encoder import ImageFeatures
 
+# The photo shows another part than the references; without any, one that the model does not know; or it is undecided.
+Reason = Literal["", "other_part", "unknown_part", "near_threshold"]
 AnswerSource = Literal["model", "corrected", "findings"]
 
 
@@ -30,6 +32,7 @@ class ImageResult:
     probability: float  # that the photo is anomalous, calibrated by the references; above one half it is taken to be
     prompt_map: torch.Tensor  # (1, 1, 224, 224) float32, the map as the prompt learner gets it
     references: int = 0  # how many photos the map comes from; 0: from the text features
+    reason: Reason = ""  # why there is no verdict; empty where there is one
     photo: Image.Image | None = None  # as it was given, for language models that see
 
     @property
@@ -37,12 +40,18 @@ class ImageResult:
         """The verdict of the score."""
         return self.probability > 0.5
 
+    @property
+    def status(self) -> Status:
+        """The verdict; ``can't tell`` where there is a reason against one."""
+        return "can't tell" if self.reason else "defective" if self.is_anomalous else "good"
+
     @cached_property
     def findings(self) -> Findings:
         """What is known about the photo: badge, table, JSON, prompt and answers are made of it."""
         height, width = self.map.shape
         return Findings(
-            status="defective" if self.is_anomalous else "good",
+            status=self.status,
+            reason=self.reason,
             probability=self.probability,
             regions=self.regions,
             class_name=self.class_name,

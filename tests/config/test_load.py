@@ -119,7 +119,7 @@ def test_old_key_is_reported_as_renamed_or_removed(write: Callable[..., Path], m
         f"{path}: unknown key 'training.stepz'; did you mean 'steps'?",
     ]
     assert "it is now 'training.optimizer.lr'" in refused(PAPER, "training.learning_rate=1")
-    path = write(top="inference: {prior_score: 1, references: {preset: fast}}\ntraining: {cache: null, steps: 3}\n")
+    path = write(top="inference: {references: {preset: fast}}\ntraining: {cache: null, steps: 3}\n")
     assert load_config(path).training.steps == 3, "null was the value of a setting that was not used"
     old = "data: {cache_gib: 2.0}\ninference: {usual_score: null, references: {tiling: null, coreset_from: null}}\n"
     assert refused(write(top=old)).endswith("unknown key 'data.cache_gib'; it was removed, so delete it")
@@ -130,16 +130,11 @@ def test_old_key_is_reported_as_renamed_or_removed(write: Callable[..., Path], m
 def test_official_as_an_override_drops_what_the_file_says_of_its_own_preset(override: str) -> None:
     inference = load_config("compact", [override]).inference
     assert inference.references == ReferenceSettings(preset="official")
-    assert inference.prior_score is None
 
 
 def test_preset_override_keeps_other_overrides_and_a_file_of_that_preset(write: Callable[..., Path]) -> None:
-    assert load_config("compact", ["inference.prior_score=0.3", OFFICIAL]).inference.prior_score == 0.3
-    path = write(top="inference: {prior_score: 0.3, references: {preset: official}}\n")
-    assert load_config(path, [OFFICIAL]).inference.prior_score == 0.3
     inference = load_config("compact", [OFFICIAL, "inference.references.preset=best"]).inference
     assert inference.references == ReferenceSettings(preset="best", text_weight=0.35, text_trusted_below=0.15)
-    assert inference.prior_score == load_config("compact").inference.prior_score
 
 
 @pytest.mark.parametrize("overrides", [[], [OFFICIAL], ["inference.references.preset=best"]])

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from anomalygpt.inference.calibration import K_EXPONENT, LOWEST, SHRINKAGE, Calibration, TextCalibration, calibrate
+from anomalygpt.config.settings import PartsPrior
+from anomalygpt.inference.calibration import LOWEST, Calibration, TextCalibration, calibrate
 
 
 def from_maxima(*values: float, rate: float = 0.05, references: int | None = None) -> Calibration:
@@ -65,16 +66,37 @@ def test_perturbations_of_one_photo_do_not_count_as_photos() -> None:
     assert one.score_threshold == pytest.approx(several.score_threshold)
 
 
-def test_threshold_shrinks_to_that_of_the_prior_score() -> None:
-    """On a logarithmic scale, by the same share whatever the references say."""
-    for value in (0.1, 0.2, 0.4):
+PARTS = PartsPrior(references=(1, 4), centre=(-1, -1.2), held_out=(-1.1, -1), weight=(0, 0.5), error=(0, 0), spread=0.2)
+
+
+def test_other_parts_say_how_much_of_a_difference_to_expect_again() -> None:
+    """On a logarithmic scale; a weight of zero leaves nothing of the references' own scores."""
+
+    def threshold(value: float, references: int, scale: float = 1.0) -> float:
         maps = torch.full((4, 1, 8, 8), value)
-        alone = calibrate([value] * 4, maps, 0.05, references=1000)
-        shrunk = calibrate([value] * 4, maps, 0.05, references=1000, prior_score=0.2 * (1000 / 4) ** K_EXPONENT)
-        prior = calibrate([0.2] * 4, torch.full_like(maps, 0.2), 0.05, references=1000)
-        assert shrunk.score_threshold / prior.score_threshold == pytest.approx(
-            (alone.score_threshold / prior.score_threshold) ** (1 - SHRINKAGE), rel=1e-3
+        return math.log(
+            calibrate([value] * 4, maps, 0.5, references=references, parts=PARTS, scale=scale).score_threshold
         )
+
+    assert threshold(math.exp(-1), 4) == pytest.approx(-1.2)
+    assert threshold(math.exp(-0.6), 4) == pytest.approx(-1.0)
+    assert threshold(math.exp(-0.6), 1) == pytest.approx(-1.0) == threshold(0.9, 1)
+    between = threshold(math.exp(-1), 2)
+    assert between == pytest.approx((-1 - 1.2) / 2 + 0.25 * (-1 + 1.05)), "linear in the logarithm of the number"
+    halved = threshold(math.exp(-0.6) / 2, 4, scale=0.5)
+    assert halved == pytest.approx(threshold(math.exp(-0.6), 4) - math.log(2)), "scores that are all halved"
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_good_photos_of_parts_like_the_others_exceed_the_threshold_as_often_as_stated(rate: float) -> None:
+    parts = PartsPrior(references=(4,), centre=(-1,), held_out=(-1,), weight=(0.8,), error=(0.1,), spread=0.15)
+    generator, alarms = torch.Generator().manual_seed(0), 0
+    for _ in range(600):
+        centre = -1 + 0.25 * torch.randn(1, generator=generator)
+        *references, new = (centre + 0.15 * torch.randn(5, generator=generator)).exp().tolist()
+        maps = torch.zeros(4, 1, 8, 8) + 0.3
+        alarms += new > calibrate(references, maps, rate, references=4, parts=parts).score_threshold
+    assert abs(alarms / 600 - rate) < 0.04
 
 
 def test_same_photo_twice_does_not_make_everything_anomalous() -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from anomalygpt.config.schema import InferenceConfig
-from anomalygpt.config.settings import ReferenceSettings
+from anomalygpt.config.settings import PartsPrior, ReferenceSettings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import top_mean
 from anomalygpt.inference.answer_check import check_answer
@@ -33,7 +33,7 @@ def test_map_has_the_photos_own_size(predictor: Predictor, photo, size: tuple[in
     assert result.map.shape == (size[1], size[0])
     assert result.map.dtype == np.float32
     assert result.model_map.shape == (1, 1, 224, 224)
-    assert result.score == pytest.approx(float(top_mean(result.model_map, predictor.settings.references.top_share)))
+    assert result.score == pytest.approx(float(top_mean(result.model_map, predictor.settings.text_top_share)))
 
 
 def test_defect_is_located_on_a_photo_that_is_not_square(predictor: Predictor, photo) -> None:
@@ -212,12 +212,14 @@ def test_adding_references_equals_giving_all_at_once(predictor: Predictor, photo
     assert later.threshold == pytest.approx(at_once.threshold, abs=1e-5)
 
 
-def test_prior_score_is_of_references_of_the_same_settings_and_of_their_own_map(
+def test_other_parts_are_of_references_of_the_same_preset_and_of_their_own_map(
     predictor: Predictor, photo, tmp_path: Path
 ) -> None:
-    def threshold(prior: float | None, text_weight: float = 0.0, load: Path | None = None) -> float:
-        references = ReferenceSettings(preset="custom", text_weight=text_weight)
-        shrinking = Predictor(predictor.model, InferenceConfig(references=references, prior_score=prior))
+    def threshold(preset: str | None, text_weight: float = 0.0, load: Path | None = None) -> float:
+        references = ReferenceSettings(preset="fast", text_weight=text_weight)
+        known = PartsPrior(references=(1,), centre=(0,), held_out=(0,), weight=(0,), error=(0,), spread=0.1)
+        calibration = {preset: known} if preset else {}
+        shrinking = Predictor(predictor.model, InferenceConfig(references=references, calibration=calibration))
         if load is None:
             shrinking.set_references([photo(seed=seed) for seed in range(2)])
             shrinking.save_references(tmp_path / f"{text_weight}.safetensors")
@@ -225,10 +227,11 @@ def test_prior_score_is_of_references_of_the_same_settings_and_of_their_own_map(
             shrinking.load_references(load)
         return shrinking.inspect(photo(seed=5)).threshold
 
-    assert threshold(0.9) > 1.2 * threshold(None)
-    assert threshold(0.9, 1.0) == threshold(None, 1.0), "nothing of the references' map is left"
-    official = tmp_path / "0.0.safetensors"
-    assert threshold(0.9, 0.5, official) == pytest.approx(threshold(None, 0.0, official)), "saved with other settings"
+    assert threshold("fast") > 1.2 * threshold(None)
+    assert threshold("fast", 1.0) == threshold(None, 1.0), "nothing of the references' map is left"
+    fast = tmp_path / "0.0.safetensors"
+    assert threshold("fast", 0.5, fast) > 1.2 * threshold(None, 0.5, fast), "as it was saved"
+    assert threshold("best") == threshold(None)
 
 
 def test_batch_gives_the_results_of_single_photos(predictor: Predictor, photo, encodings) -> None:

@@ -1,0 +1,111 @@
+"""What a set of references is worth: how many, how alike, which of them are unlike the others, what they guarantee."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COPY_DISTANCE = 0.001  # of class tokens; two photos of one part under one camera differ by more
+# Chosen so that one good set in twenty is accused (benchmarks/quality/verdict.md): how far the logarithm of a held-out
+# score may lie above its centre, and how much the other references weigh in that, beside other parts.
+ODD_BEYOND, OWN_SHARE = 0.48, 0.3
+CONFIDENCE = 0.95
+ENOUGH = 8  # more references hardly change how many verdicts are right
+FEWEST_COMPARED = 3  # of two unlike photos nobody knows which is the odd one
+
+
+@dataclass(frozen=True)
+class ReferenceReport:
+    """Numbers of references count from 1.
+
+    Attributes:
+        count: how many there are.
+        distance: mean cosine distance between the class tokens of two of them; None of a single one.
+        copies: pairs of nearly the same photo, which count as one.
+        foreign: those that show another part or view than all others.
+        odd: those that the others would call defective: a defect, blur or another light.
+        false_alarm_rate: the expected share of false alarms.
+        guaranteed_rate: if the largest score of so many good photos were the threshold, at most this share of good
+            photos would exceed it, at 95 % confidence and without any model: 29 photos for 10 %, 59 for 5 %.
+    """
+
+    count: int
+    distance: float | None
+    copies: tuple[tuple[int, int], ...]
+    foreign: tuple[int, ...]
+    odd: tuple[int, ...]
+    false_alarm_rate: float
+    guaranteed_rate: float
+
+    def lines(self) -> list[str]:
+        """For people, warnings last."""
+        photos = f"{self.count} reference{'s' * (self.count > 1)}"
+        alike = "" if self.distance is None else f", at a mean distance of {self.distance:.3f}"
+        more = f"; more, up to {ENOUGH}, make verdicts better" if self.count < ENOUGH else ""
+        found = [
+            f"{photos}{alike}; expected false alarms: {100 * self.false_alarm_rate:.0f} %, as on other parts; "
+            f"so many photos alone guarantee at most {100 * self.guaranteed_rate:.0f} %{more}"
+        ]
+        found += [f"reference {two} is a copy of reference {one}" for one, two in self.copies]
+        found += [f"reference {number} shows another part or view than the others" for number in self.foreign]
+        found += [
+            f"reference {number} is unlike the others (a defect, blur, another light?): look at it, or leave it out"
+            for number in self.odd
+        ]
+        return found
+
+
+def report(
+    embeddings: Tensor,
+    held_out_scores: Sequence[float],
+    false_alarm_rate: float,
+    other_part_above: float | None,
+    usual: float | None = None,
+) -> ReferenceReport:
+    """Judges K references by each other.
+
+    Args:
+        embeddings: (K, D) unit class tokens.
+        held_out_scores: one per reference, from its comparison with the others; fewer where not all were held out.
+        other_part_above: see ``InferenceConfig``.
+        usual: see :func:`odd_ones`.
+    """
+    count = len(embeddings)
+    distances = 1 - embeddings.float() @ embeddings.float().T
+    pairs = [(one, two) for two in range(count) for one in range(two)]
+    foreign = foreign_ones(distances, other_part_above)
+    odd = odd_ones(held_out_scores, usual) if len(held_out_scores) == count else []
+    return ReferenceReport(
+        count=count,
+        distance=sum(float(distances[pair]) for pair in pairs) / len(pairs) if pairs else None,
+        copies=tuple((one + 1, two + 1) for one, two in pairs if distances[one, two] < COPY_DISTANCE),
+        foreign=tuple(number + 1 for number in foreign),
+        odd=tuple(number + 1 for number in odd if number not in foreign),
+        false_alarm_rate=false_alarm_rate,
+        guaranteed_rate=1 - (1 - CONFIDENCE) ** (1 / count),
+    )
+
+
+def foreign_ones(distances: Tensor, other_part_above: float | None) -> list[int]:
+    """The indices of references whose distances (K, K) from all others are above a limit; none of fewer than three."""
+    count = len(distances)
+    if count < FEWEST_COMPARED or other_part_above is None:
+        return []
+    others = ~torch.eye(count, dtype=torch.bool)
+    return [one for one in range(count) if bool((distances[one].cpu()[others[one]] > other_part_above).all())]
+
+
+def odd_ones(held_out_scores: Sequence[float], usual: float | None = None) -> list[int]:
+    """The indices of scores that are far above the others' and those of other parts; none of fewer than three.
+
+    Args:
+        usual: mean logarithm of such scores over other parts; None: it is not known.
+    """
+    logs = np.log(np.maximum(held_out_scores, 1e-6))
+    if len(logs) < FEWEST_COMPARED:
+        return []
+    others = (logs.sum() - logs) / (len(logs) - 1)
+    centres = others if usual is None else OWN_SHARE * others + (1 - OWN_SHARE) * usual
+    return [int(index) for index in np.flatnonzero(logs - centres > ODD_BEYOND)]

@@ -1,0 +1,50 @@
+"""What a set of references is worth."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from anomalygpt.inference.reference_report import ReferenceReport, odd_ones, report
+
+ALIKE = (0.20, 0.22, 0.21, 0.19)
+
+
+def tokens(*apart: float) -> torch.Tensor:
+    """Unit vectors; each lies so many radians from the first, in a direction of its own."""
+    found = torch.zeros(len(apart), 8)
+    for row, angle in enumerate(apart):
+        found[row, 0], found[row, row + 1] = torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))
+    return F.normalize(found, dim=-1)
+
+
+def judged(apart: tuple[float, ...] = (0.3, 0.3, 0.3, 0.3), scores: tuple[float, ...] = ALIKE) -> ReferenceReport:
+    return report(tokens(*apart), scores, 0.1, 0.5)
+
+
+def test_good_set_accuses_nobody() -> None:
+    found = judged()
+    assert (found.count, found.copies, found.foreign, found.odd) == (4, (), (), ())
+    assert len(found.lines()) == 1
+
+
+def test_odd_foreign_and_copied_references_are_named_by_their_number() -> None:
+    odd = judged(scores=(0.2, 0.2, 0.5, 0.2))
+    assert (odd.odd, odd.foreign) == ((3,), ())
+    assert odd.lines()[-1].startswith("reference 3 is unlike the others")
+    foreign = judged(apart=(0.3, 1.4, 0.3, 0.3), scores=(0.2, 0.6, 0.2, 0.2))
+    assert (foreign.odd, foreign.foreign) == ((), (2,)), "named once, for the stronger reason"
+    assert judged(apart=(0.0, 0.3, 0.3, 0.0)).copies == ((1, 4),)
+
+
+def test_nobody_knows_which_of_two_is_the_odd_one() -> None:
+    assert odd_ones([0.2, 0.9]) == []
+    assert odd_ones([0.2, 0.2, 0.5], usual=-0.5) == [], "other parts have such scores, too"
+    pair = judged(apart=(0.0, 1.5), scores=(0.2, 0.9))
+    assert (pair.foreign, pair.odd) == ((), ())
+
+
+@pytest.mark.parametrize(("count", "rate"), [(29, 0.1), (59, 0.05), (299, 0.01)])
+def test_so_many_photos_guarantee_a_false_alarm_rate(count: int, rate: float) -> None:
+    found = report(torch.eye(300)[:count], [0.2] * 16, 0.1, None)
+    assert found.guaranteed_rate == pytest.approx(rate, abs=0.003)
+    assert found.odd == (), "only sixteen were held out"
