@@ -10,8 +10,9 @@ class UserError(Exception):
     """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
 
 
+SHOWN_OF_A_GROUP = 3
 _strict = False
-_warned: set[str] = set()
+_warned: dict[str, list[str]] = {}  # messages by group
 
 
 def set_strict(strict: bool) -> None:
@@ -21,17 +22,24 @@ def set_strict(strict: bool) -> None:
     _warned.clear()
 
 
-def reading_warning(message: str) -> None:
+def reading_warning(message: str, group: str = "") -> None:
     """Prints ``warning: message`` on standard error, once per message: how a file was read may not be what was meant.
+
+    Args:
+        group: of the messages that share one, such as those of all photos of a folder, only the first few are printed.
 
     Raises:
         UserError: with the message, after ``set_strict(True)``.
     """
     if _strict:
         raise UserError(message)
-    if message not in _warned:
-        _warned.add(message)
-        print(f"warning: {message}", file=sys.stderr)
+    printed = _warned.setdefault(group, [])
+    if message in printed or (group and len(printed) > SHOWN_OF_A_GROUP):
+        return
+    if group and len(printed) == SHOWN_OF_A_GROUP:
+        message = f"{group}: further ones like these are not listed"
+    printed.append(message)
+    print(f"warning: {message}", file=sys.stderr)
 
 
 @contextmanager

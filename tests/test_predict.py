@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from anomalygpt.predict import as_text, expand, main, output_stems, write_pictures
 
@@ -116,7 +117,7 @@ def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         add_references=lambda photos: None,
     )
     monkeypatch.setattr(Predictor, "from_config", lambda config, device, *, with_llm: predictor)
-    (tmp_path / "part.safetensors").touch()
+    save_file({}, tmp_path / "part.safetensors")
     return ["--references", str(tmp_path / "part.safetensors"), "--save-references", str(tmp_path / "again")]
 
 

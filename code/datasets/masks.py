@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError, ImageRecord
-from anomalygpt.datasets.transforms import binary_image, load_image
+from anomalygpt.datasets.transforms import binary_image
 from anomalygpt.errors import reading_warning
 
 Values = NDArray[Any]  # (H, W)

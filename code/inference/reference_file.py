@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.config.settings import ReferenceSettings
+from anomalygpt.config.settings import PhotoSettings, ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -49,12 +49,17 @@ def fingerprint(encoder: torch.nn.Module) -> str:
 
 
 def write_references(
-    path: Path, identity: Mapping[str, Any], settings: ReferenceSettings, pixels: Mapping[int, NDArray[np.uint8]]
+    path: Path,
+    identity: Mapping[str, Any],
+    settings: ReferenceSettings,
+    pixels: Mapping[int, NDArray[np.uint8]],
+    photo_settings: PhotoSettings,
 ) -> None:
     """Writes a safetensors file, atomically.
 
     Args:
         pixels: scale -> (K, S, S, 3), the photos as the encoder gets them.
+        photo_settings: how they were read.
 
     Raises:
         UserError: the name ends in something else, or it can't be written.
@@ -63,7 +68,22 @@ def write_references(
         raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
     tensors = {f"photos.{scale}": torch.from_numpy(values) for scale, values in pixels.items()}
     about = {"format": FORMAT, "identity": json.dumps(identity), "settings": settings.model_dump_json()}
-    save_tensors(tensors, path, about)
+    save_tensors(tensors, path, about | {"photos": photo_settings.model_dump_json()})
+
+
+def saved_photo_settings(path: Path) -> PhotoSettings | None:
+    """How the photos of a file of references were read; None where it does not say so.
+
+    Raises:
+        UserError: damaged.
+    """
+    about = read_metadata(path)
+    if about.get("format") != FORMAT or "photos" not in about:
+        return None
+    try:
+        return PhotoSettings.model_validate_json(about["photos"])
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); save them again") from error
 
 
 def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceSettings, dict[int, NDArray[np.uint8]]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from anomalygpt.config.settings import ReferenceSettings
+from anomalygpt.datasets.photos import current_settings
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.inference.anomaly_map import OWN, distance_map, encode_scales, top_mean
 from anomalygpt.inference.augmentation import (
     ALL_VIEWS,
@@ -40,6 +42,12 @@ EXCLUSION_RADIUS = 2  # patches of the own grid around a position, where a photo
 # A bank above so many patches of one scale is replaced by a coreset of the other size. 16 references in four views have
 # 65,536 at twice DINOv2's side; the limit takes 1.5 GiB there.
 CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13
+# Photos are compared at this side, less their mean colours. On ten parts, frames of a burst differ by 1.3 of 255 or
+# less on average and by 11 at most, distinct photos by 2.4 and 33 or more, except for one part's by 1.0 and 9.
+THUMBNAIL = 56
+COPY_MEAN, COPY_MOST = 0.9, 12.0
+SAME_MOST = 2.0  # at most: the same photo in another format
+FLAT = 2.0  # standard deviation, below which nothing is shown
 
 
 class References:
@@ -75,6 +83,8 @@ class References:
         # References are also encoded at the encoder's own side where the text map has a weight.
         self._compared_scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
         self._photos: list[dict[int, NDArray[np.uint8]]] = []  # of each photo, its pixels (S, S, 3) by scale
+        self._thumbnails: list[NDArray[np.float32]] = []  # of each photo
+        self._sources: list[str] = []  # its file, or what number it is
         self._features: dict[tuple[int, int, View], ImageFeatures] = {}  # (photo, scale, view) -> one image's
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
@@ -86,11 +96,25 @@ class References:
 
         Only where ``augmentation: auto`` now decides for views that were not needed before, these are encoded.
         """
+        source = photo.info.get("source") or f"reference {len(self) + 1}"
+        thumbnail = _thumbnail(photo, self.transform)
+        if (number := self._like(thumbnail, COPY_MEAN, COPY_MOST)) is not None:
+            reading_warning(f"{source}: nearly the same photo as {self._sources[number]} (a copy, a burst); left out")
+            return
+        if thumbnail.std(axis=(0, 1)).max() < FLAT:
+            reading_warning(f"{source}: a flat photo without any detail; expected a reference that shows a good part")
+        self._thumbnails.append(thumbnail)
+        self._sources.append(source)
         scales = sorted({OWN, *self.settings.scales})
         self._photos.append({scale: np.asarray(self.transform.enlarged(scale).shown(photo)) for scale in scales})
         self._held_out, self._text_weights = {}, {}
         for name in ("augmentation", "banks"):
             self.__dict__.pop(name, None)
+
+    def _like(self, thumbnail: NDArray[np.float32], mean: float, most: float) -> int | None:
+        """The first photo that differs from a thumbnail by so little, on average and at most; None without one."""
+        differences = (np.abs(thumbnail - other) for other in self._thumbnails)
+        return next((n for n, one in enumerate(differences) if one.mean() < mean and one.max() < most), None)
 
     def __len__(self) -> int:
         """K, the number of photos."""
@@ -99,6 +123,10 @@ class References:
     @torch.inference_mode()
     def anomaly_maps(self, photos: Sequence[Image.Image], class_names: Sequence[str]) -> tuple[ImageFeatures, Tensor]:
         """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
+        for photo in photos:
+            if (number := self._like(_thumbnail(photo, self.transform), SAME_MOST, SAME_MOST)) is not None:
+                source = photo.info.get("source") or "the photo"
+                reading_warning(f"{source}: also a reference ({self._sources[number]}), so its score says nothing")
         encoded = encode_scales(self.model, photos, self.transform, self.settings.scales)
         return encoded[OWN], self._maps(self.banks, encoded, class_names)
 
@@ -217,7 +245,8 @@ class References:
             UserError: the file can't be written.
         """
         pixels = {scale: np.stack([photo[scale] for photo in self._photos]) for scale in self._photos[0]}
-        write_references(path, encoder_identity(self.model, self.transform), self.settings, pixels)
+        identity = encoder_identity(self.model, self.transform)
+        write_references(path, identity, self.settings, pixels, current_settings())
 
     @classmethod
     def load(cls, path: Path, model: AnomalyGPT, transform: ImageTransform) -> "References":
@@ -229,7 +258,16 @@ class References:
         settings, pixels = read_references(path, encoder_identity(model, transform))
         references = cls(model, settings, transform)
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
+        references._thumbnails = [_thumbnail(Image.fromarray(photo[OWN]), transform) for photo in references._photos]
+        references._sources = [f"{path}, number {number + 1}" for number in range(len(references))]
         return references
+
+
+def _thumbnail(photo: Image.Image, transform: ImageTransform) -> NDArray[np.float32]:
+    """A photo as it is shown to the encoder, (56, 56, 3), 0..255 less the means of its colours."""
+    pixels = np.asarray(transform.shown(photo)).astype(np.float32)
+    small = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return np.asarray(small - small.mean(axis=(0, 1)), dtype=np.float32)
 
 
 def _evenly_spaced(count: int, most: int) -> list[int]:

@@ -16,10 +16,10 @@ from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import positions_of
 from anomalygpt.datasets.sample import collate_pairs
-from anomalygpt.datasets.transforms import load_image
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.datasets.visa import index_visa
 from anomalygpt.inference.answers import parse_verdict
