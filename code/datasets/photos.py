@@ -1,18 +1,15 @@
 """The photo reader of prediction, evaluation, training and the demo: any file to an upright 8-bit RGB photo.
 
-What a number in a file of more than 8 bits means is taken from the settings ``data.bits`` and ``data.range``, else from
-the file (sBIT, BitsPerSample, MaxSampleValue), else from its type, never from the photo's own largest value: references
+What the numbers of more than 8 bits mean is taken from the settings ``data.bits`` and ``data.range``, else from the
+file (sBIT, BitsPerSample, MaxSampleValue), else from their type, never from the photo's own largest value: references
 and photos have to be read alike. What is not certain is reported with :func:`anomalygpt.errors.reading_warning`.
 """
 
-import base64
-import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,12 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from anomalygpt.config.settings import PhotoSettings
+from anomalygpt.datasets.ignored import embedded, paint_ignored
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError, reading_warning
+
+Values = NDArray[Any]  # (H, W) or (H, W, C)
+Range = tuple[float, float]  # the values of black and white
 
 # The limits that Pillow has by default: of a photo that is decoded completely, and of one that is read at reduced size.
 MOST_PIXELS, MOST_PIXELS_REDUCED = 178_956_970, 2**30
@@ -36,27 +37,19 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its errors 
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 FLOAT_RANGES = (1, 255, 65535)  # that photos of floating-point numbers have
 INSIDE = 0.99  # of a photo's values lie in the range that is taken for floating-point numbers
-IGNORED_COLOUR = (124, 116, 104)  # the mean of everyday photos
-EMBEDDED_MASK = "png:"
-ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
 _settings = PhotoSettings()
 
 
 def configure(settings: PhotoSettings) -> None:
     """Sets how photos are read from now on, where :func:`load_image` is given no other settings."""
     global _settings
-    _settings = PhotoSettings(**{name: getattr(settings, name) for name in PhotoSettings.model_fields})
+    _settings = embedded(PhotoSettings(**{name: getattr(settings, name) for name in PhotoSettings.model_fields}))
 
 
 def current_settings() -> PhotoSettings:
-    """How photos are read, with a mask of ignored pixels embedded, so that it does not depend on a file."""
-    mask = _settings.ignore
-    if mask is None or mask.startswith(EMBEDDED_MASK) or _box(mask):
-        return _settings
-    buffer = io.BytesIO()
-    Image.fromarray(_mask(mask)).save(buffer, "PNG")
-    text = EMBEDDED_MASK + base64.b64encode(buffer.getvalue()).decode()
-    return _settings.model_copy(update={"ignore": text})
+    """How photos are read; depends on no file."""
+    return _settings
 
 
 def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image:
@@ -68,29 +61,19 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
     Raises:
         DatasetError: missing, truncated, no image, too large, or values of unknown meaning.
     """
-    path, settings = Path(path), settings or _settings
-    with _opened(path, settings) as image:
-        _warn_of_pages(path, image)
-        samples = _deep_samples(path, image)
-        if samples is None:
-            photo = _reduced(image, settings) if image.mode in ("L", "RGB", "CMYK") else image
-            photo = to_rgb(photo)
+    path, settings = Path(path), embedded(settings) if settings else _settings
+    with _decoding(path):
+        with path.open("rb") as file:
+            start = file.read(12)
+        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            photo = _tiff(path, settings)
         else:
-            photo = _turned(_eight_bits(*samples, str(path), settings), image.getexif().get(ORIENTATION))
-    photo = _reduced(photo, settings)
-    if settings.ignore:
-        pixels = np.array(photo)
-        pixels[_ignored(settings.ignore, photo.size)] = IGNORED_COLOUR
-        photo = Image.fromarray(pixels)
+            if start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS:
+                _register_heif(path)
+            photo = _other(path, settings)
+    photo = paint_ignored(_reduced(photo, settings), settings.ignore)
     photo.info = {"source": str(path)}
     return photo
-
-
-def open_image(path: Path) -> Image.Image:
-    """An upright image in its own mode. Raises :class:`DatasetError` if it is missing, truncated or no image."""
-    with _opened(Path(path), _settings) as image:
-        image.load()
-        return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -100,10 +83,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     0..65535, with a warning where that is a guess.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bits(np.asarray(image), 32 if image.mode == "I" else 16, None, "the photo", PhotoSettings())
+        bits = 32 if image.mode == "I" else 16
+        return _eight_bits(np.asarray(image), bits, None, str(image.info.get("source", "the photo")), PhotoSettings())
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         front = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
@@ -111,93 +93,39 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: Path, settings: PhotoSettings) -> Iterator[Image.Image]:
-    """Opens an image file. Raises DatasetError if it can't be opened, is too large, or if the body can't decode it."""
+def _decoding(path: Path) -> Iterator[None]:
+    """Turns what decoders raise, which on damaged bytes is nearly anything, into a DatasetError."""
     try:
-        _need_heif(path)
-        with _header(path) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS and settings.max_side is None:
-                raise DatasetError(
-                    f"{path}: {width} x {height} pixels, above {MOST_PIXELS:,}; "
-                    "the setting data.max_side=4096 reads it at reduced size"
-                )
-            yield image
+        yield
     except FileNotFoundError:
         link = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
         raise DatasetError(f"{path}: {link}") from None
     except UserError:
         raise
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
+    except Exception as error:
         reason = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
         raise DatasetError(f"{path}: cannot be read as an image ({reason[:200]})") from error
 
 
-@contextmanager
-def _header(path: Path) -> Iterator[Any]:
-    """The file opened by Pillow; a TIFF that Pillow does not know has only a size, a mode and its tags."""
+def _register_heif(path: Path) -> None:
     try:
-        image: Any = Image.open(path)
-    except Image.UnidentifiedImageError:
-        if not _is_tiff(path):
-            raise
-        with tifffile.TiffFile(path) as file:
-            yield _UnknownTiff(file.pages[0])
-        return
-    with image:
-        if image.format == "TIFF":
-            _seek_full_page(image)
-        yield image
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        what = f"{path}: HEIC photos need the library pillow-heif"
+        raise DatasetError(f"{what}: pip install pillow-heif, or export them as JPEG or PNG") from None
+    register_heif_opener()
 
 
-class _UnknownTiff:
-    """As much of Pillow's interface as the reader needs of a TIFF page that Pillow can't decode."""
-
-    def __init__(self, page: Any) -> None:
-        self.format, self.mode, self.size = "TIFF", "", (page.imagewidth, page.imagelength)
-        self.tag_v2 = {tag.code: tag.value for tag in page.tags}
-        self.n_frames = 1
-
-    def getexif(self) -> dict[int, Any]:
-        return self.tag_v2
-
-    def load(self) -> None:
-        raise ValueError("a kind of TIFF that is read as a photo only")
-
-
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def _need_heif(path: Path) -> None:
-    """Lets Pillow read HEIC where this is one. Raises DatasetError where the library for it is absent."""
-    with path.open("rb") as file:
-        start = file.read(12)
-    if start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS:
-        try:
-            from pillow_heif import register_heif_opener
-        except ImportError:
-            what = f"{path}: HEIC photos need the library pillow-heif"
-            raise DatasetError(f"{what}: pip install pillow-heif, or export them as JPEG or PNG") from None
-        register_heif_opener()
-
-
-def _seek_full_page(image: Any) -> None:
-    """Goes to a TIFF's first page that is no thumbnail, and sets ``pages`` to how many of them there are."""
-    full = []
-    for number in range(image.n_frames):
-        image.seek(number)
-        if not int(image.tag_v2.get(254, 0)) & 1:
-            full.append(number)
-    image.seek(full[0] if full else 0)
-    image.pages = max(1, len(full))
-
-
-def _warn_of_pages(path: Path, image: Any) -> None:
-    pages = int(getattr(image, "pages", 0) or getattr(image, "n_frames", 1))
-    if pages > 1 and image.format in ("TIFF", "GIF", "WEBP", "PNG", "AVIF"):
+def _check_header(path: Path, width: int, height: int, pages: int, settings: PhotoSettings) -> None:
+    if width * height > MOST_PIXELS and settings.max_side is None:
+        size = f"{width} x {height} pixels, above {MOST_PIXELS:,}"
+        raise DatasetError(f"{path}: {size}; the setting data.max_side=4096 reads it at reduced size")
+    if pages > 1:
         _warn(str(path), "pages", f"page 1 of {pages} is read; save the others as files of their own to inspect them")
+
+
+def _warn(what: str, kind: str, text: str) -> None:
+    reading_warning(f"{what}: {text}", group=f"{Path(what).parent}: {kind}")
 
 
 def _reduced(image: Any, settings: PhotoSettings) -> Any:
@@ -207,8 +135,19 @@ def _reduced(image: Any, settings: PhotoSettings) -> Any:
     return image
 
 
-def _warn(what: str, kind: str, text: str) -> None:
-    reading_warning(f"{what}: {text}", group=f"{Path(what).parent}: {kind}")
+def _other(path: Path, settings: PhotoSettings) -> Image.Image:
+    """Any format but TIFF."""
+    with Image.open(path) as image:
+        pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: views of the same photo
+        _check_header(path, *image.size, pages, settings)
+        if image.format == "PNG" and image.tile and str(image.tile[0][3]).endswith(";16B"):
+            values = np.asarray(image) if image.mode.startswith("I") else _with_opencv(path)
+            photo = _eight_bits(values, 16, _significant_range(path, values), str(path), settings)
+        elif image.mode.startswith("I"):  # Pillow scales JPEG 2000 and PGM to 16 bits
+            photo = _eight_bits(np.asarray(image), 16, (0, 65535), str(path), settings)
+        else:
+            return to_rgb(_reduced(image, settings) if image.mode in ("L", "RGB", "CMYK") else image)
+        return _turned(photo, image.getexif().get(ORIENTATION))
 
 
 def _turned(photo: Image.Image, orientation: int | None) -> Image.Image:
@@ -218,25 +157,9 @@ def _turned(photo: Image.Image, orientation: int | None) -> Image.Image:
     return ImageOps.exif_transpose(photo)
 
 
-def _deep_samples(path: Path, image: Any) -> tuple[NDArray[Any], int, tuple[float, float] | None] | None:
-    """Values (H, W) or (H, W, C) of a file that does not hold 8-bit ones, their bits, and the range that it states.
-
-    None for a file of up to 8 bits, which Pillow reads.
-    """
-    if image.format == "TIFF":
-        return _tiff_samples(path, image)
-    if image.format == "PNG" and str(image.tile[0][3] if image.tile else "").endswith(";16B"):
-        values = np.asarray(image) if image.mode.startswith("I") else _with_opencv(path)
-        return values, 16, _significant_range(path, values)
-    if image.mode.startswith("I"):  # Pillow scales JPEG 2000 and PGM to 16 bits
-        return np.asarray(image), 16, (0, 65535)
-    return None
-
-
-def _significant_range(path: Path, values: NDArray[Any]) -> tuple[float, float] | None:
+def _significant_range(path: Path, values: Values) -> Range | None:
     """The range of a 16-bit PNG with an sBIT of fewer bits, whose values are small, or scaled to 16 as PNG wants it."""
-    data = path.read_bytes().partition(b"IDAT")[0]
-    found = re.search(rb"\0\0\0[\1-\4]sBIT(.)", data, re.DOTALL)
+    found = re.search(rb"\0\0\0[\1-\4]sBIT(.)", path.read_bytes().partition(b"IDAT")[0], re.DOTALL)
     if found is None or not 8 <= found[1][0] < 16:
         return None
     bits = found[1][0]
@@ -244,54 +167,7 @@ def _significant_range(path: Path, values: NDArray[Any]) -> tuple[float, float] 
     return (0, 65535) if values.max() >= 2**bits or scaled else (0, 2**bits - 1)
 
 
-def _tiff_samples(path: Path, image: Any) -> tuple[NDArray[Any], int, tuple[float, float] | None] | None:
-    tags = image.tag_v2
-    bits, kind = (_first(tags.get(tag, default)) for tag, default in ((258, 1), (339, 1)))
-    if image.mode and bits <= 8 and kind == 1:
-        return None
-    values = _tiff_values(path, image.tell() if image.mode else 0, bits, int(_first(tags.get(277, 1))))
-    stated = _stated_range(tags, values)
-    if tags.get(262) == 0:  # WhiteIsZero
-        white = stated[1] if stated else 2**bits - 1
-        if kind != 1 or (not stated and values.max() < 2 ** (bits - 2)):
-            raise DatasetError(f"{path}: a TIFF of {bits} bits whose zero is white; save it with zero as black")
-        values = (white - values).astype(values.dtype)
-    return values, bits, stated
-
-
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, tuple) else value
-
-
-def _stated_range(tags: Any, values: NDArray[Any]) -> tuple[float, float] | None:
-    """The range of TIFF's tags; None where they are the photo's own extremes, as statistics programs write them."""
-    first, last = (340, 341) if 341 in tags else (280, 281)
-    if last not in tags or not np.isfinite(values).any():
-        return None
-    low, high = float(_first(tags.get(first, 0))), float(_first(tags[last]))
-    smallest, largest = float(np.nanmin(values)), float(np.nanmax(values))
-    is_full_scale = high in (2.0 ** np.arange(65) - 1)
-    if high <= low or largest > high or ((low, high) == (smallest, largest) and not is_full_scale):
-        return None
-    return (0.0 if smallest >= 0 and np.issubdtype(values.dtype, np.unsignedinteger) else low), high
-
-
-def _tiff_values(path: Path, page: int, bits: int, channels: int) -> NDArray[Any]:
-    """A TIFF page's numbers. (Pillow misreads compressed big-endian ones, and drops bits of those in colour.)"""
-    try:
-        with tifffile.TiffFile(path) as file:
-            chosen: Any = file.pages[page]
-            values = chosen.asarray()
-            planar = chosen.planarconfig == 2 and values.ndim == 3
-        return np.moveaxis(values, 0, -1) if planar else values
-    except Exception as error:
-        if "imagecodecs" not in str(error) or page or channels == 2:
-            raise
-    values = _with_opencv(path)
-    return values >> (16 - bits) if bits in (10, 12, 14) else values
-
-
-def _with_opencv(path: Path) -> NDArray[Any]:
+def _with_opencv(path: Path) -> Values:
     """Values of a 16-bit PNG or compressed TIFF in colour, of which Pillow drops the lower eight bits."""
     values: Any = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
@@ -299,35 +175,70 @@ def _with_opencv(path: Path) -> NDArray[Any]:
     return values if values.ndim == 2 else values[..., [2, 1, 0, *range(3, values.shape[2])]]
 
 
-def _eight_bits(
-    values: NDArray[Any], bits: int, stated: tuple[float, float] | None, what: str, settings: PhotoSettings
-) -> Image.Image:
-    """Values (H, W) or (H, W, C) -> RGB. Raises DatasetError for ones whose meaning is not known."""
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
-        raise DatasetError(f"{what}: an array of shape {values.shape}; expected one to four channels")
-    if not values.size:
-        raise DatasetError(f"{what}: has no pixels")
-    values = _finite(values, what)
-    if np.issubdtype(values.dtype, np.floating):
-        values = values.astype(np.float64)
-    low, high = settings.value_range or stated or _usual_range(values, bits, what)
+def _tiff(path: Path, settings: PhotoSettings) -> Image.Image:
+    """The first page that is no thumbnail; tifffile decodes what is not 8 bits deep, of which Pillow misreads some."""
+    with tifffile.TiffFile(path) as file:
+        every: list[Any] = list(file.pages)
+        pages = [page for page in every if not page.is_reduced] or every
+        page = pages[0]
+        tags = {tag.code: tag.value[0] if isinstance(tag.value, tuple) else tag.value for tag in page.tags}
+        _check_header(path, page.imagewidth, page.imagelength, len(pages), settings)
+        bits, kind = int(page.bitspersample), int(tags.get(339, 1))
+        if bits <= 8 and kind == 1:
+            with Image.open(path) as image:
+                image.seek(every.index(page))
+                return to_rgb(image)
+        values = _tiff_values(path, page)
+    stated = _stated_range(tags, values)
+    if tags.get(262) == 0:  # WhiteIsZero
+        if kind != 1:
+            raise DatasetError(f"{path}: a TIFF of signed or floating-point values whose zero is white")
+        values = (stated[1] if stated else 2**bits - 1) - values.astype(np.int64)
+    return _turned(_eight_bits(values, bits, stated, str(path), settings), tags.get(ORIENTATION))
+
+
+def _tiff_values(path: Path, page: Any) -> Values:
+    try:
+        values: Values = page.asarray()
+        return np.moveaxis(values, 0, -1) if page.planarconfig == 2 and values.ndim == 3 else values
+    except Exception as error:
+        if "imagecodecs" not in str(error) or page.index or page.samplesperpixel == 2:
+            raise
+    values, bits = _with_opencv(path), int(page.bitspersample)
+    return values >> (16 - bits) if bits in (10, 12, 14) else values
+
+
+def _stated_range(tags: dict[int, Any], values: Values) -> Range | None:
+    """The range of TIFF's tags; None where they are the photo's own extremes, as statistics programs write them."""
+    first, last = (340, 341) if 341 in tags else (280, 281)
+    if last not in tags or not np.isfinite(values).any():
+        return None
+    low, high = float(tags.get(first, 0)), float(tags[last])
+    smallest, largest = float(np.nanmin(values)), float(np.nanmax(values))
+    is_full_scale = high in (2.0 ** np.arange(65) - 1)
+    if high <= low or largest > high or ((low, high) == (smallest, largest) and not is_full_scale):
+        return None
+    return (0.0 if smallest >= 0 and np.issubdtype(values.dtype, np.unsignedinteger) else low), high
+
+
+def _eight_bits(values: Values, bits: int, stated: Range | None, what: str, settings: PhotoSettings) -> Image.Image:
+    """Values of ``bits`` bits, with the range that their file states -> RGB. Raises DatasetError if it is unknown."""
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)) or not values.size:
+        raise DatasetError(f"{what}: an array of shape {values.shape}; expected pixels of one to four channels")
+    values = _finite(values.astype(np.float32) if values.dtype == np.float16 else values, what)
+    low, high = settings.value_range or stated or _range_of_type(values, bits, what)
     smallest, largest = float(values.min()), float(values.max())
     if settings.value_range and (smallest < low or largest > high):
         found = f"values from {smallest:g} to {largest:g}"
         _warn(what, "range", f"{found} lie outside {low:g}..{high:g}, which data.bits or data.range states; cut off")
-    values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    if settings.max_side and max(values.shape[:2]) > settings.max_side:
-        share = settings.max_side / max(values.shape[:2])
-        height, width = (max(1, round(side * share)) for side in values.shape[:2])
-        values = cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA)
-    scaled = (values - low) * (255 / (high - low))
+    scaled = (values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64) - low) * (255 / (high - low))
     pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
-def _finite(values: NDArray[Any], what: str) -> NDArray[Any]:
-    """The values (H, W) or (H, W, C), with the nearest finite pixel in place of one with NaN or infinity."""
+def _finite(values: Values, what: str) -> Values:
+    """The values with the nearest finite pixel in place of one with NaN or infinity."""
     broken = ~np.isfinite(values)
     if not broken.any():
         return values
@@ -339,7 +250,7 @@ def _finite(values: NDArray[Any], what: str) -> NDArray[Any]:
     return values[tuple(nearest)]
 
 
-def _usual_range(values: NDArray[Any], bits: int, what: str) -> tuple[float, float]:
+def _range_of_type(values: Values, bits: int, what: str) -> Range:
     """The range that values of a type have, where neither a setting nor the file states one."""
     low, high = float(values.min()), float(values.max())
     advice = "set data.range=[low, high] for references and photos alike"
@@ -363,43 +274,3 @@ def _usual_range(values: NDArray[Any], bits: int, what: str) -> tuple[float, flo
         use = f"{found} use {used} of {bits} bits; read as {bits} bits, which is dark"
         _warn(what, "bits", f"{use}. If wrong, set data.bits={max(8, used)} for references and photos alike")
     return 0, 2**bits - 1
-
-
-def _box(text: str) -> tuple[float, ...] | None:
-    """``left,top,right,bottom`` as numbers; None for any other text."""
-    parts = text.split(",")
-    try:
-        return tuple(map(float, parts)) if len(parts) == 4 else None
-    except ValueError:
-        return None
-
-
-@lru_cache(maxsize=4)
-def _mask(text: str) -> NDArray[np.bool_]:
-    """A mask file, or an embedded one, as (H, W) bool."""
-    mask: Image.Image
-    if text.startswith(EMBEDDED_MASK):
-        mask = Image.open(io.BytesIO(base64.b64decode(text.removeprefix(EMBEDDED_MASK))))
-    else:
-        mask = open_image(Path(text).expanduser())
-    return np.asarray(mask.convert("L")) > 0
-
-
-def _ignored(text: str, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixels (H, W) of a photo of ``size`` (width, height) that a box or a mask excludes from inspection."""
-    width, height = size
-    box = _box(text)
-    if box is None:
-        mask = Image.fromarray(_mask(text))
-        if abs(mask.width * height - mask.height * width) > max(width, height):
-            raise UserError(f"data.ignore: a mask of {mask.width} x {mask.height} for a photo of {width} x {height}")
-        return np.asarray(mask.resize(size, Image.Resampling.NEAREST))
-    left, top, right, bottom = (
-        round(value * side) if max(box) <= 1 else round(value)
-        for value, side in zip(box, (width, height) * 2, strict=True)
-    )
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise UserError(f"data.ignore {text}: expected left,top,right,bottom inside a photo of {width} x {height}")
-    flags = np.zeros((height, width), bool)
-    flags[top:bottom, left:right] = True
-    return flags

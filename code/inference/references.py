@@ -42,11 +42,11 @@ EXCLUSION_RADIUS = 2  # patches of the own grid around a position, where a photo
 # A bank above so many patches of one scale is replaced by a coreset of the other size. 16 references in four views have
 # 65,536 at twice DINOv2's side; the limit takes 1.5 GiB there.
 CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13
-# Photos are compared at this side, less their mean colours. On ten parts, frames of a burst differ by 1.3 of 255 or
-# less on average and by 11 at most, distinct photos by 2.4 and 33 or more, except for one part's by 1.0 and 9.
-THUMBNAIL = 56
-COPY_MEAN, COPY_MOST = 0.9, 12.0
-SAME_MOST = 2.0  # at most: the same photo in another format
+THUMBNAIL = 56  # the side at which photos are compared by their pixels
+# Photos that differ by less than the first on average, in levels of 255, and score less than the second against each
+# other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
+ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
+SAME = 2.0  # at most between the thumbnails of one photo in two formats
 FLAT = 2.0  # standard deviation, below which nothing is shown
 
 
@@ -96,25 +96,32 @@ class References:
 
         Only where ``augmentation: auto`` now decides for views that were not needed before, these are encoded.
         """
-        source = photo.info.get("source") or f"reference {len(self) + 1}"
-        thumbnail = _thumbnail(photo, self.transform)
-        if (number := self._like(thumbnail, COPY_MEAN, COPY_MOST)) is not None:
-            reading_warning(f"{source}: nearly the same photo as {self._sources[number]} (a copy, a burst); left out")
-            return
-        if thumbnail.std(axis=(0, 1)).max() < FLAT:
-            reading_warning(f"{source}: a flat photo without any detail; expected a reference that shows a good part")
-        self._thumbnails.append(thumbnail)
-        self._sources.append(source)
+        number, source = len(self), photo.info.get("source") or f"reference {len(self) + 1}"
         scales = sorted({OWN, *self.settings.scales})
         self._photos.append({scale: np.asarray(self.transform.enlarged(scale).shown(photo)) for scale in scales})
+        self._thumbnails.append(_thumbnail(photo, self.transform))
+        if (other := self._copied_by(number)) is not None:
+            reading_warning(f"{source}: nearly the same photo as {self._sources[other]} (a copy, a burst); left out")
+            self._photos.pop(), self._thumbnails.pop(), self._features.pop((number, OWN, UPRIGHT), None)
+            return
+        self._sources.append(source)
+        if self._thumbnails[number].std(axis=(0, 1)).max() < FLAT:
+            reading_warning(f"{source}: a flat photo without any detail; expected a reference that shows a good part")
         self._held_out, self._text_weights = {}, {}
         for name in ("augmentation", "banks"):
             self.__dict__.pop(name, None)
 
-    def _like(self, thumbnail: NDArray[np.float32], mean: float, most: float) -> int | None:
-        """The first photo that differs from a thumbnail by so little, on average and at most; None without one."""
-        differences = (np.abs(thumbnail - other) for other in self._thumbnails)
-        return next((n for n, one in enumerate(differences) if one.mean() < mean and one.max() < most), None)
+    @torch.inference_mode()
+    def _copied_by(self, number: int) -> int | None:
+        """The first photo that another one repeats; two such photos would make the threshold far too low."""
+        for other in range(number):
+            if np.abs(self._thumbnails[number] - self._thumbnails[other]).mean() < ALIKE_PIXELS:
+                mine, others = (self._views(photo, OWN, [UPRIGHT]) for photo in (number, other))
+                similarity = MemoryBank(others).similarity(mine, self.settings.tap_weights)
+                map = distance_map([similarity], self.settings, MAP_SIZE, self.model.encoder.spec.grid)
+                if float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
+                    return other
+        return None
 
     def __len__(self) -> int:
         """K, the number of photos."""
@@ -124,9 +131,11 @@ class References:
     def anomaly_maps(self, photos: Sequence[Image.Image], class_names: Sequence[str]) -> tuple[ImageFeatures, Tensor]:
         """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
         for photo in photos:
-            if (number := self._like(_thumbnail(photo, self.transform), SAME_MOST, SAME_MOST)) is not None:
-                source = photo.info.get("source") or "the photo"
-                reading_warning(f"{source}: also a reference ({self._sources[number]}), so its score says nothing")
+            thumbnail, source = _thumbnail(photo, self.transform), photo.info.get("source") or "the photo"
+            for own, reference in zip(self._thumbnails, self._sources, strict=True):
+                if np.abs(thumbnail - own).max() < SAME:
+                    reading_warning(f"{source}: also a reference ({reference}), so its score says nothing")
+                    break
         encoded = encode_scales(self.model, photos, self.transform, self.settings.scales)
         return encoded[OWN], self._maps(self.banks, encoded, class_names)
 

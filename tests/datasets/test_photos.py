@@ -238,8 +238,10 @@ def test_ignored_pixels_are_painted_alike_on_every_photo(tmp_path: Path) -> None
     for wrong in ("20,5,50,10", "30,5,20,10"):
         with pytest.raises(UserError, match=r"data\.ignore .*40 x 20"):
             load_image(tmp_path / "0.png", PhotoSettings(ignore=wrong))
-    with pytest.raises(UserError, match="no such file"):
-        load_image(tmp_path / "0.png", PhotoSettings(ignore="nowhere.png"))
+    Image.new("L", (40, 20)).save(tmp_path / "empty.png")
+    for wrong, words in (("nowhere.png", "no mask and no box"), (str(tmp_path / "empty.png"), "marks nothing")):
+        with pytest.raises(UserError, match=words):
+            configure(PhotoSettings(ignore=wrong))
 
 
 def test_heic_names_the_library_that_reads_it(tmp_path: Path) -> None:
