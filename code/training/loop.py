@@ -1,9 +1,10 @@
 """The training loop: batches in, optimiser steps, metrics and checkpoints out (AnomalyGPT section 3.5)."""
 
 import logging
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -126,6 +127,7 @@ class Trainer:
             started = time.monotonic()
             numbers = self._optimizer_step(pairs, instructions, step)
             step += 1
+            _require_finite(step, numbers)
             numbers["lr"] = self.engine.get_lr()[0]
             numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
             bar.update()
@@ -204,11 +206,20 @@ class Trainer:
         if self.data.validation is None:
             return
         numbers = validate(self.model, self.data.validation, self.config, self.process)
+        _require_finite(step, numbers)
         logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
         if self._best:
             self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
         if self._log:
             self._log.write("validation", step, **numbers)
+
+
+def _require_finite(step: int, losses: Mapping[str, float]) -> None:
+    """Raises UserError where a loss is not finite; all processes have the same losses."""
+    if not math.isfinite(sum(losses.values())):
+        values = ", ".join(f"{name} {value}" for name, value in losses.items() if not math.isfinite(value))
+        advice = "start again with a lower training.optimizer.lr, or with training.precision=fp32"
+        raise UserError(f"step {step}: a loss is not a finite number ({values}); {advice}")
 
 
 def reference_views(references: Tensor, *, rotated: bool) -> Tensor:

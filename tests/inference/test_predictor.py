@@ -15,6 +15,7 @@ from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import top_mean
 from anomalygpt.inference.answer_check import check_answer
+from anomalygpt.inference.augmentation import ALL_VIEWS
 from anomalygpt.inference.predictor import Predictor
 from tests.inference.conftest import batch_sizes
 
