@@ -7,12 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from anomalygpt.config.settings import ReferenceSettings
-from anomalygpt.datasets.photos import current_settings
+from anomalygpt.datasets.photos import current_settings, to_rgb
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.inference.anomaly_map import OWN, distance_map, encode_scales, top_mean
@@ -27,7 +29,7 @@ from anomalygpt.inference.augmentation import (
     view_gains,
     view_positions,
 )
-from anomalygpt.inference.reference_file import encoder_identity, read_references, write_references
+from anomalygpt.inference.reference_file import Picture, encoder_identity, read_references, write_references
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank, unit_patches
@@ -47,6 +49,7 @@ THUMBNAIL = 56  # the side at which photos are compared by their pixels
 # other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
 ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
 SAME = 2.0  # at most between the thumbnails of one photo in two formats
+LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
 FLAT = 2.0  # standard deviation, below which nothing is shown
 
 
@@ -82,10 +85,11 @@ class References:
         self.transform = transform
         # References are also encoded at the encoder's own side where the text map has a weight.
         self._compared_scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
-        self._photos: list[dict[int, NDArray[np.uint8]]] = []  # of each photo, its pixels (S, S, 3) by scale
+        self.tiles = 1, 1  # rows and columns in which long photos are compared; by the first one
+        self._photos: list[dict[Picture, NDArray[np.uint8]]] = []  # of each photo, the pixels (S, S, 3) of its pictures
         self._thumbnails: list[NDArray[np.float32]] = []  # of each photo
         self._sources: list[str] = []  # its file, or what number it is
-        self._features: dict[tuple[int, int, View], ImageFeatures] = {}  # (photo, scale, view) -> one image's
+        self._features: dict[tuple[int, Picture, View], ImageFeatures] = {}  # (photo, picture, view) -> one image's
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
         for photo in photos:
@@ -97,8 +101,16 @@ class References:
         Only where ``augmentation: auto`` now decides for views that were not needed before, these are encoded.
         """
         number, source = len(self), photo.info.get("source") or f"reference {len(self) + 1}"
-        scales = sorted({OWN, *self.settings.scales})
-        self._photos.append({scale: np.asarray(self.transform.enlarged(scale).shown(photo)) for scale in scales})
+        if not number and self.transform.geometry == "squash":
+            self.tiles = _tiles_of(photo)
+        pictures: dict[Picture, NDArray[np.uint8]] = {}
+        for scale in sorted({OWN, *self.settings.scales}):
+            transform = self.transform.enlarged(scale)
+            pictures[scale] = np.asarray(transform.shown(photo))
+            if self.tiles != (1, 1):
+                crops = zip(self._pictures(scale), self._crops(photo), strict=True)
+                pictures |= {picture: np.asarray(transform.shown(crop)) for picture, crop in crops}
+        self._photos.append(pictures)
         self._thumbnails.append(_thumbnail(photo, self.transform))
         if (other := self._copied_by(number)) is not None:
             reading_warning(f"{source}: nearly the same photo as {self._sources[other]} (a copy, a burst); left out")
@@ -136,8 +148,26 @@ class References:
                 if np.abs(thumbnail - own).max() < SAME:
                     reading_warning(f"{source}: also a reference ({reference}), so its score says nothing")
                     break
-        encoded = encode_scales(self.model, photos, self.transform, self.settings.scales)
-        return encoded[OWN], self._maps(self.banks, encoded, class_names)
+        encoded = encode_scales(
+            self.model, photos, self.transform, self.settings.scales if self.tiles == (1, 1) else ()
+        )
+        features = encoded[OWN]
+        if self.tiles != (1, 1):
+            crops = [crop for photo in photos for crop in self._crops(photo)]
+            encoded = encode_scales(self.model, crops, self.transform, self.settings.scales)
+        return features, self._maps(self.banks, encoded, class_names)
+
+    def _pictures(self, scale: int) -> list[Picture]:
+        """What is compared of a photo at one scale: the whole, or its tiles in reading order."""
+        rows, columns = self.tiles
+        tiles = [(scale, row, column) for row in range(rows) for column in range(columns)]
+        return [scale] if len(tiles) == 1 else list(tiles)
+
+    def _crops(self, photo: Image.Image) -> list[Image.Image]:
+        photo = to_rgb(photo)
+        (rows, columns), (width, height) = self.tiles, photo.size
+        xs, ys = (np.linspace(0, side, n + 1).round() for side, n in ((width, columns), (height, rows)))
+        return [photo.crop((xs[c], ys[r], xs[c + 1], ys[r + 1])) for r in range(rows) for c in range(columns)]
 
     def _maps(
         self,
@@ -146,7 +176,12 @@ class References:
         class_names: Sequence[str],
         excluding: bool = False,
     ) -> Tensor:
-        """Maps (B, 1, 224, 224); ``excluding`` compares no patch with the neighbourhood of its own position."""
+        """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles.
+
+        ``excluding`` compares no patch with the neighbourhood of its own position in its tile.
+        """
+        rows, columns = self.tiles
+        class_names = [name for name in class_names for _ in range(rows * columns)]
         similarities = [
             banks[scale].similarity(
                 encoded[scale], self.settings.tap_weights, scale * EXCLUSION_RADIUS if excluding else None
@@ -155,10 +190,13 @@ class References:
         ]
         maps = distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
         weights = [self.text_weight(name) for name in class_names]
-        if not any(weights):
+        if any(weights):
+            blend = torch.tensor(weights, device=maps.device)[:, None, None, None]
+            maps = (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], class_names)
+        if rows * columns == 1:
             return maps
-        blend = torch.tensor(weights, device=maps.device)[:, None, None, None]
-        return (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], class_names)
+        long = rearrange(maps, "(b r c) k h w -> b k (r h) (c w)", r=rows, c=columns)
+        return F.interpolate(long, size=maps.shape[-2:], mode="area")
 
     @torch.inference_mode()
     def text_weight(self, class_name: str = UNNAMED_CLASS) -> float:
@@ -195,7 +233,7 @@ class References:
         maps = []
         for photo in _evenly_spaced(len(self), MOST_HELD_OUT):
             banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
-            encoded = {scale: self._views(photo, scale, [UPRIGHT]) for scale in self._compared_scales}
+            encoded = {scale: self._compared(photo, scale, [UPRIGHT]) for scale in self._compared_scales}
             maps.append(self._maps(banks, encoded, [class_name]))
         return maps
 
@@ -204,8 +242,11 @@ class References:
 
         The first kind is too similar to what the bank holds, the second misses what the part has only once.
         """
-        encoded = {scale: self._encode(perturbed(self._pixels(0, scale))) for scale in self._compared_scales}
-        names = [class_name] * len(next(iter(encoded.values())))
+        encoded, names = {}, list[str]()
+        for scale in self._compared_scales:
+            tiles = [perturbed(self._pixels(0, picture)) for picture in self._pictures(scale)]
+            encoded[scale] = self._encode(torch.stack(tiles, dim=1).flatten(0, 1))
+            names = [class_name] * len(tiles[0])
         return [self._maps(self.banks, encoded, names, excluding) for excluding in (False, True)]
 
     @cached_property
@@ -226,26 +267,31 @@ class References:
         """The patches that photos are compared with, by scale."""
         views, banks = VIEWS[self.augmentation], {}
         for scale in self.settings.scales:
-            photos = [self._views(photo, scale, views) for photo in range(len(self))]
-            bank = MemoryBank(photos, view_positions(views, photos[0].grid))
+            photos = [self._compared(photo, scale, views) for photo in range(len(self))]
+            positions = view_positions(views, photos[0].grid).repeat(len(self._pictures(scale)), 1)
+            bank = MemoryBank(photos, positions)
             banks[scale] = bank.coreset(CORESET_SIZE) if len(bank) > CORESET_ABOVE else bank
         return banks
 
-    def _pixels(self, photo: int, scale: int) -> Tensor:
-        return self.transform.enlarged(scale).normalise(self._photos[photo][scale])
+    def _pixels(self, photo: int, picture: Picture) -> Tensor:
+        return self.transform.normalise(self._photos[photo][picture])
 
     def _encode(self, images: Tensor) -> ImageFeatures:
         return encode_multiscale(self.model.encode, self.model.encoder.spec, images)
 
-    def _views(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
+    def _compared(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
+        """Features of V views of each tile of a reference."""
+        return _concatenated([self._views(photo, picture, views) for picture in self._pictures(scale)])
+
+    def _views(self, photo: int, picture: Picture, views: Sequence[View]) -> ImageFeatures:
         """Features of V views of a reference; those that are not there yet are encoded."""
-        missing = [view for view in views if (photo, scale, view) not in self._features]
+        missing = [view for view in views if (photo, picture, view) not in self._features]
         if missing:
-            pixels = self._pixels(photo, scale)
+            pixels = self._pixels(photo, picture)
             encoded = self._encode(torch.stack([view.of(pixels) for view in missing]))
             for number, view in enumerate(missing):
-                self._features[photo, scale, view] = encoded[[number]]
-        return _concatenated([self._features[photo, scale, view] for view in views])
+                self._features[photo, picture, view] = encoded[[number]]
+        return _concatenated([self._features[photo, picture, view] for view in views])
 
     def save(self, path: Path) -> None:
         """Writes the photos and the settings to a safetensors file, atomically.
@@ -253,7 +299,7 @@ class References:
         Raises:
             UserError: the file can't be written.
         """
-        pixels = {scale: np.stack([photo[scale] for photo in self._photos]) for scale in self._photos[0]}
+        pixels = {picture: np.stack([photo[picture] for photo in self._photos]) for picture in self._photos[0]}
         identity = encoder_identity(self.model, self.transform)
         write_references(path, identity, self.settings, pixels, current_settings())
 
@@ -267,9 +313,19 @@ class References:
         settings, pixels = read_references(path, encoder_identity(model, transform))
         references = cls(model, settings, transform)
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
+        tiles = [picture for picture in pixels if isinstance(picture, tuple)]
+        references.tiles = tuple(1 + max((tile[axis] for tile in tiles), default=0) for axis in (1, 2))
         references._thumbnails = [_thumbnail(Image.fromarray(photo[OWN]), transform) for photo in references._photos]
         references._sources = [f"{path}, number {number + 1}" for number in range(len(references))]
         return references
+
+
+def _tiles_of(photo: Image.Image) -> tuple[int, int]:
+    """Rows and columns of nearly square tiles of a long photo; 1, 1 of any other."""
+    width, height = to_rgb(photo).size
+    if max(width, height) < LONG * min(width, height):
+        return 1, 1
+    return min(MOST_TILES, max(1, round(height / width))), min(MOST_TILES, max(1, round(width / height)))
 
 
 def _thumbnail(photo: Image.Image, transform: ImageTransform) -> NDArray[np.float32]:

@@ -122,20 +122,21 @@ class Trainer:
         pairs: Iterator[AnomalyBatch | FindingsBatch],
         instructions: Iterator[InstructionBatch] | None,
     ) -> None:
-        bar = tqdm(total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main)
-        while step < self.total_steps:
-            started = time.monotonic()
-            numbers = self._optimizer_step(pairs, instructions, step)
-            step += 1
-            _require_finite(step, numbers)
-            numbers["lr"] = self.engine.get_lr()[0]
-            numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
-            bar.update()
-            bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
-            if self._log and step % self.settings.log_every == 0:
-                self._log.write("train", step, **numbers)
-            self._after_step(step)
-        bar.close()
+        with tqdm(
+            total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main
+        ) as bar:  # closed before an error is printed
+            while step < self.total_steps:
+                started = time.monotonic()
+                numbers = self._optimizer_step(pairs, instructions, step)
+                step += 1
+                _require_finite(step, numbers)
+                numbers["lr"] = self.engine.get_lr()[0]
+                numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
+                bar.update()
+                bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
+                if self._log and step % self.settings.log_every == 0:
+                    self._log.write("train", step, **numbers)
+                self._after_step(step)
 
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps

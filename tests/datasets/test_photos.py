@@ -1,6 +1,6 @@
 """The photo reader.
 
-``ANOMALYGPT_EXAMPLES=100000 python -m pytest --timeout 0 tests/datasets/test_photos.py`` tries more than the suite.
+``READER_EXAMPLES=100000 python -m pytest --timeout 0 tests/datasets/test_photos.py`` tries more than the suite.
 """
 
 import os
@@ -26,7 +26,7 @@ from anomalygpt.datasets.records import DatasetError, find_photos, list_images
 from anomalygpt.errors import UserError, set_strict
 
 many = settings(
-    max_examples=int(os.environ.get("ANOMALYGPT_EXAMPLES", "300")),
+    max_examples=int(os.environ.get("READER_EXAMPLES", "1000")),  # two tests
     deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,
