@@ -10,9 +10,8 @@ class UserError(Exception):
     """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
 
 
-SHOWN_OF_A_GROUP = 3
 _strict = False
-_warned: dict[str, list[str]] = {}  # messages by group
+_warned: set[str] = set()
 
 
 def set_strict(strict: bool) -> None:
@@ -26,20 +25,16 @@ def reading_warning(message: str, group: str = "") -> None:
     """Prints ``warning: message`` on standard error, once per message: how a file was read may not be what was meant.
 
     Args:
-        group: of the messages that share one, such as those of all photos of a folder, only the first few are printed.
+        group: of the messages that share one, such as those of all photos of a folder, only the first is printed.
 
     Raises:
         UserError: with the message, after ``set_strict(True)``.
     """
     if _strict:
         raise UserError(message)
-    printed = _warned.setdefault(group, [])
-    if message in printed or (group and len(printed) > SHOWN_OF_A_GROUP):
-        return
-    if group and len(printed) == SHOWN_OF_A_GROUP:
-        message = f"{group}: further ones like these are not listed"
-    printed.append(message)
-    print(f"warning: {message}", file=sys.stderr)
+    if (group or message) not in _warned:
+        _warned.add(group or message)
+        print(f"warning: {message}{' (further ones like this are not listed)' if group else ''}", file=sys.stderr)
 
 
 @contextmanager

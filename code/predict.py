@@ -132,15 +132,17 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _photo_settings(arguments: argparse.Namespace, config: "ExperimentConfig") -> "PhotoSettings":
     """How photos are read: as the saved references were, which the command line may not contradict."""
+    from anomalygpt.datasets.ignored import embedded
     from anomalygpt.inference.reference_file import saved_photo_settings
 
     saved = saved_photo_settings(arguments.references) if arguments.references else None
     if saved is None:
         return config.data
-    for name in stated(arguments.set).get("data", {}):
-        if name in type(saved).model_fields and getattr(saved, name) != getattr(config.data, name):
-            what = f"--references {arguments.references}: saved with data.{name} {getattr(saved, name)}"
-            raise UserError(f"{what:.300}; for another one give the good photos, --reference GOOD …")
+    given = embedded(config.data)
+    for name in {*stated(arguments.set).get("data", {})} & {*type(saved).model_fields}:
+        if getattr(saved, name) != getattr(given, name):
+            advice = "for another one give the good photos, --reference GOOD …"
+            raise UserError(f"--references {arguments.references}: saved with another data.{name}; {advice}")
     return saved
 
 

@@ -48,7 +48,7 @@ def configure(settings: PhotoSettings) -> None:
 
 
 def current_settings() -> PhotoSettings:
-    """How photos are read; depends on no file."""
+    """How photos are read; names no file."""
     return _settings
 
 
@@ -62,7 +62,7 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
         DatasetError: missing, truncated, no image, too large, or values of unknown meaning.
     """
     path, settings = Path(path), embedded(settings) if settings else _settings
-    with _decoding(path):
+    with decoding(path):
         with path.open("rb") as file:
             start = file.read(12)
         if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -93,7 +93,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def decoding(path: Path) -> Iterator[None]:
     """Turns what decoders raise, which on damaged bytes is nearly anything, into a DatasetError."""
     try:
         yield
@@ -188,24 +188,24 @@ def _tiff(path: Path, settings: PhotoSettings) -> Image.Image:
             with Image.open(path) as image:
                 image.seek(every.index(page))
                 return to_rgb(image)
-        values = _tiff_values(path, page)
+        try:
+            values = page.asarray()
+            values = np.moveaxis(values, 0, -1) if page.planarconfig == 2 and values.ndim == 3 else values
+        except Exception as error:
+            if (
+                "imagecodecs" not in str(error)
+                or page.index
+                or bits not in (10, 12, 14, 16)
+                or page.samplesperpixel == 2
+            ):
+                raise
+            values = _with_opencv(path) >> (16 - bits)
     stated = _stated_range(tags, values)
     if tags.get(262) == 0:  # WhiteIsZero
         if kind != 1:
             raise DatasetError(f"{path}: a TIFF of signed or floating-point values whose zero is white")
         values = (stated[1] if stated else 2**bits - 1) - values.astype(np.int64)
     return _turned(_eight_bits(values, bits, stated, str(path), settings), tags.get(ORIENTATION))
-
-
-def _tiff_values(path: Path, page: Any) -> Values:
-    try:
-        values: Values = page.asarray()
-        return np.moveaxis(values, 0, -1) if page.planarconfig == 2 and values.ndim == 3 else values
-    except Exception as error:
-        if "imagecodecs" not in str(error) or page.index or page.samplesperpixel == 2:
-            raise
-    values, bits = _with_opencv(path), int(page.bitspersample)
-    return values >> (16 - bits) if bits in (10, 12, 14) else values
 
 
 def _stated_range(tags: dict[int, Any], values: Values) -> Range | None:
@@ -223,7 +223,7 @@ def _stated_range(tags: dict[int, Any], values: Values) -> Range | None:
 
 def _eight_bits(values: Values, bits: int, stated: Range | None, what: str, settings: PhotoSettings) -> Image.Image:
     """Values of ``bits`` bits, with the range that their file states -> RGB. Raises DatasetError if it is unknown."""
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)) or not values.size:
+    if values.ndim != 2 and values.shape[2:] not in ((1,), (2,), (3,), (4,)):
         raise DatasetError(f"{what}: an array of shape {values.shape}; expected pixels of one to four channels")
     values = _finite(values.astype(np.float32) if values.dtype == np.float16 else values, what)
     low, high = settings.value_range or stated or _range_of_type(values, bits, what)
@@ -233,8 +233,7 @@ def _eight_bits(values: Values, bits: int, stated: Range | None, what: str, sett
         _warn(what, "range", f"{found} lie outside {low:g}..{high:g}, which data.bits or data.range states; cut off")
     scaled = (values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64) - low) * (255 / (high - low))
     pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)))
 
 
 def _finite(values: Values, what: str) -> Values:

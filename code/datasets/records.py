@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,18 +84,15 @@ def own_results(folder: Path, names: Set[str]) -> set[str]:
 
 def find_photos(folder: Path, recursive: bool = False) -> list[Path]:
     """The photos in a folder, and with ``recursive`` in those below it, sorted; reports what else is there."""
-    photos, others, deeper, seen = list_images(folder), [], [], {folder.resolve()}
-    others += [path.name for path in _entries(folder) if path.suffix.lower() not in KNOWN_SUFFIXES and path.is_file()]
-    below = list_folders(folder)
-    for sub in below:  # grows
-        if sub.resolve() not in seen:  # a link may lead back
-            seen.add(sub.resolve())
-            deeper += list_images(sub)
-            below += list_folders(sub)
+    photos = list_images(folder)
+    others = [path.name for path in _entries(folder) if path.suffix.lower() not in KNOWN_SUFFIXES and path.is_file()]
     if others:
-        reading_warning(
-            f"{folder}: {len(others)} files are not read, no photos by their names: {first_offenders(others)}"
-        )
+        named = first_offenders(others)
+        reading_warning(f"{folder}: {len(others)} files are not read, no photos by their names: {named}")
+    below = (
+        sub for sub, _, _ in os.walk(folder) if not any(part[:1] == "." for part in Path(sub).relative_to(folder).parts)
+    )
+    deeper = [photo for sub in sorted(below)[1:] for photo in list_images(Path(sub))]
     if deeper and not recursive:
         places = first_offenders(sorted({str(path.parent.relative_to(folder)) for path in deeper}))
         reading_warning(

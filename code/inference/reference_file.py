@@ -75,18 +75,10 @@ def write_references(
 
 
 def saved_photo_settings(path: Path) -> PhotoSettings | None:
-    """How the photos of a file of references were read; None where it does not say so.
-
-    Raises:
-        UserError: damaged.
-    """
+    """How the photos of a file of references were read; None where it does not say so."""
     about = read_metadata(path)
-    if about.get("format") != FORMAT or "photos" not in about:
-        return None
-    try:
-        return PhotoSettings.model_validate_json(about["photos"])
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); save them again") from error
+    is_said = about.get("format") == FORMAT and "photos" in about
+    return PhotoSettings.model_validate_json(about["photos"]) if is_said else None
 
 
 def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceSettings, Pixels]:
