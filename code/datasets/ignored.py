@@ -31,7 +31,7 @@ def embedded(settings: PhotoSettings) -> PhotoSettings:
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"data.ignore {text}: no mask and no box left,top,right,bottom ({reason})") from error
-    marked = (values > 0).any(axis=-1) if values.ndim == 3 else values > 0
+    marked = values.reshape(*values.shape[:2], -1).max(axis=-1) > 0
     if marked.all() or not marked.any():
         raise UserError(f"data.ignore {text}: marks {'everything' if marked.all() else 'nothing'}; expected a mask")
     buffer = io.BytesIO()

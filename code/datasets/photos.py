@@ -231,8 +231,8 @@ def _eight_bits(values: Values, bits: int, stated: Range | None, what: str, sett
     if settings.value_range and (smallest < low or largest > high):
         found = f"values from {smallest:g} to {largest:g}"
         _warn(what, "range", f"{found} lie outside {low:g}..{high:g}, which data.bits or data.range states; cut off")
-    scaled = (values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64) - low) * (255 / (high - low))
-    pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    numbers: NDArray[np.floating] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    pixels = np.clip(np.rint((numbers - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
     return to_rgb(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)))
 
 

@@ -23,7 +23,7 @@ SUFFIX = ".safetensors"
 # Options that only files of the earlier format have, and the values at which they change nothing.
 REMOVED_OPTIONS: dict[str, Any] = {"tiling": False, "neighbourhood": 1, "distance": "cosine", "normalise": False}
 REMOVED_OPTIONS |= {"foreground": "off", "coreset_share": 1.0, "coreset_from": 0}
-Picture = int | tuple[int, int, int]  # a photo at a scale, or (scale, row, column) of a tile of it
+Picture = int | tuple[int, ...]  # a photo at a scale, or (scale, row, column) of a tile of it
 Pixels = dict[Picture, NDArray[np.uint8]]  # (K, S, S, 3) each
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 
@@ -108,8 +108,8 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
 def _read(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettings, Pixels]:
     pixels: Pixels = {}
     for name, value in read_tensors(path).items():
-        scale, *tile = map(int, name.split(".")[1:])
-        pixels[(scale, *tile) if tile else scale] = value.numpy()
+        picture = tuple(map(int, name.split(".")[1:]))
+        pixels[picture if len(picture) > 1 else picture[0]] = value.numpy()
     return ReferenceSettings.model_validate_json(about["settings"]), pixels
 
 

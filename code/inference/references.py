@@ -105,11 +105,10 @@ class References:
             self.tiles = _tiles_of(photo)
         pictures: dict[Picture, NDArray[np.uint8]] = {}
         for scale in sorted({OWN, *self.settings.scales}):
+            images: dict[Picture, Image.Image] = {scale: photo}
+            images.update(zip(self._pictures(scale), self._crops(photo), strict=True))
             transform = self.transform.enlarged(scale)
-            pictures[scale] = np.asarray(transform.shown(photo))
-            if self.tiles != (1, 1):
-                crops = zip(self._pictures(scale), self._crops(photo), strict=True)
-                pictures |= {picture: np.asarray(transform.shown(crop)) for picture, crop in crops}
+            pictures |= {picture: np.asarray(transform.shown(image)) for picture, image in images.items()}
         self._photos.append(pictures)
         self._thumbnails.append(_thumbnail(photo, self.transform))
         if (other := self._copied_by(number)) is not None:
@@ -148,25 +147,21 @@ class References:
                 if np.abs(thumbnail - own).max() < SAME:
                     reading_warning(f"{source}: also a reference ({reference}), so its score says nothing")
                     break
-        encoded = encode_scales(
-            self.model, photos, self.transform, self.settings.scales if self.tiles == (1, 1) else ()
-        )
-        features = encoded[OWN]
-        if self.tiles != (1, 1):
-            crops = [crop for photo in photos for crop in self._crops(photo)]
-            encoded = encode_scales(self.model, crops, self.transform, self.settings.scales)
-        return features, self._maps(self.banks, encoded, class_names)
+        crops = [crop for photo in photos for crop in self._crops(photo)]
+        encoded = encode_scales(self.model, crops, self.transform, self.settings.scales)
+        whole = encoded if self.tiles == (1, 1) else encode_scales(self.model, photos, self.transform, ())
+        return whole[OWN], self._maps(self.banks, encoded, class_names)
 
     def _pictures(self, scale: int) -> list[Picture]:
         """What is compared of a photo at one scale: the whole, or its tiles in reading order."""
         rows, columns = self.tiles
-        tiles = [(scale, row, column) for row in range(rows) for column in range(columns)]
-        return [scale] if len(tiles) == 1 else list(tiles)
+        tiles: list[Picture] = [(scale, row, column) for row in range(rows) for column in range(columns)]
+        return tiles if len(tiles) > 1 else [scale]
 
     def _crops(self, photo: Image.Image) -> list[Image.Image]:
         photo = to_rgb(photo)
         (rows, columns), (width, height) = self.tiles, photo.size
-        xs, ys = (np.linspace(0, side, n + 1).round() for side, n in ((width, columns), (height, rows)))
+        ys, xs = ([round(i * side / n) for i in range(n + 1)] for side, n in ((height, rows), (width, columns)))
         return [photo.crop((xs[c], ys[r], xs[c + 1], ys[r + 1])) for r in range(rows) for c in range(columns)]
 
     def _maps(
@@ -314,7 +309,7 @@ class References:
         references = cls(model, settings, transform)
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
         tiles = [picture for picture in pixels if isinstance(picture, tuple)]
-        references.tiles = tuple(1 + max((tile[axis] for tile in tiles), default=0) for axis in (1, 2))
+        references.tiles = max((1 + row, 1 + column) for _, row, column in [(0, 0, 0), *tiles])
         references._thumbnails = [_thumbnail(Image.fromarray(photo[OWN]), transform) for photo in references._photos]
         references._sources = [f"{path}, number {number + 1}" for number in range(len(references))]
         return references
