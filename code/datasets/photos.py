@@ -64,11 +64,11 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
     path, settings = Path(path), embedded(settings) if settings else _settings
     with decoding(path):
         with path.open("rb") as file:
-            start = file.read(12)
+            start = file.read(32)
         if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             photo = _tiff(path, settings)
         else:
-            if start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS:
+            if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and b"avif" not in start:
                 _register_heif(path)
             photo = _other(path, settings)
     photo = paint_ignored(_reduced(photo, settings), settings.ignore)
