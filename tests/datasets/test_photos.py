@@ -34,11 +34,9 @@ many = settings(
 
 
 @pytest.fixture(autouse=True)
-def as_shipped() -> Iterator[None]:
-    configure(PhotoSettings())
+def warnings_anew() -> Iterator[None]:
     set_strict(False)
     yield
-    configure(PhotoSettings())
     set_strict(False)
 
 
