@@ -40,8 +40,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "code"))
 
 from anomalygpt.datasets.masks import load_mask  # noqa: E402
+from anomalygpt.datasets.photos import load_image  # noqa: E402
 from anomalygpt.datasets.records import ImageRecord  # noqa: E402
-from anomalygpt.datasets.transforms import load_image, official_mvtec_mask  # noqa: E402
+from anomalygpt.datasets.transforms import official_mvtec_mask  # noqa: E402
 from anomalygpt.datasets.tree import index_tree  # noqa: E402
 from anomalygpt.errors import UserError, user_errors  # noqa: E402
 from anomalygpt.evaluation.metrics import image_metrics  # noqa: E402

@@ -103,7 +103,8 @@ def _decoding(arguments: argparse.Namespace, side: int = 1024, photos: int = 8) 
 
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import build_records
-    from anomalygpt.datasets.transforms import ImageTransform, load_image
+    from anomalygpt.datasets.photos import load_image
+    from anomalygpt.datasets.transforms import ImageTransform
     from anomalygpt.model.imagebind.imagebind import CLIP_MEAN, CLIP_STD
 
     config = load_config(STAGES[0], arguments.set)

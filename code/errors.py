@@ -21,17 +21,20 @@ def set_strict(strict: bool) -> None:
     _warned.clear()
 
 
-def reading_warning(message: str) -> None:
+def reading_warning(message: str, group: str = "") -> None:
     """Prints ``warning: message`` on standard error, once per message: how a file was read may not be what was meant.
+
+    Args:
+        group: of the messages that share one, such as those of all photos of a folder, only the first is printed.
 
     Raises:
         UserError: with the message, after ``set_strict(True)``.
     """
     if _strict:
         raise UserError(message)
-    if message not in _warned:
-        _warned.add(message)
-        print(f"warning: {message}", file=sys.stderr)
+    if (group or message) not in _warned:
+        _warned.add(group or message)
+        print(f"warning: {message}{' (further ones like this are not listed)' if group else ''}", file=sys.stderr)
 
 
 @contextmanager

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from anomalygpt.config.load import load_config, stated
-from anomalygpt.datasets.records import DatasetError, list_images
-from anomalygpt.datasets.transforms import load_image
-from anomalygpt.errors import UserError, user_errors
+from anomalygpt.datasets.records import MAP, OVERLAY, DatasetError, find_photos, own_results
+from anomalygpt.errors import UserError, set_strict, user_errors
 from anomalygpt.files import replacing
 
 if TYPE_CHECKING:
     from anomalygpt.config.schema import ExperimentConfig
+    from anomalygpt.config.settings import PhotoSettings
     from anomalygpt.inference.results import Prediction
 
 ANSWER_NOTES = {
@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when every photo was read, 1 when some could not be; verdicts do not change it."""
     arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    set_strict(arguments.strict)
+    if arguments.ignore:
+        arguments.set.append(f"data.ignore={json.dumps(arguments.ignore)}")
     with user_errors():
         from anomalygpt.model.build import installed_config
 
@@ -56,6 +59,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
     parser.add_argument("--out", type=Path, help="folder for overlays (PNG), maps (32-bit float TIFF), results.json")
     parser.add_argument("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")
+    parser.add_argument("--recursive", action="store_true", help="photos and references in sub-folders, too")
+    box = "excluded on every photo: a mask, or left,top,right,bottom in pixels or fractions"
+    parser.add_argument("--ignore", metavar="MASK|BOX", help=box)
+    parser.add_argument("--strict", action="store_true", help="warnings about how files were read are errors")
     parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument(
@@ -67,10 +74,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
     from tqdm import tqdm
 
+    from anomalygpt.datasets.photos import configure, load_image
     from anomalygpt.inference.predictor import Predictor
 
     _check(arguments)
-    queries, references = expand(arguments.photos), expand(arguments.reference)
+    configure(_photo_settings(arguments, config))
+    queries, references = (expand(given, arguments.recursive) for given in (arguments.photos, arguments.reference))
     good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
     if arguments.out:
         with _writing(arguments.out):
@@ -123,8 +132,24 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
-    """Photos, folders and globs -> photos, in the order given, each once.
+def _photo_settings(arguments: argparse.Namespace, config: "ExperimentConfig") -> "PhotoSettings":
+    """How photos are read: as the saved references were, which the command line may not contradict."""
+    from anomalygpt.datasets.ignored import embedded
+    from anomalygpt.inference.reference_file import saved_photo_settings
+
+    saved = saved_photo_settings(arguments.references) if arguments.references else None
+    if saved is None:
+        return config.data
+    given = embedded(config.data)
+    for name in {*stated(arguments.set).get("data", {})} & {*type(saved).model_fields}:
+        if getattr(saved, name) != getattr(given, name):
+            advice = "for another one give the good photos, --reference GOOD …"
+            raise UserError(f"--references {arguments.references}: saved with another data.{name}; {advice}")
+    return saved
+
+
+def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
+    """Photos, folders (with ``recursive`` also what is below them) and globs -> photos, in order, each once.
 
     Raises:
         UserError: a pattern matches nothing.
@@ -133,11 +158,14 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            matches = list_images(path)
+            matches = find_photos(path, recursive)
         elif path.exists():
             matches = [path]
         else:
-            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+            names = {folder: {file.name for file in files} for folder in {file.parent for file in files}}
+            own = {folder: own_results(folder, names[folder]) for folder in names}
+            matches = [file for file in files if file.name not in own[file.parent]]
         if not matches:
             raise UserError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
         found |= dict.fromkeys(matches)
@@ -161,11 +189,16 @@ def as_text(result: dict[str, Any]) -> str:
 def output_stems(paths: Sequence[Path]) -> dict[Path, str]:
     """Photo -> beginning of its results' file names: its last folders and name, numbered where that is taken."""
     stems: dict[Path, str] = {}
+    count: dict[str, int] = {}  # of the photos of each stem
     for path in paths:
         parts = [part for part in path.with_suffix("").parts if part not in (path.anchor, "..")]
         stem = "_".join(parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
-        alike = sum(taken == stem or taken.startswith(f"{stem}~") for taken in stems.values())
-        stems[path] = f"{stem}~{alike + 1}" if alike else stem
+        numbered = stem
+        while numbered in count:  # a photo's own name may end in ~2
+            count[stem] += 1
+            numbered = f"{stem}~{count[stem]}"
+        count[numbered] = 1
+        stems[path] = numbered
     return stems
 
 
@@ -190,8 +223,8 @@ def write_pictures(folder: Path, stem: str, photo: Image.Image, prediction: "Pre
 
     image = prediction.image
     pictures = {
-        "overlay": (f"{stem}_overlay.png", overlay(photo, image.map, image.threshold, image.regions)),
-        "map": (f"{stem}_map.tiff", Image.fromarray(image.map)),
+        "overlay": (f"{stem}{OVERLAY}", overlay(photo, image.map, image.threshold, image.regions)),
+        "map": (f"{stem}{MAP}", Image.fromarray(image.map)),
     }
     for name, picture in pictures.values():
         with _writing(folder), replacing(folder / name) as temporary:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, resolve, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.errors import UserError, user_errors
+from anomalygpt.errors import UserError, set_strict, user_errors
 from anomalygpt.files import claimed
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="a shipped experiment's name, or a YAML file")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--dry-run", action="store_true", help="print settings, sizes, steps and memory, and stop")
+    strict = "warnings about how files were read are errors"
+    parser.add_argument("--strict", action="store_true", help=strict)
     parser.add_argument("--processes", type=int, help="number that a --dry-run plans for (default: WORLD_SIZE, else 1)")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     setting = "key.sub=value"
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     same = "settings to change, as in the other commands; these take precedence"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar=setting, help=same)
     arguments = parser.parse_intermixed_args(argv)
+    set_strict(arguments.strict)
     with user_errors():
         config = load_config(arguments.config, [*arguments.overrides, *arguments.set])
         if config.own_llm is None and config.training.answers:

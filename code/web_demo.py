@@ -218,8 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.config or _default_config(), arguments.set)
         require_address(arguments.host, arguments.port)  # now, because loading the model may take minutes
         print(f"Loading {config.name} …", flush=True)
+        from anomalygpt.datasets.photos import configure
         from anomalygpt.inference.predictor import Predictor  # here, because it takes seconds
 
+        configure(config.data)
         predictor = Predictor.from_config(config, arguments.device)
         demo = build_demo(predictor.without_references, f"Model: {config.name}.", home() / EXAMPLES)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it

@@ -1,13 +1,24 @@
 """The compact model, built once for all tests that need real weights; they are skipped where it can't be had."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from anomalygpt.config.settings import PhotoSettings
 from tests.shared_data import WEIGHTS, needs_weights, shared
+
+
+@pytest.fixture(autouse=True)
+def photo_settings_as_shipped() -> Iterator[None]:
+    """Undoes what a command in the test's own process has set for its photos."""
+    yield
+    photos = sys.modules.get("anomalygpt.datasets.photos")
+    if photos is not None:
+        photos.configure(PhotoSettings())
 
 
 @pytest.fixture(scope="session")

@@ -29,3 +29,9 @@ def test_strict_reading_raises_every_time(capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(UserError, match="12 bits"):
             reading_warning("a.png: 12 bits")
     assert capsys.readouterr().err == ""
+
+
+def test_only_the_first_warning_of_a_group_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(10):
+        reading_warning(f"{number}.png: 12 bits", group="photos: bits")
+    assert capsys.readouterr().err == "warning: 0.png: 12 bits (further ones like this are not listed)\n"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from anomalygpt.predict import as_text, expand, main, output_stems, write_pictures
 
@@ -90,6 +91,8 @@ def test_folder_is_inspected_with_references_and_saved_references_give_the_same(
     memory = tmp_path / "references" / "part.safetensors"
     kept = call(*references, "--save-references", memory, *compact)
     assert (kept.code, kept.out) == (0, "")
+    other = call(photos / "test" / "scratch.png", "--references", memory, "--no-chat", *compact, "data.bits=12")
+    assert other.code == 2 and "saved with another data.bits" in other.err
     used = call(photos / "test" / "scratch.png", "--references", memory, "--json", "--no-chat", *compact)
     assert used.code == 0
     again = results(used)["scratch.png"]
@@ -120,7 +123,7 @@ def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         references=None,
     )
     monkeypatch.setattr(Predictor, "from_config", lambda config, device, *, with_llm: predictor)
-    (tmp_path / "part.safetensors").touch()
+    save_file({}, tmp_path / "part.safetensors")
     return ["--references", str(tmp_path / "part.safetensors"), "--save-references", str(tmp_path / "again")]
 
 
@@ -226,6 +229,36 @@ def test_folders_patterns_and_photos_are_taken_once_and_in_order(photos: Path) -
     odd = photos / "part [1].png"  # looks like a pattern
     Image.new("RGB", (8, 8)).save(odd)
     assert expand([str(odd)]) == [odd]
+
+
+def test_sub_folders_are_named_or_read_and_own_results_are_neither(photos: Path, tmp_path: Path, capsys) -> None:
+    for name in ("a.png", "day/b.png", "a_overlay.png", "a_map.tiff"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((photos / "good" / "0.png").read_bytes())
+    assert [path.name for path in expand([str(tmp_path)])] == ["a.png"]
+    assert "1 photos in sub-folders (day) are not read" in capsys.readouterr().err
+    assert [path.name for path in expand([str(tmp_path)], recursive=True)] == ["a.png", "b.png"]
+    assert [path.name for path in expand([str(tmp_path / "*.*")])] == ["a.png"]
+
+
+def test_strict_makes_what_is_not_read_an_error(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.nef").touch()
+    (tmp_path / "a.png").write_bytes((photos / "good" / "0.png").read_bytes())
+    run = call(tmp_path, "--strict")
+    assert run.code == 2 and re.fullmatch(r"error: .*photo\.nef\n", run.err)
+
+
+@pytest.mark.weights
+def test_ignored_stamp_of_new_photos_alone_changes_nothing(photos: Path, compact: list[str], tmp_path: Path) -> None:
+    stamped = Image.open(photos / "test" / "scratch.jpg")
+    stamped.save(tmp_path / "plain.png")
+    stamped.paste((255, 255, 0), (0, 100, 60, 120))
+    stamped.save(tmp_path / "stamped.png")
+    references = ["--reference", photos / "good" / "*.png", "--save-references", tmp_path / "part.safetensors"]
+    assert call(*references, "--ignore", "0,0.8,0.4,1", *compact).code == 0
+    run = call(tmp_path / "*.png", "--references", tmp_path / "part.safetensors", "--json", "--no-chat", *compact)
+    found = results(run)
+    assert found["plain.png"]["score"] == found["stamped.png"]["score"]
 
 
 def test_results_keep_apart_and_inside_their_folder() -> None:

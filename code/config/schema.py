@@ -10,6 +10,7 @@ from anomalygpt.config.settings import (
     LoraSettings,
     NotNegative,
     PartsPrior,
+    PhotoSettings,
     Positive,
     ReferenceSettings,
     Scales,
@@ -135,8 +136,10 @@ class InstructionSource(Settings):
     turns: Literal["first", "all"] = "first"
 
 
-class DataConfig(Settings):
+class DataConfig(PhotoSettings):
     """What is trained on: normal photos, onto which defects are simulated (NSA; specification 8), or real defects.
+
+    The settings of :class:`PhotoSettings` hold for prediction and evaluation, too.
 
     Attributes:
         defects: ``simulated`` on normal photos, or ``real`` ones with the masks that people drew.

@@ -64,6 +64,35 @@ def explain(error: ValidationError, renamed: Mapping[str, str | None]) -> list[s
     return lines
 
 
+class PhotoSettings(Settings):
+    """How photo files are read; the same for references and the photos that are compared with them.
+
+    Attributes:
+        bits: how many bits the numbers in files of more than 8 bits have: 12 for 0..4095. None: what the file states.
+        range: for floating-point or signed numbers, those of black and of white.
+        max_side: photos with a longer side, in pixels, are read at reduced size; boxes and maps refer to that size.
+            None reads photos of up to 179 megapixels.
+        ignore: what is excluded from inspection, on every photo: ``left,top,right,bottom`` in pixels or, up to 1, in
+            fractions of the sides; or a mask file, whose values above 0 count.
+    """
+
+    bits: Annotated[int, Field(ge=8, le=32)] | None = None
+    range: tuple[float, float] | None = None
+    max_side: Annotated[int, Field(ge=64)] | None = None
+    ignore: str | None = None
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> "PhotoSettings":
+        if self.range and (self.bits or not self.range[0] < self.range[1]):
+            raise ValueError(f"range {list(self.range)}: expected [black, white], the smaller first, without bits")
+        return self
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """The numbers of black and of white that ``bits`` or ``range`` state."""
+        return (0.0, 2.0**self.bits - 1) if self.bits else self.range
+
+
 class LoraSettings(Settings):
     """Low-rank adapters of the language model's attention."""
 

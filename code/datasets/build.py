@@ -15,6 +15,7 @@ from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
+from anomalygpt.datasets.photos import configure
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.transforms import ImageTransform
@@ -71,6 +72,7 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     never from the test split. Real defects are taken from every split, the test split too: measure such a model on
     other data. Defects without a mask are left out and counted in the log.
     """
+    configure(config)
     records = build_records(config)
     for line in overview(records, with_masks=config.defects == "real"):
         logger.info(line)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.dialogue import Turn
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError, require_folder
 from anomalygpt.datasets.sample import Batch
-from anomalygpt.datasets.transforms import ImageTransform, load_image
+from anomalygpt.datasets.transforms import ImageTransform
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class Instructions(Dataset[InstructionSample]):
         start = self._ends[index - 1] if index else 0
         name, *texts = json.loads(self._packed[start : self._ends[index]])
         turns = tuple(Turn("assistant" if at % 2 else "human", text) for at, text in enumerate(texts))
-        return InstructionSample(self.transform(load_image(self.images / name)), turns)
+        return InstructionSample(self.transform(load_image(self.images / name, PhotoSettings())), turns)
 
 
 def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str, list[str]]:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
+from anomalygpt.datasets.photos import decoding, load_image
 from anomalygpt.datasets.records import DatasetError, ImageRecord
-from anomalygpt.datasets.transforms import binary_image, load_image
+from anomalygpt.datasets.transforms import binary_image
 from anomalygpt.errors import reading_warning
 
 Values = NDArray[Any]  # (H, W)
@@ -79,17 +80,11 @@ def _pages(path: Path) -> Iterator[tuple[Image.Image, str, bool]]:
 
 def _open(path: Path) -> list[Image.Image]:
     """All pages, each with its ``format``. Raises :class:`DatasetError` if the file can't be read."""
-    try:
-        with Image.open(path) as image:
-            pages = [page.copy() for page in ImageSequence.Iterator(image)]
-            for page in pages:
-                page.format = image.format
-            return pages
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{path}: cannot be read as a mask ({reason})") from error
+    with decoding(path), Image.open(path) as image:
+        pages = [page.copy() for page in ImageSequence.Iterator(image)]
+        for page in pages:
+            page.format = image.format
+        return pages
 
 
 def _levels(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:

@@ -13,11 +13,13 @@ from torch.utils.data import Dataset, get_worker_info
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.drawn import draw_defects
 from anomalygpt.datasets.masks import load_mask
+from anomalygpt.datasets.photos import current_settings, load_image
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.regions import position_name, positions_of
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
 from anomalygpt.datasets.synthesis import Pixels, nsa_settings, simulate
-from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform, load_image
+from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform
+from anomalygpt.errors import reading_warning
 
 PatchSource = Literal["same", "any"]
 
@@ -36,6 +38,7 @@ class _Pairs(Dataset[SamplePair]):
         self.records = list(records)
         self.paired: Sequence[int] = range(len(self.records))
         self.transform, self.seed, self.wording = transform, seed, wording or Wording()
+        self.photo_settings = current_settings()  # for loader processes
         self._normal_of_class: defaultdict[str, list[int]] = defaultdict(list)
         for index, record in enumerate(self.records):
             if not record.is_anomalous:
@@ -63,8 +66,21 @@ class _Pairs(Dataset[SamplePair]):
         return np.random.default_rng([self.seed, int(self._shared_epoch[0]), *numbers])
 
     def _pixels(self, index: int) -> Pixels:
-        """The photo of a record as the model sees it, uint8 (S, S, 3)."""
-        return np.array(self.transform.shown(load_image(self.records[index].image)))
+        """The photo of a record as the model sees it, uint8 (S, S, 3).
+
+        Another normal photo of its class takes the place of a normal one that can't be read.
+        """
+        record = self.records[index]
+        own = [index] if record.is_anomalous else self._normal_of_class[record.class_name]
+        start = own.index(index)
+        for other in (*own[start:], *own[:start]):
+            try:
+                return np.array(self.transform.shown(load_image(self.records[other].image, self.photo_settings)))
+            except DatasetError as error:
+                if other == own[start - 1]:  # the last one
+                    raise
+                reading_warning(f"{error}; left out, another photo takes its place")
+        raise AssertionError  # the loop has at least one turn
 
     def _sample(
         self,

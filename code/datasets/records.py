@@ -1,13 +1,24 @@
 """What an indexer returns: one record per photo. Helpers that all indexers share."""
 
-from collections.abc import Iterable, Sequence
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, reading_warning
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
+    | {".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".pnm", ".pbm"}
+)
+# Of files that lie beside photos and are known not to be any.
+KNOWN_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".csv", ".json", ".xml", ".yaml", ".yml", ".md", ".ini", ".db", ".html"}
+OVERLAY, MAP = "_overlay.png", "_map.tiff"  # what the names of predict.py's results end in
 OFFENDERS_SHOWN = 3
 
 Split = Literal["train", "validation", "test"]
@@ -48,8 +59,46 @@ def in_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder."""
-    return [path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    """The image files directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder.
+
+    What ``predict.py --out`` wrote there is left out, and counted in the log.
+    """
+    paths = [path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
+    own = own_results(folder, {path.name for path in paths})
+    if own:
+        logger.warning("%s: %d overlays and maps of an earlier run are left out", folder, len(own))
+    return [path for path in paths if path.name not in own]
+
+
+def own_results(folder: Path, names: Set[str]) -> set[str]:
+    """Those of the file names in ``folder`` that are overlays and maps of ``predict.py --out``."""
+    stems = {name.removesuffix(OVERLAY) for name in names if name.endswith(OVERLAY)}
+    pairs = {stem + ending for stem in stems if stem + MAP in names for ending in (OVERLAY, MAP)}
+    try:
+        written = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        listed = {result[kind] for result in written for kind in ("overlay", "map")}
+    except (OSError, ValueError, LookupError, TypeError):
+        listed = set()
+    return (pairs | listed) & names
+
+
+def find_photos(folder: Path, recursive: bool = False) -> list[Path]:
+    """The photos in a folder, and with ``recursive`` in those below it, sorted; reports what else is there."""
+    photos = list_images(folder)
+    others = [path.name for path in _entries(folder) if path.suffix.lower() not in KNOWN_SUFFIXES and path.is_file()]
+    if others:
+        named = first_offenders(others)
+        reading_warning(f"{folder}: {len(others)} files are not read, no photos by their names: {named}")
+    below = (
+        sub for sub, _, _ in os.walk(folder) if not any(part[:1] == "." for part in Path(sub).relative_to(folder).parts)
+    )
+    deeper = [photo for sub in sorted(below)[1:] for photo in list_images(Path(sub))]
+    if deeper and not recursive:
+        places = first_offenders(sorted({str(path.parent.relative_to(folder)) for path in deeper}))
+        reading_warning(
+            f"{folder}: {len(deeper)} photos in sub-folders ({places}) are not read; --recursive reads them"
+        )
+    return sorted(photos + deeper) if recursive else photos
 
 
 def list_folders(folder: Path) -> list[Path]:

@@ -1,16 +1,15 @@
 """Photos and masks to tensors, and anomaly maps back to the photo's own pixels: one geometry for all."""
 
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.photos import to_rgb
 
 Geometry = Literal["squash", "crop"]
 
@@ -19,53 +18,9 @@ MVTEC_THRESHOLD = 0.1
 VISA_SHARE_OF_MAXIMUM = 0.01
 
 
-def load_image(path: Path) -> Image.Image:
-    """The photo at ``path``, upright 8-bit RGB. Raises :class:`DatasetError` if missing, truncated or no image."""
-    return to_rgb(open_image(Path(path)))
-
-
-def open_image(path: Path) -> Image.Image:
-    """An upright image in its own mode. Raises :class:`DatasetError` if it is missing, truncated or no image."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{path}: cannot be read as an image ({reason})") from error
-
-
 def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
     """(H, W) bool -> mode L, 0 and 255."""
     return Image.fromarray(np.where(flags, np.uint8(255), np.uint8(0)))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: grey is repeated, transparency is put on white, 16 bits are divided by 257.
-
-    Mode I is taken as 8-bit when no value exceeds 255, mode F as 0..1 when none exceeds 1.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_8bit(image)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        front = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
-    return image.convert("RGB")
-
-
-def _grey_8bit(image: Image.Image) -> np.ndarray:
-    """A 16-bit, 32-bit or float image (mode I;16*, I, F) as uint8 (H, W)."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F":
-        values *= 255 if values.max(initial=0) <= 1 else 1
-    elif image.mode != "I" or values.max(initial=0) > 255:
-        values /= 257
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:

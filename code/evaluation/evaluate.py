@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from anomalygpt.datasets import loco
 from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position, positions_of
-from anomalygpt.datasets.transforms import load_image
 from anomalygpt.evaluation import metrics
 from anomalygpt.evaluation.cells import CellResult, PhotoResult
 from anomalygpt.evaluation.figures import Examples

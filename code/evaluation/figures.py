@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.datasets.transforms import to_rgb
+from anomalygpt.datasets.photos import to_rgb
 from anomalygpt.evaluation.cells import CellResult
 from anomalygpt.evaluation.metrics import PRO_LIMIT
 from anomalygpt.evaluation.published import METRICS

@@ -94,8 +94,10 @@ def build_predictor(
     """The predictor in the geometry of the paper's evaluation; ``needs_text_map``: also used without references."""
     import torch
 
+    from anomalygpt.datasets.photos import configure
     from anomalygpt.inference.predictor import Predictor
 
+    configure(config.data)
     torch.manual_seed(config.seed)  # parts without a delta are random, and must be equal in all processes
     predictor = Predictor.from_config(config, str(process.device), with_llm=with_llm)
     predictor.use_evaluation_geometry()

@@ -14,8 +14,8 @@ import torch
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import first_offenders
-from anomalygpt.datasets.transforms import load_image
 from anomalygpt.errors import UserError
 from anomalygpt.evaluation.protocol import Cell, photo_seed
 from anomalygpt.evaluation.provenance import Provenance

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from anomalygpt.config.load import OLD_NAMES, commit, resolve
 from anomalygpt.config.schema import DataConfig, ExperimentConfig
+from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.distributed import Process
@@ -109,6 +110,8 @@ def fingerprint(config: ExperimentConfig, *, with_llm: bool, device: str) -> dic
     # parts of a config that an evaluation does not read
     excluded = {"name", "data", "training"} | (set() if with_llm else {"llm"})
     settings = _flat(config.model_dump(mode="json", exclude=excluded))
+    reading = config.data.model_dump(mode="json", include=set(PhotoSettings.model_fields), exclude_none=True)
+    settings |= _flat({"data": reading})
     # A missing delta is downloaded, and then checked, when the model is built.
     paths = {delta.path: resolve(delta.path) for delta in config.deltas}
     digests = {f"contents of {name}": sha256(path) for name, path in paths.items() if path.is_file()}

@@ -16,9 +16,10 @@ import torch
 
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text
 from anomalygpt.datasets.findings_dialogue import draw_question, kinds
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position
-from anomalygpt.datasets.transforms import ImageTransform, load_image
+from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.evaluation.ground_truth import ground_truth
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.provenance import Provenance

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.config.settings import ReferenceSettings
+from anomalygpt.config.settings import PhotoSettings, ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -23,6 +23,8 @@ SUFFIX = ".safetensors"
 # Options that only files of the earlier format have, and the values at which they change nothing.
 REMOVED_OPTIONS: dict[str, Any] = {"tiling": False, "neighbourhood": 1, "distance": "cosine", "normalise": False}
 REMOVED_OPTIONS |= {"foreground": "off", "coreset_share": 1.0, "coreset_from": 0}
+Picture = int | tuple[int, ...]  # a photo at a scale, or (scale, row, column) of a tile of it
+Pixels = dict[Picture, NDArray[np.uint8]]  # (K, S, S, 3) each
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 
 
@@ -49,24 +51,37 @@ def fingerprint(encoder: torch.nn.Module) -> str:
 
 
 def write_references(
-    path: Path, identity: Mapping[str, Any], settings: ReferenceSettings, pixels: Mapping[int, NDArray[np.uint8]]
+    path: Path,
+    identity: Mapping[str, Any],
+    settings: ReferenceSettings,
+    pixels: Mapping[Picture, NDArray[np.uint8]],
+    photo_settings: PhotoSettings,
 ) -> None:
     """Writes a safetensors file, atomically.
 
     Args:
-        pixels: scale -> (K, S, S, 3), the photos as the encoder gets them.
+        pixels: picture -> (K, S, S, 3), the photos as the encoder gets them.
+        photo_settings: how they were read.
 
     Raises:
         UserError: the name ends in something else, or it can't be written.
     """
     if path.suffix != SUFFIX:
         raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
-    tensors = {f"photos.{scale}": torch.from_numpy(values) for scale, values in pixels.items()}
+    named = {picture: picture if isinstance(picture, tuple) else (picture,) for picture in pixels}
+    tensors = {".".join(map(str, ("photos", *named[key]))): torch.from_numpy(value) for key, value in pixels.items()}
     about = {"format": FORMAT, "identity": json.dumps(identity), "settings": settings.model_dump_json()}
-    save_tensors(tensors, path, about)
+    save_tensors(tensors, path, about | {"photos": photo_settings.model_dump_json()})
 
 
-def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceSettings, dict[int, NDArray[np.uint8]]]:
+def saved_photo_settings(path: Path) -> PhotoSettings | None:
+    """How the photos of a file of references were read; None where it does not say so."""
+    about = read_metadata(path)
+    is_said = about.get("format") == FORMAT and "photos" in about
+    return PhotoSettings.model_validate_json(about["photos"]) if is_said else None
+
+
+def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceSettings, Pixels]:
     """Reads what :func:`write_references` wrote, in the earlier format too: the settings and the pixels.
 
     Raises:
@@ -90,12 +105,15 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
     return settings, pixels
 
 
-def _read(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettings, dict[int, NDArray[np.uint8]]]:
-    pixels = {int(name.removeprefix("photos.")): value.numpy() for name, value in read_tensors(path).items()}
+def _read(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettings, Pixels]:
+    pixels: Pixels = {}
+    for name, value in read_tensors(path).items():
+        picture = tuple(map(int, name.split(".")[1:]))
+        pixels[picture if len(picture) > 1 else picture[0]] = value.numpy()
     return ReferenceSettings.model_validate_json(about["settings"]), pixels
 
 
-def _read_earlier(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettings, dict[int, NDArray[np.uint8]]]:
+def _read_earlier(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettings, Pixels]:
     """The earlier format: a PNG per photo and scale, all options but the preset; its features are not read."""
     options, tensors = json.loads(about["settings"]), read_tensors(path)
     for name, default in REMOVED_OPTIONS.items():

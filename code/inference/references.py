@@ -4,15 +4,19 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from anomalygpt.config.settings import ReferenceSettings
+from anomalygpt.datasets.photos import current_settings, to_rgb
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.inference.anomaly_map import OWN, distance_map, encode_scales, top_mean
 from anomalygpt.inference.augmentation import (
     ALL_VIEWS,
@@ -26,7 +30,7 @@ from anomalygpt.inference.augmentation import (
     view_gains,
     view_positions,
 )
-from anomalygpt.inference.reference_file import encoder_identity, read_references, write_references
+from anomalygpt.inference.reference_file import Picture, encoder_identity, read_references, write_references
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank, unit_patches
@@ -42,6 +46,13 @@ EXCLUSION_RADIUS = 2  # patches of the own grid around a position, where a photo
 # A bank above so many patches of one scale is replaced by a coreset of the other size. 16 references in four views have
 # 65,536 at twice DINOv2's side; the limit takes 1.5 GiB there.
 CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13
+THUMBNAIL = 56  # the side at which photos are compared by their pixels
+# Photos that differ by less than the first on average, in levels of 255, and score less than the second against each
+# other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
+ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
+SAME = 2.0  # at most between the thumbnails of one photo in two formats
+LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
+FLAT = 2.0  # standard deviation, below which nothing is shown
 
 
 class References:
@@ -76,8 +87,11 @@ class References:
         self.transform = transform
         # References are also encoded at the encoder's own side where the text map has a weight.
         self._compared_scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
-        self._photos: list[dict[int, NDArray[np.uint8]]] = []  # of each photo, its pixels (S, S, 3) by scale
-        self._features: dict[tuple[int, int, View], ImageFeatures] = {}  # (photo, scale, view) -> one image's
+        self.tiles = 1, 1  # rows and columns in which long photos are compared; by the first one
+        self._photos: list[dict[Picture, NDArray[np.uint8]]] = []  # of each photo, the pixels (S, S, 3) of its pictures
+        self._thumbnails: list[NDArray[np.float32]] = []  # of each photo
+        self._sources: list[str] = []  # its file, or what number it is
+        self._features: dict[tuple[int, Picture, View], ImageFeatures] = {}  # (photo, picture, view) -> one image's
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
         for photo in photos:
@@ -88,11 +102,39 @@ class References:
 
         Only where ``augmentation: auto`` now decides for views that were not needed before, these are encoded.
         """
-        scales = sorted({OWN, *self.settings.scales})
-        self._photos.append({scale: np.asarray(self.transform.enlarged(scale).shown(photo)) for scale in scales})
+        number, source = len(self), photo.info.get("source") or f"reference {len(self) + 1}"
+        if not number and self.transform.geometry == "squash":
+            self.tiles = _tiles_of(photo)
+        pictures: dict[Picture, NDArray[np.uint8]] = {}
+        for scale in sorted({OWN, *self.settings.scales}):
+            images: dict[Picture, Image.Image] = {scale: photo}
+            images.update(zip(self._pictures(scale), self._crops(photo), strict=True))
+            transform = self.transform.enlarged(scale)
+            pictures |= {picture: np.asarray(transform.shown(image)) for picture, image in images.items()}
+        self._photos.append(pictures)
+        self._thumbnails.append(_thumbnail(photo, self.transform))
+        if (other := self._copied_by(number)) is not None:
+            reading_warning(f"{source}: nearly the same photo as {self._sources[other]} (a copy, a burst); left out")
+            self._photos.pop(), self._thumbnails.pop(), self._features.pop((number, OWN, UPRIGHT), None)
+            return
+        self._sources.append(source)
+        if self._thumbnails[number].std(axis=(0, 1)).max() < FLAT:
+            reading_warning(f"{source}: a flat photo without any detail; expected a reference that shows a good part")
         self._held_out, self._text_weights = {}, {}
         for name in ("augmentation", "banks", "embeddings"):
             self.__dict__.pop(name, None)
+
+    @torch.inference_mode()
+    def _copied_by(self, number: int) -> int | None:
+        """The first photo that another one repeats; two such photos would make the threshold far too low."""
+        for other in range(number):
+            if np.abs(self._thumbnails[number] - self._thumbnails[other]).mean() < ALIKE_PIXELS:
+                mine, others = (self._views(photo, OWN, [UPRIGHT]) for photo in (number, other))
+                similarity = MemoryBank(others).similarity(mine, self.settings.tap_weights)
+                map = distance_map([similarity], self.settings, MAP_SIZE, self.model.encoder.spec.grid)
+                if float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
+                    return other
+        return None
 
     def __len__(self) -> int:
         """K, the number of photos."""
@@ -101,8 +143,28 @@ class References:
     @torch.inference_mode()
     def anomaly_maps(self, photos: Sequence[Image.Image], class_names: Sequence[str]) -> tuple[ImageFeatures, Tensor]:
         """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
-        encoded = encode_scales(self.model, photos, self.transform, self.settings.scales)
-        return encoded[OWN], self._maps(self.banks, encoded, class_names)
+        for photo in photos:
+            thumbnail, source = _thumbnail(photo, self.transform), photo.info.get("source") or "the photo"
+            for own, reference in zip(self._thumbnails, self._sources, strict=True):
+                if np.abs(thumbnail - own).max() < SAME:
+                    reading_warning(f"{source}: also a reference ({reference}), so its score says nothing")
+                    break
+        crops = [crop for photo in photos for crop in self._crops(photo)]
+        encoded = encode_scales(self.model, crops, self.transform, self.settings.scales)
+        whole = encoded if self.tiles == (1, 1) else encode_scales(self.model, photos, self.transform, ())
+        return whole[OWN], self._maps(self.banks, encoded, class_names)
+
+    def _pictures(self, scale: int) -> list[Picture]:
+        """What is compared of a photo at one scale: the whole, or its tiles in reading order."""
+        rows, columns = self.tiles
+        tiles: list[Picture] = [(scale, row, column) for row in range(rows) for column in range(columns)]
+        return tiles if len(tiles) > 1 else [scale]
+
+    def _crops(self, photo: Image.Image) -> list[Image.Image]:
+        photo = to_rgb(photo)
+        (rows, columns), (width, height) = self.tiles, photo.size
+        ys, xs = ([round(i * side / n) for i in range(n + 1)] for side, n in ((height, rows), (width, columns)))
+        return [photo.crop((xs[c], ys[r], xs[c + 1], ys[r + 1])) for r in range(rows) for c in range(columns)]
 
     def _maps(
         self,
@@ -111,7 +173,12 @@ class References:
         class_names: Sequence[str],
         excluding: bool = False,
     ) -> Tensor:
-        """Maps (B, 1, 224, 224); ``excluding`` compares no patch with the neighbourhood of its own position."""
+        """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles.
+
+        ``excluding`` compares no patch with the neighbourhood of its own position in its tile.
+        """
+        rows, columns = self.tiles
+        class_names = [name for name in class_names for _ in range(rows * columns)]
         similarities = [
             banks[scale].similarity(
                 encoded[scale], self.settings.tap_weights, scale * EXCLUSION_RADIUS if excluding else None
@@ -120,10 +187,13 @@ class References:
         ]
         maps = distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
         weights = [self.text_weight(name) for name in class_names]
-        if not any(weights):
+        if any(weights):
+            blend = torch.tensor(weights, device=maps.device)[:, None, None, None]
+            maps = (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], class_names)
+        if rows * columns == 1:
             return maps
-        blend = torch.tensor(weights, device=maps.device)[:, None, None, None]
-        return (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], class_names)
+        long = rearrange(maps, "(b r c) k h w -> b k (r h) (c w)", r=rows, c=columns)
+        return F.interpolate(long, size=maps.shape[-2:], mode="area")
 
     @cached_property
     @torch.inference_mode()
@@ -170,7 +240,7 @@ class References:
         maps = []
         for photo in _evenly_spaced(len(self), MOST_HELD_OUT):
             banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
-            encoded = {scale: self._views(photo, scale, [UPRIGHT]) for scale in self._compared_scales}
+            encoded = {scale: self._compared(photo, scale, [UPRIGHT]) for scale in self._compared_scales}
             maps.append(self._maps(banks, encoded, [class_name]))
         return maps
 
@@ -179,8 +249,11 @@ class References:
 
         The first kind is too similar to what the bank holds, the second misses what the part has only once.
         """
-        encoded = {scale: self._encode(perturbed(self._pixels(0, scale))) for scale in self._compared_scales}
-        names = [class_name] * len(next(iter(encoded.values())))
+        encoded, names = {}, list[str]()
+        for scale in self._compared_scales:
+            tiles = [perturbed(self._pixels(0, picture)) for picture in self._pictures(scale)]
+            encoded[scale] = self._encode(torch.stack(tiles, dim=1).flatten(0, 1))
+            names = [class_name] * len(tiles[0])
         return [self._maps(self.banks, encoded, names, excluding) for excluding in (False, True)]
 
     @cached_property
@@ -203,26 +276,31 @@ class References:
         if self.augmentation == "rotations" and self.settings.turns == 8 and len(self) <= OBLIQUE_UP_TO:
             views += OBLIQUE
         for scale in self.settings.scales:
-            photos = [self._views(photo, scale, views) for photo in range(len(self))]
-            bank = MemoryBank(photos, view_positions(views, photos[0].grid))
+            photos = [self._compared(photo, scale, views) for photo in range(len(self))]
+            positions = view_positions(views, photos[0].grid).repeat(len(self._pictures(scale)), 1)
+            bank = MemoryBank(photos, positions)
             banks[scale] = bank.coreset(CORESET_SIZE) if len(bank) > CORESET_ABOVE else bank
         return banks
 
-    def _pixels(self, photo: int, scale: int) -> Tensor:
-        return self.transform.enlarged(scale).normalise(self._photos[photo][scale])
+    def _pixels(self, photo: int, picture: Picture) -> Tensor:
+        return self.transform.normalise(self._photos[photo][picture])
 
     def _encode(self, images: Tensor) -> ImageFeatures:
         return encode_multiscale(self.model.encode, self.model.encoder.spec, images)
 
-    def _views(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
+    def _compared(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
+        """Features of V views of each tile of a reference."""
+        return _concatenated([self._views(photo, picture, views) for picture in self._pictures(scale)])
+
+    def _views(self, photo: int, picture: Picture, views: Sequence[View]) -> ImageFeatures:
         """Features of V views of a reference; those that are not there yet are encoded."""
-        missing = [view for view in views if (photo, scale, view) not in self._features]
+        missing = [view for view in views if (photo, picture, view) not in self._features]
         if missing:
-            pixels = self._pixels(photo, scale)
+            pixels = self._pixels(photo, picture)
             encoded = self._encode(torch.stack([view.of(pixels) for view in missing]))
             for number, view in enumerate(missing):
-                self._features[photo, scale, view] = encoded[[number]]
-        return _concatenated([self._features[photo, scale, view] for view in views])
+                self._features[photo, picture, view] = encoded[[number]]
+        return _concatenated([self._features[photo, picture, view] for view in views])
 
     def save(self, path: Path) -> None:
         """Writes the photos and the settings to a safetensors file, atomically.
@@ -230,8 +308,9 @@ class References:
         Raises:
             UserError: the file can't be written.
         """
-        pixels = {scale: np.stack([photo[scale] for photo in self._photos]) for scale in self._photos[0]}
-        write_references(path, encoder_identity(self.model, self.transform), self.settings, pixels)
+        pixels = {picture: np.stack([photo[picture] for photo in self._photos]) for picture in self._photos[0]}
+        identity = encoder_identity(self.model, self.transform)
+        write_references(path, identity, self.settings, pixels, current_settings())
 
     @classmethod
     def load(cls, path: Path, model: AnomalyGPT, transform: ImageTransform) -> "References":
@@ -243,7 +322,26 @@ class References:
         settings, pixels = read_references(path, encoder_identity(model, transform))
         references = cls(model, settings, transform)
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
+        tiles = [picture for picture in pixels if isinstance(picture, tuple)]
+        references.tiles = max((1 + row, 1 + column) for _, row, column in [(0, 0, 0), *tiles])
+        references._thumbnails = [_thumbnail(Image.fromarray(photo[OWN]), transform) for photo in references._photos]
+        references._sources = [f"{path}, number {number + 1}" for number in range(len(references))]
         return references
+
+
+def _tiles_of(photo: Image.Image) -> tuple[int, int]:
+    """Rows and columns of nearly square tiles of a long photo; 1, 1 of any other."""
+    width, height = to_rgb(photo).size
+    if max(width, height) < LONG * min(width, height):
+        return 1, 1
+    return min(MOST_TILES, max(1, round(height / width))), min(MOST_TILES, max(1, round(width / height)))
+
+
+def _thumbnail(photo: Image.Image, transform: ImageTransform) -> NDArray[np.float32]:
+    """A photo as it is shown to the encoder, (56, 56, 3), 0..255 less the means of its colours."""
+    pixels = np.asarray(transform.shown(photo)).astype(np.float32)
+    small = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return np.asarray(small - small.mean(axis=(0, 1)), dtype=np.float32)
 
 
 def _evenly_spaced(count: int, most: int) -> list[int]:

@@ -144,7 +144,7 @@ class SharedModel:
 
 
 def _read(path: Path) -> Image.Image:
-    from anomalygpt.datasets.transforms import load_image
+    from anomalygpt.datasets.photos import load_image
 
     try:
         return load_image(path)

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from anomalygpt.datasets.findings import RegionFinding
-from anomalygpt.datasets.transforms import to_rgb
+from anomalygpt.datasets.photos import to_rgb
 from anomalygpt.model.image_decoder import calibrate_map
 
 OPAQUE = 0.65  # how much of the photo the hottest colour covers

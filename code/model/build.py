@@ -13,7 +13,15 @@ from anomalygpt.config.load import PRETRAINED, home, load_config, names, resolve
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.checkpoint import PARTS, absent_file, delta_shapes, load_delta, load_module, part_of
+from anomalygpt.model.checkpoint import (
+    PARTS,
+    CheckpointError,
+    absent_file,
+    delta_shapes,
+    load_delta,
+    load_module,
+    part_of,
+)
 from anomalygpt.model.encoder import ImageSpec, TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
@@ -155,6 +163,10 @@ def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype:
         folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder)
         llm = load_llm(folder, dtype, device)
+        rows = llm.get_input_embeddings().num_embeddings
+        if rows < tokenizer.size:
+            what = f"{rows} tokens in the weights, {tokenizer.size} in the tokeniser's files"
+            raise CheckpointError(f"{folder}: {what}; expected at least as many: take both from the same model")
     width = llm.get_input_embeddings().embedding_dim
     return {
         "prompt_learner": PromptLearner(width).to(device),

@@ -8,6 +8,7 @@ from codecs import getincrementaldecoder
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 Shape = tuple[int, ...]
 NAMES_SHOWN = 3  # an error lists so many names and counts the rest
 TEXT_BYTES = 64  # read from the beginning of a file to recognise text
+
+# Under these names DeepSpeed, Lightning and training loops nest a model's tensors.
+WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
 
 # The parts of a delta checkpoint and the prefixes of their tensors' names.
 PARTS = {
@@ -71,12 +75,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpickling bytes that are no pickle can raise nearly anything
         raise _unreadable(path, error) from error
+    loaded = _unwrapped(loaded)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found a {type(loaded).__name__}")
     others = [f"{key} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found one with {_few(others)}")
     return dict(loaded)
+
+
+def _unwrapped(loaded: Any) -> Any:
+    """A model's tensors without what training programs save beside them, and without the prefix that they add."""
+    for key in WRAPPERS:
+        inner = loaded.get(key) if isinstance(loaded, Mapping) else None
+        if isinstance(inner, Mapping) and inner:
+            for prefix in ("module.", "model."):
+                if all(str(name).startswith(prefix) for name in inner):
+                    inner = {str(name).removeprefix(prefix): value for name, value in inner.items()}
+            return _unwrapped(inner)
+    return loaded
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -12,6 +12,7 @@ class Tokenizer(Protocol):
 
     bos_id: int
     eos_id: int
+    size: int  # one more than the largest id
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, none for the empty string."""
@@ -38,6 +39,7 @@ class SentencePieceTokenizer:
             raise UserError(f"{path}: no SentencePiece model; it is damaged or was not fully downloaded") from error
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
+        self.size: int = self._model.vocab_size()
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
@@ -52,6 +54,7 @@ class HuggingFaceTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.size = len(tokenizer)
         self.eos_id: int = tokenizer.eos_token_id
         self.bos_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos_id
 

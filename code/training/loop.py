@@ -1,9 +1,10 @@
 """The training loop: batches in, optimiser steps, metrics and checkpoints out (AnomalyGPT section 3.5)."""
 
 import logging
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -121,19 +122,21 @@ class Trainer:
         pairs: Iterator[AnomalyBatch | FindingsBatch],
         instructions: Iterator[InstructionBatch] | None,
     ) -> None:
-        bar = tqdm(total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main)
-        while step < self.total_steps:
-            started = time.monotonic()
-            numbers = self._optimizer_step(pairs, instructions, step)
-            step += 1
-            numbers["lr"] = self.engine.get_lr()[0]
-            numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
-            bar.update()
-            bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
-            if self._log and step % self.settings.log_every == 0:
-                self._log.write("train", step, **numbers)
-            self._after_step(step)
-        bar.close()
+        with tqdm(
+            total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main
+        ) as bar:  # closed before an error is printed
+            while step < self.total_steps:
+                started = time.monotonic()
+                numbers = self._optimizer_step(pairs, instructions, step)
+                step += 1
+                _require_finite(step, numbers)
+                numbers["lr"] = self.engine.get_lr()[0]
+                numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
+                bar.update()
+                bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
+                if self._log and step % self.settings.log_every == 0:
+                    self._log.write("train", step, **numbers)
+                self._after_step(step)
 
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps
@@ -204,11 +207,20 @@ class Trainer:
         if self.data.validation is None:
             return
         numbers = validate(self.model, self.data.validation, self.config, self.process)
+        _require_finite(step, numbers)
         logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
         if self._best:
             self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
         if self._log:
             self._log.write("validation", step, **numbers)
+
+
+def _require_finite(step: int, losses: Mapping[str, float]) -> None:
+    """Raises UserError where a loss is not finite; all processes have the same losses."""
+    if not math.isfinite(sum(losses.values())):
+        values = ", ".join(f"{name} {value}" for name, value in losses.items() if not math.isfinite(value))
+        advice = "start again with a lower training.optimizer.lr, or with training.precision=fp32"
+        raise UserError(f"step {step}: a loss is not a finite number ({values}); {advice}")
 
 
 def reference_views(references: Tensor, *, rotated: bool) -> Tensor:

@@ -8,8 +8,8 @@ from scipy.io import savemat
 
 from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.masks import load_mask, read_cracks
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.transforms import load_image
 from tests.shared_data import shared
 
 

@@ -167,7 +167,7 @@ def test_an_ambiguous_mask_is_refused_in_one_line(record, image, message):
 def test_unreadable_and_missing_masks_are_named(record, tmp_path):
     made = record(Image.new("L", SIZE))
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
-    with pytest.raises(DatasetError, match=r"0\.png: cannot be read as a mask"):
+    with pytest.raises(DatasetError, match=r"0\.png: cannot be read as an image"):
         load_mask(made)
     (tmp_path / "0.png").unlink()
     with pytest.raises(DatasetError, match=r"0\.png: no such file"):

@@ -5,9 +5,9 @@ import pytest
 
 from anomalygpt.datasets.dialogue import detection_answer
 from anomalygpt.datasets.drawn import draw_defects
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.regions import position_name
 from anomalygpt.datasets.synthesis import NSALabel, NSASettings, change_label, nsa_settings, simulate
-from anomalygpt.datasets.transforms import load_image
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.inference.answers import parse_verdict
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalygpt.datasets.photos import load_image, to_rgb
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.transforms import ImageTransform, load_image, official_mvtec_mask, official_visa_mask, to_rgb
+from anomalygpt.datasets.transforms import ImageTransform, official_mvtec_mask, official_visa_mask
 
 
 def plain(size, geometry="squash"):

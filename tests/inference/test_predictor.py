@@ -15,6 +15,7 @@ from anomalygpt.config.settings import PartsPrior, ReferenceSettings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import top_mean
 from anomalygpt.inference.answer_check import check_answer
+from anomalygpt.inference.augmentation import ALL_VIEWS
 from anomalygpt.inference.predictor import Predictor
 from tests.inference.conftest import batch_sizes
 
@@ -121,7 +122,7 @@ def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, enc
     for_the_references = encodings[1:]
     for seed in range(2):
         predictor.inspect(photo(seed=10 + seed))
-    assert len(for_the_references) == 3
+    assert sum(for_the_references) == 3 * len(ALL_VIEWS)
     assert encodings == [1, *for_the_references, 1, 1]
 
 

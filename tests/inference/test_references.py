@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, set_strict
 from anomalygpt.inference import references as module
 from anomalygpt.inference.references import References
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -47,6 +47,11 @@ CHANGES = {
     "rotations": custom(augmentation="rotations"),
     "two scales": custom(scales=(1, 2)),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_warnings() -> None:
+    set_strict(False)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +220,51 @@ def test_loaded_references_are_equal_and_can_be_added_to(
         assert (len(loaded), loaded.settings, loaded.augmentation) == (len(saved), saved.settings, saved.augmentation)
         assert torch.equal(inspect(loaded, photos[5])[1], inspect(saved, photos[5])[1])
         assert torch.equal(loaded.held_out_maps(), saved.held_out_maps())
+
+
+@pytest.mark.parametrize("upright", [False, True], ids=["row", "column"])
+def test_long_photos_are_compared_in_tiles(thin_model, thin_transform, photos, tmp_path, upright) -> None:
+    transform = ImageTransform(thin_transform.size, thin_transform.mean, thin_transform.std, "squash")
+    parts = [photo.resize((224, 224)) for photo in photos]
+
+    def row(*numbers: int, scratch: int | None = None) -> Image.Image:
+        long = Image.new("RGB", (672, 224))
+        for place, number in enumerate(numbers):
+            long.paste(parts[number], (224 * place, 0))
+        if scratch is not None:
+            long.paste((0, 0, 0), (224 * scratch + 90, 90, 224 * scratch + 134, 134))
+        return long.transpose(Image.Transpose.ROTATE_270) if upright else long
+
+    references = References(thin_model, OFFICIAL, transform, [row(0, 1, 2), row(3, 4, 5)])
+    assert references.tiles == ((3, 1) if upright else (1, 3))
+    assert references.held_out_maps().shape == (2, 1, 224, 224)
+    assert float(inspect(references, row(2, 3, 1))[1].max()) < 1e-5  # each tile is in the memory bank
+    map = inspect(references, row(2, 3, 1, scratch=2))[1][0, 0]
+    thirds = [float(part.max()) for part in (map if upright else map.T).tensor_split(3)]
+    assert thirds[2] > 100 * max(thirds[:2])
+    references.save(tmp_path / "row.safetensors")
+    loaded = References.load(tmp_path / "row.safetensors", thin_model, transform)
+    assert loaded.tiles == references.tiles
+    assert torch.equal(inspect(loaded, row(2, 3, 1, scratch=2))[1][0, 0], map)
+    alone = References(thin_model, OFFICIAL, transform, [row(0, 1, 2)])
+    assert len(alone.held_out_maps()) == 2 * len(PERTURBATIONS)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda p: p, lambda p: p.point(lambda v: min(255, 1.02 * v))], ids=["copy", "light"]
+)
+def test_copies_of_a_reference_are_left_out_and_named(build, photos, change, capsys) -> None:
+    references = build([photos[0], photos[1], change(photos[0])])
+    assert len(references) == 2
+    assert "reference 3: nearly the same photo as reference 1" in capsys.readouterr().err
+    assert torch.equal(references.held_out_maps(), build(photos[:2]).held_out_maps())
+    inspect(references, photos[1])
+    assert "the photo: also a reference (reference 2)" in capsys.readouterr().err
+
+
+def test_flat_reference_is_reported(build, photos, capsys) -> None:
+    build([Image.new("RGB", (224, 224), (90, 90, 90)), photos[0]])
+    assert "reference 1: a flat photo" in capsys.readouterr().err
 
 
 def fault(path: Path, model: AnomalyGPT, transform: ImageTransform) -> str:

@@ -186,6 +186,21 @@ def test_file_with_more_than_named_tensors(tmp_path: Path, content: object, foun
     assert found in refusal(read_tensors, tmp_path / "state.pt")
 
 
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda tensors: {"module": tensors, "global_steps": 3, "lr_scheduler": {}},  # DeepSpeed
+        lambda tensors: {"state_dict": {f"model.{name}": value for name, value in tensors.items()}, "epoch": 1},
+        lambda tensors: {"model_state_dict": {f"module.{name}": value for name, value in tensors.items()}},
+    ],
+)
+def test_tensors_that_a_training_program_nested_are_found(tmp_path: Path, nested) -> None:
+    tensors = {"llama_proj.weight": torch.ones(2, 3), "states.x": torch.zeros(1)}
+    torch.save(nested(tensors), tmp_path / "state.pt")
+    found = read_tensors(tmp_path / "state.pt")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
 def released_model(size: str) -> AnomalyGPT:
     """A model of the released width with few, thin layers, all on the meta device but for what a delta fills."""
     width = WIDTHS[size]

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
+from anomalygpt.config.schema import LlmConfig
 from anomalygpt.errors import UserError
+from anomalygpt.model.build import _build_llm
 from anomalygpt.model.chat import END_OF_TURN
 from anomalygpt.model.checkpoint import CheckpointError
 from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, generate, load_llm, merge_lora_weights
@@ -239,6 +241,14 @@ class Recite(LogitsProcessor):
             forced[row, script[min(self.step, len(script) - 1)]] = 0
         self.step += 1
         return forced
+
+
+def test_fewer_rows_than_the_tokeniser_has_tokens_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "llm", tiny_llama(), "single safetensors")
+    (folder / "tokenizer.model").write_bytes(shared("parity/llama_tokenizer.model").read_bytes())
+    config = LlmConfig(weights=str(folder))
+    with pytest.raises(CheckpointError, match="320 tokens in the weights, 32000 in the tokeniser"):
+        _build_llm(config, 8, CPU, torch.float32)
 
 
 def recited(tokenizer: Tokenizer, scripts: Sequence[Sequence[int]], limit: int = 64) -> tuple[list[str], int]:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.transforms import load_image
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.training.batches import endless_batches

@@ -48,6 +48,12 @@ def test_a_stop_skips_the_validation_and_the_picture_of_its_step(trainer, monkey
     assert done == [6, "step0000006.png", 10, "step0000010.png"]
 
 
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(trainer, monkeypatch):
+    monkeypatch.setattr(trainer, "_optimizer_step", lambda *_: {"total": float("nan"), "focal": 1.0})
+    with pytest.raises(UserError, match=r"step 4: .*not a finite number \(total nan\); .*training\.optimizer\.lr"):
+        trainer._steps(3, iter(()), None)
+
+
 def test_four_quarter_turns_the_photo_itself_first_and_without_rotation_the_photo_alone() -> None:
     part = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     views = reference_views(part, rotated=True)
