@@ -1,117 +1,349 @@
 """The demo in a browser: ``python web_demo.py``, then open the address that it prints.
 
-A photo on the left, its anomaly map in the middle, the conversation about it on the right. Good photos of the same part
-are optional; with them the map shows what differs from the good ones.
+One photo with its verdict, its map and a conversation about it; a part that is taught by good photos; many photos at
+once. The page is in English or Chinese, by the browser's language (``web_demo.yaml``).
 """
 
 import argparse
+import csv
+import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache, partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
 
 from anomalygpt.config.load import home, load_config
+from anomalygpt.datasets.findings import (
+    Findings,
+    Language,
+    RegionFinding,
+    answer_text,
+    finding_phrases,
+    percent,
+    size_word,
+)
 from anomalygpt.datasets.records import list_folders, list_images
 from anomalygpt.errors import UserError, user_errors
-from anomalygpt.inference.session import MAX_REFERENCES, Conversation, SharedModel, conversation_about
+from anomalygpt.inference.session import (
+    MAX_REFERENCES,
+    Conversation,
+    Exchange,
+    SharedModel,
+    conversation_about,
+    read_photo,
+)
 
 if TYPE_CHECKING:
     import gradio as gr
 
     from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.results import ImageResult
 
 Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and captions
 
 MAX_WAITING = 32  # questions; Gradio turns away the next one in its own words
-MAX_REGIONS_SHOWN = 4
 KEEP_SECONDS = 6 * 3600  # uploaded files and conversations
 EXAMPLES = "images/examples"
 PHOTO_HEIGHT = 366  # CSS pixels
-SUGGESTED = ("Is there any anomaly in the image?", "Where is it?", "How many anomalies are there?", "How large is it?")
+SUGGESTED = ("ask_verdict", "ask_place", "ask_number", "ask_size")
 PENDING = "…"
 HANDLER: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
-NO_VERDICT = '<p class="hint">Ask a question: the map and the verdict appear here.</p>'
-TITLE = "# AnomalyGPT\nShows what is wrong with a part, and where, and answers questions about it."
 
 
-def bubbles(history: Sequence[tuple[str, str]], pending: str | None = None) -> list[dict[str, str]]:
-    """A history as messages of the chat. ``pending``: a question that has no answer yet."""
+class Part(NamedTuple):
+    """A part that the user taught."""
+
+    name: str
+    files: tuple[str, ...]  # good photos, or one file of saved references
+    references: int
+
+
+@cache
+def page_texts() -> dict[str, dict[str, str]]:
+    """The page's texts by language and name."""
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
+# -- what the page shows ----------------------------------------------------------------------------------------------
+
+
+def bubbles(language: Language, exchanges: Iterable[Exchange]) -> list[dict[str, str]]:
+    """Exchanges as messages of the chat; markup in them is shown as text."""
     messages = []
-    for question, answer in [*history, (pending, PENDING)] if pending else history:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    for each in exchanges:
+        note = f'<small class="note">{page_texts()[language][each.note]}</small>' if each.note else ""
+        for role, text, after in (("user", each.question, ""), ("assistant", each.answer, note)):
+            messages.append({"role": role, "content": f'<div dir="auto">{escape(text, quote=False)}</div>{after}'})
     return messages
 
 
-def verdict_html(conversation: Conversation, result: "ImageResult") -> str:
-    """The verdict, the score and the regions."""
-    name, kind, source = PENDING, "open", ""
-    if conversation.is_anomalous is not None:
-        name, kind = ("Defect", "defect") if conversation.is_anomalous else ("Good", "good")
-        source = f"Verdict from the {conversation.verdict_source}. "
-    numbers = f"{100 * result.probability:.0f} % probable, score {result.score:.3f}, threshold {result.threshold:.3f}"
-    count = len(result.regions)
-    marked = {0: "no region", 1: "1 region"}.get(count, f"{count} regions")
-    shown = f"; the {MAX_REGIONS_SHOWN} largest:" if count > MAX_REGIONS_SHOWN else ":" if count else "."
-    rows = "".join(
-        f"<tr><td>{escape(region.place)}</td><td>{100 * region.area:.1f} %</td><td>{region.peak:.3f}</td></tr>"
-        for region in result.regions[:MAX_REGIONS_SHOWN]
-    )
-    table = f'<table class="regions"><tr><th>place</th><th>area</th><th>peak</th></tr>{rows}</table>' if rows else ""
+def summary_html(
+    language: Language, findings: Findings, factor: float = 1, regions: Sequence[RegionFinding] = ()
+) -> str:
+    """Badge, certainty, the findings in a sentence, and the table of regions.
+
+    Args:
+        factor: of the threshold by which ``regions`` were found; 1: the findings' own regions are shown.
+    """
+    texts = page_texts()[language]
+    kind = findings.status.replace(" ", "-").replace("'", "")
+    certainty = "" if kind == "cant-tell" else texts[findings.certainty]
+    sentence = answer_text("describe", findings, language)
+    other = "" if factor == 1 else f'<p class="hint">{texts["other_threshold"].format(factor=factor)}</p>'
     return (
-        f'<div class="verdict"><b class="{kind}">{name}</b><span>{numbers}</span></div>'
-        f'<p class="hint">{source}The map marks {marked}{shown}</p>{table}'
+        f'<div class="verdict"><b class="{kind}">{texts[findings.status]}</b><span>{certainty}</span></div>'
+        f"<p>{escape(sentence)}</p>{other}{_table(language, findings.regions if factor == 1 else regions)}"
     )
 
 
-def ask(
-    model: SharedModel,
-    question: str | None,
-    photo: str | None,
-    references: Uploads,
-    class_name: str | None,
-    conversation: Conversation | None,
-) -> Iterator[tuple[Any, ...]]:
-    """Yields chat, overlay, verdict, question box and conversation: with the question, the map, then the answer."""
+def _table(language: Language, regions: Sequence[RegionFinding]) -> str:
+    texts, words = page_texts()[language], finding_phrases(language)["words"]
+    rows = []
+    for number, region in enumerate(regions, start=1):
+        place = region.place if language == "en" else words["place"][region.place]
+        size, form = words["size"][size_word(region.area)], words["form"][region.form]
+        cells = (str(number), place, percent(region.area, language), size, form)
+        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    head = "<th></th>" + "".join(f"<th>{texts[name]}</th>" for name in ("place", "area", "size", "form"))
+    return f'<div class="regions"><table><tr>{"</tr><tr>".join([head, *rows])}</tr></table></div>' if rows else ""
+
+
+def part_text(language: Language, part: Part | None, unreadable: Sequence[str] = ()) -> str:
+    """What photos are compared with, as HTML."""
+    texts, words = page_texts()[language], finding_phrases(language)["words"]["references"]
+    if part is None:
+        return f'<p class="hint">{texts["no_part"]}</p>'
+    count = words["one" if part.references == 1 else "several"].format(count=part.references)
+    left_out = texts["unreadable"].format(names=", ".join(unreadable)) if unreadable else ""
+    return f"<p>{escape(texts['part'].format(name=part.name, references=count))} {escape(left_out)}</p>"
+
+
+def good_files(references: Uploads, part: Part | None) -> list[str]:
+    """What a photo is compared with: the good photos beside it, else the taught part."""
+    return [path for path, _ in references or ()] or list(part.files if part else ())
+
+
+def conversation_for(
+    photo: str | None, references: Uploads, class_name: str | None, part: Part | None, current: Conversation | None
+) -> Conversation:
+    """The conversation about what is given on the page, see :func:`session.conversation_about`."""
+    return conversation_about(photo, good_files(references, part), class_name, current)
+
+
+# -- handlers: one photo ----------------------------------------------------------------------------------------------
+
+
+def show(model: SharedModel, language: Language, factor: float, photo: str | None, *given: Any) -> tuple[Any, ...]:
+    """Map, summary and conversation of a photo; ``factor``: see :func:`view`; ``given``: :func:`conversation_for`."""
+    import gradio as gr
+
+    try:
+        if photo:
+            conversation = conversation_for(photo, *given)
+            return *view(model, language, factor, conversation), conversation
+    except UserError as error:
+        gr.Warning(escape(str(error)))
+    return None, f'<p class="hint">{page_texts()[language]["no_verdict"]}</p>', None
+
+
+def view(model: SharedModel, language: Language, factor: float, conversation: Conversation | None) -> tuple[Any, ...]:
+    """Map and summary at the threshold times a factor."""
+    import gradio as gr
+
+    from anomalygpt.inference.regions import find_regions
+    from anomalygpt.inference.visualize import overlay
+
+    if conversation is None:
+        return gr.skip(), gr.skip()
+    result, preview = model.inspect(conversation)
+    threshold = factor * result.threshold
+    regions = result.findings.regions if factor == 1 else find_regions(result.map, threshold)
+    return overlay(preview, result.map, threshold, regions), summary_html(language, result.findings, factor, regions)
+
+
+def start_over(*given: Any) -> tuple[Any, ...]:
+    """Chat, Send, Stop, conversation, threshold and downloads: cleared if anything else was given before."""
+    import gradio as gr
+
+    if conversation := given[-1]:
+        with suppress(UserError):  # no photo
+            if conversation_for(*given) is conversation:
+                return (gr.skip(),) * 6
+        conversation.is_over = True
+    return [], *_buttons(running=False), None, 1, None
+
+
+def clear(conversation: Conversation | None) -> tuple[Any, ...]:
+    """Send, Stop and a new conversation about the same photo."""
+    if conversation:
+        conversation.is_over = True
+        conversation = Conversation(conversation.photo, conversation.references, conversation.class_name)
+    return *_buttons(running=False), conversation
+
+
+def _buttons(*, running: bool) -> tuple[Any, Any]:
+    """Send and Stop: one of them is there."""
+    import gradio as gr
+
+    return gr.update(visible=not running), gr.update(visible=running, interactive=True)
+
+
+def ask(model: SharedModel, language: Language, question: str | None, *given: Any) -> Iterator[tuple[Any, ...]]:
+    """Yields chat, question box, Send, Stop and conversation while the answer grows.
+
+    Args:
+        question: empty for the page's first suggestion.
+        given: see :func:`conversation_for`.
+    """
     import gradio as gr
 
     from anomalygpt.datasets.dialogue import detection_question
 
+    conversation, same = given[-1], (gr.skip(),) * 3
     try:
-        conversation = conversation_about(photo, [path for path, _ in references or ()], class_name, conversation)
-        text = (question or "").strip() or detection_question(conversation.class_name or None, with_description=False)
-        yield bubbles(conversation.history, text), gr.skip(), gr.skip(), "", conversation
-        result, overlay = model.encode(conversation, text)
-        if conversation.is_over:
-            return
-        yield gr.skip(), overlay, verdict_html(conversation, result), gr.skip(), conversation
-        earlier = list(conversation.history)
-        for answer in model.stream(conversation, text):
-            yield bubbles([*earlier, (text, answer)]), gr.skip(), gr.skip(), gr.skip(), conversation
-        if not conversation.is_over:
-            yield bubbles(conversation.history), gr.skip(), verdict_html(conversation, result), gr.skip(), conversation
+        conversation = conversation_for(*given)
+        first = page_texts()[language]["ask_verdict"]
+        if language == "en":
+            first = detection_question(conversation.class_name or None, with_description=False)
+        text = (question or "").strip() or first
+        conversation.is_stopped = False
+        earlier = list(conversation.exchanges)
+        yield bubbles(language, [*earlier, Exchange(text, PENDING)]), "", *_buttons(running=True), conversation
+        for exchange in model.stream(conversation, text):
+            if conversation.is_over:
+                return
+            if exchange.answer:
+                yield bubbles(language, [*earlier, exchange]), *same, conversation
+        box = text if conversation.exchanges == earlier else gr.skip()
+        yield bubbles(language, conversation.exchanges), box, *_buttons(running=False), conversation
     except UserError as error:
-        gr.Warning(str(error))
-        yield bubbles(conversation.history if conversation else ()), gr.skip(), gr.skip(), question, conversation
+        gr.Warning(escape(str(error)))
+        shown = bubbles(language, conversation.exchanges if conversation else ())
+        yield shown, question, *_buttons(running=False), conversation
 
 
-def start_over(photo: str | None, references: Uploads, conversation: Conversation | None) -> tuple[Any, ...]:
-    """Chat, overlay, verdict and conversation: cleared if these are another photo or other references, else kept."""
+def ask_suggested(model: SharedModel, name: str, language: Language, *given: Any) -> Iterator[tuple[Any, ...]]:
+    """As :func:`ask`, with one of the page's own questions."""
+    yield from ask(model, language, page_texts()[language][name], *given)
+
+
+def ask_again(model: SharedModel, language: Language, *given: Any) -> Iterator[tuple[Any, ...]]:
+    """As :func:`ask`, with the latest question in place of itself."""
+    if given[-1] and given[-1].exchanges:
+        yield from ask(model, language, given[-1].exchanges.pop().question, *given)
+
+
+def stop(conversation: Conversation | None) -> Any:
+    """The Stop button, which waits for the current sentence to end."""
     import gradio as gr
 
     if conversation:
-        good = tuple(Path(path) for path, _ in references or ())
-        if photo and (conversation.photo, conversation.references) == (Path(photo), good):
-            return (gr.skip(),) * 4
-        conversation.is_over = True
-    return [], None, NO_VERDICT, None
+        conversation.is_stopped = True
+    return gr.update(interactive=False)
+
+
+def write_files(model: SharedModel, conversation: Conversation | None) -> Iterator[list[str]]:
+    """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings and conversation as JSON."""
+    import numpy as np
+    from PIL import Image
+
+    from anomalygpt.inference.visualize import overlay
+
+    if conversation is None:
+        return
+    result, _ = model.inspect(conversation)
+    with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
+        stem = Path(folder) / conversation.photo.stem
+        names = [f"{stem}{ending}" for ending in ("_overlay.png", "_map.tiff", "_map.npy", "_findings.json")]
+        photo = read_photo(conversation.photo)
+        overlay(photo, result.map, result.threshold, result.findings.regions).save(names[0])
+        Image.fromarray(result.map).save(names[1])
+        np.save(names[2], result.map)
+        record = result.findings.to_dict() | {"score": result.score, "threshold": result.threshold}
+        record["conversation"] = [asdict(each) for each in conversation.exchanges]
+        Path(names[3]).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        yield names
+
+
+# -- handlers: a part, and many photos --------------------------------------------------------------------------------
+
+
+def teach(
+    model: SharedModel, language: Language, name: str | None, files: Sequence[str] | None
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the part that good photos or its own file show, its text and its file; no change where there is none."""
+    import gradio as gr
+
+    readable, unreadable = [], []
+    for path in map(Path, files or ()):
+        try:
+            if path.suffix != ".safetensors":
+                read_photo(path)
+            readable.append(path)
+        except UserError:
+            unreadable.append(path.name)
+    try:
+        if not 1 <= len(readable) <= MAX_REFERENCES:
+            raise UserError(f"{len(readable)} photos can be read: give 1 to {MAX_REFERENCES} good photos of a part.")
+        name = " ".join((name or "").split()) or (readable[0].stem if len(readable) == 1 else "part")
+        with TemporaryDirectory() as folder:
+            target = Path(folder) / (re.sub(r"[^-\w ]", "_", name) + ".safetensors")
+            part = Part(name, tuple(map(str, readable)), model.learn(tuple(readable), target))
+            yield part, part_text(language, part, unreadable), str(target)
+    except UserError as error:
+        gr.Warning(escape(str(error)))
+        yield (gr.skip(),) * 3
+
+
+def inspect_many(
+    model: SharedModel,
+    language: Language,
+    photos: Sequence[str] | None,
+    part: Part | None,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the table of results, worst first, a line that sums them up, and the results as CSV and JSON."""
+    texts, words = page_texts()[language], finding_phrases(language)["words"]["place"]
+    good, found, failed = tuple(map(Path, good_files(None, part))), [], []
+    for path in progress(photos or ()):
+        try:
+            result, _ = model.inspect(Conversation(Path(path), good))
+            found.append((Path(path).name, result.score, result.findings))
+        except UserError as error:
+            failed.append({"photo": Path(path).name, "error": str(error)})
+    found.sort(key=lambda each: (-each[2].probability, -each[1]))
+    rows, records = [], []
+    for name, _, findings in found:
+        records.append({"photo": name, **findings.to_dict()})
+        place = words[findings.regions[0].place] if findings.regions else ""
+        percents = [round(100 * share, 1) for share in (findings.probability, findings.total_area)]
+        rows.append([name, texts[findings.status], percents[0], findings.number, place, percents[1]])
+    rows += [[each["photo"], texts["error"], *[None] * 4] for each in failed]
+    counts = Counter(each["status"] for each in records)
+    line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], len(failed))
+    headers = texts["columns"].split(", ")
+    with TemporaryDirectory() as folder:
+        table, full = Path(folder) / "results.csv", Path(folder) / "results.json"
+        with table.open("w", encoding="utf-8-sig", newline="") as file:  # with the mark that Excel needs
+            csv.writer(file).writerows([headers, *rows])
+        full.write_text(json.dumps([*records, *failed], indent=2, ensure_ascii=False), encoding="utf-8")
+        yield {"headers": headers, "data": rows}, f"<p>{line}</p>", [str(table), str(full)]
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
 
 
 def find_examples(folder: Path) -> list[tuple[str, list[str], str]]:
@@ -131,78 +363,158 @@ def build_demo(
     """The page. ``new_predictor``: see :class:`SharedModel`; ``examples``: a folder for :func:`find_examples`."""
     import gradio as gr
 
+    def language_of(request: gr.Request) -> Language:
+        return "zh" if request.headers.get("accept-language", "").startswith("zh") else "en"
+
+    model, text = SharedModel(new_predictor), gr.I18n()  # the texts themselves go to launch()
     with gr.Blocks(title="AnomalyGPT", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
-        conversation = gr.State(None, time_to_live=KEEP_SECONDS)
-        gr.Markdown(f"{TITLE} {subtitle}")
-        with gr.Row():
-            with gr.Column(scale=4, min_width=300):
-                inputs = _input_column(find_examples(examples) if examples else [])
-            with gr.Column(scale=4, min_width=300):
-                overlay = gr.Image(
-                    label="Anomaly map", interactive=False, height=PHOTO_HEIGHT, buttons=["fullscreen"], elem_id="map"
-                )
-                summary = gr.HTML(NO_VERDICT, elem_id="summary")
-            with gr.Column(scale=5, min_width=340):
-                hint = "Upload a photo or click an example, then ask."
-                chat = gr.Chatbot(
-                    label="Conversation", height=530, placeholder=hint, buttons=["copy_all"], elem_id="chat"
-                )
-                _connect(SharedModel(new_predictor), inputs, [chat, overlay, summary], conversation)
+        language, part = gr.State("en"), gr.State(None, time_to_live=KEEP_SECONDS)
+        demo.load(language_of, None, language, **HANDLER)
+        gr.Markdown(text("title"), elem_id="title")
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab(text("inspect")):
+                _inspect_tab(model, text, language, part, find_examples(examples) if examples else [])
+            with gr.Tab(text("teach")):
+                _teach_tab(model, text, language, part)
+            with gr.Tab(text("many")):
+                _many_tab(model, text, language, part)
+        gr.Markdown(subtitle, elem_id="model")
     return demo
 
 
-def _input_column(examples: Sequence[tuple[str, list[str], str]]) -> tuple["gr.Image", "gr.Gallery", "gr.Textbox"]:
+def _inspect_tab(
+    model: SharedModel,
+    text: "gr.I18n",
+    language: "gr.State",
+    part: "gr.State",
+    examples: Sequence[tuple[str, list[str], str]],
+) -> None:
+    """A photo on the left, its map and verdict in the middle, the conversation about it on the right."""
+    import gradio as gr
+
+    conversation = gr.State(None, time_to_live=KEEP_SECONDS)
+    with gr.Row(elem_id="inspect"):
+        with gr.Column(scale=4, min_width=300):
+            inputs = [*_photo_inputs(text, examples), part]
+        with gr.Column(scale=4, min_width=300):
+            summary = gr.HTML(text("no_verdict"), elem_id="summary")
+            shape: dict[str, Any] = {"height": PHOTO_HEIGHT, "buttons": ["fullscreen"], "interactive": False}
+            overlay = gr.Image(label=text("map"), elem_id="map", **shape)
+            with gr.Accordion(text("adjust"), open=False, elem_id="adjust"):
+                factor = gr.Slider(0.5, 2, 1, step=0.05, label=text("threshold"), elem_id="threshold")
+                prepare = gr.Button(text("prepare"), size="sm", elem_id="prepare")
+                files = gr.File(label=text("downloads"), file_count="multiple", interactive=False, elem_id="files")
+        with gr.Column(scale=5, min_width=340):
+            shown, asking = _chat(model, text, language, inputs, conversation)
+    seen = {"inputs": [language, factor, *inputs, conversation], "outputs": [overlay, summary, conversation]}
+    latest = HANDLER | {"trigger_mode": "always_last"}
+    seen |= latest | {"concurrency_id": "model", "show_progress": "minimal", "show_progress_on": overlay}
+    changing = {"inputs": [*inputs, conversation], "outputs": [*shown, conversation, factor, files], "queue": False}
+    changing |= latest
+    photo, references, class_name, _ = inputs
+    changes = [photo.change, references.change, part.change]
+    gr.on(changes, start_over, cancels=asking, **changing).then(partial(show, model), **seen)
+    gr.on([class_name.submit, class_name.blur], start_over, **changing).then(partial(show, model), **seen)
+    moved = [language, factor, conversation]
+    factor.input(partial(view, model), moved, [overlay, summary], **latest)
+    prepare.click(partial(write_files, model), conversation, files, api_visibility="private")
+
+
+def _photo_inputs(text: "gr.I18n", examples: Sequence[tuple[str, list[str], str]]) -> list[Any]:
     """Photo, references and class name, filled by a click on an example."""
     import gradio as gr
 
-    photo = gr.Image(label="Photo", sources=["upload"], height=PHOTO_HEIGHT, elem_id="photo")
+    sources: list[Any] = ["upload", "webcam", "clipboard"]
+    photo = gr.Image(label=text("photo"), sources=sources, height=PHOTO_HEIGHT, elem_id="photo")
     # The uploaded file itself, for load_image. (Gradio's own reader ends in a traceback on a broken file, and cuts
     # 16 bits off. A subclass would make it write a .pyi file beside this one.)
     photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign, assignment]
-    row = gr.Dataset(
-        label="Examples: " + ", ".join(class_name for _, _, class_name in examples),
-        components=[gr.Image(visible=False)],
-        samples=[[photo] for photo, _, _ in examples],
-        type="index",
-        layout="gallery",
-        elem_id="examples",
-        render=bool(examples),
-    )
-    label = f"Good photos of the same part (optional, up to {MAX_REFERENCES})"
-    references = gr.Gallery(
-        label=label, file_types=["image"], columns=MAX_REFERENCES, fit_columns=False, height=150, elem_id="references"
-    )
-    class_name = gr.Textbox(label="What is it? (optional)", placeholder="washer, circuit board, carpet …", max_lines=1)
+    shape: dict[str, Any] = {"type": "index", "layout": "gallery", "components": [gr.Image(visible=False)]}
+    samples = [[photo] for photo, _, _ in examples]
+    row = gr.Dataset(label=text("examples"), samples=samples, elem_id="examples", render=bool(examples), **shape)
+    with gr.Accordion(text("compare"), elem_id="compare"):
+        references = gr.Gallery(
+            label=text("references"), file_types=["image"], columns=4, fit_columns=False, height=150, elem_id="good"
+        )
+        class_name = gr.Textbox(
+            label=text("part_name"), placeholder=text("part_example"), max_lines=1, max_length=60, elem_id="class"
+        )
     if examples:
         row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **HANDLER)
-    return photo, references, class_name
+    return [photo, references, class_name]
 
 
-def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], conversation: "gr.State") -> None:
-    """Adds the question box, and connects it, the suggestions and the inputs with the functions above."""
+def _chat(
+    model: SharedModel, text: "gr.I18n", language: "gr.State", inputs: Sequence[Any], conversation: "gr.State"
+) -> tuple[list[Any], list[Any]]:
+    """Chat, question box, Send, Stop and suggestions: the chat with Send and Stop, and the events that ask."""
     import gradio as gr
 
-    with gr.Row(equal_height=True):
-        question = gr.Textbox(
-            show_label=False, container=False, scale=5, max_lines=3, placeholder=SUGGESTED[0], elem_id="question"
-        )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
-    with gr.Row():
-        suggestions = [gr.Button(text, size="sm", min_width=150) for text in SUGGESTED]
-    photo, references, _ = inputs
+    labels = {"label": text("conversation"), "placeholder": text("chat_hint")}
+    chat = gr.Chatbot(height=480, buttons=["copy_all"], render_markdown=False, elem_id="chat", **labels)
+    with gr.Row(equal_height=True, elem_id="ask"):
+        labels = {"label": text("conversation"), "placeholder": text("ask_verdict"), "show_label": False}
+        question = gr.Textbox(container=False, scale=5, max_lines=3, elem_id="question", **labels)
+        send = gr.Button(text("send"), variant="primary", scale=1, min_width=80, elem_id="send")
+        halt = gr.Button(text("stop"), variant="stop", scale=1, min_width=80, visible=False, elem_id="stop")
+    with gr.Row(elem_id="suggestions"):
+        suggestions = [gr.Button(text(name), size="sm", min_width=180) for name in SUGGESTED]
     given = [*inputs, conversation]
     one_at_a_time: dict[str, Any] = {
-        "outputs": [*shown, question, conversation],
+        "outputs": [chat, question, send, halt, conversation],
         "concurrency_id": "model",
         "trigger_mode": "multiple",  # a question that comes while another is answered waits
         **HANDLER,
     }
-    asking = [gr.on([send.click, question.submit], partial(ask, model), [question, *given], **one_at_a_time)]
-    asking += [button.click(partial(ask, model, button.value), given, **one_at_a_time) for button in suggestions]
-    clearing = {"outputs": [*shown, conversation], "cancels": asking, "queue": False, **HANDLER}
-    shown[0].clear(partial(start_over, None, None), conversation, **clearing)
-    for changed in (photo.change, references.change):
-        changed(start_over, [photo, references, conversation], **clearing)
+    asking = [
+        gr.on([send.click, question.submit], partial(ask, model), [language, question, *given], **one_at_a_time),
+        chat.retry(partial(ask_again, model), [language, *given], **one_at_a_time),
+    ]
+    for name, button in zip(SUGGESTED, suggestions, strict=True):
+        asking.append(button.click(partial(ask_suggested, model, name), [language, *given], **one_at_a_time))
+    halt.click(stop, conversation, halt, queue=False, **HANDLER)
+    chat.clear(clear, conversation, [send, halt, conversation], cancels=asking, queue=False, **HANDLER)
+    return [chat, send, halt], asking
+
+
+def _teach_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "gr.State") -> None:
+    """Good photos or a saved part on the left, what was learned on the right."""
+    import gradio as gr
+
+    gr.Markdown(text("teach_hint"))
+    with gr.Row():
+        with gr.Column():
+            kinds = ["image", ".safetensors"]
+            given = gr.File(label=text("teach_files"), file_count="multiple", file_types=kinds, elem_id="part")
+            name = gr.Textbox(label=text("name"), max_lines=1, max_length=60, elem_id="name")
+            learn = gr.Button(text("learn"), variant="primary", elem_id="learn")
+        with gr.Column():
+            learned = gr.HTML(text("no_part"), elem_id="learned")
+            file = gr.File(label=text("part_file"), interactive=False, elem_id="part_file")
+            forget = gr.Button(text("forget"), size="sm", elem_id="forget")
+    outputs, shown = [part, learned, file], {"show_progress_on": learned, "api_visibility": "private"}
+    learn.click(partial(teach, model), [language, name, given], outputs, concurrency_id="model", **shown)
+    forget.click(lambda language: (None, part_text(language, None), None), language, outputs, **HANDLER)
+
+
+def _many_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "gr.State") -> None:
+    """Photos, and a table of their results with the files."""
+    import gradio as gr
+
+    bar = gr.Progress()
+
+    def run(language: Language, photos: Sequence[str] | None, part: Part | None, progress: Any = bar) -> Iterator[Any]:
+        yield from inspect_many(model, language, photos, part, progress.tqdm)
+
+    gr.Markdown(text("many_hint"))
+    several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image"], "height": 180}
+    photos = gr.File(label=text("many_photos"), elem_id="photos", **several)
+    start = gr.Button(text("run"), variant="primary", elem_id="run")
+    line = gr.HTML(elem_id="line")
+    kinds = ["str", "str", "number", "number", "str", "number"]
+    table = gr.Dataframe(label=text("results"), datatype=kinds, interactive=False, elem_id="results")
+    files = gr.File(label=text("files"), file_count="multiple", interactive=False, elem_id="result_files")
+    start.click(run, [language, photos, part], [table, line, files], show_progress_on=line, api_visibility="private")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -279,6 +591,7 @@ def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
             theme=theme,
             css_paths=Path(__file__).with_suffix(".css"),
             footer_links=[],
+            i18n=gr.I18n(**{tag: page_texts()[tag[:2]] for tag in ("en", "zh", "zh-CN", "zh-TW")}),
         )
         # A browser can't open the wildcard address.
         url = str(demo.local_url).rstrip("/").replace("[::]", "localhost")

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,16 +49,21 @@ class Window:
 
     def ask(self, question: str = "") -> str:
         """Asks, and waits for the whole answer."""
-        bots = self.page.locator("#chat .message.bot")
-        before = bots.count()
+        self.begin(question)
+        return self.answer()
+
+    def begin(self, question: str = "") -> None:
+        """Asks, and waits until the question is in the chat."""
+        users = self.page.locator("#chat .message.user")
+        before = users.count()
         self.page.locator("#question textarea").fill(question)
         self.page.locator("#send").click()
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while time.monotonic() < deadline:
-            if bots.count() > before and (answer := bots.last.inner_text().strip()) not in ("", "…"):
-                return answer
-            self.page.wait_for_timeout(100)
-        raise TimeoutError(f"no answer to {question!r} in {ANSWER_SECONDS} s")
+        users.nth(before).wait_for()
+
+    def answer(self) -> str:
+        """The latest answer, once it is complete or stopped: Send is back in the place of Stop."""
+        self.page.locator("#send").wait_for()
+        return str(self.page.locator("#chat .message.bot").last.inner_text()).strip()
 
 
 @contextmanager
@@ -84,14 +88,14 @@ def installed_browser() -> str | None:
 
 
 @contextmanager
-def window(address: str, size: dict[str, int] | None = None) -> Iterator[Window]:
+def window(address: str, size: dict[str, int] | None = None, locale: str = "en-US") -> Iterator[Window]:
     """Opens the demo in a browser, and listens to its console and its requests."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=installed_browser(), args=FLAGS)
         try:
-            opened = Window(browser.new_page(viewport=size or PICTURE_SIZE))
+            opened = Window(browser.new_page(viewport=size or PICTURE_SIZE, locale=locale))
             page = opened.page
             page.set_default_timeout(1000 * ANSWER_SECONDS)
             page.on("console", lambda message: message.type == "error" and opened.errors.append(message.text))
