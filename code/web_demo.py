@@ -14,12 +14,14 @@ import signal
 import socket
 import sys
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,28 +29,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from anomalygpt.config.load import home, load_config
-from anomalygpt.datasets.findings import (
-    Findings,
-    Language,
-    RegionFinding,
-    answer_text,
-    finding_phrases,
-    percent,
-    size_word,
-)
+from anomalygpt.datasets import findings as words
+from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import list_folders, list_images
 from anomalygpt.errors import UserError, user_errors
-from anomalygpt.inference.session import (
-    MAX_REFERENCES,
-    Conversation,
-    Exchange,
-    SharedModel,
-    conversation_about,
-    read_photo,
-)
+from anomalygpt.inference import session
+from anomalygpt.inference.session import Conversation, Exchange, SharedModel
 
 if TYPE_CHECKING:
     import gradio as gr
+    from PIL import Image
 
     from anomalygpt.inference.predictor import Predictor
 
@@ -58,9 +48,12 @@ MAX_WAITING = 32  # questions; Gradio turns away the next one in its own words
 KEEP_SECONDS = 6 * 3600  # uploaded files and conversations
 EXAMPLES = "images/examples"
 PHOTO_HEIGHT = 366  # CSS pixels
+THUMBNAIL = 96  # pixels
 SUGGESTED = ("ask_verdict", "ask_place", "ask_number", "ask_size")
 PENDING = "…"
-HANDLER: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
+LATEST: dict[str, Any] = QUIET | {"trigger_mode": "always_last"}
+SHOW_CHAT = "() => document.querySelector('#chat').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 
 
 class Part(NamedTuple):
@@ -69,6 +62,15 @@ class Part(NamedTuple):
     name: str
     files: tuple[str, ...]  # good photos, or one file of saved references
     references: int
+
+
+class Shared(NamedTuple):
+    """What all tabs of the page work with."""
+
+    model: SharedModel
+    text: "gr.I18n"
+    language: "gr.State"
+    part: "gr.State"
 
 
 @cache
@@ -91,76 +93,91 @@ def bubbles(language: Language, exchanges: Iterable[Exchange]) -> list[dict[str,
 
 
 def summary_html(
-    language: Language, findings: Findings, factor: float = 1, regions: Sequence[RegionFinding] = ()
+    language: Language, findings: Findings, regions: Sequence[RegionFinding] | None = None, factor: float = 1
 ) -> str:
     """Badge, certainty, the findings in a sentence, and the table of regions.
 
     Args:
-        factor: of the threshold by which ``regions`` were found; 1: the findings' own regions are shown.
+        regions: the ones at ``factor`` times the threshold; by default, those of the findings.
     """
     texts = page_texts()[language]
     kind = findings.status.replace(" ", "-").replace("'", "")
-    certainty = "" if kind == "cant-tell" else texts[findings.certainty]
-    sentence = answer_text("describe", findings, language)
+    certainty = "" if findings.status == "can't tell" else texts[findings.certainty]
     other = "" if factor == 1 else f'<p class="hint">{texts["other_threshold"].format(factor=factor)}</p>'
     return (
         f'<div class="verdict"><b class="{kind}">{texts[findings.status]}</b><span>{certainty}</span></div>'
-        f"<p>{escape(sentence)}</p>{other}{_table(language, findings.regions if factor == 1 else regions)}"
+        f"<p>{escape(words.answer_text('describe', findings, language))}</p>{other}"
+        f"{_table(language, findings.regions if regions is None else regions)}"
     )
 
 
 def _table(language: Language, regions: Sequence[RegionFinding]) -> str:
-    texts, words = page_texts()[language], finding_phrases(language)["words"]
-    rows = []
+    texts, names = page_texts()[language], words.finding_phrases(language)["words"]
+    rows = ["<th></th>" + "".join(f"<th>{texts[name]}</th>" for name in ("place", "area", "size", "form"))]
     for number, region in enumerate(regions, start=1):
-        place = region.place if language == "en" else words["place"][region.place]
-        size, form = words["size"][size_word(region.area)], words["form"][region.form]
-        cells = (str(number), place, percent(region.area, language), size, form)
+        size, form = names["size"][words.size_word(region.area)], names["form"][region.form]
+        cells = (str(number), _place(language, region), words.percent(region.area, language), size, form)
         rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-    head = "<th></th>" + "".join(f"<th>{texts[name]}</th>" for name in ("place", "area", "size", "form"))
-    return f'<div class="regions"><table><tr>{"</tr><tr>".join([head, *rows])}</tr></table></div>' if rows else ""
+    return f'<div class="regions"><table><tr>{"</tr><tr>".join(rows)}</tr></table></div>' if regions else ""
 
 
-def part_text(language: Language, part: Part | None, unreadable: Sequence[str] = ()) -> str:
-    """What photos are compared with, as HTML."""
-    texts, words = page_texts()[language], finding_phrases(language)["words"]["references"]
+def _place(language: Language, region: RegionFinding) -> str:
+    place = region.place if language == "en" else words.finding_phrases(language)["words"]["place"][region.place]
+    return str(place)
+
+
+def part_html(language: Language, part: Part | None) -> str:
+    """What photos are compared with."""
     if part is None:
-        return f'<p class="hint">{texts["no_part"]}</p>'
-    count = words["one" if part.references == 1 else "several"].format(count=part.references)
-    left_out = texts["unreadable"].format(names=", ".join(unreadable)) if unreadable else ""
-    return f"<p>{escape(texts['part'].format(name=part.name, references=count))} {escape(left_out)}</p>"
+        return ""
+    forms = words.finding_phrases(language)["words"]["references"]
+    count = forms["one" if part.references == 1 else "several"].format(count=part.references)
+    return f"<p>{escape(page_texts()[language]['part'].format(name=part.name, references=count))}</p>"
 
 
-def good_files(references: Uploads, part: Part | None) -> list[str]:
-    """What a photo is compared with: the good photos beside it, else the taught part."""
-    return [path for path, _ in references or ()] or list(part.files if part else ())
+def _thumbnail(picture: "Image.Image") -> str:
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(file := BytesIO(), "JPEG")
+    return f'<img alt="" src="data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}">'
 
 
-def conversation_for(
-    photo: str | None, references: Uploads, class_name: str | None, part: Part | None, current: Conversation | None
-) -> Conversation:
-    """The conversation about what is given on the page, see :func:`session.conversation_about`."""
-    return conversation_about(photo, good_files(references, part), class_name, current)
+def _buttons(*, running: bool) -> tuple[Any, Any]:
+    """Send and Stop: one of them is there."""
+    import gradio as gr
+
+    return gr.update(visible=not running), gr.update(visible=running, interactive=True)
 
 
 # -- handlers: one photo ----------------------------------------------------------------------------------------------
 
 
-def show(model: SharedModel, language: Language, factor: float, photo: str | None, *given: Any) -> tuple[Any, ...]:
-    """Map, summary and conversation of a photo; ``factor``: see :func:`view`; ``given``: :func:`conversation_for`."""
+def conversation_for(
+    photo: str | None, references: Uploads, class_name: str | None, part: Part | None, current: Conversation | None
+) -> Conversation:
+    """The conversation about the photo, which is compared with the good photos beside it, else with the taught part."""
+    good = [path for path, _ in references or ()] or list(part.files if part else ())
+    return session.conversation_about(photo, good, class_name, current)
+
+
+def show(
+    model: SharedModel, language: Language, factor: float, opacity: float, photo: str | None, *given: Any
+) -> tuple[Any, ...]:
+    """Map, summary and conversation of a photo; see :func:`view` and, for ``given``, :func:`conversation_for`."""
     import gradio as gr
 
     try:
         if photo:
             conversation = conversation_for(photo, *given)
-            return *view(model, language, factor, conversation), conversation
+            return *view(model, language, factor, opacity, conversation), conversation
     except UserError as error:
         gr.Warning(escape(str(error)))
     return None, f'<p class="hint">{page_texts()[language]["no_verdict"]}</p>', None
 
 
-def view(model: SharedModel, language: Language, factor: float, conversation: Conversation | None) -> tuple[Any, ...]:
-    """Map and summary at the threshold times a factor."""
+def view(
+    model: SharedModel, language: Language, factor: float, opacity: float, conversation: Conversation | None
+) -> tuple[Any, ...]:
+    """The photo with its overlay, and the summary, at the threshold times a factor."""
     import gradio as gr
 
     from anomalygpt.inference.regions import find_regions
@@ -169,21 +186,22 @@ def view(model: SharedModel, language: Language, factor: float, conversation: Co
     if conversation is None:
         return gr.skip(), gr.skip()
     result, preview = model.inspect(conversation)
-    threshold = factor * result.threshold
-    regions = result.findings.regions if factor == 1 else find_regions(result.map, threshold)
-    return overlay(preview, result.map, threshold, regions), summary_html(language, result.findings, factor, regions)
+    threshold, findings = factor * result.threshold, result.findings
+    regions = findings.regions if factor == 1 else find_regions(result.map, threshold)
+    picture = overlay(preview, result.map, threshold, regions, opacity)
+    return (preview, picture), summary_html(language, findings, regions, factor)
 
 
 def start_over(*given: Any) -> tuple[Any, ...]:
     """Chat, Send, Stop, conversation, threshold and downloads: cleared if anything else was given before."""
     import gradio as gr
 
-    if conversation := given[-1]:
+    if current := given[-1]:
         with suppress(UserError):  # no photo
-            if conversation_for(*given) is conversation:
+            if conversation_for(*given) is current:
                 return (gr.skip(),) * 6
-        conversation.is_over = True
-    return [], *_buttons(running=False), None, 1, None
+        current.is_over = True
+    return [], *_buttons(running=False), None, 1, gr.update(value=None, visible=False)
 
 
 def clear(conversation: Conversation | None) -> tuple[Any, ...]:
@@ -194,31 +212,21 @@ def clear(conversation: Conversation | None) -> tuple[Any, ...]:
     return *_buttons(running=False), conversation
 
 
-def _buttons(*, running: bool) -> tuple[Any, Any]:
-    """Send and Stop: one of them is there."""
-    import gradio as gr
-
-    return gr.update(visible=not running), gr.update(visible=running, interactive=True)
-
-
-def ask(model: SharedModel, language: Language, question: str | None, *given: Any) -> Iterator[tuple[Any, ...]]:
+def ask(
+    model: SharedModel, language: Language, question: str | None, *given: Any, suggested: str = SUGGESTED[0]
+) -> Iterator[tuple[Any, ...]]:
     """Yields chat, question box, Send, Stop and conversation while the answer grows.
 
     Args:
-        question: empty for the page's first suggestion.
         given: see :func:`conversation_for`.
+        suggested: name of the page's own question that is asked where ``question`` is empty.
     """
     import gradio as gr
-
-    from anomalygpt.datasets.dialogue import detection_question
 
     conversation, same = given[-1], (gr.skip(),) * 3
     try:
         conversation = conversation_for(*given)
-        first = page_texts()[language]["ask_verdict"]
-        if language == "en":
-            first = detection_question(conversation.class_name or None, with_description=False)
-        text = (question or "").strip() or first
+        text = (question or "").strip() or page_texts()[language][suggested]
         conversation.is_stopped = False
         earlier = list(conversation.exchanges)
         yield bubbles(language, [*earlier, Exchange(text, PENDING)]), "", *_buttons(running=True), conversation
@@ -228,16 +236,11 @@ def ask(model: SharedModel, language: Language, question: str | None, *given: An
             if exchange.answer:
                 yield bubbles(language, [*earlier, exchange]), *same, conversation
         box = text if conversation.exchanges == earlier else gr.skip()
-        yield bubbles(language, conversation.exchanges), box, *_buttons(running=False), conversation
     except UserError as error:
         gr.Warning(escape(str(error)))
-        shown = bubbles(language, conversation.exchanges if conversation else ())
-        yield shown, question, *_buttons(running=False), conversation
-
-
-def ask_suggested(model: SharedModel, name: str, language: Language, *given: Any) -> Iterator[tuple[Any, ...]]:
-    """As :func:`ask`, with one of the page's own questions."""
-    yield from ask(model, language, page_texts()[language][name], *given)
+        box = question
+    exchanges = conversation.exchanges if conversation else ()
+    yield bubbles(language, exchanges), box, *_buttons(running=False), conversation
 
 
 def ask_again(model: SharedModel, language: Language, *given: Any) -> Iterator[tuple[Any, ...]]:
@@ -255,8 +258,9 @@ def stop(conversation: Conversation | None) -> Any:
     return gr.update(interactive=False)
 
 
-def write_files(model: SharedModel, conversation: Conversation | None) -> Iterator[list[str]]:
+def write_files(model: SharedModel, conversation: Conversation | None) -> Iterator[Any]:
     """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings and conversation as JSON."""
+    import gradio as gr
     import numpy as np
     from PIL import Image
 
@@ -268,44 +272,41 @@ def write_files(model: SharedModel, conversation: Conversation | None) -> Iterat
     with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
         stem = Path(folder) / conversation.photo.stem
         names = [f"{stem}{ending}" for ending in ("_overlay.png", "_map.tiff", "_map.npy", "_findings.json")]
-        photo = read_photo(conversation.photo)
+        photo = session.read_photo(conversation.photo)
         overlay(photo, result.map, result.threshold, result.findings.regions).save(names[0])
         Image.fromarray(result.map).save(names[1])
         np.save(names[2], result.map)
         record = result.findings.to_dict() | {"score": result.score, "threshold": result.threshold}
         record["conversation"] = [asdict(each) for each in conversation.exchanges]
         Path(names[3]).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
-        yield names
+        yield gr.update(value=names, visible=True)
 
 
 # -- handlers: a part, and many photos --------------------------------------------------------------------------------
 
 
-def teach(
-    model: SharedModel, language: Language, name: str | None, files: Sequence[str] | None
-) -> Iterator[tuple[Any, ...]]:
-    """Yields the part that good photos or its own file show, its text and its file; no change where there is none."""
+def teach(model: SharedModel, name: str | None, files: Sequence[str] | None) -> Iterator[tuple[Any, ...]]:
+    """Yields the part that good photos, or its own file, show, and its file; a warning names what can't be read."""
     import gradio as gr
 
-    readable, unreadable = [], []
+    readable = []
     for path in map(Path, files or ()):
         try:
             if path.suffix != ".safetensors":
-                read_photo(path)
+                session.read_photo(path)
             readable.append(path)
-        except UserError:
-            unreadable.append(path.name)
+        except UserError as error:
+            gr.Warning(escape(str(error)))
     try:
-        if not 1 <= len(readable) <= MAX_REFERENCES:
-            raise UserError(f"{len(readable)} photos can be read: give 1 to {MAX_REFERENCES} good photos of a part.")
+        if not 1 <= len(readable) <= session.MAX_REFERENCES:
+            raise UserError(f"{len(readable)} photos can be read: give 1 to {session.MAX_REFERENCES} of a good part.")
         name = " ".join((name or "").split()) or (readable[0].stem if len(readable) == 1 else "part")
         with TemporaryDirectory() as folder:
             target = Path(folder) / (re.sub(r"[^-\w ]", "_", name) + ".safetensors")
             part = Part(name, tuple(map(str, readable)), model.learn(tuple(readable), target))
-            yield part, part_text(language, part, unreadable), str(target)
+            yield part, gr.update(value=str(target), visible=True)
     except UserError as error:
         gr.Warning(escape(str(error)))
-        yield (gr.skip(),) * 3
 
 
 def inspect_many(
@@ -315,32 +316,39 @@ def inspect_many(
     part: Part | None,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields the table of results, worst first, a line that sums them up, and the results as CSV and JSON."""
-    texts, words = page_texts()[language], finding_phrases(language)["words"]["place"]
-    good, found, failed = tuple(map(Path, good_files(None, part))), [], []
-    for path in progress(photos or ()):
+    """Yields a line that sums up the results, their table with the worst first, and their CSV and JSON files."""
+    import gradio as gr
+
+    from anomalygpt.inference.visualize import overlay
+
+    texts, good = page_texts()[language], tuple(map(Path, part.files if part else ()))
+    found, failed = [], []  # (sort key, JSON, row of the table)
+    for path in map(Path, progress(photos or ())):
         try:
-            result, _ = model.inspect(Conversation(Path(path), good))
-            found.append((Path(path).name, result.score, result.findings))
+            result, preview = model.inspect(Conversation(path, good))
         except UserError as error:
-            failed.append({"photo": Path(path).name, "error": str(error)})
-    found.sort(key=lambda each: (-each[2].probability, -each[1]))
-    rows, records = [], []
-    for name, _, findings in found:
-        records.append({"photo": name, **findings.to_dict()})
-        place = words[findings.regions[0].place] if findings.regions else ""
+            failed.append(
+                (None, {"photo": path.name, "error": str(error)}, ["", path.name, texts["error"], *[None] * 4])
+            )
+            continue
+        findings = result.findings
+        picture = overlay(preview, result.map, result.threshold, findings.regions)
+        place = _place(language, findings.regions[0]) if findings.regions else ""
         percents = [round(100 * share, 1) for share in (findings.probability, findings.total_area)]
-        rows.append([name, texts[findings.status], percents[0], findings.number, place, percents[1]])
-    rows += [[each["photo"], texts["error"], *[None] * 4] for each in failed]
-    counts = Counter(each["status"] for each in records)
+        row = [_thumbnail(picture), path.name, texts[findings.status], percents[0], findings.number, place, percents[1]]
+        found.append(((result.probability, result.score), {"photo": path.name, **findings.to_dict()}, row))
+    found.sort(key=lambda each: each[0], reverse=True)
+    _, records, rows = zip(*found, *failed, strict=True) if found or failed else ((), (), ())
+    counts = Counter(each.get("status") for each in records)
     line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], len(failed))
-    headers = texts["columns"].split(", ")
+    headers = ["", *texts["columns"].split(", ")]
     with TemporaryDirectory() as folder:
-        table, full = Path(folder) / "results.csv", Path(folder) / "results.json"
-        with table.open("w", encoding="utf-8-sig", newline="") as file:  # with the mark that Excel needs
-            csv.writer(file).writerows([headers, *rows])
-        full.write_text(json.dumps([*records, *failed], indent=2, ensure_ascii=False), encoding="utf-8")
-        yield {"headers": headers, "data": rows}, f"<p>{line}</p>", [str(table), str(full)]
+        names = [str(Path(folder) / name) for name in ("results.csv", "results.json")]
+        with open(names[0], "w", encoding="utf-8-sig", newline="") as file:  # with the mark that Excel needs
+            csv.writer(file).writerows(row[1:] for row in [headers, *rows])
+        Path(names[1]).write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
+        table = gr.update(value={"headers": headers, "data": list(rows)}, visible=True)
+        yield f"<p>{line}</p>", table, gr.update(value=names, visible=True)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -366,64 +374,72 @@ def build_demo(
     def language_of(request: gr.Request) -> Language:
         return "zh" if request.headers.get("accept-language", "").startswith("zh") else "en"
 
-    model, text = SharedModel(new_predictor), gr.I18n()  # the texts themselves go to launch()
+    text = gr.I18n()  # the texts themselves go to launch()
     with gr.Blocks(title="AnomalyGPT", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
         language, part = gr.State("en"), gr.State(None, time_to_live=KEEP_SECONDS)
-        demo.load(language_of, None, language, **HANDLER)
+        demo.load(language_of, None, language, **QUIET)
         gr.Markdown(text("title"), elem_id="title")
-        with gr.Tabs(elem_id="tabs"):
-            with gr.Tab(text("inspect")):
-                _inspect_tab(model, text, language, part, find_examples(examples) if examples else [])
-            with gr.Tab(text("teach")):
-                _teach_tab(model, text, language, part)
-            with gr.Tab(text("many")):
-                _many_tab(model, text, language, part)
+        shared = Shared(SharedModel(new_predictor), text, language, part)
+        with gr.Tab(text("inspect")):
+            _inspect_tab(shared, find_examples(examples) if examples else [])
+        with gr.Tab(text("teach")):
+            _teach_tab(*shared)
+        with gr.Tab(text("many")):
+            _many_tab(*shared)
         gr.Markdown(subtitle, elem_id="model")
     return demo
 
 
-def _inspect_tab(
-    model: SharedModel,
-    text: "gr.I18n",
-    language: "gr.State",
-    part: "gr.State",
-    examples: Sequence[tuple[str, list[str], str]],
-) -> None:
+def _inspect_tab(shared: Shared, examples: Sequence[tuple[str, list[str], str]]) -> None:
     """A photo on the left, its map and verdict in the middle, the conversation about it on the right."""
     import gradio as gr
 
+    model, text, language, part = shared
     conversation = gr.State(None, time_to_live=KEEP_SECONDS)
     with gr.Row(elem_id="inspect"):
         with gr.Column(scale=4, min_width=300):
-            inputs = [*_photo_inputs(text, examples), part]
+            photo, references, class_name = _photo_inputs(shared, examples)
         with gr.Column(scale=4, min_width=300):
+            shape: dict[str, Any] = {"max_height": PHOTO_HEIGHT, "slider_position": 0, "buttons": ["fullscreen"]}
+            pictures = gr.ImageSlider(label="map", show_label=False, interactive=False, elem_id="map", **shape)
             summary = gr.HTML(text("no_verdict"), elem_id="summary")
-            shape: dict[str, Any] = {"height": PHOTO_HEIGHT, "buttons": ["fullscreen"], "interactive": False}
-            overlay = gr.Image(label=text("map"), elem_id="map", **shape)
             with gr.Accordion(text("adjust"), open=False, elem_id="adjust"):
                 factor = gr.Slider(0.5, 2, 1, step=0.05, label=text("threshold"), elem_id="threshold")
+                opacity = gr.Slider(0, 1, 1, step=0.05, label=text("opacity"), elem_id="opacity")
                 prepare = gr.Button(text("prepare"), size="sm", elem_id="prepare")
-                files = gr.File(label=text("downloads"), file_count="multiple", interactive=False, elem_id="files")
+                files = _downloads(text("downloads"), "files")
         with gr.Column(scale=5, min_width=340):
-            shown, asking = _chat(model, text, language, inputs, conversation)
-    seen = {"inputs": [language, factor, *inputs, conversation], "outputs": [overlay, summary, conversation]}
-    latest = HANDLER | {"trigger_mode": "always_last"}
-    seen |= latest | {"concurrency_id": "model", "show_progress": "minimal", "show_progress_on": overlay}
-    changing = {"inputs": [*inputs, conversation], "outputs": [*shown, conversation, factor, files], "queue": False}
-    changing |= latest
-    photo, references, class_name, _ = inputs
-    changes = [photo.change, references.change, part.change]
-    gr.on(changes, start_over, cancels=asking, **changing).then(partial(show, model), **seen)
-    gr.on([class_name.submit, class_name.blur], start_over, **changing).then(partial(show, model), **seen)
-    moved = [language, factor, conversation]
-    factor.input(partial(view, model), moved, [overlay, summary], **latest)
+            given = [photo, references, class_name, part, conversation]
+            shown, asking = _chat(shared, given)
+    start: dict[str, Any] = {"inputs": given, "outputs": [*shown, conversation, factor, files], "queue": False}
+    for changes, also in (
+        ([photo.change, references.change, part.change], {"cancels": asking}),
+        ([class_name.submit, class_name.blur], {}),
+    ):
+        gr.on(changes, start_over, **start, **also, **LATEST).then(
+            partial(show, model),
+            [language, factor, opacity, *given],
+            [pictures, summary, conversation],
+            concurrency_id="model",
+            **LATEST | {"show_progress": "minimal", "show_progress_on": pictures},
+        )
+    adjusted = [language, factor, opacity, conversation]
+    gr.on([factor.input, opacity.input], partial(view, model), adjusted, [pictures, summary], **LATEST)
     prepare.click(partial(write_files, model), conversation, files, api_visibility="private")
 
 
-def _photo_inputs(text: "gr.I18n", examples: Sequence[tuple[str, list[str], str]]) -> list[Any]:
+def _downloads(label: Any, name: str) -> "gr.File":
+    """Files to download, hidden until there are any."""
+    import gradio as gr
+
+    return gr.File(label=label, file_count="multiple", interactive=False, visible=False, elem_id=name)
+
+
+def _photo_inputs(shared: Shared, examples: Sequence[tuple[str, list[str], str]]) -> tuple[Any, ...]:
     """Photo, references and class name, filled by a click on an example."""
     import gradio as gr
 
+    _, text, language, part = shared
     sources: list[Any] = ["upload", "webcam", "clipboard"]
     photo = gr.Image(label=text("photo"), sources=sources, height=PHOTO_HEIGHT, elem_id="photo")
     # The uploaded file itself, for load_image. (Gradio's own reader ends in a traceback on a broken file, and cuts
@@ -433,23 +449,21 @@ def _photo_inputs(text: "gr.I18n", examples: Sequence[tuple[str, list[str], str]
     samples = [[photo] for photo, _, _ in examples]
     row = gr.Dataset(label=text("examples"), samples=samples, elem_id="examples", render=bool(examples), **shape)
     with gr.Accordion(text("compare"), elem_id="compare"):
-        references = gr.Gallery(
-            label=text("references"), file_types=["image"], columns=4, fit_columns=False, height=150, elem_id="good"
-        )
-        class_name = gr.Textbox(
-            label=text("part_name"), placeholder=text("part_example"), max_lines=1, max_length=60, elem_id="class"
-        )
+        part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
+        columns: dict[str, Any] = {"columns": 4, "fit_columns": False, "height": 150}
+        references = gr.Gallery(label=text("references"), file_types=["image"], elem_id="good", **columns)
+        hint = text("part_example")
+        class_name = gr.Textbox(label=text("part_name"), placeholder=hint, max_lines=1, max_length=60, elem_id="class")
     if examples:
-        row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **HANDLER)
-    return [photo, references, class_name]
+        row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **QUIET)
+    return photo, references, class_name
 
 
-def _chat(
-    model: SharedModel, text: "gr.I18n", language: "gr.State", inputs: Sequence[Any], conversation: "gr.State"
-) -> tuple[list[Any], list[Any]]:
+def _chat(shared: Shared, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Chat, question box, Send, Stop and suggestions: the chat with Send and Stop, and the events that ask."""
     import gradio as gr
 
+    model, text, language, _ = shared
     labels = {"label": text("conversation"), "placeholder": text("chat_hint")}
     chat = gr.Chatbot(height=480, buttons=["copy_all"], render_markdown=False, elem_id="chat", **labels)
     with gr.Row(equal_height=True, elem_id="ask"):
@@ -458,22 +472,26 @@ def _chat(
         send = gr.Button(text("send"), variant="primary", scale=1, min_width=80, elem_id="send")
         halt = gr.Button(text("stop"), variant="stop", scale=1, min_width=80, visible=False, elem_id="stop")
     with gr.Row(elem_id="suggestions"):
-        suggestions = [gr.Button(text(name), size="sm", min_width=180) for name in SUGGESTED]
-    given = [*inputs, conversation]
+        suggestions = [(gr.Button(text(name), size="sm", min_width=150), name) for name in SUGGESTED]
+    conversation, empty = given[-1], gr.State("")
     one_at_a_time: dict[str, Any] = {
         "outputs": [chat, question, send, halt, conversation],
         "concurrency_id": "model",
         "trigger_mode": "multiple",  # a question that comes while another is answered waits
-        **HANDLER,
+        **QUIET,
     }
+    asked = [send.click, question.submit]
     asking = [
-        gr.on([send.click, question.submit], partial(ask, model), [language, question, *given], **one_at_a_time),
+        gr.on(asked, partial(ask, model), [language, question, *given], **one_at_a_time),
         chat.retry(partial(ask_again, model), [language, *given], **one_at_a_time),
+        *(
+            button.click(partial(ask, model, suggested=name), [language, empty, *given], **one_at_a_time)
+            for button, name in suggestions
+        ),
     ]
-    for name, button in zip(SUGGESTED, suggestions, strict=True):
-        asking.append(button.click(partial(ask_suggested, model, name), [language, *given], **one_at_a_time))
-    halt.click(stop, conversation, halt, queue=False, **HANDLER)
-    chat.clear(clear, conversation, [send, halt, conversation], cancels=asking, queue=False, **HANDLER)
+    gr.on([*asked, *(button.click for button, _ in suggestions)], js=SHOW_CHAT, **QUIET)
+    halt.click(stop, conversation, halt, queue=False, **QUIET)
+    chat.clear(clear, conversation, [send, halt, conversation], cancels=asking, queue=False, **QUIET)
     return [chat, send, halt], asking
 
 
@@ -484,17 +502,18 @@ def _teach_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: 
     gr.Markdown(text("teach_hint"))
     with gr.Row():
         with gr.Column():
-            kinds = ["image", ".safetensors"]
-            given = gr.File(label=text("teach_files"), file_count="multiple", file_types=kinds, elem_id="part")
+            several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image", ".safetensors"]}
+            given = gr.File(label=text("teach_files"), height=220, elem_id="part", **several)
             name = gr.Textbox(label=text("name"), max_lines=1, max_length=60, elem_id="name")
             learn = gr.Button(text("learn"), variant="primary", elem_id="learn")
         with gr.Column():
-            learned = gr.HTML(text("no_part"), elem_id="learned")
-            file = gr.File(label=text("part_file"), interactive=False, elem_id="part_file")
+            learned = gr.HTML(elem_id="learned")
+            file = _downloads(text("part_file"), "part_file")
             forget = gr.Button(text("forget"), size="sm", elem_id="forget")
-    outputs, shown = [part, learned, file], {"show_progress_on": learned, "api_visibility": "private"}
-    learn.click(partial(teach, model), [language, name, given], outputs, concurrency_id="model", **shown)
-    forget.click(lambda language: (None, part_text(language, None), None), language, outputs, **HANDLER)
+    shown: dict[str, Any] = {"concurrency_id": "model", "show_progress_on": learned, "api_visibility": "private"}
+    learn.click(partial(teach, model), [name, given], [part, file], **shown)
+    forget.click(lambda: (None, gr.update(value=None, visible=False)), None, [part, file], **QUIET)
+    part.change(part_html, [language, part], learned, **QUIET)
 
 
 def _many_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "gr.State") -> None:
@@ -507,14 +526,15 @@ def _many_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "
         yield from inspect_many(model, language, photos, part, progress.tqdm)
 
     gr.Markdown(text("many_hint"))
+    part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
     several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image"], "height": 180}
     photos = gr.File(label=text("many_photos"), elem_id="photos", **several)
     start = gr.Button(text("run"), variant="primary", elem_id="run")
     line = gr.HTML(elem_id="line")
-    kinds = ["str", "str", "number", "number", "str", "number"]
-    table = gr.Dataframe(label=text("results"), datatype=kinds, interactive=False, elem_id="results")
-    files = gr.File(label=text("files"), file_count="multiple", interactive=False, elem_id="result_files")
-    start.click(run, [language, photos, part], [table, line, files], show_progress_on=line, api_visibility="private")
+    kinds: list[Any] = ["html", "str", "str", "number", "number", "str", "number"]
+    table = gr.Dataframe(label=text("results"), datatype=kinds, interactive=False, visible=False, elem_id="results")
+    files = _downloads(text("files"), "result_files")
+    start.click(run, [language, photos, part], [line, table, files], show_progress_on=line, api_visibility="private")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

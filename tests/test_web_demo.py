@@ -20,7 +20,7 @@ import requests
 from PIL import Image
 
 from anomalygpt import web_demo
-from anomalygpt.datasets.findings import Findings, Language
+from anomalygpt.datasets.findings import Language
 from anomalygpt.errors import UserError
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.session import Conversation, SharedModel
@@ -32,11 +32,10 @@ from anomalygpt.web_demo import (
     find_examples,
     inspect_many,
     page_texts,
-    part_text,
+    part_html,
     show,
     start_over,
     stop,
-    summary_html,
     teach,
     view,
     write_files,
@@ -72,8 +71,8 @@ def asked(
 
 
 def test_verdict_and_map_are_there_without_a_question(photos: list[str]) -> None:
-    picture, summary, conversation = show(SharedModel(FakePredictor), "en", 1, *given(photos[0]))  # type: ignore[arg-type]
-    assert picture.size == (640, 480)
+    picture, summary, conversation = show(SharedModel(FakePredictor), "en", 1, 1, *given(photos[0]))  # type: ignore[arg-type]
+    assert [each.size for each in picture] == [(640, 480)] * 2
     assert '<b class="defective">Defect</b><span>sure</span>' in summary
     assert "There is a defect at the top left: a compact region" in summary
     assert "<td>1</td><td>top left</td><td>1.0%</td><td>medium-sized</td><td>compact</td>" in summary
@@ -82,7 +81,7 @@ def test_verdict_and_map_are_there_without_a_question(photos: list[str]) -> None
 
 def test_page_speaks_the_language_that_it_is_given(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
-    _, summary, _ = show(model, "zh", 1, *given(photos[0]))
+    _, summary, _ = show(model, "zh", 1, 1, *given(photos[0]))
     assert '<b class="defective">有缺陷</b><span>确定</span>' in summary
     assert "<td>左上角</td>" in summary
     steps, _ = asked("", given(photos[0]), language="zh")
@@ -90,21 +89,41 @@ def test_page_speaks_the_language_that_it_is_given(photos: list[str]) -> None:
     assert page_texts()["en"].keys() == page_texts()["zh"].keys()
 
 
-def test_badge_without_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = Findings("can't tell", 0.5, ())  # type: ignore[arg-type]
-    monkeypatch.setattr(web_demo, "answer_text", lambda *_: "I can't tell.")
-    for language, name in (("en", "Can't tell"), ("zh", "无法判断")):
-        assert f'<b class="cant-tell">{name}</b><span></span>' in summary_html(language, findings)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("language", "badge", "sentence", "row"),
+    [
+        ("en", "Can't tell", "without reference photos", "<td>top left</td>"),
+        ("zh", "无法判断", "无法判断", "<td>左上角</td>"),
+    ],
+)
+def test_photo_without_a_verdict(photos: list[str], language: Language, badge: str, sentence: str, row: str) -> None:
+    class Undecided(FakePredictor):
+        def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
+            result = super().inspect(photo, class_name)
+            result.__dict__["findings"] = replace(result.findings, status="can't tell", reason="unknown_part")
+            return result
+
+    model = SharedModel(Undecided)  # type: ignore[arg-type]
+    _, summary, conversation = show(model, language, 1, 1, *given(photos[0]))
+    assert f'<b class="cant-tell">{badge}</b><span></span>' in summary
+    assert sentence in summary and row in summary
+    ((line, table, _),) = inspect_many(model, language, photos[:1], None)
+    assert table["value"]["data"][0][2] == page_texts()[language]["can't tell"]
+    assert re.findall("[0-9]", line) == ["0", "0", "1", "0"]
 
 
 def test_other_threshold_redraws_without_the_model(photos: list[str]) -> None:
     predictor = FakePredictor()
     model = SharedModel(lambda: predictor)
-    *_, conversation = show(model, "en", 1, *given(photos[0]))
-    picture, summary = view(model, "en", 1.5, conversation)
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0]))
+    picture, summary = view(model, "en", 1.5, 1, conversation)
     assert "at 1.50 times the threshold" in summary and "<td>top left</td>" in summary
-    _, without = view(model, "en", 2.5, conversation)
+    _, without = view(model, "en", 2.5, 1, conversation)
     assert "<table" not in without and "Defect" in without
+    (photo, faint), _ = view(model, "en", 1.5, 0.1, conversation)
+    assert (
+        np.abs(np.subtract(faint, photo, dtype=int)).mean() < np.abs(np.subtract(picture[1], photo, dtype=int)).mean()
+    )
     assert predictor.inspected == ["object"]
 
 
@@ -176,7 +195,7 @@ def test_new_photo_clears_the_chat(photos: list[str]) -> None:
     _, conversation = asked("", inputs)
     assert all("value" not in update for update in start_over(*inputs[:-1], conversation))
     chat, _, _, new, factor, files = start_over(photos[2], *inputs[1:-1], conversation)
-    assert (chat, new, factor, files) == ([], None, 1, None)
+    assert (chat, new, factor, files["value"]) == ([], None, 1, None)
     assert conversation.is_over
 
 
@@ -195,23 +214,22 @@ def test_no_photo_is_one_warning() -> None:
 def test_unreadable_photo_is_one_warning(tmp_path: Path) -> None:
     (tmp_path / "<b>.png").write_bytes(b"no picture")
     with pytest.warns(UserWarning, match=r"^&lt;b&gt;\.png: cannot be read"):
-        picture, summary, conversation = show(SharedModel(FakePredictor), "en", 1, *given(str(tmp_path / "<b>.png")))  # type: ignore[arg-type]
+        picture, summary, conversation = show(SharedModel(FakePredictor), "en", 1, 1, *given(str(tmp_path / "<b>.png")))  # type: ignore[arg-type]
     assert (picture, conversation) == (None, None)
     assert "as soon as there is a photo" in summary
 
 
-def test_empty_question_asks_for_anomalies(photos: list[str]) -> None:
-    described = "This is a photo of a nut for anomaly detection. "
-    for class_name, description in (("", ""), ("nut", described)):
-        asked("  ", given(photos[0], class_name=class_name), predictor := FakePredictor())
-        assert predictor.asked[0][0] == f"{description}Is there any anomaly in the image?"
+def test_empty_question_is_the_one_that_its_box_shows(photos: list[str]) -> None:
+    asked("  ", given(photos[0], class_name="nut"), predictor := FakePredictor())
+    assert predictor.asked[0][0] == "Is there any anomaly in the image?"
 
 
 def test_files_of_a_photo_hold_its_map_and_findings(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     _, conversation = asked("Is it fine?", given(photos[0]))
     result, _ = model.inspect(conversation)
-    for overlay, tiff, array, record in write_files(model, conversation):
+    for shown in write_files(model, conversation):
+        overlay, tiff, array, record = shown["value"]
         assert Image.open(overlay).size == (40, 30)
         assert np.array_equal(np.asarray(Image.open(tiff)), result.map)
         assert np.array_equal(np.load(array), result.map)
@@ -223,17 +241,18 @@ def test_files_of_a_photo_hold_its_map_and_findings(photos: list[str]) -> None:
 def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_path: Path) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no photo")
-    for taught, line, file in teach(model, "en", "a/nut", [*photos[1:], str(tmp_path / "text.png")]):
-        assert (taught.name, taught.references) == ("a/nut", 2)
-        assert "a/nut: 2 reference photos. Left out, because they can&#x27;t be read: text.png." in line
-        saved = Path(shutil.copy(file, tmp_path))
+    with pytest.warns(UserWarning, match="text.png: cannot be read"):
+        for taught, file in teach(model, "a/nut", [*photos[1:], str(tmp_path / "text.png")]):
+            assert (taught.name, taught.references) == ("a/nut", 2)
+            saved = Path(shutil.copy(file["value"], tmp_path))
+    assert part_html("en", taught) == "<p>Learned part: a/nut, 2 reference photos.</p>"
     assert saved.name == "a_nut.safetensors"
-    for loaded, _, _ in teach(model, "en", "", [str(saved)]):
+    for loaded, _ in teach(model, "", [str(saved)]):
         assert (loaded.name, loaded.references) == ("a_nut", 2)
-    *_, conversation = show(model, "en", 1, *given(photos[0], part=loaded))
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=loaded))
     assert conversation.references == (saved,)
     with pytest.warns(UserWarning, match="0 photos can be read"):
-        assert all("value" not in update for (*updates,) in teach(model, "en", "", []) for update in updates)
+        assert list(teach(model, "", [])) == []
 
 
 def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_path: Path) -> None:
@@ -245,20 +264,22 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
 
     (tmp_path / "text.png").write_text("no photo")
     paths = [str(tmp_path / "text.png"), *photos]
-    for table, line, (rows, records) in inspect_many(SharedModel(Graded), "en", paths, None):  # type: ignore[arg-type]
-        assert [row[:4] for row in table["data"]] == [
+    for line, table, files in inspect_many(SharedModel(Graded), "en", paths, None):  # type: ignore[arg-type]
+        shown, (rows, records) = table["value"]["data"], files["value"]
+        assert [row[1:5] for row in shown] == [
             ["2.png", "Defect", 80, 1],
             ["1.png", "Good", 40, 0],
             ["0.png", "Good", 0, 0],
             ["text.png", "can't be read", None, None],
         ]
+        assert [row[0][:10] for row in shown] == ['<img alt=""'[:10]] * 3 + [""]
         assert line == "<p>2 good, 1 defective, 0 undecided, 1 unreadable</p>"
-        assert Path(rows).read_text(encoding="utf-8-sig").splitlines()[1].startswith("2.png,Defect,80")
-        assert [each["photo"] for each in json.loads(Path(records).read_text())] == [row[0] for row in table["data"]]
+        assert Path(rows).read_text(encoding="utf-8-sig").splitlines()[1] == "2.png,Defect,80.0,1,top left,1.0"
+        assert [each["photo"] for each in json.loads(Path(records).read_text())] == [row[1] for row in shown]
 
 
 def test_markup_in_a_name_stays_text(photos: list[str]) -> None:
-    assert "<script>" not in part_text("en", Part("<script>", (), 1), ["<script>"])
+    assert "<script>" not in part_html("en", Part("<script>", (), 1))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +395,7 @@ def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, in
 
         page.locator("#photo input[type=file]").set_input_files(photo)
         page.locator("#summary .verdict b").wait_for()  # without a question
-        page.locator("#map img").wait_for()
+        page.locator("#map img").first.wait_for()
         assert is_in_reach(page, "#summary .verdict") and is_in_reach(page, "#question")
         badge = page.locator("#summary .verdict b").inner_text()
         assert badge in (own["good"], own["defective"], own["can't tell"])
@@ -387,7 +408,7 @@ def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, in
         window.click_example(1)
         page.locator("#good img").first.wait_for()
         page.get_by_text(own["chat_hint"]).wait_for()  # the chat is empty again
-        page.locator("#map img").wait_for()
+        page.locator("#map img").first.wait_for()
         assert window.ask()
         page.screenshot(path=tmp_path / "demo.png")
         assert window.errors == []
@@ -402,7 +423,7 @@ def test_stop_and_clear_in_a_browser(page_address: str, size: dict[str, int]) ->
     with browser.window(page_address, size) as window:
         page = window.page
         window.click_example(0)
-        page.locator("#map img").wait_for()
+        page.locator("#map img").first.wait_for()
         window.begin("Is there any anomaly, where is it, how large is it, and what does it look like?")
         page.locator("#stop").click()
         page.locator("#send").wait_for()
