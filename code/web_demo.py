@@ -449,11 +449,11 @@ def _photo_inputs(shared: Shared, examples: Sequence[tuple[str, list[str], str]]
     samples = [[photo] for photo, _, _ in examples]
     row = gr.Dataset(label=text("examples"), samples=samples, elem_id="examples", render=bool(examples), **shape)
     with gr.Accordion(text("compare"), elem_id="compare"):
-        part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
         columns: dict[str, Any] = {"columns": 4, "fit_columns": False, "height": 150}
         references = gr.Gallery(label=text("references"), file_types=["image"], elem_id="good", **columns)
         hint = text("part_example")
         class_name = gr.Textbox(label=text("part_name"), placeholder=hint, max_lines=1, max_length=60, elem_id="class")
+        part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
     if examples:
         row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **QUIET)
     return photo, references, class_name

@@ -1,6 +1,6 @@
-"""Drives the demo in a real browser: for the demo's test, and for the picture in the README.
+"""Drives the demo in a real browser: for the demo's test, and for the pictures in the README.
 
-``python -m tests.browser images/demo.png``, from the repository's root, takes that picture anew.
+``python -m tests.browser images``, from the repository's root, takes those pictures anew.
 """
 
 import os
@@ -26,7 +26,8 @@ FLAGS += ["--disable-background-networking", "--disable-component-update"]
 OWN_HOSTS = ("127.0.0.1", "localhost", None)  # None: data: and blob: addresses
 ANSWER_SECONDS = 120  # a busy machine
 PICTURE_SIZE = {"width": 1280, "height": 800}
-PICTURE_EXAMPLE, PICTURE_QUESTIONS = 1, ("", "Where is it?")
+PICTURE_EXAMPLE = 1
+PICTURES = {"demo.png": ("en-US", "Where are they?"), "demo_zh.png": ("zh-CN", "在哪里？")}  # browser, second question
 
 
 @dataclass
@@ -111,18 +112,20 @@ def window(address: str, size: dict[str, int] | None = None, locale: str = "en-U
             browser.close()
 
 
-def take_picture(target: Path, arguments: Sequence[str] = ()) -> None:
+def take_pictures(folder: Path, arguments: Sequence[str] = ()) -> None:
     """The demo after an example with references and a follow-up question, as PNG."""
-    with running_demo(arguments) as address, window(address) as opened:
-        opened.click_example(PICTURE_EXAMPLE)
-        opened.page.wait_for_timeout(1500)  # the references' thumbnails
-        for question in PICTURE_QUESTIONS:
-            opened.ask(question)
-        opened.page.wait_for_timeout(1500)  # scrolling and fading end
-        opened.page.screenshot(path=target, full_page=True)
-    with Image.open(target) as picture:  # six bits a channel look the same and take a third less
-        picture.convert("RGB").point(lambda value: (value >> 2) * 255 // 63).save(target, optimize=True)
+    with running_demo(arguments) as address:
+        for name, (locale, question) in PICTURES.items():
+            with window(address, locale=locale) as opened:
+                opened.click_example(PICTURE_EXAMPLE)
+                opened.page.locator("#map img").first.wait_for()
+                for text in ("", question):
+                    opened.ask(text)
+                opened.page.wait_for_timeout(1500)  # scrolling and fading end
+                opened.page.screenshot(path=folder / name, full_page=True)
+            with Image.open(folder / name) as picture:  # six bits a channel look the same and take a third less
+                picture.convert("RGB").point(lambda value: (value >> 2) * 255 // 63).save(folder / name, optimize=True)
 
 
 if __name__ == "__main__":
-    take_picture(Path(sys.argv[1]).resolve(), sys.argv[2:])
+    take_pictures(Path(sys.argv[1]).resolve(), sys.argv[2:])

@@ -440,3 +440,55 @@ def test_stop_and_clear_in_a_browser(page_address: str, size: dict[str, int]) ->
         assert window.ask("Where is it?")
         assert bots.count() == 1
         assert window.errors == []
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_part_many_photos_and_downloads_in_a_browser(page_address: str, tmp_path: Path) -> None:
+    part = EXAMPLES / "washer"
+    good, bad = [str(path) for path in sorted(part.glob("good*"))], str(part / "defect.jpg")
+
+    def download(page: Any, files: str, number: int = 0) -> Path:
+        with page.expect_download() as started_download:
+            page.locator(f"{files} a").nth(number).click()
+        started_download.value.save_as(target := tmp_path / started_download.value.suggested_filename)
+        return target
+
+    with browser.window(page_address, DESKTOP) as window:
+        page = window.page
+        page.locator("#photo input[type=file]").set_input_files(bad)
+        page.locator("#map img").first.wait_for()
+        page.locator("#adjust button").first.click()
+        page.locator("#threshold input[type=number]").fill("0.5")
+        page.locator("#threshold input[type=number]").press("Enter")
+        page.get_by_text("0.50 times the threshold").wait_for()
+        page.locator("#prepare").click()
+        assert Image.open(download(page, "#files")).size == Image.open(bad).size
+
+        page.get_by_role("tab").nth(1).click()
+        page.locator("#part input[type=file]").set_input_files(good)
+        page.get_by_text("good_2").wait_for()
+        page.locator("#name input, #name textarea").fill("steel washer")
+        page.locator("#learn").click()
+        saved = download(page, "#part_file")
+        assert saved.name == "steel washer.safetensors"
+
+    with browser.window(page_address, DESKTOP) as window:  # another user, or the same one later
+        page = window.page
+        page.get_by_role("tab").nth(1).click()
+        page.locator("#part input[type=file]").set_input_files(saved)
+        page.locator("#part").get_by_text(saved.stem).wait_for()
+        page.locator("#learn").click()
+        page.locator("#learned").get_by_text("steel washer, 2 reference photos").wait_for()
+        page.get_by_role("tab").nth(2).click()
+        page.locator("#photos input[type=file]").set_input_files([*good, bad])
+        page.locator("#photos").get_by_text("good_2").wait_for()
+        page.locator("#run").click()
+        rows = download(page, "#result_files").read_text(encoding="utf-8-sig").splitlines()
+        assert [row.split(",")[:2] for row in rows[1:]] == [
+            ["defect.jpg", "Defect"],
+            ["good_1.jpg", "Good"],
+            ["good_2.jpg", "Good"],
+        ]
+        assert page.locator("#results img").count() >= 3  # Gradio has a hidden row of its own
+        assert window.errors == []
