@@ -79,9 +79,6 @@ def page_texts() -> dict[str, dict[str, str]]:
     return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-# -- what the page shows ----------------------------------------------------------------------------------------------
-
-
 def bubbles(language: Language, exchanges: Iterable[Exchange]) -> list[dict[str, str]]:
     """Exchanges as messages of the chat; markup in them is shown as text."""
     messages = []
@@ -92,14 +89,8 @@ def bubbles(language: Language, exchanges: Iterable[Exchange]) -> list[dict[str,
     return messages
 
 
-def summary_html(
-    language: Language, findings: Findings, regions: Sequence[RegionFinding] | None = None, factor: float = 1
-) -> str:
-    """Badge, certainty, the findings in a sentence, and the table of regions.
-
-    Args:
-        regions: the ones at ``factor`` times the threshold; by default, those of the findings.
-    """
+def summary_html(language: Language, findings: Findings, regions: Sequence[RegionFinding], factor: float) -> str:
+    """Badge, certainty, the findings in a sentence, and the table of the regions at ``factor`` times the threshold."""
     texts = page_texts()[language]
     kind = findings.status.replace(" ", "-").replace("'", "")
     certainty = "" if findings.status == "can't tell" else texts[findings.certainty]
@@ -107,7 +98,7 @@ def summary_html(
     return (
         f'<div class="verdict"><b class="{kind}">{texts[findings.status]}</b><span>{certainty}</span></div>'
         f"<p>{escape(words.answer_text('describe', findings, language))}</p>{other}"
-        f"{_table(language, findings.regions if regions is None else regions)}"
+        f"{_table(language, regions)}"
     )
 
 
@@ -146,9 +137,6 @@ def _buttons(*, running: bool) -> tuple[Any, Any]:
     import gradio as gr
 
     return gr.update(visible=not running), gr.update(visible=running, interactive=True)
-
-
-# -- handlers: one photo ----------------------------------------------------------------------------------------------
 
 
 def conversation_for(
@@ -282,9 +270,6 @@ def write_files(model: SharedModel, conversation: Conversation | None) -> Iterat
         yield gr.update(value=names, visible=True)
 
 
-# -- handlers: a part, and many photos --------------------------------------------------------------------------------
-
-
 def teach(model: SharedModel, name: str | None, files: Sequence[str] | None) -> Iterator[tuple[Any, ...]]:
     """Yields the part that good photos, or its own file, show, and its file; a warning names what can't be read."""
     import gradio as gr
@@ -349,9 +334,6 @@ def inspect_many(
         Path(names[1]).write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
         table = gr.update(value={"headers": headers, "data": list(rows)}, visible=True)
         yield f"<p>{line}</p>", table, gr.update(value=names, visible=True)
-
-
-# -- the page ---------------------------------------------------------------------------------------------------------
 
 
 def find_examples(folder: Path) -> list[tuple[str, list[str], str]]:
@@ -464,7 +446,7 @@ def _chat(shared: Shared, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     import gradio as gr
 
     model, text, language, _ = shared
-    labels = {"label": text("conversation"), "placeholder": text("chat_hint")}
+    labels: dict[str, Any] = {"label": text("conversation"), "placeholder": text("chat_hint")}
     chat = gr.Chatbot(height=480, buttons=["copy_all"], render_markdown=False, elem_id="chat", **labels)
     with gr.Row(equal_height=True, elem_id="ask"):
         labels = {"label": text("conversation"), "placeholder": text("ask_verdict"), "show_label": False}
