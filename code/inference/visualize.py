@@ -69,8 +69,9 @@ def _frame(picture: Image.Image, box: tuple[int, ...], name: str) -> None:
         return
     font = ImageFont.load_default(size=side)
     _, _, text_width, text_height = font.getbbox(name)
-    x, y = max(0, left - 2 * width), max(0, top - 2 * width - text_height - 4 * width)
-    draw.rectangle(
-        (x, y, x + text_width + 4 * width, y + text_height + 4 * width), fill=LIGHT, outline=DARK, width=width
-    )
+    wide, high = text_width + 4 * width, text_height + 4 * width
+    x, y = max(0, min(left - 2 * width, picture.width - wide - 1)), top - 2 * width - high
+    if y < 0:  # no room above the box
+        y = bottom + 2 * width
+    draw.rectangle((x, y, x + wide, y + high), fill=LIGHT, outline=DARK, width=width)
     draw.text((x + 2 * width, y + width), name, fill=DARK, font=font)

@@ -41,3 +41,11 @@ def test_each_region_gets_a_frame_inside_the_photo_which_is_dimmed_around_it() -
 def test_nothing_looks_anomalous_without_regions() -> None:
     hot = np.asarray(overlay(GREY, np.full((40, 60), 9, dtype=np.float32), 0.5)).astype(int)
     assert 0 < np.abs(hot - 120).max() <= 255 * FAINT
+
+
+def test_number_of_a_small_region_at_the_upper_edge_does_not_cover_it() -> None:
+    map_ = np.zeros((400, 600), dtype=np.float32)
+    map_[:8, 590:] = 0.9
+    region = RegionFinding("top right", (590, 0, 600, 8), 0.0003, 0.9, "compact")
+    painted = np.asarray(overlay(GREY.resize((600, 400)), map_, 0.5, (region,))).astype(int)
+    assert (painted[3:5, 593:597] @ (1, 0, -1) > 40).all()
