@@ -1,5 +1,7 @@
 """Anomaly maps as pictures, on a fixed scale that belongs to the threshold: a good part stays almost unpainted."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -51,15 +53,16 @@ def overlay(
     cover = opacity * np.interp(heat, *COVER)
     colours = 255 * colormaps["turbo"](np.interp(heat[..., 0], *COLOUR))[..., :3]
     picture = Image.fromarray((pixels * (1 - cover) + colours * cover).astype(np.uint8))
-    for number, region in enumerate(regions, start=1):
-        _frame(picture, tuple(round(scale * edge) for edge in region.box), str(number))
+    boxes = [tuple(round(scale * edge) for edge in region.box) for region in regions]
+    for number in range(len(boxes)):
+        _frame(picture, boxes, number)
     return picture
 
 
-def _frame(picture: Image.Image, box: tuple[int, ...], name: str) -> None:
-    """Draws a dark and a light frame around a box, so that it is visible on any photo, and its name at a corner."""
+def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int) -> None:
+    """Draws a dark and a light frame around a box, visible on any photo, and its number beside it, off all boxes."""
     draw, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / 250))
-    left, top, right, bottom = box
+    left, top, right, bottom = boxes[number]
     for outset, colour in ((2 * width, DARK), (width, LIGHT)):
         upper_left = max(0, left - outset), max(0, top - outset)
         lower_right = min(picture.width, right + outset) - 1, min(picture.height, bottom + outset) - 1
@@ -68,10 +71,17 @@ def _frame(picture: Image.Image, box: tuple[int, ...], name: str) -> None:
     if side < 8:  # too small for a number
         return
     font = ImageFont.load_default(size=side)
+    name = str(number + 1)
     _, _, text_width, text_height = font.getbbox(name)
     wide, high = text_width + 4 * width, text_height + 4 * width
-    x, y = max(0, min(left - 2 * width, picture.width - wide - 1)), top - 2 * width - high
-    if y < 0:  # no room above the box
-        y = bottom + 2 * width
+    x_limit, y_limit = picture.width - wide - 1, picture.height - high - 1
+
+    def is_free(x: float, y: float) -> bool:
+        beside = (x + wide < box[0] or box[2] < x or y + high < box[1] or box[3] < y for box in boxes)
+        return 0 <= x <= x_limit and 0 <= y <= y_limit and all(beside)
+
+    above, below, far = top - 2 * width - high - 1, bottom + 2 * width + 1, left - 2 * width - wide - 1
+    places = [(x, y) for y in (above, below) for x in (left - 2 * width, right - wide, far, right + 1)]
+    x, y = next((place for place in places if is_free(*place)), (max(0, min(left, x_limit)), max(0, above)))
     draw.rectangle((x, y, x + wide, y + high), fill=LIGHT, outline=DARK, width=width)
     draw.text((x + 2 * width, y + width), name, fill=DARK, font=font)
