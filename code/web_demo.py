@@ -1,119 +1,339 @@
 """The demo in a browser: ``python web_demo.py``, then open the address that it prints.
 
-A photo on the left, its anomaly map in the middle, the conversation about it on the right. Good photos of the same part
-are optional; with them the map shows what differs from the good ones.
+One photo with its verdict, its map and a conversation about it; a part that is taught by good photos; many photos at
+once. The page is in English or Chinese, by the browser's language (``web_demo.yaml``).
 """
 
 import argparse
+import csv
+import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache, partial
 from html import escape
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
 
 from anomalygpt.config.load import home, load_config
+from anomalygpt.datasets import findings as words
+from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import list_folders, list_images
 from anomalygpt.errors import UserError, user_errors
-from anomalygpt.inference.session import MAX_REFERENCES, Conversation, SharedModel, conversation_about
+from anomalygpt.inference import session
+from anomalygpt.inference.session import Conversation, Exchange, SharedModel
 
 if TYPE_CHECKING:
     import gradio as gr
+    from PIL import Image
 
     from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.results import ImageResult
 
 Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and captions
 
 MAX_WAITING = 32  # questions; Gradio turns away the next one in its own words
-MAX_REGIONS_SHOWN = 4
 KEEP_SECONDS = 6 * 3600  # uploaded files and conversations
 EXAMPLES = "images/examples"
 PHOTO_HEIGHT = 366  # CSS pixels
-SUGGESTED = ("Is there any anomaly in the image?", "Where is it?", "How many anomalies are there?", "How large is it?")
+THUMBNAIL = 96  # pixels
+SUGGESTED = ("ask_verdict", "ask_place", "ask_number", "ask_size")
 PENDING = "…"
-HANDLER: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
-NO_VERDICT = '<p class="hint">Ask a question: the map and the verdict appear here.</p>'
-TITLE = "# AnomalyGPT\nShows what is wrong with a part, and where, and answers questions about it."
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
+LATEST: dict[str, Any] = QUIET | {"trigger_mode": "always_last"}
+SHOW_CHAT = "() => document.querySelector('#chat').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 
 
-def bubbles(history: Sequence[tuple[str, str]], pending: str | None = None) -> list[dict[str, str]]:
-    """A history as messages of the chat. ``pending``: a question that has no answer yet."""
+class Part(NamedTuple):
+    """A part that the user taught."""
+
+    name: str
+    files: tuple[str, ...]  # good photos, or one file of saved references
+    references: int
+
+
+class Shared(NamedTuple):
+    """What all tabs of the page work with."""
+
+    model: SharedModel
+    text: "gr.I18n"
+    language: "gr.State"
+    part: "gr.State"
+
+
+@cache
+def page_texts() -> dict[str, dict[str, str]]:
+    """The page's texts by language and name."""
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
+def bubbles(language: Language, exchanges: Iterable[Exchange]) -> list[dict[str, str]]:
+    """Exchanges as messages of the chat; markup in them is shown as text."""
     messages = []
-    for question, answer in [*history, (pending, PENDING)] if pending else history:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    for each in exchanges:
+        note = f'<small class="note">{page_texts()[language][each.note]}</small>' if each.note else ""
+        for role, text, after in (("user", each.question, ""), ("assistant", each.answer, note)):
+            messages.append({"role": role, "content": f'<div dir="auto">{escape(text, quote=False)}</div>{after}'})
     return messages
 
 
-def verdict_html(conversation: Conversation, result: "ImageResult") -> str:
-    """The verdict, the score and the regions."""
-    name, kind, source = PENDING, "open", ""
-    if conversation.is_anomalous is not None:
-        name, kind = ("Defect", "defect") if conversation.is_anomalous else ("Good", "good")
-        source = f"Verdict from the {conversation.verdict_source}. "
-    if result.reason:
-        name, kind = "Can't tell", "open"
-    numbers = f"{100 * result.probability:.0f} % probable, score {result.score:.3f}, threshold {result.threshold:.3f}"
-    count = len(result.regions)
-    marked = {0: "no region", 1: "1 region"}.get(count, f"{count} regions")
-    shown = f"; the {MAX_REGIONS_SHOWN} largest:" if count > MAX_REGIONS_SHOWN else ":" if count else "."
-    rows = "".join(
-        f"<tr><td>{escape(region.place)}</td><td>{100 * region.area:.1f} %</td><td>{region.peak:.3f}</td></tr>"
-        for region in result.regions[:MAX_REGIONS_SHOWN]
-    )
-    table = f'<table class="regions"><tr><th>place</th><th>area</th><th>peak</th></tr>{rows}</table>' if rows else ""
+def summary_html(language: Language, findings: Findings, regions: Sequence[RegionFinding], factor: float) -> str:
+    """Badge, certainty, the findings in a sentence, and the table of the regions at ``factor`` times the threshold."""
+    texts = page_texts()[language]
+    kind = findings.status.replace(" ", "-").replace("'", "")
+    certainty = "" if findings.status == "can't tell" else texts[findings.certainty]
+    other = "" if factor == 1 else f'<p class="hint">{texts["other_threshold"].format(factor=factor)}</p>'
     return (
-        f'<div class="verdict"><b class="{kind}">{name}</b><span>{numbers}</span></div>'
-        f'<p class="hint">{source}The map marks {marked}{shown}</p>{table}'
+        f'<div class="verdict"><b class="{kind}">{texts[findings.status]}</b><span>{certainty}</span></div>'
+        f"<p>{escape(words.answer_text('describe', findings, language))}</p>{other}"
+        f"{_table(language, regions)}"
     )
+
+
+def _table(language: Language, regions: Sequence[RegionFinding]) -> str:
+    texts, names = page_texts()[language], words.finding_phrases(language)["words"]
+    rows = ["<th></th>" + "".join(f"<th>{texts[name]}</th>" for name in ("place", "area", "size", "form"))]
+    for number, region in enumerate(regions, start=1):
+        size, form = names["size"][words.size_word(region.area)], names["form"][region.form]
+        cells = (str(number), _place(language, region), words.percent(region.area, language), size, form)
+        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    return f'<div class="regions"><table><tr>{"</tr><tr>".join(rows)}</tr></table></div>' if regions else ""
+
+
+def _place(language: Language, region: RegionFinding) -> str:
+    place = region.place if language == "en" else words.finding_phrases(language)["words"]["place"][region.place]
+    return str(place)
+
+
+def part_html(language: Language, part: Part | None) -> str:
+    """What photos are compared with."""
+    if part is None:
+        return ""
+    forms = words.finding_phrases(language)["words"]["references"]
+    count = forms["one" if part.references == 1 else "several"].format(count=part.references)
+    return f"<p>{escape(page_texts()[language]['part'].format(name=part.name, references=count))}</p>"
+
+
+def _thumbnail(picture: "Image.Image") -> str:
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(file := BytesIO(), "JPEG")
+    return f'<img alt="" src="data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}">'
+
+
+def _buttons(*, running: bool) -> tuple[Any, Any]:
+    """Send and Stop: one of them is there."""
+    import gradio as gr
+
+    return gr.update(visible=not running), gr.update(visible=running, interactive=True)
+
+
+def conversation_for(
+    photo: str | None, references: Uploads, class_name: str | None, part: Part | None, current: Conversation | None
+) -> Conversation:
+    """The conversation about the photo, which is compared with the good photos beside it, else with the taught part."""
+    good = [path for path, _ in references or ()] or list(part.files if part else ())
+    return session.conversation_about(photo, good, class_name, current)
+
+
+def show(
+    model: SharedModel, language: Language, factor: float, opacity: float, photo: str | None, *given: Any
+) -> tuple[Any, ...]:
+    """Map, summary and conversation of a photo; see :func:`view` and, for ``given``, :func:`conversation_for`."""
+    import gradio as gr
+
+    try:
+        if photo:
+            conversation = conversation_for(photo, *given)
+            return *view(model, language, factor, opacity, conversation), conversation
+    except UserError as error:
+        gr.Warning(escape(str(error)))
+    return None, f'<p class="hint">{page_texts()[language]["no_verdict"]}</p>', None
+
+
+def view(
+    model: SharedModel, language: Language, factor: float, opacity: float, conversation: Conversation | None
+) -> tuple[Any, ...]:
+    """The photo with its overlay, and the summary, at the threshold times a factor."""
+    import gradio as gr
+
+    from anomalygpt.inference.regions import find_regions
+    from anomalygpt.inference.visualize import overlay
+
+    if conversation is None:
+        return gr.skip(), gr.skip()
+    result, preview = model.inspect(conversation)
+    threshold, findings = factor * result.threshold, result.findings
+    regions = findings.regions if factor == 1 else find_regions(result.map, threshold)
+    picture = overlay(preview, result.map, threshold, regions, opacity)
+    return (preview, picture), summary_html(language, findings, regions, factor)
+
+
+def start_over(*given: Any) -> tuple[Any, ...]:
+    """Chat, Send, Stop, conversation, threshold and downloads: cleared if anything else was given before."""
+    import gradio as gr
+
+    if current := given[-1]:
+        with suppress(UserError):  # no photo
+            if conversation_for(*given) is current:
+                return (gr.skip(),) * 6
+        current.is_over = True
+    return [], *_buttons(running=False), None, 1, gr.update(value=None, visible=False)
+
+
+def clear(conversation: Conversation | None) -> tuple[Any, ...]:
+    """Send, Stop and a new conversation about the same photo."""
+    if conversation:
+        conversation.is_over = True
+        conversation = Conversation(conversation.photo, conversation.references, conversation.class_name)
+    return *_buttons(running=False), conversation
 
 
 def ask(
-    model: SharedModel,
-    question: str | None,
-    photo: str | None,
-    references: Uploads,
-    class_name: str | None,
-    conversation: Conversation | None,
+    model: SharedModel, language: Language, question: str | None, *given: Any, suggested: str = SUGGESTED[0]
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields chat, overlay, verdict, question box and conversation: with the question, the map, then the answer."""
+    """Yields chat, question box, Send, Stop and conversation while the answer grows.
+
+    Args:
+        given: see :func:`conversation_for`.
+        suggested: name of the page's own question that is asked where ``question`` is empty.
+    """
     import gradio as gr
 
-    from anomalygpt.datasets.dialogue import detection_question
-
+    conversation, same = given[-1], (gr.skip(),) * 3
     try:
-        conversation = conversation_about(photo, [path for path, _ in references or ()], class_name, conversation)
-        text = (question or "").strip() or detection_question(conversation.class_name or None, with_description=False)
-        yield bubbles(conversation.history, text), gr.skip(), gr.skip(), "", conversation
-        result, overlay = model.encode(conversation, text)
-        if conversation.is_over:
-            return
-        yield gr.skip(), overlay, verdict_html(conversation, result), gr.skip(), conversation
-        earlier = list(conversation.history)
-        for answer in model.stream(conversation, text):
-            yield bubbles([*earlier, (text, answer)]), gr.skip(), gr.skip(), gr.skip(), conversation
-        if not conversation.is_over:
-            yield bubbles(conversation.history), gr.skip(), verdict_html(conversation, result), gr.skip(), conversation
+        conversation = conversation_for(*given)
+        text = (question or "").strip() or page_texts()[language][suggested]
+        conversation.is_stopped = False
+        earlier = list(conversation.exchanges)
+        yield bubbles(language, [*earlier, Exchange(text, PENDING)]), "", *_buttons(running=True), conversation
+        for exchange in model.stream(conversation, text):
+            if conversation.is_over:
+                return
+            if exchange.answer:
+                yield bubbles(language, [*earlier, exchange]), *same, conversation
+        box = text if conversation.exchanges == earlier else gr.skip()
     except UserError as error:
-        gr.Warning(str(error))
-        yield bubbles(conversation.history if conversation else ()), gr.skip(), gr.skip(), question, conversation
+        gr.Warning(escape(str(error)))
+        box = question
+    exchanges = conversation.exchanges if conversation else ()
+    yield bubbles(language, exchanges), box, *_buttons(running=False), conversation
 
 
-def start_over(photo: str | None, references: Uploads, conversation: Conversation | None) -> tuple[Any, ...]:
-    """Chat, overlay, verdict and conversation: cleared if these are another photo or other references, else kept."""
+def ask_again(model: SharedModel, language: Language, *given: Any) -> Iterator[tuple[Any, ...]]:
+    """As :func:`ask`, with the latest question in place of itself."""
+    if given[-1] and given[-1].exchanges:
+        yield from ask(model, language, given[-1].exchanges.pop().question, *given)
+
+
+def stop(conversation: Conversation | None) -> Any:
+    """The Stop button, which waits for the current sentence to end."""
     import gradio as gr
 
     if conversation:
-        good = tuple(Path(path) for path, _ in references or ())
-        if photo and (conversation.photo, conversation.references) == (Path(photo), good):
-            return (gr.skip(),) * 4
-        conversation.is_over = True
-    return [], None, NO_VERDICT, None
+        conversation.is_stopped = True
+    return gr.update(interactive=False)
+
+
+def write_files(model: SharedModel, conversation: Conversation | None) -> Iterator[Any]:
+    """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings and conversation as JSON."""
+    import gradio as gr
+    import numpy as np
+    from PIL import Image
+
+    from anomalygpt.inference.visualize import overlay
+
+    if conversation is None:
+        return
+    result, _ = model.inspect(conversation)
+    with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
+        stem = Path(folder) / conversation.photo.stem
+        names = [f"{stem}{ending}" for ending in ("_overlay.png", "_map.tiff", "_map.npy", "_findings.json")]
+        photo = session.read_photo(conversation.photo)
+        overlay(photo, result.map, result.threshold, result.findings.regions).save(names[0])
+        Image.fromarray(result.map).save(names[1])
+        np.save(names[2], result.map)
+        record = result.findings.to_dict() | {"score": result.score, "threshold": result.threshold}
+        record["conversation"] = [asdict(each) for each in conversation.exchanges]
+        Path(names[3]).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        yield gr.update(value=names, visible=True)
+
+
+def teach(model: SharedModel, name: str | None, files: Sequence[str] | None) -> Iterator[tuple[Any, ...]]:
+    """Yields the part that good photos, or its own file, show, and its file; a warning names what can't be read."""
+    import gradio as gr
+
+    readable = []
+    for path in map(Path, files or ()):
+        try:
+            if path.suffix != ".safetensors":
+                session.read_photo(path)
+            readable.append(path)
+        except UserError as error:
+            gr.Warning(escape(str(error)))
+    try:
+        if not 1 <= len(readable) <= session.MAX_REFERENCES:
+            raise UserError(f"{len(readable)} photos can be read: give 1 to {session.MAX_REFERENCES} of a good part.")
+        name = " ".join((name or "").split()) or (readable[0].stem if len(readable) == 1 else "part")
+        with TemporaryDirectory() as folder:
+            target = Path(folder) / (re.sub(r"[^-\w ]", "_", name) + ".safetensors")
+            part = Part(name, tuple(map(str, readable)), model.learn(tuple(readable), target))
+            yield part, gr.update(value=str(target), visible=True)
+    except UserError as error:
+        gr.Warning(escape(str(error)))
+
+
+def inspect_many(
+    model: SharedModel,
+    language: Language,
+    photos: Sequence[str] | None,
+    part: Part | None,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Iterator[tuple[Any, ...]]:
+    """Yields a line that sums up the results, their table with the worst first, and their CSV and JSON files."""
+    import gradio as gr
+
+    from anomalygpt.inference.visualize import overlay
+
+    texts, good = page_texts()[language], tuple(map(Path, part.files if part else ()))
+    found, failed = [], []  # (sort key, JSON, row of the table)
+    for path in map(Path, progress(photos or ())):
+        try:
+            result, preview = model.inspect(Conversation(path, good))
+        except UserError as error:
+            failed.append(
+                (None, {"photo": path.name, "error": str(error)}, ["", path.name, texts["error"], *[None] * 4])
+            )
+            continue
+        findings = result.findings
+        picture = overlay(preview, result.map, result.threshold, findings.regions)
+        place = _place(language, findings.regions[0]) if findings.regions else ""
+        percents = [round(100 * share, 1) for share in (findings.probability, findings.total_area)]
+        row = [_thumbnail(picture), path.name, texts[findings.status], percents[0], findings.number, place, percents[1]]
+        found.append(((result.probability, result.score), {"photo": path.name, **findings.to_dict()}, row))
+    found.sort(key=lambda each: each[0], reverse=True)
+    _, records, rows = zip(*found, *failed, strict=True) if found or failed else ((), (), ())
+    counts = Counter(each.get("status") for each in records)
+    line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], len(failed))
+    headers = ["", *texts["columns"].split(", ")]
+    with TemporaryDirectory() as folder:
+        names = [str(Path(folder) / name) for name in ("results.csv", "results.json")]
+        with open(names[0], "w", encoding="utf-8-sig", newline="") as file:  # with the mark that Excel needs
+            csv.writer(file).writerows(row[1:] for row in [headers, *rows])
+        Path(names[1]).write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
+        table = gr.update(value={"headers": headers, "data": list(rows)}, visible=True)
+        yield f"<p>{line}</p>", table, gr.update(value=names, visible=True)
 
 
 def find_examples(folder: Path) -> list[tuple[str, list[str], str]]:
@@ -133,78 +353,170 @@ def build_demo(
     """The page. ``new_predictor``: see :class:`SharedModel`; ``examples``: a folder for :func:`find_examples`."""
     import gradio as gr
 
+    def language_of(request: gr.Request) -> Language:
+        return "zh" if request.headers.get("accept-language", "").startswith("zh") else "en"
+
+    text = gr.I18n()  # the texts themselves go to launch()
     with gr.Blocks(title="AnomalyGPT", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
-        conversation = gr.State(None, time_to_live=KEEP_SECONDS)
-        gr.Markdown(f"{TITLE} {subtitle}")
-        with gr.Row():
-            with gr.Column(scale=4, min_width=300):
-                inputs = _input_column(find_examples(examples) if examples else [])
-            with gr.Column(scale=4, min_width=300):
-                overlay = gr.Image(
-                    label="Anomaly map", interactive=False, height=PHOTO_HEIGHT, buttons=["fullscreen"], elem_id="map"
-                )
-                summary = gr.HTML(NO_VERDICT, elem_id="summary")
-            with gr.Column(scale=5, min_width=340):
-                hint = "Upload a photo or click an example, then ask."
-                chat = gr.Chatbot(
-                    label="Conversation", height=530, placeholder=hint, buttons=["copy_all"], elem_id="chat"
-                )
-                _connect(SharedModel(new_predictor), inputs, [chat, overlay, summary], conversation)
+        language, part = gr.State("en"), gr.State(None, time_to_live=KEEP_SECONDS)
+        demo.load(language_of, None, language, **QUIET)
+        gr.Markdown(text("title"), elem_id="title")
+        shared = Shared(SharedModel(new_predictor), text, language, part)
+        with gr.Tab(text("inspect")):
+            _inspect_tab(shared, find_examples(examples) if examples else [])
+        with gr.Tab(text("teach")):
+            _teach_tab(*shared)
+        with gr.Tab(text("many")):
+            _many_tab(*shared)
+        gr.Markdown(subtitle, elem_id="model")
     return demo
 
 
-def _input_column(examples: Sequence[tuple[str, list[str], str]]) -> tuple["gr.Image", "gr.Gallery", "gr.Textbox"]:
+def _inspect_tab(shared: Shared, examples: Sequence[tuple[str, list[str], str]]) -> None:
+    """A photo on the left, its map and verdict in the middle, the conversation about it on the right."""
+    import gradio as gr
+
+    model, text, language, part = shared
+    conversation = gr.State(None, time_to_live=KEEP_SECONDS)
+    with gr.Row(elem_id="inspect"):
+        with gr.Column(scale=4, min_width=300):
+            photo, references, class_name = _photo_inputs(shared, examples)
+        with gr.Column(scale=4, min_width=300):
+            shape: dict[str, Any] = {"max_height": PHOTO_HEIGHT, "slider_position": 0, "buttons": ["fullscreen"]}
+            pictures = gr.ImageSlider(label="map", show_label=False, interactive=False, elem_id="map", **shape)
+            summary = gr.HTML(text("no_verdict"), elem_id="summary")
+            with gr.Accordion(text("adjust"), open=False, elem_id="adjust"):
+                factor = gr.Slider(0.5, 2, 1, step=0.05, label=text("threshold"), elem_id="threshold")
+                opacity = gr.Slider(0, 1, 1, step=0.05, label=text("opacity"), elem_id="opacity")
+                prepare = gr.Button(text("prepare"), size="sm", elem_id="prepare")
+                files = _downloads(text("downloads"), "files")
+        with gr.Column(scale=5, min_width=340):
+            given = [photo, references, class_name, part, conversation]
+            shown, asking = _chat(shared, given)
+    start: dict[str, Any] = {"inputs": given, "outputs": [*shown, conversation, factor, files], "queue": False}
+    for changes, also in (
+        ([photo.change, references.change, part.change], {"cancels": asking}),
+        ([class_name.submit, class_name.blur], {}),
+    ):
+        gr.on(changes, start_over, **start, **also, **LATEST).then(
+            partial(show, model),
+            [language, factor, opacity, *given],
+            [pictures, summary, conversation],
+            concurrency_id="model",
+            **LATEST | {"show_progress": "minimal", "show_progress_on": pictures},
+        )
+    adjusted = [language, factor, opacity, conversation]
+    gr.on([factor.input, opacity.input], partial(view, model), adjusted, [pictures, summary], **LATEST)
+    prepare.click(partial(write_files, model), conversation, files, api_visibility="private")
+
+
+def _downloads(label: Any, name: str) -> "gr.File":
+    """Files to download, hidden until there are any."""
+    import gradio as gr
+
+    return gr.File(label=label, file_count="multiple", interactive=False, visible=False, elem_id=name)
+
+
+def _photo_inputs(shared: Shared, examples: Sequence[tuple[str, list[str], str]]) -> tuple[Any, ...]:
     """Photo, references and class name, filled by a click on an example."""
     import gradio as gr
 
-    photo = gr.Image(label="Photo", sources=["upload"], height=PHOTO_HEIGHT, elem_id="photo")
+    _, text, language, part = shared
+    sources: list[Any] = ["upload", "webcam", "clipboard"]
+    photo = gr.Image(label=text("photo"), sources=sources, height=PHOTO_HEIGHT, elem_id="photo")
     # The uploaded file itself, for load_image. (Gradio's own reader ends in a traceback on a broken file, and cuts
     # 16 bits off. A subclass would make it write a .pyi file beside this one.)
     photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign, assignment]
-    row = gr.Dataset(
-        label="Examples: " + ", ".join(class_name for _, _, class_name in examples),
-        components=[gr.Image(visible=False)],
-        samples=[[photo] for photo, _, _ in examples],
-        type="index",
-        layout="gallery",
-        elem_id="examples",
-        render=bool(examples),
-    )
-    label = f"Good photos of the same part (optional, up to {MAX_REFERENCES})"
-    references = gr.Gallery(
-        label=label, file_types=["image"], columns=MAX_REFERENCES, fit_columns=False, height=150, elem_id="references"
-    )
-    class_name = gr.Textbox(label="What is it? (optional)", placeholder="washer, circuit board, carpet …", max_lines=1)
+    shape: dict[str, Any] = {"type": "index", "layout": "gallery", "components": [gr.Image(visible=False)]}
+    samples = [[photo] for photo, _, _ in examples]
+    row = gr.Dataset(label=text("examples"), samples=samples, elem_id="examples", render=bool(examples), **shape)
+    with gr.Accordion(text("compare"), elem_id="compare"):
+        columns: dict[str, Any] = {"columns": 4, "fit_columns": False, "height": 150}
+        references = gr.Gallery(label=text("references"), file_types=["image"], elem_id="good", **columns)
+        hint = text("part_example")
+        class_name = gr.Textbox(label=text("part_name"), placeholder=hint, max_lines=1, max_length=60, elem_id="class")
+        part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
     if examples:
-        row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **HANDLER)
+        row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **QUIET)
     return photo, references, class_name
 
 
-def _connect(model: SharedModel, inputs: Sequence[Any], shown: Sequence[Any], conversation: "gr.State") -> None:
-    """Adds the question box, and connects it, the suggestions and the inputs with the functions above."""
+def _chat(shared: Shared, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Chat, question box, Send, Stop and suggestions: the chat with Send and Stop, and the events that ask."""
     import gradio as gr
 
-    with gr.Row(equal_height=True):
-        question = gr.Textbox(
-            show_label=False, container=False, scale=5, max_lines=3, placeholder=SUGGESTED[0], elem_id="question"
-        )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
-    with gr.Row():
-        suggestions = [gr.Button(text, size="sm", min_width=150) for text in SUGGESTED]
-    photo, references, _ = inputs
-    given = [*inputs, conversation]
+    model, text, language, _ = shared
+    labels: dict[str, Any] = {"label": text("conversation"), "placeholder": text("chat_hint")}
+    chat = gr.Chatbot(height=480, buttons=["copy_all"], render_markdown=False, elem_id="chat", **labels)
+    with gr.Row(equal_height=True, elem_id="ask"):
+        labels = {"label": text("conversation"), "placeholder": text("ask_verdict"), "show_label": False}
+        question = gr.Textbox(container=False, scale=5, max_lines=3, elem_id="question", **labels)
+        send = gr.Button(text("send"), variant="primary", scale=1, min_width=80, elem_id="send")
+        halt = gr.Button(text("stop"), variant="stop", scale=1, min_width=80, visible=False, elem_id="stop")
+    with gr.Row(elem_id="suggestions"):
+        suggestions = [(gr.Button(text(name), size="sm", min_width=150), name) for name in SUGGESTED]
+    conversation, empty = given[-1], gr.State("")
     one_at_a_time: dict[str, Any] = {
-        "outputs": [*shown, question, conversation],
+        "outputs": [chat, question, send, halt, conversation],
         "concurrency_id": "model",
         "trigger_mode": "multiple",  # a question that comes while another is answered waits
-        **HANDLER,
+        **QUIET,
     }
-    asking = [gr.on([send.click, question.submit], partial(ask, model), [question, *given], **one_at_a_time)]
-    asking += [button.click(partial(ask, model, button.value), given, **one_at_a_time) for button in suggestions]
-    clearing = {"outputs": [*shown, conversation], "cancels": asking, "queue": False, **HANDLER}
-    shown[0].clear(partial(start_over, None, None), conversation, **clearing)
-    for changed in (photo.change, references.change):
-        changed(start_over, [photo, references, conversation], **clearing)
+    asked = [send.click, question.submit]
+    asking = [
+        gr.on(asked, partial(ask, model), [language, question, *given], **one_at_a_time),
+        chat.retry(partial(ask_again, model), [language, *given], **one_at_a_time),
+        *(
+            button.click(partial(ask, model, suggested=name), [language, empty, *given], **one_at_a_time)
+            for button, name in suggestions
+        ),
+    ]
+    gr.on([*asked, *(button.click for button, _ in suggestions)], js=SHOW_CHAT, **QUIET)
+    halt.click(stop, conversation, halt, queue=False, **QUIET)
+    chat.clear(clear, conversation, [send, halt, conversation], cancels=asking, queue=False, **QUIET)
+    return [chat, send, halt], asking
+
+
+def _teach_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "gr.State") -> None:
+    """Good photos or a saved part on the left, what was learned on the right."""
+    import gradio as gr
+
+    gr.Markdown(text("teach_hint"))
+    with gr.Row():
+        with gr.Column():
+            several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image", ".safetensors"]}
+            given = gr.File(label=text("teach_files"), height=220, elem_id="part", **several)
+            name = gr.Textbox(label=text("name"), max_lines=1, max_length=60, elem_id="name")
+            learn = gr.Button(text("learn"), variant="primary", elem_id="learn")
+        with gr.Column():
+            learned = gr.HTML(elem_id="learned")
+            file = _downloads(text("part_file"), "part_file")
+            forget = gr.Button(text("forget"), size="sm", elem_id="forget")
+    shown: dict[str, Any] = {"concurrency_id": "model", "show_progress_on": learned, "api_visibility": "private"}
+    learn.click(partial(teach, model), [name, given], [part, file], **shown)
+    forget.click(lambda: (None, gr.update(value=None, visible=False)), None, [part, file], **QUIET)
+    part.change(part_html, [language, part], learned, **QUIET)
+
+
+def _many_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "gr.State") -> None:
+    """Photos, and a table of their results with the files."""
+    import gradio as gr
+
+    bar = gr.Progress()
+
+    def run(language: Language, photos: Sequence[str] | None, part: Part | None, progress: Any = bar) -> Iterator[Any]:
+        yield from inspect_many(model, language, photos, part, progress.tqdm)
+
+    gr.Markdown(text("many_hint"))
+    part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
+    several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image"], "height": 180}
+    photos = gr.File(label=text("many_photos"), elem_id="photos", **several)
+    start = gr.Button(text("run"), variant="primary", elem_id="run")
+    line = gr.HTML(elem_id="line")
+    kinds: list[Any] = ["html", "str", "str", "number", "number", "str", "number"]
+    table = gr.Dataframe(label=text("results"), datatype=kinds, interactive=False, visible=False, elem_id="results")
+    files = _downloads(text("files"), "result_files")
+    start.click(run, [language, photos, part], [line, table, files], show_progress_on=line, api_visibility="private")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -283,6 +595,7 @@ def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
             theme=theme,
             css_paths=Path(__file__).with_suffix(".css"),
             footer_links=[],
+            i18n=gr.I18n(**{tag: page_texts()[tag[:2]] for tag in ("en", "zh", "zh-CN", "zh-TW")}),
         )
         # A browser can't open the wildcard address.
         url = str(demo.local_url).rstrip("/").replace("[::]", "localhost")

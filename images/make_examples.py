@@ -218,7 +218,7 @@ def _pcb(rng: np.random.Generator, defective: bool) -> tuple[Colours, NDArray[np
     board, height, mask = _bare_board(rng), np.zeros((CANVAS, CANVAS), dtype=np.float32), _nowhere()
     for number, (x, y, upright) in enumerate(RESISTORS):
         gone, crooked = defective and number == MISSING, defective and number == CROOKED
-        board, height = _resistor(board, height, (x, y), 90.0 * upright + 24 * crooked, gone)
+        board, height = _resistor(board, height, (x, y), 90.0 * upright + 48 * crooked, gone)
         if gone or crooked:
             mask[y - 34 : y + 34, x - 62 : x + 62] = True
     board, height = _chip(board, height, (340, 360, 600, 680))
@@ -282,8 +282,8 @@ def _resistor(
         board = _paint(board, TIN if gone else GOLD, pad)
         height = np.maximum(height, 0.15 * _blur(pad, 4 if gone else 1))
     if gone:
-        scorch = _drawn(_tilted(centre, (4, 3), (96, 30), straight + 9), soften=13)
-        return _paint(board, SCORCH, 0.9 * scorch), height
+        scorch = _drawn(_tilted(centre, (4, 3), (150, 96), straight + 9), soften=15)
+        return _paint(board, SCORCH, 0.95 * scorch), height
     body = _drawn(_tilted(centre, (0, 0), (84, 40), degrees))
     ends = sum(_drawn(_tilted(centre, (side * 36, 0), (18, 40), degrees)) for side in (-1, 1))
     board = _paint(_paint(board, CHIP, body), TIN, np.clip(ends, 0, 1))
@@ -350,7 +350,7 @@ def _pin_row(board: Colours) -> Colours:
 def _solder_bridge(board: Colours, place: tuple[int, int]) -> tuple[Colours, NDArray[np.bool_]]:
     """A blob of solder that joins two legs of the chip."""
     x, y = place
-    blob = _drawn(lambda sheet: sheet.ellipse((x - 12, y - 34, x + 24, y + 34), fill=255), 2)
+    blob = _drawn(lambda sheet: sheet.ellipse((x - 14, y - 56, x + 34, y + 56), fill=255), 2)
     shine = _drawn(_discs([(x, y - 10)], 7), 3)
     return _paint(_paint(board, TIN, blob), (1.0, 1.0, 1.0), 0.9 * shine), blob > 0.5
 

@@ -1,6 +1,6 @@
-"""Drives the demo in a real browser: for the demo's test, and for the picture in the README.
+"""Drives the demo in a real browser: for the demo's test, and for the pictures in the README.
 
-``python -m tests.browser images/demo.png``, from the repository's root, takes that picture anew.
+``python -m tests.browser images``, from the repository's root, takes those pictures anew.
 """
 
 import os
@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,8 @@ FLAGS += ["--disable-background-networking", "--disable-component-update"]
 OWN_HOSTS = ("127.0.0.1", "localhost", None)  # None: data: and blob: addresses
 ANSWER_SECONDS = 120  # a busy machine
 PICTURE_SIZE = {"width": 1280, "height": 800}
-PICTURE_EXAMPLE, PICTURE_QUESTIONS = 1, ("", "Where is it?")
+PICTURE_EXAMPLE = 1
+PICTURES = {"demo.png": ("en-US", "Where are they?"), "demo_zh.png": ("zh-CN", "在哪里？")}  # browser, second question
 
 
 @dataclass
@@ -50,16 +50,21 @@ class Window:
 
     def ask(self, question: str = "") -> str:
         """Asks, and waits for the whole answer."""
-        bots = self.page.locator("#chat .message.bot")
-        before = bots.count()
+        self.begin(question)
+        return self.answer()
+
+    def begin(self, question: str = "") -> None:
+        """Asks, and waits until the question is in the chat."""
+        users = self.page.locator("#chat .message.user")
+        before = users.count()
         self.page.locator("#question textarea").fill(question)
         self.page.locator("#send").click()
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while time.monotonic() < deadline:
-            if bots.count() > before and (answer := bots.last.inner_text().strip()) not in ("", "…"):
-                return answer
-            self.page.wait_for_timeout(100)
-        raise TimeoutError(f"no answer to {question!r} in {ANSWER_SECONDS} s")
+        users.nth(before).wait_for()
+
+    def answer(self) -> str:
+        """The latest answer, once it is complete or stopped: Send is back in the place of Stop."""
+        self.page.locator("#send").wait_for()
+        return str(self.page.locator("#chat .message.bot").last.inner_text()).strip()
 
 
 @contextmanager
@@ -84,14 +89,14 @@ def installed_browser() -> str | None:
 
 
 @contextmanager
-def window(address: str, size: dict[str, int] | None = None) -> Iterator[Window]:
+def window(address: str, size: dict[str, int] | None = None, locale: str = "en-US") -> Iterator[Window]:
     """Opens the demo in a browser, and listens to its console and its requests."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=installed_browser(), args=FLAGS)
         try:
-            opened = Window(browser.new_page(viewport=size or PICTURE_SIZE))
+            opened = Window(browser.new_page(viewport=size or PICTURE_SIZE, locale=locale))
             page = opened.page
             page.set_default_timeout(1000 * ANSWER_SECONDS)
             page.on("console", lambda message: message.type == "error" and opened.errors.append(message.text))
@@ -107,18 +112,20 @@ def window(address: str, size: dict[str, int] | None = None) -> Iterator[Window]
             browser.close()
 
 
-def take_picture(target: Path, arguments: Sequence[str] = ()) -> None:
+def take_pictures(folder: Path, arguments: Sequence[str] = ()) -> None:
     """The demo after an example with references and a follow-up question, as PNG."""
-    with running_demo(arguments) as address, window(address) as opened:
-        opened.click_example(PICTURE_EXAMPLE)
-        opened.page.wait_for_timeout(1500)  # the references' thumbnails
-        for question in PICTURE_QUESTIONS:
-            opened.ask(question)
-        opened.page.wait_for_timeout(1500)  # scrolling and fading end
-        opened.page.screenshot(path=target, full_page=True)
-    with Image.open(target) as picture:  # six bits a channel look the same and take a third less
-        picture.convert("RGB").point(lambda value: (value >> 2) * 255 // 63).save(target, optimize=True)
+    with running_demo(arguments) as address:
+        for name, (locale, question) in PICTURES.items():
+            with window(address, locale=locale) as opened:
+                opened.click_example(PICTURE_EXAMPLE)
+                opened.page.locator("#map img").first.wait_for()
+                for text in ("", question):
+                    opened.ask(text)
+                opened.page.wait_for_timeout(1500)  # scrolling and fading end
+                opened.page.screenshot(path=folder / name, full_page=True)
+            with Image.open(folder / name) as picture:  # six bits a channel look the same and take a third less
+                picture.convert("RGB").point(lambda value: (value >> 2) * 255 // 63).save(folder / name, optimize=True)
 
 
 if __name__ == "__main__":
-    take_picture(Path(sys.argv[1]).resolve(), sys.argv[2:])
+    take_pictures(Path(sys.argv[1]).resolve(), sys.argv[2:])

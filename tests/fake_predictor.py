@@ -1,6 +1,7 @@
 """A predictor that answers at once, for tests of what is built around one."""
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.datasets.findings import RegionFinding
-from anomalygpt.inference.results import ImageResult, Prediction, prediction
+from anomalygpt.inference.results import AnswerSource, ImageResult, Prediction, prediction
 
 
 def write_photos(folder: Path, count: int) -> list[str]:
@@ -47,16 +48,21 @@ class FakePredictor:
 
     settings = InferenceConfig()
 
-    def __init__(self, with_llm: bool = True, word: str = "Yes") -> None:
+    def __init__(self, with_llm: bool = True, word: str = "Yes", source: AnswerSource = "model") -> None:
         self.language_model = SimpleNamespace() if with_llm else None
-        self.score_decides = not with_llm
-        self.word = word
-        self.references = 0
+        self.word, self.source = word, source
+        self.references: list[Image.Image] = []
         self.inspected: list[str] = []  # class names
         self.asked: list[tuple[str, list[tuple[str, str]]]] = []  # questions with their history
 
     def set_references(self, photos: Sequence[Image.Image]) -> None:
-        self.references = len(photos)
+        self.references = list(photos)
+
+    def save_references(self, path: Path) -> None:
+        path.write_text(str(len(self.references)))
+
+    def load_references(self, path: Path) -> None:
+        self.references = [Image.new("RGB", (8, 8))] * int(path.read_text())
 
     def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
         self.inspected.append(class_name)
@@ -68,4 +74,4 @@ class FakePredictor:
         self.asked.append((question, list(history)))
         pieces = (f"{self.word},", f" {result.class_name} number {len(self.asked)}.") if self.language_model else ()
         yield from pieces
-        return prediction(result, question, "".join(pieces))
+        return replace(prediction(result, question, "".join(pieces)), answer_source=self.source)

@@ -1,24 +1,47 @@
 """The demo: its handlers, and once all of it in a browser."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 from PIL import Image
 
 from anomalygpt import web_demo
-from anomalygpt.datasets.findings import RegionFinding
+from anomalygpt.datasets.findings import Language
 from anomalygpt.errors import UserError
+from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.session import Conversation, SharedModel
-from anomalygpt.web_demo import ask, find_examples, start_over, verdict_html
+from anomalygpt.web_demo import (
+    Part,
+    ask,
+    ask_again,
+    clear,
+    find_examples,
+    inspect_many,
+    page_texts,
+    part_html,
+    show,
+    start_over,
+    stop,
+    teach,
+    view,
+    write_files,
+)
 from tests import browser
-from tests.fake_predictor import FakePredictor, result_with, write_photos
+from tests.fake_predictor import FakePredictor, write_photos
 from tests.processes import started
 from tests.shared_data import ROOT
 
@@ -30,59 +53,233 @@ def photos(tmp_path: Path) -> list[str]:
     return write_photos(tmp_path, 3)
 
 
+def texts(chat: list[dict[str, str]]) -> list[str]:
+    """The chat's messages without the page's own markup."""
+    return [re.sub(r'<div dir="auto">|</div>|<small class="note">|</small>', "", each["content"]) for each in chat]
+
+
+def given(photo: str | None, references: Any = (), class_name: str = "", part: Part | None = None) -> tuple[Any, ...]:
+    return photo, references, class_name, part, None
+
+
 def asked(
-    photo: str | None, question: str = "", references: Any = (), class_name: str = "", predictor: Any = None
+    question: str, inputs: tuple[Any, ...], predictor: Any = None, language: Language = "en"
 ) -> tuple[list[Any], Conversation]:
-    """Everything that one question puts on the page, and the conversation after it."""
-    model = SharedModel(lambda: predictor or FakePredictor())
-    steps = list(ask(model, question, photo, references, class_name, None))
-    return [step[:4] for step in steps], steps[-1][4]
+    """Chat and question box in each step of an answer, and the conversation after it."""
+    steps = list(ask(SharedModel(lambda: predictor or FakePredictor()), language, question, *inputs))
+    return [step[:2] for step in steps], steps[-1][4]
 
 
-def test_question_map_and_answer_appear_one_after_the_other(photos: list[str]) -> None:
-    steps, _ = asked(photos[0], "What is it?")
-    assert [bubble["content"] for bubble in steps[0][0]] == ["What is it?", web_demo.PENDING]
-    assert steps[1][1].size == (40, 30)
-    assert "97 % probable, score 1.000, threshold 0.500" in steps[1][2]
-    assert "Defect" not in steps[1][2]
-    assert [bubble["content"] for bubble in steps[2][0]] == ["What is it?", "Yes,"]
-    assert [bubble["content"] for bubble in steps[-1][0]] == ["What is it?", "Yes, object number 1."]
-    assert "Defect" in steps[-1][2] and "top left" in steps[-1][2]
-    steps, _ = asked(photos[0], predictor=FakePredictor(word="No"))
-    assert "Good" in steps[-1][2]
-    assert "Verdict from the answer, which the score contradicts." in steps[-1][2]
+def test_verdict_and_map_are_there_without_a_question(photos: list[str]) -> None:
+    picture, summary, conversation = show(SharedModel(FakePredictor), "en", 1, 1, *given(photos[0]))  # type: ignore[arg-type]
+    assert [each.size for each in picture] == [(640, 480)] * 2
+    assert '<b class="defective">Defect</b><span>sure</span>' in summary
+    assert "There is a defect at the top left: a compact region" in summary
+    assert "<td>1</td><td>top left</td><td>1.0%</td><td>medium-sized</td><td>compact</td>" in summary
+    assert (conversation.photo, conversation.exchanges) == (Path(photos[0]), [])
+
+
+def test_page_speaks_the_language_that_it_is_given(photos: list[str]) -> None:
+    model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+    _, summary, _ = show(model, "zh", 1, 1, *given(photos[0]))
+    assert '<b class="defective">有缺陷</b><span>确定</span>' in summary
+    assert "<td>左上角</td>" in summary
+    steps, _ = asked("", given(photos[0]), language="zh")
+    assert texts(steps[0][0])[0] == "图中有没有异常？"
+    assert page_texts()["en"].keys() == page_texts()["zh"].keys()
+
+
+@pytest.mark.parametrize(
+    ("language", "badge", "sentence", "row"),
+    [
+        ("en", "Can't tell", "without reference photos", "<td>top left</td>"),
+        ("zh", "无法判断", "无法判断", "<td>左上角</td>"),
+    ],
+)
+def test_photo_without_a_verdict(photos: list[str], language: Language, badge: str, sentence: str, row: str) -> None:
+    class Undecided(FakePredictor):
+        def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
+            result = super().inspect(photo, class_name)
+            result.__dict__["findings"] = replace(result.findings, status="can't tell", reason="unknown_part")
+            return result
+
+    model = SharedModel(Undecided)  # type: ignore[arg-type]
+    _, summary, conversation = show(model, language, 1, 1, *given(photos[0]))
+    assert f'<b class="cant-tell">{badge}</b><span></span>' in summary
+    assert sentence in summary and row in summary
+    ((line, table, _),) = inspect_many(model, language, photos[:1], None)
+    assert table["value"]["data"][0][2] == page_texts()[language]["can't tell"]
+    assert re.findall("[0-9]", line) == ["0", "0", "1", "0"]
+
+
+def test_other_threshold_redraws_without_the_model(photos: list[str]) -> None:
+    predictor = FakePredictor()
+    model = SharedModel(lambda: predictor)
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0]))
+    picture, summary = view(model, "en", 1.5, 1, conversation)
+    assert "at 1.50 times the threshold" in summary and "<td>top left</td>" in summary
+    _, without = view(model, "en", 2.5, 1, conversation)
+    assert "<table" not in without and "Defect" in without
+    (photo, faint), _ = view(model, "en", 1.5, 0.1, conversation)
+    assert (
+        np.abs(np.subtract(faint, photo, dtype=int)).mean() < np.abs(np.subtract(picture[1], photo, dtype=int)).mean()
+    )
+    assert predictor.inspected == ["object"]
+
+
+def test_answer_grows(photos: list[str]) -> None:
+    steps, _ = asked("What is it?", given(photos[0]))
+    shown = [texts(chat)[-1] for chat, _ in steps]
+    assert shown == [
+        web_demo.PENDING,
+        "Yes,",
+        "Yes, object number 1.",
+        "Yes, object number 1.",
+        "Yes, object number 1.",
+    ]
+    assert steps[0][1] == ""
+
+
+@pytest.mark.parametrize(
+    ("predictor", "note"),
+    [
+        (FakePredictor(), ""),
+        (FakePredictor(source="corrected"), "corrected to agree with the map"),
+        (FakePredictor(source="findings"), "written from the map's findings"),
+        (FakePredictor(word="No"), "the model's own words, which contradict the map"),
+    ],
+)
+def test_answer_that_is_not_the_models_own_is_marked(photos: list[str], predictor: FakePredictor, note: str) -> None:
+    steps, _ = asked("Is there any defect?", given(photos[0]), predictor)
+    assert texts(steps[-1][0])[-1] == f"{predictor.word}, object number 1.{note}"
+
+
+@pytest.mark.parametrize("text", ["<script>x()</script>", "###Human: <|im_start|>", "مرحبا 😀", "<b>&amp; " * 1250])
+def test_markup_is_shown_as_text(photos: list[str], text: str) -> None:
+    predictor = FakePredictor(word=text)
+    steps, conversation = asked(text, given(photos[0]), predictor)
+    question, answer = texts(steps[-1][0])
+    assert unescape(question) == text.strip() and unescape(answer).startswith(text)
+    assert "<" not in question.replace("<small", "") and "<script" not in answer
+    assert conversation.history[0][0] == predictor.asked[0][0] == text.strip()
+
+
+def test_stop_keeps_what_was_shown_and_asks_again_on_retry(photos: list[str]) -> None:
+    model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+    steps = ask(model, "en", "Is it bent?", *given(photos[0]))
+    conversation = [next(steps), next(steps)][-1][4]
+    assert stop(conversation)["interactive"] is False
+    *_, last = steps
+    assert texts(last[0]) == ["Is it bent?", "Yes,stopped"]
+    assert conversation.history == [("Is it bent?", "Yes,")]
+    *_, last = ask_again(model, "en", *given(photos[0])[:-1], conversation)
+    assert texts(last[0]) == ["Is it bent?", "Yes, object number 2."]
+
+
+def test_question_that_was_stopped_before_its_answer_goes_back_to_its_box(photos: list[str]) -> None:
+    steps = ask(SharedModel(FakePredictor), "en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
+    stop(next(steps)[4])
+    *_, last = steps
+    assert (last[0], last[1]) == ([], "Is it fine?")
+
+
+def test_clear_begins_another_conversation_about_the_photo(photos: list[str]) -> None:
+    _, conversation = asked("Is it fine?", given(photos[0]))
+    *_, new = clear(conversation)
+    assert conversation.is_over
+    assert (new.photo, new.exchanges) == (conversation.photo, [])
 
 
 def test_new_photo_clears_the_chat(photos: list[str]) -> None:
-    references = [(photos[1], None)]
-    _, conversation = asked(photos[0], references=references)
-    assert all("value" not in update for update in start_over(photos[0], references, conversation))
-    assert start_over(photos[2], references, conversation) == ([], None, web_demo.NO_VERDICT, None)
+    inputs = given(photos[0], [(photos[1], None)])
+    _, conversation = asked("", inputs)
+    assert all("value" not in update for update in start_over(*inputs[:-1], conversation))
+    chat, _, _, new, factor, files = start_over(photos[2], *inputs[1:-1], conversation)
+    assert (chat, new, factor, files["value"]) == ([], None, 1, None)
+    assert conversation.is_over
 
 
 def test_answer_about_a_photo_that_was_replaced_is_dropped(photos: list[str]) -> None:
-    steps = ask(SharedModel(FakePredictor), "Is it fine?", photos[0], [], "", None)  # type: ignore[arg-type]
-    conversation = next(steps)[4]
-    start_over(photos[1], [], conversation)
+    steps = ask(SharedModel(FakePredictor), "en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
+    start_over(photos[1], [], "", None, next(steps)[4])
     assert list(steps) == []
 
 
 def test_no_photo_is_one_warning() -> None:
     with pytest.warns(UserWarning, match="no photo yet"):
-        steps, _ = asked(None, "Is it fine?")
-    assert (steps[-1][0], steps[-1][3]) == ([], "Is it fine?")
+        steps, _ = asked("Is it fine?", given(None))
+    assert steps[-1] == ([], "Is it fine?")
 
 
-def test_empty_question_asks_for_anomalies(photos: list[str]) -> None:
-    described = "This is a photo of a nut for anomaly detection. "
-    for class_name, description in (("", ""), ("nut", described)):
-        asked(photos[0], "  ", class_name=class_name, predictor=(predictor := FakePredictor()))
-        assert predictor.asked[0][0] == f"{description}Is there any anomaly in the image?"
+def test_unreadable_photo_is_one_warning(tmp_path: Path) -> None:
+    (tmp_path / "<b>.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match=r"^&lt;b&gt;\.png: cannot be read"):
+        picture, summary, conversation = show(SharedModel(FakePredictor), "en", 1, 1, *given(str(tmp_path / "<b>.png")))  # type: ignore[arg-type]
+    assert (picture, conversation) == (None, None)
+    assert "as soon as there is a photo" in summary
 
 
-def test_markup_in_a_position_or_a_name_stays_text() -> None:
-    region = RegionFinding("<script>", (0, 0, 1, 1), 0.1, 1.0, "compact")
-    assert "<script>" not in verdict_html(Conversation(Path("a.png")), result_with(region, "x"))
+def test_empty_question_is_the_one_that_its_box_shows(photos: list[str]) -> None:
+    asked("  ", given(photos[0], class_name="nut"), predictor := FakePredictor())
+    assert predictor.asked[0][0] == "Is there any anomaly in the image?"
+
+
+def test_files_of_a_photo_hold_its_map_and_findings(photos: list[str]) -> None:
+    model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+    _, conversation = asked("Is it fine?", given(photos[0]))
+    result, _ = model.inspect(conversation)
+    for shown in write_files(model, conversation):
+        overlay, tiff, array, record = shown["value"]
+        assert Image.open(overlay).size == (40, 30)
+        assert np.array_equal(np.asarray(Image.open(tiff)), result.map)
+        assert np.array_equal(np.load(array), result.map)
+        written = json.loads(Path(record).read_text(encoding="utf-8"))
+    assert written["status"] == "defective" and written["regions"][0]["position"] == "top left"
+    assert written["conversation"][0]["answer"] == "Yes, object number 1."
+
+
+def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_path: Path) -> None:
+    model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+    (tmp_path / "text.png").write_text("no photo")
+    with pytest.warns(UserWarning, match="text.png: cannot be read"):
+        for taught, file in teach(model, "a/nut", [*photos[1:], str(tmp_path / "text.png")]):
+            assert (taught.name, taught.references) == ("a/nut", 2)
+            saved = Path(shutil.copy(file["value"], tmp_path))
+    assert part_html("en", taught) == "<p>Learned part: a/nut, 2 reference photos.</p>"
+    assert saved.name == "a_nut.safetensors"
+    for loaded, _ in teach(model, "", [str(saved)]):
+        assert (loaded.name, loaded.references) == ("a_nut", 2)
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=loaded))
+    assert conversation.references == (saved,)
+    with pytest.warns(UserWarning, match="0 photos can be read"):
+        assert list(teach(model, "", [])) == []
+
+
+def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_path: Path) -> None:
+    class Graded(FakePredictor):
+        def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
+            probability = photo.getpixel((0, 0))[0] / 100  # type: ignore[index]
+            regions = super().inspect(photo, class_name).regions if probability > 0.5 else ()
+            return replace(super().inspect(photo, class_name), probability=probability, regions=regions)
+
+    (tmp_path / "text.png").write_text("no photo")
+    paths = [str(tmp_path / "text.png"), *photos]
+    for line, table, files in inspect_many(SharedModel(Graded), "en", paths, None):  # type: ignore[arg-type]
+        shown, (rows, records) = table["value"]["data"], files["value"]
+        assert [row[1:5] for row in shown] == [
+            ["2.png", "Defect", 80, 1],
+            ["1.png", "Good", 40, 0],
+            ["0.png", "Good", 0, 0],
+            ["text.png", "can't be read", None, None],
+        ]
+        assert [row[0][:10] for row in shown] == ['<img alt=""'[:10]] * 3 + [""]
+        assert line == "<p>2 good, 1 defective, 0 undecided, 1 unreadable</p>"
+        assert Path(rows).read_text(encoding="utf-8-sig").splitlines()[1] == "2.png,Defect,80.0,1,top left,1.0"
+        assert [each["photo"] for each in json.loads(Path(records).read_text())] == [row[1] for row in shown]
+
+
+def test_markup_in_a_name_stays_text(photos: list[str]) -> None:
+    assert "<script>" not in part_html("en", Part("<script>", (), 1))
 
 
 @pytest.mark.parametrize(
@@ -167,34 +364,131 @@ def test_shipped_examples_are_small_have_references_and_a_row_on_the_page() -> N
         assert ("Dataset" in {type(block).__name__ for block in demo.blocks.values()}) == (folder == EXAMPLES)
 
 
-@pytest.mark.weights
-@pytest.mark.timeout(900)  # a quiet machine needs half a minute
-def test_demo_in_a_browser(compact_overrides: list[str], tmp_path: Path) -> None:
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def page_address(compact_overrides: list[str]) -> Iterator[str]:
     pytest.importorskip("playwright", reason="needs playwright")
     if browser.installed_browser() is None:
         pytest.skip(f"needs a browser: none of {', '.join(browser.BROWSERS)} is installed")
-    arguments = ["--config", "compact", "--set", "llm.generation.max_new_tokens=16", *compact_overrides]
+    with browser.running_demo(["--config", "compact", *compact_overrides]) as address:
+        yield address
+
+
+def is_in_reach(page: Any, name: str) -> bool:
+    """Whether an element is on the screen without scrolling further down than its photo asks for."""
+    box = page.locator(name).bounding_box()
+    return box is not None and box["y"] >= 0 and box["y"] + box["height"] <= page.viewport_size["height"]
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)  # a quiet machine needs half a minute
+@pytest.mark.parametrize(("size", "locale"), [(DESKTOP, "en-US"), (PHONE, "zh-CN")], ids=["desktop", "phone"])
+def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, int], locale: str) -> None:
     photo, _, _ = find_examples(EXAMPLES)[0]
-    with browser.running_demo(arguments) as address, browser.window(address) as window:
+    own = page_texts()[locale[:2]]
+    with browser.window(page_address, size, locale) as window:
         page = window.page
         page.locator("#send").click()
         page.get_by_text("There is no photo yet").wait_for()
 
         page.locator("#photo input[type=file]").set_input_files(photo)
-        page.locator("#photo img").wait_for()
-        assert window.ask("Is there any anomaly in the image?")
-        page.locator("#map img").wait_for()
-        page.locator("#summary .verdict b.defect, #summary .verdict b.good").wait_for()
-        assert window.ask("Where is it?")
-        assert page.locator("#chat .message.user").count() == 2
+        page.locator("#summary .verdict b").wait_for()  # without a question
+        page.locator("#map img").first.wait_for()
+        assert is_in_reach(page, "#summary .verdict") and is_in_reach(page, "#question")
+        badge = page.locator("#summary .verdict b").inner_text()
+        assert badge in (own["good"], own["defective"], own["can't tell"])
+        assert window.ask()
+        assert page.locator("#chat .message.user").inner_text().strip() == own["ask_verdict"]
+        markup = "Where is it? <script>alert(1)</script> <b>x</b>"
+        assert window.ask(markup)
+        assert page.locator("#chat .message.user").last.inner_text().strip() == markup
 
         window.click_example(1)
-        page.locator("#references img").first.wait_for()
-        page.get_by_text("Upload a photo or click an example").wait_for()  # the chat is empty again
-        assert page.locator("#map img").count() == 0
+        page.locator("#good img").first.wait_for()
+        page.get_by_text(own["chat_hint"]).wait_for()  # the chat is empty again
+        page.locator("#map img").first.wait_for()
         assert window.ask()
-        page.locator("#map img").wait_for()
         page.screenshot(path=tmp_path / "demo.png")
         assert window.errors == []
         assert window.foreign == []
-    assert Image.open(tmp_path / "demo.png").size == (1280, 800)
+    assert Image.open(tmp_path / "demo.png").size == tuple(size.values())
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_stop_and_clear_in_a_browser(page_address: str, size: dict[str, int]) -> None:
+    with browser.window(page_address, size) as window:
+        page = window.page
+        window.click_example(0)
+        page.locator("#map img").first.wait_for()
+        window.begin("Is there any anomaly, where is it, how large is it, and what does it look like?")
+        page.locator("#stop").click()
+        page.locator("#send").wait_for()
+        bots = page.locator("#chat .message.bot")
+        shown = bots.last.inner_text() if bots.count() else ""
+        page.wait_for_timeout(2000)
+        assert (bots.last.inner_text() if bots.count() else "") == shown  # nothing more comes
+        assert "…" not in shown
+        earlier = bots.count()
+        assert window.ask("Where is it?")
+        assert bots.count() == earlier + 1
+        page.locator("#chat button[aria-label=Clear]").click()
+        bots.first.wait_for(state="detached")
+        assert window.ask("Where is it?")
+        assert bots.count() == 1
+        assert window.errors == []
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_part_many_photos_and_downloads_in_a_browser(page_address: str, tmp_path: Path) -> None:
+    part = EXAMPLES / "washer"
+    good, bad = [str(path) for path in sorted(part.glob("good*"))], str(part / "defect.jpg")
+
+    def download(page: Any, files: str, number: int = 0) -> Path:
+        with page.expect_download() as started_download:
+            page.locator(f"{files} a").nth(number).click()
+        started_download.value.save_as(target := tmp_path / started_download.value.suggested_filename)
+        return target
+
+    with browser.window(page_address, DESKTOP) as window:
+        page = window.page
+        page.locator("#photo input[type=file]").set_input_files(bad)
+        page.locator("#map img").first.wait_for()
+        page.locator("#adjust button").first.click()
+        page.locator("#threshold input[type=number]").fill("0.5")
+        page.locator("#threshold input[type=number]").press("Enter")
+        page.get_by_text("0.50 times the threshold").wait_for()
+        page.locator("#prepare").click()
+        assert Image.open(download(page, "#files")).size == Image.open(bad).size
+
+        page.get_by_role("tab").nth(1).click()
+        page.locator("#part input[type=file]").set_input_files(good)
+        page.get_by_text("good_2").wait_for()
+        page.locator("#name input, #name textarea").fill("steel washer")
+        page.locator("#learn").click()
+        saved = download(page, "#part_file")
+        assert saved.name == "steel washer.safetensors"
+
+    with browser.window(page_address, DESKTOP) as window:  # another user, or the same one later
+        page = window.page
+        page.get_by_role("tab").nth(1).click()
+        page.locator("#part input[type=file]").set_input_files(saved)
+        page.locator("#part").get_by_text(saved.stem).wait_for()
+        page.locator("#learn").click()
+        page.locator("#learned").get_by_text("steel washer, 2 reference photos").wait_for()
+        page.get_by_role("tab").nth(2).click()
+        page.locator("#photos input[type=file]").set_input_files([*good, bad])
+        page.locator("#photos").get_by_text("good_2").wait_for()
+        page.locator("#run").click()
+        rows = download(page, "#result_files").read_text(encoding="utf-8-sig").splitlines()
+        assert [row.split(",")[:2] for row in rows[1:]] == [
+            ["defect.jpg", "Defect"],
+            ["good_1.jpg", "Good"],
+            ["good_2.jpg", "Good"],
+        ]
+        assert page.locator("#results img").count() >= 3  # Gradio has a hidden row of its own
+        assert window.errors == []

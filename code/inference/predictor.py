@@ -73,12 +73,6 @@ class Predictor:
         return Predictor(self.model, self.settings, self.generation, self.language_model)
 
     @property
-    def score_decides(self) -> bool:
-        """Whether the verdict is known before any answer; else the language model's first answer gives it."""
-        settings = self.settings
-        return self.language_model is None or settings.findings != "none" or settings.verdict == "score"
-
-    @property
     def transform(self) -> ImageTransform:
         """How the next photo is brought to the encoder's size."""
         return self._without_references if self.references is None else self._with_references

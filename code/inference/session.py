@@ -6,39 +6,65 @@ the files of their own conversation, and memory does not grow with the number of
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.findings import UNKNOWN_CLASS
 from anomalygpt.errors import UserError
 
 if TYPE_CHECKING:
     from anomalygpt.inference.predictor import Predictor
     from anomalygpt.inference.results import ImageResult, Prediction
 
-MAX_REFERENCES = 4
+MAX_REFERENCES = 200
 MAX_CACHED = 8  # photos, and as many sets of references: 60 MB each with the compact model, hundreds with ImageBind
+SMALLEST_PREVIEW, LARGEST_PREVIEW = 640, 1280  # the longer side of a photo as a page shows it, in pixels
 NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
+
+Note = Literal["", "corrected", "findings", "contradicts", "stopped"]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its answer.
+
+    Attributes:
+        note: ``corrected`` or ``findings``: not the language model's own words (see ``checked_answers.Answer``);
+            ``contradicts``: an answer that was not checked, against the findings; ``stopped``: not complete.
+    """
+
+    question: str
+    answer: str
+    note: Note = ""
 
 
 @dataclass
 class Conversation:
-    """The questions about one photo."""
+    """The questions about one photo.
+
+    Attributes:
+        references: good photos of the same part, or one file of saved references.
+        class_name: what the user calls the part, or empty.
+        is_over: the user went on to another photo.
+        is_stopped: no more of the current answer is wanted.
+    """
 
     photo: Path
-    references: tuple[Path, ...] = ()  # good photos of the same part
-    class_name: str = ""  # what the user calls the part; "" where the first question names it
-    part: str = ""  # what the photo is taken to show; set by the first question
-    history: list[tuple[str, str]] = field(default_factory=list)  # (question, answer) pairs
-    # The verdict: of the score, or where the language model decides, of its first answer (a "no" to a later "is it
-    # large?" is no verdict).
-    is_anomalous: bool | None = None
-    verdict_source: str = ""  # in words
-    is_over: bool = False  # the user went on to another photo
+    references: tuple[Path, ...] = ()
+    class_name: str = ""
+    exchanges: list[Exchange] = field(default_factory=list)
+    is_over: bool = False
+    is_stopped: bool = False
+
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        """Questions with their answers."""
+        return [(each.question, each.answer) for each in self.exchanges]
 
 
 def conversation_about(
@@ -72,81 +98,93 @@ class SharedModel:
         self._predictor = lru_cache(MAX_CACHED)(self._encode_references)
         self._photo = lru_cache(MAX_CACHED)(self._encode)
 
-    def encode(self, conversation: Conversation, question: str) -> tuple["ImageResult", Image.Image]:
+    def inspect(self, conversation: Conversation) -> tuple["ImageResult", Image.Image]:
         """Encodes photo and references, unless they are cached.
 
-        Args:
-            question: may name the part where the user does not.
-
         Returns:
-            The result for the photo, and the photo with its anomaly map.
+            The result for the photo, and the photo at the size that a page shows.
 
         Raises:
             UserError: a file can't be read.
         """
-        from anomalygpt.inference.answers import class_in_prompt
-
         with self._lock:
-            predictor = self._predictor(conversation.references)
-            if not conversation.part:
-                rule = predictor.settings.text_class_rule
-                conversation.part = conversation.class_name or class_in_prompt(question, rule)
-            image, picture = self._photo(conversation.photo, conversation.references, conversation.part)
-            if predictor.score_decides:
-                conversation.is_anomalous, conversation.verdict_source = image.is_anomalous, "score"
-            return image, picture
+            return self._photo(conversation.photo, conversation.references, conversation.class_name)
 
-    def stream(self, conversation: Conversation, question: str) -> Iterator[str]:
-        """Yields the growing answer to a question about an encoded photo, and adds it to the conversation.
+    def learn(self, references: tuple[Path, ...], target: Path | None = None) -> int:
+        """Encodes good photos of a part, or one file of saved references, and saves them to ``target``.
 
-        It stops when the conversation is over, or when the iterator is closed; what was yielded until then counts as
-        the answer.
+        Returns:
+            How many references there are.
+
+        Raises:
+            UserError: a file can't be read, or ``target`` can't be written.
         """
-        image, _ = self.encode(conversation, question)
+        with self._lock:
+            predictor = self._predictor(references)
+            if target:
+                predictor.save_references(target)
+            return len(predictor.references or ())
+
+    def stream(self, conversation: Conversation, question: str) -> Iterator[Exchange]:
+        """Yields the growing answer to a question about a photo, and adds it to the conversation.
+
+        It stops when the conversation is over or stopped, or when the iterator is closed; what was yielded until then
+        counts as the answer.
+        """
+        image, _ = self.inspect(conversation)
         with self._lock:
             predictor = self._predictor(conversation.references)
-        pieces, answer = predictor.stream(image, question, conversation.history), ""
+        pieces = predictor.stream(image, question, conversation.history)
+        latest = Exchange(question, "", "stopped")
         try:
-            while not conversation.is_over:
+            while not (conversation.is_over or conversation.is_stopped):
                 with self._lock:
-                    answer += next(pieces)
-                yield answer
+                    piece = next(pieces)
+                latest = Exchange(question, latest.answer + piece, "stopped")
+                yield Exchange(question, latest.answer)
         except StopIteration as finished:
-            self._conclude(conversation, finished.value)
             answer = finished.value.answer if predictor.language_model else NO_ANSWER
+            latest = Exchange(question, answer, _note(finished.value))
         finally:
             pieces.close()
-            if answer:
-                conversation.history.append((question, answer))
-        yield answer
-
-    @staticmethod
-    def _conclude(conversation: Conversation, prediction: "Prediction") -> None:
-        """Takes the first answer's verdict where the score does not decide."""
-        if conversation.is_anomalous is None:
-            conversation.is_anomalous = prediction.is_anomalous
-            doubt = "" if prediction.answer_agrees else ", which the score contradicts"
-            conversation.verdict_source = prediction.verdict_from + doubt
+            if latest.answer:
+                conversation.exchanges.append(latest)
+        yield latest
 
     def _encode_references(self, references: tuple[Path, ...]) -> "Predictor":
         predictor = self._new_predictor()
-        predictor.set_references([_read(path) for path in references])
+        if [path.suffix for path in references] == [".safetensors"]:
+            with _without_folder(references[0]):
+                predictor.load_references(references[0])
+        else:
+            predictor.set_references([read_photo(path) for path in references])
         return predictor
 
     def _encode(self, path: Path, references: tuple[Path, ...], part: str) -> tuple["ImageResult", Image.Image]:
-        from anomalygpt.inference.visualize import overlay
-
-        photo = _read(path)
-        result = self._predictor(references).inspect(photo, part)
-        picture = overlay(photo, result.map, result.threshold, result.regions)
-        picture.thumbnail((1024, 1024))
-        return result, picture
+        photo = read_photo(path)
+        result = self._predictor(references).inspect(photo, part or UNKNOWN_CLASS)
+        side = min(max(*photo.size, SMALLEST_PREVIEW), LARGEST_PREVIEW)
+        return result, ImageOps.contain(photo, (side, side))
 
 
-def _read(path: Path) -> Image.Image:
+def _note(prediction: "Prediction") -> Note:
+    if prediction.answer_source != "model":
+        return prediction.answer_source
+    return "" if prediction.answer_agrees else "contradicts"
+
+
+def read_photo(path: Path) -> Image.Image:
+    """The photo at a path. Raises :class:`UserError` that names the file without its folder."""
     from anomalygpt.datasets.photos import load_image
 
-    try:
+    with _without_folder(path):
         return load_image(path)
-    except DatasetError as error:  # users must not learn the server's folders
+
+
+@contextmanager
+def _without_folder(path: Path) -> Iterator[None]:
+    """Users must not learn the server's folders."""
+    try:
+        yield
+    except UserError as error:
         raise UserError(str(error).replace(str(path), path.name)) from error

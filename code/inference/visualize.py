@@ -1,38 +1,87 @@
-"""Anomaly maps as pictures, on a fixed scale: a normal part stays unpainted."""
+"""Anomaly maps as pictures, on a fixed scale that belongs to the threshold: a good part stays almost unpainted."""
 
+from collections.abc import Sequence
+
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from anomalygpt.datasets.findings import RegionFinding
 from anomalygpt.datasets.photos import to_rgb
-from anomalygpt.model.image_decoder import calibrate_map
+from anomalygpt.inference.regions import PEAK_FRACTION
 
-OPAQUE = 0.65  # how much of the photo the hottest colour covers
+# Of value / (value + threshold): how much of the photo a colour covers, and where in the colour map it is. A pixel is
+# anomalous from one half on, which is the value at the threshold; 0.75 is three times the threshold.
+FAINT = 0.25
+COVER = ((1 / 3, 0.5, 0.501, 0.75), (0, FAINT, 0.45, 0.75))
+COLOUR = ((1 / 3, 0.75), (0.55, 0.95))
+DIMMED = 0.75  # brightness of the photo around regions
+DARK, LIGHT = (20, 20, 20), (255, 255, 255)
 
 
 def overlay(
-    photo: Image.Image, anomaly_map: NDArray[np.float32], threshold: float, regions: tuple[RegionFinding, ...] = ()
+    photo: Image.Image,
+    anomaly_map: NDArray[np.float32],
+    threshold: float,
+    regions: tuple[RegionFinding, ...] = (),
+    opacity: float = 1,
 ) -> Image.Image:
-    """The photo with its map laid over it, and a frame around each region.
+    """The photo with its map laid over it, and a frame with a number around each region.
+
+    Without regions, no pixel looks anomalous; where the map of a region is nowhere above the threshold, its own lower
+    one counts.
 
     Args:
-        photo: the upright photo, of the map's size.
+        photo: the upright photo, of the map's shape at any size.
         anomaly_map: (height, width).
+        regions: as ``regions.regions_of_verdict`` finds them at the threshold, numbered in their order.
+        opacity: of the map, 0..1; 0: frames only.
     """
     from matplotlib import colormaps
 
-    hot = calibrate_map(anomaly_map, threshold)
-    colours = colormaps["turbo"](hot)[..., :3] * 255
-    pixels = np.asarray(to_rgb(photo), dtype=np.float32)
-    # Only what comes near the threshold is painted.
-    cover = (OPAQUE * np.clip((hot - 0.25) / 0.5, 0, 1))[..., None]
+    pixels, scale = np.asarray(to_rgb(photo), dtype=np.float32), photo.width / anomaly_map.shape[1]
+    values = cv2.resize(anomaly_map, photo.size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    if regions:
+        threshold = min(threshold, PEAK_FRACTION * float(anomaly_map.max()))
+    heat = (values / (values + max(threshold, 1e-6)))[..., None]
+    if regions:
+        dimmed = DIMMED * (0.5 * pixels + 0.5 * pixels.mean(axis=-1, keepdims=True))
+        pixels = np.where(heat > 0.5, pixels, opacity * dimmed + (1 - opacity) * pixels)
+    else:
+        heat = heat.clip(max=0.5)
+    cover = opacity * np.interp(heat, *COVER)
+    colours = 255 * colormaps["turbo"](np.interp(heat[..., 0], *COLOUR))[..., :3]
     picture = Image.fromarray((pixels * (1 - cover) + colours * cover).astype(np.uint8))
-    draw, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / 250))
-    for left, top, right, bottom in (region.box for region in regions):
-        # A dark and a light frame around a region, so that it stays visible.
-        for outset, colour in ((2 * width, (20, 20, 20)), (width, (255, 255, 255))):
-            upper_left = max(0, left - outset), max(0, top - outset)
-            lower_right = min(picture.width, right + outset) - 1, min(picture.height, bottom + outset) - 1
-            draw.rectangle((*upper_left, *lower_right), outline=colour, width=width)
+    boxes = [tuple(round(scale * edge) for edge in region.box) for region in regions]
+    for number in range(len(boxes)):
+        _frame(picture, boxes, number)
     return picture
+
+
+def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int) -> None:
+    """Draws a dark and a light frame around a box, visible on any photo, and its number beside it, off all boxes."""
+    draw, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / 250))
+    left, top, right, bottom = boxes[number]
+    for outset, colour in ((2 * width, DARK), (width, LIGHT)):
+        upper_left = max(0, left - outset), max(0, top - outset)
+        lower_right = min(picture.width, right + outset) - 1, min(picture.height, bottom + outset) - 1
+        draw.rectangle((*upper_left, *lower_right), outline=colour, width=width)
+    side = min(picture.size) / 22
+    if side < 8:  # too small for a number
+        return
+    font = ImageFont.load_default(size=side)
+    name = str(number + 1)
+    _, _, text_width, text_height = font.getbbox(name)
+    wide, high = text_width + 4 * width, text_height + 4 * width
+    x_limit, y_limit = picture.width - wide - 1, picture.height - high - 1
+
+    def is_free(x: float, y: float) -> bool:
+        beside = (x + wide < box[0] or box[2] < x or y + high < box[1] or box[3] < y for box in boxes)
+        return 0 <= x <= x_limit and 0 <= y <= y_limit and all(beside)
+
+    above, below, far = top - 2 * width - high - 1, bottom + 2 * width + 1, left - 2 * width - wide - 1
+    places = [(x, y) for y in (above, below) for x in (left - 2 * width, right - wide, far, right + 1)]
+    x, y = next((place for place in places if is_free(*place)), (max(0, min(left, x_limit)), max(0, above)))
+    draw.rectangle((x, y, x + wide, y + high), fill=LIGHT, outline=DARK, width=width)
+    draw.text((x + 2 * width, y + width), name, fill=DARK, font=font)

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from anomalygpt.errors import UserError
-from anomalygpt.inference.session import MAX_CACHED, NO_ANSWER, Conversation, SharedModel, conversation_about
+from anomalygpt.inference.session import (
+    MAX_CACHED,
+    MAX_REFERENCES,
+    NO_ANSWER,
+    Conversation,
+    Exchange,
+    SharedModel,
+    conversation_about,
+)
 from tests.fake_predictor import FakePredictor, write_photos
 
 
@@ -35,7 +43,6 @@ class Users:
         current: Conversation | None = None,
     ) -> Conversation:
         conversation = conversation_about(photo, references, class_name, current)
-        self.model.encode(conversation, question)
         list(self.model.stream(conversation, question))
         return conversation
 
@@ -77,7 +84,7 @@ def test_users_have_separate_references_and_only_new_ones_are_encoded(users: Use
     users.ask(photos[0], "Where is it?", photos[1:4], current=first)
     users.ask(photos[5], "Is it flat?", photos[1:4])
     asked = [[question for question, _ in predictor.asked] for predictor in users.predictors]
-    assert [predictor.references for predictor in users.predictors] == [3, 1, 0]
+    assert [len(predictor.references) for predictor in users.predictors] == [3, 1, 0]
     assert asked == [["Is it fine?", "Where is it?", "Is it flat?"], ["Is it bent?"], ["Is it whole?"]]
 
 
@@ -101,55 +108,67 @@ def test_conversations_at_the_same_time_take_turns(photos: list[str]) -> None:
 def test_only_the_latest_photos_and_references_stay_encoded_and_users_notice_nothing(
     users: Users, photos: list[str], tmp_path: Path
 ) -> None:
-    first = users.ask(photos[0], "Is this zipper fine?", photos[1:3])
+    first = users.ask(photos[0], "Is it fine?", photos[1:3], "zipper")
     for number in range(MAX_CACHED):
         reference = tmp_path / f"reference_{number}.png"
         Image.new("RGB", (8, 8)).save(reference)
         users.ask(photos[3], references=[str(reference)])
-    users.ask(photos[0], "Where is it?", photos[1:3], current=first)
+    users.ask(photos[0], "Where is it?", photos[1:3], "zipper", current=first)
     assert len(users.predictors) == MAX_CACHED + 2
     assert users.predictors[-1].inspected == ["zipper"]
-    assert users.predictors[-1].asked == [("Where is it?", [("Is this zipper fine?", "Yes, zipper number 1.")])]
-    assert first.is_anomalous is False  # by the first answer: "Yes", it is fine
+    assert users.predictors[-1].asked == [("Where is it?", [("Is it fine?", "Yes, zipper number 1.")])]
     assert users.model._photo.cache_info().currsize == users.model._predictor.cache_info().currsize == MAX_CACHED
 
 
-def test_the_verdict_is_that_of_the_first_answer(users: Users, photos: list[str]) -> None:
-    first = users.ask(photos[0], "Is there any defect?")
-    users.predictors[0].word = "No"
-    users.ask(photos[0], "Is there any defect?", current=first)
-    assert first.history[1][1].startswith("No")
-    assert (first.is_anomalous, first.verdict_source) == (True, "answer")
-
-
 @pytest.mark.parametrize(
-    ("with_llm", "word", "is_anomalous", "source"),
+    ("predictor", "note"),
     [
-        (False, "", True, "score"),
-        (True, "No", False, "answer, which the score contradicts"),
-        (True, "Yes", True, "answer"),
+        (FakePredictor(word="Yes"), ""),
+        (FakePredictor(word="No"), "contradicts"),
+        (FakePredictor(source="corrected"), "corrected"),
+        (FakePredictor(source="findings"), "findings"),
     ],
 )
-def test_verdict_has_its_source(photos: list[str], with_llm: bool, word: str, is_anomalous: bool, source: str) -> None:
-    found = Users(with_llm=with_llm, word=word).ask(photos[0], "Is there any defect?")
-    assert (found.is_anomalous, found.verdict_source) == (is_anomalous, source)
-    assert (found.history[0][1] == NO_ANSWER) is not with_llm
+def test_note_says_whose_words_an_answer_is(photos: list[str], predictor: FakePredictor, note: str) -> None:
+    model, conversation = SharedModel(lambda: predictor), conversation_about(photos[0], [], "")
+    list(model.stream(conversation, "Is there any defect?"))
+    assert [each.note for each in conversation.exchanges] == [note]
 
 
-def test_stopped_answer_stays_in_the_conversation_as_far_as_it_was_shown(users: Users, photos: list[str]) -> None:
+def test_without_a_language_model_the_answer_says_so(photos: list[str]) -> None:
+    asked = Users(with_llm=False).ask(photos[0])
+    assert asked.history == [("Is it fine?", NO_ANSWER)]
+
+
+def test_part_is_learned_saved_and_loaded(users: Users, photos: list[str], tmp_path: Path) -> None:
+    file, good = tmp_path / "nut.safetensors", tuple(map(Path, photos[1:4]))
+    assert users.model.learn(good, file) == users.model.learn((file,)) == 3
+    users.ask(photos[0], references=[str(file)])
+    assert [len(predictor.references) for predictor in users.predictors] == [3, 3]
+
+
+@pytest.mark.parametrize("how", ["closed", "stopped", "over"])
+def test_answer_that_ends_early_stays_in_the_conversation_as_far_as_it_was_shown(
+    users: Users, photos: list[str], how: str
+) -> None:
     conversation = conversation_about(photos[0], [], "")
     pieces = users.model.stream(conversation, "Is it fine?")
-    assert next(pieces) == "Yes,"
-    pieces.close()
-    assert conversation.history == [("Is it fine?", "Yes,")]
+    assert next(pieces) == Exchange("Is it fine?", "Yes,")
+    if how == "closed":
+        pieces.close()
+    else:
+        conversation.is_stopped, conversation.is_over = how == "stopped", how == "over"
+        assert list(pieces) == conversation.exchanges
+    assert conversation.exchanges == [Exchange("Is it fine?", "Yes,", "stopped")]
+    conversation.is_stopped = conversation.is_over = False
     users.ask(photos[0], "Where is it?", current=conversation)
     assert users.predictors[0].asked[1][1] == [("Is it fine?", "Yes,")]
 
 
-def test_part_is_what_the_user_or_else_the_question_names(users: Users, photos: list[str]) -> None:
+def test_part_is_what_the_user_calls_it_whatever_a_question_names(users: Users, photos: list[str]) -> None:
     for class_name in ("", " nut  x "):
         users.ask(photos[0], "Is this zipper fine?", class_name=class_name)
-    assert users.inspected == ["zipper", "nut x"]
+    assert users.inspected == ["object", "nut x"]
 
 
 def test_unreadable_photo_is_named_without_the_servers_folders(users: Users, tmp_path: Path) -> None:
@@ -162,5 +181,5 @@ def test_unreadable_photo_is_named_without_the_servers_folders(users: Users, tmp
 def test_no_photo_and_too_many_references_are_refused(photos: list[str]) -> None:
     with pytest.raises(UserError, match="no photo yet"):
         conversation_about(None, [], "")
-    with pytest.raises(UserError, match="5 good photos are too many: keep 4"):
-        conversation_about(photos[0], photos[1:], "")
+    with pytest.raises(UserError, match="201 good photos are too many: keep 200"):
+        conversation_about(photos[0], photos[:1] * (MAX_REFERENCES + 1), "")
