@@ -217,6 +217,7 @@ class Predictor:
             scores,
             self.settings.false_alarm_rate,
             self.settings.other_part_above,
+            self.references.sources,
             parts.at(count)[1] + math.log(scale) if parts else None,
         )
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-COPY_DISTANCE = 0.001  # of class tokens; two photos of one part under one camera differ by more
 # Chosen so that one good set in twenty is accused (benchmarks/quality/verdict.md): how far the logarithm of a held-out
 # score may lie above its centre, and how much the other references weigh in that, beside other parts.
 ODD_BEYOND, OWN_SHARE = 0.48, 0.3
@@ -18,22 +17,20 @@ FEWEST_COMPARED = 3  # of two unlike photos nobody knows which is the odd one
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """Numbers of references count from 1.
+    """What references say of each other.
 
     Attributes:
-        count: how many there are.
+        names: of the references, by which they are named; copies are not among them.
         distance: mean cosine distance between the class tokens of two of them; None of a single one.
-        copies: pairs of nearly the same photo, which count as one.
-        foreign: those that show another part or view than all others.
-        odd: those that the others would call defective: a defect, blur or another light.
+        foreign: the indices of those that show another part or view than all others.
+        odd: the indices of those that the others would call defective: a defect, blur or another light.
         false_alarm_rate: the expected share of false alarms.
         guaranteed_rate: if the largest score of so many good photos were the threshold, at most this share of good
             photos would exceed it, at 95 % confidence and without any model: 29 photos for 10 %, 59 for 5 %.
     """
 
-    count: int
+    names: tuple[str, ...]
     distance: float | None
-    copies: tuple[tuple[int, int], ...]
     foreign: tuple[int, ...]
     odd: tuple[int, ...]
     false_alarm_rate: float
@@ -41,18 +38,18 @@ class ReferenceReport:
 
     def lines(self) -> list[str]:
         """For people, warnings last."""
-        photos = f"{self.count} reference{'s' * (self.count > 1)}"
+        count = len(self.names)
+        photos = f"{count} reference{'s' * (count > 1)}"
         alike = "" if self.distance is None else f", at a mean distance of {self.distance:.3f}"
-        more = f"; more, up to {ENOUGH}, make verdicts better" if self.count < ENOUGH else ""
+        more = f"; more, up to {ENOUGH}, make verdicts better" if count < ENOUGH else ""
         found = [
             f"{photos}{alike}; expected false alarms: {100 * self.false_alarm_rate:.0f} %, as on other parts; "
             f"so many photos alone guarantee at most {100 * self.guaranteed_rate:.0f} %{more}"
         ]
-        found += [f"reference {two} is a copy of reference {one}" for one, two in self.copies]
-        found += [f"reference {number} shows another part or view than the others" for number in self.foreign]
+        found += [f"{self.names[index]} shows another part or view than the others" for index in self.foreign]
         found += [
-            f"reference {number} is unlike the others (a defect, blur, another light?): look at it, or leave it out"
-            for number in self.odd
+            f"{self.names[index]} is unlike the others (a defect, blur, another light?): look at it, or leave it out"
+            for index in self.odd
         ]
         return found
 
@@ -62,6 +59,7 @@ def report(
     held_out_scores: Sequence[float],
     false_alarm_rate: float,
     other_part_above: float | None,
+    names: Sequence[str],
     usual: float | None = None,
 ) -> ReferenceReport:
     """Judges K references by each other.
@@ -70,6 +68,7 @@ def report(
         embeddings: (K, D) unit class tokens.
         held_out_scores: one per reference, from its comparison with the others; fewer where not all were held out.
         other_part_above: see ``InferenceConfig``.
+        names: one per reference.
         usual: see :func:`odd_ones`.
     """
     count = len(embeddings)
@@ -78,11 +77,10 @@ def report(
     foreign = foreign_ones(distances, other_part_above)
     odd = odd_ones(held_out_scores, usual) if len(held_out_scores) == count else []
     return ReferenceReport(
-        count=count,
+        names=tuple(names),
         distance=sum(float(distances[pair]) for pair in pairs) / len(pairs) if pairs else None,
-        copies=tuple((one + 1, two + 1) for one, two in pairs if distances[one, two] < COPY_DISTANCE),
-        foreign=tuple(number + 1 for number in foreign),
-        odd=tuple(number + 1 for number in odd if number not in foreign),
+        foreign=tuple(foreign),
+        odd=tuple(index for index in odd if index not in foreign),
         false_alarm_rate=false_alarm_rate,
         guaranteed_rate=1 - (1 - CONFIDENCE) ** (1 / count),
     )

@@ -90,7 +90,7 @@ class References:
         self.tiles = 1, 1  # rows and columns in which long photos are compared; by the first one
         self._photos: list[dict[Picture, NDArray[np.uint8]]] = []  # of each photo, the pixels (S, S, 3) of its pictures
         self._thumbnails: list[NDArray[np.float32]] = []  # of each photo
-        self._sources: list[str] = []  # its file, or what number it is
+        self.sources: list[str] = []  # its file, or what number it is
         self._features: dict[tuple[int, Picture, View], ImageFeatures] = {}  # (photo, picture, view) -> one image's
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
@@ -114,10 +114,10 @@ class References:
         self._photos.append(pictures)
         self._thumbnails.append(_thumbnail(photo, self.transform))
         if (other := self._copied_by(number)) is not None:
-            reading_warning(f"{source}: nearly the same photo as {self._sources[other]} (a copy, a burst); left out")
+            reading_warning(f"{source}: nearly the same photo as {self.sources[other]} (a copy, a burst); left out")
             self._photos.pop(), self._thumbnails.pop(), self._features.pop((number, OWN, UPRIGHT), None)
             return
-        self._sources.append(source)
+        self.sources.append(source)
         if self._thumbnails[number].std(axis=(0, 1)).max() < FLAT:
             reading_warning(f"{source}: a flat photo without any detail; expected a reference that shows a good part")
         self._held_out, self._text_weights = {}, {}
@@ -145,7 +145,7 @@ class References:
         """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
         for photo in photos:
             thumbnail, source = _thumbnail(photo, self.transform), photo.info.get("source") or "the photo"
-            for own, reference in zip(self._thumbnails, self._sources, strict=True):
+            for own, reference in zip(self._thumbnails, self.sources, strict=True):
                 if np.abs(thumbnail - own).max() < SAME:
                     reading_warning(f"{source}: also a reference ({reference}), so its score says nothing")
                     break
@@ -325,7 +325,7 @@ class References:
         tiles = [picture for picture in pixels if isinstance(picture, tuple)]
         references.tiles = max((1 + row, 1 + column) for _, row, column in [(0, 0, 0), *tiles])
         references._thumbnails = [_thumbnail(Image.fromarray(photo[OWN]), transform) for photo in references._photos]
-        references._sources = [f"{path}, number {number + 1}" for number in range(len(references))]
+        references.sources = [f"{path}, number {number + 1}" for number in range(len(references))]
         return references
 
 

@@ -18,22 +18,21 @@ def tokens(*apart: float) -> torch.Tensor:
 
 
 def judged(apart: tuple[float, ...] = (0.3, 0.3, 0.3, 0.3), scores: tuple[float, ...] = ALIKE) -> ReferenceReport:
-    return report(tokens(*apart), scores, 0.1, 0.5)
+    return report(tokens(*apart), scores, 0.1, 0.5, [f"{index}.png" for index in range(len(apart))])
 
 
 def test_good_set_accuses_nobody() -> None:
     found = judged()
-    assert (found.count, found.copies, found.foreign, found.odd) == (4, (), (), ())
+    assert (found.names[0], found.foreign, found.odd) == ("0.png", (), ())
     assert len(found.lines()) == 1
 
 
-def test_odd_foreign_and_copied_references_are_named_by_their_number() -> None:
+def test_odd_and_foreign_references_are_named() -> None:
     odd = judged(scores=(0.2, 0.2, 0.5, 0.2))
-    assert (odd.odd, odd.foreign) == ((3,), ())
-    assert odd.lines()[-1].startswith("reference 3 is unlike the others")
+    assert (odd.odd, odd.foreign) == ((2,), ())
+    assert odd.lines()[-1].startswith("2.png is unlike the others")
     foreign = judged(apart=(0.3, 1.4, 0.3, 0.3), scores=(0.2, 0.6, 0.2, 0.2))
-    assert (foreign.odd, foreign.foreign) == ((), (2,)), "named once, for the stronger reason"
-    assert judged(apart=(0.0, 0.3, 0.3, 0.0)).copies == ((1, 4),)
+    assert (foreign.odd, foreign.foreign) == ((), (1,)), "named once, for the stronger reason"
 
 
 def test_nobody_knows_which_of_two_is_the_odd_one() -> None:
@@ -45,6 +44,6 @@ def test_nobody_knows_which_of_two_is_the_odd_one() -> None:
 
 @pytest.mark.parametrize(("count", "rate"), [(29, 0.1), (59, 0.05), (299, 0.01)])
 def test_so_many_photos_guarantee_a_false_alarm_rate(count: int, rate: float) -> None:
-    found = report(torch.eye(300)[:count], [0.2] * 16, 0.1, None)
+    found = report(torch.eye(300)[:count], [0.2] * 16, 0.1, None, [""] * count)
     assert found.guaranteed_rate == pytest.approx(rate, abs=0.003)
     assert found.odd == (), "only sixteen were held out"
