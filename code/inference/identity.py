@@ -11,9 +11,9 @@ from anomalygpt.errors import UserError
 KEY = "embeddings"
 
 
-def cosine_distance(embedding: Tensor, known: Tensor) -> float:
-    """From a unit vector (D,) to the nearest of some others (N, D), 0..2."""
-    return 1 - float((known.float() @ embedding.float()).max())
+def cosine_distances(embedding: Tensor, known: Tensor) -> Tensor:
+    """From a unit vector (D,) to each of some others (N, D), (N,) 0..2."""
+    return 1 - known.float() @ embedding.float()
 
 
 def save_known_parts(path: Path, embeddings: Tensor) -> None:

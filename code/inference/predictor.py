@@ -19,7 +19,7 @@ from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
 from anomalygpt.inference.chat_models import build_chat_model
 from anomalygpt.inference.checked_answers import stream_checked
-from anomalygpt.inference.identity import cosine_distance, load_known_parts
+from anomalygpt.inference.identity import cosine_distances, load_known_parts
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel
 from anomalygpt.inference.reference_report import ReferenceReport, report
 from anomalygpt.inference.references import References
@@ -198,7 +198,7 @@ class Predictor:
         settings = self.settings
         limit = settings.other_part_above if self.references else settings.unknown_part_above
         known = self.references.embeddings if self.references else self._known_parts
-        if limit is not None and known is not None and cosine_distance(features.embedding[0], known) > limit:
+        if limit is not None and known is not None and cosine_distances(features.embedding[0], known).min() > limit:
             return "other_part" if self.references else "unknown_part"
         return "near_threshold" if abs(probability - 0.5) < settings.undecided else ""
 

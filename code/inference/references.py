@@ -30,6 +30,7 @@ from anomalygpt.inference.augmentation import (
     view_gains,
     view_positions,
 )
+from anomalygpt.inference.identity import cosine_distances
 from anomalygpt.inference.reference_file import Picture, encoder_identity, read_references, write_references
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
@@ -50,7 +51,7 @@ THUMBNAIL = 56  # the side at which photos are compared by their pixels
 # Photos that differ by less than the first on average, in levels of 255, and score less than the second against each
 # other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
 ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
-SAME = 2.0  # at most between the thumbnails of one photo in two formats
+SAME, SAME_DISTANCE = 2.0, 0.05  # at most between the thumbnails and class tokens of one photo in two formats
 LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
 FLAT = 2.0  # standard deviation, below which nothing is shown
 
@@ -143,16 +144,24 @@ class References:
     @torch.inference_mode()
     def anomaly_maps(self, photos: Sequence[Image.Image], class_names: Sequence[str]) -> tuple[ImageFeatures, Tensor]:
         """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
-        for photo in photos:
-            thumbnail, source = _thumbnail(photo, self.transform), photo.info.get("source") or "the photo"
-            for own, reference in zip(self._thumbnails, self.sources, strict=True):
-                if np.abs(thumbnail - own).max() < SAME:
-                    reading_warning(f"{source}: also a reference ({reference}), so its score says nothing")
-                    break
         crops = [crop for photo in photos for crop in self._crops(photo)]
         encoded = encode_scales(self.model, crops, self.transform, self.settings.scales)
         whole = encoded if self.tiles == (1, 1) else encode_scales(self.model, photos, self.transform, ())
-        return whole[OWN], self._maps(self.banks, encoded, class_names)
+        maps = self._maps(self.banks, encoded, class_names)
+        for photo, embedding in zip(photos, whole[OWN].embedding, strict=True):
+            self._warn_if_reference(photo, embedding)
+        return whole[OWN], maps
+
+    def _warn_if_reference(self, photo: Image.Image, embedding: Tensor) -> None:
+        """Pixels are compared only where class tokens are nearly equal: resizing a large photo again takes long."""
+        near = cosine_distances(embedding, self.embeddings[: len(self)]) < SAME_DISTANCE
+        if not near.any():
+            return
+        thumbnail, source = _thumbnail(photo, self.transform), photo.info.get("source") or "the photo"
+        for number in near.nonzero()[:, 0].tolist():
+            if np.abs(thumbnail - self._thumbnails[number]).max() < SAME:
+                reading_warning(f"{source}: also a reference ({self.sources[number]}), so its score says nothing")
+                return
 
     def _pictures(self, scale: int) -> list[Picture]:
         """What is compared of a photo at one scale: the whole, or its tiles in reading order."""
@@ -161,6 +170,8 @@ class References:
         return tiles if len(tiles) > 1 else [scale]
 
     def _crops(self, photo: Image.Image) -> list[Image.Image]:
+        if self.tiles == (1, 1):
+            return [photo]
         photo = to_rgb(photo)
         (rows, columns), (width, height) = self.tiles, photo.size
         ys, xs = ([round(i * side / n) for i in range(n + 1)] for side, n in ((height, rows), (width, columns)))
