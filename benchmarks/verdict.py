@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "code"))
 
 from anomalygpt.config.load import load_config, resolve
 from anomalygpt.config.settings import PartsPrior
-from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.photos import load_image
+from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.errors import user_errors
 from anomalygpt.inference.anomaly_map import image_scores

@@ -71,16 +71,18 @@ class _Pairs(Dataset[SamplePair]):
         Another normal photo of its class takes the place of a normal one that can't be read.
         """
         record = self.records[index]
-        own = [index] if record.is_anomalous else self._normal_of_class[record.class_name]
-        start = own.index(index)
-        for other in (*own[start:], *own[:start]):
+        alike = [index] if record.is_anomalous else self._normal_of_class[record.class_name]
+        start = alike.index(index)
+        *first, last = *alike[start:], *alike[:start]
+        for other in first:
             try:
-                return np.array(self.transform.shown(load_image(self.records[other].image, self.photo_settings)))
+                return self._read(other)
             except DatasetError as error:
-                if other == own[start - 1]:  # the last one
-                    raise
                 reading_warning(f"{error}; left out, another photo takes its place")
-        raise AssertionError  # the loop has at least one turn
+        return self._read(last)
+
+    def _read(self, index: int) -> Pixels:
+        return np.array(self.transform.shown(load_image(self.records[index].image, self.photo_settings)))
 
     def _sample(
         self,
