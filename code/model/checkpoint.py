@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,17 @@ logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 NAMES_SHOWN = 3  # an error lists so many names and counts the rest
-TEXT_BYTES = 64  # read from the beginning of a file to recognise text
+CUT = "it is damaged or was not fully downloaded"
+# How files of other kinds begin, in lower case -> the kind (model/probe.py) and what to say.
+_PAGE = "not a weight file but a web page: download the file itself; of a Hugging Face link take /resolve/, not /blob/"
+_ARCHIVE = ("archive", "not a weight file but an archive: unpack it")
+FIRST_BYTES = {
+    b"version https://git-lfs": ("lfs_pointer", "not a weight file but a pointer of Git LFS to it: run `git lfs pull`"),
+    b"<!doctype": ("web_page", _PAGE),
+    b"<html": ("web_page", _PAGE),
+    b"\x1f\x8b": _ARCHIVE,
+    b"gguf": ("gguf", "a GGUF file, for llama.cpp: get the weights in Hugging Face's layout"),
+}
 
 # Under these names DeepSpeed, Lightning and training loops nest a model's tensors.
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
@@ -72,6 +82,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         mapped = is_zipfile(path)  # torch before 1.6 wrote another format, which can't be mapped
+        if mapped and any(entry.compress_type for entry in ZipFile(path).infolist()):
+            raise pickle.UnpicklingError("torch.save compresses nothing, and what is compressed may fill the memory")
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpickling bytes that are no pickle can raise nearly anything
         raise _unreadable(path, error) from error
@@ -97,21 +109,44 @@ def _unwrapped(loaded: Any) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """The error for a file that could not be read: text (a web page, a Git LFS pointer), damaged, or with objects."""
-    try:
-        with path.open("rb") as file:
-            text = getincrementaldecoder("utf-8")().decode(file.read(TEXT_BYTES))  # the last character may be cut
-    except (OSError, UnicodeDecodeError):
-        text = ""
-    if text.strip() and all(letter.isprintable() or letter.isspace() for letter in text):
-        line = text.strip().partition("\n")[0].strip()
-        return CheckpointError(f"{path}: not a weight file but text, which begins with {line!r}")
+    """The error for a file that could not be read: of another kind, cut off, damaged, or with objects."""
+    if found := damage(path):
+        return CheckpointError(f"{path}: {found[1]}")
     if isinstance(error, pickle.UnpicklingError):
         what = "it is damaged, or holds objects other than tensors, which are never loaded"
         return CheckpointError(f"{path}: not a weight file; {what}")
     reason = " ".join(str(error).split()).split(". ")[0]
     reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's text is a mere number
-    return CheckpointError(f"{path}: can't be read; it is damaged or was not fully downloaded ({reason})")
+    return CheckpointError(f"{path}: can't be read; {CUT} ({reason})")
+
+
+def damage(path: Path) -> tuple[str, str] | None:
+    """The kind (see ``model/probe.py``) of an unreadable file and what to say of it, if its bytes tell."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+            for first, found in FIRST_BYTES.items():
+                if start.lstrip().lower().startswith(first):
+                    return found
+            if not size or (start.startswith(b"PK") and not is_zipfile(path)):
+                return "truncated", f"cut off at {size} bytes: {CUT}"
+            if start.startswith(b"PK") and not any(name.endswith("data.pkl") for name in ZipFile(path).namelist()):
+                return _ARCHIVE
+            if path.suffix == ".safetensors" and start[8:9] == b"{":
+                expected = 8 + int.from_bytes(start[:8], "little")
+                file.seek(8)
+                if expected <= size:
+                    header = json.loads(file.read(expected - 8))
+                    expected += max(entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__")
+                if size < expected:
+                    return "truncated", f"cut off at {size} of {expected} bytes: {CUT}"
+        text = getincrementaldecoder("utf-8")().decode(start).strip()  # the last character may be cut
+    except Exception:  # damaged bytes can raise nearly anything
+        return None
+    if not text or not all(letter.isprintable() or letter.isspace() for letter in text):
+        return None
+    return "text", f"not a weight file but text, which begins with {text.splitlines()[0].strip()[:64]!r}"
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -135,8 +170,8 @@ def file_shapes(path: Path) -> dict[str, Shape]:
     return shapes_of(read_tensors(path))
 
 
-def folder_shapes(folder: Path) -> dict[str, Shape]:
-    """Names and shapes in a Hugging Face model folder, sharded or not.
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face model folder, sharded or not.
 
     Raises:
         CheckpointError: there are no weights, or the index names shards that do not exist.
@@ -147,15 +182,20 @@ def folder_shapes(folder: Path) -> dict[str, Shape]:
     if present is None:
         raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(names)}")
     if present.suffix != ".json":
-        return file_shapes(present)
+        return [present]
     try:
-        shards = sorted(set(json.loads(present.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(map(str, json.loads(present.read_text(encoding="utf-8"))["weight_map"].values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{present}: not an index of weight shards ({type(error).__name__})") from error
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise CheckpointError(f"{folder}: {len(absent)} of {len(shards)} weight shards are missing: {_few(absent)}")
-    return {key: shape for shard in shards for key, shape in file_shapes(folder / shard).items()}
+    return [folder / shard for shard in shards]
+
+
+def folder_shapes(folder: Path) -> dict[str, Shape]:
+    """Names and shapes in a Hugging Face model folder; raises as :func:`weight_files` and :func:`read_tensors`."""
+    return {name: shape for file in weight_files(folder) for name, shape in file_shapes(file).items()}
 
 
 def check_names(
@@ -179,30 +219,41 @@ def check_names(
     faults += [f"{len(differ)} of another shape ({_few(differ)})"] if differ else []
     if faults:
         kind = identify(found)
-        guess = f" This looks like {kind}." if kind else ""
+        guess = f" This looks like {kind[1]}." if kind else ""
         raise CheckpointError(f"{path}: not the expected weights: {'; '.join(faults)}.{guess}{advice and ' ' + advice}")
 
 
-def identify(shapes: Mapping[str, Shape]) -> str | None:
-    """What a file probably is, judged by its tensors; None when it resembles nothing known."""
+def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
+    """What a file probably is, judged by names and shapes; None when it resembles nothing known.
+
+    Returns:
+        The kind (see ``model/probe.py``), the same in words, and the width of the language model, 0 where it has none.
+    """
     models = defaultdict(lambda: "a language model", {4096: "7B", 5120: "13B"})
+
+    def size(name: str) -> tuple[int, ...]:
+        return shapes.get(name, ()) if len(shapes.get(name, ())) == 2 else (0, 0)
+
     if any(name.startswith("modality_trunks.") for name in shapes):
-        return f"an ImageBind checkpoint with {len(shapes)} tensors (the complete imagebind_huge.pth has 1311)"
-    prompts = next((shape for name, shape in shapes.items() if name.endswith("base_prompts")), None)
-    if prompts is not None:
-        return f"an AnomalyGPT delta for {models[prompts[1]]}: its prompts are {prompts[1]} wide"
-    if "llama_proj.weight" in shapes:
-        width = shapes["llama_proj.weight"][0]
-        return f"an upstream PandaGPT delta for {models[width]}: llama_proj is {width} wide"
+        return "imagebind", f"an ImageBind checkpoint with {len(shapes)} tensors (imagebind_huge.pth has 1311)", 0
+    if width := next((size(name)[1] for name in shapes if name.endswith("base_prompts")), 0):
+        return "anomalygpt", f"an AnomalyGPT delta for {models[width]}: its prompts are {width} wide", width
+    if width := size("llama_proj.weight")[0]:
+        return "pandagpt", f"an upstream PandaGPT delta for {models[width]}: llama_proj is {width} wide", width
+    if any(name.startswith("image_decoder.") for name in shapes):
+        return "anomalygpt", "an AnomalyGPT delta for maps alone", 0
     if any("lora_" in name for name in shapes):
-        return "a LoRA adapter without its llama_proj"
-    if "model.embed_tokens.weight" in shapes:
-        rows, width = shapes["model.embed_tokens.weight"]
-        layers = len({name.split(".")[2] for name in shapes if name.startswith("model.layers.")})
-        return f"a language model {width} wide with {rows} tokens and {layers} layers in this file"
-    if "cls_token" in shapes and "pos_embed" in shapes:
-        return "a Vision Transformer of timm"
-    return None
+        return "lora", "a LoRA adapter without its llama_proj", 0
+    for kind, table, prefix in (
+        ("language_model", "model.embed_tokens.weight", "model.layers."),
+        ("llama_meta", "tok_embeddings.weight", "layers."),
+    ):
+        layers = {name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)}
+        rows, width = size(table)
+        if rows or layers:
+            what = f"a language model {width} wide with {rows} tokens" if rows else "a shard of a language model"
+            return kind, f"{what} and {len(layers)} layers in this file", width
+    return ("vit", "a Vision Transformer of timm", 0) if {"cls_token", "pos_embed"} <= shapes.keys() else None
 
 
 def _few(names: Sequence[str]) -> str:

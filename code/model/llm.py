@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from anomalygpt.config.settings import GenerationSettings, LoraSettings
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.model.chat import answer_text, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes, shapes_of
+from anomalygpt.model.probe import probe
 from anomalygpt.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,11 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
 def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Reads a causal LM's folder (config.json with sharded or single .safetensors / .bin) directly into ``dtype``.
 
-    Names and shapes are compared before any weights are copied.
+    Names and shapes are compared before any weights are copied. A folder called ``…_v0`` that does not hold Vicuna
+    version 0 is loaded with a warning.
 
     Raises:
-        CheckpointError: the folder is missing, incomplete, or of another model.
+        CheckpointError: the folder is missing, incomplete, of another model, or a delta that was not applied.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -41,6 +43,12 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         raise CheckpointError(f"{folder}: no config.json there; expected a Hugging Face causal LM's folder")
     config = _read_config(folder)
     found = folder_shapes(folder)
+    recognised = probe(folder)
+    advice = "python prepare_vicuna.py makes Vicuna version 0 (pretrained_ckpt/README.md)"
+    if recognised.kind == "vicuna_delta":
+        raise CheckpointError(f"{folder}: this is {recognised.what}; {advice}")
+    if folder.name in ("7b_v0", "13b_v0") and recognised.kind != "vicuna_v0":
+        reading_warning(f"{folder}: expected Vicuna version 0, found {recognised.what}; answers may be poor. {advice}")
     rows = found.get(EMBEDDING, (config.vocab_size,))[0]
     if rows != config.vocab_size:
         # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.

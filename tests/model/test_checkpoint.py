@@ -151,7 +151,7 @@ def test_file_of_another_kind_is_an_error(tmp_path: Path, content: bytes, suffix
     path.write_bytes(content)
     text = refusal(file_shapes, path)
     assert text.startswith(f"{path}: ")
-    assert ("not a weight file but text, which begins with" in text) == bool(content.strip(b"\0"))
+    assert ("not a weight file but " in text) == bool(content.strip(b"\0"))
 
 
 def test_folder_nothing_or_a_damaged_file_is_called_so(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_half_precision_loading_never_holds_a_float32_copy(tmp_path: Path) -> No
     """About 200 MiB of half-precision weights in two shards; a float32 copy would be twice that, and come on top."""
     with torch.device("meta"):
         skeleton = LlamaForCausalLM(llama_config(rows=32000, width=1024, layers=4, intermediate_size=2048))
-    tensors = {name: torch.zeros(value.shape, dtype=torch.half) for name, value in skeleton.state_dict().items()}
+    tensors = {name: torch.ones(value.shape, dtype=torch.half) for name, value in skeleton.state_dict().items()}
     size = sum(value.nbytes for value in tensors.values()) / 2**20
     large = write_folder(tmp_path / "large", skeleton, "sharded safetensors", tensors)
     small = write_folder(tmp_path / "small", tiny_llama(), "single safetensors")

@@ -1,0 +1,105 @@
+"""Says what weight files and folders are, whether they are complete and fit, and what to do: `python check_weights.py`.
+
+Without a path, it looks at all that an experiment needs. Exit code 0: nothing is wrong; 1: something is; 2: a mistake.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from anomalygpt.config.load import PRETRAINED, home, load_config, resolve
+from anomalygpt.errors import user_errors
+from anomalygpt.files import read_yaml
+
+if TYPE_CHECKING:
+    from anomalygpt.config.schema import ExperimentConfig
+
+PAPER_WEIGHTS = Path(__file__).parent / "weights" / "paper.yaml"
+UNPROVEN = "llama_or_vicuna"  # may stand where Vicuna version 0 belongs, though its files can't prove that it is
+LANGUAGE_MODELS = ("language_model", "vicuna_v0", "vicuna_v1", "llama", "llama_2", UNPROVEN)
+WIDTHS = {"7b": 4096, "13b": 5120}
+
+
+class Place(NamedTuple):
+    """A setting that names a weight: the kinds that may be there, the best one first, their parts and width."""
+
+    setting: str
+    path: Path
+    kinds: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    width: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a line for each path, and below it what to do where something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files or folders (default: all needed)")
+    parser.add_argument("--config", default="imagebind_vicuna7b", help="the experiment that they are for")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="its settings")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    with user_errors():
+        places = needed(load_config(arguments.config, arguments.set))
+        by_path = {place.path: place for place in places}
+        chosen = [(path, by_path.get(path.expanduser().resolve())) for path in arguments.paths]
+        results = [examine(path, place) for path, place in chosen or [(place.path, place) for place in places]]
+    if arguments.json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+    for result in [] if arguments.json else results:
+        print(f"{result['status']:8} {result['path']}: {'; '.join(filter(None, (result['what'], result['fault'])))}")
+        if result["advice"]:
+            print(f"{'':8} -> {result['advice']}")
+    return int(any(result["status"] in ("wrong", "missing") for result in results))
+
+
+def needed(config: "ExperimentConfig") -> list[Place]:
+    """The places of all weights that an experiment reads."""
+    kind = "imagebind" if config.encoder.name == "imagebind_huge" else "vit"
+    places = [Place("encoder.weights", resolve(config.encoder.weights), (kind,))]
+    width = 0
+    if config.llm and config.llm.weights:
+        folder = resolve(config.llm.weights)
+        width = WIDTHS.get(folder.name.removesuffix("_v0"), 0)
+        places.append(Place("llm.weights", folder, ("vicuna_v0", UNPROVEN) if width else LANGUAGE_MODELS, width=width))
+    for delta in config.deltas:
+        kind = "anomalygpt" if "image_decoder" in delta.parts else "pandagpt"
+        places.append(Place("deltas", resolve(delta.path), (kind,), delta.parts, width))
+    return places
+
+
+def examine(path: Path, place: Place | None) -> dict[str, Any]:
+    """What is at a path, against the place in a config that it is for, if any; the result is one of ``--json``."""
+    from anomalygpt.model.probe import probe
+
+    found, table = probe(path), read_yaml(PAPER_WEIGHTS)
+    fault, status = found.fault, "ok"
+    if found.kind == "missing":
+        status = "missing"
+    elif fault or found.kind in ("unknown", "vicuna_delta"):
+        status = "wrong"
+    elif place and found.kind not in place.kinds:
+        status, fault = "wrong", f"{place.setting} needs {table[place.kinds[0]]['title']} here"
+    elif place and place.width and found.width and place.width != found.width:
+        status, fault = "wrong", f"{place.setting} needs one for a width of {place.width} here"
+    elif place and (absent := [part for part in place.parts if part not in found.parts]):
+        status, fault = "wrong", f"{place.setting} needs {', '.join(absent)} here, too"
+    elif place and found.kind == UNPROVEN and place.kinds[0] == "vicuna_v0":
+        status = "unsure"
+    advice = ""
+    if status != "ok":
+        kind = place.kinds[0] if place else found.kind.replace("vicuna_delta", "vicuna_v0")
+        width = (place.width if place else 0) or found.width
+        size = next((name for name, wide in WIDTHS.items() if wide == width), "7b")
+        target = place.path if place else resolve(PRETRAINED) / "vicuna_ckpt" / f"{size}_v0"
+        variant = target.parent.name if target.parent.name.startswith("train_") else "train_supervised"
+        entry = table.get(f"{kind}_{size}") or table.get(kind) or {"do": ""}
+        advice = entry["do"].format(size=size, variant=variant, path=target)
+    shown = path.relative_to(home()) if path.is_relative_to(home()) else path
+    return {**asdict(found), "path": str(shown), "status": status, "fault": fault, "advice": advice}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

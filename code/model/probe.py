@@ -1,0 +1,197 @@
+"""What a weight file or folder is, judged by what it holds: names, shapes, a few values, and the files beside them.
+
+Nothing in a file is run, and values are read from the mapped file only where they are needed.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomalygpt.model.checkpoint import (
+    CheckpointError,
+    Shape,
+    check_names,
+    damage,
+    delta_name,
+    identify,
+    part_of,
+    read_tensors,
+    shapes_of,
+    weight_files,
+)
+
+LLAMA_ROWS = 32000  # tokens of LLaMA; Vicuna version 0 has one more, for padding
+# RMSNorm's weights average between 0.3 and 2 in trained LLaMAs. A delta holds their change by fine-tuning, about 0.01.
+SMALLEST_NORM = 0.1
+VALUES_READ = 8192  # of each norm
+SIZES = {4096: ("7B", 32), 5120: ("13B", 40)}  # LLaMA's, by width: name and layers
+# Which of several deltas with equal names and shapes a file is, only its path may say.
+VARIANT = re.compile(r"max_len_\d+|train_(?:mvtec|visa|supervised)")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A file or folder, recognised.
+
+    Attributes:
+        kind: ``imagebind``, ``vit``, ``pandagpt``, ``anomalygpt``, ``lora``, ``vicuna_v0``, ``vicuna_v1``, ``llama``,
+            ``llama_or_vicuna``, ``llama_2``, ``vicuna_delta``, ``llama_meta``, ``language_model``, ``unknown``;
+            or why it can't be read: ``missing``, ``zero_checkpoint``, ``lfs_pointer``, ``web_page``, ``text``,
+            ``archive``, ``gguf``, ``truncated``, ``damaged``.
+        what: the same in words, and how sure that is.
+        fault: what is missing or wrong in it; empty where it is complete.
+        width: of the language model that it is, or is for; 0 where that is unknown.
+        parts: of a delta.
+    """
+
+    kind: str
+    what: str
+    fault: str = ""
+    width: int = 0
+    parts: tuple[str, ...] = ()
+
+
+def probe(path: Path) -> Probe:
+    """Recognises a weight file, or the folder of a language model, of a delta or of a training checkpoint."""
+    if not path.is_dir():
+        return _probe_file(path) if path.exists() else Probe("missing", "not there")
+    if any(path.glob("*_optim_states.pt")) or any(path.glob("global_step*")):
+        return Probe("zero_checkpoint", "a training checkpoint of DeepSpeed's", "its tensors are divided among files")
+    if parts := sorted(path.glob("consolidated.*.pth")):
+        return _probe_meta(path, parts)
+    if (path / "config.json").is_file() or any(path.glob("*.index.json")):
+        return _probe_language_model(path)
+    files = [file for file in path.iterdir() if file.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt")]
+    if len(files) == 1:
+        return _probe_file(files[0])
+    return Probe("unknown", f"a folder with {len(files) or 'no'} weight files and no config.json")
+
+
+def _probe_file(path: Path) -> Probe:
+    try:
+        tensors = read_tensors(path)
+    except CheckpointError as error:
+        kind, what = damage(path) or ("damaged", _reason(error, path))
+        return Probe(kind, what, "it can't be loaded")
+    shapes = {delta_name(name): shape for name, shape in shapes_of(tensors).items()}
+    kind, what, width = identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
+    if kind in ("language_model", "llama_meta"):
+        if norm_scale(tensors) < SMALLEST_NORM:
+            kind, what = "vicuna_delta", f"{what}, of a delta that was not applied to LLaMA"
+        return Probe(kind, what, "it belongs into a folder with config.json and its other files", width)
+    if kind in ("pandagpt", "anomalygpt") and width in SIZES:
+        variant = VARIANT.search(str(path.absolute()))
+        says = f"by its path the one called {variant[0]}" if variant else "its path does not say which of them"
+        what = f"{what}; {says}, and the tensors of all are alike"
+    parts = tuple(sorted({part for name in shapes if (part := part_of(name))}))
+    return Probe(kind, what, _incomplete(kind, width, shapes, path), width, parts)
+
+
+def _incomplete(kind: str, width: int, shapes: Mapping[str, Shape], path: Path) -> str:
+    """What a file of that kind lacks; empty where it is complete."""
+    from anomalygpt.model.imagebind.imagebind import ImageBind
+    from anomalygpt.model.imagebind.names import skipped_shapes
+    from anomalygpt.model.prompt_learner import PromptLearner
+
+    expected: dict[str, Shape] = {}
+    with torch.device("meta"):
+        if kind == "imagebind":
+            expected = shapes_of(ImageBind().state_dict()) | skipped_shapes()
+        elif kind == "anomalygpt" and width:
+            learner = shapes_of(PromptLearner(width).state_dict())
+            expected = {f"prompt_learner.{name}": shape for name, shape in learner.items()}
+    adapters = [name for name in shapes if ".lora_" in name]
+    wanted = 8 * SIZES[width][1] if width in SIZES else len(adapters)  # A and B of q, k, v and o in each layer
+    if kind == "pandagpt" and len(adapters) != wanted:
+        return f"{len(adapters)} of {wanted} LoRA tensors"
+    try:
+        check_names(expected, {name: shape for name, shape in shapes.items() if name in expected}, path)
+    except CheckpointError as error:
+        return _reason(error, path).removeprefix("not the expected weights: ").partition(". This looks")[0]
+    return ""
+
+
+def norm_scale(tensors: Mapping[str, Tensor]) -> float:
+    """The largest mean magnitude of a normalisation layer's weights; 1 where there are none."""
+    norms = [v for n, v in tensors.items() if n.endswith("norm.weight") and v.dim() == 1 and v.is_floating_point()]
+    return max((float(value[:VALUES_READ].float().abs().mean()) for value in norms), default=1.0)
+
+
+def _probe_meta(folder: Path, parts: list[Path]) -> Probe:
+    """LLaMA as Meta released it: a file for each GPU that it was trained on."""
+    try:
+        settings = json.loads((folder / "params.json").read_text(encoding="utf-8"))
+        width = int(settings["dim"])
+        rows = sum(read_tensors(part)["layers.0.attention.wq.weight"].shape[0] for part in parts)
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
+        return Probe("llama_meta", "LLaMA in Meta's own layout", f"unreadable ({_reason(error, folder)})")
+    kind, what = ("llama_2", "Llama 2") if is_llama_2(settings) else ("llama_meta", "LLaMA")
+    fault = "" if rows == width else f"{len(parts)} consolidated.*.pth hold {rows} of {width} rows: parts are missing"
+    return Probe(kind, f"{what} {_size(width)} in Meta's own layout", fault, width)
+
+
+def _probe_language_model(folder: Path) -> Probe:
+    shapes: dict[str, Shape] = {}
+    scales, file = [], folder
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        for file in weight_files(folder):
+            tensors = read_tensors(file)
+            shapes |= shapes_of(tensors)
+            scales += [norm_scale(tensors)] if any(name.endswith("norm.weight") for name in tensors) else []
+    except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
+        kind, what = damage(file) if file.is_file() else None, _reason(error, file)
+        where = f"a language model's folder, in which {file.name} is {kind[1]}" if kind else "a language model's folder"
+        return Probe(kind[0] if kind else "language_model", where, "it can't be loaded" if kind else what)
+    rows, width = (*shapes.get("model.embed_tokens.weight", ()), 0, 0)[:2]
+    layers = {hit[1] for name in shapes if (hit := re.match(r"model\.layers\.(\d+)\.", name))}
+    fault = ""
+    if layers and len(layers) != config.get("num_hidden_layers"):
+        fault = f"{len(layers)} of {config.get('num_hidden_layers')} layers"
+    elif not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        fault = "no tokeniser: tokenizer.model or tokenizer.json"
+    if config.get("model_type") != "llama" or rows not in (LLAMA_ROWS, LLAMA_ROWS + 1):
+        what = f"a language model of type {config.get('model_type')} with {rows} rows"
+        return Probe("language_model", what, fault, width)
+    kind, what = _llama(folder, config, rows, max(scales, default=1.0))
+    return Probe(kind, f"{what}, {_size(width)}", fault, width)
+
+
+def _llama(folder: Path, config: Mapping[str, Any], rows: int, scale: float) -> tuple[str, str]:
+    """The kind of a model of LLaMA's architecture, and the same in words with the reason."""
+    called = folder.absolute().name.lower()
+    name = f"{config.get('_name_or_path')} {called}".lower()
+    rest = "the files do not say more"
+    if scale < SMALLEST_NORM:
+        version = "0" if rows > LLAMA_ROWS else "1.1"
+        return "vicuna_delta", f"a Vicuna delta (version {version}) that was not applied: its norms are near zero"
+    if is_llama_2(config):
+        which = "Vicuna v1.5" if "vicuna" in name else f"Llama 2 or a model made of it, such as Vicuna v1.5; {rest}"
+        return "llama_2", f"{which} (max_position_embeddings or rms_norm_eps are Llama 2's)"
+    if rows > LLAMA_ROWS:
+        return "vicuna_v0", f"Vicuna version 0 ({rows} rows)"
+    if version := re.search(r"vicuna.*v1\.[13]", name):
+        return "vicuna_v1", f"Vicuna v{version[0][-3:]} by its name"
+    if re.search(r"llama[-_]?\d+b", called):  # _name_or_path names LLaMA in Vicunas that FastChat made, too
+        return "llama", "LLaMA without Vicuna's delta, by its folder's name"
+    return "llama_or_vicuna", f"LLaMA, Vicuna v1.1, or version 0 without its padding row ({rows} rows); {rest}"
+
+
+def is_llama_2(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` or ``params.json`` is that of Llama 2, or of a model made of it."""
+    positions, epsilon = config.get("max_position_embeddings"), config.get("rms_norm_eps", config.get("norm_eps"))
+    return (isinstance(positions, int) and positions >= 4096) or (isinstance(epsilon, float) and epsilon > 5e-6)
+
+
+def _size(width: int) -> str:
+    return SIZES[width][0] if width in SIZES else f"{width} wide"
+
+
+def _reason(error: Exception, path: Path) -> str:
+    return " ".join(str(error).split()).removeprefix(f"{path}: ") or type(error).__name__
