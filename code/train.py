@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, resolve, to_yaml
+from anomalygpt.config.original_flags import original_settings
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError, set_strict, user_errors
 from anomalygpt.files import claimed
@@ -39,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar=setting, help="settings to change")
     same = "settings to change, as in the other commands; these take precedence"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar=setting, help=same)
-    arguments = parser.parse_intermixed_args(argv)
-    set_strict(arguments.strict)
     with user_errors():
-        config = load_config(arguments.config, [*arguments.overrides, *arguments.set])
+        argv, flags = original_settings(argv, "train_mvtec")
+        arguments = parser.parse_intermixed_args(argv)
+        set_strict(arguments.strict)
+        config = load_config(arguments.config, [*flags, *arguments.overrides, *arguments.set])
         if config.own_llm is None and config.training.answers:
             fault = "is used as it is and can't be trained" if config.llm else "is needed to train answers"
             raise UserError(f"llm: a language model {fault}; training.answers=false trains maps alone")

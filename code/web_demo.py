@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from anomalygpt.config.load import home, load_config
+from anomalygpt.config.original_flags import original_settings
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import list_folders, list_images
@@ -521,13 +522,15 @@ def _many_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns when the demo is stopped."""
+    with user_errors():
+        argv, flags = original_settings(argv, "imagebind_vicuna7b")
     arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Both are read when Gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with user_errors():
-        config = load_config(arguments.config or _default_config(), arguments.set)
+        config = load_config(arguments.config or _default_config(), [*flags, *arguments.set])
         require_address(arguments.host, arguments.port)  # now, because loading the model may take minutes
         print(f"Loading {config.name} …", flush=True)
         from anomalygpt.datasets.photos import configure

@@ -16,6 +16,8 @@ from anomalygpt.files import read_yaml, replacing
 
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # the folder of all weights
+# The last keys of settings that are paths.
+INPUTS, OUTPUTS = ("weights", "path", "root", "conversations", "images", "known_parts"), ("output", "log")
 _REMOVED = ("tiling", "neighbourhood", "distance", "normalise", "foreground", "coreset_share", "coreset_from")
 # Dotted keys of earlier versions and their new names; None for a setting that was removed.
 OLD_NAMES: dict[str, str | None] = {
@@ -38,8 +40,32 @@ def home() -> Path:
 
 
 def resolve(path: str) -> Path:
-    """A path from a config as the file system has it."""
+    """A path from a config as the file system has it.
+
+    Relative paths start at :func:`home`, except those that were typed, in an override or in a YAML file that does not
+    ship: with ``./`` or ``../`` at the beginning they start at the current folder, others are looked for there first.
+    A run's folder that is in neither place is made there if its parent is there. :func:`load_config` does that.
+    """
     return (home() / Path(path).expanduser()).resolve()
+
+
+def nor(path: str) -> str:
+    """For the error about an absent path from a config: the second place where it would have been found."""
+    here = Path.cwd() / Path(path).expanduser()
+    return "" if here.resolve() == resolve(path) else f", nor is {here}"
+
+
+def _typed(value: Any, key: str = "") -> Any:
+    """Settings with the paths among them absolute that start at the current folder, see :func:`resolve`."""
+    if isinstance(value, dict):
+        return {name: _typed(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner, key) for inner in value]
+    if key not in (*INPUTS, *OUTPUTS) or not isinstance(value, str) or not value:
+        return value
+    here, there = (Path.cwd() / Path(value).expanduser()).resolve(), resolve(value)
+    made = key in OUTPUTS and not there.exists() and here.parent.is_dir()
+    return str(here) if here != there and (here.exists() or made or value.startswith(("./", "../"))) else value
 
 
 def commit() -> str | None:
@@ -129,6 +155,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings (key: value), found {type(values).__name__}")
+    values = values if path.parent == CONFIG_FOLDER else _typed(values)
     base = values.pop("base", None)
     if base is None:
         return values
@@ -176,4 +203,4 @@ def _apply(values: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise UserError(f"override {override!r}: {parent!r} holds a value, not further settings")
-    node[last] = value
+    node[last] = _typed(value, last)

@@ -195,6 +195,7 @@ class TrainingConfig(Settings):
         picture_every: how often, in steps, held-back photos are drawn with target, map and answer.
         keep_checkpoints: how many of the last checkpoints stay on disk.
         output: the run's folder.
+        log: the folder of TensorBoard's events; None: ``tensorboard`` in the run's folder.
     """
 
     trainable: Annotated[tuple[Part, ...], Field(min_length=1)] = ANOMALYGPT_PARTS
@@ -218,6 +219,7 @@ class TrainingConfig(Settings):
     validation_pairs: Positive = 64
     picture_every: Positive = 500
     output: str = "runs/imagebind_vicuna7b"
+    log: str | None = None
 
     @property
     def offloads(self) -> bool:
@@ -226,7 +228,7 @@ class TrainingConfig(Settings):
 
 
 class ExperimentConfig(Settings):
-    """One experiment, as a YAML file in this folder describes it. Relative paths start at the repository's root."""
+    """One experiment, as a YAML file in this folder describes it. Paths: :func:`config.load.resolve`."""
 
     name: str = "imagebind_vicuna7b"
     seed: Seed = 42

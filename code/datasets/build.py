@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from anomalygpt.config.load import resolve
+from anomalygpt.config.load import nor, resolve
 from anomalygpt.config.schema import DataConfig
 from anomalygpt.datasets.class_info import ClassInfo, folder_infos
 from anomalygpt.datasets.crack_forest import index_crack_forest
@@ -44,6 +44,9 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
     """
     if not config.sources:
         raise DatasetError("data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'")
+    absent = [source.root for source in config.sources if not resolve(source.root).exists()]
+    if absent:
+        raise DatasetError(f"data.sources: {resolve(absent[0])}: not there{nor(absent[0])}")
     return [
         record for source in config.sources for record in INDEXERS[source.kind](resolve(source.root), source.classes)
     ]

@@ -1,6 +1,7 @@
 """Config -> model: which part has which size, and where its weights are; with values, or as shapes alone for a plan."""
 
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anomalygpt.config.load import PRETRAINED, home, load_config, names, resolve
+from anomalygpt.config.load import PRETRAINED, home, load_config, names, nor, resolve
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -28,7 +29,7 @@ from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
-from anomalygpt.weights.fetch import ensure
+from anomalygpt.weights.fetch import ensure, hub_folder
 from anomalygpt.weights.sources import load_sources
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else with_llm
 PAPER, COMPACT = "imagebind_vicuna7b", "compact"
 META = torch.device("meta")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # of a language model on the Hugging Face hub, instead of a folder
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -198,7 +200,9 @@ def available(path: str, setting: str) -> Path:
     full = resolve(path)
     if not full.exists():
         name = fetchable(full)
+        if name is None and setting == "llm.weights" and HUB_NAME.fullmatch(path) and not full.parent.exists():
+            return hub_folder(path)
         if name is None:
-            raise absent_file(full, setting, home(), names())
+            raise absent_file(full, nor(path), setting, home(), names())
         ensure(name, resolve(PRETRAINED))
     return full

@@ -52,8 +52,11 @@ class CheckpointError(UserError, ValueError):
     """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user."""
 
 
-def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
-    """The error for an absent weight file, named by a ``setting``; ``home`` is the folder of relative paths."""
+def absent_file(path: Path, nor: str, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
+    """The error for an absent weight file, named by a ``setting``; ``home`` is the folder of relative paths.
+
+    ``nor`` names the second place where it is not, if there is one.
+    """
     runs, *released = ((home / folder).resolve() for folder in ("runs", "pretrained_ckpt", "code/ckpt"))
     if runs in path.parents:
         run = path.relative_to(runs).parts[0]
@@ -64,7 +67,7 @@ def absent_file(path: Path, setting: str, home: Path, experiments: Iterable[str]
         advice += "`--config compact` runs without the paper's weights"
     else:
         advice = f"The setting {setting} names it"
-    return CheckpointError(f"{path}: not there. {advice}")
+    return CheckpointError(f"{path}: not there{nor}. {advice}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
@@ -90,7 +91,8 @@ class Trainer:
         checkpoints.require_shared(self.folder)
         step = checkpoints.load_state(self.engine, self.folder, self.process)
         self._best = checkpoints.BestWeights(self.folder, self.process, resumed=step > 0)
-        self._log = MetricsLog(self.folder, step) if self.process.is_main else None
+        board = resolve(self.settings.log) if self.settings.log else None
+        self._log = MetricsLog(self.folder, step, board) if self.process.is_main else None
         batches = partial(
             endless_batches,
             batch_size=self.settings.micro_batch_size,

@@ -20,13 +20,14 @@ class MetricsLog:
     Numbers that a full disk has no room for are lost; that is logged once, and the run goes on.
 
     Args:
+        board: the folder of TensorBoard's events; None: ``tensorboard`` in the run's.
         start: the step that the run resumes from; lines of later steps, written before it was killed, are removed.
 
     Raises:
         UserError: the folder can't be written.
     """
 
-    def __init__(self, folder: Path, start: int = 0) -> None:
+    def __init__(self, folder: Path, start: int = 0, board: Path | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / FILE
@@ -36,7 +37,7 @@ class MetricsLog:
             if not self.path.is_file() or text != self.path.read_text(encoding="utf-8"):  # a full disk takes no copy
                 with replacing(self.path) as temporary:
                     temporary.write_text(text, encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            self._board = SummaryWriter(str(board or folder / "tensorboard"), purge_step=start + 1)
         except OSError as error:
             raise UserError(f"{folder}: can't be written ({error}); make room, then start again") from error
 

@@ -173,7 +173,7 @@ def test_folder_nothing_or_a_damaged_file_is_called_so(tmp_path: Path) -> None:
     ],
 )
 def test_what_to_do_about_an_absent_file_depends_on_where_it_belongs(tmp_path: Path, file: str, words: str) -> None:
-    text = str(absent_file(tmp_path / file, "deltas", tmp_path, ["first", "second"]))
+    text = str(absent_file(tmp_path / file, "", "deltas", tmp_path, ["first", "second"]))
     assert text.startswith(f"{tmp_path / file}: not there. ") and words in text and "\n" not in text
     assert ("README" in words) == ("README" in text)
 
