@@ -46,6 +46,8 @@ NEEDS = {
     "python train.py --config train_mvtec  ": "MVTec-AD, Vicuna and a GPU",
     "train_compact_1_map": "MVTec-AD, and days",
     "train_compact_3_words": "an hour",
+    "check_weights.py": "the paper's weights, else it ends with 1",
+    "prepare_vicuna.py": "LLaMA: tests/weights/test_vicuna.py",
     "MASTER_ADDR": "several processes",
     "deepspeed": "a GPU",
     "torchrun": "several GPUs",
