@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from anomalygpt.model.checkpoint import (
     CheckpointError,
     Shape,
-    check_names,
     damage,
     delta_name,
     identify,
@@ -29,7 +27,6 @@ from anomalygpt.model.checkpoint import (
 LLAMA_ROWS = 32000  # tokens of LLaMA; Vicuna version 0 has one more, for padding
 # RMSNorm's weights average between 0.3 and 2 in trained LLaMAs. A delta holds their change by fine-tuning, about 0.01.
 SMALLEST_NORM = 0.1
-VALUES_READ = 8192  # of each norm
 SIZES = {4096: ("7B", 32), 5120: ("13B", 40)}  # LLaMA's, by width: name and layers
 # Which of several deltas with equal names and shapes a file is, only its path may say.
 VARIANT = re.compile(r"max_len_\d+|train_(?:mvtec|visa|supervised)")
@@ -63,8 +60,8 @@ def probe(path: Path) -> Probe:
         return _probe_file(path) if path.exists() else Probe("missing", "not there")
     if any(path.glob("*_optim_states.pt")) or any(path.glob("global_step*")):
         return Probe("zero_checkpoint", "a training checkpoint of DeepSpeed's", "its tensors are divided among files")
-    if parts := sorted(path.glob("consolidated.*.pth")):
-        return _probe_meta(path, parts)
+    if any(path.glob("consolidated.*.pth")):
+        return _probe_meta(path)
     if (path / "config.json").is_file() or any(path.glob("*.index.json")):
         return _probe_language_model(path)
     files = [file for file in path.iterdir() if file.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt")]
@@ -81,6 +78,7 @@ def _probe_file(path: Path) -> Probe:
         return Probe(kind, what, "it can't be loaded")
     shapes = {delta_name(name): shape for name, shape in shapes_of(tensors).items()}
     kind, what, width = identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
+    parts = tuple(sorted({part for name in shapes if (part := part_of(name))}))
     if kind in ("language_model", "llama_meta"):
         if norm_scale(tensors) < SMALLEST_NORM:
             kind, what = "vicuna_delta", f"{what}, of a delta that was not applied to LLaMA"
@@ -89,47 +87,29 @@ def _probe_file(path: Path) -> Probe:
         variant = VARIANT.search(str(path.absolute()))
         says = f"by its path the one called {variant[0]}" if variant else "its path does not say which of them"
         what = f"{what}; {says}, and the tensors of all are alike"
-    parts = tuple(sorted({part for name in shapes if (part := part_of(name))}))
-    return Probe(kind, what, _incomplete(kind, width, shapes, path), width, parts)
-
-
-def _incomplete(kind: str, width: int, shapes: Mapping[str, Shape], path: Path) -> str:
-    """What a file of that kind lacks; empty where it is complete."""
-    from anomalygpt.model.imagebind.imagebind import ImageBind
-    from anomalygpt.model.imagebind.names import skipped_shapes
-    from anomalygpt.model.prompt_learner import PromptLearner
-
-    expected: dict[str, Shape] = {}
-    with torch.device("meta"):
-        if kind == "imagebind":
-            expected = shapes_of(ImageBind().state_dict()) | skipped_shapes()
-        elif kind == "anomalygpt" and width:
-            learner = shapes_of(PromptLearner(width).state_dict())
-            expected = {f"prompt_learner.{name}": shape for name, shape in learner.items()}
-    adapters = [name for name in shapes if ".lora_" in name]
-    wanted = 8 * SIZES[width][1] if width in SIZES else len(adapters)  # A and B of q, k, v and o in each layer
-    if kind == "pandagpt" and len(adapters) != wanted:
-        return f"{len(adapters)} of {wanted} LoRA tensors"
-    try:
-        check_names(expected, {name: shape for name, shape in shapes.items() if name in expected}, path)
-    except CheckpointError as error:
-        return _reason(error, path).removeprefix("not the expected weights: ").partition(". This looks")[0]
-    return ""
+    layers = SIZES.get(width, ("", 0))[1]
+    # Of PandaGPT the projection, and A and B of q, k, v and o in each layer; of AnomalyGPT base prompts and convolutions.
+    counts = {"imagebind": ("", 1311), "pandagpt": ("ll", 2 + 8 * layers), "anomalygpt": ("prompt_learner.", 13)}
+    prefix, wanted = counts.get(kind, ("", 0))
+    present = sum(name.startswith(prefix) for name in shapes)
+    fault = f"{present} of {wanted} tensors" if wanted != present and (layers or kind == "imagebind") else ""
+    return Probe(kind, what, fault, width, parts)
 
 
 def norm_scale(tensors: Mapping[str, Tensor]) -> float:
     """The largest mean magnitude of a normalisation layer's weights; 1 where there are none."""
     norms = [v for n, v in tensors.items() if n.endswith("norm.weight") and v.dim() == 1 and v.is_floating_point()]
-    return max((float(value[:VALUES_READ].float().abs().mean()) for value in norms), default=1.0)
+    return max((float(value[:8192].float().abs().mean()) for value in norms), default=1.0)
 
 
-def _probe_meta(folder: Path, parts: list[Path]) -> Probe:
+def _probe_meta(folder: Path) -> Probe:
     """LLaMA as Meta released it: a file for each GPU that it was trained on."""
+    parts = sorted(folder.glob("consolidated.*.pth"))
     try:
         settings = json.loads((folder / "params.json").read_text(encoding="utf-8"))
         width = int(settings["dim"])
         rows = sum(read_tensors(part)["layers.0.attention.wq.weight"].shape[0] for part in parts)
-    except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return Probe("llama_meta", "LLaMA in Meta's own layout", f"unreadable ({_reason(error, folder)})")
     kind, what = ("llama_2", "Llama 2") if is_llama_2(settings) else ("llama_meta", "LLaMA")
     fault = "" if rows == width else f"{len(parts)} consolidated.*.pth hold {rows} of {width} rows: parts are missing"
@@ -138,7 +118,7 @@ def _probe_meta(folder: Path, parts: list[Path]) -> Probe:
 
 def _probe_language_model(folder: Path) -> Probe:
     shapes: dict[str, Shape] = {}
-    scales, file = [], folder
+    scales, file = [0.0], folder
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         for file in weight_files(folder):
@@ -146,20 +126,16 @@ def _probe_language_model(folder: Path) -> Probe:
             shapes |= shapes_of(tensors)
             scales += [norm_scale(tensors)] if any(name.endswith("norm.weight") for name in tensors) else []
     except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
-        kind, what = damage(file) if file.is_file() else None, _reason(error, file)
-        where = f"a language model's folder, in which {file.name} is {kind[1]}" if kind else "a language model's folder"
-        return Probe(kind[0] if kind else "language_model", where, "it can't be loaded" if kind else what)
+        kind, what = (file.is_file() and damage(file)) or ("language_model", _reason(error, file))
+        return Probe(kind, f"a language model's folder, with {file.name}", what)
     rows, width = (*shapes.get("model.embed_tokens.weight", ()), 0, 0)[:2]
-    layers = {hit[1] for name in shapes if (hit := re.match(r"model\.layers\.(\d+)\.", name))}
-    fault = ""
-    if layers and len(layers) != config.get("num_hidden_layers"):
-        fault = f"{len(layers)} of {config.get('num_hidden_layers')} layers"
-    elif not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    layers, wanted = {name.split(".")[2] for name in shapes if "layers." in name[:13]}, config.get("num_hidden_layers")
+    fault = f"{len(layers)} of {wanted} layers" if layers and len(layers) != wanted else ""
+    if not fault and not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         fault = "no tokeniser: tokenizer.model or tokenizer.json"
-    if config.get("model_type") != "llama" or rows not in (LLAMA_ROWS, LLAMA_ROWS + 1):
-        what = f"a language model of type {config.get('model_type')} with {rows} rows"
-        return Probe("language_model", what, fault, width)
-    kind, what = _llama(folder, config, rows, max(scales, default=1.0))
+    kind, what = "language_model", f"a language model of type {config.get('model_type')} with {rows} rows"
+    if config.get("model_type") == "llama" and rows in (LLAMA_ROWS, LLAMA_ROWS + 1):
+        kind, what = _llama(folder, config, rows, max(scales))
     return Probe(kind, f"{what}, {_size(width)}", fault, width)
 
 

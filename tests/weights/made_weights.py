@@ -220,7 +220,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], str, str, bool]] = {
     "ImageBind, old torch": (saved(imagebind, "imagebind_huge.pth", legacy=True), "imagebind", "", True),
     "ImageBind without audio": (
         saved(lambda: {n: v for n, v in imagebind().items() if "audio" not in n}, "imagebind_huge.pth"),
-        "imagebind", "tensors missing", False,
+        "imagebind", "of 1311 tensors", False,
     ),
     "ImageBind, cut off": (lambda r: cut(saved(imagebind, "x.pth")(r)), "truncated", "cut off", False),
     "PandaGPT 7B": (saved(pandagpt, "max_len_1024/pytorch_model.pt"), "pandagpt", "7B", True),
@@ -228,14 +228,14 @@ MADE: dict[str, tuple[Callable[[Path], Path], str, str, bool]] = {
     "PandaGPT 7B, length unknown": (saved(pandagpt, "7b/x.pt"), "pandagpt", "does not say which", True),
     "PandaGPT 7B, old names": (saved(lambda: pandagpt(adapter=""), "x.pt"), "pandagpt", "7B", True),
     "PandaGPT 13B": (saved(lambda: pandagpt(5120), "pytorch_model.pt"), "pandagpt", "13B", True),
-    "PandaGPT without a layer": (saved(lambda: fewer(pandagpt(), 8), "x.pt"), "pandagpt", "248 of 256 LoRA", False),
+    "PandaGPT without a layer": (saved(lambda: fewer(pandagpt(), 8), "x.pt"), "pandagpt", "250 of 258 tensors", False),
     "AnomalyGPT, MVTec": (saved(anomalygpt, "train_mvtec/x.pt"), "anomalygpt", "called train_mvtec", True),
     "AnomalyGPT, VisA": (saved(anomalygpt, "train_visa/x.pt"), "anomalygpt", "called train_visa", True),
     "AnomalyGPT, masks": (saved(anomalygpt, "train_supervised/x.pt"), "anomalygpt", "train_supervised", True),
     "AnomalyGPT for 13B": (saved(lambda: anomalygpt(5120), "x.pt"), "anomalygpt", "13B", True),
     "AnomalyGPT's prompts, cut": (
-        saved(lambda: {n: v for n, v in anomalygpt().items() if "meta_net.3" not in n}, "x.pt"),
-        "anomalygpt", "tensors missing", False,
+        saved(lambda: {n: v for n, v in anomalygpt().items() if "meta_net.3." not in n}, "x.pt"),
+        "anomalygpt", "11 of 13 tensors", False,
     ),
     "DeepSpeed's nest": (saved(lambda: {"module": anomalygpt(), "global_steps": 3}, "x.pt"), "anomalygpt", "7B", True),
     "Lightning's nest": (

@@ -76,9 +76,9 @@ def test_every_layout_gives_the_same_vicuna_which_loads(tmp_path: Path, layout: 
 
 def test_metas_rotation_of_neighbours_is_hugging_faces_rotation_of_halves(tmp_path: Path) -> None:
     """Attention scores computed as Meta's model does it, with complex numbers, equal those of the converted weights."""
-    source = vicuna.Source(write_meta(tmp_path / "7B", BASE, 2), ("llama_meta",), "LLaMA")
+    source, files = vicuna.map_folder(write_meta(tmp_path / "7B", BASE, 2), ("llama_meta",), "LLaMA")
     width, heads, side, positions = 16, 4, 4, 5
-    raw = [read_tensors(file) for file in source.files]
+    raw = [read_tensors(file) for file in files]
     hidden = torch.randn(positions, width)
     angles = torch.outer(torch.arange(positions).float(), 10000.0 ** (-torch.arange(0, side, 2).float() / side))
 
@@ -88,9 +88,7 @@ def test_metas_rotation_of_neighbours_is_hugging_faces_rotation_of_halves(tmp_pa
         return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(2)
 
     def converted(name: str) -> Tensor:
-        projected = (hidden @ source.read(f"model.layers.0.self_attn.{name}.weight").float().T).view(
-            positions, heads, side
-        )
+        projected = (hidden @ source[f"model.layers.0.self_attn.{name}.weight"].read().T).view(positions, heads, side)
         first, second = projected.chunk(2, dim=-1)
         cos, sin = angles.cos()[:, None], angles.sin()[:, None]
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -127,8 +125,8 @@ def test_stopped_run_goes_on_and_keeps_finished_shards(tmp_path: Path, monkeypat
 def test_killed_process_leaves_nothing_that_loads_and_the_next_one_finishes(tmp_path: Path) -> None:
     base, delta, out = write_llama(tmp_path, "Meta 2"), write_delta(tmp_path), tmp_path / "7b_v0"
     script = "import os, signal, sys; from anomalygpt import prepare_vicuna; from anomalygpt.weights import vicuna\n"
-    script += "vicuna.SHARD_BYTES = 2**20; write = vicuna._write_others\n"
-    script += f"vicuna._write_others = lambda *a: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+    script += "vicuna.SHARD_BYTES = 2**20\n"
+    script += f"vicuna._copy_tokenizer = lambda *a: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
     command = ["--llama", str(base), "--delta", str(delta), "--out", str(out)]
     done = subprocess.run([sys.executable, "-c", f"{script}prepare_vicuna.main({command!r})"], cwd=ROOT / "code",
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, capture_output=True)  # fmt: skip
