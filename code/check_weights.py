@@ -42,10 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     with user_errors():
-        places = needed(load_config(arguments.config, arguments.set))
-        by_path = {place.path: place for place in places}
-        chosen = [(path, by_path.get(path.expanduser().resolve())) for path in arguments.paths]
-        results = [examine(path, place) for path, place in chosen or [(place.path, place) for place in places]]
+        places = {place.path: place for place in needed(load_config(arguments.config, arguments.set))}
+        paths = arguments.paths or [*places]
+        results = [examine(path, places.get(path.expanduser().resolve())) for path in paths]
     if arguments.json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
     for result in [] if arguments.json else results:
@@ -75,30 +74,29 @@ def examine(path: Path, place: Place | None) -> dict[str, Any]:
     from anomalygpt.model.probe import probe
 
     found, table = probe(path), read_yaml(PAPER_WEIGHTS)
-    fault, status = found.fault, "ok"
-    if found.kind == "missing":
-        status = "missing"
-    elif fault or found.kind in ("unknown", "vicuna_delta"):
+    status = "missing" if found.kind == "missing" else "ok"
+    misfit = found.fault
+    if place and status == "ok" and not misfit:
+        absent = [part for part in place.parts if part not in found.parts]
+        if found.kind not in place.kinds:
+            misfit = f"{place.setting} needs {table[place.kinds[0]]['title']} here"
+        elif place.width and found.width and place.width != found.width:
+            misfit = f"{place.setting} needs one for a width of {place.width} here"
+        elif absent:
+            misfit = f"{place.setting} needs {', '.join(absent)} here, too"
+        elif found.kind == UNPROVEN and place.width:
+            status = "unsure"
+    if misfit or found.kind in ("unknown", "vicuna_delta"):
         status = "wrong"
-    elif place and found.kind not in place.kinds:
-        status, fault = "wrong", f"{place.setting} needs {table[place.kinds[0]]['title']} here"
-    elif place and place.width and found.width and place.width != found.width:
-        status, fault = "wrong", f"{place.setting} needs one for a width of {place.width} here"
-    elif place and (absent := [part for part in place.parts if part not in found.parts]):
-        status, fault = "wrong", f"{place.setting} needs {', '.join(absent)} here, too"
-    elif place and found.kind == UNPROVEN and place.kinds[0] == "vicuna_v0":
-        status = "unsure"
-    advice = ""
-    if status != "ok":
-        kind = place.kinds[0] if place else found.kind.replace("vicuna_delta", "vicuna_v0")
-        width = (place.width if place else 0) or found.width
-        size = next((name for name, wide in WIDTHS.items() if wide == width), "7b")
-        target = place.path if place else resolve(PRETRAINED) / "vicuna_ckpt" / f"{size}_v0"
-        variant = target.parent.name if target.parent.name.startswith("train_") else "train_supervised"
-        entry = table.get(f"{kind}_{size}") or table.get(kind) or {"do": ""}
-        advice = entry["do"].format(size=size, variant=variant, path=target)
+    kind = place.kinds[0] if place else found.kind.replace("vicuna_delta", "vicuna_v0")
+    width = (place.width if place else 0) or found.width
+    size = next((name for name, wide in WIDTHS.items() if wide == width), "7b")
+    target = place.path if place else resolve(PRETRAINED) / "vicuna_ckpt" / f"{size}_v0"
+    variant = target.parent.name if target.parent.name.startswith("train_") else "train_supervised"
+    entry = table.get(f"{kind}_{size}") or table.get(kind) or {"do": ""}
+    advice = "" if status == "ok" else entry["do"].format(size=size, variant=variant, path=target)
     shown = path.relative_to(home()) if path.is_relative_to(home()) else path
-    return {**asdict(found), "path": str(shown), "status": status, "fault": fault, "advice": advice}
+    return {**asdict(found), "path": str(shown), "status": status, "fault": misfit, "advice": advice}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes Vicuna version 0 out of LLaMA and LMSYS's delta, in the memory of a shard (about 6 GB at most).
+"""Makes Vicuna version 0 out of LLaMA and LMSYS's delta, in the memory of a shard of 2 GiB and its parts.
 
 A run that was stopped goes on when the same command is started again.
 """
@@ -16,18 +16,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--llama", type=Path, required=True, help="LLaMA's folder, in Hugging Face's layout or as Meta released it")
-    add("--delta", required=True, help="folder of the delta, or its name on the hub: lmsys/vicuna-7b-delta-v0")
+    add("--delta", required=True, help="the delta's folder, or its name on the hub: lmsys/vicuna-7b-delta-v0")
     add("--out", type=Path, required=True, help="for AnomalyGPT: ../pretrained_ckpt/vicuna_ckpt/7b_v0")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("anomalygpt").setLevel(logging.INFO)
     with user_errors():
         from anomalygpt.weights.fetch import hub_folder
         from anomalygpt.weights.vicuna import prepare_vicuna
 
         delta = Path(arguments.delta)
         prepare_vicuna(arguments.llama, delta if delta.exists() else hub_folder(arguments.delta), arguments.out)
-        print(f"{arguments.out}: Vicuna version 0, complete")
     return 0
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ FLAGS = {
     "vicuna_ckpt_path": "llm.weights", "delta_ckpt_path": "lora", "anomalygpt_ckpt_path": "image_decoder",
     "max_tgt_len": "llm.max_target_tokens", "save_path": "training.output", "log_path": "training.log",
 }  # fmt: skip
+PARTS = {"lora": ["llama_proj", "lora"], "image_decoder": ["image_decoder", "prompt_learner"]}
 DEEPSPEED = {
     "train_batch_size": "training.batch_size",
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
     "gradient_clipping": "training.optimizer.clip_norm",
     "zero_optimization.stage": "training.zero_stage",
 } | {f"optimizer.params.{name}": f"training.optimizer.{name}" for name in ("lr", "betas", "eps", "weight_decay")}
-PARTS = {"lora": ["llama_proj", "lora"], "image_decoder": ["image_decoder", "prompt_learner"]}
 
 
 def original_settings(argv: Sequence[str] | None, default: str) -> tuple[list[str], list[str]]:
@@ -39,30 +39,26 @@ def original_settings(argv: Sequence[str] | None, default: str) -> tuple[list[st
         The rest of the command line, and settings as ``key.sub=value``.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in (*FLAGS, "deepspeed_config"):
+    for name in (*FLAGS, "deepspeed_config", "config"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--deepspeed", action="store_true")
     given, rest = parser.parse_known_args(argv)
-    values = {name: value for name, value in vars(given).items() if value}
+    values = {name: value for name, value in vars(given).items() if value and name != "config"}
+    saved = Path(given.save_path or "").name
+    config = given.config or (values and (saved if saved in names() else default))
+    rest = ["--config", config, *rest] if config else rest
     if not values:
         return rest, []
-    config = next((after for flag, after in zip(rest, rest[1:], strict=False) if flag == "--config"), "")
-    if not config and not any(word.startswith("--config=") for word in rest):
-        saved = Path(given.save_path or "").name
-        config = saved if saved in names() else default
-        rest = ["--config", config, *rest]
     settings = {FLAGS[name]: value for name, value in values.items() if FLAGS.get(name)}
-    deltas = [delta.model_dump(mode="json") for delta in load_config(config or default).deltas]
+    unused = [f"--{name}" for name in values if FLAGS.get(name) == ""]
+    deltas = [delta.model_dump(mode="json") for delta in load_config(config).deltas]
     for part, parts in PARTS.items():
         if path := settings.pop(part, None):
-            old = [delta for delta in deltas if part in delta["parts"]] or [{"parts": parts}]
-            deltas = [delta for delta in deltas if part not in delta["parts"]] + [{**old[0], "path": path}]
-            settings["deltas"] = deltas
-    unused = [f"--{name}" for name, value in values.items() if not FLAGS.get(name, "-")]
+            old = next((delta for delta in deltas if part in delta["parts"]), {"parts": parts})
+            settings["deltas"] = deltas = [delta for delta in deltas if delta is not old] + [old | {"path": path}]
     if given.deepspeed_config:
         translated, others = _deepspeed(Path(given.deepspeed_config))
-        settings |= translated
-        unused += others
+        settings, unused = settings | translated, unused + others
     overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
     if os.environ.get("RANK", "0") == "0":
         shown = f"the original's flags stand for --config {config} {' '.join(overrides)}"
@@ -73,18 +69,18 @@ def original_settings(argv: Sequence[str] | None, default: str) -> tuple[list[st
 def _deepspeed(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The settings that a JSON file of DeepSpeed's states, and its keys that have no effect here."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        flat = dict(_flat(content))
-    except (OSError, ValueError, AttributeError) as error:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--deepspeed_config {path}: not a JSON file of settings ({error})") from error
-    settings = {ours: flat[key] for key, ours in DEEPSPEED.items() if flat.get(key, "auto") != "auto"}
-    enabled = [kind for kind in ("fp16", "bf16") if flat.get(f"{kind}.enabled")]
-    settings["training.precision"] = enabled[0] if enabled else "fp32"
-    settings["training.offload_optimizer"] = flat.get("zero_optimization.offload_optimizer.device", "none") != "none"
+
+    def value(dotted: str) -> Any:
+        found: Any = content
+        for key in dotted.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        return None if found == "auto" else found
+
+    settings = {ours: value(key) for key, ours in DEEPSPEED.items() if value(key) is not None}
+    settings["training.precision"] = next((kind for kind in ("fp16", "bf16") if value(f"{kind}.enabled")), "fp32")
+    settings["training.offload_optimizer"] = value("zero_optimization.offload_optimizer.device") == "cpu"
     used = {key.partition(".")[0] for key in DEEPSPEED} | {"fp16", "bf16"}
     return settings, [key for key in content if key not in used]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]

@@ -26,12 +26,11 @@ NAMES_SHOWN = 3  # an error lists so many names and counts the rest
 CUT = "it is damaged or was not fully downloaded"
 # How files of other kinds begin, in lower case -> the kind (model/probe.py) and what to say.
 _PAGE = "not a weight file but a web page: download the file itself; of a Hugging Face link take /resolve/, not /blob/"
-_ARCHIVE = ("archive", "not a weight file but an archive: unpack it")
 FIRST_BYTES = {
     b"version https://git-lfs": ("lfs_pointer", "not a weight file but a pointer of Git LFS to it: run `git lfs pull`"),
     b"<!doctype": ("web_page", _PAGE),
     b"<html": ("web_page", _PAGE),
-    b"\x1f\x8b": _ARCHIVE,
+    b"\x1f\x8b": ("archive", "not a weight file but an archive: unpack it"),
     b"gguf": ("gguf", "a GGUF file, for llama.cpp: get the weights in Hugging Face's layout"),
 }
 
@@ -126,24 +125,16 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 def damage(path: Path) -> tuple[str, str] | None:
     """The kind (see ``model/probe.py``) of an unreadable file and what to say of it, if its bytes tell."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
-            for first, found in FIRST_BYTES.items():
-                if start.lstrip().lower().startswith(first):
-                    return found
-            if not size or (start.startswith(b"PK") and not is_zipfile(path)):
-                return "truncated", f"cut off at {size} bytes: {CUT}"
-            if start.startswith(b"PK") and not any(name.endswith("data.pkl") for name in ZipFile(path).namelist()):
-                return _ARCHIVE
-            if path.suffix == ".safetensors" and start[8:9] == b"{":
-                expected = 8 + int.from_bytes(start[:8], "little")
-                file.seek(8)
-                if expected <= size:
-                    header = json.loads(file.read(expected - 8))
-                    expected += max(entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__")
-                if size < expected:
-                    return "truncated", f"cut off at {size} of {expected} bytes: {CUT}"
+        for first, found in FIRST_BYTES.items():
+            if start.lstrip().lower().startswith(first):
+                return found
+        zipped, tensors = start.startswith(b"PK"), path.suffix == ".safetensors" and start[8:9] == b"{"
+        if not start or tensors or (zipped and not is_zipfile(path)):
+            return "truncated", f"cut off at {path.stat().st_size} bytes: {CUT}"
+        if zipped and not any(name.endswith("data.pkl") for name in ZipFile(path).namelist()):
+            return FIRST_BYTES[b"\x1f\x8b"]
         text = getincrementaldecoder("utf-8")().decode(start).strip()  # the last character may be cut
     except Exception:  # damaged bytes can raise nearly anything
         return None
@@ -233,15 +224,12 @@ def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
         The kind (see ``model/probe.py``), the same in words, and the width of the language model, 0 where it has none.
     """
     models = defaultdict(lambda: "a language model", {4096: "7B", 5120: "13B"})
-
-    def size(name: str) -> tuple[int, ...]:
-        return shapes.get(name, ()) if len(shapes.get(name, ())) == 2 else (0, 0)
-
+    sizes = {name.removeprefix("prompt_learner."): shape for name, shape in shapes.items() if len(shape) == 2}
     if any(name.startswith("modality_trunks.") for name in shapes):
         return "imagebind", f"an ImageBind checkpoint with {len(shapes)} tensors (imagebind_huge.pth has 1311)", 0
-    if width := next((size(name)[1] for name in shapes if name.endswith("base_prompts")), 0):
+    if width := sizes.get("base_prompts", (0, 0))[1]:
         return "anomalygpt", f"an AnomalyGPT delta for {models[width]}: its prompts are {width} wide", width
-    if width := size("llama_proj.weight")[0]:
+    if width := sizes.get("llama_proj.weight", (0, 0))[0]:
         return "pandagpt", f"an upstream PandaGPT delta for {models[width]}: llama_proj is {width} wide", width
     if any(name.startswith("image_decoder.") for name in shapes):
         return "anomalygpt", "an AnomalyGPT delta for maps alone", 0
@@ -252,7 +240,7 @@ def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
         ("llama_meta", "tok_embeddings.weight", "layers."),
     ):
         layers = {name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)}
-        rows, width = size(table)
+        rows, width = sizes.get(table, (0, 0))
         if rows or layers:
             what = f"a language model {width} wide with {rows} tokens" if rows else "a shard of a language model"
             return kind, f"{what} and {len(layers)} layers in this file", width

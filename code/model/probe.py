@@ -88,7 +88,7 @@ def _probe_file(path: Path) -> Probe:
         says = f"by its path the one called {variant[0]}" if variant else "its path does not say which of them"
         what = f"{what}; {says}, and the tensors of all are alike"
     layers = SIZES.get(width, ("", 0))[1]
-    # Of PandaGPT the projection, and A and B of q, k, v and o in each layer; of AnomalyGPT base prompts and convolutions.
+    # Of PandaGPT the projection, and A and B of q, k, v and o in each layer; of AnomalyGPT the prompt learner.
     counts = {"imagebind": ("", 1311), "pandagpt": ("ll", 2 + 8 * layers), "anomalygpt": ("prompt_learner.", 13)}
     prefix, wanted = counts.get(kind, ("", 0))
     present = sum(name.startswith(prefix) for name in shapes)
@@ -129,7 +129,8 @@ def _probe_language_model(folder: Path) -> Probe:
         kind, what = (file.is_file() and damage(file)) or ("language_model", _reason(error, file))
         return Probe(kind, f"a language model's folder, with {file.name}", what)
     rows, width = (*shapes.get("model.embed_tokens.weight", ()), 0, 0)[:2]
-    layers, wanted = {name.split(".")[2] for name in shapes if "layers." in name[:13]}, config.get("num_hidden_layers")
+    layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
+    wanted = config.get("num_hidden_layers")
     fault = f"{len(layers)} of {wanted} layers" if layers and len(layers) != wanted else ""
     if not fault and not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         fault = "no tokeniser: tokenizer.model or tokenizer.json"

@@ -258,7 +258,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], str, str, bool]] = {
     "GGUF": (saved(b"GGUF\x03\x00\x00\x00" + bytes(99), "x.bin"), "gguf", "llama.cpp", False),
     "objects": (saved(pickle.dumps(complex), "x.pt"), "damaged", "never loaded", False),
     "safetensors, cut off": (
-        lambda root: cut(saved({"a": torch.zeros(99)}, "x.safetensors")(root)), "truncated", "of 4", False,
+        lambda root: cut(saved({"a": torch.zeros(99)}, "x.safetensors")(root)), "truncated", "cut off", False,
     ),
     "nothing there": (lambda root: root / "absent.pt", "missing", "", True),
     "empty folder": (lambda root: root, "unknown", "no weight files", True),
