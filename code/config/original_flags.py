@@ -45,7 +45,7 @@ def original_settings(argv: Sequence[str] | None, default: str) -> tuple[list[st
     given, rest = parser.parse_known_args(argv)
     values = {name: value for name, value in vars(given).items() if value and name != "config"}
     saved = Path(given.save_path or "").name
-    config = given.config or (values and (saved if saved in names() else default))
+    config = given.config or ((saved if saved in names() else default) if values else "")
     rest = ["--config", config, *rest] if config else rest
     if not values:
         return rest, []

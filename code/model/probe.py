@@ -153,8 +153,8 @@ def _llama(folder: Path, config: Mapping[str, Any], rows: int, scale: float) -> 
         return "llama_2", f"{which} (max_position_embeddings or rms_norm_eps are Llama 2's)"
     if rows > LLAMA_ROWS:
         return "vicuna_v0", f"Vicuna version 0 ({rows} rows)"
-    if version := re.search(r"vicuna.*v1\.[13]", name):
-        return "vicuna_v1", f"Vicuna v{version[0][-3:]} by its name"
+    if hit := re.search(r"vicuna.*v1\.[13]", name):
+        return "vicuna_v1", f"Vicuna v{hit[0][-3:]} by its name"
     if re.search(r"llama[-_]?\d+b", called):  # _name_or_path names LLaMA in Vicunas that FastChat made, too
         return "llama", "LLaMA without Vicuna's delta, by its folder's name"
     return "llama_or_vicuna", f"LLaMA, Vicuna v1.1, or version 0 without its padding row ({rows} rows); {rest}"
