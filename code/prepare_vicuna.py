@@ -1,4 +1,4 @@
-"""Makes Vicuna version 0 out of LLaMA and LMSYS's delta, in the memory of a shard of 2 GiB and its parts.
+"""Makes Vicuna version 0 out of LLaMA and LMSYS's delta, in about 4 GB of memory and without a GPU.
 
 A run that was stopped goes on when the same command is started again.
 """

@@ -20,7 +20,7 @@ from anomalygpt.weights.fetch import MANIFEST
 
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 2**31
+SHARD_BYTES = 2**30
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # have a row for each token
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Meta's names -> Hugging Face's, and the dimension that is divided among the files; -1: each file holds all.
@@ -48,8 +48,8 @@ class Mapped(NamedTuple):
         return tuple(shape)
 
     def read(self) -> Tensor:
-        """The values in float32 and in Hugging Face's layout, not shared with the file."""
-        value = torch.cat([part.float() for part in self.parts], self.dimension)
+        """The values in Hugging Face's layout; still mapped, where nothing has to be joined or permuted."""
+        value = torch.cat(self.parts, self.dimension) if len(self.parts) > 1 else self.parts[0]
         if self.heads:  # Meta rotates neighbouring rows of a head as pairs, Hugging Face a row of each half
             value = value.view(self.heads, -1, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
         return value
@@ -143,7 +143,7 @@ def _shards(shapes: dict[str, checkpoint.Shape]) -> list[list[str]]:
 
 
 def _sum(name: str, base: dict[str, Mapped], change: dict[str, Mapped]) -> Tensor:
-    total, own = change[name].read(), base[name].read()
+    total, own = change[name].read().to(torch.float32, copy=True), base[name].read()
     total[: len(own)] += own
     if not (total := total.half()).isfinite().all():
         raise CheckpointError(f"{name}: not finite after the sum; a file of LLaMA or of the delta is damaged")
