@@ -88,8 +88,8 @@ def test_metas_rotation_of_neighbours_is_hugging_faces_rotation_of_halves(tmp_pa
         return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(2)
 
     def converted(name: str) -> Tensor:
-        projected = (hidden @ source[f"model.layers.0.self_attn.{name}.weight"].read().float().T).view(positions, heads, side)
-        first, second = projected.chunk(2, dim=-1)
+        projected = hidden @ source[f"model.layers.0.self_attn.{name}.weight"].read().float().T
+        first, second = projected.view(positions, heads, side).chunk(2, dim=-1)
         cos, sin = angles.cos()[:, None], angles.sin()[:, None]
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
