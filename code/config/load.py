@@ -18,6 +18,7 @@ CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # the folder of all weights
 # The last keys of settings that are paths.
 INPUTS, OUTPUTS = ("weights", "path", "root", "conversations", "images", "known_parts"), ("output", "log")
+_typed_paths: set[str] = set()  # those that are not in the current folder
 _REMOVED = ("tiling", "neighbourhood", "distance", "normalise", "foreground", "coreset_share", "coreset_from")
 # Dotted keys of earlier versions and their new names; None for a setting that was removed.
 OLD_NAMES: dict[str, str | None] = {
@@ -50,9 +51,8 @@ def resolve(path: str) -> Path:
 
 
 def nor(path: str) -> str:
-    """For the error about an absent path from a config: the second place where it would have been found."""
-    here = Path.cwd() / Path(path).expanduser()
-    return "" if here.resolve() == resolve(path) else f", nor is {here}"
+    """For the error about an absent path from a config: the place before, where it was looked for if it was typed."""
+    return f", nor is {Path.cwd() / path}" if path in _typed_paths else ""
 
 
 def _typed(value: Any, key: str = "") -> Any:
@@ -64,8 +64,13 @@ def _typed(value: Any, key: str = "") -> Any:
     if key not in (*INPUTS, *OUTPUTS) or not isinstance(value, str) or not value:
         return value
     here, there = (Path.cwd() / Path(value).expanduser()).resolve(), resolve(value)
+    if here == there:
+        return value
     made = key in OUTPUTS and not there.exists() and here.parent.is_dir()
-    return str(here) if here != there and (here.exists() or made or value.startswith(("./", "../"))) else value
+    if here.exists() or made or value.startswith(("./", "../")):
+        return str(here)
+    _typed_paths.add(value)
+    return value
 
 
 def commit() -> str | None:

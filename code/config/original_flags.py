@@ -54,8 +54,10 @@ def original_settings(argv: Sequence[str] | None, default: str) -> tuple[list[st
     deltas = [delta.model_dump(mode="json") for delta in load_config(config).deltas]
     for part, parts in PARTS.items():
         if path := settings.pop(part, None):
-            old = next((delta for delta in deltas if part in delta["parts"]), {"parts": parts})
-            settings["deltas"] = deltas = [delta for delta in deltas if delta is not old] + [old | {"path": path}]
+            if not any(part in delta["parts"] for delta in deltas):
+                deltas.append({"parts": parts})
+            next(delta for delta in deltas if part in delta["parts"])["path"] = path
+            settings["deltas"] = deltas
     if given.deepspeed_config:
         translated, others = _deepspeed(Path(given.deepspeed_config))
         settings, unused = settings | translated, unused + others

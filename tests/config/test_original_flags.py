@@ -154,8 +154,11 @@ def test_shipped_paths_start_at_the_repository_even_where_the_current_folder_has
 def test_error_about_an_absent_path_names_both_places(places) -> None:
     here, home = places
     with pytest.raises(UserError) as error:
-        available("elsewhere/x.pt", "deltas")
+        available(load_config("compact", ["encoder.weights=elsewhere/x.pt"]).encoder.weights, "encoder.weights")
     assert str(home / "elsewhere" / "x.pt") in str(error.value) and f"nor is {here}/elsewhere/x.pt" in str(error.value)
+    with pytest.raises(UserError) as error:
+        available(load_config("imagebind_vicuna7b").encoder.weights, "encoder.weights")
+    assert "nor is" not in str(error.value), "shipped paths start at the repository's root"
 
 
 def test_name_on_the_hub_is_taken_for_a_folder_only_where_there_is_none(places, monkeypatch) -> None:
