@@ -62,8 +62,8 @@ def absent_file(path: Path, nor: str, setting: str, home: Path, experiments: Ite
         command = f": python train.py --config {run}" if run in experiments else ""
         advice = f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"
     elif not set(released).isdisjoint(path.parents):
-        advice = "Put it there as pretrained_ckpt/README.md says, or name another path in the config; "
-        advice += "`--config compact` runs without the paper's weights"
+        advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or name "
+        advice += "another path in the config; `--config compact` runs without the paper's weights"
     else:
         advice = f"The setting {setting} names it"
     return CheckpointError(f"{path}: not there{nor}. {advice}")
