@@ -19,6 +19,8 @@ from anomalygpt.config.settings import (
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
+Kind = Literal["mvtec", "mvtec_ad_2", "visa", "loco", "crack_forest", "mpdd", "btad", "kolektor_sdd", "kolektor_sdd2",
+               "dagm", "real_iad", "coco", "yolo", "labelme", "folder", "csv"]  # fmt: skip
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # NumPy's generators take 32 bits, and each process of a run adds its rank.
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
@@ -120,7 +122,7 @@ class InferenceConfig(Settings):
 class DataSource(Settings):
     """One tree of photos, or for ``csv`` the table that lists them. ``classes`` None takes all."""
 
-    kind: Literal["mvtec", "visa", "loco", "crack_forest", "folder", "csv"]
+    kind: Kind
     root: str
     classes: tuple[str, ...] | None = None
 
