@@ -25,16 +25,41 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 # NumPy's generators take 32 bits, and each process of a run adds its rank.
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
 
+ONLY_NAMES = {"imagebind": "imagebind_huge", "dinov2": "dinov2_vits14"}  # by kind of encoder
 ANOMALYGPT_PARTS: tuple[Part, ...] = ("image_decoder", "prompt_learner")
 
 
 class EncoderConfig(Settings):
-    """The frozen image encoder. ``taps`` are block numbers from 0; None takes the encoder's own."""
+    """The frozen image encoder: docs/new_backbone.md.
 
-    name: Literal["imagebind_huge", "dinov2_vits14"] = "imagebind_huge"
+    Attributes:
+        kind: whose model ``name`` is; ``imagebind_huge`` and ``dinov2_vits14`` need none.
+        weights: the file, with the names of the library of ``kind``.
+        taps: block numbers from 0; None takes the encoder's own.
+        windows: of ``open_clip``: sides, in patches, of windows whose embeddings take the place of taps, for text maps
+            without training.
+    """
+
+    kind: Literal["imagebind", "dinov2", "timm", "open_clip"] = "imagebind"
+    name: str = "imagebind_huge"
     weights: str = "pretrained_ckpt/imagebind_ckpt/imagebind_huge.pth"
     image_size: Positive = 224
     taps: tuple[int, ...] | None = None
+    windows: tuple[Positive, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_kind(cls, values: Any) -> Any:
+        return {"kind": "dinov2"} | values if dict(values).get("name") == ONLY_NAMES["dinov2"] else values
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "EncoderConfig":
+        only = ONLY_NAMES.get(self.kind, self.name)
+        if self.name != only:
+            raise ValueError(f"name {self.name!r}: kind {self.kind} has {only} alone; timm and open_clip have others")
+        if self.windows and (self.kind != "open_clip" or self.taps):
+            raise ValueError("windows are for kind open_clip, in place of taps")
+        return self
 
 
 class LlmConfig(Settings):
@@ -46,6 +71,8 @@ class LlmConfig(Settings):
         model: its name at the endpoint.
         attach_images: sends photo and overlay to the endpoint, for a model that sees.
         timeout: seconds without a word from the endpoint after which it is given up.
+        chat: how turns are marked for a model that is trained here: as in the paper (``vicuna``), or by the chat
+            ``template`` and stop tokens of the model's folder.
     """
 
     weights: str = "pretrained_ckpt/vicuna_ckpt/7b_v0"
@@ -53,6 +80,7 @@ class LlmConfig(Settings):
     model: str | None = None
     attach_images: bool = False
     timeout: Annotated[float, Field(gt=0)] = 60
+    chat: Literal["vicuna", "template"] = "vicuna"
     max_target_tokens: Positive = 1024
     lora: LoraSettings = LoraSettings()
     generation: GenerationSettings = GenerationSettings()
@@ -255,8 +283,8 @@ class ExperimentConfig(Settings):
 
     @model_validator(mode="after")
     def _parts_exist(self) -> "ExperimentConfig":
-        if self.encoder.name == "imagebind_huge" and "states" in self.training.trainable:
-            raise ValueError("training.trainable: 'states' are for encoders without a text tower; ImageBind has one")
+        if self.encoder.kind in ("imagebind", "open_clip") and "states" in self.training.trainable:
+            raise ValueError("training.trainable: 'states' are for encoders without a text tower; this one has it")
         if self.data.findings and {"image_decoder", "states"} & set(self.training.trainable):
             raise ValueError("training.trainable: data.findings has no photos to train image_decoder or states on")
         return self
