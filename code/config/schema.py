@@ -30,14 +30,12 @@ ANOMALYGPT_PARTS: tuple[Part, ...] = ("image_decoder", "prompt_learner")
 
 
 class EncoderConfig(Settings):
-    """The frozen image encoder: docs/new_backbone.md.
+    """The frozen image encoder (docs/new_backbone.md).
 
     Attributes:
         kind: whose model ``name`` is; ``imagebind_huge`` and ``dinov2_vits14`` need none.
-        weights: the file, with the names of the library of ``kind``.
         taps: block numbers from 0; None takes the encoder's own.
-        windows: of ``open_clip``: sides, in patches, of windows whose embeddings take the place of taps, for text maps
-            without training.
+        windows: in place of taps, sides in patches, for CLIP's text maps without training.
     """
 
     kind: Literal["imagebind", "dinov2", "timm", "open_clip"] = "imagebind"
@@ -50,7 +48,8 @@ class EncoderConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _has_a_kind(cls, values: Any) -> Any:
-        return {"kind": "dinov2"} | values if dict(values).get("name") == ONLY_NAMES["dinov2"] else values
+        is_dinov2 = isinstance(values, dict) and values.get("name") == ONLY_NAMES["dinov2"]
+        return {"kind": "dinov2"} | values if is_dinov2 else values
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "EncoderConfig":

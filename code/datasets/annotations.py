@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -28,19 +28,9 @@ from anomalygpt.datasets.tree import is_called, split_called
 from anomalygpt.errors import reading_warning
 from anomalygpt.files import read_yaml
 
-WHAT = "annotations"
-LEVELS_UP = 4  # from a YOLO label to the folder of data.yaml
 Size = tuple[int, int]  # width, height
 Shapes = list[tuple[str, Any]]  # label; points (x, y) in pixels, or COCO's run lengths as a mask (H, W)
-
-
-class Annotated(NamedTuple):
-    """A photo, its split if anything names one, and the file that holds its shapes."""
-
-    image: Path
-    split: Split | None
-    shapes: Shapes
-    source: Path
+Annotated = tuple[Path, Split | None, Shapes, Path]  # photo, split if anything names one, shapes, the file of them
 
 
 def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
@@ -53,14 +43,14 @@ def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
     Raises:
         DatasetError: the file can't be read, or does not hold the photo.
     """
-    with decoding(path, WHAT):
+    with decoding(path, "annotations"):
         if path.suffix == ".txt":
             shapes = _yolo_shapes(path, size)
-        elif "shapes" in (content := _json(path)):
-            size, shapes = (content["imageWidth"], content["imageHeight"]), _labelme_shapes(content)
+        elif photos := _coco_shapes(path):
+            size, shapes = photos[max((name for name in photos if photo.as_posix().endswith(f"/{name}")), key=len)]
         else:
-            named = [name for name in _coco_shapes(path) if photo.as_posix().endswith(f"/{name}")]
-            size, shapes = _coco_shapes(path)[max(named, key=len)]
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            size, shapes = (content["imageWidth"], content["imageHeight"]), _labelme_shapes(content)
         image = Image.new("L", size)
         for _, shape in _defects(shapes):
             if isinstance(shape, np.ndarray):
@@ -71,9 +61,9 @@ def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
 
 
 def index_annotated(
-    read: Callable[[Path], Iterable[Annotated]], root: Path, classes: Sequence[str] | None = None
+    read: Callable[[Path], Iterable[Annotated]], root: Path, classes: Sequence[str] | None = None, name: str = ""
 ) -> list[ImageRecord]:
-    """The photos that ``read`` finds in a folder, as one class that is called as the folder.
+    """The photos that ``read`` finds in a folder, as one class, by default called as the folder.
 
     A photo without shapes is normal. Photos whose split has no name are tested; so are those of ``val`` where there is
     no ``test``.
@@ -82,23 +72,25 @@ def index_annotated(
         DatasetError: no annotations of this kind, one that can't be read, or a photo that is not there.
     """
     root = require_folder(root).resolve()
-    choose_classes(root, [root.name], classes)
-    for cached in (_json, _coco_shapes, _yolo_table):  # files may have changed since
+    name = name or root.name
+    choose_classes(root, [name], classes)
+    for cached in (_coco_shapes, _yolo_table):  # files may have changed since
         cached.cache_clear()
     photos = list(read(root))
-    missing = [photo.image for photo in photos if not photo.image.is_file()]
+    missing = [image for image, *_ in photos if not image.is_file()]
     if missing or not photos:
         what = f"{len(missing)} annotated photos are not there: {first_offenders(missing)}"
         raise DatasetError(f"{root}: {what if missing else 'no annotations of this kind; data/README.md shows them'}")
-    if any(photo.split is None for photo in photos):
+    found = {split for _, split, *_ in photos}
+    if None in found:
         reading_warning(f"{root}: photos outside of files or folders called train or test are tested, and none trains")
-    tested = {"test"} if any(photo.split in (None, "test") for photo in photos) else {"test", "validation"}
+    is_val_tested = not found & {None, "test"}
     records = []
     for image, split, shapes, source in photos:
         kinds = sorted({label for label, _ in _defects(shapes)})
-        where: Split = "test" if split is None or split in tested else split
-        masks = (source,) if kinds else ()
-        records.append(ImageRecord(image, root.name, where, bool(kinds), ",".join(kinds) or GOOD, masks))
+        where: Split = "test" if split is None or (split == "validation" and is_val_tested) else split
+        defect, masks = ",".join(kinds) or GOOD, (source,) if kinds else ()
+        records.append(ImageRecord(image, name, where, bool(kinds), defect, masks))
     return in_order(records)
 
 
@@ -106,22 +98,23 @@ def _coco(root: Path) -> Iterator[Annotated]:
     """``annotations/instances_train2017.json`` with ``train2017/``, or ``train/_annotations.coco.json``."""
     folders = [Path(folder) for folder, _, _ in os.walk(root)]
     for path in sorted([*root.glob("*.json"), *root.glob("*/*.json")]):
-        with decoding(path, WHAT):
-            is_coco = {"images", "annotations", "categories"} <= {*_json(path)}
-            shapes = _coco_shapes(path) if is_coco else {}
+        with decoding(path, "annotations"):
+            shapes = _coco_shapes(path)
         split = _split_in([*path.relative_to(root).parts[:-1], path.stem])
         # A photo of another split may have the same name.
         places = [place for place in folders if _split_in(place.relative_to(root).parts) in (None, split)]
         places.sort(key=lambda place: (place != path.parent, split not in (None, _split_in(place.parts[-1:]))))
         for name, (_, own) in shapes.items():
             image = next((place / name for place in places if (place / name).is_file()), path.parent / name)
-            yield Annotated(image, split, own, path)
+            yield image, split, own, path
 
 
 @lru_cache(maxsize=8)
 def _coco_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
-    """Size and shapes of each photo, by its name."""
-    content = _json(path)
+    """Size and shapes of each photo, by its name; none for another JSON file than COCO's."""
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not {"images", "annotations", "categories"} <= {*content}:
+        return {}
     labels = {category["id"]: str(category["name"]) for category in content["categories"]}
     photos: dict[Any, tuple[Size, Shapes]] = {
         photo["id"]: ((photo["width"], photo["height"]), []) for photo in content["images"]
@@ -158,9 +151,9 @@ def _yolo(root: Path) -> Iterator[Annotated]:
             for image in images:
                 before, inside, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
                 label = Path(f"{before}/labels/{after}" if inside else after)
-                with decoding(label, WHAT):
+                with decoding(label, "annotations"):
                     shapes = _yolo_shapes(label, (1, 1)) if label.is_file() else []
-                yield Annotated(image, split_called(key), shapes, label)
+                yield image, split_called(key), shapes, label
 
 
 @lru_cache(maxsize=64)
@@ -171,7 +164,7 @@ def _yolo_table(folder: Path) -> dict[str, Any] | None:
 
 def _yolo_shapes(path: Path, size: Size) -> Shapes:
     """Of each line the class's number, and centre and size of a box or the points of a polygon, as fractions."""
-    table = next(filter(None, map(_yolo_table, list(path.parents)[:LEVELS_UP])), {"names": {}})
+    table = next(filter(None, map(_yolo_table, list(path.parents)[:4])), {"names": {}})
     names = table["names"] if isinstance(table["names"], dict) else dict(enumerate(table["names"]))
     shapes: Shapes = []
     for number, *rest in (line.split() for line in path.read_text().splitlines() if line.strip()):
@@ -187,13 +180,13 @@ def _labelme(root: Path) -> Iterator[Annotated]:
     """Photos with a JSON file, and those without one, which count as normal."""
     marked: dict[Path, tuple[Shapes, Path]] = {}
     for path in sorted(root.rglob("*.json")):
-        with decoding(path, WHAT):
-            content = _json(path)
+        with decoding(path, "annotations"):
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             if "shapes" in content:
                 photo = path.parent / content["imagePath"].replace("\\", "/")
                 marked[photo.resolve()] = _labelme_shapes(content), path
     for photo in sorted({*find_photos(root, recursive=True), *marked}) if marked else ():
-        yield Annotated(photo, _split_in(photo.parts[len(root.parts) : -1]), *marked.get(photo, ([], photo)))
+        yield photo, _split_in(photo.parts[len(root.parts) : -1]), *marked.get(photo, ([], photo))
 
 
 def _labelme_shapes(content: dict[str, Any]) -> Shapes:
@@ -211,12 +204,6 @@ def _labelme_shapes(content: dict[str, Any]) -> Shapes:
             raise ValueError(f"a shape {kind}; expected polygon, rectangle or circle")
         shapes.append((str(entry["label"]), points))
     return shapes
-
-
-@lru_cache(maxsize=8)
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
-    return content if isinstance(content, dict) else {}
 
 
 def _defects(shapes: Shapes) -> Shapes:

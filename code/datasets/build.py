@@ -8,12 +8,11 @@ from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import DataConfig
 from anomalygpt.datasets.annotations import index_coco, index_labelme, index_yolo
 from anomalygpt.datasets.class_info import ClassInfo, folder_infos
-from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.csv_table import index_csv
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.findings_samples import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
-from anomalygpt.datasets.layouts import index_marked, index_real_iad
+from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs

@@ -1,12 +1,14 @@
-"""Indexes published data sets whose folders don't say what is a defect: KolektorSDD and SDD2, DAGM 2007, Real-IAD."""
+"""Indexes published data sets of other layouts: KolektorSDD and SDD2, DAGM 2007, Real-IAD, CrackForest."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anomalygpt.datasets.masks import read_mask
+from anomalygpt.datasets.annotations import Annotated, index_annotated
+from anomalygpt.datasets.masks import read_cracks, read_mask
 from anomalygpt.datasets.photos import decoding
 from anomalygpt.datasets.records import (
     GOOD,
@@ -96,3 +98,16 @@ def index_real_iad(root: Path, classes: Sequence[str] | None = None) -> list[Ima
     if missing:
         raise DatasetError(f"{root}: {len(missing)} files are not there: {first_offenders(missing)}")
     return in_order(records)
+
+
+def _crack_forest(root: Path) -> Iterator[Annotated]:
+    """CrackForest: photos of roads, and MATLAB files that mark the cracks (Shi et al., 2016); all are tested.
+
+    Photos without such a file (201 and up) show roads with and without cracks: they are left out.
+    """
+    for path in sorted((root / "groundTruth").glob("*.mat")):
+        cracked = read_cracks(path).getbbox() is not None
+        yield root / "image" / f"{path.stem}.jpg", "test", [("crack", ())] if cracked else [], path
+
+
+index_crack_forest = partial(index_annotated, _crack_forest, name="pavement")

@@ -13,7 +13,7 @@ from anomalygpt.config.load import PRETRAINED, home, load_config, names, resolve
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.chat import template_tokenizer
+from anomalygpt.model.chat import TemplateTokenizer
 from anomalygpt.model.checkpoint import (
     PARTS,
     CheckpointError,
@@ -146,16 +146,14 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
             from anomalygpt.model.open_clip_encoder import OpenClip
 
             encoder = OpenClip(config.name, config.image_size, config.taps, config.windows)
-            tower, skipped, advice = encoder.clip, {}, f"docs/new_backbone.md says which file holds {config.name}."
+            tower, skipped, advice = encoder.clip, {}, ""
         else:
             from anomalygpt.model.dinov2 import Dinov2, TimmEncoder
 
-            chosen = (config.image_size, config.taps)
-            encoder = Dinov2(*chosen) if config.kind == "dinov2" else TimmEncoder(config.name, *chosen)
+            chosen, is_fetched = (config.image_size, config.taps), config.kind == "dinov2"
+            encoder = Dinov2(*chosen) if is_fetched else TimmEncoder(config.name, *chosen)
             tower, skipped = encoder.vit, {}
-            advice = "Delete it and run `python fetch_weights.py` to fetch it again."
-            if config.kind == "timm":
-                advice = f"docs/new_backbone.md says which file holds {config.name}."
+            advice = "Delete it and run `python fetch_weights.py` to fetch it again." if is_fetched else ""
     if device != META:
         file = available(config.weights, "encoder.weights")
         if config.kind == "timm":
@@ -177,7 +175,7 @@ def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype:
         llm = AutoModelForCausalLM.from_config(llm_config)
     else:
         folder = available(config.weights, "llm.weights")
-        tokenizer = template_tokenizer(folder) if config.chat == "template" else load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
         llm = load_llm(folder, dtype, device)
         rows = llm.get_input_embeddings().num_embeddings
         if rows < tokenizer.size:

@@ -1,15 +1,14 @@
 """The text around the image: turns -> ids and labels, a chat's history, the end of an answer (specification 6)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from anomalygpt.errors import UserError
 from anomalygpt.model.losses import IGNORE_INDEX
 from anomalygpt.model.tokenizer import HuggingFaceTokenizer, Tokenizer
 
@@ -23,23 +22,16 @@ STOP_SUFFIX = "\n##"  # the part of END_OF_TURN that is generated when it stops 
 
 @dataclass(frozen=True)
 class Layout:
-    """The texts around image, questions and answers; by default those of the paper, after Vicuna.
-
-    Attributes:
-        opening: before a question that is not the first.
-        space: between pieces, where the tokeniser puts one before each.
-        bos: whether the token BOS stands before ``before_image``, which else holds it.
-        stops: tokens that end an answer, beside EOS.
-    """
+    """The texts around image, questions and answers; by default those of the paper, after Vicuna."""
 
     before_image: str = BEFORE_IMAGE
     after_image: str = AFTER_IMAGE
     ask: str = ASK
     end: str = END_OF_TURN
-    opening: str = "Human: "
-    space: str = " "
-    bos: bool = True
-    stops: tuple[int, ...] = ()
+    opening: str = "Human: "  # before a question that is not the first
+    space: str = " "  # between pieces, where the tokeniser puts one before each
+    bos: bool = True  # whether BOS stands before ``before_image``, which else holds it
+    stops: tuple[int, ...] = ()  # tokens that end an answer, beside EOS
 
 
 def layout_of(tokenizer: Tokenizer) -> Layout:
@@ -52,35 +44,17 @@ class TemplateTokenizer(HuggingFaceTokenizer):
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer)
-        roles = (("user", "QUESTION"), ("assistant", "ANSWER"), ("user", "NEXT"))
-        messages = [{"role": role, "content": text} for role, text in roles]
+        turns = (("user", "QUESTION"), ("assistant", "ANSWER"), ("user", "NEXT"))
+        messages = [{"role": role, "content": text} for role, text in turns]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, _, rest = text.partition("QUESTION")
-        ask, _, rest = rest.partition("ANSWER")
-        between, _, _ = rest.partition("NEXT")
+        before, ask, between, _ = re.split("QUESTION|ANSWER|NEXT", text)
         ends = [between.index(token) + len(token) for token in tokenizer.get_added_vocab() if token in between]
-        end = between[: min(ends)] if ends else tokenizer.eos_token
+        end, opening = (between[: min(ends)], between[min(ends) :]) if ends else (tokenizer.eos_token, between)
         stops = tuple(self.encode(end)[-1:])
-        opening = between[len(end) :] if ends else between
         self.layout = Layout(f"{before}{IMAGE[0]}", IMAGE[1], ask, end, opening, space="", bos=False, stops=stops)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []
-
-
-def template_tokenizer(folder: Path) -> TemplateTokenizer:
-    """The tokeniser and chat template of a language model's folder.
-
-    Raises:
-        UserError: the folder has none, or a damaged one.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return TemplateTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # tokenizers and jinja2 raise no common one
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: llm.chat=template found no tokeniser with a chat template ({reason})") from error
 
 
 class Turn(Protocol):

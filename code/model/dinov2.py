@@ -28,8 +28,8 @@ class TimmEncoder(nn.Module):
     def __init__(self, name: str, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         try:
-            self.vit: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
-            depth, patch = len(self.vit.blocks), self.vit.patch_embed.patch_size[0]
+            vit: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+            depth, patch = len(vit.blocks), vit.patch_embed.patch_size[0]
         except (TypeError, AttributeError) as error:
             message = f"encoder.name {name!r}: expected a Vision Transformer that takes images of any size"
             raise UserError(f"{message}; timm.list_models('vit_*') has them") from error
@@ -37,16 +37,17 @@ class TimmEncoder(nn.Module):
             raise UserError(
                 f"encoder.name {name!r}: no model of timm{did_you_mean(name, timm.list_models())}"
             ) from error
+        self.vit = vit
         if image_size % patch:
             raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {patch}")
         self.spec = ImageSpec(
             size=image_size,
-            mean=self.vit.pretrained_cfg["mean"],
-            std=self.vit.pretrained_cfg["std"],
+            mean=vit.pretrained_cfg["mean"],
+            std=vit.pretrained_cfg["std"],
             grid=image_size // patch,
-            tap_width=self.vit.embed_dim,
+            tap_width=vit.embed_dim,
             taps=tapped_blocks(taps, depth),
-            embed_width=self.vit.num_features,
+            embed_width=vit.num_features,
             any_size=True,
         )
 

@@ -14,20 +14,15 @@ from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 
 
 class OpenClip(nn.Module):
-    """A CLIP model with a Vision Transformer.
+    """A CLIP model with a plain Vision Transformer, of the image size that its weights have positions for.
 
-    Its taps are raw block outputs, on which the image decoder is trained, or with ``windows`` embeddings in the joint
-    space, whose text maps need no training, in the manner of WinCLIP (Jeong et al., CVPR 2023): each window of patches
-    is encoded by itself, and a patch gets the mean embedding of the windows that hold it.
-
-    Args:
-        name: the model's, as open_clip lists it.
-        image_size: side of the input in pixels, the model's own.
-        taps: see :func:`tapped_blocks`.
-        windows: sides in patches, a tap each.
+    Its taps are raw block outputs, see :func:`tapped_blocks`, on which the image decoder is trained. Or there is one
+    for each of ``windows``, sides in patches: embeddings in the joint space, whose text maps need no training. In the
+    manner of WinCLIP (Jeong et al., CVPR 2023) each window is encoded by itself, and a patch gets the mean of those
+    around it.
 
     Raises:
-        UserError: no such model, no Vision Transformer of open_clip's own, another image size, or wrong ``taps``.
+        UserError: no such model, one of another kind, another image size, or wrong ``taps``.
     """
 
     def __init__(
@@ -35,16 +30,15 @@ class OpenClip(nn.Module):
     ) -> None:
         super().__init__()
         if name not in open_clip.list_models():
-            raise UserError(
-                f"encoder.name {name!r}: no model of open_clip{did_you_mean(name, open_clip.list_models())}"
-            )
+            hint = did_you_mean(name, open_clip.list_models())
+            raise UserError(f"encoder.name {name!r}: no model of open_clip{hint}")
         logging.disable(logging.WARNING)  # that it has no weights yet
         try:
             device = torch.empty(0).device  # ``meta`` inside of torch.device("meta")
             self.clip: Any = open_clip.create_model(name, load_weights=False, pretrained_text=False, device=device)
         finally:
             logging.disable(logging.NOTSET)
-        tower = self.clip.visual
+        tower: Any = self.clip.visual
         if not isinstance(tower, open_clip.transformer.VisionTransformer) or tower.attn_pool is not None:
             raise UserError(f"encoder.name {name!r}: expected a plain Vision Transformer, such as ViT-B-16")
         if tower.image_size != (image_size, image_size):
@@ -63,7 +57,7 @@ class OpenClip(nn.Module):
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, S, S) -> taps of (B, P * P, width) and a unit embedding (B, D)."""
-        tower = self.clip.visual
+        tower: Any = self.clip.visual
         tokens = tower._embeds(images)
         wanted = [0] if self.windows else list(self.spec.taps)
         last, blocks = tower.transformer.forward_intermediates(tokens, indices=wanted)

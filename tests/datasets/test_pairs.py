@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.dialogue import Wording
+from anomalygpt.datasets.layouts import index_crack_forest
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.photos import load_image

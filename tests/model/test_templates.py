@@ -13,7 +13,8 @@ from anomalygpt.errors import UserError
 from anomalygpt.inference.language_models import PromptedModel
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.build import build_model
-from anomalygpt.model.chat import chat_prompt, template_tokenizer, training_batch
+from anomalygpt.model.chat import TemplateTokenizer, chat_prompt, training_batch
+from anomalygpt.model.tokenizer import load_tokenizer
 from tests.helpers import Said
 from tests.inference.test_chat_models import TEMPLATES, write_chat_model
 from tests.training.test_train import ok, train
@@ -40,7 +41,7 @@ def family(request, tmp_path_factory):
 
 
 def test_the_pieces_of_a_chat_are_the_templates_text(family):
-    tokenizer = template_tokenizer(family.folder)
+    tokenizer = load_tokenizer(family.folder, TemplateTokenizer)
     layout, hf = tokenizer.layout, tokenizer._tokenizer
     messages = [{"role": "assistant" if turn.role == "assistant" else "user", "content": turn.text} for turn in TURNS]
     expected = hf.apply_chat_template(messages[:3], tokenize=False, add_generation_prompt=True)
@@ -98,8 +99,8 @@ def write_vit(path):
 
 def test_a_folder_without_a_template_is_refused(tmp_path):
     folder = write_chat_model(tmp_path, "qwen2", template=False)
-    with pytest.raises(UserError, match=r"llm\.chat=template found no tokeniser with a chat template"):
-        template_tokenizer(folder)
+    with pytest.raises(UserError, match="holds no tokeniser: expected tokenizer.json with a chat template"):
+        load_tokenizer(folder, TemplateTokenizer)
 
 
 @pytest.mark.slow
