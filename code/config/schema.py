@@ -179,6 +179,8 @@ class DataConfig(PhotoSettings):
         drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
+        unreadable: what happens to photos that can't be read, which is found before the first step: ``skip`` leaves
+            them out, and counts them; ``refuse`` does not train.
         workers: processes that prepare a training process's batches, and as many its instructions; 0: no processes.
     """
 
@@ -192,6 +194,7 @@ class DataConfig(PhotoSettings):
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     follow_up_questions: bool = False
     description_share: Fraction = 0.7
+    unreadable: Literal["skip", "refuse"] = "skip"
     workers: Annotated[int, Field(ge=0)] = 4
 
 
@@ -223,6 +226,7 @@ class TrainingConfig(Settings):
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
         picture_every: how often, in steps, held-back photos are drawn with target, map and answer.
         keep_checkpoints: how many of the last checkpoints stay on disk.
+        tracker: a library that gets the run's numbers, beside its folder and TensorBoard.
         output: the run's folder.
     """
 
@@ -246,6 +250,7 @@ class TrainingConfig(Settings):
     validate_every: Positive = 500
     validation_pairs: Positive = 64
     picture_every: Positive = 500
+    tracker: Literal["wandb", "mlflow", "trackio"] | None = None
     output: str = "runs/imagebind_vicuna7b"
 
     @property

@@ -164,7 +164,8 @@ def _yolo_table(folder: Path) -> dict[str, Any] | None:
 
 def _yolo_shapes(path: Path, size: Size) -> Shapes:
     """Of each line the class's number, and centre and size of a box or the points of a polygon, as fractions."""
-    table = next(filter(None, map(_yolo_table, list(path.parents)[:4])), {"names": {}})
+    tables = map(_yolo_table, list(path.parents)[:4])
+    table: dict[str, Any] = next(filter(None, tables), {"names": {}})
     names = table["names"] if isinstance(table["names"], dict) else dict(enumerate(table["names"]))
     shapes: Shapes = []
     for number, *rest in (line.split() for line in path.read_text().splitlines() if line.strip()):

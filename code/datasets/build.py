@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from anomalygpt.config.load import resolve
@@ -16,8 +18,8 @@ from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
-from anomalygpt.datasets.photos import configure
-from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.photos import configure, load_image
+from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
@@ -71,8 +73,36 @@ def build_cards(config: DataConfig) -> dict[str, ClassInfo]:
     return infos
 
 
-def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tuple[TrainingPairs, TrainingPairs | None]:
+def readable(records: Sequence[ImageRecord], *, refuse: bool) -> list[ImageRecord]:
+    """The records whose photos can be decoded; the others are left out, counted in the log, or refused.
+
+    Raises:
+        DatasetError: with ``refuse``, one can't be.
+    """
+
+    def fault(record: ImageRecord) -> str | None:
+        try:
+            load_image(record.image)
+        except DatasetError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as threads:
+        faults = list(threads.map(fault, records))
+    if any(faults):
+        message = f"{len(records) - faults.count(None)} photos can't be read: {first_offenders(filter(None, faults))}"
+        if refuse:
+            raise DatasetError(message)
+        logger.warning("%s; left out", message)
+    return [record for record, wrong in zip(records, faults, strict=True) if wrong is None]
+
+
+def build_pairs(
+    config: DataConfig, transform: ImageTransform, seed: int, *, decode_all: bool = False
+) -> tuple[TrainingPairs, TrainingPairs | None]:
     """Training pairs of the kind that ``config.defects`` names, and held-back ones, None where there can be none.
+
+    ``decode_all``: every photo is read once, and ``config.unreadable`` applies; else none is read.
 
     Simulated defects: photos are held back from the training split, or come from the data set's own validation split;
     never from the test split. Real defects are taken from every split, the test split too: measure such a model on
@@ -83,12 +113,13 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
     for line in overview(records, with_masks=config.defects == "real"):
         logger.info(line)
     infos = build_cards(config)
+    checked = partial(readable, refuse=config.unreadable == "refuse") if decode_all else list
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
     if config.defects == "real":
         unmarked = sum(record.is_anomalous and not record.masks for record in records)
         if unmarked:
             logger.warning("%d defect photos without a mask are left out", unmarked)
-        train, held_back = supervised_split(records, config.validation_share, seed)
+        train, held_back = map(checked, supervised_split(records, config.validation_share, seed))
         kinds = {record.is_anomalous for record in held_back}
         if len(kinds) == 1:
             lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
@@ -96,7 +127,7 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
             logger.warning(message, len(held_back), lacking)
         validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
         return SupervisedPairs(train, transform, seed, wording), validation
-    train, held_back = normal_split(records, config.validation_share, seed)
+    train, held_back = map(checked, normal_split(records, config.validation_share, seed))
     if not train:
         raise DatasetError("data.sources hold no normal training photos (train/good)")
     changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}

@@ -81,7 +81,5 @@ def load_tokenizer(folder: Path, kind: Callable[[Any], Tokenizer] | None = None)
     try:
         return (kind or HuggingFaceTokenizer)(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # the tokenizers library raises no narrower one for a damaged file
-        expected = (
-            "tokenizer.json with a chat template" if kind else "tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
-        )
+        expected = "one with a chat template" if kind else "tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
         raise UserError(f"{folder} holds no tokeniser: expected {expected}") from error

@@ -60,19 +60,6 @@ def test_pairs_do_not_depend_on_the_number_of_workers(train_records, all_records
         assert_same(first, second)
 
 
-def test_photo_that_can_not_be_read_is_replaced_and_reported(train_records, transform, tmp_path, capsys):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(train_records[0].image.read_bytes()[:60])
-    records = [replace(train_records[0], image=broken), *train_records[1:]]
-    dataset = SimulatedPairs(records, transform, seed=3)
-    samples = [dataset[index] for index in range(len(dataset))]
-    assert torch.equal(samples[0].normal.image, samples[1].normal.image)
-    assert f"warning: {broken}: cannot be read" in capsys.readouterr().err
-    alone = SimulatedPairs(records[:1], transform, seed=3)
-    with pytest.raises(DatasetError, match="broken"):
-        alone[0]
-
-
 def test_running_workers_follow_the_epoch(train_records, transform):
     dataset = SimulatedPairs(train_records, transform, seed=3)
     loader = DataLoader(dataset, 2, num_workers=1, collate_fn=collate_pairs, persistent_workers=True)
