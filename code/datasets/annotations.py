@@ -29,7 +29,7 @@ from anomalygpt.errors import reading_warning
 from anomalygpt.files import read_yaml
 
 Size = tuple[int, int]  # width, height
-Shapes = list[tuple[str, Any]]  # label; points (x, y) in pixels, or COCO's run lengths as a mask (H, W)
+Shapes = list[tuple[str, Any]]  # label; numbers x, y, x, y … in pixels, or COCO's run lengths as a mask (H, W)
 Annotated = tuple[Path, Split | None, Shapes, Path]  # photo, split if anything names one, shapes, the file of them
 
 
@@ -128,7 +128,7 @@ def _coco_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
             shapes: list[Any] = [pixels.reshape(drawn["size"][::-1]).T]
         else:
             left, top, width, height = entry.get("bbox") or (0, 0, 0, 0)
-            shapes = [_points(polygon) for polygon in drawn or ()] or [_box(left, top, left + width, top + height)]
+            shapes = drawn or [_box(left, top, left + width, top + height)]
         photos[entry["image_id"]][1].extend((labels[entry["category_id"]], shape) for shape in shapes)
     return {photo["file_name"]: photos[photo["id"]] for photo in content["images"]}
 
@@ -169,10 +169,12 @@ def _yolo_shapes(path: Path, size: Size) -> Shapes:
     names = table["names"] if isinstance(table["names"], dict) else dict(enumerate(table["names"]))
     shapes: Shapes = []
     for number, *rest in (line.split() for line in path.read_text().splitlines() if line.strip()):
-        points = _points([float(value) * size[at % 2] for at, value in enumerate(rest)])
-        if len(points) == 2:
-            (x, y), (width, height) = points
+        points = [float(value) * size[at % 2] for at, value in enumerate(rest)]
+        if len(points) == 4:
+            x, y, width, height = points
             points = _box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        elif len(points) < 6 or len(points) % 2:
+            raise ValueError(f"{len(points)} numbers after a class; expected 4 of a box or pairs of a polygon")
         shapes.append((str(names.get(int(number), f"class {number}")), points))
     return shapes
 
@@ -193,14 +195,13 @@ def _labelme(root: Path) -> Iterator[Annotated]:
 def _labelme_shapes(content: dict[str, Any]) -> Shapes:
     shapes: Shapes = []
     for entry in content["shapes"]:
-        kind, points = entry.get("shape_type") or "polygon", [(float(x), float(y)) for x, y in entry["points"]]
+        kind, points = entry.get("shape_type") or "polygon", [number for point in entry["points"] for number in point]
         if kind == "rectangle":
-            (left, *_, right), (top, *_, bottom) = (sorted(numbers) for numbers in zip(*points, strict=True))
-            points = _box(left, top, right, bottom)
+            points = _box(min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
         elif kind == "circle":
-            (x, y), radius = points[0], math.dist(*points)
-            angles = [step * math.pi / 32 for step in range(64)]
-            points = [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
+            x, y, radius = *points[:2], math.dist(points[:2], points[2:])
+            circle = ((radius * math.cos(step / 10), radius * math.sin(step / 10)) for step in range(63))
+            points = [number for dx, dy in circle for number in (x + dx, y + dy)]
         elif kind != "polygon":
             raise ValueError(f"a shape {kind}; expected polygon, rectangle or circle")
         shapes.append((str(entry["label"]), points))
@@ -217,13 +218,9 @@ def _split_in(parts: Iterable[str]) -> Split | None:
     return next((split for word in words if word and (split := split_called(word))), None)
 
 
-def _box(left: float, top: float, right: float, bottom: float) -> list[tuple[float, float]]:
+def _box(left: float, top: float, right: float, bottom: float) -> list[float]:
     right, bottom = max(left, right - 1), max(top, bottom - 1)  # a filled polygon includes its border
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]
-
-
-def _points(numbers: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
+    return [left, top, right, top, right, bottom, left, bottom]
 
 
 index_coco, index_yolo, index_labelme = (partial(index_annotated, read) for read in (_coco, _yolo, _labelme))

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from anomalygpt.config.load import resolve
@@ -73,11 +72,11 @@ def build_cards(config: DataConfig) -> dict[str, ClassInfo]:
     return infos
 
 
-def readable(records: Sequence[ImageRecord], *, refuse: bool) -> list[ImageRecord]:
-    """The records whose photos can be decoded; the others are left out, counted in the log, or refused.
+def readable(records: Sequence[ImageRecord], policy: str) -> list[ImageRecord]:
+    """The records whose photos can be decoded; the others are left out, and counted in the log.
 
     Raises:
-        DatasetError: with ``refuse``, one can't be.
+        DatasetError: one can't be, with the ``policy`` refuse.
     """
 
     def fault(record: ImageRecord) -> str | None:
@@ -91,7 +90,7 @@ def readable(records: Sequence[ImageRecord], *, refuse: bool) -> list[ImageRecor
         faults = list(threads.map(fault, records))
     if any(faults):
         message = f"{len(records) - faults.count(None)} photos can't be read: {first_offenders(filter(None, faults))}"
-        if refuse:
+        if policy == "refuse":
             raise DatasetError(message)
         logger.warning("%s; left out", message)
     return [record for record, wrong in zip(records, faults, strict=True) if wrong is None]
@@ -113,13 +112,13 @@ def build_pairs(
     for line in overview(records, with_masks=config.defects == "real"):
         logger.info(line)
     infos = build_cards(config)
-    checked = partial(readable, refuse=config.unreadable == "refuse") if decode_all else list
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
     if config.defects == "real":
         unmarked = sum(record.is_anomalous and not record.masks for record in records)
         if unmarked:
             logger.warning("%d defect photos without a mask are left out", unmarked)
-        train, held_back = map(checked, supervised_split(records, config.validation_share, seed))
+        parts = supervised_split(records, config.validation_share, seed)
+        train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
         kinds = {record.is_anomalous for record in held_back}
         if len(kinds) == 1:
             lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
@@ -127,7 +126,8 @@ def build_pairs(
             logger.warning(message, len(held_back), lacking)
         validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
         return SupervisedPairs(train, transform, seed, wording), validation
-    train, held_back = map(checked, normal_split(records, config.validation_share, seed))
+    parts = normal_split(records, config.validation_share, seed)
+    train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
     if not train:
         raise DatasetError("data.sources hold no normal training photos (train/good)")
     changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}

@@ -44,11 +44,12 @@ class TemplateTokenizer(HuggingFaceTokenizer):
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer)
-        turns = (("user", "QUESTION"), ("assistant", "ANSWER"), ("user", "NEXT"))
+        turns = (("user", "\ue000"), ("assistant", "\ue001"), ("user", "\ue002"))  # letters that no template has
         messages = [{"role": role, "content": text} for role, text in turns]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, ask, between, _ = re.split("QUESTION|ANSWER|NEXT", text)
-        ends = [between.index(token) + len(token) for token in tokenizer.get_added_vocab() if token in between]
+        before, ask, between, _ = re.split("[\ue000-\ue002]", text)
+        marks = [token for token in tokenizer.get_added_vocab() if token.strip() and token in between]
+        ends = [between.index(token) + len(token) for token in marks]
         end, opening = (between[: min(ends)], between[min(ends) :]) if ends else (tokenizer.eos_token, between)
         stops = tuple(self.encode(end)[-1:])
         self.layout = Layout(f"{before}{IMAGE[0]}", IMAGE[1], ask, end, opening, space="", bos=False, stops=stops)

@@ -41,8 +41,11 @@ class OpenClip(nn.Module):
         tower: Any = self.clip.visual
         if not isinstance(tower, open_clip.transformer.VisionTransformer) or tower.attn_pool is not None:
             raise UserError(f"encoder.name {name!r}: expected a plain Vision Transformer, such as ViT-B-16")
-        if tower.image_size != (image_size, image_size):
-            raise UserError(f"encoder.image_size {image_size}: {name} has positions for {tower.image_size[0]} pixels")
+        if tower.image_size != (image_size, image_size) or max(windows, default=0) > tower.grid_size[0]:
+            sizes = f"{tower.image_size[0]} pixels in {tower.grid_size[0]} patches"
+            raise UserError(
+                f"encoder.image_size {image_size}, windows {list(windows)}: {name} has positions for {sizes}"
+            )
         self.tokenize, self.windows = open_clip.get_tokenizer(name), tuple(windows)
         self.spec = ImageSpec(
             size=image_size,

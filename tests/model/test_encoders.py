@@ -99,8 +99,10 @@ def test_open_clip_gives_its_own_tokens_and_embeddings(clip):
     sentences = ["a photo of a flawless screw.", "a photo of a screw with damage."]
     tokens = open_clip.get_tokenizer("tiny-clip")(sentences)
     assert torch.allclose(encoder.encode_text(sentences), original.encode_text(tokens, normalize=True), atol=1e-6)
-    with pytest.raises(UserError, match="tiny-clip has positions for 32 pixels"):
+    with pytest.raises(UserError, match="tiny-clip has positions for 32 pixels in 4 patches"):
         build(**settings | {"image_size": 64})
+    with pytest.raises(UserError, match=r"windows \[5\]: tiny-clip has positions for 32 pixels in 4 patches"):
+        build(**settings, windows=(5,))
 
 
 @torch.no_grad()
