@@ -74,7 +74,7 @@ class PromptedModel:
         """The tokens up to the end of the turn."""
         new: list[int] = []
         for token in tokens:
-            if token in (self.model.tokenizer.eos_id, *layout_of(self.model.tokenizer).stops):
+            if token == self.model.tokenizer.eos_id:
                 return
             new.append(token)
             yield token

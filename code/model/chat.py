@@ -57,6 +57,9 @@ class TemplateTokenizer(HuggingFaceTokenizer):
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return super().decode([token for token in ids if token not in self.layout.stops])
+
 
 class Turn(Protocol):
     """One side's part of a conversation."""
@@ -133,10 +136,11 @@ def ends_turn(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
     """Whether the newest of the generated ids ends the assistant's turn.
 
     LLaMA's END_OF_TURN ends in the tokens ``##`` and ``#``; the released rule stops at the first ``##`` (id 2277).
-    Any other tokeniser stops when the text itself ends in the mark.
+    Any other tokeniser stops when the text itself ends in the mark, one with a chat template at the template's own token.
     """
-    if not ids:
-        return False
+    stops = layout_of(tokenizer).stops
+    if not ids or stops:
+        return bool(ids) and ids[-1] in stops
     # Enough tokens to hold the mark whatever the vocabulary; decoding the whole answer each step would be quadratic.
     tail = tokenizer.decode(ids[-len(END_OF_TURN) - 1 :])
     if tail.endswith((END_OF_TURN, STOP_SUFFIX)):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anomalygpt.config.settings import GenerationSettings, LoraSettings
 from anomalygpt.errors import UserError
-from anomalygpt.model.chat import answer_text, ends_turn, layout_of
+from anomalygpt.model.chat import answer_text, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes, shapes_of
 from anomalygpt.model.tokenizer import Tokenizer
 
@@ -154,7 +154,7 @@ def generate(
     Returns:
         B answers, without the end-of-turn mark.
     """
-    done, stops = [False] * len(embeds), [tokenizer.eos_id, *layout_of(tokenizer).stops]
+    done = [False] * len(embeds)
 
     def turn_ended(ids: Tensor, scores: Any, **_: Any) -> Tensor:
         for number, row in enumerate(ids.tolist()):
@@ -169,7 +169,7 @@ def generate(
         attention_mask=attention,
         max_new_tokens=settings.max_new_tokens,
         stopping_criteria=[turn_ended],
-        eos_token_id=stops,
+        eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
         bos_token_id=tokenizer.bos_id,
         **sampling,
@@ -177,6 +177,6 @@ def generate(
     )
     answers = []
     for row in ids.tolist():
-        end = next((at for at, token in enumerate(row) if token in stops), len(row))
+        end = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
         answers.append(answer_text(row[:end], tokenizer))
     return answers

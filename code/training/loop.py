@@ -95,8 +95,6 @@ class Trainer:
         step = checkpoints.load_state(self.engine, self.folder, self.process)
         self._best = checkpoints.BestWeights(self.folder, self.process, resumed=step > 0)
         self._log = MetricsLog(self.folder, step) if self.process.is_main else None
-        if self._log:
-            self._track = start_tracker(self.config)
         batches = partial(
             endless_batches,
             batch_size=self.settings.micro_batch_size,
@@ -105,6 +103,8 @@ class Trainer:
             workers=self.config.data.workers,
             start=step * self.accumulation,
         )
+        if self.process.is_main:
+            self._track = start_tracker(self.config)
         with ExitStack() as stack:  # an error must end the loader processes, too
             collate = collate_findings if self.config.data.findings else collate_pairs
             pairs = stack.enter_context(closing(batches(self.data.train, collate)))
