@@ -136,7 +136,7 @@ def ends_turn(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
     """Whether the newest of the generated ids ends the assistant's turn.
 
     LLaMA's END_OF_TURN ends in the tokens ``##`` and ``#``; the released rule stops at the first ``##`` (id 2277).
-    Any other tokeniser stops when the text itself ends in the mark, one with a chat template at the template's own token.
+    Any other tokeniser stops when the text itself ends in the mark, with a chat template at that template's token.
     """
     stops = layout_of(tokenizer).stops
     if not ids or stops:
