@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from anomalygpt.evaluation.protocol import Cell, Plan
     from anomalygpt.evaluation.words import WordsResult
 
-KINDS = ("mvtec", "visa", "loco", "crack_forest", "folder", "csv")
+KINDS = ("mvtec", "mvtec_ad_2", "visa", "loco", "crack_forest", "mpdd", "btad", "kolektor_sdd", "kolektor_sdd2", "dagm",
+         "real_iad", "coco", "yolo", "labelme", "folder", "csv")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -114,7 +114,7 @@ def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
     if config.data.findings:
         train, validation = build_findings(config.data, spec.embed_width, config.seed)
     else:
-        train, validation = build_pairs(config.data, transform, config.seed)
+        train, validation = build_pairs(config.data, transform, config.seed, decode_all=True)
     instructions = build_instructions(config.data, transform) if settings.answers else None
     model = build_model(config, process.device, with_llm=settings.answers)
     table = parameter_table(model, trainable_parts(model, settings.trainable))
@@ -130,7 +130,7 @@ def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
     unit = "conversations" if config.data.findings else "pairs"
     logger.info("%d training %s, %d steps of %d", len(train), unit, steps, settings.batch_size)
     micro_steps = 1 if instructions is None else 2
-    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps))
+    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps), steps)
     return Trainer(engine, Data(train, validation, instructions), config, process, resolve(settings.output), steps)
 
 

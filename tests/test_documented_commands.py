@@ -45,6 +45,8 @@ NEEDS = {
     "--data ROOT": "any data set",
     "python train.py --config train_mvtec  ": "MVTec-AD, Vicuna and a GPU",
     "train_compact_1_map": "MVTec-AD, and days",
+    "--config train_backbone": "weights that are not fetched: tests/model/test_templates.py",
+    "--config winclip": "CLIP's weights: tests/model/test_encoders.py",
     "train_compact_3_words": "an hour",
     "check_weights.py": "the paper's weights, else it ends with 1",
     "prepare_vicuna.py": "LLaMA: tests/weights/test_vicuna.py",

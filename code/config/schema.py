@@ -19,20 +19,46 @@ from anomalygpt.config.settings import (
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
+Kind = Literal["mvtec", "mvtec_ad_2", "visa", "loco", "crack_forest", "mpdd", "btad", "kolektor_sdd", "kolektor_sdd2",
+               "dagm", "real_iad", "coco", "yolo", "labelme", "folder", "csv"]  # fmt: skip
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # NumPy's generators take 32 bits, and each process of a run adds its rank.
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
 
+ONLY_NAMES = {"imagebind": "imagebind_huge", "dinov2": "dinov2_vits14"}  # by kind of encoder
 ANOMALYGPT_PARTS: tuple[Part, ...] = ("image_decoder", "prompt_learner")
 
 
 class EncoderConfig(Settings):
-    """The frozen image encoder. ``taps`` are block numbers from 0; None takes the encoder's own."""
+    """The frozen image encoder (docs/new_backbone.md).
 
-    name: Literal["imagebind_huge", "dinov2_vits14"] = "imagebind_huge"
+    Attributes:
+        kind: whose model ``name`` is; ``imagebind_huge`` and ``dinov2_vits14`` need none.
+        taps: block numbers from 0; None takes the encoder's own.
+        windows: in place of taps, sides in patches, for CLIP's text maps without training.
+    """
+
+    kind: Literal["imagebind", "dinov2", "timm", "open_clip"] = "imagebind"
+    name: str = "imagebind_huge"
     weights: str = "pretrained_ckpt/imagebind_ckpt/imagebind_huge.pth"
     image_size: Positive = 224
     taps: tuple[int, ...] | None = None
+    windows: tuple[Positive, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_kind(cls, values: Any) -> Any:
+        is_dinov2 = isinstance(values, dict) and values.get("name") == ONLY_NAMES["dinov2"]
+        return {"kind": "dinov2"} | values if is_dinov2 else values
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "EncoderConfig":
+        only = ONLY_NAMES.get(self.kind, self.name)
+        if self.name != only:
+            raise ValueError(f"name {self.name!r}: kind {self.kind} has {only} alone; timm and open_clip have others")
+        if self.windows and (self.kind != "open_clip" or self.taps):
+            raise ValueError("windows are for kind open_clip, in place of taps")
+        return self
 
 
 class LlmConfig(Settings):
@@ -44,6 +70,8 @@ class LlmConfig(Settings):
         model: its name at the endpoint.
         attach_images: sends photo and overlay to the endpoint, for a model that sees.
         timeout: seconds without a word from the endpoint after which it is given up.
+        chat: how turns are marked for a model that is trained here: as in the paper (``vicuna``), or by the chat
+            ``template`` and stop tokens of the model's folder.
     """
 
     weights: str = "pretrained_ckpt/vicuna_ckpt/7b_v0"
@@ -51,6 +79,7 @@ class LlmConfig(Settings):
     model: str | None = None
     attach_images: bool = False
     timeout: Annotated[float, Field(gt=0)] = 60
+    chat: Literal["vicuna", "template"] = "vicuna"
     max_target_tokens: Positive = 1024
     lora: LoraSettings = LoraSettings()
     generation: GenerationSettings = GenerationSettings()
@@ -120,7 +149,7 @@ class InferenceConfig(Settings):
 class DataSource(Settings):
     """One tree of photos, or for ``csv`` the table that lists them. ``classes`` None takes all."""
 
-    kind: Literal["mvtec", "visa", "loco", "crack_forest", "folder", "csv"]
+    kind: Kind
     root: str
     classes: tuple[str, ...] | None = None
 
@@ -150,6 +179,8 @@ class DataConfig(PhotoSettings):
         drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
+        unreadable: what happens to photos that can't be read, which is found before the first step: ``skip`` leaves
+            them out, and counts them; ``refuse`` does not train.
         workers: processes that prepare a training process's batches, and as many its instructions; 0: no processes.
     """
 
@@ -163,6 +194,7 @@ class DataConfig(PhotoSettings):
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     follow_up_questions: bool = False
     description_share: Fraction = 0.7
+    unreadable: Literal["skip", "refuse"] = "skip"
     workers: Annotated[int, Field(ge=0)] = 4
 
 
@@ -194,6 +226,7 @@ class TrainingConfig(Settings):
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
         picture_every: how often, in steps, held-back photos are drawn with target, map and answer.
         keep_checkpoints: how many of the last checkpoints stay on disk.
+        tracker: a library that gets the run's numbers, beside its folder and TensorBoard.
         output: the run's folder.
         log: the folder of TensorBoard's events; None: ``tensorboard`` in the run's folder.
     """
@@ -218,6 +251,7 @@ class TrainingConfig(Settings):
     validate_every: Positive = 500
     validation_pairs: Positive = 64
     picture_every: Positive = 500
+    tracker: Literal["wandb", "mlflow", "trackio"] | None = None
     output: str = "runs/imagebind_vicuna7b"
     log: str | None = None
 
@@ -255,8 +289,8 @@ class ExperimentConfig(Settings):
 
     @model_validator(mode="after")
     def _parts_exist(self) -> "ExperimentConfig":
-        if self.encoder.name == "imagebind_huge" and "states" in self.training.trainable:
-            raise ValueError("training.trainable: 'states' are for encoders without a text tower; ImageBind has one")
+        if self.encoder.kind in ("imagebind", "open_clip") and "states" in self.training.trainable:
+            raise ValueError("training.trainable: 'states' are for encoders without a text tower; this one has it")
         if self.data.findings and {"image_decoder", "states"} & set(self.training.trainable):
             raise ValueError("training.trainable: data.findings has no photos to train image_decoder or states on")
         return self

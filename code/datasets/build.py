@@ -2,21 +2,23 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from anomalygpt.config.load import nor, resolve
 from anomalygpt.config.schema import DataConfig
+from anomalygpt.datasets.annotations import index_coco, index_labelme, index_yolo
 from anomalygpt.datasets.class_info import ClassInfo, folder_infos
-from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.csv_table import index_csv
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.findings_samples import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
+from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
-from anomalygpt.datasets.photos import configure
-from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.photos import configure, load_image
+from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
@@ -31,7 +33,12 @@ INDEXERS: Mapping[str, Indexer] = {
     "visa": index_visa,
     "loco": index_loco,
     "crack_forest": index_crack_forest,
-    "folder": index_tree,
+    **dict.fromkeys(("mvtec_ad_2", "mpdd", "btad", "folder"), index_tree),
+    **dict.fromkeys(("kolektor_sdd", "kolektor_sdd2", "dagm"), index_marked),
+    "real_iad": index_real_iad,
+    "coco": index_coco,
+    "yolo": index_yolo,
+    "labelme": index_labelme,
     "csv": index_csv,
 }
 
@@ -68,8 +75,36 @@ def build_cards(config: DataConfig) -> dict[str, ClassInfo]:
     return infos
 
 
-def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tuple[TrainingPairs, TrainingPairs | None]:
+def readable(records: Sequence[ImageRecord], policy: str) -> list[ImageRecord]:
+    """The records whose photos can be decoded; the others are left out, and counted in the log.
+
+    Raises:
+        DatasetError: one can't be, with the ``policy`` refuse.
+    """
+
+    def fault(record: ImageRecord) -> str | None:
+        try:
+            load_image(record.image)
+        except DatasetError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as threads:
+        faults = list(threads.map(fault, records))
+    if any(faults):
+        message = f"{len(records) - faults.count(None)} photos can't be read: {first_offenders(filter(None, faults))}"
+        if policy == "refuse":
+            raise DatasetError(message)
+        logger.warning("%s; left out", message)
+    return [record for record, wrong in zip(records, faults, strict=True) if wrong is None]
+
+
+def build_pairs(
+    config: DataConfig, transform: ImageTransform, seed: int, *, decode_all: bool = False
+) -> tuple[TrainingPairs, TrainingPairs | None]:
     """Training pairs of the kind that ``config.defects`` names, and held-back ones, None where there can be none.
+
+    ``decode_all``: every photo is read once, and ``config.unreadable`` applies; else none is read.
 
     Simulated defects: photos are held back from the training split, or come from the data set's own validation split;
     never from the test split. Real defects are taken from every split, the test split too: measure such a model on
@@ -85,7 +120,8 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
         unmarked = sum(record.is_anomalous and not record.masks for record in records)
         if unmarked:
             logger.warning("%d defect photos without a mask are left out", unmarked)
-        train, held_back = supervised_split(records, config.validation_share, seed)
+        parts = supervised_split(records, config.validation_share, seed)
+        train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
         kinds = {record.is_anomalous for record in held_back}
         if len(kinds) == 1:
             lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
@@ -93,7 +129,8 @@ def build_pairs(config: DataConfig, transform: ImageTransform, seed: int) -> tup
             logger.warning(message, len(held_back), lacking)
         validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
         return SupervisedPairs(train, transform, seed, wording), validation
-    train, held_back = normal_split(records, config.validation_share, seed)
+    parts = normal_split(records, config.validation_share, seed)
+    train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
     if not train:
         raise DatasetError("data.sources hold no normal training photos (train/good)")
     changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}

@@ -1,4 +1,4 @@
-"""PandaGPT's visual instructions: conversations about everyday photos (Su et al., 2023; specification 7)."""
+"""Conversations about everyday photos (specification 7): PandaGPT's or LLaVA's JSON list, or ms-swift's JSON lines."""
 
 import json
 import logging
@@ -47,10 +47,10 @@ def collate_instructions(samples: Sequence[InstructionSample]) -> InstructionBat
 
 
 class Instructions(Dataset[InstructionSample]):
-    """The conversations of a JSON list whose photos exist, in the list's order.
+    """The conversations of a file whose photos exist, in its order; those about no photo or several are left out.
 
     Args:
-        conversations: the JSON file.
+        conversations: a JSON list, or with the ending ``.jsonl`` an entry per line.
         images: the folder of its photos. Conversations whose photo is missing are left out and counted in the log.
         turns: ``first`` keeps the first question and answer, as the paper does, ``all`` every turn.
 
@@ -67,9 +67,11 @@ class Instructions(Dataset[InstructionSample]):
         self._packed = bytearray()
         self._ends = array("q")
         present = {path.name for path in self.images.iterdir()}
-        missing = []
+        missing, without = [], 0
         try:
-            entries = json.loads(Path(conversations).read_text(encoding="utf-8-sig"))
+            text = Path(conversations).read_text(encoding="utf-8-sig")
+            by_line = Path(conversations).suffix == ".jsonl"
+            entries = [json.loads(line) for line in text.split("\n") if line.strip()] if by_line else json.loads(text)
         except FileNotFoundError:
             raise DatasetError(f"{conversations}: no such file") from None
         except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
@@ -78,14 +80,18 @@ class Instructions(Dataset[InstructionSample]):
             raise DatasetError(f"{conversations}: expected a JSON list, found a {type(entries).__name__}")
         for number, entry in enumerate(entries, start=1):
             name, texts = _parse_entry(entry, f"{conversations}: entry {number}", turns)
-            if name in present or ("/" in name and (self.images / name).is_file()):
+            if name is None:
+                without += 1
+            elif name in present or ("/" in name and (self.images / name).is_file()):
                 self._packed += json.dumps([name, *texts]).encode()
                 self._ends.append(len(self._packed))
             else:
                 missing.append(name)
         if not self._ends:
-            reason = f"{len(missing)} photos are missing, the first is {missing[0]}" if missing else "the list is empty"
+            reason = f"{len(missing)} photos are missing, the first is {missing[0]}" if missing else "none names one"
             raise DatasetError(f"{conversations}: no conversation whose photo is in {self.images}; {reason}")
+        if without:
+            logger.warning("%s: %d conversations are about no photo, or several; left out", conversations, without)
         if missing:
             total = len(missing) + len(self._ends)
             logger.warning("%d of %d photos are missing in %s; left out", len(missing), total, self.images)
@@ -101,22 +107,28 @@ class Instructions(Dataset[InstructionSample]):
         return InstructionSample(self.transform(load_image(self.images / name, PhotoSettings())), turns)
 
 
-def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str, list[str]]:
-    """The photo's name, and the texts of human and assistant in turn."""
+def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str | None, list[str]]:
+    """The photo's name, None for no photo or several, and the texts of human and assistant in turn."""
     if not isinstance(entry, dict):
         raise DatasetError(f"{where} is a {type(entry).__name__}; {EXPECTED}")
-    name = entry.get("image_name", entry.get("image"))
-    turns = entry.get("conversation", entry.get("conversations"))
-    if not isinstance(name, str) or not name:
-        raise DatasetError(f"{where} names no photo; {EXPECTED}")
-    if not isinstance(turns, list) or len(turns) < 2:
+    photos = next((entry[key] for key in ("image_name", "image", "images") if entry.get(key)), None)
+    name = photos[0] if isinstance(photos, list) and len(photos) == 1 else photos
+    name = name.get("path") if isinstance(name, dict) else name
+    turns = next((entry[key] for key in ("conversation", "conversations", "messages") if key in entry), None)
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise DatasetError(f"{where} has no conversation; {EXPECTED}")
+    turns = [turn for turn in turns if turn.get("from", turn.get("role")) != "system"]
+    if not isinstance(name, str):
+        return None, []
+    if len(turns) < 2:
         raise DatasetError(f"{where} ({name}) has no question and answer; {EXPECTED}")
     texts = []
     for at, turn in enumerate(turns[: 2 if choice == "first" else len(turns) - len(turns) % 2]):
-        place, role = f"{where} ({name}), turn {at + 1}", "gpt" if at % 2 else "human"
-        if not isinstance(turn, dict) or turn.get("from") != role or not isinstance(turn.get("value"), str):
-            raise DatasetError(f"{place} is not of the form {{'from': '{role}', 'value': text}}")
-        texts.append(turn["value"].replace("<image>", "").strip())
+        place, roles = f"{where} ({name}), turn {at + 1}", ("gpt", "assistant") if at % 2 else ("human", "user")
+        text = turn.get("value", turn.get("content"))
+        if turn.get("from", turn.get("role")) not in roles or not isinstance(text, str):
+            raise DatasetError(f"{place} is not of the form {{'from': '{roles[0]}', 'value': text}}")
+        texts.append(text.replace("<image>", "").strip())
         if not texts[-1]:
             raise DatasetError(f"{place} has no text")
     return name, texts

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
+from anomalygpt.datasets.annotations import draw_shapes
 from anomalygpt.datasets.photos import decoding, load_image
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.transforms import binary_image
@@ -44,7 +45,7 @@ def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
     """
     if not record.masks:
         raise DatasetError(f"{record.image}: has no mask")
-    read = [_on_photo(record, path, *page) for path in record.masks for page in _pages(path)]
+    read = [_on_photo(record, path, *page) for path in record.masks for page in _pages(path, record.image)]
     sizes = sorted({f"{image.width} x {image.height}" for image, _ in read})
     if len(sizes) != 1:
         raise DatasetError(f"{record.masks[0].parent}: expected masks of one size, found {', '.join(sizes)}")
@@ -66,10 +67,15 @@ def values_of(path: Path) -> Values:
     return np.asarray(ImageOps.exif_transpose(_open(path)[0]))
 
 
-def _pages(path: Path) -> Iterator[tuple[Image.Image, str, bool]]:
+def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str, bool]]:
     """Each page's marked pixels as mode L, how they were read, and whether the file says which way is up."""
     if path.suffix.lower() == ".mat":
         yield read_cracks(path), f"segments {' and '.join(map(str, CRACK_SEGMENTS))}", False
+        return
+    if path.suffix.lower() in (".json", ".txt"):
+        (width, height), orientation = _stored_size(photo)
+        size = (height, width) if orientation >= 5 else (width, height)
+        yield draw_shapes(path, photo, size), f"shapes in {path.suffix.lower()}", False
         return
     for page in _open(path):
         levels, coding = _levels(page, path)

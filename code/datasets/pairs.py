@@ -19,7 +19,6 @@ from anomalygpt.datasets.regions import position_name, positions_of
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
 from anomalygpt.datasets.synthesis import Pixels, nsa_settings, simulate
 from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform
-from anomalygpt.errors import reading_warning
 
 PatchSource = Literal["same", "any"]
 
@@ -66,22 +65,7 @@ class _Pairs(Dataset[SamplePair]):
         return np.random.default_rng([self.seed, int(self._shared_epoch[0]), *numbers])
 
     def _pixels(self, index: int) -> Pixels:
-        """The photo of a record as the model sees it, uint8 (S, S, 3).
-
-        Another normal photo of its class takes the place of a normal one that can't be read.
-        """
-        record = self.records[index]
-        alike = [index] if record.is_anomalous else self._normal_of_class[record.class_name]
-        start = alike.index(index)
-        *first, last = *alike[start:], *alike[:start]
-        for other in first:
-            try:
-                return self._read(other)
-            except DatasetError as error:
-                reading_warning(f"{error}; left out, another photo takes its place")
-        return self._read(last)
-
-    def _read(self, index: int) -> Pixels:
+        """The photo of a record as the model sees it, uint8 (S, S, 3)."""
         return np.array(self.transform.shown(load_image(self.records[index].image, self.photo_settings)))
 
     def _sample(
@@ -94,10 +78,10 @@ class _Pairs(Dataset[SamplePair]):
         rng: np.random.Generator,
     ) -> AnomalySample:
         """A sample of the record's class; ``target`` is (S, S), ``positions`` and ``defect`` as in :class:`Wording`."""
-        name = self.records[index].class_name
+        name, photo = self.records[index].class_name, str(self.records[index].image)
         turns = self.wording.conversation(name, positions, float(target.mean()), defect, rng)
         mask = torch.from_numpy(target.astype(np.float32))[None]  # (1, S, S)
-        return AnomalySample(self.transform.normalise(pixels), mask, name, turns, bool(target.any()))
+        return AnomalySample(self.transform.normalise(pixels), mask, name, turns, bool(target.any()), photo)
 
 
 class SimulatedPairs(_Pairs):

@@ -93,7 +93,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def decoding(path: Path) -> Iterator[None]:
+def decoding(path: Path, what: str = "an image") -> Iterator[None]:
     """Turns what decoders raise, which on damaged bytes is nearly anything, into a DatasetError."""
     try:
         yield
@@ -104,7 +104,7 @@ def decoding(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
-        raise DatasetError(f"{path}: cannot be read as an image ({reason[:200]})") from error
+        raise DatasetError(f"{path}: cannot be read as {what} ({reason[:200]})") from error
 
 
 def _register_heif(path: Path) -> None:

@@ -27,6 +27,7 @@ class AnomalySample:
     class_name: str
     turns: tuple[Turn, ...]
     is_anomalous: bool
+    photo: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class AnomalyBatch(Batch):
         masks: (2B, 1, S, S) float32 in {0, 1}.
         class_names, conversations: 2B each.
         references: (B, 3, S, S) float32, one per pair; None where not every pair has one.
+        photos: the files of the defects, or of what they are simulated on, B.
     """
 
     images: Tensor
@@ -76,6 +78,7 @@ class AnomalyBatch(Batch):
     class_names: list[str]
     conversations: list[tuple[Turn, ...]]
     references: Tensor | None
+    photos: tuple[str, ...] = ()
 
 
 def collate_pairs(pairs: Sequence[SamplePair]) -> AnomalyBatch:
@@ -88,4 +91,5 @@ def collate_pairs(pairs: Sequence[SamplePair]) -> AnomalyBatch:
         class_names=[sample.class_name for sample in samples],
         conversations=[sample.turns for sample in samples],
         references=torch.stack(references) if len(references) == len(pairs) else None,
+        photos=tuple(pair.defect.photo for pair in pairs),
     )

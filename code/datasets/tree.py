@@ -168,7 +168,7 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
     for other in (sub for sub in subs if splits and sub not in splits):
         if is_called(other.name, "masks") or is_called(other.name, "perhaps_masks"):
             mask_folders.append(other)
-        elif list_images(other):
+        elif list_images(other) and not is_called(other.name, "hidden"):
             reading_warning(f"{other}: photos that are not read; {EXPECTED}")
     for loose in (outer for outer in splits if list_images(outer)):
         reading_warning(f"{loose}: photos that are not read; expected them in {loose.name}/{GOOD} or /<defect>")

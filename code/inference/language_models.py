@@ -12,7 +12,7 @@ from anomalygpt.datasets.findings import Findings
 from anomalygpt.datasets.findings_dialogue import clean_question, with_findings
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, ends_turn
+from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, ends_turn, layout_of
 from anomalygpt.model.generation import ConversationCache, growing_text, stream_tokens
 
 History = Sequence[tuple[str, str]]  # earlier (question, answer) pairs about a photo
@@ -85,7 +85,7 @@ class PromptedModel:
         """Findings, earlier turns and the question, encoded as the model was trained."""
         tokenizer = self.model.tokenizer
         if findings is None:
-            return tokenizer.encode(chat_prompt(history, question))
+            return tokenizer.encode(chat_prompt(history, question, layout_of(tokenizer)))
         questions = [clean_question(asked) for asked in (*(earlier for earlier, _ in history), question)]
         questions[0] = with_findings(questions[0], findings)
         turns = [Turn("human", questions[0])]

@@ -27,7 +27,7 @@ from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.results import ImageResult, Prediction, Reason, prediction
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
-from anomalygpt.model.chat import chat_prompt
+from anomalygpt.model.chat import chat_prompt, layout_of
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import calibrate_map
 
@@ -226,7 +226,7 @@ class Predictor:
         turns = [*history, (question, "")]
         if self.settings.findings == "prompt":
             turns[0] = (with_findings(turns[0][0], image.findings), turns[0][1])
-        return chat_prompt(turns[:-1], turns[-1][0])
+        return chat_prompt(turns[:-1], turns[-1][0], layout_of(self.model.tokenizer))
 
     def answer(self, image: ImageResult, question: str, history: History = ()) -> str:
         """The language model's own answer, which is not checked.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, TextBatch, Turn, text_batch, training_batch
+from anomalygpt.model.chat import TextBatch, Turn, layout_of, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map, calibrate_map
 from anomalygpt.model.llm import generate
@@ -96,15 +96,15 @@ class AnomalyGPT(nn.Module):
 
     def prompt_embeds(self, features: ImageFeatures, maps: Tensor) -> Tensor:
         """The embeddings before the text: BOS, the image and the 18 prompts (specification 6) -> (B, N, D_l)."""
-        embed, tokenizer = self._embedding(), self.tokenizer
+        embed, tokenizer, layout = self._embedding(), self.tokenizer, layout_of(self.tokenizer)
 
         def words(ids: list[int]) -> Tensor:
-            return embed(torch.tensor(ids, device=embed.weight.device)).expand(len(features), -1, -1)
+            return embed(torch.tensor(ids, dtype=torch.long, device=embed.weight.device)).expand(len(features), -1, -1)
 
         pieces = [
-            words([tokenizer.bos_id, *tokenizer.encode(BEFORE_IMAGE)]),
+            words([tokenizer.bos_id] * layout.bos + tokenizer.encode(layout.before_image)),
             self.llama_proj(features.embedding.to(self.llama_proj.weight.dtype)).unsqueeze(1),  # (B, 1, D_l)
-            words(tokenizer.encode(AFTER_IMAGE)),
+            words(tokenizer.encode(layout.after_image)),
             self.prompt_learner(maps),
         ]
         return torch.cat([piece.to(embed.weight.dtype) for piece in pieces], dim=1)

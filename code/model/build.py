@@ -14,11 +14,13 @@ from anomalygpt.config.load import PRETRAINED, home, load_config, names, nor, re
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
+from anomalygpt.model.chat import TemplateTokenizer
 from anomalygpt.model.checkpoint import (
     PARTS,
     CheckpointError,
     absent_file,
     delta_shapes,
+    file_shapes,
     load_delta,
     load_module,
     part_of,
@@ -104,7 +106,7 @@ def build_model(
     encoder = build_encoder(config.encoder, device, dtype)
     spec = encoder.spec
     with META if device == META else nullcontext():
-        decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
+        decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps), identity=spec.joint_taps).to(device)
         has_text = isinstance(encoder, TextImageEncoder)
         states = PromptEnsemble(encoder) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
         answering = _build_llm(llm, spec.embed_width, device, dtype) if llm else {}
@@ -116,7 +118,8 @@ def build_model(
     loaded: set[str] = set()
     for delta, file in zip(needed, files, strict=True):
         loaded |= {*load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
-    untrained = [part for part in PARTS if part not in loaded and delta_shapes(model, [part])]
+    works_untrained = ["image_decoder"] if spec.joint_taps else []
+    untrained = [part for part in PARTS if part not in [*loaded, *works_untrained] and delta_shapes(model, [part])]
     if untrained:
         logger.warning("no file in `deltas` holds %s: initialised at random", ", ".join(untrained))
     if model.has_llm and merge_lora:
@@ -132,22 +135,33 @@ def image_spec(config: EncoderConfig) -> ImageSpec:
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen image encoder with its weights; on ``meta`` without them."""
     encoder: Any
-    with META:
-        if config.name == "imagebind_huge":
+    # Only these two have no buffers outside of their files, which would stay without values.
+    with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
+        if config.kind == "imagebind":
             from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
             from anomalygpt.model.imagebind.names import skipped_shapes
 
             encoder = ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
             tower, skipped = encoder, skipped_shapes()
             advice = "Get the complete imagebind_huge.pth (4.5 GB) as pretrained_ckpt/README.md says."
-        else:
-            from anomalygpt.model.dinov2 import Dinov2
+        elif config.kind == "open_clip":
+            from anomalygpt.model.open_clip_encoder import OpenClip
 
-            encoder = Dinov2(config.image_size, config.taps)
+            encoder = OpenClip(config.name, config.image_size, config.taps, config.windows)
+            tower, skipped, advice = encoder.clip, {}, ""
+        else:
+            from anomalygpt.model.dinov2 import Dinov2, TimmEncoder
+
+            chosen, is_fetched = (config.image_size, config.taps), config.kind == "dinov2"
+            encoder = Dinov2(*chosen) if is_fetched else TimmEncoder(config.name, *chosen)
             tower, skipped = encoder.vit, {}
-            advice = "Delete it and run `python fetch_weights.py` to fetch it again."
+            advice = "Delete it and run `python fetch_weights.py` to fetch it again." if is_fetched else ""
     if device != META:
-        load_module(tower, available(config.weights, "encoder.weights"), device, dtype, skipped, advice)
+        file = available(config.weights, "encoder.weights")
+        if config.kind == "timm":
+            skipped = {name: shape for name, shape in file_shapes(file).items() if name.startswith("head.")}
+        load_module(tower, file, device, dtype, skipped, advice)
+        encoder.to(device, dtype)
     return encoder.requires_grad_(False).eval()
 
 
@@ -163,7 +177,7 @@ def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype:
         llm = AutoModelForCausalLM.from_config(llm_config)
     else:
         folder = available(config.weights, "llm.weights")
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
         llm = load_llm(folder, dtype, device)
         rows = llm.get_input_embeddings().num_embeddings
         if rows < tokenizer.size:

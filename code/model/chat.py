@@ -1,21 +1,64 @@
 """The text around the image: turns -> ids and labels, a chat's history, the end of an answer (specification 6)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.model.losses import IGNORE_INDEX
-from anomalygpt.model.tokenizer import Tokenizer
+from anomalygpt.model.tokenizer import HuggingFaceTokenizer, Tokenizer
 
-BEFORE_IMAGE = "### Human: <Img>"
-AFTER_IMAGE = "</Img> "
+IMAGE = ("<Img>", "</Img> ")  # around the image's token
+BEFORE_IMAGE = "### Human: " + IMAGE[0]
+AFTER_IMAGE = IMAGE[1]
 ASK = "\n### Assistant:"
 END_OF_TURN = "\n###"
 STOP_SUFFIX = "\n##"  # the part of END_OF_TURN that is generated when it stops at LLaMA's token ``##``
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The texts around image, questions and answers; by default those of the paper, after Vicuna."""
+
+    before_image: str = BEFORE_IMAGE
+    after_image: str = AFTER_IMAGE
+    ask: str = ASK
+    end: str = END_OF_TURN
+    opening: str = "Human: "  # before a question that is not the first
+    space: str = " "  # between pieces, where the tokeniser puts one before each
+    bos: bool = True  # whether BOS stands before ``before_image``, which else holds it
+    stops: tuple[int, ...] = ()  # tokens that end an answer, beside EOS
+
+
+def layout_of(tokenizer: Tokenizer) -> Layout:
+    """How a language model's chats are laid out."""
+    return getattr(tokenizer, "layout", Layout())
+
+
+class TemplateTokenizer(HuggingFaceTokenizer):
+    """A tokeniser whose texts follow its chat template. Nothing is put before a piece, and special tokens are read."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        turns = (("user", "\ue000"), ("assistant", "\ue001"), ("user", "\ue002"))  # letters that no template has
+        messages = [{"role": role, "content": text} for role, text in turns]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        before, ask, between, _ = re.split("[\ue000-\ue002]", text)
+        marks = [token for token in tokenizer.get_added_vocab() if token.strip() and token in between]
+        ends = [between.index(token) + len(token) for token in marks]
+        end, opening = (between[: min(ends)], between[min(ends) :]) if ends else (tokenizer.eos_token, between)
+        stops = tuple(self.encode(end)[-1:])
+        self.layout = Layout(f"{before}{IMAGE[0]}", IMAGE[1], ask, end, opening, space="", bos=False, stops=stops)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return super().decode([token for token in ids if token not in self.layout.stops])
 
 
 class Turn(Protocol):
@@ -47,12 +90,13 @@ def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[
     """
     ids: list[int] = []
     labels: list[int] = []
+    layout = layout_of(tokenizer)
     for number, turn in enumerate(turns):
         expected = ("human", "assistant")[number % 2]
         if turn.role != expected:
             raise ValueError(f"turn {number + 1} of the conversation is {turn.role!r}; expected {expected!r}")
-        opening = "Human: " if number and turn.role == "human" else ""
-        piece = tokenizer.encode(opening + turn.text + (ASK if turn.role == "human" else END_OF_TURN))
+        opening = layout.opening if number and turn.role == "human" else ""
+        piece = tokenizer.encode(opening + turn.text + (layout.ask if turn.role == "human" else layout.end))
         ids += piece
         labels += [IGNORE_INDEX] * len(piece) if turn.role == "human" else piece
     return ids, labels
@@ -69,13 +113,15 @@ def text_batch(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos: int) ->
     """B pairs of ids and labels -> a batch, padded with EOS on the right."""
     ids = pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True, padding_value=eos)
     labels = pad_sequence([torch.tensor(labels) for _, labels in rows], batch_first=True, padding_value=IGNORE_INDEX)
-    return TextBatch(ids=ids, attention=(ids != eos).long(), labels=labels)
+    attention = pad_sequence([torch.ones(len(row), dtype=torch.long) for row, _ in rows], batch_first=True)
+    return TextBatch(ids=ids, attention=attention, labels=labels)
 
 
-def chat_prompt(history: Sequence[tuple[str, str]], question: str) -> str:
+def chat_prompt(history: Sequence[tuple[str, str]], question: str, layout: Layout = Layout()) -> str:
     """Earlier (question, answer) pairs and the new question as the one string that the model continues."""
-    earlier = "".join(f"{q}{ASK} {a}{END_OF_TURN} Human: " for q, a in history)
-    return f"{earlier}{question}{ASK}"
+    space, opening = layout.space, layout.opening
+    earlier = "".join(f"{q}{layout.ask}{space}{a}{layout.end}{space}{opening}" for q, a in history)
+    return f"{earlier}{question}{layout.ask}"
 
 
 def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
@@ -90,10 +136,11 @@ def ends_turn(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
     """Whether the newest of the generated ids ends the assistant's turn.
 
     LLaMA's END_OF_TURN ends in the tokens ``##`` and ``#``; the released rule stops at the first ``##`` (id 2277).
-    Any other tokeniser stops when the text itself ends in the mark.
+    Any other tokeniser stops when the text itself ends in the mark, with a chat template at that template's token.
     """
-    if not ids:
-        return False
+    stops = layout_of(tokenizer).stops
+    if not ids or stops:
+        return bool(ids) and ids[-1] in stops
     # Enough tokens to hold the mark whatever the vocabulary; decoding the whole answer each step would be quadratic.
     tail = tokenizer.decode(ids[-len(END_OF_TURN) - 1 :])
     if tail.endswith((END_OF_TURN, STOP_SUFFIX)):

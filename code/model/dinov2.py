@@ -1,4 +1,4 @@
-"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) as an encoder, through timm. It has no text tower."""
+"""Vision Transformers of timm as encoders, DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) among them. They read no text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,44 +7,59 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, did_you_mean
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 
 TIMM_NAME = "vit_small_patch14_dinov2.lvd142m"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-PATCH, WIDTH, DEPTH = 14, 384, 12
 
 
-class Dinov2(nn.Module):
-    """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm.
+class TimmEncoder(nn.Module):
+    """A Vision Transformer. The taps are raw block outputs; the embedding is pooled as its classifier would.
 
     Args:
-        image_size: side of the input in pixels, a multiple of 14.
+        name: the model's, as timm lists it.
+        image_size: side of the input in pixels, a multiple of the patch.
         taps: see :func:`tapped_blocks`.
 
     Raises:
-        UserError: the size is no multiple of the patch, or ``taps`` are wrong.
+        UserError: no such model, not one whose blocks all have one width, a wrong size, or wrong ``taps``.
     """
 
-    def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
+    def __init__(self, name: str, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         super().__init__()
-        if image_size % PATCH:
-            raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {PATCH}")
+        try:
+            vit: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+            depth, patch = len(vit.blocks), vit.patch_embed.patch_size[0]
+        except (TypeError, AttributeError) as error:
+            message = f"encoder.name {name!r}: expected a Vision Transformer that takes images of any size"
+            raise UserError(f"{message}; timm.list_models('vit_*') has them") from error
+        except RuntimeError as error:
+            raise UserError(
+                f"encoder.name {name!r}: no model of timm{did_you_mean(name, timm.list_models())}"
+            ) from error
+        self.vit = vit
+        if image_size % patch:
+            raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {patch}")
         self.spec = ImageSpec(
             size=image_size,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            grid=image_size // PATCH,
-            tap_width=WIDTH,
-            taps=tapped_blocks(taps, DEPTH),
-            embed_width=WIDTH,
+            mean=vit.pretrained_cfg["mean"],
+            std=vit.pretrained_cfg["std"],
+            grid=image_size // patch,
+            tap_width=vit.embed_dim,
+            taps=tapped_blocks(taps, depth),
+            embed_width=vit.num_features,
             any_size=True,
         )
-        self.vit: Any = timm.create_model(TIMM_NAME, pretrained=False, num_classes=0, dynamic_img_size=True)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""
+        """Normalised images (B, 3, S, S) -> taps of (B, P * P, width) and a unit embedding (B, D)."""
         last, taps = self.vit.forward_intermediates(images, indices=list(self.spec.taps), output_fmt="NLC", norm=False)
-        # Only the class token of the last block is normalised; the taps stay raw.
-        return ImageFeatures(taps=tuple(taps), embedding=F.normalize(last[:, 0], dim=-1))
+        # Only the tokens of the last block are normalised; the taps stay raw.
+        return ImageFeatures(tuple(taps), F.normalize(self.vit.forward_head(last, pre_logits=True), dim=-1))
+
+
+class Dinov2(TimmEncoder):
+    """DINOv2 ViT-S/14: taps of (B, (S / 14)^2, 384), an embedding of (B, 384)."""
+
+    def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
+        super().__init__(TIMM_NAME, image_size, taps)

@@ -22,6 +22,7 @@ class ImageSpec:
     taps: tuple[int, ...]
     embed_width: int
     any_size: bool = False  # whether other sides, multiples of the patch size, are supported as well
+    joint_taps: bool = False  # whether the taps are in the joint space of embedding and text, D wide
 
     @property
     def patch(self) -> int:

@@ -30,9 +30,12 @@ class ImageDecoder(nn.Module):
     One linear layer per tap projects into the joint space; the released names are ``image_decoder.fc.i``.
     """
 
-    def __init__(self, tap_width: int, joint_width: int, num_taps: int) -> None:
+    def __init__(self, tap_width: int, joint_width: int, num_taps: int, *, identity: bool = False) -> None:
         super().__init__()
         self.fc = nn.ModuleList(FloatLinear(tap_width, joint_width) for _ in range(num_taps))
+        for layer in self.fc if identity else ():  # taps that are in the joint space already
+            nn.init.eye_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, taps: Sequence[Tensor], states: Tensor, size: int) -> Tensor:
         """Probabilities of normal and abnormal for each pixel, per layer.

@@ -1,6 +1,6 @@
 """The language model's tokeniser: text in, ids out, nothing added."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,18 +68,18 @@ class HuggingFaceTokenizer:
         return text.removeprefix(" ")
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokeniser of a language model's folder: SentencePiece if there is a ``tokenizer.model``.
+def load_tokenizer(folder: Path, kind: Callable[[Any], Tokenizer] | None = None) -> Tokenizer:
+    """The tokeniser of a language model's folder: SentencePiece if there is a ``tokenizer.model``, or of a ``kind``.
 
     Raises:
         UserError: the folder has no tokeniser, or a damaged one.
     """
-    if (folder / "tokenizer.model").is_file():
+    if kind is None and (folder / "tokenizer.model").is_file():
         return SentencePieceTokenizer(folder / "tokenizer.model")
     from transformers import AutoTokenizer
 
     try:
-        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        return (kind or HuggingFaceTokenizer)(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # the tokenizers library raises no narrower one for a damaged file
-        expected = "expected tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
-        raise UserError(f"{folder} holds no tokeniser: {expected}") from error
+        expected = "one with a chat template" if kind else "tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
+        raise UserError(f"{folder} holds no tokeniser: expected {expected}") from error

@@ -4,10 +4,12 @@ import logging
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import PolynomialLR
 
 from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import UserError
@@ -15,7 +17,7 @@ from anomalygpt.errors import UserError
 
 @contextmanager
 def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
-    """Turns a full GPU's error into a :class:`UserError` that names the settings that need less memory."""
+    """Turns the errors of a full GPU, and of a process that has lost another, into a :class:`UserError`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -30,6 +32,12 @@ def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
         less = ", ".join(hint for hint, helps in hints.items() if helps)
         full = f"the GPU's memory is full ({str(error).split('. ')[0]})"
         raise UserError(f"{full}. These need less: {less}; --dry-run estimates it") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if not any(words in reason for words in ("gloo", "NCCL", "Connection closed", "Connection reset")):
+            raise
+        advice = "the launcher's report names it; start the same command again to go on from the last checkpoint"
+        raise UserError(f"another process of this run was lost ({reason[:100]}); {advice}") from error
 
 
 def accumulation_steps(settings: TrainingConfig, world_size: int) -> int:
@@ -64,13 +72,16 @@ def deepspeed_config(
     chosen, offloads = settings.optimizer, settings.offloads
     # torch_adam: DeepSpeed's fused Adam is compiled at the first start; PyTorch's needs no compiler.
     adam = {"lr": chosen.lr, "betas": list(chosen.betas), "eps": chosen.eps, "weight_decay": chosen.weight_decay}
+    warmup = warmup_steps(settings, total_steps)
     schedule = {
         "warmup_min_lr": 0.0,
         "warmup_max_lr": chosen.lr,
-        "warmup_num_steps": warmup_steps(settings, total_steps),
+        "warmup_num_steps": warmup,
         "warmup_type": "linear",
         "total_num_steps": total_steps,
     }
+    # Without warm-up start_engine makes one: DeepSpeed's always warms up.
+    scheduler = {"scheduler": {"type": "WarmupDecayLR", "params": schedule}} if warmup else {}
     offload = {"offload_optimizer": {"device": "cpu", "pin_memory": True}} if offloads else {}
     precisions = {"fp16": {"fp16": {"enabled": True, "auto_cast": False}}, "bf16": {"bf16": {"enabled": True}}}
     return {
@@ -79,14 +90,18 @@ def deepspeed_config(
         "gradient_clipping": chosen.clip_norm,
         "steps_per_print": 10**9,  # the trainer has its own log
         "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": not offloads}},
-        "scheduler": {"type": "WarmupDecayLR", "params": schedule},
+        **scheduler,
         "zero_optimization": {"stage": settings.zero_stage, **offload},
         **precisions.get(settings.precision, {}),
     }
 
 
-def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
-    """A DeepSpeed engine of the trainable parameters. Raises :class:`UserError` if CPU Adam can't be compiled."""
+def start_engine(model: nn.Module, config: dict[str, Any], total_steps: int = 1) -> Any:
+    """A DeepSpeed engine of the trainable parameters; without a scheduler in ``config`` the rate falls linearly.
+
+    Raises:
+        UserError: CPU Adam can't be compiled.
+    """
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns about its defaults at every start
@@ -96,8 +111,9 @@ def start_engine(model: nn.Module, config: dict[str, Any]) -> Any:
     # By default DeepSpeed sets aside half a billion numbers for exchanging gradients, 1 GB of the GPU's memory.
     bucket = {"reduce_bucket_size": min(500_000_000, sum(p.numel() for p in trainable))}
     config = config | {"zero_optimization": config["zero_optimization"] | bucket}
+    falling: Any = None if "scheduler" in config else partial(PolynomialLR, total_iters=total_steps)
     try:
-        engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config)
+        engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config, lr_scheduler=falling)
     except (RuntimeError, ImportError, OSError, subprocess.CalledProcessError) as error:
         if "cpu_adam" not in str(error):
             raise

@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
+from anomalygpt.datasets.records import first_offenders
 from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs
 from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
@@ -30,6 +31,7 @@ from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.engine import accumulation_steps
 from anomalygpt.training.metrics_log import MetricsLog
+from anomalygpt.training.trackers import Tracker, start_tracker
 from anomalygpt.training.validation import LOSS_PARTS, draw_samples, validate
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class Trainer:
             "instructions": len(data.instructions) if data.instructions is not None else 0,
         }
         self._log: MetricsLog | None = None
+        self._track: Tracker = lambda kind, step, values: None
+        self._not_finite: list[str] = []  # photos of the step whose losses are not
         self._best: checkpoints.BestWeights | None = None
         self._stop_requested = False
 
@@ -101,6 +105,8 @@ class Trainer:
             workers=self.config.data.workers,
             start=step * self.accumulation,
         )
+        if self.process.is_main:
+            self._track = start_tracker(self.config)
         with ExitStack() as stack:  # an error must end the loader processes, too
             collate = collate_findings if self.config.data.findings else collate_pairs
             pairs = stack.enter_context(closing(batches(self.data.train, collate)))
@@ -131,13 +137,14 @@ class Trainer:
                 started = time.monotonic()
                 numbers = self._optimizer_step(pairs, instructions, step)
                 step += 1
-                _require_finite(step, numbers)
+                _require_finite(step, numbers, self._not_finite)
                 numbers["lr"] = self.engine.get_lr()[0]
                 numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
                 bar.update()
                 bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
                 if self._log and step % self.settings.log_every == 0:
                     self._log.write("train", step, **numbers)
+                    self._track("train", step, numbers)
                 self._after_step(step)
 
     def _after_step(self, step: int) -> None:
@@ -152,6 +159,9 @@ class Trainer:
         stopping = stopping or not all_agree(not self._stop_requested)
         saved = False
         if last or stopping or step % self.settings.save_every == 0:
+            weights = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+            if not all_agree(all(bool(weight.isfinite().all()) for weight in weights)):
+                _require_finite(step, {"of the weights": math.nan})
             keep = self.settings.keep_checkpoints
             saved = checkpoints.save_state(self.engine, self.folder, step, self.process, keep, self._identity)
         if stopping and not last:
@@ -168,7 +178,10 @@ class Trainer:
         self.model.train()
         sums = dict.fromkeys(LOSS_PARTS, 0.0)
         for micro in range(self.accumulation):
-            losses = self._losses(next(pairs), step, micro)
+            pair_batch = next(pairs)
+            losses = self._losses(pair_batch, step, micro)
+            if not losses.total.isfinite():
+                self._not_finite += getattr(pair_batch, "photos", ())
             self.engine.backward(losses.total)
             self.engine.step()  # changes weights only at the last micro-step
             for part in LOSS_PARTS:
@@ -215,14 +228,16 @@ class Trainer:
             self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
         if self._log:
             self._log.write("validation", step, **numbers)
+            self._track("validation", step, numbers)
 
 
-def _require_finite(step: int, losses: Mapping[str, float]) -> None:
+def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str] = ()) -> None:
     """Raises UserError where a loss is not finite; all processes have the same losses."""
     if not math.isfinite(sum(losses.values())):
         values = ", ".join(f"{name} {value}" for name, value in losses.items() if not math.isfinite(value))
-        advice = "start again with a lower training.optimizer.lr, or with training.precision=fp32"
-        raise UserError(f"step {step}: a loss is not a finite number ({values}); {advice}")
+        shown = f" on {first_offenders(photos)}" if photos else ""
+        advice = "the last checkpoint stays; start again with a lower training.optimizer.lr, or training.precision=fp32"
+        raise UserError(f"step {step}: a loss is not a finite number ({values}){shown}; {advice}")
 
 
 def reference_views(references: Tensor, *, rotated: bool) -> Tensor:

@@ -16,7 +16,7 @@ from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.chat import chat_prompt
+from anomalygpt.model.chat import chat_prompt, layout_of
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.training.checkpoints import gathered
 from anomalygpt.training.pictures import sample_sheet
@@ -91,7 +91,7 @@ def _answers(
         maps = model.anomaly_map(features, batch.class_names)
     if not model.has_llm:
         return [None] * len(maps), maps
-    questions = [chat_prompt([], turns[0].text) for turns in batch.conversations]
+    questions = [chat_prompt([], turns[0].text, layout_of(model.tokenizer)) for turns in batch.conversations]
     settings = GenerationSettings(max_new_tokens=tokens, temperature=0)
     # Under ZeRO 3 each layer needs all processes: one that has finished its answers continues with the others.
     synced: dict[str, Any] = {"synced_gpus": True} if config.training.zero_stage == 3 else {}

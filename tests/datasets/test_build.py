@@ -90,3 +90,15 @@ def test_instructions_are_built_where_the_config_names_them(parts, transform, tm
     source = {"conversations": str(tmp_path / "talk.json"), "images": str(parts / "gear" / "good")}
     dataset = build_instructions(DataConfig(instructions=source), transform)
     assert [turn.text for turn in dataset[0].turns] == ["What?", "A gear."]
+
+
+def test_photos_that_can_not_be_read_are_left_out_or_refused(mvtec_tree, transform, caplog):
+    broken = mvtec_tree / "screw" / "train" / "good" / "001.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    settings = {"sources": [{"kind": "mvtec", "root": str(mvtec_tree)}], "validation_share": 0}
+    assert len(build_pairs(DataConfig(**settings), transform, 0)[0]) == 6, "a dry run reads no photo"
+    train, _ = build_pairs(DataConfig(**settings), transform, 0, decode_all=True)
+    assert len(train) == 5 and broken not in [record.image for record in train.records]
+    assert f"1 photos can't be read: {broken}: cannot be read as an image" in caplog.text
+    with pytest.raises(DatasetError, match="1 photos can't be read"):
+        build_pairs(DataConfig(**settings, unreadable="refuse"), transform, 0, decode_all=True)

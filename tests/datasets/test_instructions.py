@@ -1,4 +1,4 @@
-"""PandaGPT's conversations."""
+"""Conversations in PandaGPT's, LLaVA's and ms-swift's form."""
 
 import json
 
@@ -47,11 +47,30 @@ def test_the_first_question_and_answer_or_all_turns_are_taken(data, transform, c
     assert batch.conversations == [dataset[0].turns, dataset[1].turns]
 
 
+def test_llavas_and_ms_swifts_entries_are_the_same_conversations(data, transform, caplog):
+    images = data([])[1]
+    turns = [Turn("human", "What is it?"), Turn("assistant", "A cup.")]
+    llava = [
+        {"id": "1", "image": "a.jpg", "conversations": talk("<image>\nWhat is it?", "A cup.")},
+        {"id": "2", "conversations": talk("Who wrote it?", "Nobody.")},
+    ]
+    (images / "llava.json").write_text(json.dumps(llava))
+    messages = [("system", "Be brief."), ("user", "<image>What is it?"), ("assistant", "A cup.")]
+    messages = [{"role": role, "content": text} for role, text in messages]
+    photos = (["a.jpg"], ["a.jpg", "b.jpg"], [str(images / "b.jpg")])
+    swift = [json.dumps({"messages": messages, "images": own}) for own in photos]
+    (images / "swift.jsonl").write_text("\n".join(swift) + "\n")
+    for name, expected in (("llava.json", 1), ("swift.jsonl", 2)):
+        dataset = Instructions(images / name, images, transform, "all")
+        assert [list(dataset[at].turns) for at in range(len(dataset))] == [turns] * expected
+        assert caplog.messages[-1].endswith("1 conversations are about no photo, or several; left out")
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
         ([ENTRIES[0], "x"], r"entry 2 is a str; expected \{\"image_name\""),
-        ([ENTRIES[0], {"conversation": talk("q", "a")}], "entry 2 names no photo"),
+        ([ENTRIES[0], {"image": "a.jpg", "text": "q"}], "entry 2 has no conversation"),
         ([{"image_name": "a.jpg", "conversation": talk("q")}], r"entry 1 \(a\.jpg\) has no question and answer"),
         ([{"image_name": "a.jpg", "conversation": talk("q", "a")[::-1]}], r"turn 1 is not of the form .*'human'"),
         ([{"image_name": "a.jpg", "conversation": talk("q", 3)}], r"turn 2 is not of the form \{'from': 'gpt'"),
@@ -59,7 +78,7 @@ def test_the_first_question_and_answer_or_all_turns_are_taken(data, transform, c
         ('{"a": 1}', "expected a JSON list, found a dict"),
         (json.dumps(ENTRIES)[:-30], "is not JSON, or the file is cut off .*line 1 column"),
         ('[{"image_name": "a.jpg",}]', "is not JSON"),
-        ("[]", "the list is empty"),
+        ("[]", "none names one"),
         ([ENTRIES[1]], r"1 photos are missing, the first is gone\.jpg"),
     ],
 )

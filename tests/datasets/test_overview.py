@@ -71,3 +71,12 @@ def test_two_folders_are_a_class(tree):
         ("train", "test", "crack", 1),
         ("train", "test", "good", 0),
     ]
+
+
+def test_test_photos_that_train_too_are_reported(tree, capsys):
+    copied = tree / "bottle" / "train" / "good" / "000.png"
+    for name in ("bottle", "screw"):
+        (tree / name / "test" / "good" / "copy.png").write_bytes(copied.read_bytes())
+    overview(index_tree(tree))
+    warning = capsys.readouterr().err
+    assert "warning: 2 test photos are also training photos, byte for byte: " in warning and "copy.png" in warning

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from anomalygpt.datasets.crack_forest import index_crack_forest
 from anomalygpt.datasets.dialogue import Wording
+from anomalygpt.datasets.layouts import index_crack_forest
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.photos import load_image
@@ -58,19 +58,6 @@ def test_pairs_do_not_depend_on_the_number_of_workers(train_records, all_records
     dataset = kind(train_records if kind is SimulatedPairs else all_records, transform, seed=3)
     for first, second in zip(batches(dataset, 0), batches(dataset, 2, multiprocessing_context=method), strict=True):
         assert_same(first, second)
-
-
-def test_photo_that_can_not_be_read_is_replaced_and_reported(train_records, transform, tmp_path, capsys):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(train_records[0].image.read_bytes()[:60])
-    records = [replace(train_records[0], image=broken), *train_records[1:]]
-    dataset = SimulatedPairs(records, transform, seed=3)
-    samples = [dataset[index] for index in range(len(dataset))]
-    assert torch.equal(samples[0].normal.image, samples[1].normal.image)
-    assert f"warning: {broken}: cannot be read" in capsys.readouterr().err
-    alone = SimulatedPairs(records[:1], transform, seed=3)
-    with pytest.raises(DatasetError, match="broken"):
-        alone[0]
 
 
 def test_running_workers_follow_the_epoch(train_records, transform):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalygpt.datasets.crack_forest import index_crack_forest
+from anomalygpt.datasets.layouts import index_crack_forest
 from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.tree import index_tree

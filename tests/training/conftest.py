@@ -34,7 +34,7 @@ def draw_parts(root: Path) -> None:
             photo = np.where(shape, 190, 70)[..., None] + rng.normal(0, 12, (96, 96, 3))
             image = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
             image.save(folder / f"{number:03}.png")
-            image.save(root / name / "test" / "good" / f"{number:03}.png")
+            image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(root / name / "test" / "good" / f"{number:03}.png")
 
 
 @pytest.fixture(scope="session")

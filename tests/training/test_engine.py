@@ -22,6 +22,20 @@ def test_warmup_is_a_tenth_but_at_least_ten_steps():
     assert warmup_steps(none, total_steps=100) == 1, "DeepSpeed refuses 0"
 
 
+def test_without_warm_up_the_rate_only_falls():
+    optimizer = {"warmup_share": 0, "min_warmup_steps": 0}
+    assert warmup_steps(TrainingConfig(optimizer=optimizer), total_steps=10) == 0
+    assert "scheduler" not in deepspeed_config(TrainingConfig(optimizer=optimizer), total_steps=10, world_size=2)
+
+
+def test_a_lost_process_is_reported_in_one_line():
+    words = r"another process of this run was lost \(.*Connection closed"
+    with pytest.raises(UserError, match=words), report_out_of_memory(TrainingConfig()):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
+    with pytest.raises(RuntimeError, match="shapes differ"), report_out_of_memory(TrainingConfig()):
+        raise RuntimeError("shapes differ")
+
+
 def test_the_papers_defaults_reach_deepspeed():
     config = deepspeed_config(TrainingConfig(), total_steps=1000, world_size=2)
     optimizer = config["optimizer"]["params"]

@@ -18,7 +18,7 @@ def trainer(tmp_path) -> Trainer:
     """A trainer without a model, which validates and draws after every step."""
     config = load_config("train_mvtec", ["training.validate_every=1", "training.picture_every=1"])
     data, process = Data(train=range(4)), Process(0, 0, 1, torch.device("cpu"))
-    return Trainer(SimpleNamespace(module=None), data, config, process, tmp_path, total_steps=10)
+    return Trainer(SimpleNamespace(module=torch.nn.Linear(1, 1)), data, config, process, tmp_path, total_steps=10)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,18 @@ def test_a_stop_skips_the_validation_and_the_picture_of_its_step(trainer, monkey
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(trainer, monkeypatch):
     monkeypatch.setattr(trainer, "_optimizer_step", lambda *_: {"total": float("nan"), "focal": 1.0})
-    with pytest.raises(UserError, match=r"step 4: .*not a finite number \(total nan\); .*training\.optimizer\.lr"):
+    trainer._not_finite = ["a.png", "b.png"]
+    words = r"step 4: .*not a finite number \(total nan\) on a\.png, b\.png; .*training\.optimizer\.lr"
+    with pytest.raises(UserError, match=words):
         trainer._steps(3, iter(()), None)
+
+
+def test_weights_that_are_not_finite_take_no_checkpoints_place(trainer, monkeypatch):
+    monkeypatch.setattr(checkpoints, "save_state", lambda *_: pytest.fail("saved"))
+    monkeypatch.setattr(loop, "draw_samples", lambda *_: None)
+    torch.nn.init.constant_(trainer.model.weight, torch.inf)
+    with pytest.raises(UserError, match=r"step 10: .*\(of the weights nan\); the last checkpoint stays"):
+        trainer._after_step(10)
 
 
 def test_four_quarter_turns_the_photo_itself_first_and_without_rotation_the_photo_alone() -> None:

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -219,3 +221,37 @@ def test_settings_come_bare_and_after_set(experiment, capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["seed"], printed["name"]) == (5, "other")
     assert (printed["training"]["steps"], printed["training"]["epochs"]) == (8, 2)
+
+
+@pytest.mark.slow
+def test_a_rate_that_breaks_the_weights_stops_the_run_and_leaves_no_model(experiment):
+    folder = experiment.runs / "broken"
+    rate = ("training.optimizer.lr=1e30", "training.optimizer.warmup_share=0", "training.optimizer.min_warmup_steps=0")
+    done = train(experiment, f"training.output={folder}", *rate, "training.steps=6", "training.save_every=1")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "is not a finite number" in done.stderr and "the last checkpoint stays" in done.stderr
+    assert not (folder / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_without_warm_up_the_first_step_has_the_full_rate(experiment):
+    folder = experiment.runs / "cold"
+    none = ("training.optimizer.warmup_share=0", "training.optimizer.min_warmup_steps=0")
+    ok(train(experiment, f"training.output={folder}", *none))
+    rates = [line["lr"] for line in numbers(folder)]
+    assert rates == pytest.approx([5e-4 * left for left in (0.75, 0.5, 0.25, 0)], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_other_with_one_line(experiment):
+    folder = experiment.runs / "lost"
+    command, options = command_line(
+        experiment, f"training.output={folder}", "training.steps=500", launcher=LAUNCHERS["torchrun"]
+    )
+    with processes.started(command, stderr=subprocess.PIPE, text=True, **options) as run:
+        processes.wait_until(lambda: len(numbers(folder)) > 1, 120)
+        psutil.Process(run.pid).children()[-1].kill()
+        begun = time.monotonic()
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode != 0 and time.monotonic() - begun < 60
+    assert "error: another process of this run was lost" in errors

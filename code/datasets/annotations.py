@@ -1,0 +1,226 @@
+"""Indexes photos whose defects are marked by shapes: COCO's JSON, YOLO's text files, LabelMe's JSON."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from anomalygpt.datasets.photos import decoding
+from anomalygpt.datasets.records import (
+    GOOD,
+    DatasetError,
+    ImageRecord,
+    Split,
+    choose_classes,
+    find_photos,
+    first_offenders,
+    in_order,
+    require_folder,
+)
+from anomalygpt.datasets.tree import is_called, split_called
+from anomalygpt.errors import reading_warning
+from anomalygpt.files import read_yaml
+
+Size = tuple[int, int]  # width, height
+Shapes = list[tuple[str, Any]]  # label; numbers x, y, x, y … in pixels, or COCO's run lengths as a mask (H, W)
+Annotated = tuple[Path, Split | None, Shapes, Path]  # photo, split if anything names one, shapes, the file of them
+
+
+def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
+    """What an annotation file marks on a photo: mode L, 0 and 255, shapes of labels such as ``good`` left out.
+
+    Args:
+        path: COCO's or LabelMe's JSON, or YOLO's text.
+        size: of the upright photo.
+
+    Raises:
+        DatasetError: the file can't be read, or does not hold the photo.
+    """
+    with decoding(path, "annotations"):
+        if path.suffix == ".txt":
+            shapes = _yolo_shapes(path, size)
+        elif photos := _coco_shapes(path):
+            size, shapes = photos[max((name for name in photos if photo.as_posix().endswith(f"/{name}")), key=len)]
+        else:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            size, shapes = (content["imageWidth"], content["imageHeight"]), _labelme_shapes(content)
+        image = Image.new("L", size)
+        for _, shape in _defects(shapes):
+            if isinstance(shape, np.ndarray):
+                image.paste(255, mask=Image.fromarray(shape))
+            else:
+                ImageDraw.Draw(image).polygon(shape, fill=255)
+        return image
+
+
+def index_annotated(
+    read: Callable[[Path], Iterable[Annotated]], root: Path, classes: Sequence[str] | None = None, name: str = ""
+) -> list[ImageRecord]:
+    """The photos that ``read`` finds in a folder, as one class, by default called as the folder.
+
+    A photo without shapes is normal. Photos whose split has no name are tested; so are those of ``val`` where there is
+    no ``test``.
+
+    Raises:
+        DatasetError: no annotations of this kind, one that can't be read, or a photo that is not there.
+    """
+    root = require_folder(root).resolve()
+    name = name or root.name
+    choose_classes(root, [name], classes)
+    for cached in (_coco_shapes, _yolo_table):  # files may have changed since
+        cached.cache_clear()
+    photos = list(read(root))
+    missing = [image for image, *_ in photos if not image.is_file()]
+    if missing or not photos:
+        what = f"{len(missing)} annotated photos are not there: {first_offenders(missing)}"
+        raise DatasetError(f"{root}: {what if missing else 'no annotations of this kind; data/README.md shows them'}")
+    found = {split for _, split, *_ in photos}
+    if None in found:
+        reading_warning(f"{root}: photos outside of files or folders called train or test are tested, and none trains")
+    is_val_tested = not found & {None, "test"}
+    records = []
+    for image, split, shapes, source in photos:
+        kinds = sorted({label for label, _ in _defects(shapes)})
+        where: Split = "test" if split is None or (split == "validation" and is_val_tested) else split
+        defect, masks = ",".join(kinds) or GOOD, (source,) if kinds else ()
+        records.append(ImageRecord(image, name, where, bool(kinds), defect, masks))
+    return in_order(records)
+
+
+def _coco(root: Path) -> Iterator[Annotated]:
+    """``annotations/instances_train2017.json`` with ``train2017/``, or ``train/_annotations.coco.json``."""
+    folders = [Path(folder) for folder, _, _ in os.walk(root)]
+    for path in sorted([*root.glob("*.json"), *root.glob("*/*.json")]):
+        with decoding(path, "annotations"):
+            shapes = _coco_shapes(path)
+        split = _split_in([*path.relative_to(root).parts[:-1], path.stem])
+        # A photo of another split may have the same name.
+        places = [place for place in folders if _split_in(place.relative_to(root).parts) in (None, split)]
+        places.sort(key=lambda place: (place != path.parent, split not in (None, _split_in(place.parts[-1:]))))
+        for name, (_, own) in shapes.items():
+            image = next((place / name for place in places if (place / name).is_file()), path.parent / name)
+            yield image, split, own, path
+
+
+@lru_cache(maxsize=8)
+def _coco_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
+    """Size and shapes of each photo, by its name; none for another JSON file than COCO's."""
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not {"images", "annotations", "categories"} <= {*content}:
+        return {}
+    labels = {category["id"]: str(category["name"]) for category in content["categories"]}
+    photos: dict[Any, tuple[Size, Shapes]] = {
+        photo["id"]: ((photo["width"], photo["height"]), []) for photo in content["images"]
+    }
+    for entry in content["annotations"]:
+        drawn = entry.get("segmentation")
+        if isinstance(drawn, dict):
+            if isinstance(drawn["counts"], str):
+                raise DatasetError(f"{path}: compressed run lengths; export polygons, or run lengths as numbers")
+            pixels = np.repeat(np.arange(len(drawn["counts"])) % 2 == 1, drawn["counts"])
+            shapes: list[Any] = [pixels.reshape(drawn["size"][::-1]).T]
+        else:
+            left, top, width, height = entry.get("bbox") or (0, 0, 0, 0)
+            shapes = drawn or [_box(left, top, left + width, top + height)]
+        photos[entry["image_id"]][1].extend((labels[entry["category_id"]], shape) for shape in shapes)
+    return {photo["file_name"]: photos[photo["id"]] for photo in content["images"]}
+
+
+def _yolo(root: Path) -> Iterator[Annotated]:
+    """The photos of the folders or lists that data.yaml names; ``images/x.png`` has its shapes in ``labels/x.txt``."""
+    table = _yolo_table(root)
+    if table is None:
+        raise DatasetError(f"{root}: no data.yaml with names, train and val")
+    base = root / str(table.get("path", ""))
+    for key, places in table.items():
+        for place in filter(None, places if isinstance(places, list) else [places]) if split_called(key) else ():
+            tries = (base / place, root / place, root / place.removeprefix("../"))  # the last as Roboflow writes it
+            found = next((path for path in tries if path.exists()), base / place)
+            if found.is_dir():
+                images = find_photos(found, recursive=True)
+            else:
+                with decoding(found, "a list of photos"):
+                    images = [found.parent / line.strip() for line in found.read_text().splitlines() if line.strip()]
+            for image in images:
+                before, inside, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
+                label = Path(f"{before}/labels/{after}" if inside else after)
+                with decoding(label, "annotations"):
+                    shapes = _yolo_shapes(label, (1, 1)) if label.is_file() else []
+                yield image, split_called(key), shapes, label
+
+
+@lru_cache(maxsize=64)
+def _yolo_table(folder: Path) -> dict[str, Any] | None:
+    tables = (read_yaml(path) for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]))
+    return next((table for table in tables if isinstance(table, dict) and "names" in table), None)
+
+
+def _yolo_shapes(path: Path, size: Size) -> Shapes:
+    """Of each line the class's number, and centre and size of a box or the points of a polygon, as fractions."""
+    tables = map(_yolo_table, list(path.parents)[:4])
+    table: dict[str, Any] = next(filter(None, tables), {"names": {}})
+    names = table["names"] if isinstance(table["names"], dict) else dict(enumerate(table["names"]))
+    shapes: Shapes = []
+    for number, *rest in (line.split() for line in path.read_text().splitlines() if line.strip()):
+        points = [float(value) * size[at % 2] for at, value in enumerate(rest)]
+        if len(points) == 4:
+            x, y, width, height = points
+            points = _box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        elif len(points) < 6 or len(points) % 2:
+            raise ValueError(f"{len(points)} numbers after a class; expected 4 of a box or pairs of a polygon")
+        shapes.append((str(names.get(int(number), f"class {number}")), points))
+    return shapes
+
+
+def _labelme(root: Path) -> Iterator[Annotated]:
+    """Photos with a JSON file, and those without one, which count as normal."""
+    marked: dict[Path, tuple[Shapes, Path]] = {}
+    for path in sorted(root.rglob("*.json")):
+        with decoding(path, "annotations"):
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            if "shapes" in content:
+                photo = path.parent / content["imagePath"].replace("\\", "/")
+                marked[photo.resolve()] = _labelme_shapes(content), path
+    for photo in sorted({*find_photos(root, recursive=True), *marked}) if marked else ():
+        yield photo, _split_in(photo.parts[len(root.parts) : -1]), *marked.get(photo, ([], photo))
+
+
+def _labelme_shapes(content: dict[str, Any]) -> Shapes:
+    shapes: Shapes = []
+    for entry in content["shapes"]:
+        kind, points = entry.get("shape_type") or "polygon", [number for point in entry["points"] for number in point]
+        if kind == "rectangle":
+            points = _box(min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
+        elif kind == "circle":
+            x, y, radius = *points[:2], math.dist(points[:2], points[2:])
+            circle = ((radius * math.cos(step / 10), radius * math.sin(step / 10)) for step in range(63))
+            points = [number for dx, dy in circle for number in (x + dx, y + dy)]
+        elif kind != "polygon":
+            raise ValueError(f"a shape {kind}; expected polygon, rectangle or circle")
+        shapes.append((str(entry["label"]), points))
+    return shapes
+
+
+def _defects(shapes: Shapes) -> Shapes:
+    return [(label, shape) for label, shape in shapes if not is_called(label, "good")]
+
+
+def _split_in(parts: Iterable[str]) -> Split | None:
+    """The split that one of some names holds as a word, as in ``instances_train2017``."""
+    words = re.split(r"[\W\d_]+", " ".join(parts))
+    return next((split for word in words if word and (split := split_called(word))), None)
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> list[float]:
+    right, bottom = max(left, right - 1), max(top, bottom - 1)  # a filled polygon includes its border
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+index_coco, index_yolo, index_labelme = (partial(index_annotated, read) for read in (_coco, _yolo, _labelme))

@@ -1,0 +1,113 @@
+"""Indexes published data sets of other layouts: KolektorSDD and SDD2, DAGM 2007, Real-IAD, CrackForest."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from anomalygpt.datasets.annotations import Annotated, index_annotated
+from anomalygpt.datasets.masks import read_cracks, read_mask
+from anomalygpt.datasets.photos import decoding
+from anomalygpt.datasets.records import (
+    GOOD,
+    DatasetError,
+    ImageRecord,
+    Split,
+    choose_classes,
+    first_offenders,
+    in_order,
+    list_folders,
+    list_images,
+    require_folder,
+)
+from anomalygpt.datasets.tree import split_called
+
+MASK = re.compile(r"(.+)_(?:GT|label)", re.IGNORECASE)
+ITEM = re.compile(r"kos\d+")  # KolektorSDD: a folder per commutator
+EXPECTED = "expected kosNN/PartN.jpg and PartN_label.bmp, or train and test with N.png, N_GT.png or Label/N_label.PNG"
+
+# Real-IAD's names of defects (Wang et al., CVPR 2024).
+DEFECTS = {"AK": "pit", "BX": "deformation", "CH": "abrasion", "HS": "scratch", "PS": "damage", "QS": "missing parts"}
+DEFECTS |= {"YW": "foreign objects", "ZW": "contamination"}
+
+
+def index_marked(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
+    """KolektorSDD, KolektorSDD2 or DAGM 2007: a photo whose mask marks something is a defect, in either split.
+
+    KolektorSDD has no split: the first half of its items trains, the other half is tested; no item is in both.
+
+    Raises:
+        DatasetError: a tree of another shape, an unknown class, or a mask without its photo.
+    """
+    root = require_folder(root)
+    folders = {root.resolve().name: root} if _splits(root) else {s.name: s for s in list_folders(root) if _splits(s)}
+    records = []
+    for name in choose_classes(root, list(folders), classes):
+        for folder, split in _splits(folders[name]).items():
+            images = [image for place in (folder, *list_folders(folder)) for image in list_images(place)]
+            masks = {found[1].casefold(): image for image in images if (found := MASK.fullmatch(image.stem))}
+            for image in (image for image in images if not MASK.fullmatch(image.stem)):
+                record = ImageRecord(image, name, split, False, GOOD)
+                if mask := masks.pop(image.stem.casefold(), None):
+                    marked = ImageRecord(image, name, split, True, "defect", (mask,))
+                    record = marked if read_mask(marked)[0].getbbox() else record
+                records.append(record)
+            if masks:
+                raise DatasetError(f"{folder}: {len(masks)} masks have no photo: {first_offenders(masks.values())}")
+    if not any(record.is_anomalous for record in records):
+        raise DatasetError(f"{root}: no photo with a mask that marks something; {EXPECTED}")
+    return in_order(records)
+
+
+def _splits(folder: Path) -> dict[Path, Split]:
+    subs = list_folders(folder)
+    items = [sub for sub in subs if ITEM.fullmatch(sub.name)]
+    if items:
+        return {item: "train" if at < len(items) / 2 else "test" for at, item in enumerate(items)}
+    return {sub: split for sub in subs if (split := split_called(sub.name))}
+
+
+def index_real_iad(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
+    """Real-IAD by its JSON splits: ``root`` holds ``realiad_jsons`` and ``realiad_1024``, or is a folder of splits.
+
+    Photos are taken from the largest ``realiad_<side>`` in that folder or up to two above it.
+
+    Raises:
+        DatasetError: no splits, one that can't be read, or missing photos.
+    """
+    root = require_folder(root).resolve()
+    folders = (root, root / "realiad_jsons", root / "realiad_jsons" / "realiad_jsons")
+    tables = next((found for folder in folders if (found := {path.stem: path for path in folder.glob("*.json")})), {})
+    sides = [side for above in (root, *root.parents[:2]) for side in above.glob("realiad_[0-9]*")]
+    if not tables or not sides:
+        raise DatasetError(f"{root}: expected realiad_jsons/<class>.json beside realiad_1024, or those JSON files")
+    largest, records = max(sides, key=lambda side: int(re.sub(r"\D", "", side.name))), []
+    for name in choose_classes(root, list(tables), classes):
+        with decoding(tables[name], "a split of Real-IAD"):
+            content = json.loads(tables[name].read_text(encoding="utf-8"))
+            base = largest / content["meta"]["prefix"]
+            rows: list[tuple[Split, dict[str, Any]]] = [("train", row) for row in content["train"]]
+            for split, row in [*rows, *(("test", row) for row in content["test"])]:
+                kind, mask = row["anomaly_class"], row.get("mask_path")
+                bad = kind != content["meta"]["normal_class"]
+                defect, masks = (DEFECTS.get(kind, kind) if bad else GOOD), ((base / mask,) if bad and mask else ())
+                records.append(ImageRecord(base / row["image_path"], name, split, bad, defect, masks))
+    missing = [file for record in records for file in (record.image, *record.masks) if not file.is_file()]
+    if missing:
+        raise DatasetError(f"{root}: {len(missing)} files are not there: {first_offenders(missing)}")
+    return in_order(records)
+
+
+def _crack_forest(root: Path) -> Iterator[Annotated]:
+    """CrackForest: photos of roads, and MATLAB files that mark the cracks (Shi et al., 2016); all are tested.
+
+    Photos without such a file (201 and up) show roads with and without cracks: they are left out.
+    """
+    for path in sorted((root / "groundTruth").glob("*.mat")):
+        cracked = read_cracks(path).getbbox() is not None
+        yield root / "image" / f"{path.stem}.jpg", "test", [("crack", ())] if cracked else [], path
+
+
+index_crack_forest = partial(index_annotated, _crack_forest, name="pavement")

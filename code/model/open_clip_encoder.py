@@ -1,0 +1,86 @@
+"""CLIP models of open_clip as encoders with a text tower (Radford et al., 2021; Cherti et al., 2023)."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalygpt.errors import UserError, did_you_mean
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
+
+
+class OpenClip(nn.Module):
+    """A CLIP model with a plain Vision Transformer, of the image size that its weights have positions for.
+
+    Its taps are raw block outputs, see :func:`tapped_blocks`, on which the image decoder is trained. Or there is one
+    for each of ``windows``, sides in patches: embeddings in the joint space, whose text maps need no training. In the
+    manner of WinCLIP (Jeong et al., CVPR 2023) each window is encoded by itself, and a patch gets the mean of those
+    around it.
+
+    Raises:
+        UserError: no such model, one of another kind, another image size, or wrong ``taps``.
+    """
+
+    def __init__(
+        self, name: str, image_size: int = 224, taps: Sequence[int] | None = None, windows: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        if name not in open_clip.list_models():
+            hint = did_you_mean(name, open_clip.list_models())
+            raise UserError(f"encoder.name {name!r}: no model of open_clip{hint}")
+        logging.disable(logging.WARNING)  # that it has no weights yet
+        try:
+            device = torch.empty(0).device  # ``meta`` inside of torch.device("meta")
+            self.clip: Any = open_clip.create_model(name, load_weights=False, pretrained_text=False, device=device)
+        finally:
+            logging.disable(logging.NOTSET)
+        tower: Any = self.clip.visual
+        if not isinstance(tower, open_clip.transformer.VisionTransformer) or tower.attn_pool is not None:
+            raise UserError(f"encoder.name {name!r}: expected a plain Vision Transformer, such as ViT-B-16")
+        if tower.image_size != (image_size, image_size) or max(windows, default=0) > tower.grid_size[0]:
+            sizes = f"{tower.image_size[0]} pixels in {tower.grid_size[0]} patches"
+            raise UserError(
+                f"encoder.image_size {image_size}, windows {list(windows)}: {name} has positions for {sizes}"
+            )
+        self.tokenize, self.windows = open_clip.get_tokenizer(name), tuple(windows)
+        self.spec = ImageSpec(
+            size=image_size,
+            mean=tower.image_mean or open_clip.OPENAI_DATASET_MEAN,
+            std=tower.image_std or open_clip.OPENAI_DATASET_STD,
+            grid=tower.grid_size[0],
+            tap_width=tower.output_dim if windows else tower.transformer.width,
+            taps=self.windows or tapped_blocks(taps, tower.transformer.layers),
+            embed_width=tower.output_dim,
+            joint_taps=bool(windows),
+        )
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Normalised images (B, 3, S, S) -> taps of (B, P * P, width) and a unit embedding (B, D)."""
+        tower: Any = self.clip.visual
+        tokens = tower._embeds(images)
+        wanted = [0] if self.windows else list(self.spec.taps)
+        last, blocks = tower.transformer.forward_intermediates(tokens, indices=wanted)
+        taps = [self._window_tap(tokens, side) for side in self.windows] or [block[:, 1:] for block in blocks]
+        return ImageFeatures(tuple(taps), self._embedding(last))
+
+    def _embedding(self, tokens: Tensor) -> Tensor:
+        return F.normalize(self.clip.visual._pool(tokens)[0] @ self.clip.visual.proj, dim=-1)
+
+    def _window_tap(self, tokens: Tensor, side: int) -> Tensor:
+        """(B, 1 + P * P, width) -> (B, P * P, D): the mean embedding of the windows around each patch."""
+        patches = torch.arange(self.spec.grid**2, device=tokens.device).view(self.spec.grid, -1)
+        windows = patches.unfold(0, side, 1).unfold(1, side, 1).flatten(0, 1).flatten(1)  # (N, side^2)
+        inside = torch.cat([tokens[:, :1, None].expand(-1, len(windows), -1, -1), tokens[:, 1:][:, windows]], dim=2)
+        embedded = self._embedding(self.clip.visual.transformer(inside.flatten(0, 1)))  # (B * N, D)
+        spread = embedded.view(len(tokens), len(windows), 1, -1).expand(-1, -1, side**2, -1).flatten(1, 2)
+        sums = spread.new_zeros(len(tokens), patches.numel(), spread.shape[-1]).index_add(1, windows.flatten(), spread)
+        return sums / windows.flatten().bincount().view(1, -1, 1)
+
+    def encode_text(self, sentences: Sequence[str]) -> Tensor:
+        """Sentences -> (B, D), of unit length."""
+        ids = self.tokenize(list(sentences)).to(self.clip.visual.proj.device)
+        return self.clip.encode_text(ids, normalize=True)
