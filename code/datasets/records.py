@@ -18,19 +18,8 @@ IMAGE_SUFFIXES = frozenset(
     | {".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".pnm", ".pbm"}
 )
 # Of files that lie beside photos and are known not to be any.
-KNOWN_SUFFIXES = IMAGE_SUFFIXES | {
-    ".txt",
-    ".csv",
-    ".json",
-    ".xml",
-    ".jsonl",
-    ".yaml",
-    ".yml",
-    ".md",
-    ".ini",
-    ".db",
-    ".html",
-}
+KNOWN_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".ini", ".db"}
+KNOWN_SUFFIXES |= {".html"}
 OVERLAY, MAP = "_overlay.png", "_map.tiff"  # what the names of predict.py's results end in
 RESULTS = "results.jsonl"
 OFFENDERS_SHOWN = 3

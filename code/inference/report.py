@@ -44,7 +44,7 @@ def verdict(result: Result) -> str:
     """``good``, ``defective``, ``can't tell``, or ``error`` of a photo that could not be read."""
     if "error" in result:
         return "error"
-    is_anomalous = result.get("is_anomalous", result["status"] == "defective")
+    is_anomalous = result.get("is_anomalous", result.get("status") == "defective")
     return "can't tell" if result["reason"] else "defective" if is_anomalous else "good"
 
 
@@ -100,9 +100,14 @@ def report_html(
 
     readable = [result for result in results if "error" not in result]
     readable.sort(key=lambda each: (ORDER.index(verdict(each)), -each["probability"], -each.get("score", 0.0)))
+    try:
+        folder = os.path.commonpath([Path(result["photo"]).parent for result in results])
+    except ValueError:  # no results, or none in common
+        folder = ""
     rows = [
         {
             **each,
+            "name": os.path.relpath(each["photo"], folder or "."),
             "verdict": verdict(each),
             "percent": probability_text(each["probability"]),
             "details": details(each, language),
@@ -120,6 +125,7 @@ def report_html(
         unread=[result for result in results if "error" in result],
         bins=(bins := histogram(readable)),
         tallest=max((each.total() for each in bins), default=0),
+        folder=folder,
         settings=settings,
         versions=versions(),
         time=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),

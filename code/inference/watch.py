@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException
@@ -23,7 +23,7 @@ TIMEOUT = 10  # seconds
 Version = dict[str, float]  # "bytes" and "modified", by which a file that is overwritten counts as a new one
 
 
-def new_photos(folder: Path, done: Sequence[Result], recursive: bool, out: Path) -> Iterator[dict[Path, Version]]:
+def new_photos(folder: Path, done: Iterable[Result], recursive: bool, out: Path) -> Iterator[dict[Path, Version]]:
     """Yields the complete photos in a folder that are new, with their versions, for ever.
 
     Args:
