@@ -4,13 +4,13 @@ Good photos of a part are encoded once, ``python predict.py --reference GOOD… 
 with ``--references FILE``. All options, files and exit codes: ``docs/predict.md``.
 """
 
-import argparse
 import glob
 import json
 import logging
 import os
 import signal
 import sys
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, stated
-from anomalygpt.datasets.records import DatasetError, find_photos, own_results, read_results
+from anomalygpt.datasets.records import DatasetError, find_photos, own_results
 from anomalygpt.errors import UserError, set_strict, user_errors
-from anomalygpt.files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,13 +28,14 @@ if TYPE_CHECKING:
     from anomalygpt.config.schema import ExperimentConfig
     from anomalygpt.config.settings import PhotoSettings
     from anomalygpt.datasets.findings import Language
-    from anomalygpt.inference.coco import Photo
     from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.watch import Version
 
 MARKS = {"good": ("✓", 32), "defective": ("✗", 31), "can't tell": ("?", 33)}  # with their colours on a terminal
 INTERRUPTED = 130  # the exit code after Ctrl-C
+
+Result = dict[str, Any]  # of a photo, as a line of results.jsonl
+Source = Iterable[dict[Path, dict[str, Any]]]  # photos, each with what is known of its file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Detect and locate defects of parts in photos.")
+def _parse(argv: Sequence[str] | None) -> Namespace:
+    parser = ArgumentParser(description="Detect and locate defects of parts in photos.")
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
     parser.add_argument(
         "--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part"
@@ -91,21 +91,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
+def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
     from anomalygpt.datasets.photos import configure, load_image
-    from anomalygpt.inference.outputs import writing
+    from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
 
     _check(arguments)
     configure(_photo_settings(arguments, config))
-    queries, references = (expand(given, arguments.recursive) for given in (arguments.photos, arguments.reference))
+    given = arguments.photos, arguments.reference
+    arguments.photos, references = (expand(patterns, arguments.recursive) for patterns in given)
     good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
-    for folder, option in ((arguments.out, "--out"), (arguments.coco and arguments.coco.parent, "--coco")):
-        if folder:
-            with writing(folder, option):
-                folder.mkdir(parents=True, exist_ok=True)
-    needs_words = bool(queries or arguments.watch) and not arguments.no_chat
-    predictor = Predictor.from_config(config, arguments.device, with_llm=needs_words)
+    outputs = Outputs(arguments.out, arguments.coco, resumed=bool(arguments.watch))
+    has_photos = bool(arguments.photos or arguments.watch)
+    predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
     if arguments.references:
         predictor.load_references(arguments.references)
     predictor.add_references(good)
@@ -113,59 +111,48 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
         print(*predictor.report().lines(), sep="\n", file=sys.stderr)
     if arguments.save_references:
         predictor.save_references(arguments.save_references)
-    return _inspect_all(arguments, config, predictor, queries) if queries or arguments.watch else 0
+    return _inspect(arguments, config, predictor, outputs) if has_photos else 0
 
 
-def _inspect_all(
-    arguments: argparse.Namespace, config: "ExperimentConfig", predictor: "Predictor", queries: Sequence[Path]
-) -> int:
-    """Inspects the photos or what comes into the watched folder, prints and writes the results: the exit code."""
+def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predictor", outputs: "Outputs") -> int:
+    """Inspects the photos, or what comes into the watched folder; prints and writes the results: the exit code."""
     from tqdm import tqdm
 
     from anomalygpt.datasets.dialogue import detection_question
-    from anomalygpt.inference.coco import Photo, coco_dataset
-    from anomalygpt.inference.outputs import REPORT, Outputs, writing
-    from anomalygpt.inference.report import report_texts, summary, system_language, verdict
-    from anomalygpt.inference.watch import Version, Webhook, new_photos
+    from anomalygpt.inference.report import report_texts, system_language, verdict
+    from anomalygpt.inference.watch import new_photos, post
 
-    out, watched, is_json = arguments.out, arguments.watch, arguments.json or arguments.watch
+    watched, is_json = arguments.watch, bool(arguments.json or arguments.watch)
     language = system_language() if arguments.lang == "auto" else arguments.lang
     texts, colour = report_texts(language), sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    question = arguments.question
-    if not question and language == "zh" and not is_json and config.inference.findings != "none":
-        question = detection_question(arguments.class_name, with_description=False, language=language)
-    source: Iterable[dict[Path, Version]] = [{path: {} for path in queries}]
+    if language == "zh" and not is_json and config.inference.findings != "none":  # else the model reads English only
+        arguments.question = arguments.question or detection_question(arguments.class_name, None, False, language)
+    source: Source = [{path: {} for path in arguments.photos}]
     if watched:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
-        source = new_photos(watched, read_results(out), arguments.recursive, out)
+        source = new_photos(watched, outputs.earlier, arguments.recursive, arguments.out)
         print(texts["watching"].format(folder=watched), file=sys.stderr)
-    outputs = Outputs(out, resumed=bool(watched)) if out else None
-    webhook = Webhook(arguments.post) if arguments.post else None
-    coco: dict[Path, Photo] = {}
-    counts, is_stopped = Counter[str](), False
-    results = _results(arguments, predictor, question, source, outputs, coco)
-    is_quiet = len(queries) < 2 or not sys.stderr.isatty()
+    results = _results(arguments, predictor, outputs, source)
+    counts, is_stopped, sender = Counter[str](), False, ThreadPoolExecutor(1)
+    is_quiet = len(arguments.photos) < 2 or not sys.stderr.isatty()
     try:
-        for result in tqdm(results, total=len(queries), unit="photo", disable=is_quiet):
+        for result in tqdm(results, total=len(arguments.photos), unit="photo", disable=is_quiet):
             counts[verdict(result)] += 1
             if "error" in result:
                 tqdm.write(f"error: {result['error']}", file=sys.stderr)
             if watched or "error" not in result:
                 line = json.dumps(result, ensure_ascii=False) if is_json else as_text(result, language, colour)
                 tqdm.write(line, file=sys.stdout)
-            if webhook:
-                webhook.send(result)
+            if arguments.post:
+                sender.submit(post, arguments.post, result)
     except KeyboardInterrupt:
         is_stopped = True
-    if outputs:
-        outputs.write_report(_settings(arguments, config, predictor, question, language), language)
-    if arguments.coco:
-        with writing(arguments.coco, "--coco"), replacing(arguments.coco) as temporary:
-            temporary.write_text(json.dumps(coco_dataset(coco)), encoding="utf-8")
-    if webhook:
-        webhook.close(at_once=is_stopped)
+    sender.shutdown(cancel_futures=is_stopped)
+    settings = {"model": config.name, "changed": " ".join(arguments.set), "device": str(predictor.model.device)}
+    settings |= {"references": str(len(predictor.references or ()) or "")}
+    outputs.finish(settings | {name: getattr(arguments, name) or "" for name in ("class_name", "question")}, language)
     if not is_json and counts.total() > 1:
-        print(summary(counts, language), *[texts["written"].format(path=out / REPORT)] * bool(out), sep="\n")
+        print(texts["summary"].format_map(counts))
     if is_stopped and not watched:
         print(texts["stopped"], file=sys.stderr)
         return INTERRUPTED
@@ -173,34 +160,20 @@ def _inspect_all(
     return 3 if arguments.fail_on and failing else 1 if counts["error"] else 0
 
 
-def _results(
-    arguments: argparse.Namespace,
-    predictor: "Predictor",
-    question: str | None,
-    source: "Iterable[dict[Path, Version]]",
-    outputs: "Outputs | None",
-    coco: "dict[Path, Photo]",
-) -> Iterator[dict[str, Any]]:
-    """Yields the result of each photo once its files are written."""
-    from anomalygpt.inference.coco import coco_annotations
-
-    for versions in source:
-        for batch in read_batches(list(versions), arguments.batch_size):
+def _results(arguments: Namespace, predictor: "Predictor", outputs: "Outputs", source: Source) -> Iterator[Result]:
+    """Yields the result of each photo, with what the source knows of it, once its files are written."""
+    for known in source:
+        for batch in read_batches(list(known), arguments.batch_size):
             photos = [photo for _, photo in batch if not isinstance(photo, DatasetError)]
-            predictions = predictor.predict_batch(photos, question, arguments.class_name)
+            predictions = predictor.predict_batch(photos, arguments.question, arguments.class_name)
             for path, photo in batch:
-                result: dict[str, Any] = {"photo": str(path), **versions[path]}
+                result: Result = {"photo": str(path), **known[path]}
                 if isinstance(photo, DatasetError):
                     result["error"] = str(photo)
                 else:
                     prediction = next(predictions)
-                    result |= prediction.to_dict()
-                    if outputs:
-                        result |= outputs.write_pictures(path, photo, prediction)
-                    if arguments.coco:
-                        coco[path] = photo.size, coco_annotations(prediction.image)
-                if outputs:
-                    outputs.add(result)
+                    result |= prediction.to_dict() | outputs.write_pictures(path, photo, prediction)
+                outputs.add(result)
                 yield result
 
 
@@ -208,42 +181,23 @@ def read_batches(paths: Sequence[Path], size: int) -> Iterator[list[tuple[Path, 
     """Photos, or why they can't be read; a thread reads the next ones while the caller works on these."""
     from anomalygpt.datasets.photos import load_image
 
-    def read(path: Path) -> "tuple[Path, Image.Image | DatasetError]":
-        try:
-            return path, load_image(path)
-        except DatasetError as error:
-            return path, error
+    def read(start: int) -> "list[tuple[Path, Image.Image | DatasetError]]":
+        batch: list[tuple[Path, Image.Image | DatasetError]] = []
+        for path in paths[start : start + size]:
+            try:
+                batch.append((path, load_image(path)))
+            except DatasetError as error:
+                batch.append((path, error))
+        return batch
 
     with ThreadPoolExecutor(1) as pool:
-        reading = None
-        for start in range(0, len(paths) + size, size):
-            current, reading = reading, pool.submit(lambda part: [*map(read, part)], paths[start : start + size])
-            if current:
-                yield current.result()
+        following = pool.submit(read, 0)
+        for start in range(size, len(paths) + size, size):
+            current, following = following, pool.submit(read, start)
+            yield current.result()
 
 
-def _settings(
-    arguments: argparse.Namespace,
-    config: "ExperimentConfig",
-    predictor: "Predictor",
-    question: str | None,
-    language: "Language",
-) -> dict[str, str]:
-    """What the report names, empty where there is none."""
-    from anomalygpt.datasets.findings import finding_phrases
-
-    count, forms = len(predictor.references or ()), finding_phrases(language)["words"]["references"]
-    return {
-        "model": config.name,
-        "references": forms["one" if count == 1 else "several"].format(count=count) if count else "",
-        "class_name": arguments.class_name or "",
-        "question": question or "",
-        "changed": " ".join(arguments.set),
-        "device": str(predictor.model.device),
-    }
-
-
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: Namespace) -> None:
     """Raises :class:`UserError` if there is nothing to do, options contradict each other, or a file is missing."""
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size}: expected 1 or more")
@@ -272,7 +226,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _photo_settings(arguments: argparse.Namespace, config: "ExperimentConfig") -> "PhotoSettings":
+def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
     """How photos are read: as the saved references were, which the command line may not contradict."""
     from anomalygpt.datasets.ignored import embedded
     from anomalygpt.inference.reference_file import saved_photo_settings

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -79,23 +78,17 @@ def own_results(folder: Path, names: Set[str]) -> set[str]:
     pairs = {stem + ending for stem in stems if stem + MAP in names for ending in (OVERLAY, MAP)}
     try:
         written = read_results(folder) or json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        listed = {result.get(kind) for result in written for kind in ("overlay", "map")}
+        listed = {result.get(kind, "") for result in written for kind in ("overlay", "map")}
     except (OSError, ValueError, AttributeError, TypeError):
         listed = set()
     return (pairs | listed) & names
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the ``results.jsonl`` that ``predict.py --out`` wrote in a folder, without one that is cut off."""
-    try:
-        lines = (folder / RESULTS).read_text(encoding="utf-8").split("\n")
-    except OSError:
-        return []
-    results = []
-    for line in lines:
-        with suppress(ValueError):
-            results.append(json.loads(line))
-    return results
+    """The complete lines of the ``results.jsonl`` that ``predict.py --out`` wrote in a folder."""
+    path = folder / RESULTS
+    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+    return [json.loads(line) for line in lines]
 
 
 def find_photos(folder: Path, recursive: bool = False) -> list[Path]:

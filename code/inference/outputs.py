@@ -1,10 +1,10 @@
-"""What predict.py writes: results line by line, overlays, maps, and at the end a report."""
+"""What predict.py writes: results line by line, overlays and maps; at the end a table, a report, a COCO data set."""
 
-import codecs
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import StringIO
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -15,79 +15,95 @@ from anomalygpt.datasets.findings import Language
 from anomalygpt.datasets.records import MAP, OVERLAY, RESULTS, read_results
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
+from anomalygpt.inference.coco import coco_annotations, coco_dataset
 from anomalygpt.inference.report import Result, report_html, verdict
 from anomalygpt.inference.results import Prediction
 from anomalygpt.inference.visualize import overlay
 
-TABLE, REPORT = "results.csv", "report.html"
 NUMBERS = ("probability", "score", "threshold", "score_threshold", "number", "total_area")
 COLUMNS = ("photo", "verdict", "reason", *NUMBERS, "places", "answer", "error", "overlay", "map")
 
 
 class Outputs:
-    """The folder of ``--out``.
-
-    What is written before a crash or a full disk stays.
+    """The folder of ``--out`` and the file of ``--coco``; what was written before a crash or a full disk stays.
 
     Args:
-        resumed: keeps the results that are there already; else they are replaced.
+        folder: None: none of its files are written.
+        coco: None: it is not written.
+        resumed: keeps the results that the folder holds already, as ``earlier``.
 
     Raises:
-        UserError: the folder can't be made or written; from every method.
+        UserError: from every method: a file can't be written.
     """
 
-    def __init__(self, folder: Path, resumed: bool = False) -> None:
-        self.folder = folder
-        earlier = read_results(folder) if resumed else []
-        self._stems = {each["overlay"].removesuffix(OVERLAY) for each in earlier if "overlay" in each}
-        with writing(folder):
-            with replacing(folder / RESULTS) as temporary:
-                temporary.write_bytes(b"".join(map(_json_line, earlier)))
-            (folder / TABLE).write_bytes(codecs.BOM_UTF8)  # which Excel needs
-            self._add_rows([dict(zip(COLUMNS, COLUMNS, strict=True)), *map(_row, earlier)])
-
-    def add(self, result: Result) -> None:
-        """Appends a result to the tables."""
-        with writing(self.folder):
-            with (self.folder / RESULTS).open("ab") as file:
-                file.write(_json_line(result))
-            self._add_rows([_row(result)])
-
-    def _add_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        with (self.folder / TABLE).open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerows(rows)
+    def __init__(self, folder: Path | None, coco: Path | None = None, resumed: bool = False) -> None:
+        self.folder, self.coco, self._annotated = folder, coco, dict[Path, Any]()
+        self.earlier = read_results(folder) if folder and resumed else []
+        self._stems = {each["overlay"].removesuffix(OVERLAY) for each in self.earlier if "overlay" in each}
+        if folder:
+            _write(folder / RESULTS, "".join(map(_line, self.earlier)))
+        if coco:
+            _write(coco, json.dumps(coco_dataset({})))
 
     def write_pictures(self, path: Path, photo: Image.Image, prediction: Prediction) -> dict[str, str]:
         """Writes a photo's overlay and float map, each atomically: "overlay" and "map" -> file name."""
-        image, stem = prediction.image, output_stem(path, self._stems)
+        image = prediction.image
+        if self.coco:
+            self._annotated[path] = image.map.shape[::-1], coco_annotations(image)
+        if not self.folder:
+            return {}
+        stem = output_stem(path, self._stems)
         pictures = {
             "overlay": (f"{stem}{OVERLAY}", overlay(photo, image.map, image.threshold, image.regions)),
             "map": (f"{stem}{MAP}", Image.fromarray(image.map)),
         }
         for name, picture in pictures.values():
-            with writing(self.folder), replacing(self.folder / name) as temporary:
+            with _writing(self.folder), replacing(self.folder / name) as temporary:
                 picture.save(temporary)
         return {kind: name for kind, (name, _) in pictures.items()}
 
-    def write_report(self, settings: Mapping[str, str], language: Language) -> None:
-        """Writes the page about all results of the folder."""
-        page = report_html(read_results(self.folder), self._overlay, settings, language)
-        with writing(self.folder), replacing(self.folder / REPORT) as temporary:
-            temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
+    def add(self, result: Result) -> None:
+        """Appends a result to ``results.jsonl``."""
+        if self.folder:
+            with _writing(self.folder), (self.folder / RESULTS).open("ab") as file:
+                file.write(_line(result).encode("utf-8", "backslashreplace"))
 
-    def _overlay(self, result: Result) -> Image.Image | None:
-        with suppress(OSError):
-            return Image.open(self.folder / result["overlay"])
-        return None
+    def finish(self, settings: Mapping[str, str], language: Language) -> None:
+        """Writes the table and the report about all results of the folder, and the COCO data set."""
+        if self.coco:
+            _write(self.coco, json.dumps(coco_dataset(self._annotated)))
+        if (folder := self.folder) is None:
+            return
+        results = read_results(folder)
+        table = csv.DictWriter(file := StringIO(), COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(
+            {**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))} for each in results
+        )
+        _write(folder / "results.csv", "\ufeff" + file.getvalue())  # with the mark that Excel needs
+
+        def picture(result: Result) -> Image.Image | None:
+            path = folder / result["overlay"]
+            return Image.open(path) if path.is_file() else None
+
+        _write(folder / "report.html", report_html(results, picture, settings, language))
 
 
 @contextmanager
-def writing(path: Path, option: str = "--out") -> Iterator[None]:
-    """Turns an OSError into a :class:`UserError` that names the option and its path."""
+def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{option} {path}: can't be written ({error})") from error
+        raise UserError(f"{path}: can't be written ({error})") from error
+
+
+def _write(path: Path, text: str) -> None:
+    with _writing(path), replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # file names may be no UTF-8
+
+
+def _line(result: Result) -> str:
+    return json.dumps(result, ensure_ascii=False) + "\n"
 
 
 def output_stem(path: Path, taken: set[str]) -> str:
@@ -97,11 +113,3 @@ def output_stem(path: Path, taken: set[str]) -> str:
     free = next(name for name in chain([stem], (f"{stem}~{n}" for n in count(2))) if name not in taken)
     taken.add(free)
     return free
-
-
-def _json_line(result: Result) -> bytes:
-    return (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-
-
-def _row(result: Result) -> dict[str, Any]:
-    return {**result, "verdict": verdict(result), "places": "; ".join(result.get("places", ()))}

@@ -1,15 +1,13 @@
 """A self-contained HTML page about the results of many photos, and the words for one result, in two languages."""
 
-import locale
 import math
 import os
-import platform
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ Result = Mapping[str, Any]  # "photo", and what ``Prediction.to_dict`` holds, or
 PICTURES = 200  # in a report, of the worst photos; the others are lines of a table
 SIDE = 320  # of a picture in pixels
 BINS, WIDEST = 24, 8.0  # of the histogram; scores beyond this factor from the threshold are in its first and last bin
+PACKAGES = ("torch", "transformers", "numpy", "pillow")  # results depend on them
 ORDER = ("defective", "can't tell", "good")
 
 
@@ -34,10 +33,9 @@ def report_texts(language: Language) -> dict[str, str]:
 
 
 def system_language() -> Language:
-    """Chinese where the environment says so, else English."""
+    """Chinese where the environment asks for it, else English."""
     names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
-    name = next(filter(None, names), locale.getlocale()[0] or "")
-    return "zh" if name.lower().startswith(("zh", "chinese")) else "en"
+    return "zh" if next(filter(None, names), "").startswith("zh") else "en"
 
 
 def verdict(result: Result) -> str:
@@ -58,29 +56,12 @@ def details(result: Result, language: Language) -> str:
     return report_texts(language)["place"].format(places=places, area=area)
 
 
-def summary(counts: Counter[str], language: Language) -> str:
-    """How many photos got which verdict, in a line."""
-    numbers = {name: counts[name] for name in ("good", "defective", "error")}
-    return report_texts(language)["summary"].format(undecided=counts["can't tell"], **numbers)
-
-
 def data_uri(picture: Image.Image, side: int = SIDE) -> str:
     """A small JPEG for an HTML page."""
     small = picture.convert("RGB")
     small.thumbnail((side, side))
     small.save(file := BytesIO(), "JPEG", quality=80)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def versions() -> str:
-    """Of this package and of what results depend on."""
-    found = [f"Python {platform.python_version()}"]
-    for name in ("anomalygpt", "torch", "transformers", "numpy", "pillow", "opencv-python-headless"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:  # such as anomalygpt, where it runs from its folder
-            continue
-    return ", ".join(found)
 
 
 def report_html(
@@ -98,38 +79,18 @@ def report_html(
     """
     from jinja2 import Environment, FileSystemLoader
 
-    readable = [result for result in results if "error" not in result]
-    readable.sort(key=lambda each: (ORDER.index(verdict(each)), -each["probability"], -each.get("score", 0.0)))
-    try:
-        folder = os.path.commonpath([Path(result["photo"]).parent for result in results])
-    except ValueError:  # no results, or none in common
-        folder = ""
-    rows = [
-        {
-            **each,
-            "name": os.path.relpath(each["photo"], folder or "."),
-            "verdict": verdict(each),
-            "percent": probability_text(each["probability"]),
-            "details": details(each, language),
-            "picture": data_uri(shown) if index < PICTURES and (shown := picture(each)) else "",
-        }
-        for index, each in enumerate(readable)
-    ]
+    photos = [each for each in results if "error" not in each]
+    photos.sort(key=lambda each: (ORDER.index(verdict(each)), -each["probability"], -each.get("score", 0.0)))
+    bins = histogram(photos)
+    page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
+    page |= {"photos": photos, "shown": PICTURES, "unread": [each for each in results if "error" in each]}
+    page |= {"counts": Counter(map(verdict, results)), "tallest": max(map(Counter.total, bins), default=0)}
+    page |= {"folder": os.path.dirname(os.path.commonprefix([each["photo"] for each in results]))}
+    page |= {"versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES)}
+    page |= {"time": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")}
+    functions = {"verdict": verdict, "details": details, "percent": probability_text, "data_uri": data_uri}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    return environment.get_template("report.html").render(
-        language=language,
-        texts=report_texts(language),
-        counts=Counter(map(verdict, results)),
-        cards=rows[:PICTURES],
-        rows=rows[PICTURES:],
-        unread=[result for result in results if "error" in result],
-        bins=(bins := histogram(readable)),
-        tallest=max((each.total() for each in bins), default=0),
-        folder=folder,
-        settings=settings,
-        versions=versions(),
-        time=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
-    )
+    return environment.get_template("report.html").render(page, picture=picture, **functions)
 
 
 def histogram(results: Iterable[Result]) -> list[Counter[str]]:
