@@ -130,7 +130,7 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     source: Source = [{path: {} for path in arguments.photos}]
     if watched:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
-        source = new_photos(watched, outputs.earlier, arguments.recursive, arguments.out)
+        source = new_photos(watched.resolve(), outputs.earlier, arguments.recursive, arguments.out.resolve())
         print(texts["watching"].format(folder=watched), file=sys.stderr)
     results = _results(arguments, predictor, outputs, source)
     counts, is_stopped, sender = Counter[str](), False, ThreadPoolExecutor(1)

@@ -77,9 +77,8 @@ class Outputs:
         results = read_results(folder)
         table = csv.DictWriter(file := StringIO(), COLUMNS, extrasaction="ignore")
         table.writeheader()
-        table.writerows(
-            {**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))} for each in results
-        )
+        for each in results:
+            table.writerow({**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))})
         _write(folder / "results.csv", "\ufeff" + file.getvalue())  # with the mark that Excel needs
 
         def picture(result: Result) -> Image.Image | None:

@@ -20,7 +20,7 @@ INTERVAL = 0.5  # seconds, in which a complete file does not change
 
 
 def new_photos(
-    folder: Path, done: Iterable[Result], recursive: bool, out: Path | None
+    folder: Path, done: Iterable[Result], recursive: bool, out: Path
 ) -> Iterator[dict[Path, dict[str, Any]]]:
     """Yields the complete photos in a folder that are new, for ever, each with its size in bytes and its time.
 
