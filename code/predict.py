@@ -58,36 +58,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(description="Detect and locate defects of parts in photos.")
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
-    parser.add_argument(
-        "--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part"
-    )
+    add = parser.add_argument
+    add("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
+    add("--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part")
     saved = "a file that --save-references wrote, or a folder of good photos"
-    parser.add_argument("--references", type=Path, metavar="FILE|FOLDER", help=saved)
-    parser.add_argument("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
-    parser.add_argument("--question", help="by default: is there any anomaly in the image?")
-    parser.add_argument("--class-name", help="what the photos show, as in 'screw'")
-    parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
-    out = "folder for overlays (PNG), maps (32-bit float TIFF), results.jsonl, results.csv, report.html"
-    parser.add_argument("--out", type=Path, help=out)
-    parser.add_argument("--coco", type=Path, metavar="FILE", help="regions as a COCO data set (JSON)")
-    watch = "inspect what comes into a folder until Ctrl-C, each photo once; needs --out"
-    parser.add_argument("--watch", type=Path, metavar="DIR", help=watch)
-    parser.add_argument("--post", metavar="URL", help="also send each result there, as JSON by POST")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="photos that are encoded at once")
+    add("--references", type=Path, metavar="FILE|FOLDER", help=saved)
+    add("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
+    add("--question", help="by default: is there any anomaly in the image?")
+    add("--class-name", help="what the photos show, as in 'screw'")
+    add("--json", action="store_true", help="one JSON object a photo, on standard output")
+    add("--out", type=Path, help="folder for overlays, maps (float TIFF), results.jsonl, results.csv, report.html")
+    add("--coco", type=Path, metavar="FILE", help="regions as a COCO data set (JSON)")
+    add("--watch", type=Path, metavar="DIR", help="inspect what comes into a folder until Ctrl-C; needs --out")
+    add("--post", metavar="URL", help="also send each result there, as JSON by POST")
+    add("--batch-size", type=int, default=1, metavar="N", help="photos that are encoded at once")
     fail_on = "exit with 3 if a photo was defective; not-good: or undecided"
-    parser.add_argument("--fail-on", choices=("defective", "not-good"), help=fail_on)
-    parser.add_argument("--lang", choices=("auto", "en", "zh"), default="auto", help="of the lines and the report")
-    parser.add_argument("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")
-    parser.add_argument("--recursive", action="store_true", help="photos and references in sub-folders, too")
+    add("--fail-on", choices=("defective", "not-good"), help=fail_on)
+    add("--lang", choices=("auto", "en", "zh"), default="auto", help="of the lines and the report")
+    add("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")
+    add("--recursive", action="store_true", help="photos and references in sub-folders, too")
     box = "excluded on every photo: a mask, or left,top,right,bottom in pixels or fractions"
-    parser.add_argument("--ignore", metavar="MASK|BOX", help=box)
-    parser.add_argument("--strict", action="store_true", help="warnings about how files were read are errors")
-    parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change"
-    )
+    add("--ignore", metavar="MASK|BOX", help=box)
+    add("--strict", action="store_true", help="warnings about how files were read are errors")
+    add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     return parser.parse_args(argv)
 
 
@@ -101,8 +96,8 @@ def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
     given = arguments.photos, arguments.reference
     arguments.photos, references = (expand(patterns, arguments.recursive) for patterns in given)
     good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
-    outputs = Outputs(arguments.out, arguments.coco, resumed=bool(arguments.watch))
     has_photos = bool(arguments.photos or arguments.watch)
+    outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
     predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
     if arguments.references:
         predictor.load_references(arguments.references)
@@ -125,7 +120,8 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     watched, is_json = arguments.watch, bool(arguments.json or arguments.watch)
     language = system_language() if arguments.lang == "auto" else arguments.lang
     texts, colour = report_texts(language), sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    if language == "zh" and not is_json and config.inference.findings != "none":  # else the model reads English only
+    # Without findings, the model reads English only, and its answer is the verdict.
+    if language == "zh" and not is_json and predictor.language_model and config.inference.findings != "none":
         arguments.question = arguments.question or detection_question(arguments.class_name, None, False, language)
     source: Source = [{path: {} for path in arguments.photos}]
     if watched:
@@ -148,7 +144,7 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     except KeyboardInterrupt:
         is_stopped = True
     sender.shutdown(cancel_futures=is_stopped)
-    settings = {"model": config.name, "changed": " ".join(arguments.set), "device": str(predictor.model.device)}
+    settings = {"model_name": config.name, "changed": " ".join(arguments.set), "device": str(predictor.model.device)}
     settings |= {"references": str(len(predictor.references or ()) or "")}
     outputs.finish(settings | {name: getattr(arguments, name) or "" for name in ("class_name", "question")}, language)
     if not is_json and counts.total() > 1:

@@ -222,6 +222,7 @@ def test_text_holds_mark_probability_place_and_whose_words_the_answer_is() -> No
     answered = as_text(result | {"verdict_from": "answer", "is_anomalous": False, "answer": "No."}).splitlines()
     assert answered[0] == "✓  90%  a.png: good"
     assert answered[2] == "  The score contradicts the answer; see the map."
+    assert as_text(result | {"answer_source": "model"}).splitlines()[1] == "  Yes, at the top."
     foreign = as_text(result | {"reason": "other_part", "answer": "", "answer_agrees": True})
     assert foreign == "?  90%  a.png: can't tell, the photo does not look like the reference photos"
 

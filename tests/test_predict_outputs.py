@@ -182,7 +182,7 @@ def test_report_is_one_file_with_the_worst_first() -> None:
     ]
     found = [{"score_threshold": 0.4, **each} for each in found]
     unread = {"photo": "x/broken.png", "error": "x/broken.png: cannot be read as an image"}
-    page = report_html([*found, unread], lambda result: Image.new("RGB", (640, 320)), {"model": "compact"})
+    page = report_html([*found, unread], lambda result: Image.new("RGB", (640, 320)), {"model_name": "compact"})
     places = [page.index(name) for name in (">worst.png", ">&lt;b&gt;.png", ">foreign.png", ">good.png", "broken.png")]
     assert places == sorted(places)
     assert "&lt;i&gt;Yes&lt;/i&gt;" in page

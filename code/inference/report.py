@@ -75,7 +75,7 @@ def report_html(
     Args:
         results: the page's histogram is of those with a ``score`` and its ``score_threshold``.
         picture: a result's photo with its overlay, None where there is none; called for the worst ones only.
-        settings: a name in ``report.yaml`` -> its value, as in ``{"model": "compact"}``.
+        settings: a name in ``report.yaml`` -> its value, as in ``{"model_name": "compact"}``.
     """
     from jinja2 import Environment, FileSystemLoader
 
