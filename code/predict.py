@@ -1,41 +1,48 @@
 """Inspects photos: ``python predict.py PHOTO… [--reference GOOD…] [--question "…"] [--json] [--out DIR]``.
 
 Good photos of a part are encoded once, ``python predict.py --reference GOOD… --save-references FILE``, and used again
-with ``--references FILE``.
+with ``--references FILE``. All options, files and exit codes: ``docs/predict.md``.
 """
 
-import argparse
 import glob
 import json
 import logging
+import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from anomalygpt.config.load import load_config, stated
-from anomalygpt.datasets.records import MAP, OVERLAY, DatasetError, find_photos, own_results
+from anomalygpt.datasets.records import DatasetError, find_photos, own_results
 from anomalygpt.errors import UserError, set_strict, user_errors
-from anomalygpt.files import replacing
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from anomalygpt.config.schema import ExperimentConfig
     from anomalygpt.config.settings import PhotoSettings
-    from anomalygpt.inference.results import Prediction
+    from anomalygpt.datasets.findings import Language
+    from anomalygpt.inference.outputs import Outputs
+    from anomalygpt.inference.predictor import Predictor
 
-ANSWER_NOTES = {
-    "model": "",
-    "corrected": "  (corrected: the language model's own answer contradicted the findings)",
-    "findings": "  (from the findings: the language model gave no answer that agrees with them)",
-}
+MARKS = {"good": ("✓", 32), "defective": ("✗", 31), "can't tell": ("?", 33)}  # with their colours on a terminal
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
+Result = dict[str, Any]  # of a photo, as a line of results.jsonl
+Source = Iterable[dict[Path, dict[str, Any]]]  # photos, each with what is known of its file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 when every photo was read, 1 when some could not be; verdicts do not change it."""
+    """Entry point: 0 when every photo was read, 1 when some could not be, 130 after Ctrl-C; 3 by ``--fail-on``."""
     arguments = _parse(argv)
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold what the terminal's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     set_strict(arguments.strict)
     if arguments.ignore:
@@ -43,49 +50,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         from anomalygpt.model.build import installed_config
 
-        return _run(arguments, load_config(arguments.config or installed_config(), arguments.set))
+        try:
+            return _run(arguments, load_config(arguments.config or installed_config(), arguments.set))
+        except KeyboardInterrupt:
+            return INTERRUPTED
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Detect and locate defects of parts in photos.")
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
-    parser.add_argument(
-        "--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part"
-    )
-    parser.add_argument("--references", type=Path, metavar="FILE", help="a file that --save-references wrote")
-    parser.add_argument("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
-    parser.add_argument("--question", help="by default: is there any anomaly in the image?")
-    parser.add_argument("--class-name", help="what the photos show, as in 'screw'")
-    parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
-    parser.add_argument("--out", type=Path, help="folder for overlays (PNG), maps (32-bit float TIFF), results.json")
-    parser.add_argument("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")
-    parser.add_argument("--recursive", action="store_true", help="photos and references in sub-folders, too")
+def _parse(argv: Sequence[str] | None) -> Namespace:
+    parser = ArgumentParser(description="Detect and locate defects of parts in photos.")
+    add = parser.add_argument
+    add("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
+    add("--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part")
+    saved = "a file that --save-references wrote, or a folder of good photos"
+    add("--references", type=Path, metavar="FILE|FOLDER", help=saved)
+    add("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
+    add("--question", help="by default: is there any anomaly in the image?")
+    add("--class-name", help="what the photos show, as in 'screw'")
+    add("--json", action="store_true", help="one JSON object a photo, on standard output")
+    add("--out", type=Path, help="folder for overlays, maps (float TIFF), results.jsonl, results.csv, report.html")
+    add("--coco", type=Path, metavar="FILE", help="regions as a COCO data set (JSON)")
+    add("--watch", type=Path, metavar="DIR", help="inspect what comes into a folder until Ctrl-C; needs --out")
+    add("--post", metavar="URL", help="also send each result there, as JSON by POST")
+    add("--batch-size", type=int, default=1, metavar="N", help="photos that are encoded at once")
+    fail_on = "exit with 3 if a photo was defective; not-good: or undecided"
+    add("--fail-on", choices=("defective", "not-good"), help=fail_on)
+    add("--lang", choices=("auto", "en", "zh"), default="auto", help="of the lines and the report")
+    add("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")
+    add("--recursive", action="store_true", help="photos and references in sub-folders, too")
     box = "excluded on every photo: a mask, or left,top,right,bottom in pixels or fractions"
-    parser.add_argument("--ignore", metavar="MASK|BOX", help=box)
-    parser.add_argument("--strict", action="store_true", help="warnings about how files were read are errors")
-    parser.add_argument("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change"
-    )
+    add("--ignore", metavar="MASK|BOX", help=box)
+    add("--strict", action="store_true", help="warnings about how files were read are errors")
+    add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     return parser.parse_args(argv)
 
 
-def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
-    from tqdm import tqdm
-
+def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
     from anomalygpt.datasets.photos import configure, load_image
+    from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
 
     _check(arguments)
     configure(_photo_settings(arguments, config))
-    queries, references = (expand(given, arguments.recursive) for given in (arguments.photos, arguments.reference))
+    given = arguments.photos, arguments.reference
+    arguments.photos, references = (expand(patterns, arguments.recursive) for patterns in given)
     good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
-    if arguments.out:
-        with _writing(arguments.out):
-            arguments.out.mkdir(parents=True, exist_ok=True)
-    stems = output_stems(queries)
-    predictor = Predictor.from_config(config, arguments.device, with_llm=bool(queries) and not arguments.no_chat)
+    has_photos = bool(arguments.photos or arguments.watch)
+    outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
+    predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
     if arguments.references:
         predictor.load_references(arguments.references)
     predictor.add_references(good)
@@ -93,36 +106,113 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
         print(*predictor.report().lines(), sep="\n", file=sys.stderr)
     if arguments.save_references:
         predictor.save_references(arguments.save_references)
-    results, failed = [], 0
-    for path in tqdm(queries, unit="photo", disable=len(queries) == 1 or not sys.stderr.isatty()):
-        try:
-            photo = load_image(path)
-        except DatasetError as error:
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        prediction = predictor.predict(photo, arguments.question, arguments.class_name)
-        result = {"photo": str(path), **prediction.to_dict()}
-        if arguments.out:
-            result |= write_pictures(arguments.out, stems[path], photo, prediction)
-        results.append(result)
-        tqdm.write(json.dumps(result, ensure_ascii=False) if arguments.json else as_text(result), file=sys.stdout)
-    if arguments.out:
-        with _writing(arguments.out), replacing(arguments.out / "results.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 1 if failed else 0
+    return _inspect(arguments, config, predictor, outputs) if has_photos else 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predictor", outputs: "Outputs") -> int:
+    """Inspects the photos, or what comes into the watched folder; prints and writes the results: the exit code."""
+    from tqdm import tqdm
+
+    from anomalygpt.datasets.dialogue import detection_question
+    from anomalygpt.inference.report import report_texts, system_language, verdict
+    from anomalygpt.inference.watch import new_photos, post
+
+    watched, is_json = arguments.watch, bool(arguments.json or arguments.watch)
+    language = system_language() if arguments.lang == "auto" else arguments.lang
+    texts, colour = report_texts(language), sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    # Without findings, the model reads English only, and its answer is the verdict.
+    if language == "zh" and not is_json and predictor.language_model and config.inference.findings != "none":
+        arguments.question = arguments.question or detection_question(arguments.class_name, None, False, language)
+    source: Source = [{path: {} for path in arguments.photos}]
+    if watched:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
+        source = new_photos(watched.resolve(), outputs.earlier, arguments.recursive, arguments.out.resolve())
+        print(texts["watching"].format(folder=watched), file=sys.stderr)
+    results = _results(arguments, predictor, outputs, source)
+    counts, is_stopped, sender = Counter[str](), False, ThreadPoolExecutor(1)
+    is_quiet = len(arguments.photos) < 2 or not sys.stderr.isatty()
+    try:
+        for result in tqdm(results, total=len(arguments.photos), unit="photo", disable=is_quiet):
+            counts[verdict(result)] += 1
+            if "error" in result:
+                tqdm.write(f"error: {result['error']}", file=sys.stderr)
+            if watched or "error" not in result:
+                line = json.dumps(result, ensure_ascii=False) if is_json else as_text(result, language, colour)
+                tqdm.write(line, file=sys.stdout)
+            if arguments.post:
+                sender.submit(post, arguments.post, result)
+    except KeyboardInterrupt:
+        is_stopped = True
+    sender.shutdown(cancel_futures=is_stopped)
+    settings = {"model_name": config.name, "changed": " ".join(arguments.set), "device": str(predictor.model.device)}
+    settings |= {"references": str(len(predictor.references or ()) or "")}
+    outputs.finish(settings | {name: getattr(arguments, name) or "" for name in ("class_name", "question")}, language)
+    if not is_json and counts.total() > 1:
+        print(texts["summary"].format_map(counts))
+    if is_stopped and not watched:
+        print(texts["stopped"], file=sys.stderr)
+        return INTERRUPTED
+    failing = counts["defective"] + counts["can't tell"] * (arguments.fail_on == "not-good")
+    return 3 if arguments.fail_on and failing else 1 if counts["error"] else 0
+
+
+def _results(arguments: Namespace, predictor: "Predictor", outputs: "Outputs", source: Source) -> Iterator[Result]:
+    """Yields the result of each photo, with what the source knows of it, once its files are written."""
+    for known in source:
+        for batch in read_batches(list(known), arguments.batch_size):
+            photos = [photo for _, photo in batch if not isinstance(photo, DatasetError)]
+            predictions = predictor.predict_batch(photos, arguments.question, arguments.class_name)
+            for path, photo in batch:
+                result: Result = {"photo": str(path), **known[path]}
+                if isinstance(photo, DatasetError):
+                    result["error"] = str(photo)
+                else:
+                    prediction = next(predictions)
+                    result |= prediction.to_dict() | outputs.write_pictures(path, photo, prediction)
+                outputs.add(result)
+                yield result
+
+
+def read_batches(paths: Sequence[Path], size: int) -> Iterator[list[tuple[Path, "Image.Image | DatasetError"]]]:
+    """Photos, or why they can't be read; a thread reads the next ones while the caller works on these."""
+    from anomalygpt.datasets.photos import load_image
+
+    def read(start: int) -> "list[tuple[Path, Image.Image | DatasetError]]":
+        batch: list[tuple[Path, Image.Image | DatasetError]] = []
+        for path in paths[start : start + size]:
+            try:
+                batch.append((path, load_image(path)))
+            except DatasetError as error:
+                batch.append((path, error))
+        return batch
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(read, 0)
+        for start in range(size, len(paths) + size, size):
+            current, following = following, pool.submit(read, start)
+            yield current.result()
+
+
+def _check(arguments: Namespace) -> None:
     """Raises :class:`UserError` if there is nothing to do, options contradict each other, or a file is missing."""
-    if not arguments.photos and not arguments.save_references:
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size}: expected 1 or more")
+    if arguments.post and not arguments.post.startswith(("http://", "https://")):
+        raise UserError(f"--post {arguments.post}: expected an address that begins with http:// or https://")
+    if arguments.watch:
+        if not arguments.watch.is_dir():
+            raise UserError(f"--watch {arguments.watch}: no such folder")
+        if arguments.photos or arguments.coco or not arguments.out:
+            raise UserError("--watch: takes no photos and no --coco, and needs --out, which remembers what was done")
+    elif not arguments.photos and not arguments.save_references:
         raise UserError("no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …")
+    if arguments.references and arguments.references.is_dir():
+        arguments.reference.append(str(arguments.references))
+        arguments.references = None
     if arguments.save_references and not (arguments.reference or arguments.references):
         raise UserError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
     if not arguments.references:
         return
-    if arguments.references.is_dir():
-        raise UserError(f"--references {arguments.references}: a folder; expected a file that --save-references made")
     if not arguments.references.is_file():
         raise UserError(f"--references {arguments.references}: no such file; --save-references makes one")
     if "references" in stated(arguments.set).get("inference", {}):
@@ -132,7 +222,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _photo_settings(arguments: argparse.Namespace, config: "ExperimentConfig") -> "PhotoSettings":
+def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
     """How photos are read: as the saved references were, which the command line may not contradict."""
     from anomalygpt.datasets.ignored import embedded
     from anomalygpt.inference.reference_file import saved_photo_settings
@@ -172,64 +262,22 @@ def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
     return list(found)
 
 
-def as_text(result: dict[str, Any]) -> str:
-    """A result for people."""
-    verdict = f"can't tell ({result['reason']})" if result["reason"] else "DEFECT" if result["is_anomalous"] else "good"
-    numbers = ", ".join(f"{name} {result[name]:.3f}" for name in ("probability", "score", "threshold"))
-    lines = [f"{result['photo']}: {verdict}, by the {result['verdict_from']} ({numbers})"]
-    lines += [f"  {result['answer']}{ANSWER_NOTES[result['answer_source']]}"] if result["answer"] else []
+def as_text(result: dict[str, Any], language: "Language" = "en", colour: bool = False) -> str:
+    """A result for people: a line with mark, probability, photo, verdict and place, and the answer beneath."""
+    from anomalygpt.datasets.findings import probability_text
+    from anomalygpt.inference.report import details, report_texts, verdict
+
+    texts, kind = report_texts(language), verdict(result)
+    mark, code = MARKS[kind]
+    place, percent = details(result, language), probability_text(result["probability"])
+    text = texts["detail"].format(verdict=texts[kind], text=place) if place else texts[kind]
+    mark = f"\033[{code}m{mark}\033[0m" if colour else mark
+    lines = [texts["line"].format(mark=mark, probability=percent, photo=result["photo"], text=text)]
+    if result["answer"]:
+        lines.append(f"  {result['answer']}{texts.get(result['answer_source'], '')}")
     if not result["answer_agrees"] and result["verdict_from"] == "answer":
-        marked = "the map marks what follows" if result["regions"] else "the map marks no region"
-        lines.append(f"  The score contradicts the answer: {marked}")
-    for region in result["regions"]:
-        lines.append(f"  {region['position']}: box {tuple(region['box'])}, {100 * region['area']:.1f} % of the photo")
+        lines.append(f"  {texts['contradicts']}")
     return "\n".join(lines)
-
-
-def output_stems(paths: Sequence[Path]) -> dict[Path, str]:
-    """Photo -> beginning of its results' file names: its last folders and name, numbered where that is taken."""
-    stems: dict[Path, str] = {}
-    count: dict[str, int] = {}  # of the photos of each stem
-    for path in paths:
-        parts = [part for part in path.with_suffix("").parts if part not in (path.anchor, "..")]
-        stem = "_".join(parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
-        numbered = stem
-        while numbered in count:  # a photo's own name may end in ~2
-            count[stem] += 1
-            numbered = f"{stem}~{count[stem]}"
-        count[numbered] = 1
-        stems[path] = numbered
-    return stems
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out {folder}: can't be written ({error})") from error
-
-
-def write_pictures(folder: Path, stem: str, photo: Image.Image, prediction: "Prediction") -> dict[str, str]:
-    """Writes a photo's overlay and float map, each atomically.
-
-    Returns:
-        "overlay" and "map" -> file name.
-
-    Raises:
-        UserError: they can't be written.
-    """
-    from anomalygpt.inference.visualize import overlay
-
-    image = prediction.image
-    pictures = {
-        "overlay": (f"{stem}{OVERLAY}", overlay(photo, image.map, image.threshold, image.regions)),
-        "map": (f"{stem}{MAP}", Image.fromarray(image.map)),
-    }
-    for name, picture in pictures.values():
-        with _writing(folder), replacing(folder / name) as temporary:
-            picture.save(temporary)
-    return {kind: name for kind, (name, _) in pictures.items()}
 
 
 if __name__ == "__main__":

@@ -14,14 +14,12 @@ import signal
 import socket
 import sys
 import time
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,6 +33,7 @@ from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import list_folders, list_images
 from anomalygpt.errors import UserError, user_errors
 from anomalygpt.inference import session
+from anomalygpt.inference.report import data_uri
 from anomalygpt.inference.session import Conversation, Exchange, SharedModel
 
 if TYPE_CHECKING:
@@ -128,9 +127,7 @@ def part_html(language: Language, part: Part | None) -> str:
 
 
 def _thumbnail(picture: "Image.Image") -> str:
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    picture.save(file := BytesIO(), "JPEG")
-    return f'<img alt="" src="data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}">'
+    return f'<img alt="" src="{data_uri(picture, THUMBNAIL)}">'
 
 
 def _buttons(*, running: bool) -> tuple[Any, Any]:

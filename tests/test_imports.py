@@ -71,7 +71,7 @@ def test_listed_packages_are_the_folders_with_modules_or_data() -> None:
     assert listed == sorted(".".join(("anomalygpt", *folder.parts)) for folder in folders)
 
 
-def test_wheel_carries_every_module_yaml_and_css(tmp_path: Path) -> None:
+def test_wheel_carries_every_module_and_its_data(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(CODE, source / "code", ignore=shutil.ignore_patterns("ckpt", "__pycache__"))
     for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md"):
@@ -82,5 +82,5 @@ def test_wheel_carries_every_module_yaml_and_css(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     with zipfile.ZipFile(next(tmp_path.glob("anomalygpt-*.whl"))) as wheel:
         packed = {name for name in wheel.namelist() if name.startswith("anomalygpt/")}
-    files = [file for kind in ("*.py", "*.yaml", "*.css") for file in (source / "code").rglob(kind)]
+    files = [file for kind in ("*.py", "*.yaml", "*.css", "*.html") for file in (source / "code").rglob(kind)]
     assert packed == {f"anomalygpt/{file.relative_to(source / 'code').as_posix()}" for file in files}

@@ -1,6 +1,7 @@
 """The command line that inspects photos."""
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from anomalygpt.predict import as_text, expand, main, output_stems, write_pictures
+from anomalygpt.inference.outputs import Outputs, output_stem
+from anomalygpt.predict import as_text, expand, main
 
 
 class Run(NamedTuple):
@@ -81,13 +83,18 @@ def test_folder_is_inspected_with_references_and_saved_references_give_the_same(
     assert good["score"] < defect["score"]
     # The two photos differ in their suffix alone, and do not overwrite each other.
     names = [result[kind] for result in found.values() for kind in ("overlay", "map")]
-    assert sorted([*names, "results.json"]) == sorted(path.name for path in folder.iterdir())
+    files = ["report.html", "results.csv", "results.jsonl"]
+    assert sorted([*names, *files]) == sorted(path.name for path in folder.iterdir())
     for result in found.values():
         overlay, map_ = (Image.open(folder / result[kind]) for kind in ("overlay", "map"))
         assert (overlay.format, overlay.mode, overlay.size) == ("PNG", "RGB", (160, 120))
         assert (map_.format, map_.mode, map_.size) == ("TIFF", "F", (160, 120))
         assert (float(np.asarray(map_).max()) > result["threshold"]) == result["is_anomalous"]
-    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == list(found.values())
+    unread, *written = map(json.loads, (folder / "results.jsonl").read_text(encoding="utf-8").splitlines())
+    assert written == list(found.values()) and "broken.png" in unread["error"]
+    assert (folder / "results.csv").read_bytes().startswith(b"\xef\xbb\xbfphoto,")
+    rows = list(csv.DictReader((folder / "results.csv").open(encoding="utf-8-sig", newline="")))
+    assert [row["verdict"] for row in rows] == ["error", "good", "defective"]
     memory = tmp_path / "references" / "part.safetensors"
     kept = call(*references, "--save-references", memory, *compact)
     assert (kept.code, kept.out) == (0, "")
@@ -104,10 +111,10 @@ def test_photo_is_answered_in_words(photos: Path, compact: list[str]) -> None:
     path, quick = photos / "test" / "scratch.png", ["llm.generation.max_new_tokens=8", "llm.generation.temperature=0"]
     run = call(path, "--question", "Is the screw bent?", "--class-name", "screw", *compact, *quick)
     assert run.code == 0
-    assert "can't tell (unknown_part)" in run.out and "this model does not know the part" in run.out
+    assert "can't tell, without reference photos" in run.out and "this model does not know the part" in run.out
     sure = "inference.known_parts=null"
     run = call(path, "--question", "Is the screw bent?", "--class-name", "screw", *compact, *quick, sure)
-    assert re.match(rf"{re.escape(str(path))}: \w+, by the \w+ \(probability ", run.out)
+    assert re.match(rf"[✓✗] +\d+%  {re.escape(str(path))}: (good|defective)", run.out)
     assert len(run.out.splitlines()[1]) > len("  ")
 
 
@@ -144,16 +151,6 @@ def test_saved_references_override_the_configs_settings(saved: list[str], tmp_pa
     assert (tmp_path / "again").read_text() == "saved"
 
 
-@pytest.mark.usefixtures("saved")
-def test_results_that_can_not_be_written_are_one_line_and_exit_code_2(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / "results.json").mkdir(parents=True)
-    run = call(photos / "test" / "broken.png", "--config", "compact", "--out", tmp_path / "out")
-    assert run.code == 2
-    unread, unwritten = run.err.splitlines()
-    assert "broken.png" in unread
-    assert unwritten.startswith(f"error: --out {tmp_path / 'out'}: can't be written (")
-
-
 FOUND: Any = SimpleNamespace(image=SimpleNamespace(map=np.zeros((120, 160), np.float32), threshold=0.5, regions=()))
 
 
@@ -162,8 +159,9 @@ def test_interrupted_write_leaves_the_picture_that_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     photo = Image.new("RGB", (160, 120))
-    names = write_pictures(tmp_path, "a", photo, FOUND)
-    before = {name: (tmp_path / name).read_bytes() for name in names.values()}
+    names = Outputs(tmp_path).write_pictures(Path("a.png"), photo, FOUND)
+    outputs = Outputs(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     save = Image.Image.save
 
     def interrupted(picture: Image.Image, path: Path) -> None:
@@ -174,13 +172,14 @@ def test_interrupted_write_leaves_the_picture_that_was_there(
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_pictures(tmp_path, "a", photo, FOUND)
+        outputs.write_pictures(Path("a.png"), photo, FOUND)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_photo_with_the_longest_possible_name_is_written(tmp_path: Path) -> None:
-    names = write_pictures(tmp_path, "a" * (255 - len("_overlay.png")), Image.new("RGB", (160, 120)), FOUND)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names.values())
+    path = Path("a" * (255 - len("_overlay.png")) + ".png")
+    names = Outputs(tmp_path).write_pictures(path, Image.new("RGB", (160, 120)), FOUND)
+    assert {path.name for path in tmp_path.iterdir()} > {*names.values()}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +191,11 @@ def test_photo_with_the_longest_possible_name_is_written(tmp_path: Path) -> None
         (["--config", "compact", "--reference", "{photos}/test/broken.png"], "cannot be read as an image"),
         (["--config", "compact", "--reference", "{photos}/none/*.png"], "none/*.png: no photo there; expected an"),
         (["--config", "compact", "--references", "{photos}/none.safetensors"], "none.safetensors: no such file"),
-        (["--config", "compact", "--references", "{photos}/good"], "good: a folder; expected a file"),
+        (["--config", "compact", "--batch-size", "0"], "--batch-size 0: expected 1 or more"),
+        (["--config", "compact", "--watch", "{photos}/none"], "none: no such folder"),
+        (["--config", "compact", "--watch", "{photos}/good"], "--watch: takes no photos"),
+        (["--config", "compact", "--post", "file:///etc/passwd"], "expected an address that begins with http://"),
+        (["--config", "compact", "--coco", "{photos}/test/note.txt/coco.json"], "can't be written"),
         (["--config", "compact", "--save-references", "{photos}/none.safetensors"], "needs good photos"),
         (["--config", "compact", "--out", "{photos}/test/note.txt"], "can't be written"),
         (["--config", "compact", "--device", "gpu"], "device 'gpu': not on this machine"),
@@ -206,19 +209,22 @@ def test_mistake_is_one_line_and_exit_code_2(photos: Path, arguments: list[str],
     assert run.err.count("\n") == 1 and run.err.startswith("error: ") and words in run.err
 
 
-def test_text_holds_probability_and_the_source_of_the_verdict() -> None:
-    numbers = {"probability": 0.9, "score": 0.5, "threshold": 0.3}
-    result = {"photo": "a.png", "is_anomalous": True, "verdict_from": "score", "answer": "Yes, at the top.", **numbers}
-    result |= {"answer_agrees": False, "answer_source": "corrected", "regions": [], "reason": ""}
+def test_text_holds_mark_probability_place_and_whose_words_the_answer_is() -> None:
+    result = {"photo": "a.png", "is_anomalous": True, "verdict_from": "score", "answer": "Yes, at the top."}
+    result |= {"probability": 0.9, "regions": [{}], "places": ["top", "left"], "total_area": 0.02, "reason": ""}
+    result |= {"answer_agrees": False, "answer_source": "corrected"}
     assert as_text(result).splitlines() == [
-        "a.png: DEFECT, by the score (probability 0.900, score 0.500, threshold 0.300)",
+        "✗  90%  a.png: defective, at the top and at the left (2.0%)",
         "  Yes, at the top.  (corrected: the language model's own answer contradicted the findings)",
     ]
+    assert as_text(result | {"answer": ""}, "zh") == "✗  90%  a.png：有缺陷，上方和左侧（2.0%）"
+    assert as_text(result | {"answer": ""}, colour=True).startswith("\033[31m✗\033[0m  90%")
     answered = as_text(result | {"verdict_from": "answer", "is_anomalous": False, "answer": "No."}).splitlines()
-    assert answered[0].startswith("a.png: good, by the answer")
-    assert answered[2] == "  The score contradicts the answer: the map marks no region"
-    foreign = as_text(result | {"reason": "other_part", "answer_agrees": True})
-    assert foreign.startswith("a.png: can't tell (other_part), by the score")
+    assert answered[0] == "✓  90%  a.png: good"
+    assert answered[2] == "  The score contradicts the answer; see the map."
+    assert as_text(result | {"answer_source": "model"}).splitlines()[1] == "  Yes, at the top."
+    foreign = as_text(result | {"reason": "other_part", "answer": "", "answer_agrees": True})
+    assert foreign == "?  90%  a.png: can't tell, the photo does not look like the reference photos"
 
 
 def test_folders_patterns_and_photos_are_taken_once_and_in_order(photos: Path) -> None:
@@ -239,6 +245,10 @@ def test_sub_folders_are_named_or_read_and_own_results_are_neither(photos: Path,
     assert "1 photos in sub-folders (day) are not read" in capsys.readouterr().err
     assert [path.name for path in expand([str(tmp_path)], recursive=True)] == ["a.png", "b.png"]
     assert [path.name for path in expand([str(tmp_path / "*.*")])] == ["a.png"]
+    (tmp_path / "a_map.tiff").unlink()  # now only the list tells what the overlay is
+    assert [path.name for path in expand([str(tmp_path)])] == ["a.png", "a_overlay.png"]
+    (tmp_path / "results.jsonl").write_text('{"photo": "x", "error": "y"}\n{"overlay": "a_overlay.png"}\n{"cut')
+    assert [path.name for path in expand([str(tmp_path)])] == ["a.png"]
 
 
 def test_strict_makes_what_is_not_read_an_error(photos: Path, tmp_path: Path) -> None:
@@ -264,5 +274,6 @@ def test_ignored_stamp_of_new_photos_alone_changes_nothing(photos: Path, compact
 def test_results_keep_apart_and_inside_their_folder() -> None:
     numbered = ["a/test/crack/0.png", "a/test/good/0.png", "b/test/good/0.png", "b/test/good/0.jpg"]
     paths = [*numbered, "/0.png", "../../x.png"]
-    stems = output_stems([Path(path) for path in paths])
-    assert list(stems.values()) == ["test_crack_0", "test_good_0", "test_good_0~2", "test_good_0~3", "0", "x"]
+    taken: set[str] = set()
+    stems = [output_stem(Path(path), taken) for path in paths]
+    assert stems == ["test_crack_0", "test_good_0", "test_good_0~2", "test_good_0~3", "0", "x"]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from anomalygpt.errors import UserError, reading_warning
 
@@ -17,8 +17,10 @@ IMAGE_SUFFIXES = frozenset(
     | {".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".pnm", ".pbm"}
 )
 # Of files that lie beside photos and are known not to be any.
-KNOWN_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".csv", ".json", ".xml", ".yaml", ".yml", ".md", ".ini", ".db", ".html"}
+KNOWN_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".ini", ".db"}
+KNOWN_SUFFIXES |= {".html"}
 OVERLAY, MAP = "_overlay.png", "_map.tiff"  # what the names of predict.py's results end in
+RESULTS = "results.jsonl"
 OFFENDERS_SHOWN = 3
 
 Split = Literal["train", "validation", "test"]
@@ -75,11 +77,18 @@ def own_results(folder: Path, names: Set[str]) -> set[str]:
     stems = {name.removesuffix(OVERLAY) for name in names if name.endswith(OVERLAY)}
     pairs = {stem + ending for stem in stems if stem + MAP in names for ending in (OVERLAY, MAP)}
     try:
-        written = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        listed = {result[kind] for result in written for kind in ("overlay", "map")}
-    except (OSError, ValueError, LookupError, TypeError):
+        written = read_results(folder) or json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        listed = {result.get(kind, "") for result in written for kind in ("overlay", "map")}
+    except (OSError, ValueError, AttributeError, TypeError):
         listed = set()
     return (pairs | listed) & names
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The complete lines of the ``results.jsonl`` that ``predict.py --out`` wrote in a folder."""
+    path = folder / RESULTS
+    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+    return [json.loads(line) for line in lines]
 
 
 def find_photos(folder: Path, recursive: bool = False) -> list[Path]:

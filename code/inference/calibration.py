@@ -50,6 +50,11 @@ class TextCalibration:
 
     threshold: float
 
+    @property
+    def score_threshold(self) -> float:
+        """The same as of pixels."""
+        return self.threshold
+
     def probability(self, score: float) -> float:
         """Piecewise linear in the score, 0..1: 0, one half at the threshold, and 1."""
         if score <= self.threshold:

@@ -1,7 +1,7 @@
 """The one path from a photo to an answer: demo, command line, evaluation and users call this class."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -181,6 +181,7 @@ class Predictor:
             map=on_photo,
             score=score,
             threshold=calibration.threshold,
+            score_threshold=calibration.score_threshold,
             # Where another part than expected differs says nothing about defects.
             regions=regions_of_verdict(
                 on_photo, calibration.threshold, reason == "near_threshold" or (not reason and probability > 0.5)
@@ -280,6 +281,13 @@ class Predictor:
             question: by default, whether there is an anomaly in it.
             class_name: what it shows; by default what the question names, else ``object``.
         """
+        return next(self.predict_batch([photo], question, class_name))
+
+    def predict_batch(
+        self, photos: Sequence[Image.Image], question: str | None = None, class_name: str | None = None
+    ) -> Iterator[Prediction]:
+        """As :meth:`predict`, of photos that are encoded at once and asked about one by one."""
         question = question or detection_question(class_name, with_description=False)
         named = class_name or class_in_prompt(question, self.settings.text_class_rule)
-        return self.ask(self.inspect(photo, named), question)
+        for image in self.inspect_batch(photos, named) if photos else ():
+            yield self.ask(image, question)

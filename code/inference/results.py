@@ -32,6 +32,7 @@ class ImageResult:
     probability: float  # that the photo is anomalous, calibrated by the references; above one half it is taken to be
     prompt_map: torch.Tensor  # (1, 1, 224, 224) float32, the map as the prompt learner gets it
     references: int = 0  # how many photos the map comes from; 0: from the text features
+    score_threshold: float = 0.5  # the score at which the probability is one half
     reason: Reason = ""  # why there is no verdict; empty where there is one
     photo: Image.Image | None = None  # as it was given, for language models that see
 
@@ -75,7 +76,8 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: question, answer, verdict and findings; the map is left out."""
         own = ("question", "answer", "is_anomalous", "verdict_from", "answer_agrees", "answer_source")
-        numbers = {name: round(getattr(self.image, name), 6) for name in ("probability", "score", "threshold")}
+        rounded = ("probability", "score", "threshold", "score_threshold")
+        numbers = {name: round(getattr(self.image, name), 6) for name in rounded}
         return {name: getattr(self, name) for name in own} | self.image.findings.to_dict() | numbers
 
 

@@ -144,7 +144,7 @@ def test_prediction_holds_question_class_and_result(predictor: Predictor, photo)
         "places",
         "total_area",
     }
-    assert set(plain) == own | findings | {"probability", "score", "threshold", "regions"}
+    assert set(plain) == own | findings | {"probability", "score", "threshold", "score_threshold", "regions"}
     assert (plain["image_size"], plain["number"]) == ([100, 60], len(plain["regions"]))
     assert (plain["question"], plain["answer"], plain["class_name"]) == (found.question, found.answer, "metal_nut")
     assert plain["score"] == pytest.approx(found.image.score, abs=1e-6)

@@ -1,0 +1,103 @@
+"""A self-contained HTML page about the results of many photos, and the words for one result, in two languages."""
+
+import math
+import os
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from anomalygpt.datasets.findings import Language, percent, places_text, probability_text
+
+Result = Mapping[str, Any]  # "photo", and what ``Prediction.to_dict`` holds, or an "error"
+
+PICTURES = 200  # in a report, of the worst photos; the others are lines of a table
+SIDE = 320  # of a picture in pixels
+BINS, WIDEST = 24, 8.0  # of the histogram; scores beyond this factor from the threshold are in its first and last bin
+PACKAGES = ("torch", "transformers", "numpy", "pillow")  # results depend on them
+ORDER = ("defective", "can't tell", "good")
+
+
+@cache
+def report_texts(language: Language) -> dict[str, str]:
+    """The texts by name."""
+    return yaml.safe_load(Path(__file__).with_name("report.yaml").read_text(encoding="utf-8"))[language]
+
+
+def system_language() -> Language:
+    """Chinese where the environment asks for it, else English."""
+    names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    return "zh" if next(filter(None, names), "").startswith("zh") else "en"
+
+
+def verdict(result: Result) -> str:
+    """``good``, ``defective``, ``can't tell``, or ``error`` of a photo that could not be read."""
+    if "error" in result:
+        return "error"
+    is_anomalous = result.get("is_anomalous", result.get("status") == "defective")
+    return "can't tell" if result["reason"] else "defective" if is_anomalous else "good"
+
+
+def details(result: Result, language: Language) -> str:
+    """Where the defects are, or why there is no verdict; empty for a good photo."""
+    if result["reason"]:
+        return report_texts(language)[result["reason"]]
+    if verdict(result) == "good" or not result["regions"]:
+        return ""
+    places, area = places_text(result["places"], language), percent(result["total_area"], language)
+    return report_texts(language)["place"].format(places=places, area=area)
+
+
+def data_uri(picture: Image.Image, side: int = SIDE) -> str:
+    """A small JPEG for an HTML page."""
+    small = picture.convert("RGB")
+    small.thumbnail((side, side))
+    small.save(file := BytesIO(), "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+
+
+def report_html(
+    results: Sequence[Result],
+    picture: Callable[[Result], Image.Image | None],
+    settings: Mapping[str, str],
+    language: Language = "en",
+) -> str:
+    """The page: summary, histogram of the scores, photos with the worst first, settings and versions.
+
+    Args:
+        results: the page's histogram is of those with a ``score`` and its ``score_threshold``.
+        picture: a result's photo with its overlay, None where there is none; called for the worst ones only.
+        settings: a name in ``report.yaml`` -> its value, as in ``{"model_name": "compact"}``.
+    """
+    from jinja2 import Environment, FileSystemLoader
+
+    photos = [each for each in results if "error" not in each]
+    photos.sort(key=lambda each: (ORDER.index(verdict(each)), -each["probability"], -each.get("score", 0.0)))
+    bins = histogram(photos)
+    page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
+    page |= {"photos": photos, "shown": PICTURES, "unread": [each for each in results if "error" in each]}
+    page |= {"counts": Counter(map(verdict, results)), "tallest": max(map(Counter.total, bins), default=0)}
+    page |= {"folder": os.path.dirname(os.path.commonprefix([each["photo"] for each in results]))}
+    page |= {"versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES)}
+    page |= {"time": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")}
+    functions = {"verdict": verdict, "details": details, "percent": probability_text, "data_uri": data_uri}
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    return environment.get_template("report.html").render(page, picture=picture, **functions)
+
+
+def histogram(results: Iterable[Result]) -> list[Counter[str]]:
+    """Verdicts by the logarithm of score / threshold, from 1 / ``WIDEST`` to ``WIDEST``; empty without any score."""
+    bins: list[Counter[str]] = [Counter() for _ in range(BINS)]
+    for result in results:
+        if result.get("score_threshold"):
+            position = math.log(max(result["score"], 1e-9) / result["score_threshold"], WIDEST)
+            bins[max(0, min(BINS - 1, math.floor((1 + position) * BINS / 2)))][verdict(result)] += 1
+    return bins if any(bins) else []
