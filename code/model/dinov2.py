@@ -1,19 +1,79 @@
-"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) as an encoder, through timm. It has no text tower."""
+"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) as an encoder. It has no text tower.
+
+Written out with the tensor names of timm's ``vit_small_patch14_dinov2.lvd142m``: importing timm takes longer than
+loading this model and encoding a photo.
+"""
 
 from collections.abc import Sequence
-from typing import Any
 
-import timm
+import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
+from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS, Mlp
 
-TIMM_NAME = "vit_small_patch14_dinov2.lvd142m"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-PATCH, WIDTH, DEPTH = 14, 384, 12
+PATCH, WIDTH, DEPTH, HEADS = 14, 384, 12, 6
+TRAINED_GRID = 37  # patches a side of the photos that the positions were trained with
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=HEADS)
+        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)"))
+
+
+class _LayerScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+        self.attn = _Attention()
+        self.ls1 = _LayerScale()
+        self.norm2 = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(WIDTH)
+        self.ls2 = _LayerScale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class _VisionTransformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED_GRID**2, WIDTH))
+        self.blocks = nn.ModuleList(_Block() for _ in range(DEPTH))
+        self.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 1 + H / 14 * W / 14, 384): class token first, positions added."""
+        patches = self.patch_embed["proj"](images)
+        own, places = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "b (h w) d -> b d h w", h=TRAINED_GRID)
+        if (size := patches.shape[-2:]) != places.shape[-2:]:
+            places = F.interpolate(places.float(), size, mode="bicubic", antialias=True).to(places.dtype)
+        positions = torch.cat([own, rearrange(places, "b d h w -> b (h w) d")], dim=1)
+        tokens = rearrange(patches, "b d h w -> b (h w) d")
+        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
 
 
 class Dinov2(nn.Module):
@@ -41,10 +101,14 @@ class Dinov2(nn.Module):
             embed_width=WIDTH,
             any_size=True,
         )
-        self.vit: Any = timm.create_model(TIMM_NAME, pretrained=False, num_classes=0, dynamic_img_size=True)
+        self.vit = _VisionTransformer()
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""
-        last, taps = self.vit.forward_intermediates(images, indices=list(self.spec.taps), output_fmt="NLC", norm=False)
+        tokens, taps = self.vit.embed(images), []
+        for index, block in enumerate(self.vit.blocks):
+            tokens = block(tokens)
+            if index in self.spec.taps:
+                taps.append(tokens[:, 1:])
         # Only the class token of the last block is normalised; the taps stay raw.
-        return ImageFeatures(taps=tuple(taps), embedding=F.normalize(last[:, 0], dim=-1))
+        return ImageFeatures(taps=tuple(taps), embedding=F.normalize(self.vit.norm(tokens[:, 0]), dim=-1))
