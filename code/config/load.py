@@ -38,8 +38,20 @@ def home() -> Path:
 
 
 def resolve(path: str) -> Path:
-    """A path from a config as the file system has it."""
-    return (home() / Path(path).expanduser()).resolve()
+    """A path from a config as the file system has it.
+
+    For an installed wheel, weights that are not in :func:`home` are those that it brings, or, where there is no folder
+    of weights either, in the user's cache (``$XDG_CACHE_HOME/anomalygpt``).
+    """
+    full = (home() / Path(path).expanduser()).resolve()
+    package = CONFIG_FOLDER.parent
+    if full.exists() or Path(path).parts[:1] != (PRETRAINED,) or not (package / PRETRAINED).is_dir():
+        return full
+    if path != PRETRAINED and (package / path).exists():
+        return package / path
+    if "ANOMALYGPT_HOME" in os.environ or (home() / PRETRAINED).is_dir():
+        return full
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anomalygpt" / path
 
 
 def commit() -> str | None:
