@@ -46,8 +46,19 @@ def resolve(path: str) -> Path:
     Relative paths start at :func:`home`, except those that were typed, in an override or in a YAML file that does not
     ship: with ``./`` or ``../`` at the beginning they start at the current folder, others are looked for there first.
     A run's folder that is in neither place is made there if its parent is there. :func:`load_config` does that.
+
+    For an installed wheel, weights that are not in :func:`home` are those that it brings, or, where there is no folder
+    of weights either, in the user's cache (``$XDG_CACHE_HOME/anomalygpt``).
     """
-    return (home() / Path(path).expanduser()).resolve()
+    full = (home() / Path(path).expanduser()).resolve()
+    package = CONFIG_FOLDER.parent
+    if full.exists() or Path(path).parts[:1] != (PRETRAINED,) or not (package / PRETRAINED).is_dir():
+        return full
+    if path != PRETRAINED and (package / path).exists():
+        return package / path
+    if "ANOMALYGPT_HOME" in os.environ or (home() / PRETRAINED).is_dir():
+        return full
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anomalygpt" / path
 
 
 def nor(path: str) -> str:

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
@@ -66,7 +65,12 @@ def distance_map(similarities: Sequence[Tensor], settings: ReferenceSettings, si
 def blurred(map: Tensor, sigma: float) -> Tensor:
     """(B, 1, S, S) blurred by a Gaussian of ``sigma`` pixels, none at 0; reflected at the border."""
     reach = min(round(3 * sigma), map.shape[-1] - 1)  # of the kernel, to each side
-    return gaussian_blur(map, [2 * reach + 1] * 2, [sigma, sigma]) if reach else map
+    if not reach:
+        return map
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=map.dtype, device=map.device) / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(map, [reach] * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 
 def image_scores(maps: Tensor, settings: ReferenceSettings) -> Tensor:

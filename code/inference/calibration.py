@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from anomalygpt.config.settings import PartsPrior
@@ -94,7 +94,7 @@ def calibrate(
         center = usual + math.log(scale) + weight * (mean - math.log(scale) - held_out)
         freedom = PARTS_STRENGTH + count - 1
         sd = math.sqrt((PARTS_STRENGTH * parts.spread**2 + squares) / freedom + error**2)
-    score_threshold = math.exp(center + sd * float(stats.t.ppf(1 - false_alarm_rate, freedom)))
+    score_threshold = math.exp(center + sd * float(stdtrit(freedom, 1 - false_alarm_rate)))
     # A map's maximum lies above its score by the same factor as on the held-out maps.
     peaks = [math.log(max(value, LOWEST**2)) for value in held_out_maps.flatten(1).amax(dim=1).tolist()]
     above = math.exp(sum(peaks) / len(peaks) - mean)

@@ -149,13 +149,17 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
 
             encoder = OpenClip(config.name, config.image_size, config.taps, config.windows)
             tower, skipped, advice = encoder.clip, {}, ""
-        else:
-            from anomalygpt.model.dinov2 import Dinov2, TimmEncoder
+        elif config.kind == "timm":
+            from anomalygpt.model.timm_encoder import TimmEncoder
 
-            chosen, is_fetched = (config.image_size, config.taps), config.kind == "dinov2"
-            encoder = Dinov2(*chosen) if is_fetched else TimmEncoder(config.name, *chosen)
+            encoder = TimmEncoder(config.name, config.image_size, config.taps)
+            tower, skipped, advice = encoder.vit, {}, ""
+        else:
+            from anomalygpt.model.dinov2 import Dinov2
+
+            encoder = Dinov2(config.image_size, config.taps)
             tower, skipped = encoder.vit, {}
-            advice = "Delete it and run `python fetch_weights.py` to fetch it again." if is_fetched else ""
+            advice = "Delete it and run `python fetch_weights.py` to fetch it again."
     if device != META:
         file = available(config.weights, "encoder.weights")
         if config.kind == "timm":

@@ -1,65 +1,114 @@
-"""Vision Transformers of timm as encoders, DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) among them. They read no text."""
+"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) as an encoder. It has no text tower.
+
+Written out with the tensor names of timm's ``vit_small_patch14_dinov2.lvd142m``: importing timm takes longer than
+loading this model and encoding a photo.
+"""
 
 from collections.abc import Sequence
-from typing import Any
 
-import timm
+import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from anomalygpt.errors import UserError, did_you_mean
+from anomalygpt.errors import UserError
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
+from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS, Mlp
 
-TIMM_NAME = "vit_small_patch14_dinov2.lvd142m"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PATCH, WIDTH, DEPTH, HEADS = 14, 384, 12, 6
+TRAINED_GRID = 37  # patches a side of the photos that the positions were trained with
 
 
-class TimmEncoder(nn.Module):
-    """A Vision Transformer. The taps are raw block outputs; the embedding is pooled as its classifier would.
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=HEADS)
+        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)"))
+
+
+class _LayerScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+        self.attn = _Attention()
+        self.ls1 = _LayerScale()
+        self.norm2 = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(WIDTH)
+        self.ls2 = _LayerScale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class _VisionTransformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED_GRID**2, WIDTH))
+        self.blocks = nn.ModuleList(_Block() for _ in range(DEPTH))
+        self.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 1 + H / 14 * W / 14, 384): class token first, positions added."""
+        patches = self.patch_embed["proj"](images)
+        own, places = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "b (h w) d -> b d h w", h=TRAINED_GRID)
+        if (size := patches.shape[-2:]) != places.shape[-2:]:
+            places = F.interpolate(places.float(), size, mode="bicubic", antialias=True).to(places.dtype)
+        positions = torch.cat([own, rearrange(places, "b d h w -> b (h w) d")], dim=1)
+        tokens = rearrange(patches, "b d h w -> b (h w) d")
+        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
+
+
+class Dinov2(nn.Module):
+    """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm.
 
     Args:
-        name: the model's, as timm lists it.
-        image_size: side of the input in pixels, a multiple of the patch.
+        image_size: side of the input in pixels, a multiple of 14.
         taps: see :func:`tapped_blocks`.
 
     Raises:
-        UserError: no such model, not one whose blocks all have one width, a wrong size, or wrong ``taps``.
+        UserError: the size is no multiple of the patch, or ``taps`` are wrong.
     """
 
-    def __init__(self, name: str, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
+    def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         super().__init__()
-        try:
-            vit: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
-            depth, patch = len(vit.blocks), vit.patch_embed.patch_size[0]
-        except (TypeError, AttributeError) as error:
-            message = f"encoder.name {name!r}: expected a Vision Transformer that takes images of any size"
-            raise UserError(f"{message}; timm.list_models('vit_*') has them") from error
-        except RuntimeError as error:
-            raise UserError(
-                f"encoder.name {name!r}: no model of timm{did_you_mean(name, timm.list_models())}"
-            ) from error
-        self.vit = vit
-        if image_size % patch:
-            raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {patch}")
+        if image_size % PATCH:
+            raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {PATCH}")
         self.spec = ImageSpec(
             size=image_size,
-            mean=vit.pretrained_cfg["mean"],
-            std=vit.pretrained_cfg["std"],
-            grid=image_size // patch,
-            tap_width=vit.embed_dim,
-            taps=tapped_blocks(taps, depth),
-            embed_width=vit.num_features,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            grid=image_size // PATCH,
+            tap_width=WIDTH,
+            taps=tapped_blocks(taps, DEPTH),
+            embed_width=WIDTH,
             any_size=True,
         )
+        self.vit = _VisionTransformer()
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Normalised images (B, 3, S, S) -> taps of (B, P * P, width) and a unit embedding (B, D)."""
-        last, taps = self.vit.forward_intermediates(images, indices=list(self.spec.taps), output_fmt="NLC", norm=False)
-        # Only the tokens of the last block are normalised; the taps stay raw.
-        return ImageFeatures(tuple(taps), F.normalize(self.vit.forward_head(last, pre_logits=True), dim=-1))
-
-
-class Dinov2(TimmEncoder):
-    """DINOv2 ViT-S/14: taps of (B, (S / 14)^2, 384), an embedding of (B, 384)."""
-
-    def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
-        super().__init__(TIMM_NAME, image_size, taps)
+        """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""
+        tokens, taps = self.vit.embed(images), []
+        for index, block in enumerate(self.vit.blocks):
+            tokens = block(tokens)
+            if index in self.spec.taps:
+                taps.append(tokens[:, 1:])
+        # Only the class token of the last block is normalised; the taps stay raw.
+        return ImageFeatures(taps=tuple(taps), embedding=F.normalize(self.vit.norm(tokens[:, 0]), dim=-1))

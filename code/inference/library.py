@@ -1,0 +1,176 @@
+"""The library's face: ``from anomalygpt import AnomalyGPT``."""
+
+import json
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalygpt.config.load import load_config
+from anomalygpt.datasets.findings import Findings, RegionFinding, Status
+from anomalygpt.datasets.photos import configure, load_image, to_rgb
+from anomalygpt.errors import UserError
+from anomalygpt.files import replacing
+from anomalygpt.inference.predictor import Predictor
+from anomalygpt.inference.results import ImageResult
+from anomalygpt.inference.visualize import overlay
+from anomalygpt.model.anomalygpt import UNNAMED_CLASS
+from anomalygpt.model.build import installed_config
+
+Photo = str | PathLike[str] | Image.Image | NDArray[Any]
+
+
+class AnomalyGPT:
+    """Inspects photos of a part, and talks about the latest one.
+
+    Attributes:
+        predictor: what it is made of, with all settings.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._latest: Result | None = None
+        self._history: list[tuple[str, str]] = []
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | None = None, device: str = "auto", *, chat: bool = True, settings: Sequence[str] = ()
+    ) -> "AnomalyGPT":
+        """Loads a model; weights that can be fetched are fetched first.
+
+        Args:
+            name: a shipped experiment (``compact``, ``compact_best``, ``imagebind_vicuna7b`` …) or a YAML file; by
+                default what is installed.
+            device: ``auto``, ``cpu``, ``cuda`` …
+            chat: False leaves the language model out: it loads sooner, and :meth:`chat` says nothing.
+            settings: ``key.sub=value`` each, as after ``--set`` on the command line.
+
+        Raises:
+            UserError: no such experiment, a wrong setting, or weights that are absent or damaged.
+        """
+        config = load_config(name or installed_config(), settings)
+        configure(config.data)
+        return cls(Predictor.from_config(config, device, with_llm=chat))
+
+    def teach(self, photos: Sequence[Photo]) -> "AnomalyGPT":
+        """Learns a part by 1 to 200 photos of good ones, in place of the part before; without photos it forgets."""
+        self.predictor.set_references([_image(photo) for photo in photos])
+        return self
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the part that was taught to a .safetensors file. Raises :class:`UserError` if there is none."""
+        self.predictor.save_references(Path(path))
+
+    def load(self, path: str | PathLike[str]) -> "AnomalyGPT":
+        """Takes a part that :meth:`save`, the demo or ``predict.py`` saved. Raises :class:`UserError`."""
+        self.predictor.load_references(Path(path))
+        return self
+
+    def inspect(self, photo: Photo, class_name: str = UNNAMED_CLASS) -> "Result":
+        """Judges a photo, and begins a conversation about it.
+
+        Args:
+            photo: a path, an image, or an array (height, width) or (height, width, 3) of uint8.
+            class_name: what it shows, as in ``screw``.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        image = _image(photo)
+        self._latest = Result(self.predictor.inspect(image, class_name), image)
+        self._history = []
+        return self._latest
+
+    def chat(self, question: str) -> str:
+        """The answer to a question about the latest photo, empty without a language model; it remembers earlier ones.
+
+        Raises:
+            UserError: nothing was inspected.
+        """
+        return "".join(self.stream(question))
+
+    def stream(self, question: str) -> Iterator[str]:
+        """:meth:`chat` in pieces; an answer that is broken off is remembered as far as it went."""
+        if self._latest is None:
+            raise UserError("nothing to talk about: inspect a photo first")
+        text = ""
+        try:
+            for piece in self.predictor.stream(self._latest.image, question, self._history):
+                text += piece
+                yield piece
+        finally:
+            self._history.append((question, text))
+
+
+class Result:
+    """The verdict on a photo.
+
+    Attributes:
+        image: the complete record.
+        photo: as it was inspected.
+    """
+
+    def __init__(self, image: ImageResult, photo: Image.Image) -> None:
+        self.image, self.photo = image, photo
+
+    @property
+    def findings(self) -> Findings:
+        """All that is known, JSON-ready by ``to_dict()``."""
+        return self.image.findings
+
+    @property
+    def status(self) -> Status:
+        """``good``, ``defective`` or ``can't tell``."""
+        return self.image.status
+
+    @property
+    def reason(self) -> str:
+        """Why it can't tell: ``other_part``, ``unknown_part`` or ``near_threshold``; else empty."""
+        return self.image.reason
+
+    @property
+    def probability(self) -> float:
+        """That the photo is anomalous, 0..1."""
+        return self.image.probability
+
+    @property
+    def regions(self) -> tuple[RegionFinding, ...]:
+        """The defects, largest first: box in pixels, place, share of the area."""
+        return self.image.regions
+
+    @property
+    def map(self) -> NDArray[np.float32]:
+        """(height, width) on the photo's pixels; above ``image.threshold`` a pixel is anomalous."""
+        return self.image.map
+
+    def plot(self) -> Image.Image:
+        """The photo with its map and numbered regions; a notebook shows it."""
+        return overlay(self.photo, self.map, self.image.threshold, self.regions)
+
+    def save(self, folder: str | PathLike[str], stem: str = "photo") -> None:
+        """Writes STEM_overlay.png, STEM_map.tiff (32-bit float) and STEM.json into a folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        record = json.dumps(self.findings.to_dict(), indent=2, ensure_ascii=False)
+        with replacing(target / f"{stem}_overlay.png") as path:
+            self.plot().save(path)
+        with replacing(target / f"{stem}_map.tiff") as path:
+            Image.fromarray(self.map).save(path)
+        with replacing(target / f"{stem}.json") as path:
+            path.write_text(record + "\n", encoding="utf-8")
+
+    def __repr__(self) -> str:
+        return f"Result({self.status}, probability {self.probability:.2f}, {len(self.regions)} regions)"
+
+
+def _image(photo: Photo) -> Image.Image:
+    if not isinstance(photo, np.ndarray):
+        return to_rgb(photo) if isinstance(photo, Image.Image) else load_image(Path(photo))
+    if photo.dtype == np.uint8 and photo.ndim in (2, 3) and photo.shape[2:] in ((), (3,)):
+        return to_rgb(Image.fromarray(photo))
+    found = f"an array of shape {photo.shape} and {photo.dtype}"
+    raise UserError(f"{found}: expected (height, width) or (height, width, 3) of uint8; or give the file's path")

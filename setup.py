@@ -1,0 +1,23 @@
+"""What pyproject.toml can't say: the wheel's ``__init__.py``, and the compact model's trained parts in the wheel."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+COMPACT = "pretrained_ckpt/anomalygpt_compact"
+
+
+class Build(build_py):
+    """Copies ``code/anomalygpt.py``, and the weights that are in git, into the package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            package = Path(self.build_lib) / "anomalygpt"
+            (package / "anomalygpt.py").replace(package / "__init__.py")
+            shutil.copytree(COMPACT, package / COMPACT, dirs_exist_ok=True)
+
+
+setup(cmdclass={"build_py": Build})
