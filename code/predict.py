@@ -24,6 +24,7 @@ from anomalygpt.files import replacing
 if TYPE_CHECKING:
     from anomalygpt.config.schema import ExperimentConfig
     from anomalygpt.config.settings import PhotoSettings
+    from anomalygpt.inference.predictor import Predictor
     from anomalygpt.inference.results import Prediction
 
 ANSWER_NOTES = {
@@ -54,6 +55,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--references", type=Path, metavar="FILE", help="a file that --save-references wrote")
     parser.add_argument("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
+    for label in ("good", "bad"):
+        taught = f"photos that a person calls {label}: the verdict learns from them, and --save-references keeps that"
+        parser.add_argument(f"--{label}", nargs="+", action="extend", default=[], metavar="FILE", help=taught)
+    adapt = "let the verdict learn from the photos as they come, without labels; needs references"
+    parser.add_argument("--adapt", action="store_true", help=adapt)
+    forget = "forget what --good, --bad and --adapt taught the --references FILE"
+    parser.add_argument("--forget", action="store_true", help=forget)
     parser.add_argument("--question", help="by default: is there any anomaly in the image?")
     parser.add_argument("--class-name", help="what the photos show, as in 'screw'")
     parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
@@ -89,6 +97,7 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
     if arguments.references:
         predictor.load_references(arguments.references)
     predictor.add_references(good)
+    _teach(arguments, predictor)
     if predictor.references:
         print(*predictor.report().lines(), sep="\n", file=sys.stderr)
     if arguments.save_references:
@@ -107,10 +116,26 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
             result |= write_pictures(arguments.out, stems[path], photo, prediction)
         results.append(result)
         tqdm.write(json.dumps(result, ensure_ascii=False) if arguments.json else as_text(result), file=sys.stdout)
+    if arguments.adapt and arguments.save_references:
+        predictor.save_references(arguments.save_references)  # with what these photos taught
     if arguments.out:
         with _writing(arguments.out), replacing(arguments.out / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 1 if failed else 0
+
+
+def _teach(arguments: argparse.Namespace, predictor: "Predictor") -> None:
+    from anomalygpt.datasets.photos import load_image
+    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
+
+    if arguments.forget:
+        predictor.forget_feedback()
+    for paths, is_good in ((arguments.good, True), (arguments.bad, False)):
+        for path in expand(paths, arguments.recursive):
+            predictor.feedback(predictor.inspect(load_image(path), arguments.class_name or UNNAMED_CLASS), is_good)
+    if arguments.adapt and predictor.references is None:
+        raise UserError("--adapt: needs references, --reference GOOD … or --references FILE")
+    predictor.adapts = arguments.adapt
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from anomalygpt.inference.chat_models import build_chat_model
 from anomalygpt.inference.checked_answers import stream_checked
 from anomalygpt.inference.identity import cosine_distances, load_known_parts
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel
+from anomalygpt.inference.learning import MOST_UNLABELLED
 from anomalygpt.inference.reference_report import ReferenceReport, report
 from anomalygpt.inference.references import References
 from anomalygpt.inference.regions import regions_of_verdict
@@ -60,6 +61,7 @@ class Predictor:
         self._known_parts = load_known_parts(resolve(known), spec.embed_width).to(model.device) if known else None
         self.references: References | None = None  # the photos that maps are computed from
         self._calibrations: dict[str, Calibration] = {}  # by class name
+        self.adapts = False  # whether photos without a label sharpen the calibration by the references, too
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
@@ -121,6 +123,36 @@ class Predictor:
         self.references, self._calibrations = references, {}
         self._calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
 
+    def feedback(self, image: ImageResult, good: bool | None) -> None:
+        """Counts an inspected photo as good or bad from the next verdict on; None withdraws what was said.
+
+        The references keep it, and their file.
+
+        Raises:
+            UserError: there are no references.
+        """
+        if self.references is None:
+            raise UserError("a photo can be called good or bad only where there are references")
+        observed, score = self.references.observed_as(image.class_name), round(image.score, 6)
+        observed[score] = good
+        if good is None:
+            del observed[score]
+        self._calibrations = {}
+
+    def forget_feedback(self) -> None:
+        """Withdraws all that :meth:`feedback` and ``adapts`` added."""
+        if self.references is not None:
+            self.references.observed = {}
+        self._calibrations = {}
+
+    def _adapt(self, score: float, class_name: str) -> None:
+        """Notes the score of a photo that nobody called good or bad; the latest ones count, as conditions change."""
+        observed = self.references.observed_as(class_name)  # type: ignore[union-attr]
+        observed.setdefault(round(score, 6), None)
+        for earlier in [score for score, good in observed.items() if good is None][:-MOST_UNLABELLED]:
+            del observed[earlier]
+        self._calibrations = {}
+
     def _calibrated(self, class_name: str) -> Calibration | TextCalibration:
         references = self.references
         if references is None:
@@ -136,6 +168,7 @@ class Predictor:
                 references=len(references),
                 parts=parts,
                 scale=scale,
+                observed=references.observed_as(key),
             )
         return self._calibrations[key]
 
@@ -174,6 +207,8 @@ class Predictor:
             score = float(image_scores(model_map, self.references.settings))
         probability = calibration.probability(score)
         reason = self._reason(features, probability)
+        if self.adapts and self.references is not None and reason != "other_part":
+            self._adapt(score, class_name)
         rescaled = self.settings.prompt_map == "calibrated" and self.references is not None
         return ImageResult(
             features=features,
