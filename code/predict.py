@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapt", action="store_true", help=adapt)
     forget = "forget what --good, --bad and --adapt taught the --references FILE"
     parser.add_argument("--forget", action="store_true", help=forget)
+    unlabelled = "without references: the photos, dozens of one part and most of them good, judge each other"
+    parser.add_argument("--unlabelled", action="store_true", help=unlabelled)
     parser.add_argument("--question", help="by default: is there any anomaly in the image?")
     parser.add_argument("--class-name", help="what the photos show, as in 'screw'")
     parser.add_argument("--json", action="store_true", help="one JSON object a photo, on standard output")
@@ -98,6 +100,8 @@ def _run(arguments: argparse.Namespace, config: "ExperimentConfig") -> int:
         predictor.load_references(arguments.references)
     predictor.add_references(good)
     _teach(arguments, predictor)
+    if arguments.unlabelled:
+        predictor.set_unlabelled(_readable(queries))
     if predictor.references:
         print(*predictor.report().lines(), sep="\n", file=sys.stderr)
     if arguments.save_references:
@@ -138,12 +142,23 @@ def _teach(arguments: argparse.Namespace, predictor: "Predictor") -> None:
     predictor.adapts = arguments.adapt
 
 
+def _readable(paths: Sequence[Path]) -> Iterator[Image.Image]:
+    """The photos that can be read; the others are reported when their turn comes."""
+    from anomalygpt.datasets.photos import load_image
+
+    for path in paths:
+        with suppress(DatasetError):
+            yield load_image(path)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Raises :class:`UserError` if there is nothing to do, options contradict each other, or a file is missing."""
     if not arguments.photos and not arguments.save_references:
         raise UserError("no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …")
     if arguments.save_references and not (arguments.reference or arguments.references):
         raise UserError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
+    if arguments.unlabelled and (arguments.reference or arguments.references):
+        raise UserError("--unlabelled: the photos judge each other, so it takes no --reference and no --references")
     if not arguments.references:
         return
     if arguments.references.is_dir():

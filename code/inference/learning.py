@@ -3,7 +3,8 @@
 The centre m of a part's log scores is known from references and other parts with a standard deviation e, the variance
 s^2 of one photo's with f degrees of freedom. Photos of weight w, with weighted mean g and squares S about it, give
 
-    1 / e'^2 = 1 / e^2 + sum(w) / s^2        m' = e'^2 (m / e^2 + sum(w) g / s^2)        f' = f + sum(w)        f' s'^2 = f s^2 + S
+    1 / e'^2 = 1 / e^2 + sum(w) / s^2        m' = e'^2 (m / e^2 + sum(w) g / s^2)        f' = f + sum(w)
+    s'^2 = (f s^2 + S) / f'
 
 A photo that was called good has weight 1. One without a label has the probability that it belongs to the good mode of
 a mixture, of which defective photos lie above the centre as they do on other parts (expectation maximisation).
