@@ -88,7 +88,9 @@ def collect(tree: Path, config: str, rounds: int, photos_each: int, out: Path | 
         for _ in range(rounds):
             drawn = sorted(rng.choice(POOL, REFERENCES, replace=False))
             predictor.set_references([middle(load_image(pool[index])) for index in drawn])
-            held_out = image_scores(predictor.references.held_out_maps(), predictor.references.settings)  # type: ignore
+            references = predictor.references
+            assert references is not None
+            held_out = image_scores(references.held_out_maps(), references.settings)
             cell = {"part": part, "held_out": held_out.tolist(), "defective": [one.is_anomalous for one in tests]}
             cell["scores"] = {
                 name: [predictor.inspect(change(photo)).score for photo in photos] for name, change in CHANGES.items()
