@@ -52,21 +52,13 @@ class UnlabelledPhotos:
             for scale in settings.scales
         ]
 
-    def __len__(self) -> int:
-        """N, the number of photos."""
-        return len(self._embeddings)
-
     def maps(self, numbers: Sequence[int]) -> Tensor:
         """The maps of some of the photos, (B, 1, 224, 224) float32."""
-        similarities = [scale[list(numbers)] for scale in self._similarities]
+        similarities = [scale[numbers] for scale in self._similarities]
         return distance_map(similarities, self.settings, MAP_SIZE, self._grid)
 
     def maps_of(self, features: ImageFeatures) -> Tensor:
-        """The maps of photos (B) that are among them, found by their class tokens.
-
-        Raises:
-            UserError: one is not among them.
-        """
+        """The maps of photos (B), found by their class tokens; :class:`UserError` where one is not among them."""
         nearest = (features.embedding @ self._embeddings.T).max(dim=1)
         if bool((1 - nearest.values > SAME_PHOTO).any()):
             raise UserError("a photo that is not among those that judge each other: give all of them at once")
@@ -74,11 +66,11 @@ class UnlabelledPhotos:
 
     def calibration(self, false_alarm_rate: float) -> Calibration:
         """Takes the scores' lower mode for the good photos': see ``learning``, and a typical one for a reference's."""
-        scores = torch.cat([image_scores(self.maps([number]), self.settings) for number in range(len(self))])
-        typical = int(scores.argsort()[round(TYPICAL * (len(self) - 1))])
-        observed = dict.fromkeys(scores.tolist())
-        score = float(scores[typical])
-        return calibrate([score], self.maps([typical]), false_alarm_rate, references=1, observed=observed)
+        maps = [self.maps([number]) for number in range(len(self._embeddings))]
+        scores = [float(image_scores(map, self.settings)) for map in maps]
+        typical = sorted(range(len(maps)), key=scores.__getitem__)[round(TYPICAL * (len(maps) - 1))]
+        observed = dict.fromkeys(scores)
+        return calibrate([scores[typical]], maps[typical], false_alarm_rate, references=1, observed=observed)
 
 
 def mutual_similarity(photos: Sequence[ImageFeatures], tap_weights: Sequence[float] = ()) -> Tensor:
