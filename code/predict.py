@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,14 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     saved = "a file that --save-references wrote, or a folder of good photos"
     add("--references", type=Path, metavar="FILE|FOLDER", help=saved)
     add("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
+    for label in ("good", "bad"):
+        taught = f"photos that a person calls {label}: the verdict learns from them, and --save-references keeps that"
+        add(f"--{label}", nargs="+", action="extend", default=[], metavar="FILE", help=taught)
+    adapt = "let the verdict learn from the photos as they come, without labels; needs references"
+    add("--adapt", action="store_true", help=adapt)
+    add("--forget", action="store_true", help="forget what --good, --bad and --adapt taught the --references FILE")
+    unlabelled = "without references: the photos, dozens of one part and most of them good, judge each other"
+    add("--unlabelled", action="store_true", help=unlabelled)
     add("--question", help="by default: is there any anomaly in the image?")
     add("--class-name", help="what the photos show, as in 'screw'")
     add("--json", action="store_true", help="one JSON object a photo, on standard output")
@@ -102,11 +111,40 @@ def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
     if arguments.references:
         predictor.load_references(arguments.references)
     predictor.add_references(good)
+    _teach(arguments, predictor)
+    if arguments.unlabelled:
+        predictor.set_unlabelled(_readable(arguments.photos))
     if predictor.references:
         print(*predictor.report().lines(), sep="\n", file=sys.stderr)
     if arguments.save_references:
         predictor.save_references(arguments.save_references)
-    return _inspect(arguments, config, predictor, outputs) if has_photos else 0
+    code = _inspect(arguments, config, predictor, outputs) if has_photos else 0
+    if arguments.adapt and arguments.save_references:
+        predictor.save_references(arguments.save_references)  # with what these photos taught
+    return code
+
+
+def _teach(arguments: Namespace, predictor: "Predictor") -> None:
+    from anomalygpt.datasets.photos import load_image
+    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
+
+    if arguments.forget:
+        predictor.forget_feedback()
+    for paths, is_good in ((arguments.good, True), (arguments.bad, False)):
+        for path in expand(paths, arguments.recursive):
+            predictor.feedback(predictor.inspect(load_image(path), arguments.class_name or UNNAMED_CLASS), is_good)
+    if arguments.adapt and predictor.references is None:
+        raise UserError("--adapt: needs references, --reference GOOD … or --references FILE")
+    predictor.adapts = arguments.adapt
+
+
+def _readable(paths: Sequence[Path]) -> "Iterator[Image.Image]":
+    """The photos that can be read; the others are reported when their turn comes."""
+    from anomalygpt.datasets.photos import load_image
+
+    for path in paths:
+        with suppress(DatasetError):
+            yield load_image(path)
 
 
 def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predictor", outputs: "Outputs") -> int:
@@ -211,6 +249,8 @@ def _check(arguments: Namespace) -> None:
         arguments.references = None
     if arguments.save_references and not (arguments.reference or arguments.references):
         raise UserError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
+    if arguments.unlabelled and (arguments.reference or arguments.references or not arguments.photos):
+        raise UserError("--unlabelled: the photos judge each other, so it takes photos and no references")
     if not arguments.references:
         return
     if not arguments.references.is_file():

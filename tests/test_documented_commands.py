@@ -69,6 +69,8 @@ PLACEHOLDERS = {
     "good_2.png": "pcb/good_2.jpg",
     "good_3.png": "pcb/good_1.jpg",
     "new/1.png": "pcb/defect.jpg",
+    "new/2.png": "pcb/good_1.jpg",
+    "new/3.png": "pcb/good_2.jpg",
     "tomorrow/1.png": "pcb/good_2.jpg",
     "photos/1.png": "washer/good_1.jpg",
 }

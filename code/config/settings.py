@@ -120,11 +120,10 @@ _FAST: dict[str, Any] = {
     "smoothing": 0.3,
     "top_share": 0.003,
     "contrast": 0.25,
-    "turns": 8,
 }
 REFERENCE_PRESETS: dict[str, dict[str, Any]] = {
     "official": {},
-    "best": {**_FAST, "turns": 4, "scales": (1, 2), "scale_weights": (1.0, 2.0)},
+    "best": {**_FAST, "scales": (1, 2), "scale_weights": (1.0, 2.0)},
     "fast": _FAST,
     "custom": {},
 }
@@ -148,7 +147,6 @@ class ReferenceSettings(Settings):
         top_share: the image score is the mean of this fraction of the map's pixels, the highest; 0 takes the maximum.
         contrast: the score is divided by the map's background, its 80 % quantile, to this power: parts differ in how
             far all their patches lie from the references', and defects stand out from that. 0 leaves the score alone.
-        turns: rotations are remembered in steps of a quarter or an eighth of a turn; eighths, of up to four references.
         text_weight: weight of the text map, 0..1, against the map of the references.
         text_trusted_below: the text map is used only where its mean score on the references is not above this: where
             it marks normal photos, it does not suit the part. 1 always uses it.
@@ -163,7 +161,6 @@ class ReferenceSettings(Settings):
     smoothing: NotNegative = 0.0
     top_share: Fraction = 0.0
     contrast: NotNegative = 0.0
-    turns: Literal[4, 8] = 4
     text_weight: Fraction = 0.0
     text_trusted_below: Fraction = 1.0
 

@@ -1,19 +1,17 @@
 """Further views of the references, and which of them help (``augmentation: auto``)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import unit_patches
 from anomalygpt.model.orientation import Orientation
-from anomalygpt.model.perturbations import Perturbation
 
 Augmentation = Literal["none", "rotations", "flips"]
 
@@ -28,20 +26,15 @@ TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps
 
 @dataclass(frozen=True)
 class View:
-    """Quarter turns, anticlockwise, of a photo or of its mirror image.
-
-    Attributes:
-        oblique: turned by another 45 degrees, which leaves corners to fill: the photo is reflected beyond its border.
-    """
+    """Quarter turns, anticlockwise, of a photo or of its mirror image."""
 
     turns: int = 0
     mirrored: bool = False
-    oblique: bool = False
 
     def of(self, image: Tensor) -> Tensor:
         """The view of a square (…, S, S)."""
         image = torch.flip(image, (-1,)) if self.mirrored else image
-        return torch.rot90(_oblique(image, "bilinear") if self.oblique else image, self.turns, dims=(-2, -1))
+        return torch.rot90(image, self.turns, dims=(-2, -1))
 
 
 UPRIGHT = View()
@@ -50,24 +43,13 @@ VIEWS: dict[Augmentation, tuple[View, ...]] = {
     "rotations": tuple(View(turns) for turns in range(4)),
     "flips": (UPRIGHT, View(mirrored=True), View(2, mirrored=True), View(2)),
 }
-OBLIQUE = tuple(View(turns, oblique=True) for turns in range(4))
 ALL_VIEWS = tuple(dict.fromkeys(view for views in VIEWS.values() for view in views))
 
 
 def view_positions(views: Sequence[View], grid: int) -> Tensor:
     """Where the patches of each view lie on the upright photo: (V, P * P) int64, in reading order."""
     upright = rearrange(torch.arange(grid * grid), "(h w) -> h w", h=grid)
-    turned = _oblique(upright.float(), "nearest").round().long()
-    return torch.stack(
-        [replace(view, oblique=False).of(turned if view.oblique else upright).flatten() for view in views]
-    )
-
-
-def _oblique(image: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
-    """A square (…, S, S) turned by 45 degrees, reflected beyond its border."""
-    flat = image.reshape(1, -1, *image.shape[-2:])
-    grid = F.affine_grid(image.new_tensor([Perturbation(angle=45).matrix()]), list(flat.shape), align_corners=False)
-    return F.grid_sample(flat, grid, mode, padding_mode="reflection", align_corners=False).reshape(image.shape)
+    return torch.stack([view.of(upright).flatten() for view in views])
 
 
 def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Sequence[Orientation]) -> Augmentation:

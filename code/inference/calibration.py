@@ -11,6 +11,8 @@ logarithms and the sum S of squared deviations from it:
 
 Without numbers of other parts, by the references alone: m' = m + a log((K - 1) / K), since distances fall as K^-a and a
 held-out photo has K - 1 references; e_K^2 = s^2 / n. A single reference gives perturbations of one photo: n = 1, S = 0.
+
+Inspected photos then narrow m' and s^2, and the ones that a person called bad bound the threshold: ``learning``.
 """
 
 import math
@@ -21,6 +23,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from anomalygpt.config.settings import PartsPrior
+from anomalygpt.inference.learning import Belief, Observed, bounded, learned
 
 PRIOR_SD = 0.15  # s0: of the logarithm, between good photos of one part
 PRIOR_STRENGTH = 6.0  # k, by the references alone
@@ -70,6 +73,7 @@ def calibrate(
     references: int,
     parts: PartsPrior | None = None,
     scale: float = 1.0,
+    observed: Observed | None = None,
 ) -> Calibration:
     """Calibrates by good photos that the memory bank did not hold.
 
@@ -80,6 +84,7 @@ def calibrate(
         references: K, the number of references.
         parts: what is known of other parts, in maps of the same kind. None: by the references alone.
         scale: these scores, relative to those that ``parts`` are of.
+        observed: photos that were inspected with these references.
     """
     logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
     mean = sum(logs) / len(logs)
@@ -88,14 +93,17 @@ def calibrate(
     if parts is None:
         center = mean if single else mean + K_EXPONENT * math.log((references - 1) / references)
         freedom = PRIOR_STRENGTH + count - 1
-        sd = math.sqrt((PRIOR_STRENGTH * PRIOR_SD**2 + squares) / freedom * (1 + 1 / count))
+        squares += PRIOR_STRENGTH * PRIOR_SD**2
+        error = math.sqrt(squares / freedom / count)
     else:
         usual, held_out, weight, error = parts.at(references)
         center = usual + math.log(scale) + weight * (mean - math.log(scale) - held_out)
         freedom = PARTS_STRENGTH + count - 1
-        sd = math.sqrt((PARTS_STRENGTH * parts.spread**2 + squares) / freedom + error**2)
-    score_threshold = math.exp(center + sd * float(stdtrit(freedom, 1 - false_alarm_rate)))
+        squares += PARTS_STRENGTH * parts.spread**2
+    belief = learned(Belief(center, error, freedom, squares), observed or {}, LOWEST**2)
+    highest = belief.centre + belief.sd * float(stdtrit(belief.freedom, 1 - false_alarm_rate))
+    score_threshold = math.exp(bounded(highest, belief, observed or {}))
     # A map's maximum lies above its score by the same factor as on the held-out maps.
     peaks = [math.log(max(value, LOWEST**2)) for value in held_out_maps.flatten(1).amax(dim=1).tolist()]
     above = math.exp(sum(peaks) / len(peaks) - mean)
-    return Calibration(max(LOWEST, score_threshold * above), max(LOWEST, score_threshold), SHARPNESS / sd)
+    return Calibration(max(LOWEST, score_threshold * above), max(LOWEST, score_threshold), SHARPNESS / belief.sd)

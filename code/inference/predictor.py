@@ -1,7 +1,7 @@
 """The one path from a photo to an answer: demo, command line, evaluation and users call this class."""
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,17 +14,19 @@ from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
-from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
+from anomalygpt.inference.anomaly_map import OWN, encode_scales, image_scores, text_maps, top_mean
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
 from anomalygpt.inference.chat_models import build_chat_model
 from anomalygpt.inference.checked_answers import stream_checked
 from anomalygpt.inference.identity import cosine_distances, load_known_parts
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel
+from anomalygpt.inference.learning import MOST_UNLABELLED
 from anomalygpt.inference.reference_report import ReferenceReport, report
 from anomalygpt.inference.references import References
 from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.results import ImageResult, Prediction, Reason, prediction
+from anomalygpt.inference.unlabelled import UnlabelledPhotos
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt, layout_of
@@ -59,7 +61,9 @@ class Predictor:
         known = self.settings.known_parts
         self._known_parts = load_known_parts(resolve(known), spec.embed_width).to(model.device) if known else None
         self.references: References | None = None  # the photos that maps are computed from
+        self.unlabelled: UnlabelledPhotos | None = None  # without references: the photos that judge each other
         self._calibrations: dict[str, Calibration] = {}  # by class name
+        self.adapts = False  # whether photos without a label sharpen the calibration by the references, too
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
@@ -99,6 +103,16 @@ class Predictor:
                 self.references.add(photo)
             self._use(self.references)
 
+    def set_unlabelled(self, photos: Iterable[Image.Image]) -> None:
+        """Lets photos of one part judge each other, in place of references; only these can be inspected then.
+
+        Raises:
+            UserError: fewer than three photos.
+        """
+        self._use(None)
+        self.unlabelled = UnlabelledPhotos(self.model, self.settings.references, self._without_references, photos)
+        self._calibrations = {UNNAMED_CLASS: self.unlabelled.calibration(self.settings.false_alarm_rate)}
+
     def save_references(self, path: Path) -> None:
         """Writes the references to a safetensors file, from which :meth:`load_references` restores them.
 
@@ -118,11 +132,43 @@ class Predictor:
         self._use(References.load(path, self.model, self._with_references))
 
     def _use(self, references: References | None) -> None:
-        self.references, self._calibrations = references, {}
+        self.references, self.unlabelled, self._calibrations = references, None, {}
         self._calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
+
+    def feedback(self, image: ImageResult, good: bool | None) -> None:
+        """Counts an inspected photo as good or bad from the next verdict on; None withdraws what was said.
+
+        The references keep it, and their file.
+
+        Raises:
+            UserError: there are no references.
+        """
+        if self.references is None:
+            raise UserError("a photo can be called good or bad only where there are references")
+        observed, score = self.references.observed_as(image.class_name), round(image.score, 6)
+        observed[score] = good
+        if good is None:
+            del observed[score]
+        self._calibrations = {}
+
+    def forget_feedback(self) -> None:
+        """Withdraws all that :meth:`feedback` and ``adapts`` added."""
+        if self.references is not None:
+            self.references.observed = {}
+        self._calibrations = {}
+
+    def _adapt(self, score: float, class_name: str) -> None:
+        """Notes the score of a photo that nobody called good or bad; the latest ones count, as conditions change."""
+        observed = self.references.observed_as(class_name)  # type: ignore[union-attr]
+        observed.setdefault(round(score, 6), None)
+        for earlier in [score for score, good in observed.items() if good is None][:-MOST_UNLABELLED]:
+            del observed[earlier]
+        self._calibrations = {}
 
     def _calibrated(self, class_name: str) -> Calibration | TextCalibration:
         references = self.references
+        if self.unlabelled:
+            return self._calibrations[UNNAMED_CLASS]
         if references is None:
             return TextCalibration(self.settings.map_threshold)
         key = references.calibration_class(class_name)
@@ -136,6 +182,7 @@ class Predictor:
                 references=len(references),
                 parts=parts,
                 scale=scale,
+                observed=references.observed_as(key),
             )
         return self._calibrations[key]
 
@@ -158,6 +205,9 @@ class Predictor:
         names = [class_name] * len(photos)
         if self.references is not None:
             features, maps = self.references.anomaly_maps(photos, names)
+        elif self.unlabelled is not None:
+            features = encode_scales(self.model, photos, self.transform, ())[OWN]
+            maps = self.unlabelled.maps_of(features)
         else:
             features, maps = text_maps(self.model, photos, names, self.transform, self.settings.text_scales)
         return [self._result(each, features[[i]], maps[i : i + 1], class_name) for i, each in enumerate(photos)]
@@ -168,13 +218,16 @@ class Predictor:
         size = ImageOps.exif_transpose(photo).size
         on_photo = self.transform.to_photo(model_map[0, 0], size).cpu().numpy()
         calibration = self._calibrated(class_name)
-        if self.references is None:
+        compared = self.references or self.unlabelled
+        if compared is None:
             score = float(top_mean(model_map, self.settings.text_top_share))
         else:
-            score = float(image_scores(model_map, self.references.settings))
+            score = float(image_scores(model_map, compared.settings))
         probability = calibration.probability(score)
         reason = self._reason(features, probability)
-        rescaled = self.settings.prompt_map == "calibrated" and self.references is not None
+        if self.adapts and self.references is not None and reason != "other_part":
+            self._adapt(score, class_name)
+        rescaled = self.settings.prompt_map == "calibrated" and compared is not None
         return ImageResult(
             features=features,
             model_map=model_map,
@@ -198,7 +251,7 @@ class Predictor:
         """Why a photo gets no verdict, if so."""
         settings = self.settings
         limit = settings.other_part_above if self.references else settings.unknown_part_above
-        known = self.references.embeddings if self.references else self._known_parts
+        known = self.references.embeddings if self.references else None if self.unlabelled else self._known_parts
         if limit is not None and known is not None and cosine_distances(features.embedding[0], known).min() > limit:
             return "other_part" if self.references else "unknown_part"
         return "near_threshold" if abs(probability - 0.5) < settings.undecided else ""

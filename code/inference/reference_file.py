@@ -56,12 +56,14 @@ def write_references(
     settings: ReferenceSettings,
     pixels: Mapping[Picture, NDArray[np.uint8]],
     photo_settings: PhotoSettings,
+    observed: Mapping[str, Any],
 ) -> None:
     """Writes a safetensors file, atomically.
 
     Args:
         pixels: picture -> (K, S, S, 3), the photos as the encoder gets them.
         photo_settings: how they were read.
+        observed: see ``References.observed``.
 
     Raises:
         UserError: the name ends in something else, or it can't be written.
@@ -71,7 +73,8 @@ def write_references(
     named = {picture: picture if isinstance(picture, tuple) else (picture,) for picture in pixels}
     tensors = {".".join(map(str, ("photos", *named[key]))): torch.from_numpy(value) for key, value in pixels.items()}
     about = {"format": FORMAT, "identity": json.dumps(identity), "settings": settings.model_dump_json()}
-    save_tensors(tensors, path, about | {"photos": photo_settings.model_dump_json()})
+    about |= {"photos": photo_settings.model_dump_json(), "observed": json.dumps(observed)}
+    save_tensors(tensors, path, about)
 
 
 def saved_photo_settings(path: Path) -> PhotoSettings | None:
@@ -81,8 +84,10 @@ def saved_photo_settings(path: Path) -> PhotoSettings | None:
     return PhotoSettings.model_validate_json(about["photos"]) if is_said else None
 
 
-def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceSettings, Pixels]:
-    """Reads what :func:`write_references` wrote, in the earlier format too: the settings and the pixels.
+def read_references(
+    path: Path, identity: Mapping[str, Any]
+) -> tuple[ReferenceSettings, Pixels, dict[str, dict[str, Any]]]:
+    """Reads what :func:`write_references` wrote, in the earlier format too: settings, pixels and observed scores.
 
     Raises:
         UserError: no such file, damaged, no file of references, or one that belongs to another encoder.
@@ -95,6 +100,7 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
     try:
         saved = json.loads(about["identity"])
         settings, pixels = (_read if about["format"] == FORMAT else _read_earlier)(path, about)
+        observed = json.loads(about.get("observed", "{}"))
     except (KeyError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: damaged ({type(error).__name__}: {reason}); save them again") from error
@@ -102,7 +108,7 @@ def read_references(path: Path, identity: Mapping[str, Any]) -> tuple[ReferenceS
     if theirs:
         differ = "; ".join(f"{name} is {value} in the file and {identity[name]} here" for name, value in theirs.items())
         raise UserError(f"{path}: made for something else: {differ}. Save the references again with this model")
-    return settings, pixels
+    return settings, pixels, observed
 
 
 def _read(path: Path, about: Mapping[str, str]) -> tuple[ReferenceSettings, Pixels]:

@@ -21,7 +21,6 @@ from anomalygpt.inference.anomaly_map import OWN, distance_map, encode_scales, t
 from anomalygpt.inference.augmentation import (
     ALL_VIEWS,
     DECIDED_BY,
-    OBLIQUE,
     UPRIGHT,
     VIEWS,
     Augmentation,
@@ -41,7 +40,6 @@ from anomalygpt.model.perturbations import perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
 from anomalygpt.model.prompt_learner import MAP_SIZE
 
-OBLIQUE_UP_TO = 4  # so many references are remembered in eighths of a turn: twice the comparisons of quarter turns
 MOST_HELD_OUT = 16  # so many references are held out; more of them take time and hardly change the calibration
 EXCLUSION_RADIUS = 2  # patches of the own grid around a position, where a photo is compared with itself
 # A bank above so many patches of one scale is replaced by a coreset of the other size. 16 references in four views have
@@ -95,6 +93,7 @@ class References:
         self._features: dict[tuple[int, Picture, View], ImageFeatures] = {}  # (photo, picture, view) -> one image's
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
+        self.observed: dict[str, dict[float, bool | None]] = {}  # by class name: see ``learning.Observed``
         for photo in photos:
             self.add(photo)
 
@@ -121,7 +120,9 @@ class References:
         self.sources.append(source)
         if self._thumbnails[number].std(axis=(0, 1)).max() < FLAT:
             reading_warning(f"{source}: a flat photo without any detail; expected a reference that shows a good part")
-        self._held_out, self._text_weights = {}, {}
+        if any(self.observed.values()):
+            reading_warning(f"{source}: scores change with the references: photos called good or bad don't count")
+        self._held_out, self._text_weights, self.observed = {}, {}, {}
         for name in ("augmentation", "banks", "embeddings"):
             self.__dict__.pop(name, None)
 
@@ -136,6 +137,10 @@ class References:
                 if float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
                     return other
         return None
+
+    def observed_as(self, class_name: str) -> dict[float, bool | None]:
+        """The observed scores that count for a class."""
+        return self.observed.setdefault(self.calibration_class(class_name), {})
 
     def __len__(self) -> int:
         """K, the number of photos."""
@@ -284,8 +289,6 @@ class References:
     def banks(self) -> dict[int, MemoryBank]:
         """The patches that photos are compared with, by scale."""
         views, banks = VIEWS[self.augmentation], {}
-        if self.augmentation == "rotations" and self.settings.turns == 8 and len(self) <= OBLIQUE_UP_TO:
-            views += OBLIQUE
         for scale in self.settings.scales:
             photos = [self._compared(photo, scale, views) for photo in range(len(self))]
             positions = view_positions(views, photos[0].grid).repeat(len(self._pictures(scale)), 1)
@@ -321,7 +324,7 @@ class References:
         """
         pixels = {picture: np.stack([photo[picture] for photo in self._photos]) for picture in self._photos[0]}
         identity = encoder_identity(self.model, self.transform)
-        write_references(path, identity, self.settings, pixels, current_settings())
+        write_references(path, identity, self.settings, pixels, current_settings(), self.observed)
 
     @classmethod
     def load(cls, path: Path, model: AnomalyGPT, transform: ImageTransform) -> "References":
@@ -330,12 +333,13 @@ class References:
         Raises:
             UserError: no such file, damaged, or it does not fit the encoder, its weights or the geometry.
         """
-        settings, pixels = read_references(path, encoder_identity(model, transform))
+        settings, pixels, observed = read_references(path, encoder_identity(model, transform))
         references = cls(model, settings, transform)
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
         tiles = [picture for picture in pixels if isinstance(picture, tuple)]
         references.tiles = max((1 + row, 1 + column) for _, row, column in [(0, 0, 0), *tiles])
         references._thumbnails = [_thumbnail(Image.fromarray(photo[OWN]), transform) for photo in references._photos]
+        references.observed = {key: {float(score): good for score, good in of.items()} for key, of in observed.items()}
         references.sources = [f"{path}, number {number + 1}" for number in range(len(references))]
         return references
 

@@ -7,7 +7,7 @@ from anomalygpt.config.settings import REFERENCE_PRESETS, ReferenceSettings
 
 PAPER = {
     "augmentation": "none", "scales": (1,), "scale_weights": (), "tap_weights": (), "interpolation": "aligned",
-    "smoothing": 0, "top_share": 0, "contrast": 0, "turns": 4, "text_weight": 0, "text_trusted_below": 1,
+    "smoothing": 0, "top_share": 0, "contrast": 0, "text_weight": 0, "text_trusted_below": 1,
 }  # fmt: skip
 
 
@@ -18,7 +18,7 @@ def test_values_of_the_presets() -> None:
     fast, best = presets["fast"], presets["best"]
     assert (fast.augmentation, fast.tap_weights, fast.interpolation) == ("auto", (1, 1, 2, 2), "centred")
     assert (fast.scales, fast.smoothing, fast.top_share) == ((1,), 0.3, 0.003)
-    assert best.options == fast.options | {"turns": 4, "scales": (1, 2), "scale_weights": (1, 2)}
+    assert best.options == fast.options | {"scales": (1, 2), "scale_weights": (1, 2)}
 
 
 def test_preset_is_known_again_whatever_the_text_map_weighs() -> None:
