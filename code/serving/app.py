@@ -1,13 +1,12 @@
 """The server's routes: inspection, parts, and OpenAI's chat completions, around one predictor."""
 
-import asyncio
 import io
 import time
 import uuid
+from asyncio import to_thread
 from base64 import b64encode
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,10 +30,10 @@ from anomalygpt.serving.gate import Gate, Limits, error_response
 from anomalygpt.serving.parts import NAME, NO_PART, Parts, from_data_uri, read_photo
 
 if TYPE_CHECKING:
+    from anomalygpt.config.settings import PhotoSettings
     from anomalygpt.inference.predictor import Predictor
 
 MAX_REFERENCES = 200
-DECODERS = 2  # threads
 History = list[tuple[str, str]]
 PartName = Annotated[str, InPath(pattern=NAME)]
 
@@ -92,22 +91,14 @@ class Service:
 
     def __init__(self, predictor: "Predictor", parts: Parts, megapixels: float) -> None:
         self.predictor, self.parts, self.megapixels = predictor, parts, megapixels
-        self.model, self._decoders = ModelThread(parts), ThreadPoolExecutor(DECODERS, "decoder")
+        self.model = ModelThread(parts)
 
-    @asynccontextmanager
-    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Waits for the threads at the end."""
-        yield
-        self.model.close()
-        self._decoders.shutdown()
-
-    async def _decode(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+    async def _read(self, data: bytes, name: str, settings: "PhotoSettings | None") -> Image.Image:
+        return await to_thread(read_photo, data, name, settings, self.megapixels)
 
     async def _inspect(self, data: bytes, part: str, class_name: str | None, question: str) -> ImageResult:
         """The result of a photo's file, as ``Predictor.predict`` has it."""
-        settings = self.parts.photo_settings(part)
-        photo = await self._decode(read_photo, data, "the photo", settings, self.megapixels)
+        photo = await self._read(data, "the photo", self.parts.photo_settings(part))
         named = class_name or class_in_prompt(question, self.predictor.settings.text_class_rule)
         return await self.model.inspect(part, named, photo)
 
@@ -126,12 +117,13 @@ class Service:
             found = await self._answer(result, question, [])
         record = {"part": wanted.part, **found.to_dict()}
         if wanted.map:
-            record["map"] = await self._decode(map_file, result, wanted.map)
+            record["map"] = await to_thread(map_file, result, wanted.map)
         return JSONResponse(record)
 
     async def chat(self, body: ChatRequest) -> Response:
         """Answers a question about the latest photo of the messages, by OpenAI's protocol."""
         data, question, history = read_messages(body.messages)
+        question = question or detection_question(None, with_description=False)
         result = await self._inspect(data, body.model, None, " ".join([*(asked for asked, _ in history), question]))
         if body.stream:
             return StreamingResponse(self._events(body, result, question, history), media_type="text/event-stream")
@@ -172,10 +164,7 @@ class Service:
         """Teaches a part by photos of good ones, in place of what it was before."""
         if len(photos) > MAX_REFERENCES:
             raise HTTPException(400, f"{len(photos)} photos are too many: {MAX_REFERENCES} at most")
-        good = []
-        for number, file in enumerate(photos, start=1):
-            source = Path(file.filename or "").name or f"photo {number}"
-            good.append(await self._decode(read_photo, await file.read(), source, None, self.megapixels))
+        good = [await self._read(await file.read(), Path(file.filename or "photo").name, None) for file in photos]
         return await self.model.run(self.parts.teach, name, good)
 
     async def part(self, name: PartName) -> dict[str, Any]:
@@ -208,7 +197,7 @@ def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
         folder: of the parts.
     """
     service = Service(predictor, Parts(folder, predictor), limits.megapixels)
-    app = FastAPI(title="AnomalyGPT", lifespan=service.lifespan, responses=ERRORS)
+    app = FastAPI(title="AnomalyGPT", responses=ERRORS)
     gate = Gate(app, limits)
     app.post("/v1/inspect", openapi_extra={"requestBody": {"required": True, "content": BODY}})(service.inspect)
     app.get("/v1/parts")(service.list_parts)
@@ -226,22 +215,16 @@ def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
     def metrics() -> str:
         return gate.metrics(photos=service.model.photos, batches=service.model.batches)
 
-    @app.exception_handler(AnyHTTPException)
-    async def refused(_: Request, error: Any) -> Response:
-        return error_response(error.status_code, str(error.detail), **(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    @app.exception_handler(ValidationError)
-    async def invalid(_: Request, error: Any) -> Response:
-        faults = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors()[:3]]
-        return error_response(400, "; ".join(faults))
-
-    @app.exception_handler(UserError)  # a damaged part, a full disk, a language model that can't be reached
-    async def unable(_: Request, error: Any) -> Response:
-        return error_response(500, str(error).replace(f"{folder}/", ""))
-
-    @app.exception_handler(Exception)
-    async def bug(_: Request, error: Any) -> Response:
+    async def failed(_: Request, error: Any) -> Response:
+        if isinstance(error, AnyHTTPException):
+            return error_response(error.status_code, str(error.detail), **(error.headers or {}))
+        if isinstance(error, RequestValidationError | ValidationError):
+            faults = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors()[:3]]
+            return error_response(400, "; ".join(faults))
+        if isinstance(error, UserError):  # a damaged part, a full disk, a language model that can't be reached
+            return error_response(500, str(error).replace(f"{folder}/", ""))
         return error_response(500, f"{type(error).__name__}: see the server's log")
 
+    for kind in (AnyHTTPException, RequestValidationError, ValidationError, UserError, Exception):
+        app.add_exception_handler(kind, failed)
     return gate

@@ -75,7 +75,3 @@ class ModelThread:
                 yield piece
         finally:
             self._executor.submit(answer.close)
-
-    def close(self) -> None:
-        """Waits for what runs."""
-        self._executor.shutdown()

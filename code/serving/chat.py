@@ -7,7 +7,6 @@ from typing import Any, Literal
 from fastapi import HTTPException
 from pydantic import BaseModel, Field
 
-from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.serving.parts import NO_PART, from_data_uri
 
 
@@ -47,7 +46,7 @@ def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, list[tuple[s
     """The latest photo's file, the question, and the earlier (question, answer) pairs about that photo.
 
     Raises:
-        HTTPException: 400 if there is no photo or no question.
+        HTTPException: 400 if there is no photo, or if the last message is not the user's.
     """
     photo, history, asked = "", list[tuple[str, str]](), list[str]()
     for message in messages:
@@ -57,17 +56,13 @@ def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, list[tuple[s
                 photo, history, asked = photos[-1], [], []
             asked += [text] if text else []
         elif message.role == "assistant":
-            history.append(("\n".join(asked) or _default(), text))
+            history.append(("\n".join(asked), text))
             asked = []
     if not photo:
         raise HTTPException(400, "no photo: expected an image_url with a data URI in a message of the user's")
     if messages[-1].role != "user":
         raise HTTPException(400, f"the last message is the {messages[-1].role}'s; expected the user's")
-    return from_data_uri(photo), "\n".join(asked) or _default(), history
-
-
-def _default() -> str:
-    return detection_question(None, with_description=False)
+    return from_data_uri(photo), "\n".join(asked), history
 
 
 def chunk(about: dict[str, Any], delta: dict[str, str] | None, reason: str | None = None, **others: Any) -> str:

@@ -4,6 +4,7 @@ import re
 from base64 import b64decode
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -72,7 +73,7 @@ class Parts:
 
     def __init__(self, folder: Path, predictor: "Predictor") -> None:
         self.folder, self._without_references = folder, predictor
-        self._loaded: dict[str, tuple[int, Predictor]] = {}  # name -> when its file was written; latest used last
+        self._loaded = lru_cache(MAX_LOADED)(self._load)
 
     def names(self) -> list[str]:
         """The names of all parts, sorted."""
@@ -96,33 +97,30 @@ class Parts:
         if name == NO_PART:
             return self._without_references
         path = self._path(name)
-        written, predictor = self._loaded.get(name, (0, None))
-        if predictor is None or written != path.stat().st_mtime_ns:
-            predictor = self._without_references.without_references()
-            predictor.load_references(path)
-        return self._keep(path, predictor)
+        return self._loaded(path, path.stat().st_mtime_ns)
 
-    def _keep(self, path: Path, predictor: "Predictor") -> "Predictor":
-        self._loaded.pop(path.stem, None)
-        self._loaded[path.stem] = path.stat().st_mtime_ns, predictor
-        while len(self._loaded) > MAX_LOADED:
-            del self._loaded[next(iter(self._loaded))]
+    def _load(self, path: Path, _: int) -> "Predictor":
+        predictor = self._without_references.without_references()
+        predictor.load_references(path)
         return predictor
 
     def teach(self, name: str, photos: Sequence[Image.Image]) -> dict[str, Any]:
-        """Encodes and saves good photos in place of what the part was before; returns what :meth:`describe` does."""
+        """Encodes and saves good photos in place of what the part was before; returns what :func:`about` does."""
         path, predictor = self._path(name, exists=False), self._without_references.without_references()
         predictor.set_references(photos)
         predictor.save_references(path)
-        self._keep(path, predictor)
-        return self.describe(name)
+        return about(name, predictor)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """A part's name, its number of references, and what they are worth, in lines for people."""
-        report = self.predictor(name).report()
-        return {"name": name, "references": len(report.names), "report": report.lines()}
+        """What :func:`about` says of a part."""
+        return about(name, self.predictor(name))
 
     def forget(self, name: str) -> None:
         """Deletes a part and its file."""
         self._path(name).unlink()
-        self._loaded.pop(name, None)
+
+
+def about(name: str, predictor: "Predictor") -> dict[str, Any]:
+    """A part's name, its number of references, and what they are worth, in lines for people."""
+    report = predictor.report()
+    return {"name": name, "references": len(report.names), "report": report.lines()}
