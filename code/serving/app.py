@@ -23,6 +23,7 @@ from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.errors import UserError
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.results import ImageResult, Prediction, prediction
+from anomalygpt.inference.session import NO_ANSWER
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.serving.batching import ModelThread
 from anomalygpt.serving.chat import ChatRequest, chunk, event, read_messages
@@ -102,6 +103,10 @@ class Service:
         named = class_name or class_in_prompt(question, self.predictor.settings.text_class_rule)
         return await self.model.inspect(part, named, photo)
 
+    def _require_words(self, question: str | None) -> None:
+        if question and self.predictor.language_model is None:
+            raise HTTPException(501, NO_ANSWER)
+
     async def _answer(self, result: ImageResult, question: str, history: History) -> Prediction:
         async with aclosing(self.model.pieces(self.predictor.stream(result, question, history))) as pieces:
             *_, found = [piece async for piece in pieces]
@@ -110,6 +115,7 @@ class Service:
     async def inspect(self, request: Request) -> JSONResponse:
         """Inspects a photo: verdict, probability, regions, on request the map and the answer to a question."""
         data, wanted = await read_inspection(request)
+        self._require_words(wanted.question)
         question = wanted.question or detection_question(wanted.class_name, with_description=False)
         result = await self._inspect(data, wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
@@ -122,6 +128,7 @@ class Service:
 
     async def chat(self, body: ChatRequest) -> Response:
         """Answers a question about the latest photo of the messages, by OpenAI's protocol."""
+        self._require_words("chat")
         data, question, history = read_messages(body.messages)
         question = question or detection_question(None, with_description=False)
         result = await self._inspect(data, body.model, None, " ".join([*(asked for asked, _ in history), question]))
