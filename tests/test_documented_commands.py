@@ -59,6 +59,8 @@ NEEDS = {
     "--root FOLDER": "a network",
     "make": "a network, or minutes",
     "benchmarks/speed.py": "a quiet machine",
+    "benchmarks/serve.py": "a quiet machine",
+    "serve.py": "nothing, but it does not end: tests/test_serve.py",
     "make_examples.py": "nothing, but it writes into the repository: tests/test_examples.py",
     "tests.browser": "a browser: tests/test_web_demo.py",
 }
