@@ -98,7 +98,11 @@ class BestWeights:
                 self._lowest = float(read_metadata(self.path).get(LOSS, math.inf))
 
     def offer(self, model: AnomalyGPT, trainable: Sequence[str], step: int, loss: float) -> None:
-        """Writes the weights if the loss is below the file's. Every process has to call it; rank 0 writes."""
+        """Writes the weights if the loss is below the file's. Every process has to call it; rank 0 writes.
+
+        Raises:
+            CheckpointError: the file can't be written.
+        """
         better = math.isfinite(loss) and loss < self._lowest
         if not all_agree(not self.process.is_main or better):  # rank 0 decides: it alone has read the file
             return

@@ -89,6 +89,9 @@ class Trainer:
                 :meth:`request_stop` was called.
             OSError: something else in the folder can't be written.
         """
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # Under ZeRO 3 a parameter's own size is 0.
+        self._identity["number of trained parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
         step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
         # Second: a refused run must not overwrite the settings that the folder's run has recorded.
         on_main(self.process.is_main, lambda: checkpoints.record_run(self.config, self.folder))
