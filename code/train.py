@@ -86,9 +86,13 @@ def _train(config: ExperimentConfig, device: str) -> None:
         distributed.on_main(process.is_main, lambda: held.enter_context(claimed(folder, "training.output")))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, trainer.request_stop)
-        trainer.run()
-    if process.is_main:
-        draw_curves(folder)
+        try:
+            trainer.run()
+            if process.is_main:
+                draw_curves(folder)
+        except OSError as error:
+            advice = "make room, or choose another training.output, then start again"
+            raise UserError(f"{folder}: can't be written ({error}); {advice}") from error
     distributed.stop()
 
 

@@ -1,6 +1,5 @@
 """Pictures of a run: its curves, and the maps and answers of sample photos."""
 
-import logging
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -14,11 +13,7 @@ from anomalygpt.files import replacing
 from anomalygpt.model.encoder import ImageSpec
 from anomalygpt.training.metrics_log import read_metrics
 
-logger = logging.getLogger(__name__)
-
 CURVES = ("total", "answer", "focal", "dice", "instruction", "token_accuracy", "verdict_accuracy", "lr")
-COLUMNS = 4
-SMOOTHED_FROM = 60  # points: a longer line gets a running mean
 LINE = 34  # characters of a caption's line
 CAPTION_LINES = 9
 # matplotlib's default font, then those that have Chinese characters.
@@ -39,6 +34,9 @@ def sample_sheet(
         images: (B, 3, S, S), normalised as the encoder takes them.
         targets, maps: (B, 1, S', S') in 0..1.
         dialogues: B questions and answers; None without a language model.
+
+    Raises:
+        OSError: it can't be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.font_manager import fontManager
@@ -73,44 +71,26 @@ def caption(question: str | None, answer: str | None) -> str:
 
 
 def draw_curves(folder: Path) -> None:
-    """Draws ``curves.png`` from a run's ``metrics.jsonl``: training as a line, validation as dots."""
+    """Draws ``curves.png`` from a run's ``metrics.jsonl``: training as a line, validation as dots; raises OSError."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     lines = read_metrics(folder)
-    names = [name for name in CURVES if any(line.get(name) for line in lines)] or ["total"]
-    rows = -(-len(names) // COLUMNS)
-    figure = Figure(figsize=(3.6 * COLUMNS, 3 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
-    for panel in panels[len(names) :]:
-        panel.axis("off")
-    for panel, name in zip(panels, names, strict=False):
-        for kind, style, colour in (("train", "-", "tab:blue"), ("validation", "o", "tab:orange")):
-            if points := [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line]:
-                smooth = kind == "train" and name != "lr" and len(points) >= SMOOTHED_FROM
-                steps, values = np.array(points, dtype=float).T
-                style, label = style if len(points) > 1 else "o", None if smooth else kind
-                panel.plot(steps, values, style, color=colour, alpha=0.3 if smooth else 0.9, label=label)
-                if smooth:
-                    window = len(points) // 20
-                    mean = np.convolve(values, np.ones(window) / window, "valid")
-                    panel.plot(steps[window - 1 :], mean, color=colour, label=f"train, mean of {window}")
-        panel.set_title(name.replace("_", " "), fontsize=10)
-        panel.set_xlabel("step", fontsize=8)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        panel.tick_params(labelsize=8)
+    figure = Figure(figsize=(14.4, 6), layout="constrained")
+    for panel, name in zip(figure.subplots(2, len(CURVES) // 2).flat, CURVES, strict=True):
+        if not any(line.get(name) for line in lines):
+            panel.axis("off")
+            continue
+        for kind, style in (("train", "-"), ("validation", "o")):
+            points = [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line]
+            if points:
+                panel.plot(*zip(*points, strict=True), style, label=kind)
+        panel.set(title=name.replace("_", " "), xlabel="step")
         panel.grid(alpha=0.3)
-        if panel.get_legend_handles_labels()[1]:
-            panel.legend(fontsize=8)
+        panel.legend()
     _save(figure, folder / "curves.png", dpi=90)
 
 
 def _save(figure: Any, path: Path, dpi: int) -> None:
-    """Writes a PNG. If that fails, it is logged, since a picture must not end a run."""
-    try:
-        with replacing(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # no font for a language: boxes are drawn
-            figure.savefig(temporary, dpi=dpi)
-        logger.info("wrote %s", path)
-    except OSError as error:
-        logger.error("%s: the picture could not be written (%s)", path, error)
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # no font for a language: boxes are drawn
+        figure.savefig(temporary, dpi=dpi)

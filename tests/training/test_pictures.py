@@ -28,15 +28,6 @@ def test_a_sheet_has_a_column_for_answers_only_with_a_language_model(tmp_path):
     assert answers.height == maps.height
 
 
-def test_pictures_that_can_not_be_written_are_logged_and_leave_nothing(tmp_path, caplog):
-    for name in ("sheet.png", "curves.png"):
-        (tmp_path / name).mkdir()
-    draw(tmp_path / "sheet.png", [(None, None)] * 2)
-    draw_curves(tmp_path)
-    assert caplog.text.count("could not be written") == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"sheet.png", "curves.png"}
-
-
 def test_a_caption_is_cut_to_lines_and_starts_no_formula():
     text = caption("What costs $5?", "word " * 200)
     lines = text.splitlines()
