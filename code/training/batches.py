@@ -1,7 +1,10 @@
 """Endless batches, epoch after epoch, which a resumed run continues where it stopped."""
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -50,6 +53,8 @@ def endless_batches(
             f"{len(dataset)} samples are fewer than micro_batch_size {batch_size} x "  # type: ignore[arg-type]
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )
+    if workers:
+        _kill_workers_at_exit()
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
@@ -83,3 +88,17 @@ def _ignore_signals(_: int) -> None:
     """In a worker: launchers and terminals signal every process of a run, and the main process ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@cache
+def _kill_workers_at_exit() -> None:
+    """Python's exit with open loaders would send SIGTERM, which they ignore, and wait; for a stuck one forever."""
+
+    def kill() -> None:
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for a worker that is killed
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(kill)

@@ -5,6 +5,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Generator
 from itertools import islice
 
@@ -18,6 +20,7 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.training.batches import endless_batches
+from tests.shared_data import ROOT
 
 SAMPLES = 10
 
@@ -63,6 +66,36 @@ def test_loader_processes_stay_from_epoch_to_epoch_and_ignore_signals():
         os.kill(worker, number)
     later = [sample for batch in islice(found, 6) for sample in batch]
     assert {sample[2] for sample in later} == workers
+
+
+STUCK = """
+import ctypes, itertools
+import anomalygpt
+from tests.training.test_batches import Numbers, endless
+
+count = itertools.count()
+
+def stick_in_the_second_batch(self, index):
+    if next(count) >= 3:  # of each worker
+        lock = ctypes.create_string_buffer(64)
+        for _ in range(2):
+            ctypes.CDLL(None).pthread_mutex_lock(lock)
+    return 0, index, 0
+
+Numbers.__getitem__ = stick_in_the_second_batch
+Numbers.__len__ = lambda self: 24
+found = endless(workers=2), endless(workers=2)
+for one in found:
+    next(one), next(one)
+raise SystemExit(3)
+"""
+
+
+def test_a_process_that_exits_in_the_middle_does_not_wait_for_stuck_loaders():
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'code'}:{ROOT}", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([sys.executable, "-c", STUCK], env=environment, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_closing_the_batches_ends_their_loaders():
