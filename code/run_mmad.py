@@ -92,7 +92,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         )
         print(write_report(arguments.out, about, rows, methods), end="")
         if arguments.out:
-            print("\nwrote results.json, results.md, results.tex, answers.csv", file=sys.stderr)
+            print("\nwrote results.json, results.md, answers.csv", file=sys.stderr)
 
 
 if __name__ == "__main__":

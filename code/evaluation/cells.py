@@ -56,7 +56,6 @@ class CellResult:
     """The result of one class in one round. Metrics are 0..1, None where undefined or not measured.
 
     Attributes:
-        bounds: maximum error of each pixel metric.
         masked_photos: number of photos in the pixel metrics: good, or with a mask.
         no_verdict: number of answers by the language model itself without a yes or no.
         placed: number of answers in position accuracy: a correct yes about a photo with a mask.
@@ -69,7 +68,6 @@ class CellResult:
     references: tuple[str, ...]
     photos: tuple[PhotoResult, ...]
     metrics: dict[str, float | None]
-    bounds: dict[str, float]
     masked_photos: int
     regions: int
     no_verdict: int

@@ -125,7 +125,7 @@ def summarise(
     pixels, pixel_curves = counts.metrics()
     found: dict[str, float | None] = {
         **metrics.image_metrics(scores, anomalous),
-        **{key: value for key, (value, _) in pixels.items()},
+        **pixels,
         **metrics.verdict_metrics([photo.verdict for photo in photos], anomalous),
         "score_accuracy": metrics.accuracy([photo.probability > 0.5 for photo in photos], anomalous),
         "hindsight_accuracy": metrics.hindsight_accuracy([(scores, anomalous)]),
@@ -146,7 +146,6 @@ def summarise(
         references=references,
         photos=tuple(sorted(photos, key=lambda photo: photo.photo)),
         metrics={key: found.get(key) for key in METRICS},
-        bounds={key: bound for key, (_, bound) in pixels.items()},
         masked_photos=counts.photos,
         regions=counts.regions,
         no_verdict=sum(photo.own_said is None for photo in photos) if with_llm else 0,

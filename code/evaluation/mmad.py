@@ -20,7 +20,7 @@ from anomalygpt.errors import UserError
 from anomalygpt.evaluation.protocol import Cell, photo_seed
 from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.published import Spread
-from anomalygpt.evaluation.tables import latex_table, markdown_table, percent, write_texts
+from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
 from anomalygpt.files import read_yaml
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.inference.predictor import Predictor
@@ -333,7 +333,7 @@ class MmadProvenance(Provenance):
 
 
 def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answer], methods: Sequence[Method]) -> str:
-    """Writes results.json, .md, .tex and answers.csv into a folder, if there is one; returns results.md's content."""
+    """Writes results.json, .md and answers.csv into a folder, if there is one; returns results.md's content."""
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
     scores = task_scores(frame, methods)
@@ -351,7 +351,6 @@ def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answ
     fractions = ["chance", *methods]
     table[fractions] = table[fractions].map(lambda value: percent(Spread(value)))
     table = table.astype(str).rename(columns=METHODS)
-    latex = latex_table(table, f"Multiple-choice accuracy of {about.config}, in percent.")
     table.iloc[-1, 0] = "**average**"
     lines = [f"# Multiple choice: {about.config}", "", *about.lines(f"questions: {about.questions}")]
     lines += [f"* generated answers that name no option: {unclear}"] if "generated" in methods else []
@@ -366,7 +365,6 @@ def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answ
         texts = {
             "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
             "results.md": page,
-            "results.tex": f"% needs \\usepackage{{booktabs}}\n% {about.command}\n\n{latex}\n",
             "answers.csv": csv.to_csv(index=False, lineterminator="\n"),
         }
         write_texts(folder, texts)
