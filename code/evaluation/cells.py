@@ -60,7 +60,6 @@ class CellResult:
         no_verdict: number of answers by the language model itself without a yes or no.
         placed: number of answers in position accuracy: a correct yes about a photo with a mask.
         maps: how photos, maps and masks were aligned, in words.
-        curves: x and y of ``roc`` over photos, ``pixel_roc`` and ``pro``, where defined.
         examples: by case, names and JPEGs of the best and worst photos.
     """
 
@@ -75,7 +74,6 @@ class CellResult:
     seconds: float
     maps: str
     saturated: bool
-    curves: dict[str, tuple[list[float], list[float]]]
     examples: dict[str, list[tuple[str, Base64Bytes]]]
 
 

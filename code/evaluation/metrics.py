@@ -15,7 +15,6 @@ PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergman
 MAX_SCORES = 12_000_000
 
 Counts = tuple[NDArray[np.floating], NDArray[np.float64]]  # (N,) distinct scores, ascending, and (C, N) counts of each
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y, (N,) each
 
 
 def require_finite(scores: ArrayLike, what: str) -> None:
@@ -153,32 +152,30 @@ class PixelCounts:
         counts = np.concatenate([counts for _, counts in self._parts], axis=1)
         return distinct, np.stack([np.bincount(places, row) for row in counts])
 
-    def metrics(self) -> tuple[dict[str, float], dict[str, Curve]]:
-        """Metrics and curves over all pixels together; empty where no pixel, or every one, is anomalous.
+    def metrics(self) -> dict[str, float]:
+        """Metrics over all pixels together; empty where no pixel, or every one, is anomalous.
 
         Returns:
             ``pixel_auroc``, ``pixel_ap`` (sum over thresholds of precision times gained recall), ``pixel_f1_max`` and,
-            where there are regions, ``aupro``: 0..1. The curves ``pixel_roc`` and ``pro`` over the false-positive rate.
+            where there are regions, ``aupro``: 0..1.
         """
         from sklearn.metrics import auc
 
         if not self._parts:
-            return {}, {}
+            return {}
         normal, defective, overlap = self._merged()[1][:, ::-1]  # from the highest score on
         false, true = (np.append(0, np.cumsum(pixels)) for pixels in (normal, defective))
         if not false[-1] or not true[-1]:
-            return {}, {}
+            return {}
         rate = false / false[-1]
-        curves = {"pixel_roc": (rate, true / true[-1])}
         found = {
-            "pixel_auroc": auc(*curves["pixel_roc"]),
+            "pixel_auroc": auc(rate, true / true[-1]),
             "pixel_ap": defective @ (true[1:] / (true[1:] + false[1:])) / true[-1],
             "pixel_f1_max": (2 * true / (true[-1] + true + false)).max(),
         }
         if self.regions:
             share = np.append(0, np.cumsum(overlap)) / self.regions
-            curves["pro"] = rate, share
             cut = int(np.searchsorted(rate, PRO_LIMIT, side="right"))
             limited = np.append(share[:cut], np.interp(PRO_LIMIT, rate, share))
             found["aupro"] = auc(np.append(rate[:cut], PRO_LIMIT), limited) / PRO_LIMIT
-        return {key: float(value) for key, value in found.items()}, curves
+        return {key: float(value) for key, value in found.items()}

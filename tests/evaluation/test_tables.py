@@ -11,7 +11,7 @@ from PIL import Image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.evaluation.cells import PhotoResult
 from anomalygpt.evaluation.evaluate import summarise
-from anomalygpt.evaluation.figures import CASES, Examples, lettering, write_pictures
+from anomalygpt.evaluation.figures import CASES, Examples, write_pictures
 from anomalygpt.evaluation.metrics import PixelCounts
 from anomalygpt.evaluation.protocol import Cell
 from anomalygpt.evaluation.provenance import EvalProvenance
@@ -94,16 +94,8 @@ def test_chinese_classes_reach_excel_and_figures_without_a_warning(tmp_path, rec
     write_report(tmp_path, report(*results))
     data = (tmp_path / "per_class.csv").read_bytes()
     assert data.startswith(b"\xef\xbb\xbf") and "齿轮" in data.decode("utf-8-sig")
-    assert len(write_pictures(tmp_path, results)) == 4
+    assert len(write_pictures(tmp_path, results)) == 3
     assert not recwarn.list and not caplog.records
-
-
-def test_letters_without_a_font_are_named(monkeypatch):
-    from matplotlib import font_manager
-
-    dejavu = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", dejavu)
-    assert lettering("齿 gear é $") == (r"\u9f7f gear é \$", ["DejaVu Sans"])
 
 
 def test_csv_has_a_line_per_class_and_round(tmp_path):
@@ -161,5 +153,5 @@ def test_pictures_are_written_of_the_first_round(tmp_path, fake_predictor):
         zip(CASES, [[f"cup/{n}.png" for n in pair] for pair in ((5, 3), (0, 2), (1, 3), (4, 2))], strict=True)
     ), "the darkest have the highest scores"
     written = write_pictures(tmp_path, [result])
-    assert written == [tmp_path / "cases_1-shot" / "cup_1.png", tmp_path / "curves_1-shot.png"]
+    assert written == [tmp_path / "cases_1-shot" / "cup_1.png"]
     assert all(Image.open(path).width > 500 for path in written)
