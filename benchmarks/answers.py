@@ -216,10 +216,10 @@ def compare_with_mask(
     return found
 
 
-def write_report(folder: Path | None, about: Provenance, data: str, answers: Sequence[Answered]) -> str:
+def write_report(folder: Path | None, about: Provenance, answers: Sequence[Answered]) -> str:
     """Writes results.json and .md into a folder, if there is one; returns results.md's content."""
     frame = pd.DataFrame(answer.row() for answer in answers).astype(dict.fromkeys(SHARES, float))
-    page, tables = [f"# Answers in words: {about.config}", "", *about.lines(f"data: {data}")], {}
+    page, tables = [f"# Answers in words: {about.config}", "", *about.lines()], {}
     for by in ("turn", "kind"):
         groups = frame.groupby(["language", by])
         table = groups[SHARES].mean().assign(answers=groups.size()).join(groups[TIMES].median()).reset_index()
@@ -270,8 +270,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     answers = [answer for cell in plan.cells(records) for answer in evaluator.measure(cell)]
     photos, command = len({answer.photo for answer in answers}), shlex.join(["python", *sys.argv])
     facts = of_run(config, command, process, plan.seed, time.monotonic() - started, photos)
-    about = Provenance(**facts, references=describe_references(plan))
-    print(write_report(arguments.out, about, f"{arguments.data}, {photos} photos", answers), end="")
+    notes = (f"data: {arguments.data}, {photos} photos",)
+    about = Provenance(**facts, references=describe_references(plan), notes=notes)
+    print(write_report(arguments.out, about, answers), end="")
 
 
 if __name__ == "__main__":

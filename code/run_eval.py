@@ -153,12 +153,13 @@ def _report(
     for warning in warnings:
         logging.getLogger("anomalygpt.run_eval").warning("warning: %s", warning)
     seconds, photos = sum(result.seconds for result in results), sum(len(result.photos) for result in results)
-    about = provenance.EvalProvenance(
+    notes = [f"data: {arguments.data} ({arguments.kind}), {len(names)} classes"]
+    notes += [f"maps and masks: {maps}" for maps in dict.fromkeys(result.maps for result in results)]
+    notes += [f"AUPRO: {SATURATED if any(result.saturated for result in results) else CONNECTED}"]
+    about = provenance.Provenance(
         **provenance.of_run(config, arguments.command, process, plan.seed, seconds, photos),
         references=provenance.describe_references(plan),
-        data=f"{arguments.data} ({arguments.kind}), {len(names)} classes",
-        maps=tuple(dict.fromkeys(result.maps for result in results)),
-        defects=SATURATED if any(result.saturated for result in results) else CONNECTED,
+        notes=tuple(notes),
         warnings=tuple(warnings),
     )
     dataset = published.official_dataset(arguments.kind, records)

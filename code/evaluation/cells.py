@@ -24,7 +24,6 @@ class PhotoResult:
     """The prediction for one test photo, and its ground truth.
 
     Attributes:
-        has_pixels: whether its pixels were counted: it is good or has a mask.
         threshold: map values above it are anomalous.
         probability: calibrated probability that the photo is anomalous.
         said: the answer's yes or no; None for neither.
@@ -37,7 +36,6 @@ class PhotoResult:
     photo: str
     defect: str
     is_anomalous: bool
-    has_pixels: bool
     score: float
     threshold: float
     probability: float

@@ -88,7 +88,6 @@ def _photo_result(
         photo=name,
         defect=record.defect,
         is_anomalous=record.is_anomalous,
-        has_pixels=mask is not None,
         score=result.score,
         threshold=result.threshold,
         probability=result.probability,

@@ -325,14 +325,7 @@ def mmad_average(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.Series:
     return pd.DataFrame([task_scores(own, methods).mean() for _, own in frame.groupby("dataset")]).mean()
 
 
-@dataclass(frozen=True, kw_only=True)
-class MmadProvenance(Provenance):
-    """How the answers were made; ``questions``: their file and number, in words."""
-
-    questions: str
-
-
-def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answer], methods: Sequence[Method]) -> str:
+def write_report(folder: Path | None, about: Provenance, rows: Sequence[Answer], methods: Sequence[Method]) -> str:
     """Writes results.json, .md and answers.csv into a folder, if there is one; returns results.md's content."""
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
@@ -352,7 +345,7 @@ def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answ
     table[fractions] = table[fractions].map(lambda value: percent(Spread(value)))
     table = table.astype(str).rename(columns=METHODS)
     table.iloc[-1, 0] = "**average**"
-    lines = [f"# Multiple choice: {about.config}", "", *about.lines(f"questions: {about.questions}")]
+    lines = [f"# Multiple choice: {about.config}", "", *about.lines()]
     lines += [f"* generated answers that name no option: {unclear}"] if "generated" in methods else []
     page = "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING]) + "\n"
     csv = pd.DataFrame(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from anomalygpt.evaluation.cells import CellResult
 from anomalygpt.evaluation.metrics import PRO_LIMIT, hindsight_accuracy
-from anomalygpt.evaluation.provenance import EvalProvenance
+from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.published import MAP_METRICS, METRICS, VERDICT_METRICS, Published, Spread
 from anomalygpt.files import replacing
 
@@ -144,7 +144,7 @@ def _cell_json(result: CellResult) -> dict[str, Any]:
 class Report:
     """Everything that is written; ``published`` by the number of references, ``dataset`` the official one's name."""
 
-    provenance: EvalProvenance
+    provenance: Provenance
     results: Sequence[CellResult]
     dataset: str | None = None
     published: dict[int, list[Published]] = field(default_factory=dict)
@@ -163,8 +163,7 @@ def as_markdown(report: Report) -> str:
     """A page: the provenance, and for each number of references a row per class."""
     about = report.provenance
     lines = [f"# {', '.join(title_of(one.shots) for one in report.protocols)}: {about.config}", ""]
-    lines += [*(f"* **{warning}**" for warning in about.warnings), *about.lines(f"data: {about.data}")]
-    lines += [*(f"* maps and masks: {line}" for line in about.maps), f"* AUPRO: {about.defects}"]
+    lines += about.lines()
     for protocol in report.protocols:
         lines += ["", f"## {title_of(protocol.shots)}", ""]
         if protocol.shots:

@@ -14,21 +14,19 @@ from anomalygpt.evaluation.evaluate import summarise
 from anomalygpt.evaluation.figures import CASES, Examples, write_pictures
 from anomalygpt.evaluation.metrics import PixelCounts
 from anomalygpt.evaluation.protocol import Cell
-from anomalygpt.evaluation.provenance import EvalProvenance
+from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.published import METRICS, official_dataset, published, table
 from anomalygpt.evaluation.tables import Report, as_markdown, write_report
 from tests.evaluation.conftest import RUN
 
-ABOUT = EvalProvenance(
-    **RUN, data="data/tree (mvtec), 2 classes", maps=("squash; as its photo",), defects="connected", warnings=("seen",)
+ABOUT = Provenance(
+    **RUN, notes=("data: data/tree (mvtec), 2 classes", "maps: squash; as its photo", "connected"), warnings=("seen",)
 )
 
 
 def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> PhotoResult:
     said = is_anomalous
-    found = PhotoResult(
-        photo, "cut", is_anomalous, True, score, 0.5, score, said, "answer", "Yes.", said, said, (), (), None
-    )
+    found = PhotoResult(photo, "cut", is_anomalous, score, 0.5, score, said, "answer", "Yes.", said, said, (), (), None)
     return dataclasses.replace(found, **changes)
 
 
