@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from pydantic import ValidationError
 
-from anomalygpt.config.load import OLD_NAMES, commit, resolve
+from anomalygpt.config.load import commit, resolve
 from anomalygpt.config.schema import DataConfig, ExperimentConfig
 from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.build import INDEXERS
@@ -115,7 +115,7 @@ def training_data(config: ExperimentConfig) -> TrainingData:
     for delta in config.deltas:
         try:
             data = yaml.safe_load(read_metadata(resolve(delta.path))["config"]).get("data", {})
-            known = {key: value for key, value in data.items() if f"data.{key}" not in OLD_NAMES}
+            known = {key: value for key, value in data.items() if key in DataConfig.model_fields}
             found.append((delta.path, DataConfig.model_validate(known)))
         except (KeyError, yaml.YAMLError, ValidationError, AttributeError):  # no metadata, or of another version
             found.append((delta.path, None))
