@@ -20,7 +20,6 @@ from anomalygpt.files import replacing
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.image_decoder import calibrate_map
-from anomalygpt.training.pictures import installed_fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +34,8 @@ CASES = {
 KEPT = 2  # photos per case
 TILE = 180  # the longer side of a picture, in pixels
 AREAS = ("image_auroc", "pixel_auroc", "aupro")
+# matplotlib's default font, then those that have Chinese characters.
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
 TILES = ("photo", "mask", "map", "overlay")
 GOOD, BAD = "#14612f", "#b41e1e"
 
@@ -102,8 +103,10 @@ def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:
 def _sheet(result: CellResult) -> "Figure":
     """The examples of a class: photo, mask, map, verdict and answer, the worst first."""
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
 
-    fonts = installed_fonts()
+    installed = {font.name for font in fontManager.ttflist}
+    fonts = [name for name in FONTS if name in installed]
     areas = [f"{METRICS[key]} {100 * area:.1f}" for key in AREAS if (area := result.metrics[key]) is not None]
     title = f"{result.cell.class_name}, {title_of(result.cell.shots).lower()}: {', '.join(areas) or 'no areas'}"
     figure = Figure(figsize=(15, 0.8 + 2.7 * len(result.examples)), layout="constrained")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from anomalygpt.files import claimed
 from anomalygpt.model.checkpoint import PARTS, file_shapes, part_of, read_metadata, read_tensors
@@ -65,7 +66,9 @@ def test_a_run_validates_on_held_back_photos_and_draws_pictures(finished):
     assert validation["step"] == 4
     assert validation["total"] > 0
     assert (finished / "best.safetensors").is_file()
-    assert (finished / "samples" / "step0000004.png").is_file()
+    with Image.open(finished / "samples" / "step0000004.png") as sheet:
+        assert sheet.width > 3 * 224, "photo, target and map"
+    assert "anomaly" in (finished / "samples" / "step0000004.txt").read_text(encoding="utf-8")
 
 
 # Runs train.py, which gets a signal as soon as it has logged a step: argv is step, signal, "train.py" and its own.
