@@ -2,7 +2,6 @@
 
 import os
 import random
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,13 +54,12 @@ def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Pro
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     adopt_launcher_environment()
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    alone: dict[str, Any] = {}
     missing = [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
+    if "RANK" not in os.environ:
+        alone = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed requires it
+    elif missing:
         raise UserError(
             f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}: the processes of a run meet at "
             f"MASTER_ADDR (rank 0's machine) and MASTER_PORT (a free port there); export them, or start with torchrun"
@@ -78,11 +76,11 @@ def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Pro
         torch.cuda.set_device(local_rank)
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT, **alone)
     if barrier_timeout is not None:
         _barrier_group.append(torch.distributed.new_group(timeout=barrier_timeout))
     place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
-    return Process(int(os.environ["RANK"]), local_rank, int(os.environ["WORLD_SIZE"]), place)
+    return Process(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), place)
 
 
 def adopt_launcher_environment() -> None:

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from anomalygpt.errors import UserError, set_strict
 from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from anomalygpt.distributed import Process
     from anomalygpt.evaluation.cells import CellResult, CellStore
     from anomalygpt.evaluation.protocol import Cell, Plan
-    from anomalygpt.evaluation.words import WordsResult
 
 KINDS = ("mvtec", "mvtec_ad_2", "visa", "loco", "crack_forest", "mpdd", "btad", "kolektor_sdd", "kolektor_sdd2", "dagm",
          "real_iad", "coco", "yolo", "labelme", "folder", "csv")  # fmt: skip
@@ -54,8 +53,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     rule = "paper: numbers 4 * round + k of the sorted good training photos (default)"
     add("--reference-choice", choices=choices, default="paper", help=rule)
     add("--resolution", choices=pixels, default="map", help="measure on the map's pixels (default) or the photo's own")
-    words = "measure answers in words instead: every kind of question about N photos of each class"
-    add("--words", type=whole_number(1), metavar="N", help=words)
     add("--no-chat", action="store_true", help="maps only: no language model is loaded")
     add("--no-pictures", action="store_true", help="tables only")
     add_run_options(parser)
@@ -81,7 +78,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from anomalygpt.evaluation.evaluate import Evaluator
     from anomalygpt.evaluation.protocol import test_photos
     from anomalygpt.evaluation.provenance import fingerprint
-    from anomalygpt.evaluation.words import WordsEvaluator
     from anomalygpt.model.build import installed_config
 
     # An option without effect would make the numbers look like those of another protocol.
@@ -91,9 +87,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     set_strict(arguments.strict)
     plan, records = _plan(arguments, config.seed)
     with_llm = not arguments.no_chat and config.llm is not None
-    if arguments.words and not with_llm:
-        raise UserError("--words measures answers: it needs a config with a language model, and no --no-chat")
-
     with started(arguments.device, arguments.out) as (process, folder):
         store = CellStore(folder)
         settings = fingerprint(config, with_llm=with_llm, device=process.device.type) | {
@@ -103,27 +96,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             "--reference-choice": plan.choice,
             "--seed": plan.seed,
         }
-        settings |= {"--words": arguments.words} if arguments.words else {}
         distributed.on_main(process.is_main, lambda: store.require(settings))
 
-        def build() -> "Callable[[Cell, Callable[[], object]], CellResult | WordsResult]":
+        def build() -> "Callable[[Cell, Callable[[], object]], CellResult]":
             if process.is_main:  # it reads every mask
                 print(*overview(records), "", sep="\n", file=sys.stderr)
             predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
-            if arguments.words:
-                return WordsEvaluator(predictor, records, plan, arguments.root, arguments.words).measure
             official = config.inference.geometry == "official"
             options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm)
             return Evaluator(predictor, records, plan, *options).measure
 
-        def count(cell: "Cell") -> int:
-            photos = len(test_photos(records, cell.class_name))
-            return min(arguments.words or photos, photos)
-
-        store.fill(plan.cells(records), process, count, build)
+        store.fill(plan.cells(records), process, lambda cell: len(test_photos(records, cell.class_name)), build)
         if process.is_main:
-            report = _report_words if arguments.words else _report
-            report(_Run(arguments, config, plan, records, store, process))
+            _report(arguments, config, plan, records, store, process)
 
 
 def _plan(arguments: argparse.Namespace, seed: int) -> tuple["Plan", "Sequence[ImageRecord]"]:
@@ -143,18 +128,14 @@ def _plan(arguments: argparse.Namespace, seed: int) -> tuple["Plan", "Sequence[I
     return plan, records
 
 
-class _Run(NamedTuple):
-    """What a report is made of."""
-
-    arguments: argparse.Namespace
-    config: "ExperimentConfig"
-    plan: "Plan"
-    records: "Sequence[ImageRecord]"
-    store: "CellStore"
-    process: "Process"
-
-
-def _report(run: _Run) -> None:
+def _report(
+    arguments: argparse.Namespace,
+    config: "ExperimentConfig",
+    plan: "Plan",
+    records: "Sequence[ImageRecord]",
+    store: "CellStore",
+    process: "Process",
+) -> None:
     from anomalygpt.datasets.records import first_offenders
     from anomalygpt.evaluation import provenance, published
     from anomalygpt.evaluation.cells import CellResult
@@ -163,7 +144,6 @@ def _report(run: _Run) -> None:
     from anomalygpt.evaluation.protocol import photo_name, test_photos
     from anomalygpt.evaluation.tables import Report, as_markdown, write_report
 
-    arguments, config, plan, records, store, process = run
     results = [store.load(cell, CellResult) for cell in plan.cells(records)]
     for result in results:
         expected = {photo_name(record, arguments.root) for record in test_photos(records, result.cell.class_name)}
@@ -174,12 +154,13 @@ def _report(run: _Run) -> None:
     for warning in warnings:
         logging.getLogger("anomalygpt.run_eval").warning("warning: %s", warning)
     seconds, photos = sum(result.seconds for result in results), sum(len(result.photos) for result in results)
-    about = provenance.EvalProvenance(
+    notes = [f"data: {arguments.data} ({arguments.kind}), {len(names)} classes"]
+    notes += [f"maps and masks: {maps}" for maps in dict.fromkeys(result.maps for result in results)]
+    notes += [f"AUPRO: {SATURATED if any(result.saturated for result in results) else CONNECTED}"]
+    about = provenance.Provenance(
         **provenance.of_run(config, arguments.command, process, plan.seed, seconds, photos),
         references=provenance.describe_references(plan),
-        data=f"{arguments.data} ({arguments.kind}), {len(names)} classes",
-        maps=tuple(dict.fromkeys(result.maps for result in results)),
-        defects=SATURATED if any(result.saturated for result in results) else CONNECTED,
+        notes=tuple(notes),
         warnings=tuple(warnings),
     )
     dataset = published.official_dataset(arguments.kind, records)
@@ -192,19 +173,6 @@ def _report(run: _Run) -> None:
         if not arguments.no_pictures:
             written += write_pictures(arguments.out, results)
         print(f"\nwrote {', '.join(str(path.relative_to(arguments.out)) for path in written)}", file=sys.stderr)
-
-
-def _report_words(run: _Run) -> None:
-    from anomalygpt.evaluation.provenance import Provenance, describe_references, of_run
-    from anomalygpt.evaluation.words import WordsResult, write_report
-
-    arguments, config, plan, records, store, process = run
-    results = [store.load(cell, WordsResult) for cell in plan.cells(records)]
-    photos, seconds = sum(len(result.photos) for result in results), sum(result.seconds for result in results)
-    facts = of_run(config, arguments.command, process, plan.seed, seconds, photos)
-    about = Provenance(**facts, references=describe_references(plan))
-    answers = [answer for result in results for answer in result.answers]
-    print(write_report(arguments.out, about, f"{arguments.data}, {photos} photos", answers), end="")
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def _answer(arguments: argparse.Namespace) -> None:
     from anomalygpt import distributed
     from anomalygpt.config.load import load_config
     from anomalygpt.evaluation.cells import CellStore
-    from anomalygpt.evaluation.mmad import Answers, Asker, MmadProvenance, cells_of, read_questions, write_report
-    from anomalygpt.evaluation.provenance import fingerprint, of_run
+    from anomalygpt.evaluation.mmad import Answers, Asker, cells_of, read_questions, write_report
+    from anomalygpt.evaluation.provenance import Provenance, fingerprint, of_run
     from anomalygpt.files import sha256
     from anomalygpt.model.build import installed_config
 
@@ -85,14 +85,14 @@ def _answer(arguments: argparse.Namespace) -> None:
         rows = sorted((row for answers in found for row in answers.rows), key=lambda row: row.key)
         photos, seconds = sum(answers.photos for answers in found), sum(answers.seconds for answers in found)
         references = f"the first {shots} of each photo's {arguments.templates} templates"
-        about = MmadProvenance(
+        about = Provenance(
             **of_run(config, arguments.command, process, seed, seconds, photos),
             references=references if shots else "none; text map",
-            questions=f"{arguments.questions}, {len(rows)} about {photos} photos",
+            notes=(f"questions: {arguments.questions}, {len(rows)} about {photos} photos",),
         )
         print(write_report(arguments.out, about, rows, methods), end="")
         if arguments.out:
-            print("\nwrote results.json, results.md, results.tex, answers.csv", file=sys.stderr)
+            print("\nwrote results.json, results.md, answers.csv", file=sys.stderr)
 
 
 if __name__ == "__main__":

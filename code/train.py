@@ -73,7 +73,6 @@ def _dry_run(config: ExperimentConfig, processes: int | None) -> None:
 def _train(config: ExperimentConfig, device: str) -> None:
     from anomalygpt import distributed
     from anomalygpt.training.engine import report_out_of_memory
-    from anomalygpt.training.pictures import draw_curves
 
     process = distributed.start(device)
     level = logging.INFO if process.is_main else logging.ERROR
@@ -88,9 +87,11 @@ def _train(config: ExperimentConfig, device: str) -> None:
         distributed.on_main(process.is_main, lambda: held.enter_context(claimed(folder, "training.output")))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, trainer.request_stop)
-        trainer.run()
-    if process.is_main:
-        draw_curves(folder)
+        try:
+            trainer.run()
+        except OSError as error:
+            advice = "make room, or choose another training.output, then start again"
+            raise UserError(f"{folder}: can't be written ({error}); {advice}") from error
     distributed.stop()
 
 

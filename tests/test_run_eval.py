@@ -64,8 +64,8 @@ def test_a_tree_is_measured_with_the_real_encoder(tree, tmp_path, capsys):
     assert page in capsys.readouterr().out and "| plate | 2 | 1 | 100.0 |" in page
     assert "Beside published" not in page, "these are not the official photos"
     pictures = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
-    assert pictures == {"cases_2-shot/plate.png", "curves_2-shot.png"}
-    assert (out / "per_class.csv").is_file() and (out / "results.tex").is_file()
+    assert pictures == {"cases_2-shot/plate.png"}
+    assert (out / "per_class.csv").is_file()
 
 
 @pytest.mark.weights

@@ -19,14 +19,6 @@ PRETRAINED = "pretrained_ckpt"  # the folder of all weights
 # The last keys of settings that are paths.
 INPUTS, OUTPUTS = ("weights", "path", "root", "conversations", "images", "known_parts"), ("output", "log")
 _typed_paths: set[str] = set()  # those that are not in the current folder
-_REMOVED = ("tiling", "neighbourhood", "distance", "normalise", "foreground", "coreset_share", "coreset_from")
-# Dotted keys of earlier versions and their new names; None for a setting that was removed.
-OLD_NAMES: dict[str, str | None] = {
-    "data.cache_gib": None,
-    "inference.usual_score": None,
-    "inference.prior_score": None,
-    **{f"inference.references.{name}": None for name in _REMOVED},
-}
 
 
 def home() -> Path:
@@ -110,17 +102,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
             the file as :func:`leave_preset` does.
 
     Raises:
-        UserError: no such file, not YAML, or a setting that is unknown, removed (unless it is null) or of the wrong
-            type; the message names the file and all overrides.
+        UserError: no such file, not YAML, or a setting that is unknown or of the wrong type; the message names the
+            file and all overrides.
     """
     path = _find(source)
     values = _read(path)
-    for old, new in OLD_NAMES.items():  # a file that was written in full holds unused settings as null
-        *parents, last = old.split(".")
-        if _nested(values, *parents).get(last, old) is None:
-            del _nested(values, *parents)[last]
-            if new is not None:
-                _apply(values, f"{new}=null")
     preset = _nested(stated(overrides), "inference", "references").get("preset")
     if preset is not None:
         leave_preset(_nested(values, "inference"), preset)
@@ -131,7 +117,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:
         origin = f"{path} with {' '.join(overrides)}" if overrides else path
-        raise UserError("\n".join(f"{origin}: {line}" for line in explain(error, OLD_NAMES))) from error
+        raise UserError("\n".join(f"{origin}: {line}" for line in explain(error))) from error
 
 
 def stated(overrides: Sequence[str]) -> dict[str, Any]:

@@ -40,22 +40,15 @@ class Settings(BaseModel):
         return values
 
 
-def explain(error: ValidationError, renamed: Mapping[str, str | None]) -> list[str]:
-    """One line per fault: the setting's dotted key, what was expected, and the value that was given.
-
-    Args:
-        renamed: dotted keys of earlier versions, with their new names; None for a setting that was removed.
-    """
+def explain(error: ValidationError) -> list[str]:
+    """One line per fault: the setting's dotted key, what was expected, and the value that was given."""
     lines = []
     for fault in error.errors():
         where = ".".join(map(str, fault["loc"]))
         if fault["type"] == UNKNOWN_KEYS:
             for key in fault["ctx"]["unknown"]:
                 dotted = f"{where}.{key}" if where else str(key)
-                hint = did_you_mean(str(key), fault["ctx"]["known"])
-                if dotted in renamed:
-                    hint = f"; it is now {renamed[dotted]!r}" if renamed[dotted] else "; it was removed, so delete it"
-                lines.append(f"unknown key {dotted!r}{hint}")
+                lines.append(f"unknown key {dotted!r}{did_you_mean(str(key), fault['ctx']['known'])}")
         # Pydantic does not count invalid items, which have a line each.
         elif fault["type"] != "too_short" or len(fault["input"]) < fault["ctx"]["min_length"]:
             # A rule about several settings names them itself.

@@ -67,7 +67,7 @@ def read_class_infos(path: Path) -> dict[str, ClassInfo]:
     try:
         return _File.model_validate(read_yaml(path) or {}).classes
     except ValidationError as error:
-        raise DatasetError(f"{path}: {'; '.join(explain(error, {}))}") from error
+        raise DatasetError(f"{path}: {'; '.join(explain(error))}") from error
 
 
 def folder_infos(root: Path) -> dict[str, ClassInfo]:

@@ -24,7 +24,6 @@ class PhotoResult:
     """The prediction for one test photo, and its ground truth.
 
     Attributes:
-        has_pixels: whether its pixels were counted: it is good or has a mask.
         threshold: map values above it are anomalous.
         probability: calibrated probability that the photo is anomalous.
         said: the answer's yes or no; None for neither.
@@ -37,7 +36,6 @@ class PhotoResult:
     photo: str
     defect: str
     is_anomalous: bool
-    has_pixels: bool
     score: float
     threshold: float
     probability: float
@@ -56,12 +54,10 @@ class CellResult:
     """The result of one class in one round. Metrics are 0..1, None where undefined or not measured.
 
     Attributes:
-        bounds: maximum error of each pixel metric.
         masked_photos: number of photos in the pixel metrics: good, or with a mask.
         no_verdict: number of answers by the language model itself without a yes or no.
         placed: number of answers in position accuracy: a correct yes about a photo with a mask.
         maps: how photos, maps and masks were aligned, in words.
-        curves: x and y of ``roc`` over photos, ``pixel_roc`` and ``pro``, where defined.
         examples: by case, names and JPEGs of the best and worst photos.
     """
 
@@ -69,7 +65,6 @@ class CellResult:
     references: tuple[str, ...]
     photos: tuple[PhotoResult, ...]
     metrics: dict[str, float | None]
-    bounds: dict[str, float]
     masked_photos: int
     regions: int
     no_verdict: int
@@ -77,7 +72,6 @@ class CellResult:
     seconds: float
     maps: str
     saturated: bool
-    curves: dict[str, tuple[list[float], list[float]]]
     examples: dict[str, list[tuple[str, Base64Bytes]]]
 
 

@@ -24,8 +24,6 @@ from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult, Prediction
 
-CURVE_POINTS = 400  # of a stored curve
-
 
 @dataclass(frozen=True)
 class Evaluator:
@@ -90,7 +88,6 @@ def _photo_result(
         photo=name,
         defect=record.defect,
         is_anomalous=record.is_anomalous,
-        has_pixels=mask is not None,
         score=result.score,
         threshold=result.threshold,
         probability=result.probability,
@@ -118,14 +115,11 @@ def summarise(
     with_llm: bool = True,
 ) -> CellResult:
     """Computes a cell's metrics; arguments as in :class:`CellResult` and :class:`Evaluator`."""
-    from sklearn.metrics import roc_curve
-
     scores, anomalous = [photo.score for photo in photos], [photo.is_anomalous for photo in photos]
     placed = [photo for photo in photos if photo.said and photo.is_anomalous and photo.positions]
-    pixels, pixel_curves = counts.metrics()
     found: dict[str, float | None] = {
         **metrics.image_metrics(scores, anomalous),
-        **{key: value for key, (value, _) in pixels.items()},
+        **counts.metrics(),
         **metrics.verdict_metrics([photo.verdict for photo in photos], anomalous),
         "score_accuracy": metrics.accuracy([photo.probability > 0.5 for photo in photos], anomalous),
         "hindsight_accuracy": metrics.hindsight_accuracy([(scores, anomalous)]),
@@ -134,19 +128,11 @@ def summarise(
         "position_accuracy": metrics.fraction(bool(p.named) and p.named[0] in p.positions for p in placed),
         "position_cell_accuracy": metrics.fraction(bool(photo.named_holds_defect) for photo in placed),
     }
-    curves = {}
-    for key, (x, y) in pixel_curves.items():  # thinned to points that are evenly spaced along the curve
-        chosen = np.unique(np.searchsorted(x + y, np.linspace(0, x[-1] + y[-1], CURVE_POINTS)).clip(max=len(x) - 1))
-        curves[key] = x[chosen].tolist(), y[chosen].tolist()
-    if any(anomalous) and not all(anomalous):
-        x, y, _ = roc_curve(anomalous, scores)
-        curves["roc"] = x.tolist(), y.tolist()
     return CellResult(
         cell=cell,
         references=references,
         photos=tuple(sorted(photos, key=lambda photo: photo.photo)),
         metrics={key: found.get(key) for key in METRICS},
-        bounds={key: bound for key, (_, bound) in pixels.items()},
         masked_photos=counts.photos,
         regions=counts.regions,
         no_verdict=sum(photo.own_said is None for photo in photos) if with_llm else 0,
@@ -154,6 +140,5 @@ def summarise(
         seconds=seconds,
         maps=maps,
         saturated=saturated,
-        curves=curves,
         examples=examples.best(),
     )

@@ -1,10 +1,10 @@
-"""Figures of an evaluation: the best and worst photos of each class, and ROC and PRO curves."""
+"""The best and worst photos of each class, as pictures."""
 
 import io
+import re
 import textwrap
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from PIL import Image
 
 from anomalygpt.datasets.photos import to_rgb
 from anomalygpt.evaluation.cells import CellResult
-from anomalygpt.evaluation.metrics import PRO_LIMIT
 from anomalygpt.evaluation.published import METRICS
 from anomalygpt.evaluation.tables import title_of
 from anomalygpt.files import replacing
@@ -35,10 +34,10 @@ CASES = {
 KEPT = 2  # photos per case
 TILE = 180  # the longer side of a picture, in pixels
 AREAS = ("image_auroc", "pixel_auroc", "aupro")
+# matplotlib's default font, then those that have Chinese characters.
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
 TILES = ("photo", "mask", "map", "overlay")
 GOOD, BAD = "#14612f", "#b41e1e"
-FONT = "DejaVu Sans"  # comes with matplotlib
-PLACEHOLDERS = "Last Resort High-Efficiency"  # a font of matplotlib's that has a box for every letter
 
 
 class Examples:
@@ -87,53 +86,31 @@ def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> 
 
 
 def write_pictures(folder: Path, results: Sequence[CellResult]) -> list[Path]:
-    """Writes a sheet per class and a figure of curves for each number of references, of their first rounds."""
-    figures = {}
+    """Writes a sheet per class and number of references, of the first round."""
+    figures: dict[Path, Figure] = {}
     for shots in sorted({result.cell.shots for result in results}):
         own = [result for result in results if result.cell.shots == shots]
-        first = [result for result in own if result.cell.round == own[0].cell.round]
-        name = title_of(shots).lower()
-        for result in first:
-            letters = (c if c.isalnum() or c in "-_ " else "_" for c in result.cell.class_name)
-            figures[folder / f"cases_{name}" / f"{''.join(letters)}.png"] = _sheet(result)
-        figures[folder / f"curves_{name}.png"] = _curves(first, title_of(shots))
+        for result in (result for result in own if result.cell.round == own[0].cell.round):
+            name = re.sub(r"[^\w -]", "_", result.cell.class_name)
+            figures[folder / f"cases_{title_of(shots).lower()}" / f"{name}.png"] = _sheet(result)
     for path, figure in figures.items():
         with replacing(path) as temporary, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of matplotlib's layout, where texts are long
+            warnings.simplefilter("ignore")  # about long texts, and letters that no font has
             figure.savefig(temporary, dpi=110)
     return list(figures)
-
-
-def lettering(text: str) -> tuple[str, list[str]]:
-    """The text as figures take it, and the installed fonts that have its letters; ``\\u9f7f`` where none has one."""
-    from matplotlib import font_manager
-
-    files = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.name != PLACEHOLDERS}
-    families, missing = [FONT], {ord(letter) for letter in text if not letter.isspace()} - _letters_of(files[FONT])
-    for name in sorted(files):
-        if missing and (found := missing & _letters_of(files[name])):
-            families.append(name)
-            missing -= found
-    escaped = (c.encode("unicode_escape").decode() if ord(c) in missing else c for c in text)
-    return "".join(escaped).replace("$", r"\$"), families  # two dollar signs would enclose a formula
-
-
-@cache
-def _letters_of(font: str) -> frozenset[int]:
-    from matplotlib.ft2font import FT2Font
-
-    return frozenset(FT2Font(font).get_charmap())
 
 
 def _sheet(result: CellResult) -> "Figure":
     """The examples of a class: photo, mask, map, verdict and answer, the worst first."""
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
 
+    installed = {font.name for font in fontManager.ttflist}
+    fonts = [name for name in FONTS if name in installed]
     areas = [f"{METRICS[key]} {100 * area:.1f}" for key in AREAS if (area := result.metrics[key]) is not None]
     title = f"{result.cell.class_name}, {title_of(result.cell.shots).lower()}: {', '.join(areas) or 'no areas'}"
     figure = Figure(figsize=(15, 0.8 + 2.7 * len(result.examples)), layout="constrained")
-    title, fonts = lettering(f"{title}\n{', '.join(TILES)}")
-    figure.suptitle(title, family=fonts)
+    figure.suptitle(f"{title}\n{', '.join(TILES)}", family=fonts, parse_math=False)
     photos = {photo.photo: photo for photo in result.photos}
     panels = figure.subplots(max(1, len(result.examples)), KEPT, squeeze=False)
     for axes in panels.flat:
@@ -147,34 +124,6 @@ def _sheet(result: CellResult) -> "Figure":
             lines = [f"{case}: {name}", f"{scores}; {verdict} ({photo.verdict_from})"]
             lines += [textwrap.fill(photo.answer, 100, max_lines=2, placeholder="…")] if photo.answer else []
             axes.imshow(Image.open(io.BytesIO(strip)))
-            caption, fonts = lettering("\n".join(lines))
-            axes.set_title(caption, loc="left", fontsize=8, family=fonts, color=GOOD if right else BAD)
-    return figure
-
-
-def _curves(results: Sequence[CellResult], title: str) -> "Figure":
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    figure = Figure(figsize=(15, 5.2 + 0.22 * (len(results) // 5)), layout="constrained")
-    panels = (
-        ("roc", "image_auroc", "ROC of photos", "recall", 1.0),
-        ("pixel_roc", "pixel_auroc", "ROC of pixels", "recall of pixels", 1.0),
-        ("pro", "aupro", f"overlap with regions, up to {PRO_LIMIT:.0%}", "mean fraction of a region", PRO_LIMIT),
-    )
-    for axes, (key, metric, name, ylabel, limit) in zip(figure.subplots(1, 3), panels, strict=True):
-        for number, result in enumerate(results):
-            curve, area = result.curves.get(key), result.metrics[metric]
-            if curve is not None and area is not None:
-                label, colour = f"{result.cell.class_name} {100 * area:.1f}", colours[(2 * number + number // 10) % 20]
-                axes.plot(*curve, label=lettering(label)[0], color=colour, linewidth=1.4, solid_joinstyle="round")
-        if axes.lines:
-            fonts = lettering("".join(result.cell.class_name for result in results))[1]
-            axes.legend(prop={"family": fonts, "size": 8}, loc="lower right", ncols=1 if len(results) <= 16 else 2)
-        else:
-            axes.text(0.5, 0.5, "not defined", ha="center", va="center", transform=axes.transAxes, color="grey")
-        axes.set(title=name, xlabel="false-positive rate", ylabel=ylabel, xlim=(0, limit), ylim=(0, 1.01))
-        axes.grid(alpha=0.25)
-    figure.suptitle(f"{title}; areas in %")
+            style = {"fontsize": 8, "family": fonts, "color": GOOD if right else BAD, "parse_math": False}
+            axes.set_title("\n".join(lines), loc="left", **style)
     return figure

@@ -11,14 +11,10 @@ from anomalygpt.datasets.regions import label_regions
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
 
-# Pixel metrics are exact up to this many distinct scores (240 maps of 224 x 224, about 150 MB). Beyond it the last
-# ROUNDED_BITS bits of each score are dropped: 13 bits of mantissa are left, and at most 2^22 distinct scores. Of scores
-# that differ less than they are large, the distance from the one next to 0 is rounded in their place.
+# Pixel metrics are exact up to this many distinct scores (240 maps of 224 x 224), beyond it neighbours count as one.
 MAX_SCORES = 12_000_000
-ROUNDED_BITS = 39
 
 Counts = tuple[NDArray[np.floating], NDArray[np.float64]]  # (N,) distinct scores, ascending, and (C, N) counts of each
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y, (N,) each
 
 
 def require_finite(scores: ArrayLike, what: str) -> None:
@@ -105,16 +101,14 @@ class PixelCounts:
     """Counts, by score, of the pixels of all maps of a class.
 
     Args:
-        max_scores: how many distinct scores are kept before they are rounded.
+        max_scores: how many distinct scores are kept before neighbours are counted as one.
     """
 
     def __init__(self, max_scores: int = MAX_SCORES) -> None:
         self.regions = self.photos = 0
         self.max_scores = max_scores
-        self.is_rounded = False
-        self._origin = np.float64(0)
-        self._normal: list[Counts] = []  # number of pixels
-        self._defective: list[Counts] = []  # number of pixels, and the fractions of regions that they are
+        # Numbers of normal and of defective pixels, and the fractions of regions that the latter are.
+        self._parts: list[Counts] = []
 
     def add(self, scores: NDArray[Any], mask: NDArray[np.bool_], regions: Sequence[Region] | None = None) -> None:
         """Counts one photo.
@@ -134,85 +128,54 @@ class PixelCounts:
         if regions is None:
             labels, count = label_regions(mask)
             regions = [Region(labels == number) for number in range(1, count + 1)]
-        normal, pixels = np.unique(scores[~mask], return_counts=True)
-        self._normal.append((normal, pixels[None].astype(np.float64)))
-        defective, pixels = np.unique(scores[mask], return_counts=True)
-        overlap = np.zeros(len(defective))
+        distinct, places = np.unique(scores, return_inverse=True)
+        places = places.reshape(scores.shape)
+        normal, defective = (np.bincount(places[flags], minlength=len(distinct)) for flags in (~mask, mask))
+        overlap = np.zeros(len(distinct))
         for region in regions:
-            found = np.bincount(np.searchsorted(defective, scores[region.pixels]), minlength=len(defective))
+            found = np.bincount(places[region.pixels], minlength=len(distinct))
             needed = max(found.sum() if region.needed is None else min(region.needed, found.sum()), 1)
             # The highest `needed` pixels are all of the region, those below them add nothing (saturated overlap).
             overlap[::-1] += np.diff(np.minimum(np.cumsum(found[::-1]), needed), prepend=0) / needed
-        self._defective.append((defective, np.stack([pixels, overlap])))
+        self._parts.append((distinct, np.stack([normal, defective, overlap])))
         self.regions += len(regions)
         self.photos += 1
-        if sum(len(part) for part, _ in self._normal + self._defective) > self.max_scores:
-            if not self.is_rounded:
-                parts = [part for part, _ in self._normal + self._defective if len(part)]
-                low, high = min(part[0] for part in parts), max(part[-1] for part in parts)
-                self._origin = np.float64(low if low > 0 and high < 2 * low else high if low > 2 * high else 0)
-            self.is_rounded = True
-            self._normal, self._defective = [self._merged(self._normal)], [self._merged(self._defective)]
+        if sum(len(part) for part, _ in self._parts) > self.max_scores:
+            distinct, counts = self._merged()
+            while len(distinct) > self.max_scores // 2:
+                counts = np.add.reduceat(counts, np.arange(0, len(distinct), 2), axis=1)
+                distinct = distinct[::2]
+            self._parts = [(distinct, counts)]
 
-    def _merged(self, parts: Sequence[Counts]) -> Counts:
-        scores = np.concatenate([scores for scores, _ in parts])
-        if self.is_rounded:
-            bits = (scores.astype(np.float64) - self._origin).view(np.uint64)
-            scores = (bits >> ROUNDED_BITS << ROUNDED_BITS).view(np.float64) + self._origin
-        scores, place = np.unique(scores, return_inverse=True)
-        counts = np.concatenate([counts for _, counts in parts], axis=1)
-        return scores, np.stack([np.bincount(place, row, minlength=len(scores)) for row in counts])
+    def _merged(self) -> Counts:
+        distinct, places = np.unique(np.concatenate([scores for scores, _ in self._parts]), return_inverse=True)
+        counts = np.concatenate([counts for _, counts in self._parts], axis=1)
+        return distinct, np.stack([np.bincount(places, row) for row in counts])
 
-    def metrics(self) -> tuple[dict[str, tuple[float, float]], dict[str, Curve]]:
-        """Metrics and curves over all pixels together; empty where no pixel, or every one, is anomalous.
+    def metrics(self) -> dict[str, float]:
+        """Metrics over all pixels together; empty where no pixel, or every one, is anomalous.
 
         Returns:
             ``pixel_auroc``, ``pixel_ap`` (sum over thresholds of precision times gained recall), ``pixel_f1_max`` and,
-            where there are regions, ``aupro``: 0..1, each with how far from it the exact value may lie. The curves
-            ``pixel_roc`` and ``pro`` over the false-positive rate.
+            where there are regions, ``aupro``: 0..1.
         """
         from sklearn.metrics import auc
 
-        if not any(len(part) for part, _ in self._normal) or not any(len(part) for part, _ in self._defective):
-            return {}, {}
-        # Thresholds are the defective pixels' scores, from the highest on: between two of them the recall is the same.
-        thresholds, (gained, overlap) = (array[..., ::-1] for array in self._merged(self._defective))
-        normal, (pixels,) = self._merged(self._normal)
-        below = np.append(0.0, np.cumsum(pixels))
-        above = below[-1] - below[np.searchsorted(normal, thresholds, side="right")]  # false positives above it
-        false = below[-1] - below[np.searchsorted(normal, thresholds, side="left")]  # and with those equal to it
-        true = np.cumsum(gained)
-
-        def curve(height: NDArray[np.float64]) -> Curve:
-            """From (0, 0) to (1, 1); equal scores are passed on a straight line."""
-            x = np.column_stack([above, false]).ravel() / below[-1]
-            y = np.column_stack([np.append(0, height[:-1]), height]).ravel()
-            return np.concatenate([[0], x, [1]]), np.concatenate([[0], y, [1]])
-
-        curves = {"pixel_roc": curve(true / true[-1])}
-        precision, f1 = true / (true + false), 2 * true / (true[-1] + true + false)
-        # Pixels whose rounded scores are equal may truly have any order: at best all defective ones come first.
-        best_precision, best_f1 = true / np.maximum(true + above, 1), 2 * true / (true[-1] + true + above)
-        worst_precision = (true - gained + 1) / (true - gained + 1 + false)
-        ap_error = gained @ np.maximum(best_precision - worst_precision, 0) / true[-1]
+        if not self._parts:
+            return {}
+        normal, defective, overlap = self._merged()[1][:, ::-1]  # from the highest score on
+        false, true = (np.append(0, np.cumsum(pixels)) for pixels in (normal, defective))
+        if not false[-1] or not true[-1]:
+            return {}
+        rate = false / false[-1]
         found = {
-            "pixel_auroc": (auc(*curves["pixel_roc"]), gained @ (false - above) / true[-1] / below[-1] / 2),
-            "pixel_ap": (gained @ precision / true[-1], ap_error),
-            "pixel_f1_max": (f1.max(), best_f1.max() - f1.max()),
+            "pixel_auroc": auc(rate, true / true[-1]),
+            "pixel_ap": defective @ (true[1:] / (true[1:] + false[1:])) / true[-1],
+            "pixel_f1_max": (2 * true / (true[-1] + true + false)).max(),
         }
         if self.regions:
-            curves["pro"] = curve(np.cumsum(overlap) / self.regions)
-            found["aupro"] = _limited_area(*curves["pro"])
-        return {key: (float(value), float(error) * self.is_rounded) for key, (value, error) in found.items()}, curves
-
-
-def _limited_area(rate: NDArray[np.float64], overlap: NDArray[np.float64]) -> tuple[float, float]:
-    """The area under a curve up to ``PRO_LIMIT``, divided by it, and a bound on its error."""
-    from sklearn.metrics import auc
-
-    cut = int(np.searchsorted(rate, PRO_LIMIT, side="right"))
-    x = np.append(rate[:cut], PRO_LIMIT)
-    y = np.append(overlap[:cut], np.interp(PRO_LIMIT, rate, overlap))
-    rise, width = np.diff(np.append(overlap[:cut], overlap[min(cut, len(overlap) - 1)])), np.diff(x)
-    error = rise[:-1] @ width[:-1] / 2 + rise[-1] * width[-1]
-    return auc(x, y) / PRO_LIMIT, error / PRO_LIMIT
+            share = np.append(0, np.cumsum(overlap)) / self.regions
+            cut = int(np.searchsorted(rate, PRO_LIMIT, side="right"))
+            limited = np.append(share[:cut], np.interp(PRO_LIMIT, rate, share))
+            found["aupro"] = auc(np.append(rate[:cut], PRO_LIMIT), limited) / PRO_LIMIT
+        return {key: float(value) for key, value in found.items()}

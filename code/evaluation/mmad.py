@@ -20,7 +20,7 @@ from anomalygpt.errors import UserError
 from anomalygpt.evaluation.protocol import Cell, photo_seed
 from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.published import Spread
-from anomalygpt.evaluation.tables import latex_table, markdown_table, percent, write_texts
+from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
 from anomalygpt.files import read_yaml
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.inference.predictor import Predictor
@@ -325,15 +325,8 @@ def mmad_average(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.Series:
     return pd.DataFrame([task_scores(own, methods).mean() for _, own in frame.groupby("dataset")]).mean()
 
 
-@dataclass(frozen=True, kw_only=True)
-class MmadProvenance(Provenance):
-    """How the answers were made; ``questions``: their file and number, in words."""
-
-    questions: str
-
-
-def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answer], methods: Sequence[Method]) -> str:
-    """Writes results.json, .md, .tex and answers.csv into a folder, if there is one; returns results.md's content."""
+def write_report(folder: Path | None, about: Provenance, rows: Sequence[Answer], methods: Sequence[Method]) -> str:
+    """Writes results.json, .md and answers.csv into a folder, if there is one; returns results.md's content."""
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
     scores = task_scores(frame, methods)
@@ -351,9 +344,8 @@ def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answ
     fractions = ["chance", *methods]
     table[fractions] = table[fractions].map(lambda value: percent(Spread(value)))
     table = table.astype(str).rename(columns=METHODS)
-    latex = latex_table(table, f"Multiple-choice accuracy of {about.config}, in percent.")
     table.iloc[-1, 0] = "**average**"
-    lines = [f"# Multiple choice: {about.config}", "", *about.lines(f"questions: {about.questions}")]
+    lines = [f"# Multiple choice: {about.config}", "", *about.lines()]
     lines += [f"* generated answers that name no option: {unclear}"] if "generated" in methods else []
     page = "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING]) + "\n"
     csv = pd.DataFrame(
@@ -366,7 +358,6 @@ def write_report(folder: Path | None, about: MmadProvenance, rows: Sequence[Answ
         texts = {
             "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
             "results.md": page,
-            "results.tex": f"% needs \\usepackage{{booktabs}}\n% {about.command}\n\n{latex}\n",
             "answers.csv": csv.to_csv(index=False, lineterminator="\n"),
         }
         write_texts(folder, texts)

@@ -2,16 +2,17 @@
 
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from pydantic import ValidationError
 
-from anomalygpt.config.load import OLD_NAMES, commit, resolve
+from anomalygpt.config.load import commit, resolve
 from anomalygpt.config.schema import DataConfig, ExperimentConfig
 from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.build import INDEXERS
@@ -32,6 +33,8 @@ class Provenance:
         trained_on: a line per delta.
         seconds_per_photo: of one process: encoding, map, answer and metrics together.
         peak_memory: of the first process, in bytes.
+        notes: further lines, such as what was measured.
+        warnings: lines that stand first.
     """
 
     command: str
@@ -44,33 +47,21 @@ class Provenance:
     seconds_per_photo: float | None
     peak_memory: int
     references: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
-    def lines(self, subject: str) -> list[str]:
-        """A Markdown list; ``subject`` is what was measured."""
+    def lines(self) -> list[str]:
+        """A Markdown list."""
         time = "" if self.seconds_per_photo is None else f"; {self.seconds_per_photo:.2f} s per photo and process"
         return [
+            *(f"* **{warning}**" for warning in self.warnings),
             f"* command: `{self.command}`",
             f"* commit: {self.commit or 'unknown'}; device: {self.device}; processes: {self.processes}{time}",
             f"* peak memory of the first process: {self.peak_memory / 1e9:.2f} GB",
-            f"* {subject}",
+            *(f"* {note}" for note in self.notes),
             *(f"* trained on: {line}" for line in self.trained_on),
             f"* references: {self.references}; seed {self.seed}",
         ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalProvenance(Provenance):
-    """How metrics over photos were made, in words.
-
-    Attributes:
-        maps: geometry of photos, measured pixels, and the masks' rule, one per distinct setting.
-        defects: what is one region for AUPRO.
-    """
-
-    data: str
-    maps: tuple[str, ...]
-    defects: str
-    warnings: tuple[str, ...]
 
 
 def of_run(
@@ -109,20 +100,13 @@ def fingerprint(config: ExperimentConfig, *, with_llm: bool, device: str) -> dic
     """
     # parts of a config that an evaluation does not read
     excluded = {"name", "data", "training"} | (set() if with_llm else {"llm"})
-    settings = _flat(config.model_dump(mode="json", exclude=excluded))
+    settings = config.model_dump(mode="json", exclude=excluded)
     reading = config.data.model_dump(mode="json", include=set(PhotoSettings.model_fields), exclude_none=True)
-    settings |= _flat({"data": reading})
+    [flat] = pd.json_normalize(settings | {"data": reading}).to_dict("records")
     # A missing delta is downloaded, and then checked, when the model is built.
     paths = {delta.path: resolve(delta.path) for delta in config.deltas}
     digests = {f"contents of {name}": sha256(path) for name, path in paths.items() if path.is_file()}
-    return {**settings, **digests, "chat": with_llm, "device": device}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+    return {**flat, **digests, "chat": with_llm, "device": device}
 
 
 def training_data(config: ExperimentConfig) -> TrainingData:
@@ -131,7 +115,7 @@ def training_data(config: ExperimentConfig) -> TrainingData:
     for delta in config.deltas:
         try:
             data = yaml.safe_load(read_metadata(resolve(delta.path))["config"]).get("data", {})
-            known = {key: value for key, value in data.items() if f"data.{key}" not in OLD_NAMES}
+            known = {key: value for key, value in data.items() if key in DataConfig.model_fields}
             found.append((delta.path, DataConfig.model_validate(known)))
         except (KeyError, yaml.YAMLError, ValidationError, AttributeError):  # no metadata, or of another version
             found.append((delta.path, None))

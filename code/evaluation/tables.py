@@ -1,4 +1,4 @@
-"""Results as Markdown, LaTeX, JSON and CSV, with what it takes to reproduce them."""
+"""Results as Markdown, JSON and CSV, with what it takes to reproduce them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ import pandas as pd
 
 from anomalygpt.evaluation.cells import CellResult
 from anomalygpt.evaluation.metrics import PRO_LIMIT, hindsight_accuracy
-from anomalygpt.evaluation.provenance import EvalProvenance
+from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.published import MAP_METRICS, METRICS, VERDICT_METRICS, Published, Spread
 from anomalygpt.files import replacing
 
@@ -38,7 +38,7 @@ def title_of(shots: int) -> str:
 
 
 def results_frame(results: Sequence[CellResult]) -> pd.DataFrame:
-    """A row per cell, by shots, round and class: counts, metrics and their bounds."""
+    """A row per cell, by shots, round and class: counts and metrics."""
     rows = [
         {
             "shots": result.cell.shots,
@@ -48,7 +48,6 @@ def results_frame(results: Sequence[CellResult]) -> pd.DataFrame:
             "with_defect": sum(photo.is_anomalous for photo in result.photos),
             **{name: getattr(result, name) for name in CELL_COLUMNS},
             **result.metrics,
-            **{f"{name}_bound": bound for name, bound in result.bounds.items()},
         }
         for result in results
     ]
@@ -137,7 +136,7 @@ def _mean_and_std(metrics: dict[str, Spread]) -> dict[str, Any]:
 
 
 def _cell_json(result: CellResult) -> dict[str, Any]:
-    columns = {name: getattr(result, name) for name in ("references", "metrics", "bounds", *CELL_COLUMNS)}
+    columns = {name: getattr(result, name) for name in ("references", "metrics", *CELL_COLUMNS)}
     return {"round": result.cell.round, **columns, "photos": [asdict(photo) for photo in result.photos]}
 
 
@@ -145,7 +144,7 @@ def _cell_json(result: CellResult) -> dict[str, Any]:
 class Report:
     """Everything that is written; ``published`` by the number of references, ``dataset`` the official one's name."""
 
-    provenance: EvalProvenance
+    provenance: Provenance
     results: Sequence[CellResult]
     dataset: str | None = None
     published: dict[int, list[Published]] = field(default_factory=dict)
@@ -163,12 +162,8 @@ class Report:
 def as_markdown(report: Report) -> str:
     """A page: the provenance, and for each number of references a row per class."""
     about = report.provenance
-    bound = max((bound for result in report.results for bound in result.bounds.values()), default=0)
-    exact = f"exact within ± {100 * bound:.4f} points: there were too many pixels to keep" if bound else "exact"
     lines = [f"# {', '.join(title_of(one.shots) for one in report.protocols)}: {about.config}", ""]
-    lines += [*(f"* **{warning}**" for warning in about.warnings), *about.lines(f"data: {about.data}")]
-    lines += [*(f"* maps and masks: {line}" for line in about.maps), f"* AUPRO: {about.defects}"]
-    lines += [f"* pixel metrics are {exact}"]
+    lines += about.lines()
     for protocol in report.protocols:
         lines += ["", f"## {title_of(protocol.shots)}", ""]
         if protocol.shots:
@@ -189,22 +184,6 @@ def as_markdown(report: Report) -> str:
     return "\n".join([*lines, "", MEANING[0], "", MEANING[1]]) + "\n"
 
 
-def as_latex(report: Report) -> str:
-    """Tables for ``booktabs``: a row per class, and published numbers above this run's where there are any."""
-    config = report.provenance.config
-    tables = ["% needs \\usepackage{booktabs}", f"% {report.provenance.command}"]
-    for protocol in report.protocols:
-        title = title_of(protocol.shots)
-        for metrics in (MAP_METRICS, VERDICT_METRICS):
-            table = protocol.table(metrics).drop(columns=["photos", "with a defect"])
-            tables.append(latex_table(table, f"{title} results of {config}, in percent."))
-        if protocol.published:
-            table = protocol.beside_published(config).drop(columns="protocol")
-            caption = f"{title} results on {report.dataset} beside published ones, in percent."
-            tables.append(latex_table(pd.concat([table[1:], table[:1]]), caption))
-    return "\n\n".join(tables) + "\n"
-
-
 def percent(value: Spread) -> str:
     """A mean in percent, with its standard deviation where there is one."""
     if value.mean is None:
@@ -220,23 +199,6 @@ def markdown_table(table: pd.DataFrame, texts: int) -> list[str]:
     return [header, rule, *rows]
 
 
-def latex_table(table: pd.DataFrame, caption: str) -> str:
-    """A booktabs table with a rule above the last row."""
-    cells = (table.columns, *table.to_numpy().tolist())
-    header, *rows = (" & ".join(map(latex_text, row)) + r" \\" for row in cells)
-    lines = [r"\begin{table}", r"\centering", f"\\caption{{{latex_text(caption)}}}"]
-    lines += [f"\\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule", header, r"\midrule"]
-    lines += [*rows[:-1], r"\midrule", rows[-1], r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines)
-
-
-def latex_text(text: str) -> str:
-    """Escapes text for LaTeX."""
-    escapes = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
-    escapes |= {"±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"}}
-    return "".join(escapes.get(c, c) for c in text)
-
-
 def write_texts(folder: Path, texts: dict[str, str]) -> list[Path]:
     """Writes files by name atomically into a folder, CSV with the mark that Excel needs; raises OSError."""
     for name, text in texts.items():
@@ -246,13 +208,12 @@ def write_texts(folder: Path, texts: dict[str, str]) -> list[Path]:
 
 
 def write_report(folder: Path, report: Report) -> list[Path]:
-    """Writes results.json, .md, .tex and per_class.csv (metrics 0..1) atomically into a folder; raises OSError."""
+    """Writes results.json, .md and per_class.csv (metrics 0..1) atomically into a folder; raises OSError."""
     content = {"facts": asdict(report.provenance), "protocols": [one.as_json() for one in report.protocols]}
     frame = results_frame(report.results)
     texts = {
         "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
         "results.md": as_markdown(report),
-        "results.tex": as_latex(report),
         "per_class.csv": frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
     }
     return write_texts(folder, texts)

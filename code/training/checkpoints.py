@@ -10,10 +10,8 @@ import math
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -45,20 +43,9 @@ def record_run(config: ExperimentConfig, folder: Path) -> None:
     versions = {package.name: package.version for package in distributions()}
     packages = {name: versions.get(name) for name in RECORDED_PACKAGES}
     environment = {"commit": commit(), "command": sys.argv, "packages": packages}
-    try:
-        save_config(config, folder / CONFIG)
-        with replacing(folder / "environment.json") as temporary:
-            temporary.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: can't be written ({error}); choose another training.output") from error
-
-
-def require_shared(folder: Path) -> None:
-    """Raises :class:`UserError` unless all processes see the file that rank 0 has written, so share the folder."""
-    barrier()
-    if not all_agree((folder / CONFIG).is_file()):
-        hint = "training.output has to lie on a file system that all machines of the run share"
-        raise UserError(f"{folder}: not all processes see the same folder; {hint}")
+    save_config(config, folder / CONFIG)
+    with replacing(folder / "environment.json") as temporary:
+        temporary.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -113,19 +100,16 @@ class BestWeights:
     def offer(self, model: AnomalyGPT, trainable: Sequence[str], step: int, loss: float) -> None:
         """Writes the weights if the loss is below the file's. Every process has to call it; rank 0 writes.
 
-        If the disk is full, that is logged, and the file and its loss stay.
+        Raises:
+            CheckpointError: the file can't be written.
         """
         better = math.isfinite(loss) and loss < self._lowest
         if not all_agree(not self.process.is_main or better):  # rank 0 decides: it alone has read the file
             return
         tensors = _gathered_delta(model, trainable)
-        if not self.process.is_main:
-            return
-        try:
+        if self.process.is_main:
             save_tensors(tensors, self.path, {"step": str(step), LOSS: f"{loss:.6f}"})
             self._lowest = loss
-        except CheckpointError as error:
-            logger.error("%s; the run goes on", error)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -133,57 +117,56 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(marker.parent for marker in (folder / FOLDER).glob(f"step*/{COMPLETE}"))
 
 
-def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int, identity: Mapping[str, Any]) -> bool:
+def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int, identity: Mapping[str, Any]) -> None:
     """Saves everything that a run needs to resume, then removes all but the last ``keep`` checkpoints.
 
-    Returns whether the checkpoint is complete: a save that fails (a full disk) is logged and undone. ``identity`` is
-    that of :func:`require_same_run`.
+    Every process has to call it. ``identity`` is that of :func:`require_same_run`.
+
+    Raises:
+        UserError: it can't be written, as on a full disk; the checkpoints before it stay.
     """
     target = folder / FOLDER / f"step{step:07d}"
-
-    def write() -> None:
-        _save_engine(engine, target, step)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        options = {"save_latest": False, "exclude_frozen_parameters": True}
+        engine.save_checkpoint(str(target.parent), tag=target.name, client_state={"step": step}, **options)
         states = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             states["cuda"] = torch.cuda.get_rng_state()
         torch.save(states, target / f"random_{process.rank:03d}.pt")
         if process.is_main:
-            required = {**_engine_identity(engine, process), **identity}
-            (target / IDENTITY).write_text(json.dumps(required, indent=2) + "\n", encoding="utf-8")
+            (target / IDENTITY).write_text(json.dumps(dict(identity), indent=2) + "\n", encoding="utf-8")
         for path in (*target.iterdir(), target):  # a power cut must not leave the marker without the files
             _flush(path)
-
-    def mark() -> None:
-        if process.is_main:
-            (target / COMPLETE).touch()
-            _flush(target)
-
-    for phase in (partial(target.mkdir, parents=True, exist_ok=True), write, mark):
-        succeeded = False
-        try:
-            phase()
-            succeeded = True
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            free = shutil.disk_usage(folder).free / 2**20  # torch's message does not name a full disk
-            reason = f"{_first_line(error)}; {free:,.0f} MiB free there"
-            logger.error("%s: the checkpoint could not be written (%s); the run goes on", target, reason)
-        if not all_agree(succeeded):  # after each phase, so that no process waits for one that has failed
-            if process.is_main:
-                shutil.rmtree(target, ignore_errors=True)
-            return False
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        free = shutil.disk_usage(folder).free / 2**20  # torch's message does not name a full disk
+        raise UserError(
+            f"{target}: the checkpoint could not be written ({_first_line(error)}; {free:,.0f} MiB free there); make "
+            "room, then start the same command again to go on from the one before"
+        ) from error
+    barrier()
     if process.is_main:
+        (target / COMPLETE).touch()
+        _flush(target)
         for old in complete_checkpoints(folder)[:-keep]:
             (old / COMPLETE).unlink(missing_ok=True)  # first: a kill must not leave half of it marked as complete
             shutil.rmtree(old, ignore_errors=True)
     barrier()
-    return True
 
 
-def load_state(engine: Any, folder: Path, process: Process) -> int:
-    """Restores the newest complete checkpoint; the step to resume from, 0 without one. A damaged one is a UserError."""
+def load_state(engine: Any, folder: Path, process: Process, identity: Mapping[str, Any]) -> int:
+    """Restores the newest complete checkpoint.
+
+    Returns:
+        The step to resume from, 0 without a checkpoint.
+
+    Raises:
+        UserError: as :func:`require_same_run`, or the checkpoint is damaged.
+    """
     found = complete_checkpoints(folder)
     if not found:
         return 0
+    require_same_run(folder, identity)
     newest = found[-1]
     if process.is_main:
         for interrupted in set((folder / FOLDER).glob("step*")) - set(found):
@@ -204,75 +187,34 @@ def load_state(engine: Any, folder: Path, process: Process) -> int:
 
 
 def _damaged(checkpoint: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{checkpoint}: can't be read, it is damaged ({_first_line(error)}); delete it to go on from the one before"
-    )
+    reason = f"it is damaged or of another model ({_first_line(error)})"
+    return UserError(f"{checkpoint}: can't be read, {reason}; delete it to go on from the one before")
 
 
-def require_same_run(engine: Any, folder: Path, process: Process, identity: Mapping[str, Any]) -> None:
+def require_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """Compares this run with the one that wrote the folder's newest checkpoint, if there is one; writes nothing.
 
     Args:
-        identity: name -> value, what has to be the same in addition to the engine's settings. A checkpoint written
-            without one of these names is not checked for it.
+        identity: name -> value, what has to be the same; names that the checkpoint lacks are not compared.
 
     Raises:
-        UserError: something differs, such as the number of processes, the ZeRO stage or the trained parts, or the
-            checkpoint is damaged.
+        UserError: something differs, or the checkpoint is damaged.
     """
     found = complete_checkpoints(folder)
     if not found:
         return
-    path, here = found[-1] / IDENTITY, {**_engine_identity(engine, process), **identity}
+    path = found[-1] / IDENTITY
     try:
-        written = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        written = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(found[-1], error) from error
-    differ = [f"{key} {value}, here {here.get(key)}" for key, value in written.items() if here.get(key) != value]
+    common = [key for key in identity if key in written]
+    differ = [f"{key} {written[key]}, here {identity[key]}" for key in common if written[key] != identity[key]]
     if differ:
         raise UserError(
             f"{path.parent} was written with {'; '.join(differ)}. Take the run up as it was (its config.yaml lies in "
             f"{folder}), or choose another training.output"
         )
-
-
-def _engine_identity(engine: Any, process: Process) -> dict[str, Any]:
-    """The settings that DeepSpeed's files depend on."""
-    trained: Counter[str] = Counter()
-    for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad:
-            # Under ZeRO 3 a parameter's own size is 0.
-            trained[part_of(name) or name] += getattr(parameter, "ds_numel", parameter.numel())
-    return {
-        "number of processes": process.world_size,
-        "training.zero_stage": engine.zero_optimization_stage(),
-        "training.precision": "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32",
-        "training.offload_optimizer": engine.zero_offload_optimizer() is not None,
-        "trained parameters": ", ".join(f"{part} {count:,}" for part, count in sorted(trained.items())),
-    }
-
-
-def _save_engine(engine: Any, target: Path, step: int) -> None:
-    """DeepSpeed's save; an error is raised after it, since its processes wait for each other inside."""
-    errors: list[Exception] = []
-    save = engine.checkpoint_engine.save
-
-    def attempt(*args: Any, **kwargs: Any) -> None:
-        try:
-            save(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            errors.append(error)
-
-    engine.checkpoint_engine.save = attempt
-    # Rank 0 alone would copy DeepSpeed's conversion scripts into the folder. That can fail, too, and nothing uses them.
-    engine._copy_recovery_script = lambda _: None
-    options = {"save_latest": False, "exclude_frozen_parameters": True}
-    try:
-        engine.save_checkpoint(str(target.parent), tag=target.name, client_state={"step": step}, **options)
-    finally:
-        engine.checkpoint_engine.save = save
-    if errors:
-        raise errors[0]
 
 
 def _flush(path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.build import build_cards, build_findings, build_instructions, build_pairs, build_records
+from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -94,10 +94,6 @@ def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
         absent = ["data: data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'"]
     if absent:
         lines = [f"  training pairs: {UNKNOWN}"]
-        if present := tuple(source for source in data.sources if resolve(source.root).exists()):
-            readable = data.model_copy(update={"sources": present})  # an error in these is reported all the same
-            build_records(readable)
-            build_cards(readable)
     else:
         train, validation = build_pairs(data, transform, config.seed)
         pairs = len(train)
@@ -141,11 +137,6 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     excess = sum(device.values()) - CARD
     verdict = "fits 24 GiB" if excess <= 0 else f"does NOT fit 24 GiB, {excess / GIB:.1f} GiB too much"
     yield f"  each GPU: {_sizes(device)}: {verdict}"
-    if model.has_llm:
-        other = not config.training.gradient_checkpointing
-        changed = config.training.model_copy(update={"gradient_checkpointing": other})
-        alternative, _ = estimate_memory(config.model_copy(update={"training": changed}), model, processes)
-        yield f"    {'with' if other else 'without'} gradient checkpointing: {_sizes(alternative)}"
     yield f"  host, each process: {_sizes(host)}"
     if config.training.precision != "fp16":
         _, on_cpu = estimate_memory(config, model, processes, on_cpu=True)

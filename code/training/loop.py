@@ -70,6 +70,11 @@ class Trainer:
         # A resumed run finds its place in the data by these and the number of processes. micro_batch_size may change,
         # so that a run can be resumed with less memory: at most an epoch's incomplete last micro-batch differs.
         self._identity = {
+            "number of processes": process.world_size,
+            "training.zero_stage": self.settings.zero_stage,
+            "training.precision": self.settings.precision,
+            "training.offload_optimizer": self.settings.offloads,
+            "training.trainable": sorted(self.settings.trainable),
             "training.batch_size": self.settings.batch_size,
             "seed": config.seed,
             "training pairs": len(data.train),  # type: ignore[arg-type]
@@ -86,14 +91,16 @@ class Trainer:
         """Trains to the last step with checkpoints on the way, and exports the trained tensors at the end.
 
         Raises:
-            UserError: the folder's checkpoint is damaged or does not fit this run, the folder can't be written, or
+            UserError: the folder's checkpoint is damaged or does not fit this run, a checkpoint can't be written, or
                 :meth:`request_stop` was called.
+            OSError: something else in the folder can't be written.
         """
-        # First: a refused run must not overwrite the settings that the folder's run has recorded.
-        checkpoints.require_same_run(self.engine, self.folder, self.process, self._identity)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # Under ZeRO 3 a parameter's own size is 0.
+        self._identity["number of trained parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
+        step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
+        # Second: a refused run must not overwrite the settings that the folder's run has recorded.
         on_main(self.process.is_main, lambda: checkpoints.record_run(self.config, self.folder))
-        checkpoints.require_shared(self.folder)
-        step = checkpoints.load_state(self.engine, self.folder, self.process)
         self._best = checkpoints.BestWeights(self.folder, self.process, resumed=step > 0)
         board = resolve(self.settings.log) if self.settings.log else None
         self._log = MetricsLog(self.folder, step, board) if self.process.is_main else None
@@ -157,16 +164,14 @@ class Trainer:
             path = self.folder / "samples" / f"step{step:07d}.png"
             draw_samples(self.model, self.data.validation or self.data.train, self.config, self.process, path)
         stopping = stopping or not all_agree(not self._stop_requested)
-        saved = False
         if last or stopping or step % self.settings.save_every == 0:
             weights = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
             if not all_agree(all(bool(weight.isfinite().all()) for weight in weights)):
                 _require_finite(step, {"of the weights": math.nan})
             keep = self.settings.keep_checkpoints
-            saved = checkpoints.save_state(self.engine, self.folder, step, self.process, keep, self._identity)
+            checkpoints.save_state(self.engine, self.folder, step, self.process, keep, self._identity)
         if stopping and not last:
-            lost = "" if saved else ", but its state could not be saved: it goes on from the checkpoint before, if any"
-            raise UserError(f"stopped at step {step} as asked{lost}; start the same command again to go on")
+            raise UserError(f"stopped at step {step} as asked; start the same command again to go on")
 
     def _optimizer_step(
         self,

@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.utils import save_image
 
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
+from anomalygpt.files import replacing
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import chat_prompt, layout_of
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.training.checkpoints import gathered
-from anomalygpt.training.pictures import sample_sheet
 
 LOSS_PARTS = ("total", "answer", "focal", "dice", "token_accuracy")
 VERDICT_TOKENS = 8
@@ -67,16 +69,26 @@ def validate(
 def draw_samples(
     model: AnomalyGPT, pairs: Dataset[SamplePair], config: ExperimentConfig, process: Process, path: Path
 ) -> None:
-    """Draws photos, targets, maps and answers of some pairs. Every process has to call it; rank 0 writes."""
+    """Draws photos, targets and maps of some pairs as rows of a PNG; with a language model, answers go to a ``.txt``.
+
+    Every process has to call it; rank 0 writes, or raises OSError.
+    """
     model.eval()
     chosen = evenly_spaced(pairs, PICTURE_PAIRS)
     [batch] = _loader(chosen, [list(range(len(chosen)))], collate_pairs)
     batch = batch.to(process.device)
     answers, maps = _answers(model, batch, config, PICTURE_TOKENS)
-    if process.is_main:
-        questions = [turns[0].text if model.has_llm else None for turns in batch.conversations]
-        dialogues = list(zip(questions, answers, strict=True))
-        sample_sheet(batch.images, batch.masks, maps, dialogues, model.encoder.spec, path)
+    if not process.is_main:
+        return
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.encoder.spec.mean, model.encoder.spec.std))
+    photos = batch.images.float().cpu() * std + mean
+    columns = [photos, *(F.interpolate(each.float().cpu(), photos.shape[-2:]) for each in (batch.masks, maps))]
+    rows = torch.stack([column.expand(-1, 3, -1, -1) for column in columns], dim=1)
+    with replacing(path) as temporary:
+        save_image(rows.flatten(0, 1), temporary, nrow=len(columns))
+    if model.has_llm:
+        lines = [f"{turns[0].text}\n{answer}\n\n" for turns, answer in zip(batch.conversations, answers, strict=True)]
+        path.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _answers(

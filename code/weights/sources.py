@@ -72,4 +72,4 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Weight]:
     try:
         return TypeAdapter(dict[str, Weight]).validate_python(read_yaml(path))
     except ValidationError as error:
-        raise UserError(f"{path}: {'; '.join(explain(error, {}))}") from error
+        raise UserError(f"{path}: {'; '.join(explain(error))}") from error

@@ -11,7 +11,6 @@ from anomalygpt.errors import UserError
 from anomalygpt.evaluation.mmad import (
     Answer,
     Asker,
-    MmadProvenance,
     answers_frame,
     cells_of,
     mmad_average,
@@ -21,6 +20,7 @@ from anomalygpt.evaluation.mmad import (
     with_options,
     write_report,
 )
+from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.llm import GenerationSettings
 from tests.evaluation.conftest import RUN
@@ -214,16 +214,15 @@ def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, a
 
 def test_the_report_has_a_row_per_task_with_chance_beside_it(tmp_path):
     rows = (answer("a#1", task="x_1"), answer("a#2", task="y", chosen="B"))
-    page = write_report(tmp_path, MmadProvenance(**RUN, questions="file"), rows, ["text"])
+    page = write_report(tmp_path, Provenance(**RUN, notes=("questions: file",)), rows, ["text"])
     assert "| x_1 | 1 | 25.0 | 100.0 |" in page and "| y | 1 | 25.0 | 0.0 |" in page
     assert "| **average** | 2 | 25.0 | 50.0 |" in page and "* questions: file\n" in page
     assert (tmp_path / "results.md").read_text() == page
-    assert r"x\_1 & 1 & 25.0 & 100.0 \\" in (tmp_path / "results.tex").read_text()
     with (tmp_path / "answers.csv").open(encoding="utf-8-sig") as lines:
         assert [line["text"] for line in csv.DictReader(lines)] == ["A", "B"]
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["tasks"][0] == {"task": "x_1", "questions": 1, "chance": 0.25, "text": 1.0}
-    assert found["unclear_answers"] == 0 and found["facts"]["questions"] == "file"
+    assert found["unclear_answers"] == 0 and found["facts"]["notes"] == ["questions: file"]
 
 
 @pytest.mark.weights

@@ -7,10 +7,10 @@ from PIL import Image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
-from anomalygpt.evaluation import words
 from anomalygpt.evaluation.protocol import Cell, Plan
 from anomalygpt.evaluation.provenance import Provenance
-from anomalygpt.evaluation.words import WordsEvaluator, compare_with_mask, content, sample
+from benchmarks import answers
+from benchmarks.answers import WordsEvaluator, compare_with_mask, content, sample
 from tests.evaluation.conftest import RUN, write_class
 from tests.fake_predictor import TOP_LEFT, result_with
 
@@ -82,20 +82,19 @@ def test_statements_about_a_good_photo_are_wrong_where_they_name_a_defect(marked
 
 @pytest.mark.weights
 def test_real_answers_are_checked_and_compared(predictor, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(words, "kinds", lambda language: ["defect", "where", "count"])
+    monkeypatch.setattr(answers, "kinds", lambda language: ["defect", "where", "count"])
     write_class(tmp_path / "plate", 2, 1)
     evaluator = WordsEvaluator(predictor, index_tree(tmp_path), Plan((2,)), tmp_path, photos=1)
     result = evaluator.measure(Cell(2, 0, "plate"))
-    assert result.photos == ("plate/test/hole/000.png",)
-    assert [(one.language, one.follows) for one in result.answers] == [
+    assert {one.photo for one in result} == {"plate/test/hole/000.png"}
+    assert [(one.language, one.follows) for one in result] == [
         (language, follows) for language in ("en", "zh") for follows in (False, True, False)
     ]
-    assert {one.kind for one in result.answers} == {"defect", "where", "count"}
-    for one in result.answers:
+    assert {one.kind for one in result} == {"defect", "where", "count"}
+    for one in result:
         assert one.faults == () and 0 < one.first_text <= one.seconds
         assert one.source != "model" or one.raw == one.answer
-    again = evaluator.measure(Cell(2, 0, "plate"))
-    assert [one.question for one in again.answers] == [one.question for one in result.answers]
-    page = words.write_report(tmp_path / "out", Provenance(**RUN), "a tree", result.answers)
+    assert [one.question for one in evaluator.measure(Cell(2, 0, "plate"))] == [one.question for one in result]
+    page = answers.write_report(tmp_path / "out", Provenance(**RUN), result)
     assert "| en | first | 2 |" in page and "| zh | where | 1 |" in page
     assert (tmp_path / "out" / "results.md").read_text(encoding="utf-8") == page

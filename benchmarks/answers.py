@@ -1,10 +1,16 @@
-"""Measures answers in words: asks every kind of question about a photo, and compares with its findings and its mask."""
+"""Answers in words: ``python benchmarks/answers.py --data ROOT --shots 4 --photos 2 --out DIR``.
 
+Asks every kind of question about some photos of each class, and compares the answers with the findings and the masks.
+"""
+
+import argparse
 import json
 import re
+import shlex
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,15 +20,21 @@ import numpy as np
 import pandas as pd
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "code"))
+
+from anomalygpt.config.load import load_config
+from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text
 from anomalygpt.datasets.findings_dialogue import draw_question, kinds
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position
 from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.distributed import Process
 from anomalygpt.evaluation.ground_truth import ground_truth
+from anomalygpt.evaluation.launch import build_predictor
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
-from anomalygpt.evaluation.provenance import Provenance
+from anomalygpt.evaluation.provenance import Provenance, describe_references, of_run
 from anomalygpt.evaluation.published import Spread
 from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
 from anomalygpt.inference.answer_check import check_answer, language_of
@@ -31,6 +43,7 @@ from anomalygpt.inference.language_models import History
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.regions import find_regions
 from anomalygpt.inference.results import ImageResult, Prediction
+from anomalygpt.model.build import choose_device
 
 TRUTHS = ["verdict", "place", "number", "size"]  # the claims that are compared with the label and the mask
 UNREADABLE = ("language", "empty", "repetition", "cut_off", "markup")  # faults of form
@@ -91,16 +104,6 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class WordsResult:
-    """The answers about a cell's photos."""
-
-    cell: Cell
-    photos: tuple[str, ...]
-    answers: tuple[Answered, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
 class WordsEvaluator:
     """Measures one cell after the other; ``photos``: how many of each class, drawn by the plan's seed."""
 
@@ -110,28 +113,27 @@ class WordsEvaluator:
     root: Path
     photos: int
 
-    def measure(self, cell: Cell, on_photo: Callable[[], object] = lambda: None) -> WordsResult:
-        """Asks about a class's photos, and calls ``on_photo`` after each; raises as ``Evaluator.measure``."""
-        started, answers, names = time.monotonic(), [], []
+    def measure(self, cell: Cell) -> list[Answered]:
+        """Asks about a class's photos; raises as ``Evaluator.measure``."""
+        answers = []
         references = self.plan.references(self.records, cell)
         self.predictor.set_references([load_image(record.image) for record in references])
         for record in sample(test_photos(self.records, cell.class_name), self.photos, self.plan.seed):
-            names.append(photo_name(record, self.root))
+            name = photo_name(record, self.root)
             image = self.predictor.inspect(load_image(record.image), record.class_name)
             for language in LANGUAGES:
                 asked: list[Answered] = []
-                seed = photo_seed(self.plan.seed, cell, f"{names[-1]}/{language}")
+                seed = photo_seed(self.plan.seed, cell, f"{name}/{language}")
                 rng = np.random.default_rng(seed)
                 for kind in rng.permutation(kinds(language)).tolist():
                     # Conversations of two questions: one begins, the next follows up on it.
                     history = [(asked[-1].question, asked[-1].answer)] if len(asked) % 2 else []
                     question, claim = draw_question(kind, image.findings, language, rng, "held_out")
                     reference = answer_text(kind, image.findings, language_of(question), **claim)
-                    about = {"photo": names[-1], "language": language, "kind": kind, "reference": reference}
+                    about = {"photo": name, "language": language, "kind": kind, "reference": reference}
                     asked.append(self._ask(record, image, question, history, seed + len(asked), about))
                 answers += asked
-            on_photo()
-        return WordsResult(cell, tuple(names), tuple(answers), time.monotonic() - started)
+        return answers
 
     def _ask(
         self, record: ImageRecord, image: ImageResult, question: str, history: History, seed: int, about: dict[str, Any]
@@ -214,10 +216,10 @@ def compare_with_mask(
     return found
 
 
-def write_report(folder: Path | None, about: Provenance, data: str, answers: Sequence[Answered]) -> str:
+def write_report(folder: Path | None, about: Provenance, answers: Sequence[Answered]) -> str:
     """Writes results.json and .md into a folder, if there is one; returns results.md's content."""
     frame = pd.DataFrame(answer.row() for answer in answers).astype(dict.fromkeys(SHARES, float))
-    page, tables = [f"# Answers in words: {about.config}", "", *about.lines(f"data: {data}")], {}
+    page, tables = [f"# Answers in words: {about.config}", "", *about.lines()], {}
     for by in ("turn", "kind"):
         groups = frame.groupby(["language", by])
         table = groups[SHARES].mean().assign(answers=groups.size()).join(groups[TIMES].median()).reset_index()
@@ -241,3 +243,37 @@ def write_report(folder: Path | None, about: Provenance, data: str, answers: Seq
         texts = {"results.json": json.dumps(result, indent=1, ensure_ascii=False), "results.md": "\n".join(page)}
         write_texts(folder, {name: text + "\n" for name, text in texts.items()})
     return "\n".join(page) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures all classes, and prints the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--config", default="compact")
+    add("--set", nargs="+", default=[], metavar="key.sub=value", help="settings to change")
+    add("--data", type=Path, required=True, metavar="ROOT")
+    add("--kind", choices=INDEXERS, default="mvtec")
+    add("--shots", type=int, default=0, metavar="K", help="references per class")
+    add("--photos", type=int, default=2, metavar="N", help="of each class")
+    add("--device", default="auto")
+    add("--out", type=Path, metavar="DIR")
+    arguments = parser.parse_args(argv)
+    started = time.monotonic()
+    config = load_config(arguments.config, arguments.set)
+    root = arguments.data.parent if arguments.kind == "csv" else arguments.data
+    records = INDEXERS[arguments.kind](arguments.data, None)
+    plan = Plan((arguments.shots,), seed=config.seed)
+    plan.check(records)
+    process = Process(0, 0, 1, choose_device(arguments.device))
+    predictor = build_predictor(config, process, with_llm=True, needs_text_map=not arguments.shots)
+    evaluator = WordsEvaluator(predictor, records, plan, root, arguments.photos)
+    answers = [answer for cell in plan.cells(records) for answer in evaluator.measure(cell)]
+    photos, command = len({answer.photo for answer in answers}), shlex.join(["python", *sys.argv])
+    facts = of_run(config, command, process, plan.seed, time.monotonic() - started, photos)
+    notes = (f"data: {arguments.data}, {photos} photos",)
+    about = Provenance(**facts, references=describe_references(plan), notes=notes)
+    print(write_report(arguments.out, about, answers), end="")
+
+
+if __name__ == "__main__":
+    main()
