@@ -110,6 +110,7 @@ class Service:
     async def _answer(self, result: ImageResult, question: str, history: History) -> Prediction:
         async with aclosing(self.model.pieces(self.predictor.stream(result, question, history))) as pieces:
             *_, found = [piece async for piece in pieces]
+        assert isinstance(found, Prediction)
         return found
 
     async def inspect(self, request: Request) -> JSONResponse:

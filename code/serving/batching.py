@@ -1,7 +1,7 @@
 """The one thread that runs the model: photos that wait at the same time are inspected together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ class ModelThread:
         for (_, result), each in zip(batch, found, strict=True):
             result.set_result(each)
 
-    async def pieces(self, answer: "Generator[str, None, Prediction]") -> "AsyncIterator[str | Prediction]":
+    async def pieces(self, answer: "Generator[str, None, Prediction]") -> "AsyncGenerator[str | Prediction, None]":
         """The pieces of ``Predictor.stream``, then what it returns; generation stops when this is closed."""
 
         def step() -> "str | Prediction":

@@ -3,7 +3,7 @@
 import hmac
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from fastapi import HTTPException
@@ -39,7 +39,7 @@ class Gate:
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app, self.limits, self.running = app, limits, 0
         self._requests: Counter[tuple[str, int]] = Counter()  # by route and status
-        self._seconds: Counter[str] = Counter()  # by route
+        self._seconds: dict[str, float] = defaultdict(float)  # by route
         self._allowance: dict[str, tuple[float, float]] = {}  # client -> requests left, and when that was so
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
