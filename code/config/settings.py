@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -216,6 +215,8 @@ class PartsPrior(Settings):
 
     def at(self, references: int) -> tuple[float, float, float, float]:
         """``centre``, ``held_out``, ``weight`` and ``error`` at a number of references, linear in its logarithm."""
+        import numpy as np  # here, so that --help does not wait for it
+
         where = np.log(self.references)
         columns = (self.centre, self.held_out, self.weight, self.error)
         centre, held_out, weight, error = (float(np.interp(np.log(references), where, each)) for each in columns)

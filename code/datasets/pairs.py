@@ -17,8 +17,8 @@ from anomalygpt.datasets.photos import current_settings, load_image
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.regions import position_name, positions_of
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
-from anomalygpt.datasets.synthesis import Pixels, nsa_settings, simulate
-from anomalygpt.datasets.transforms import TRAINING_THRESHOLD, ImageTransform
+from anomalygpt.datasets.synthesis import TRAINING_THRESHOLD, Pixels, nsa_settings, simulate
+from anomalygpt.datasets.transforms import ImageTransform
 
 PatchSource = Literal["same", "any"]
 

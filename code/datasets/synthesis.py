@@ -10,18 +10,16 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
-from skimage.filters import rank
-from skimage.morphology import disk
 
 from anomalygpt.config.settings import Settings
 from anomalygpt.datasets.regions import Box, bounding_box
-from anomalygpt.datasets.transforms import TRAINING_THRESHOLD
 
 Pixels = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 
 NSA_CLASSES = yaml.safe_load(Path(__file__).with_name("nsa_classes.yaml").read_text(encoding="utf-8"))
 
+TRAINING_THRESHOLD = 0.3  # a pixel above it is trained as anomalous
 BASE_HALF, GAMMA_SHAPE, GAMMA_SCALE = 0.03, 2.0, 0.05
 RESIZE_MEAN, RESIZE_DEVIATION = 1.0, 0.5
 MEDIAN_RADIUS = 5
@@ -201,6 +199,9 @@ def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> NDArra
 
     The difference |after - before| is averaged over the channels (grey levels 0..255) and median-filtered (disk 5).
     """
+    from skimage.filters import rank  # here, because it takes a quarter of a second
+    from skimage.morphology import disk
+
     label, difference = np.zeros(before.shape[:2], np.float32), cv2.absdiff(after, before)
     changed = np.asarray(difference.any(axis=2))
     if not changed.any():

@@ -13,7 +13,6 @@ from anomalygpt.datasets.photos import to_rgb
 
 Geometry = Literal["squash", "crop"]
 
-TRAINING_THRESHOLD = 0.3
 MVTEC_THRESHOLD = 0.1
 VISA_SHARE_OF_MAXIMUM = 0.01
 
