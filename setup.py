@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-COMPACT = "pretrained_ckpt/anomalygpt_compact"
+COMPACT = Path("pretrained_ckpt/anomalygpt_compact")
 
 
 class Build(build_py):

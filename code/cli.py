@@ -13,7 +13,6 @@ COMMANDS = {
     "fetch": ("fetch_weights", "download the default weights"),
     "vicuna": ("prepare_vicuna", "make Vicuna of LLaMA and its delta"),
     "check": ("check_weights", "say what weight files are, and whether they fit"),
-    "export": ("export", "write the model for ONNX or OpenVINO"),
 }
 
 

@@ -46,7 +46,7 @@ class AnomalyGPT:
             name: a shipped experiment (``compact``, ``compact_best``, ``imagebind_vicuna7b`` …) or a YAML file; by
                 default what is installed.
             device: ``auto``, ``cpu``, ``cuda`` …
-            chat: False leaves the language model out: it loads sooner, and :meth:`chat` says nothing.
+            chat: False leaves the language model out: it loads sooner, and can't :meth:`chat`.
             settings: ``key.sub=value`` each, as after ``--set`` on the command line.
 
         Raises:
@@ -86,10 +86,10 @@ class AnomalyGPT:
         return self._latest
 
     def chat(self, question: str) -> str:
-        """The answer to a question about the latest photo, empty without a language model; it remembers earlier ones.
+        """The answer to a question about the latest photo; it remembers earlier ones.
 
         Raises:
-            UserError: nothing was inspected.
+            UserError: nothing was inspected, or there is no language model.
         """
         return "".join(self.stream(question))
 
@@ -97,13 +97,15 @@ class AnomalyGPT:
         """:meth:`chat` in pieces; an answer that is broken off is remembered as far as it went."""
         if self._latest is None:
             raise UserError("nothing to talk about: inspect a photo first")
-        text = ""
+        if self.predictor.language_model is None:
+            raise UserError("no language model is loaded: from_pretrained(…, chat=True) loads one")
+        text, history = "", self._history  # another photo begins another history
         try:
-            for piece in self.predictor.stream(self._latest.image, question, self._history):
+            for piece in self.predictor.stream(self._latest.image, question, history):
                 text += piece
                 yield piece
         finally:
-            self._history.append((question, text))
+            history.append((question, text))
 
 
 class Result:
