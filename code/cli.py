@@ -1,6 +1,7 @@
 """``anomalygpt COMMAND …``: the one command of an installed package."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
@@ -16,9 +17,9 @@ COMMANDS = {
 }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: runs a command's own ``main`` with what follows its name."""
-    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in COMMANDS:
         sys.argv[0] = f"anomalygpt {name}"
         return int(import_module(f"anomalygpt.{COMMANDS[name][0]}").main(arguments) or 0)

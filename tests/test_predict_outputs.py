@@ -92,6 +92,7 @@ def test_interrupted_run_keeps_what_was_done(photos: Path, tmp_path: Path, monke
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Outputs, "add", interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
     run = call(photos / "new", "--out", out, "--lang", "zh", "--coco", tmp_path / "coco.json")
     assert run.code == 130 and run.err.splitlines()[-1] == "已中断，已完成的结果保留。"
     assert [Path(each["photo"]).name for each in read_results(out)] == ["a.png", "b.png"]

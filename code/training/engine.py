@@ -59,7 +59,7 @@ def total_steps(settings: TrainingConfig, pairs: int) -> int:
 def warmup_steps(settings: TrainingConfig, total_steps: int) -> int:
     """A tenth of the run, and at least ten steps, by default (specification 7)."""
     wanted = max(settings.optimizer.min_warmup_steps, round(settings.optimizer.warmup_share * total_steps))
-    return max(1, min(wanted, total_steps - 1))  # DeepSpeed takes no 0
+    return min(wanted, max(total_steps - 1, 1))
 
 
 def deepspeed_config(

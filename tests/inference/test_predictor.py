@@ -24,7 +24,7 @@ pytestmark = pytest.mark.weights
 
 @pytest.fixture
 def encodings(predictor: Predictor) -> Iterator[list[int]]:
-    with batch_sizes(predictor.model.encoder.vit.patch_embed) as sizes:
+    with batch_sizes(predictor.model.encoder.vit.patch_embed["proj"]) as sizes:
         yield sizes
 
 
