@@ -115,13 +115,19 @@ def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
     if arguments.unlabelled:
         predictor.set_unlabelled(_readable(arguments.photos))
     if predictor.references:
-        print(*predictor.report().lines(), sep="\n", file=sys.stderr)
+        print(*predictor.report().lines(_language(arguments)), sep="\n", file=sys.stderr)
     if arguments.save_references:
         predictor.save_references(arguments.save_references)
     code = _inspect(arguments, config, predictor, outputs) if has_photos else 0
     if arguments.adapt and arguments.save_references:
         predictor.save_references(arguments.save_references)  # with what these photos taught
     return code
+
+
+def _language(arguments: Namespace) -> "Language":
+    from anomalygpt.inference.report import system_language
+
+    return system_language() if arguments.lang == "auto" else arguments.lang
 
 
 def _teach(arguments: Namespace, predictor: "Predictor") -> None:
@@ -152,11 +158,11 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     from tqdm import tqdm
 
     from anomalygpt.datasets.dialogue import detection_question
-    from anomalygpt.inference.report import report_texts, system_language, verdict
+    from anomalygpt.inference.report import report_texts, verdict
     from anomalygpt.inference.watch import new_photos, post
 
     watched, is_json = arguments.watch, bool(arguments.json or arguments.watch)
-    language = system_language() if arguments.lang == "auto" else arguments.lang
+    language = _language(arguments)
     texts, colour = report_texts(language), sys.stdout.isatty() and "NO_COLOR" not in os.environ
     # Without findings, the model reads English only, and its answer is the verdict.
     if language == "zh" and not is_json and predictor.language_model and config.inference.findings != "none":

@@ -33,7 +33,7 @@ from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import list_folders, list_images
 from anomalygpt.errors import UserError, user_errors
 from anomalygpt.inference import session
-from anomalygpt.inference.report import data_uri
+from anomalygpt.inference.report import SIDE, data_uri, report_html
 from anomalygpt.inference.session import Conversation, Exchange, SharedModel
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.reference_report import ReferenceReport
 
 Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and captions
 
@@ -62,6 +63,7 @@ class Part(NamedTuple):
     name: str
     files: tuple[str, ...]  # good photos, or one file of saved references
     references: int
+    report: "ReferenceReport"
 
 
 class Shared(NamedTuple):
@@ -117,13 +119,15 @@ def _place(language: Language, region: RegionFinding) -> str:
     return str(place)
 
 
-def part_html(language: Language, part: Part | None) -> str:
-    """What photos are compared with."""
+def part_html(language: Language, part: Part | None, *, with_report: bool = False) -> str:
+    """What photos are compared with, and on request what that is worth."""
     if part is None:
         return ""
     forms = words.finding_phrases(language)["words"]["references"]
     count = forms["one" if part.references == 1 else "several"].format(count=part.references)
-    return f"<p>{escape(page_texts()[language]['part'].format(name=part.name, references=count))}</p>"
+    lines = [page_texts()[language]["part"].format(name=part.name, references=count)]
+    lines += part.report.lines(language) if with_report else []
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def _thumbnail(picture: "Image.Image") -> str:
@@ -286,7 +290,8 @@ def teach(model: SharedModel, name: str | None, files: Sequence[str] | None) -> 
         name = " ".join((name or "").split()) or (readable[0].stem if len(readable) == 1 else "part")
         with TemporaryDirectory() as folder:
             target = Path(folder) / (re.sub(r"[^-\w ]", "_", name) + ".safetensors")
-            part = Part(name, tuple(map(str, readable)), model.learn(tuple(readable), target))
+            learned = model.learn(tuple(readable), target)
+            part = Part(name, tuple(map(str, readable)), len(learned.names), learned)
             yield part, gr.update(value=str(target), visible=True)
     except UserError as error:
         gr.Warning(escape(str(error)))
@@ -299,13 +304,14 @@ def inspect_many(
     part: Part | None,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields a line that sums up the results, their table with the worst first, and their CSV and JSON files."""
+    """Yields a line that sums up the results, their table with the worst first, and CSV, JSON and an HTML report."""
     import gradio as gr
 
     from anomalygpt.inference.visualize import overlay
 
     texts, good = page_texts()[language], tuple(map(Path, part.files if part else ()))
     found, failed = [], []  # (sort key, JSON, row of the table)
+    pictures: dict[str, Image.Image] = {}  # by name; of photos with one name, the last
     for path in map(Path, progress(photos or ())):
         try:
             result, preview = model.inspect(Conversation(path, good))
@@ -316,20 +322,26 @@ def inspect_many(
             continue
         findings = result.findings
         picture = overlay(preview, result.map, result.threshold, findings.regions)
+        picture.thumbnail((SIDE, SIDE))
+        pictures[path.name] = picture
         place = _place(language, findings.regions[0]) if findings.regions else ""
         percents = [round(100 * share, 1) for share in (findings.probability, findings.total_area)]
         row = [_thumbnail(picture), path.name, texts[findings.status], percents[0], findings.number, place, percents[1]]
-        found.append(((result.probability, result.score), {"photo": path.name, **findings.to_dict()}, row))
+        scores = {"score": result.score, "score_threshold": result.score_threshold}
+        found.append(((result.probability, result.score), {"photo": path.name, **findings.to_dict(), **scores}, row))
     found.sort(key=lambda each: each[0], reverse=True)
     _, records, rows = zip(*found, *failed, strict=True) if found or failed else ((), (), ())
     counts = Counter(each.get("status") for each in records)
     line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], len(failed))
     headers = ["", *texts["columns"].split(", ")]
     with TemporaryDirectory() as folder:
-        names = [str(Path(folder) / name) for name in ("results.csv", "results.json")]
+        names = [str(Path(folder) / name) for name in ("results.csv", "results.json", "report.html")]
         with open(names[0], "w", encoding="utf-8-sig", newline="") as file:  # with the mark that Excel needs
             csv.writer(file).writerows(row[1:] for row in [headers, *rows])
         Path(names[1]).write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
+        settings = {"class_name": part.name, "references": str(part.references)} if part else {}
+        page = report_html(records, lambda record: pictures.get(record["photo"]), settings, language)
+        Path(names[2]).write_text(page, encoding="utf-8")
         table = gr.update(value={"headers": headers, "data": list(rows)}, visible=True)
         yield f"<p>{line}</p>", table, gr.update(value=names, visible=True)
 
@@ -493,7 +505,7 @@ def _teach_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: 
     shown: dict[str, Any] = {"concurrency_id": "model", "show_progress_on": learned, "api_visibility": "private"}
     learn.click(partial(teach, model), [name, given], [part, file], **shown)
     forget.click(lambda: (None, gr.update(value=None, visible=False)), None, [part, file], **QUIET)
-    part.change(part_html, [language, part], learned, **QUIET)
+    part.change(partial(part_html, with_report=True), [language, part], learned, **QUIET)
 
 
 def _many_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "gr.State") -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.datasets.findings import RegionFinding
+from anomalygpt.inference.reference_report import ReferenceReport
 from anomalygpt.inference.results import AnswerSource, ImageResult, Prediction, prediction
 
 
@@ -63,6 +64,9 @@ class FakePredictor:
 
     def load_references(self, path: Path) -> None:
         self.references = [Image.new("RGB", (8, 8))] * int(path.read_text())
+
+    def report(self) -> ReferenceReport:
+        return ReferenceReport(tuple(map(str, range(len(self.references)))), 0.1, (), (), 0.1, 0.5)
 
     def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
         self.inspected.append(class_name)

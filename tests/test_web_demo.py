@@ -246,6 +246,8 @@ def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_pa
             assert (taught.name, taught.references) == ("a/nut", 2)
             saved = Path(shutil.copy(file["value"], tmp_path))
     assert part_html("en", taught) == "<p>Learned part: a/nut, 2 reference photos.</p>"
+    assert "2 references, at a mean distance of 0.100" in part_html("en", taught, with_report=True)
+    assert "2张良品照片，平均距离0.100" in part_html("zh", taught, with_report=True)
     assert saved.name == "a_nut.safetensors"
     for loaded, _ in teach(model, "", [str(saved)]):
         assert (loaded.name, loaded.references) == ("a_nut", 2)
@@ -265,7 +267,7 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
     (tmp_path / "text.png").write_text("no photo")
     paths = [str(tmp_path / "text.png"), *photos]
     for line, table, files in inspect_many(SharedModel(Graded), "en", paths, None):  # type: ignore[arg-type]
-        shown, (rows, records) = table["value"]["data"], files["value"]
+        shown, (rows, records, report) = table["value"]["data"], files["value"]
         assert [row[1:5] for row in shown] == [
             ["2.png", "Defect", 80, 1],
             ["1.png", "Good", 40, 0],
@@ -273,13 +275,15 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
             ["text.png", "can't be read", None, None],
         ]
         assert [row[0][:10] for row in shown] == ['<img alt=""'[:10]] * 3 + [""]
+        page = Path(report).read_text(encoding="utf-8")
+        assert page.count("<img") == 3 and page.index("2.png") < page.index("1.png")
         assert line == "<p>2 good, 1 defective, 0 undecided, 1 unreadable</p>"
         assert Path(rows).read_text(encoding="utf-8-sig").splitlines()[1] == "2.png,Defect,80.0,1,top left,1.0"
         assert [each["photo"] for each in json.loads(Path(records).read_text())] == [row[1] for row in shown]
 
 
 def test_markup_in_a_name_stays_text(photos: list[str]) -> None:
-    assert "<script>" not in part_html("en", Part("<script>", (), 1))
+    assert "<script>" not in part_html("en", Part("<script>", (), 1, None))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalygpt.datasets.findings import Language
+from anomalygpt.inference.report import report_texts
+
 # Chosen so that one good set in twenty is accused (benchmarks/quality/verdict.md): how far the logarithm of a held-out
 # score may lie above its centre, and how much the other references weigh in that, beside other parts.
 ODD_BEYOND, OWN_SHARE = 0.48, 0.3
@@ -36,22 +39,15 @@ class ReferenceReport:
     false_alarm_rate: float
     guaranteed_rate: float
 
-    def lines(self) -> list[str]:
+    def lines(self, language: Language = "en") -> list[str]:
         """For people, warnings last."""
-        count = len(self.names)
-        photos = f"{count} reference{'s' * (count > 1)}"
-        alike = "" if self.distance is None else f", at a mean distance of {self.distance:.3f}"
-        more = f"; more, up to {ENOUGH}, make verdicts better" if count < ENOUGH else ""
-        found = [
-            f"{photos}{alike}; expected false alarms: {100 * self.false_alarm_rate:.0f} %, as on other parts; "
-            f"so many photos alone guarantee at most {100 * self.guaranteed_rate:.0f} %{more}"
-        ]
-        found += [f"{self.names[index]} shows another part or view than the others" for index in self.foreign]
-        found += [
-            f"{self.names[index]} is unlike the others (a defect, blur, another light?): look at it, or leave it out"
-            for index in self.odd
-        ]
-        return found
+        texts, count = report_texts(language), len(self.names)
+        line = texts["one_reference" if count == 1 else "several_references"].format(count=count)
+        line += "" if self.distance is None else texts["alike"].format(distance=self.distance)
+        line += texts["worth"].format(rate=100 * self.false_alarm_rate, guaranteed=100 * self.guaranteed_rate)
+        line += texts["more_references"].format(enough=ENOUGH) if count < ENOUGH else ""
+        odd = [(kind, self.names[index]) for kind in ("foreign", "odd") for index in getattr(self, kind)]
+        return [line, *(texts[kind].format(name=name) for kind, name in odd)]
 
 
 def report(

@@ -19,6 +19,7 @@ from anomalygpt.errors import UserError
 
 if TYPE_CHECKING:
     from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.reference_report import ReferenceReport
     from anomalygpt.inference.results import ImageResult, Prediction
 
 MAX_REFERENCES = 200
@@ -110,11 +111,11 @@ class SharedModel:
         with self._lock:
             return self._photo(conversation.photo, conversation.references, conversation.class_name)
 
-    def learn(self, references: tuple[Path, ...], target: Path | None = None) -> int:
+    def learn(self, references: tuple[Path, ...], target: Path | None = None) -> "ReferenceReport":
         """Encodes good photos of a part, or one file of saved references, and saves them to ``target``.
 
         Returns:
-            How many references there are.
+            What the references are worth.
 
         Raises:
             UserError: a file can't be read, or ``target`` can't be written.
@@ -123,7 +124,7 @@ class SharedModel:
             predictor = self._predictor(references)
             if target:
                 predictor.save_references(target)
-            return len(predictor.references or ())
+            return predictor.report()
 
     def stream(self, conversation: Conversation, question: str) -> Iterator[Exchange]:
         """Yields the growing answer to a question about a photo, and adds it to the conversation.
