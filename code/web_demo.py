@@ -54,6 +54,16 @@ SUGGESTED = ("ask_verdict", "ask_place", "ask_number", "ask_size")
 PENDING = "…"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
 LATEST: dict[str, Any] = QUIET | {"trigger_mode": "always_last"}
+# A language that was chosen, in place of the browser's: Gradio's texts follow the one, ours the cookie.
+CHOSEN_LANGUAGE = rb"""<script>
+const chosen = document.cookie.match(/(?:^|; )language=([\w-]+)/)?.[1];
+if (chosen) Object.defineProperties(navigator, {language: {value: chosen}, languages: {value: [chosen]}});
+</script>"""
+LANGUAGES = "".join(
+    f'<a href="#" lang="{tag}" onclick="document.cookie = \'language={tag}; path=/; SameSite=Lax; max-age=31536000\'; '
+    f'location.reload(); return false">{name}</a>'
+    for tag, name in (("en", "English"), ("zh-CN", "中文"))
+)
 SHOW_CHAT = "() => document.querySelector('#chat').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 
 
@@ -73,6 +83,25 @@ class Shared(NamedTuple):
     text: "gr.I18n"
     language: "gr.State"
     part: "gr.State"
+
+
+class ChosenLanguage:
+    """Puts CHOSEN_LANGUAGE before all other scripts of the page, where Gradio itself has no place for one."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request."""
+
+        async def insert(message: Any) -> None:
+            if "headers" in message:
+                message["headers"] = [each for each in message["headers"] if each[0] != b"content-length"]
+            if "body" in message:
+                message["body"] = message["body"].replace(b"<head>", b"<head>" + CHOSEN_LANGUAGE, 1)
+            await send(message)
+
+        await self.app(scope, receive, insert if scope.get("path") == "/" else send)
 
 
 @cache
@@ -364,12 +393,14 @@ def build_demo(
     import gradio as gr
 
     def language_of(request: gr.Request) -> Language:
-        return "zh" if request.headers.get("accept-language", "").startswith("zh") else "en"
+        chosen = request.cookies.get("language") or request.headers.get("accept-language", "")
+        return "zh" if chosen.startswith("zh") else "en"
 
     text = gr.I18n()  # the texts themselves go to launch()
     with gr.Blocks(title="AnomalyGPT", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
         language, part = gr.State("en"), gr.State(None, time_to_live=KEEP_SECONDS)
         demo.load(language_of, None, language, **QUIET)
+        gr.HTML(LANGUAGES, elem_id="languages")
         gr.Markdown(text("title"), elem_id="title")
         shared = Shared(SharedModel(new_predictor), text, language, part)
         with gr.Tab(text("inspect")):
@@ -590,6 +621,7 @@ def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
     """Shows the page at an address, which is printed, until Ctrl-C; raises UserError where no port is free."""
     import gradio as gr
     from gradio.tunneling import CURRENT_TUNNELS
+    from starlette.middleware import Middleware
 
     # Comes with Gradio; the theme's own choice, weight 600, lacks most letters.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
@@ -605,6 +637,7 @@ def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:
             allowed_paths=[str(home() / EXAMPLES)],
             max_file_size="50mb",
             theme=theme,
+            app_kwargs={"middleware": [Middleware(ChosenLanguage)]},
             css_paths=Path(__file__).with_suffix(".css"),
             footer_links=[],
             i18n=gr.I18n(**{tag: page_texts()[tag[:2]] for tag in ("en", "zh", "zh-CN", "zh-TW")}),

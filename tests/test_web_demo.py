@@ -422,6 +422,17 @@ def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, in
 
 @pytest.mark.weights
 @pytest.mark.timeout(900)
+def test_language_can_be_chosen_in_a_browser(page_address: str) -> None:
+    with browser.window(page_address, DESKTOP, "en-US") as window:
+        for tag in ("zh", "en"):
+            window.page.locator(f"#languages a[lang|={tag}]").click()
+            window.page.get_by_text(page_texts()[tag]["no_verdict"]).wait_for()
+            window.page.locator("#examples button").first.click()
+            window.page.locator("#summary .verdict b").get_by_text(page_texts()[tag]["defective"]).wait_for()
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_stop_and_clear_in_a_browser(page_address: str, size: dict[str, int]) -> None:
     with browser.window(page_address, size) as window:
