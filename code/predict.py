@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_strict(arguments.strict)
     if arguments.ignore:
         arguments.set.append(f"data.ignore={json.dumps(arguments.ignore)}")
+    if arguments.backend:
+        arguments.set.append(f"encoder.backend={arguments.backend}")
     with user_errors():
         from anomalygpt.model.build import installed_config
 
@@ -91,6 +93,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add("--strict", action="store_true", help="warnings about how files were read are errors")
     add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    add("--backend", choices=("torch", "onnx", "openvino", "openvino_bf16"), help="what encodes photos on a CPU")
     add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     return parser.parse_args(argv)
 

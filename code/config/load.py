@@ -17,7 +17,7 @@ from anomalygpt.files import read_yaml, replacing
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # the folder of all weights
 # The last keys of settings that are paths.
-INPUTS, OUTPUTS = ("weights", "path", "root", "conversations", "images", "known_parts"), ("output", "log")
+INPUTS, OUTPUTS = ("weights", "graph", "path", "root", "conversations", "images", "known_parts"), ("output", "log")
 _typed_paths: set[str] = set()  # those that are not in the current folder
 
 

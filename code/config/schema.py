@@ -36,6 +36,8 @@ class EncoderConfig(Settings):
         kind: whose model ``name`` is; ``imagebind_huge`` and ``dinov2_vits14`` need none.
         taps: block numbers from 0; None takes the encoder's own.
         windows: in place of taps, sides in patches, for CLIP's text maps without training.
+        backend: what encodes photos on a CPU (docs/deploy.md); ``openvino_bf16`` in bfloat16, where the CPU can.
+        graph: an encoder that export.py wrote, for a backend other than torch. None writes one when first needed.
     """
 
     kind: Literal["imagebind", "dinov2", "timm", "open_clip"] = "imagebind"
@@ -44,6 +46,8 @@ class EncoderConfig(Settings):
     image_size: Positive = 224
     taps: tuple[int, ...] | None = None
     windows: tuple[Positive, ...] = ()
+    backend: Literal["torch", "onnx", "openvino", "openvino_bf16"] = "torch"
+    graph: str | None = None
 
     @model_validator(mode="before")
     @classmethod

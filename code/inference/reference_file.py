@@ -1,6 +1,5 @@
 """Saved references: one safetensors file with the photos' pixels, the settings, and the encoder that they belong to."""
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from anomalygpt.config.settings import PhotoSettings, ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.checkpoint import read_metadata, read_tensors, save_tensors
+from anomalygpt.model.checkpoint import fingerprint, read_metadata, read_tensors, save_tensors
 
 FORMAT, EARLIER_FORMAT = "anomalygpt references 2", "anomalygpt references 1"
 SUFFIX = ".safetensors"
@@ -25,12 +24,11 @@ REMOVED_OPTIONS: dict[str, Any] = {"tiling": False, "neighbourhood": 1, "distanc
 REMOVED_OPTIONS |= {"foreground": "off", "coreset_share": 1.0, "coreset_from": 0}
 Picture = int | tuple[int, ...]  # a photo at a scale, or (scale, row, column) of a tile of it
 Pixels = dict[Picture, NDArray[np.uint8]]  # (K, S, S, 3) each
-HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 
 
 def encoder_identity(model: AnomalyGPT, transform: ImageTransform) -> dict[str, Any]:
     """What the pixels and features of references depend on, beside the settings."""
-    encoder: Any = model.encoder
+    encoder: Any = getattr(model.encoder, "torch", model.encoder)  # the same references, whatever runs it
     return {
         "encoder": type(encoder).__name__,
         "weights": fingerprint(encoder),
@@ -38,16 +36,6 @@ def encoder_identity(model: AnomalyGPT, transform: ImageTransform) -> dict[str, 
         "taps": list(encoder.spec.taps),
         "geometry": transform.geometry,
     }
-
-
-def fingerprint(encoder: torch.nn.Module) -> str:
-    """A hash of some of the weights, the same whether they are held in single or in half precision."""
-    named = sorted(encoder.named_parameters())
-    digest = hashlib.sha256()
-    for name, value in named[:: max(1, len(named) // HASHED_TENSORS)]:
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:HASHED_VALUES].to("cpu", torch.float16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def write_references(

@@ -110,6 +110,8 @@ def build_model(
         has_text = isinstance(encoder, TextImageEncoder)
         states = PromptEnsemble(encoder) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
         answering = _build_llm(llm, spec.embed_width, device, dtype) if llm else {}
+        if device != META and config.encoder.backend != "torch":
+            encoder = _exported(config.encoder, encoder)
         model = AnomalyGPT(encoder, states, decoder, **answering)
     model.requires_grad_(False)
     if device == META:
@@ -167,6 +169,13 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
         load_module(tower, file, device, dtype, skipped, advice)
         encoder.to(device, dtype)
     return encoder.requires_grad_(False).eval()
+
+
+def _exported(config: EncoderConfig, encoder: Any) -> Any:
+    from anomalygpt.model.exported import ExportedEncoder
+
+    folder = resolve(config.weights).parent / "exported"
+    return ExportedEncoder(encoder, config.backend, folder, resolve(config.graph) if config.graph else None)
 
 
 def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

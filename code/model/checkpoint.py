@@ -1,5 +1,6 @@
 """Weight files: read tensors only, compare every name and shape, report what is wrong, write atomically."""
 
+import hashlib
 import json
 import logging
 import pickle
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 NAMES_SHOWN = 3  # an error lists so many names and counts the rest
+HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 CUT = "it is damaged or was not fully downloaded"
 # How files of other kinds begin, in lower case -> the kind (model/probe.py) and what to say.
 _PAGE = "not a weight file but a web page: download the file itself; of a Hugging Face link take /resolve/, not /blob/"
@@ -336,3 +338,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
                 torch.save(dict(tensors), temporary)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
         raise CheckpointError(f"{path}: could not be written ({error})") from error
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """A hash of some of the weights, the same whether they are held in single or in half precision."""
+    named = sorted(encoder.named_parameters())
+    digest = hashlib.sha256()
+    for name, value in named[:: max(1, len(named) // HASHED_TENSORS)]:
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().flatten()[:HASHED_VALUES].to("cpu", torch.float16).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -68,12 +68,16 @@ class _VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + H / 14 * W / 14, 384): class token first, positions added."""
         patches = self.patch_embed["proj"](images)
-        own, places = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "b (h w) d -> b d h w", h=TRAINED_GRID)
-        if (size := patches.shape[-2:]) != places.shape[-2:]:
-            places = F.interpolate(places.float(), size, mode="bicubic", antialias=True).to(places.dtype)
-        positions = torch.cat([own, rearrange(places, "b d h w -> b (h w) d")], dim=1)
         tokens = rearrange(patches, "b d h w -> b (h w) d")
+        positions = self.positions(patches.shape[-2:])
         return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
+
+    def positions(self, size: Sequence[int]) -> Tensor:
+        """Rows and columns of patches -> (1, 1 + rows * columns, 384)."""
+        own, places = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "b (h w) d -> b d h w", h=TRAINED_GRID)
+        if tuple(size) != places.shape[-2:]:
+            places = F.interpolate(places.float(), tuple(size), mode="bicubic", antialias=True).to(places.dtype)
+        return torch.cat([own, rearrange(places, "b d h w -> b (h w) d")], dim=1)
 
 
 class Dinov2(nn.Module):

@@ -1,0 +1,141 @@
+"""The model for machines without torch: its graphs, and the numbers that verdicts need beside them (docs/deploy.md)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from scipy.special import stdtrit
+from torch import Tensor, nn
+
+from anomalygpt.errors import UserError
+from anomalygpt.files import replacing
+from anomalygpt.inference.anomaly_map import BACKGROUND, distance_map
+from anomalygpt.inference.anomaly_map import LOWEST as LOWEST_BACKGROUND
+from anomalygpt.inference.calibration import LOWEST, PARTS_STRENGTH, SHARPNESS
+from anomalygpt.inference.predictor import Predictor
+from anomalygpt.inference.references import MOST_HELD_OUT, References
+from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
+from anomalygpt.model.exported import required, write_encoder, write_onnx
+from anomalygpt.model.image_decoder import anomaly_map
+from anomalygpt.model.memory_bank import weighted_mean
+from anomalygpt.model.prompt_learner import MAP_SIZE
+
+Format = Literal["onnx", "openvino"]
+ABOUT, MEMORY = "model.json", "memory.npz"
+
+
+class DecoderGraph(nn.Module):
+    """Taps (1, L, N, D_v) -> text map (1, 1, 224, 224), with the text features of one class as constants."""
+
+    def __init__(self, model: AnomalyGPT, class_name: str) -> None:
+        super().__init__()
+        self.image_decoder = model.image_decoder
+        self.register_buffer("states", model.states([class_name]).detach().clone())
+
+    def forward(self, taps: Tensor) -> Tensor:
+        return anomaly_map(self.image_decoder(taps.unbind(dim=1), self.states, MAP_SIZE))
+
+
+class ComparisonGraph(nn.Module):
+    """Taps (1, L, N, D_v) and memory (L, M, D_v), unit vectors -> map (1, 1, 224, 224), before the text map's share."""
+
+    def __init__(self, references: References) -> None:
+        super().__init__()
+        self.settings, self.grid = references.settings, references.model.encoder.spec.grid
+
+    def forward(self, taps: Tensor, memory: Tensor) -> Tensor:
+        cosines = F.normalize(taps, dim=-1) @ memory.transpose(1, 2)
+        similarity = weighted_mean(cosines.amax(dim=-1).transpose(0, 1), self.settings.tap_weights)
+        coarse = rearrange(similarity, "b (h w) -> b h w", h=self.grid)
+        return distance_map([coarse], self.settings, MAP_SIZE, self.grid)
+
+
+def export(predictor: Predictor, form: Format, folder: Path, class_name: str = UNNAMED_CLASS) -> None:
+    """Writes encoder, decoder and comparison, ``model.json``, and ``memory.npz`` where there are references.
+
+    Args:
+        predictor: on the CPU; its references become the memory.
+        class_name: what the photos show, for encoders with a text tower.
+
+    Raises:
+        UserError: what is compared is more than one picture of a photo, a library is missing, or a file can't be
+            written.
+    """
+    model, settings, spec = predictor.model, predictor.settings, predictor.model.encoder.spec
+    references = predictor.references or References(model, settings.references, predictor.transform)
+    if tuple(references.settings.scales) != (1,) or references.tiles != (1, 1) or settings.geometry == "official":
+        raise UserError("export: expected photos that are compared whole at one size: preset fast, no long photos")
+    if form == "openvino":
+        required("openvino")
+    taps = torch.randn(1, len(spec.taps), spec.grid**2, spec.tap_width)
+    files = {name: folder / f"{name}.onnx" for name in ("encoder", "decoder", "comparison")}
+    write_encoder(getattr(model.encoder, "torch", model.encoder), spec.size, files["encoder"])
+    write_onnx(DecoderGraph(model, class_name), files["decoder"], {"taps": taps}, ["map"])
+    memory = torch.randn(len(spec.taps), 600, spec.tap_width)
+    write_onnx(ComparisonGraph(references), files["comparison"], {"taps": taps, "memory": memory}, ["map"], free=1)
+    with replacing(folder / ABOUT) as path:
+        path.write_text(json.dumps(_about(predictor, references), indent=1) + "\n", encoding="utf-8")
+    if predictor.references is not None:
+        with replacing(folder / MEMORY) as path:
+            np.savez(path, **_memory(predictor, predictor.references, class_name))
+    if form == "openvino":
+        for file in files.values():
+            _as_openvino(required("openvino").convert_model(file), file)
+
+
+def quantize(folder: Path, form: Format, predictor: Predictor, photos: Sequence[Image.Image]) -> None:
+    """Replaces an exported encoder by one of 8-bit weights and activations, whose ranges these photos show (NNCF)."""
+    nncf = required("nncf")
+    images = [predictor.transform(photo)[None].numpy() for photo in photos]
+    file = folder / "encoder.onnx"
+    if form == "openvino":
+        graph = required("openvino").Core().read_model(file.with_suffix(".xml"))
+        data = nncf.Dataset(images)
+    else:
+        graph = required("onnx").load(file)
+        data = nncf.Dataset([{"images": image} for image in images])
+    made = nncf.quantize(graph, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+    if form == "openvino":
+        _as_openvino(made, file)
+    else:
+        required("onnx").save(made, file)
+
+
+def _as_openvino(graph: Any, file: Path) -> None:
+    required("openvino").save_model(graph, file.with_suffix(".xml"), compress_to_fp16=False)
+    file.unlink(missing_ok=True)
+
+
+def _about(predictor: Predictor, references: References) -> dict[str, Any]:
+    """What a script needs to read photos, teach a part and judge."""
+    spec, settings, own = predictor.model.encoder.spec, predictor.settings, references.settings
+    about: dict[str, Any] = {"size": spec.size, "mean": spec.mean, "std": spec.std, "grid": spec.grid}
+    about |= {name: getattr(own, name) for name in ("top_share", "contrast", "text_weight", "text_trusted_below")}
+    about |= {"background": BACKGROUND, "lowest_background": LOWEST_BACKGROUND, "lowest": LOWEST}
+    about |= {"other_part_above": settings.other_part_above, "undecided": settings.undecided, "sharpness": SHARPNESS}
+    parts = settings.calibration.get(own.unchanged_preset or "")
+    if parts is not None:
+        counts = range(2, MOST_HELD_OUT + 1)
+        quantiles = [float(stdtrit(PARTS_STRENGTH + n - 1, 1 - settings.false_alarm_rate)) for n in counts]
+        of = {n: [*parts.at(n), quantile] for n, quantile in zip(counts, quantiles, strict=True)}
+        about["calibration"] = {"strength": PARTS_STRENGTH, "spread": parts.spread, "of": of}
+    return about
+
+
+def _memory(predictor: Predictor, references: References, class_name: str) -> Mapping[str, Any]:
+    """What references teach: patches, class tokens, and the verdict's numbers."""
+    calibration = predictor._calibrated(class_name)
+    return {
+        "memory": torch.stack(references.banks[1].taps).numpy(),
+        "embeddings": references.embeddings.numpy(),
+        "text_weight": references.text_weight(class_name),
+        "threshold": calibration.threshold,
+        "score_threshold": calibration.score_threshold,
+        "slope": calibration.slope,  # type: ignore[union-attr]
+    }

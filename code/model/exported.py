@@ -1,0 +1,129 @@
+"""The image encoder as an ONNX graph of fixed size, run by ONNX Runtime or OpenVINO in place of torch."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from anomalygpt.errors import UserError
+from anomalygpt.files import replacing
+from anomalygpt.model.checkpoint import fingerprint
+from anomalygpt.model.encoder import ImageFeatures
+
+Graph = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]  # one image -> its taps and embedding
+
+
+class EncoderGraph(nn.Module):
+    """Image (1, 3, S, S) -> taps (1, L, N, D_v) and embedding (1, D), with the positions of one side as constants."""
+
+    def __init__(self, encoder: Any, side: int) -> None:
+        super().__init__()
+        self.encoder = deepcopy(encoder).to("cpu", torch.float32)
+        vit = getattr(self.encoder, "vit", None)
+        if hasattr(vit, "set_input_size"):  # timm
+            vit.set_input_size((side, side))
+        elif hasattr(vit, "positions"):
+            positions = vit.positions((side // encoder.spec.patch,) * 2)
+            vit.positions = lambda size: positions
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.encoder.encode_image(images)
+        return torch.stack(features.taps, dim=1), features.embedding
+
+
+def write_onnx(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: list[str], free: int = 0) -> None:
+    """Writes a module as one ONNX file of fixed shapes, atomically.
+
+    Args:
+        inputs: name -> an example.
+        free: the dimension of all inputs but the first that may have any size.
+
+    Raises:
+        UserError: the libraries that write ONNX are missing, or the file can't be written.
+    """
+    required("onnx"), required("onnxscript")
+    names = list(inputs)
+    shapes = [{}, *({free: torch.export.Dim(f"size_{name}")} for name in names[1:])]
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=tuple(shapes),
+            dynamo=True,
+            verbose=False,
+        )
+    try:
+        with replacing(path) as temporary:
+            program.save(temporary, external_data=False)  # type: ignore[union-attr]
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error})") from error
+
+
+def write_encoder(encoder: Any, side: int, path: Path) -> None:
+    """Writes an encoder for images of one side, see :func:`write_onnx`."""
+    write_onnx(EncoderGraph(encoder, side), path, {"images": torch.zeros(1, 3, side, side)}, ["taps", "embedding"])
+
+
+def required(library: str) -> Any:
+    """A library of the optional extra ``deploy``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(library)
+    except ImportError as error:
+        raise UserError(f"needs {library}: pip install 'anomalygpt[deploy]', or pip install {library}") from error
+
+
+class ExportedEncoder(nn.Module):
+    """Takes the place of an encoder; graphs that are not there yet are written, one for each side.
+
+    Args:
+        encoder: the encoder that the graphs are of.
+        backend: ``onnx``, ``openvino``, or ``openvino_bf16``, which computes in bfloat16 where the CPU can.
+        folder: of the graphs that are written here.
+        graph: a graph of the encoder's own side in place of one from the folder: ``.onnx``, or OpenVINO's ``.xml``.
+    """
+
+    def __init__(self, encoder: Any, backend: str, folder: Path, graph: Path | None = None) -> None:
+        super().__init__()
+        self.torch, self.spec, self.backend, self.folder = encoder, encoder.spec, backend, folder
+        if graph is not None and not graph.is_file():
+            raise UserError(f"encoder.graph: {graph}: no such file; expected an encoder that export.py wrote")
+        self._graphs: dict[int, Graph] = {self.spec.size: _run_by(backend, graph)} if graph else {}
+        required("onnxruntime" if backend == "onnx" else "openvino")
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """As the encoder's own."""
+        side = images.shape[-1]
+        if side not in self._graphs:
+            taps = "-".join(map(str, self.spec.taps))
+            path = self.folder / f"{fingerprint(self.torch)}_{taps}_{side}.onnx"
+            if not path.is_file():
+                write_encoder(self.torch, side, path)
+            self._graphs[side] = _run_by(self.backend, path)
+        encoded = [self._graphs[side](image[None]) for image in images.float().cpu().contiguous().numpy()]
+        taps, embedding = (torch.from_numpy(np.concatenate(each)) for each in zip(*encoded, strict=True))
+        return ImageFeatures(taps.to(images.device).unbind(dim=1), embedding.to(images.device))
+
+
+def _run_by(backend: str, path: Path) -> Graph:
+    if backend == "onnx":
+        runtime = required("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {"images": images})
+    precision = {} if backend == "openvino_bf16" else {"INFERENCE_PRECISION_HINT": "f32"}
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = required("openvino").Core().compile_model(path, "CPU", threads | precision)
+    return lambda images: [*compiled([images]).values()]
