@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": ("run_eval", "measure a model on a data set"),
     "mmad": ("run_mmad", "answer MMAD's multiple-choice questions"),
     "fetch": ("fetch_weights", "download the default weights"),
+    "export": ("export", "write the model as ONNX or OpenVINO graphs"),
     "vicuna": ("prepare_vicuna", "make Vicuna of LLaMA and its delta"),
     "check": ("check_weights", "say what weight files are, and whether they fit"),
 }

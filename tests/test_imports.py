@@ -74,8 +74,10 @@ def test_listed_packages_are_the_folders_with_modules_or_data() -> None:
 def test_wheel_carries_every_module_and_its_data(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(CODE, source / "code", ignore=shutil.ignore_patterns("ckpt", "__pycache__"))
-    for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md"):
+    for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md", "setup.py"):
         shutil.copy(ROOT / name, source)
+    weights = "pretrained_ckpt/anomalygpt_compact"
+    shutil.copytree(ROOT / weights, source / weights)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(tmp_path)]
     command = [sys.executable, "-m", "pip", "wheel", ".", *options]
     run = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=250)
@@ -83,4 +85,6 @@ def test_wheel_carries_every_module_and_its_data(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("anomalygpt-*.whl"))) as wheel:
         packed = {name for name in wheel.namelist() if name.startswith("anomalygpt/")}
     files = [file for kind in ("*.py", "*.yaml", "*.css", "*.html") for file in (source / "code").rglob(kind)]
-    assert packed == {f"anomalygpt/{file.relative_to(source / 'code').as_posix()}" for file in files}
+    expected = {file.relative_to(source / "code") for file in files} - {Path("anomalygpt.py")} | {Path("__init__.py")}
+    expected |= {file.relative_to(source) for file in (source / weights).iterdir()}
+    assert packed == {f"anomalygpt/{file.as_posix()}" for file in expected}
