@@ -25,7 +25,7 @@ class EncoderGraph(nn.Module):
     def __init__(self, encoder: Any, side: int) -> None:
         super().__init__()
         self.encoder = deepcopy(encoder).to("cpu", torch.float32)
-        vit = getattr(self.encoder, "vit", None)
+        vit: Any = getattr(self.encoder, "vit", None)
         if hasattr(vit, "set_input_size"):  # timm
             vit.set_input_size((side, side))
         elif hasattr(vit, "positions"):
@@ -106,8 +106,8 @@ class ExportedEncoder(nn.Module):
         """As the encoder's own."""
         side = images.shape[-1]
         if side not in self._graphs:
-            taps = "-".join(map(str, self.spec.taps))
-            path = self.folder / f"{fingerprint(self.torch)}_{taps}_{side}.onnx"
+            blocks = "-".join(map(str, self.spec.taps))
+            path = self.folder / f"{fingerprint(self.torch)}_{blocks}_{side}.onnx"
             if not path.is_file():
                 write_encoder(self.torch, side, path)
             self._graphs[side] = _run_by(self.backend, path)
