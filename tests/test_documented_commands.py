@@ -62,6 +62,7 @@ NEEDS = {
     "benchmarks/serve.py": "a quiet machine",
     "serve.py": "nothing, but it does not end: tests/test_serve.py",
     "make_examples.py": "nothing, but it writes into the repository: tests/test_examples.py",
+    "python web_demo.py": "a browser: tests/test_web_demo.py",
     "tests.browser": "a browser: tests/test_web_demo.py",
 }
 # Photos that the pages speak of -> the examples that stand for them.
