@@ -1,0 +1,66 @@
+"""The class that people import."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalygpt import AnomalyGPT
+from anomalygpt.errors import UserError
+from anomalygpt.inference.predictor import Predictor
+from tests.shared_data import ROOT
+
+PCB = ROOT / "images" / "examples" / "pcb"
+GOOD = [PCB / "good_1.jpg", PCB / "good_2.jpg"]
+
+
+@pytest.fixture
+def model(compact_predictor: Predictor) -> AnomalyGPT:
+    return AnomalyGPT(compact_predictor.without_references())
+
+
+@pytest.mark.weights
+def test_path_picture_and_array_are_one_photo_and_the_part_can_be_saved(model: AnomalyGPT, tmp_path: Path) -> None:
+    model.teach([GOOD[0], Image.open(GOOD[1])]).save(tmp_path / "pcb.safetensors")
+    first = model.inspect(PCB / "defect.jpg")
+    assert (first.status, first.reason) == ("defective", "") and first.map.shape == (512, 512)
+    model.load(tmp_path / "pcb.safetensors")
+    picture = Image.open(PCB / "defect.jpg")
+    for photo in (str(PCB / "defect.jpg"), picture, np.asarray(picture)):
+        again = model.inspect(photo)
+        assert (again.probability, again.regions) == (first.probability, first.regions)
+    first.save(tmp_path / "out", "pcb")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pcb.json", "pcb_map.tiff", "pcb_overlay.png"]
+
+
+@pytest.mark.weights
+def test_conversation_stays_with_its_photo(model: AnomalyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def stream(predictor, image, question, history):
+        asked.append((question, list(history)))
+        yield from ("It is", " good.")
+
+    monkeypatch.setattr(Predictor, "stream", stream)
+    monkeypatch.setattr(model.predictor, "language_model", object())
+    with pytest.raises(UserError, match="inspect a photo first"):
+        model.chat("Where?")
+    model.inspect(GOOD[0])
+    assert model.chat("Is it good?") == "It is good."
+    unfinished = model.stream("Why?")
+    assert next(unfinished) == "It is"
+    model.inspect(GOOD[1])
+    unfinished.close()
+    model.chat("Where?")
+    assert asked == [("Is it good?", []), ("Why?", [("Is it good?", "It is good.")]), ("Where?", [])]
+
+
+@pytest.mark.weights
+def test_wrong_input_is_one_line(model: AnomalyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"\(8, 8, 4\) and uint8: expected"):
+        model.inspect(np.zeros((8, 8, 4), np.uint8))
+    monkeypatch.setattr(model.predictor, "language_model", None)
+    model.inspect(GOOD[0])
+    with pytest.raises(UserError, match="chat=True"):
+        model.chat("Where?")
