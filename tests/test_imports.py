@@ -88,3 +88,13 @@ def test_wheel_carries_every_module_and_its_data(tmp_path: Path) -> None:
     expected = {file.relative_to(source / "code") for file in files} - {Path("anomalygpt.py")} | {Path("__init__.py")}
     expected |= {file.relative_to(source) for file in (source / weights).iterdir()}
     assert packed == {f"anomalygpt/{file.as_posix()}" for file in expected}
+
+
+@pytest.mark.weights
+def test_verdict_waits_for_no_library_that_it_does_not_use() -> None:
+    photo = ROOT / "images" / "examples" / "pcb" / "defect.jpg"
+    unused = {"transformers", "peft", "gradio", "deepspeed", "timm", "torchvision", "pandas", "sklearn", "matplotlib"}
+    source = (
+        f"import sys; from anomalygpt.predict import main; main([{str(photo)!r}, '--config', 'compact', '--no-chat'])"
+    )
+    assert python(f"{source}; print({unused!r} & set(sys.modules))", CODE).splitlines()[-1] == "set()"
