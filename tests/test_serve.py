@@ -223,6 +223,16 @@ def test_limits(base: Any, tmp_path: Path) -> None:
         assert all("Retry-After" in each.headers for each in found if each.status_code == 503)
 
 
+def test_question_to_a_model_without_words_is_an_error(base: Any, tmp_path: Path) -> None:
+    predictor = base.without_references()
+    predictor.language_model = None
+    with served(predictor, tmp_path) as url:
+        assert inspect(url, DEFECT.read_bytes(), question="Why?").status_code == 501
+        body = {"messages": [asked("Why?")], "stream": True}
+        assert requests.post(f"{url}/v1/chat/completions", json=body).status_code == 501
+        assert inspect(url, DEFECT.read_bytes()).json()["answer"] == ""
+
+
 def test_generation_stops_when_the_client_has_left(base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, closed = base.without_references(), threading.Event()
 
