@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -274,6 +275,6 @@ def test_ignored_stamp_of_new_photos_alone_changes_nothing(photos: Path, compact
 def test_results_keep_apart_and_inside_their_folder() -> None:
     numbered = ["a/test/crack/0.png", "a/test/good/0.png", "b/test/good/0.png", "b/test/good/0.jpg"]
     paths = [*numbered, "/0.png", "../../x.png"]
-    taken: set[str] = set()
+    taken: Counter[str] = Counter()
     stems = [output_stem(Path(path), taken) for path in paths]
     assert stems == ["test_crack_0", "test_good_0", "test_good_0~2", "test_good_0~3", "0", "x"]

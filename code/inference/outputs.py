@@ -2,10 +2,10 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Outputs:
     def __init__(self, folder: Path | None, coco: Path | None = None, resumed: bool = False) -> None:
         self.folder, self.coco, self._annotated = folder, coco, dict[Path, Any]()
         self.earlier = read_results(folder) if folder and resumed else []
-        self._stems = {each["overlay"].removesuffix(OVERLAY) for each in self.earlier if "overlay" in each}
+        self._stems = Counter(each["overlay"].removesuffix(OVERLAY) for each in self.earlier if "overlay" in each)
         if folder:
             _write(folder / RESULTS, "".join(map(_line, self.earlier)))
         if coco:
@@ -105,10 +105,16 @@ def _line(result: Result) -> str:
     return json.dumps(result, ensure_ascii=False) + "\n"
 
 
-def output_stem(path: Path, taken: set[str]) -> str:
-    """The beginning of a photo's file names: its last folders and name, numbered where that is taken; then it is."""
+def output_stem(path: Path, taken: Counter[str]) -> str:
+    """The beginning of a photo's file names: its last folders and name, numbered where that is taken; then it is.
+
+    ``taken``: of each stem, how many photos had it so far: no number is tried twice.
+    """
     parts = [part for part in path.with_suffix("").parts if part not in (path.anchor, "..")]
     stem = "_".join(parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
-    free = next(name for name in chain([stem], (f"{stem}~{n}" for n in count(2))) if name not in taken)
-    taken.add(free)
+    free = stem
+    while free in taken:  # a photo's own name may end in ~2
+        taken[stem] += 1
+        free = f"{stem}~{taken[stem]}"
+    taken[free] = 1
     return free
