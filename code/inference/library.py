@@ -17,7 +17,7 @@ from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult
-from anomalygpt.inference.visualize import overlay
+from anomalygpt.inference.visualize import overlay, save_pictures
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 from anomalygpt.model.build import installed_config
 
@@ -158,10 +158,7 @@ class Result:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         record = json.dumps(self.findings.to_dict(), indent=2, ensure_ascii=False)
-        with replacing(target / f"{stem}_overlay.png") as path:
-            self.plot().save(path)
-        with replacing(target / f"{stem}_map.tiff") as path:
-            Image.fromarray(self.map).save(path)
+        save_pictures(target, stem, self.photo, self.image)
         with replacing(target / f"{stem}.json") as path:
             path.write_text(record + "\n", encoding="utf-8")
 

@@ -12,13 +12,13 @@ from typing import Any
 from PIL import Image
 
 from anomalygpt.datasets.findings import Language
-from anomalygpt.datasets.records import MAP, OVERLAY, RESULTS, read_results
+from anomalygpt.datasets.records import OVERLAY, RESULTS, read_results
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 from anomalygpt.inference.coco import coco_annotations, coco_dataset
 from anomalygpt.inference.report import Result, report_html, verdict
 from anomalygpt.inference.results import Prediction
-from anomalygpt.inference.visualize import overlay
+from anomalygpt.inference.visualize import save_pictures
 
 NUMBERS = ("probability", "score", "threshold", "score_threshold", "number", "total_area")
 COLUMNS = ("photo", "verdict", "reason", *NUMBERS, "places", "answer", "error", "overlay", "map")
@@ -52,15 +52,8 @@ class Outputs:
             self._annotated[path] = image.map.shape[::-1], coco_annotations(image)
         if not self.folder:
             return {}
-        stem = output_stem(path, self._stems)
-        pictures = {
-            "overlay": (f"{stem}{OVERLAY}", overlay(photo, image.map, image.threshold, image.regions)),
-            "map": (f"{stem}{MAP}", Image.fromarray(image.map)),
-        }
-        for name, picture in pictures.values():
-            with _writing(self.folder), replacing(self.folder / name) as temporary:
-                picture.save(temporary)
-        return {kind: name for kind, (name, _) in pictures.items()}
+        with _writing(self.folder):
+            return save_pictures(self.folder, output_stem(path, self._stems), photo, image)
 
     def add(self, result: Result) -> None:
         """Appends a result to ``results.jsonl``."""

@@ -1,6 +1,8 @@
 """Anomaly maps as pictures, on a fixed scale that belongs to the threshold: a good part stays almost unpainted."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -9,7 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anomalygpt.datasets.findings import RegionFinding
 from anomalygpt.datasets.photos import to_rgb
+from anomalygpt.datasets.records import MAP, OVERLAY
+from anomalygpt.files import replacing
 from anomalygpt.inference.regions import PEAK_FRACTION
+
+if TYPE_CHECKING:
+    from anomalygpt.inference.results import ImageResult
 
 # Of value / (value + threshold): how much of the photo a colour covers, and where in the colour map it is. A pixel is
 # anomalous from one half on, which is the value at the threshold; 0.75 is three times the threshold.
@@ -57,6 +64,22 @@ def overlay(
     for number in range(len(boxes)):
         _frame(picture, boxes, number)
     return picture
+
+
+def save_pictures(folder: Path, stem: str, photo: Image.Image, image: "ImageResult") -> dict[str, str]:
+    """Writes a photo's overlay (PNG) and float map (TIFF) into a folder, each atomically; raises OSError.
+
+    Returns:
+        "overlay" and "map" -> file name.
+    """
+    pictures = {
+        "overlay": (f"{stem}{OVERLAY}", overlay(photo, image.map, image.threshold, image.regions)),
+        "map": (f"{stem}{MAP}", Image.fromarray(image.map)),
+    }
+    for name, picture in pictures.values():
+        with replacing(folder / name) as temporary:
+            picture.save(temporary)
+    return {kind: name for kind, (name, _) in pictures.items()}
 
 
 def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int) -> None:
