@@ -12,8 +12,9 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from anomalygpt.config.schema import Kind
 from anomalygpt.errors import UserError, set_strict
 from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from anomalygpt.distributed import Process
     from anomalygpt.evaluation.cells import CellResult, CellStore
     from anomalygpt.evaluation.protocol import Cell, Plan
-
-KINDS = ("mvtec", "mvtec_ad_2", "visa", "loco", "crack_forest", "mpdd", "btad", "kolektor_sdd", "kolektor_sdd2", "dagm",
-         "real_iad", "coco", "yolo", "labelme", "folder", "csv")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +42,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--good", type=Path, metavar="DIR", help="in place of --data: normal photos, the first of them references")
     add("--bad", type=Path, metavar="DIR", help="with --good: photos with a defect")
     add("--masks", type=Path, metavar="DIR", help="with --bad: their masks, if any")
-    add("--kind", choices=KINDS, default="mvtec", help="the data's layout (default: mvtec)")
+    add("--kind", choices=get_args(Kind), default="mvtec", help="the data's layout (default: mvtec)")
     add("--classes", nargs="+", action="extend", metavar="CLASS", help="default: all")
     shots = "references per class (default: 0)"
     add("--shots", type=whole_number(0), nargs="+", action="extend", metavar="K", help=shots)
