@@ -23,7 +23,7 @@ from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.errors import UserError
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.results import ImageResult, Prediction, prediction
-from anomalygpt.inference.session import NO_ANSWER
+from anomalygpt.inference.session import MAX_REFERENCES, NO_ANSWER
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.serving.batching import ModelThread
 from anomalygpt.serving.chat import ChatRequest, chunk, event, read_messages
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from anomalygpt.config.settings import PhotoSettings
     from anomalygpt.inference.predictor import Predictor
 
-MAX_REFERENCES = 200
 History = list[tuple[str, str]]
 PartName = Annotated[str, InPath(pattern=NAME)]
 
@@ -224,6 +223,7 @@ def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
         return gate.metrics(photos=service.model.photos, batches=service.model.batches)
 
     async def failed(_: Request, error: Any) -> Response:
+        """Any error as OpenAI's clients read it."""
         if isinstance(error, AnyHTTPException):
             return error_response(error.status_code, str(error.detail), **(error.headers or {}))
         if isinstance(error, RequestValidationError | ValidationError):
