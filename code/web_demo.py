@@ -340,7 +340,7 @@ def inspect_many(
 
     texts, good = page_texts()[language], tuple(map(Path, part.files if part else ()))
     found, failed = [], []  # (sort key, JSON, row of the table)
-    pictures: dict[str, Image.Image] = {}  # by name; of photos with one name, the last
+    pictures: dict[int, Image.Image] = {}  # by the identity of the JSON: photos of two folders may have one name
     for path in map(Path, progress(photos or ())):
         try:
             result, preview = model.inspect(Conversation(path, good))
@@ -352,12 +352,13 @@ def inspect_many(
         findings = result.findings
         picture = overlay(preview, result.map, result.threshold, findings.regions)
         picture.thumbnail((SIDE, SIDE))
-        pictures[path.name] = picture
         place = _place(language, findings.regions[0]) if findings.regions else ""
         percents = [round(100 * share, 1) for share in (findings.probability, findings.total_area)]
         row = [_thumbnail(picture), path.name, texts[findings.status], percents[0], findings.number, place, percents[1]]
         scores = {"score": result.score, "score_threshold": result.score_threshold}
-        found.append(((result.probability, result.score), {"photo": path.name, **findings.to_dict(), **scores}, row))
+        record = {"photo": path.name, **findings.to_dict(), **scores}
+        pictures[id(record)] = picture
+        found.append(((result.probability, result.score), record, row))
     found.sort(key=lambda each: each[0], reverse=True)
     _, records, rows = zip(*found, *failed, strict=True) if found or failed else ((), (), ())
     counts = Counter(each.get("status") for each in records)
@@ -369,7 +370,7 @@ def inspect_many(
             csv.writer(file).writerows(row[1:] for row in [headers, *rows])
         Path(names[1]).write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
         settings = {"class_name": part.name, "references": str(part.references)} if part else {}
-        page = report_html(records, lambda record: pictures.get(record["photo"]), settings, language)
+        page = report_html(records, lambda record: pictures.get(id(record)), settings, language)
         Path(names[2]).write_text(page, encoding="utf-8")
         table = gr.update(value={"headers": headers, "data": list(rows)}, visible=True)
         yield f"<p>{line}</p>", table, gr.update(value=names, visible=True)
