@@ -282,6 +282,17 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
         assert [each["photo"] for each in json.loads(Path(records).read_text())] == [row[1] for row in shown]
 
 
+def test_photos_of_one_name_have_their_own_pictures_in_the_report(tmp_path: Path) -> None:
+    paths = []
+    for name, grey in (("a", 40), ("b", 200)):
+        (tmp_path / name).mkdir()
+        paths.append(str(tmp_path / name / "0.png"))
+        Image.new("RGB", (40, 30), (grey, grey, grey)).save(paths[-1])
+    for _, _, files in inspect_many(SharedModel(FakePredictor), "en", paths, None):  # type: ignore[arg-type]
+        page = Path(files["value"][2]).read_text(encoding="utf-8")
+        assert len(set(re.findall(r'src="(data:[^"]+)"', page))) == 2
+
+
 def test_markup_in_a_name_stays_text(photos: list[str]) -> None:
     assert "<script>" not in part_html("en", Part("<script>", (), 1, None))
 
