@@ -5,12 +5,13 @@ Without a path, it looks at all that an experiment needs. Exit code 0: nothing i
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from anomalygpt.config.load import PRETRAINED, home, load_config, resolve
+from anomalygpt.config.load import PRETRAINED, home, load_config, names, resolve
 from anomalygpt.errors import user_errors
 from anomalygpt.files import read_yaml
 
@@ -24,13 +25,17 @@ WIDTHS = {"7b": 4096, "13b": 5120}
 
 
 class Place(NamedTuple):
-    """A setting that names a weight: the kinds that may be there, the best one first, their parts and width."""
+    """A setting that names a weight: the kinds that may be there, the best one first, their parts and width.
+
+    ``fault`` says of a readable file why it is not the one; empty where it is.
+    """
 
     setting: str
     path: Path
     kinds: tuple[str, ...]
     parts: tuple[str, ...] = ()
     width: int = 0
+    fault: Callable[[Path], str] = lambda path: ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,16 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def needed(config: "ExperimentConfig") -> list[Place]:
     """The places of all weights that an experiment reads."""
-    kind = "imagebind" if config.encoder.name == "imagebind_huge" else "vit"
-    places = [Place("encoder.weights", resolve(config.encoder.weights), (kind,))]
+    from anomalygpt.model.build import encoder_fault, is_hub_name, local_llm
+
+    kind = {"dinov2": "vit"}.get(config.encoder.kind, config.encoder.kind)
+    # Of timm's many models the names alone say what they are.
+    kinds = (kind, "vit", "unknown") if kind == "timm" else (kind,)
+    fault = partial(encoder_fault, config.encoder)
+    places = [Place("encoder.weights", resolve(config.encoder.weights), kinds, fault=fault)]
     width = 0
     if config.llm and config.llm.weights:
-        folder = resolve(config.llm.weights)
+        folder = local_llm(config.llm.weights)
         width = WIDTHS.get(folder.name.removesuffix("_v0"), 0)
-        places.append(Place("llm.weights", folder, ("vicuna_v0", UNPROVEN) if width else LANGUAGE_MODELS, width=width))
+        first = ("hub_model",) if is_hub_name(config.llm.weights) else ()
+        kinds = ("vicuna_v0", UNPROVEN) if width else (*first, *LANGUAGE_MODELS)
+        places.append(Place("llm.weights", folder, kinds, width=width))
     for delta in config.deltas:
-        kind = "anomalygpt" if "image_decoder" in delta.parts else "pandagpt"
-        places.append(Place("deltas", resolve(delta.path), (kind,), delta.parts, width))
+        maps = not {"image_decoder", "prompt_learner", "states"}.isdisjoint(delta.parts)
+        kinds = ("anomalygpt",) if maps else ("pandagpt", "anomalygpt", "lora")
+        places.append(Place("deltas", resolve(delta.path), kinds, delta.parts, width))
     return places
 
 
@@ -86,13 +99,16 @@ def examine(path: Path, place: Place | None) -> dict[str, Any]:
             misfit = f"{place.setting} needs {', '.join(absent)} here, too"
         elif found.kind == UNPROVEN and place.width:
             status = "unsure"
-    if misfit or found.kind in ("unknown", "vicuna_delta"):
+        misfit = misfit or place.fault(path)
+    if misfit or (found.kind in ("unknown", "vicuna_delta") and not (place and found.kind in place.kinds)):
         status = "wrong"
     kind = place.kinds[0] if place else found.kind.replace("vicuna_delta", "vicuna_v0")
     width = (place.width if place else 0) or found.width
     size = next((name for name, wide in WIDTHS.items() if wide == width), "7b")
     target = place.path if place else resolve(PRETRAINED) / "vicuna_ckpt" / f"{size}_v0"
     variant = target.parent.name if target.parent.name.startswith("train_") else "train_supervised"
+    trained = resolve("runs") in target.parents and target.parent.name in names()
+    kind = "run" if trained else target.parent.name if target.parent.name in table else kind
     entry = table.get(f"{kind}_{size}") or table.get(kind) or {"do": ""}
     advice = "" if status == "ok" else entry["do"].format(size=size, variant=variant, path=target)
     shown = path.relative_to(home()) if path.is_relative_to(home()) else path

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from anomalygpt.model.chat import TemplateTokenizer
 from anomalygpt.model.checkpoint import (
     PARTS,
     CheckpointError,
+    Shape,
     absent_file,
+    check_names,
     delta_shapes,
     file_shapes,
     load_delta,
     load_module,
     part_of,
+    shapes_of,
 )
 from anomalygpt.model.encoder import ImageSpec, TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
@@ -31,7 +34,7 @@ from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
-from anomalygpt.weights.fetch import ensure, hub_folder
+from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder
 from anomalygpt.weights.sources import load_sources
 
 logger = logging.getLogger(__name__)
@@ -61,8 +64,21 @@ def choose_device(name: str = "auto") -> torch.device:
 def missing_weights(config: ExperimentConfig) -> list[Path]:
     """The weight files and folders of an experiment that are absent and can't be downloaded."""
     paths = [config.encoder.weights, *(delta.path for delta in _needed(config, config.own_llm is not None))]
-    paths += [config.llm.weights] if config.llm and config.llm.weights else []
+    paths += [config.llm.weights] if config.llm and config.llm.weights and not is_hub_name(config.llm.weights) else []
     return [path for path in map(resolve, paths) if not path.exists() and fetchable(path) is None]
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether ``llm.weights`` is the name of a model on the Hugging Face hub, ``owner/name``, and no folder here."""
+    return bool(HUB_NAME.fullmatch(path)) and not resolve(path).parent.exists()
+
+
+def local_llm(path: str) -> Path:
+    """The folder of ``llm.weights`` as it is now, there or not: a model of the hub is looked for in the hub's cache."""
+    if is_hub_name(path):
+        with suppress(WeightsUnavailable):
+            return hub_folder(path, offline=True)
+    return resolve(path)
 
 
 def _needed(config: ExperimentConfig, with_llm: bool) -> list[DeltaConfig]:
@@ -136,6 +152,32 @@ def image_spec(config: EncoderConfig) -> ImageSpec:
 
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen image encoder with its weights; on ``meta`` without them."""
+    encoder, tower, skipped, advice = _encoder_without_weights(config, device)
+    if device != META:
+        file = available(config.weights, "encoder.weights")
+        load_module(tower, file, device, dtype, skipped or _heads(config, file), advice)
+        encoder.to(device, dtype)
+    return encoder.requires_grad_(False).eval()
+
+
+def encoder_fault(config: EncoderConfig, file: Path) -> str:
+    """Why a readable weight file is not this encoder's; empty where every name and shape is the same."""
+    _, tower, skipped, _ = _encoder_without_weights(config, META)
+    try:
+        check_names(shapes_of(tower.state_dict()) | (skipped or _heads(config, file)), file_shapes(file), file)
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{file}: ")
+    return ""
+
+
+def _heads(config: EncoderConfig, file: Path) -> dict[str, Shape]:
+    """The classifier's tensors, which files of timm have beside the encoder's."""
+    shapes = file_shapes(file) if config.kind == "timm" else {}
+    return {name: shape for name, shape in shapes.items() if name.startswith("head.")}
+
+
+def _encoder_without_weights(config: EncoderConfig, device: torch.device) -> tuple[Any, nn.Module, dict[str, Shape], str]:
+    """The encoder, its module that a file fills, what is skipped in that file, and advice where the file is wrong."""
     encoder: Any
     # Only these two have no buffers outside of their files, which would stay without values.
     with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
@@ -144,31 +186,22 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
             from anomalygpt.model.imagebind.names import skipped_shapes
 
             encoder = ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
-            tower, skipped = encoder, skipped_shapes()
             advice = "Get the complete imagebind_huge.pth (4.5 GB) as pretrained_ckpt/README.md says."
-        elif config.kind == "open_clip":
+            return encoder, encoder, skipped_shapes(), advice
+        if config.kind == "open_clip":
             from anomalygpt.model.open_clip_encoder import OpenClip
 
             encoder = OpenClip(config.name, config.image_size, config.taps, config.windows)
-            tower, skipped, advice = encoder.clip, {}, ""
-        elif config.kind == "timm":
+            return encoder, encoder.clip, {}, ""
+        if config.kind == "timm":
             from anomalygpt.model.timm_encoder import TimmEncoder
 
             encoder = TimmEncoder(config.name, config.image_size, config.taps)
-            tower, skipped, advice = encoder.vit, {}, ""
-        else:
-            from anomalygpt.model.dinov2 import Dinov2
+            return encoder, encoder.vit, {}, ""
+        from anomalygpt.model.dinov2 import Dinov2
 
-            encoder = Dinov2(config.image_size, config.taps)
-            tower, skipped = encoder.vit, {}
-            advice = "Delete it and run `python fetch_weights.py` to fetch it again."
-    if device != META:
-        file = available(config.weights, "encoder.weights")
-        if config.kind == "timm":
-            skipped = {name: shape for name, shape in file_shapes(file).items() if name.startswith("head.")}
-        load_module(tower, file, device, dtype, skipped, advice)
-        encoder.to(device, dtype)
-    return encoder.requires_grad_(False).eval()
+        encoder = Dinov2(config.image_size, config.taps)
+        return encoder, encoder.vit, {}, "Delete it and run `python fetch_weights.py` to fetch it again."
 
 
 def _exported(config: EncoderConfig, encoder: Any) -> Any:
@@ -184,7 +217,7 @@ def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype:
     if device == META:
         from transformers import AutoModelForCausalLM
 
-        llm_config, _ = planned_config(resolve(config.weights))
+        llm_config, _ = planned_config(local_llm(config.weights))
         if llm_config is None:
             return {}
         llm = AutoModelForCausalLM.from_config(llm_config)
@@ -227,7 +260,7 @@ def available(path: str, setting: str) -> Path:
     full = resolve(path)
     if not full.exists():
         name = fetchable(full)
-        if name is None and setting == "llm.weights" and HUB_NAME.fullmatch(path) and not full.parent.exists():
+        if name is None and setting == "llm.weights" and is_hub_name(path):
             return hub_folder(path)
         if name is None:
             raise absent_file(full, nor(path), setting, home(), names())

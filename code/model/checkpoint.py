@@ -246,6 +246,8 @@ def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
         if rows or layers:
             what = f"a language model {width} wide with {rows} tokens" if rows else "a shard of a language model"
             return kind, f"{what} and {len(layers)} layers in this file", width
+    if "visual.class_embedding" in shapes:
+        return "open_clip", "a CLIP model in open_clip's layout", 0
     return ("vit", "a Vision Transformer of timm", 0) if {"cls_token", "pos_embed"} <= shapes.keys() else None
 
 

@@ -13,7 +13,7 @@ from anomalygpt.datasets.build import build_findings, build_instructions, build_
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.build import MAP_PARTS, META, build_model, image_spec, trainable_parts
+from anomalygpt.model.build import MAP_PARTS, META, build_model, image_spec, local_llm, trainable_parts
 from anomalygpt.model.llm import planned_config
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
@@ -53,8 +53,8 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
     lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, model, processes)]
     llm = config.llm if settings.answers else None
     weights = [config.encoder.weights, *(delta.path for delta in config.deltas), *([llm.weights] if llm else [])]
-    absent = [f"{path}: not there yet" for path in weights if not resolve(path).exists()]
-    if llm and (assumed := planned_config(resolve(llm.weights))[1]):
+    absent = [f"{path}: not there yet" for path in weights if not local_llm(path).exists()]
+    if llm and (assumed := planned_config(local_llm(llm.weights))[1]):
         absent.append(assumed)
     if absent := absent + absent_data:
         lines += ["", "not known here", *(f"  {line}" for line in absent)]

@@ -136,8 +136,8 @@ def _fetch_from_hub(source: HubSource, folder: Path) -> str:
     return f"{source.hub}@{revision}"
 
 
-def hub_folder(repository: str) -> Path:
-    """A model of the Hugging Face hub, ``owner/name``, in the hub's cache; downloaded where it is not there.
+def hub_folder(repository: str, *, offline: bool = False) -> Path:
+    """A model of the Hugging Face hub, ``owner/name``, in the hub's cache; downloaded unless it is there or ``offline``.
 
     Raises:
         WeightsUnavailable: there is no such model, or it can't be had now.
@@ -147,7 +147,8 @@ def hub_folder(repository: str) -> Path:
     others = ["*.json", "*.model", "*.jinja", "*.txt"]
     try:
         for weights in ("*.safetensors", "*.bin"):
-            folder = Path(snapshot_download(repository, allow_patterns=[*others, weights], ignore_patterns="*/*"))
+            which: Any = {"allow_patterns": [*others, weights], "ignore_patterns": "*/*", "local_files_only": offline}
+            folder = Path(snapshot_download(repository, **which))
             if any(folder.glob(weights)):
                 break
     except Exception as error:  # the client passes on the errors of its HTTP library, which differs between versions

@@ -6,7 +6,9 @@ import random
 import resource
 from pathlib import Path
 
+import open_clip
 import pytest
+import timm
 import torch
 
 from anomalygpt.check_weights import main
@@ -69,6 +71,54 @@ def test_a_path_is_compared_with_its_place_and_others_are_only_named(home: Path,
     assert (code, result["status"]) == (1, "wrong") and "prepare_vicuna.py" in result["advice"]
     assert main([str(raw), str(delta)]) == 1
     assert capsys.readouterr().out.count(" -> python prepare_vicuna.py") == 2
+
+
+TINY_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def write_clip(folder: Path, layers: int) -> Path:
+    """A small model that open_clip then knows by the name ``checked-clip``, and a file with so many layers."""
+    (folder / "checked-clip.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(folder)
+    vision = TINY_CLIP["vision_cfg"] | {"layers": layers}
+    clip = open_clip.CLIP(24, vision, TINY_CLIP["text_cfg"])
+    tensors = {name: value.contiguous() for name, value in clip.state_dict().items()}
+    return saved(tensors, "open_clip_model.safetensors")(folder)
+
+
+def test_the_encoder_is_the_one_that_the_config_names(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, [missing] = checked(capsys, "--config", "winclip")
+    assert (code, missing["status"]) == (1, "missing") and "open_clip_model.safetensors" in missing["advice"]
+    settings = "{kind: open_clip, name: checked-clip, image_size: 32, windows: [2], weights: open_clip_model.safetensors}"
+    options = ("--config", "winclip", "--set", f"encoder={settings}")
+    write_clip(home, layers=4)
+    code, [result] = checked(capsys, *options)
+    assert (code, result["status"], result["kind"]) == (0, "ok", "open_clip"), result
+    write_clip(home, layers=5)
+    code, [result] = checked(capsys, *options)
+    assert (code, result["status"]) == (1, "wrong") and "12 unexpected" in result["fault"], result
+    vit = timm.create_model("test_vit", pretrained=False).state_dict()
+    file = saved(vit, "model.safetensors")(home)
+    for name, status in (("test_vit", "ok"), ("test_vit2", "wrong")):
+        encoder = f"encoder={{kind: timm, name: {name}, image_size: 64, weights: model.safetensors}}"
+        _, [result, *_] = checked(capsys, str(file), "--config", "train_backbone", "--set", encoder)
+        assert result["status"] == status, result
+
+
+def test_deltas_of_earlier_runs_and_models_of_the_hub_have_their_own_advice(home: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "cache"))
+    code, results = checked(capsys, "--config", "train_compact_2_answer", "--set", "llm.weights=Qwen/Qwen2.5-0.5B")
+    _, llm, shipped, run = results
+    assert code == 1 and llm["path"] == "Qwen/Qwen2.5-0.5B" and "hf download" in llm["advice"]
+    assert "git checkout -- " in shipped["advice"]
+    assert run["advice"].endswith("python train.py --config train_compact_1_map"), run
+    saved(anomalygpt, "runs/train_compact_1_map/model.safetensors")(home)
+    _, [*_, run] = checked(capsys, "--config", "train_compact_2_answer")
+    assert run["status"] == "wrong" and "deltas needs states here, too" in run["fault"], run
 
 
 def test_at_load_a_delta_is_refused_and_what_is_not_version_0_is_warned_about(tmp_path: Path, capsys) -> None:
