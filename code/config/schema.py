@@ -76,9 +76,12 @@ class LlmConfig(Settings):
         timeout: seconds without a word from the endpoint after which it is given up.
         chat: how turns are marked for a model that is trained here: as in the paper (``vicuna``), or by the chat
             ``template`` and stop tokens of the model's folder.
+        precision: of its own, frozen weights: ``full`` is the experiment's, ``8bit`` and ``4bit`` (NF4) are
+            bitsandbytes'. ``auto``: on a GPU whose free memory is too small, 8 or 4 bit for inference; else ``full``.
     """
 
     weights: str = "pretrained_ckpt/vicuna_ckpt/7b_v0"
+    precision: Literal["auto", "full", "8bit", "4bit"] = "auto"
     endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
     model: str | None = None
     attach_images: bool = False
@@ -295,6 +298,8 @@ class ExperimentConfig(Settings):
     def _parts_exist(self) -> "ExperimentConfig":
         if self.encoder.kind in ("imagebind", "open_clip") and "states" in self.training.trainable:
             raise ValueError("training.trainable: 'states' are for encoders without a text tower; this one has it")
+        if self.llm and self.llm.precision in ("8bit", "4bit") and self.training.zero_stage == 3:
+            raise ValueError(f"llm.precision {self.llm.precision}: ZeRO stage 3 can't divide it; expected stage 0 to 2")
         if self.data.findings and {"image_decoder", "states"} & set(self.training.trainable):
             raise ValueError("training.trainable: data.findings has no photos to train image_decoder or states on")
         return self

@@ -68,7 +68,7 @@ class Predictor:
     @classmethod
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
         """Builds an experiment's model and a predictor around it; without a language model if not ``with_llm``."""
-        model = build_model(config, choose_device(device), with_llm=with_llm, merge_lora=True)
+        model = build_model(config, choose_device(device), with_llm=with_llm, inference=True)
         other = build_chat_model(config, model.encoder) if with_llm else None
         return cls(model, config.inference, config.llm.generation if config.llm else None, other)
 

@@ -98,7 +98,7 @@ def installed_config() -> str:
 
 
 def build_model(
-    config: ExperimentConfig, device: torch.device | None = None, *, with_llm: bool = True, merge_lora: bool = False
+    config: ExperimentConfig, device: torch.device | None = None, *, with_llm: bool = True, inference: bool = False
 ) -> AnomalyGPT:
     """Builds every part, loads its weights, and joins them, in evaluation mode.
 
@@ -106,7 +106,8 @@ def build_model(
         device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
             needed; a language model of unknown size (see :func:`planned_config`) is left out.
         with_llm: False leaves the language model out; the model then only computes maps.
-        merge_lora: for inference only, see ``merge_lora_weights``.
+        inference: whether nothing will be trained: LoRA is merged, see ``merge_lora_weights``; on a GPU the text tower
+            leaves it while its features are cached, and ``llm.precision: auto`` goes by the free memory.
 
     Raises:
         CheckpointError: a file is missing, damaged or another model's.
@@ -124,8 +125,9 @@ def build_model(
     with META if device == META else nullcontext():
         decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps), identity=spec.joint_taps).to(device)
         has_text = isinstance(encoder, TextImageEncoder)
-        states = PromptEnsemble(encoder) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
-        answering = _build_llm(llm, spec.embed_width, device, dtype) if llm else {}
+        offload = inference and device.type == "cuda"
+        states = PromptEnsemble(encoder, offload) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
+        answering = _build_llm(llm, spec.embed_width, device, dtype, inference) if llm else {}
         if device != META and config.encoder.backend != "torch":
             encoder = _exported(config.encoder, encoder)
         model = AnomalyGPT(encoder, states, decoder, **answering)
@@ -140,7 +142,7 @@ def build_model(
     untrained = [part for part in PARTS if part not in [*loaded, *works_untrained] and delta_shapes(model, [part])]
     if untrained:
         logger.warning("no file in `deltas` holds %s: initialised at random", ", ".join(untrained))
-    if model.has_llm and merge_lora:
+    if model.has_llm and inference:
         merge_lora_weights(model.llama_model)
     return model.eval()
 
@@ -176,7 +178,9 @@ def _heads(config: EncoderConfig, file: Path) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if name.startswith("head.")}
 
 
-def _encoder_without_weights(config: EncoderConfig, device: torch.device) -> tuple[Any, nn.Module, dict[str, Shape], str]:
+def _encoder_without_weights(
+    config: EncoderConfig, device: torch.device
+) -> tuple[Any, nn.Module, dict[str, Shape], str]:
     """The encoder, its module that a file fills, what is skipped in that file, and advice where the file is wrong."""
     encoder: Any
     # Only these two have no buffers outside of their files, which would stay without values.
@@ -211,7 +215,9 @@ def _exported(config: EncoderConfig, encoder: Any) -> Any:
     return ExportedEncoder(encoder, config.backend, folder, resolve(config.graph) if config.graph else None)
 
 
-def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _build_llm(
+    config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype, inference: bool = False
+) -> dict[str, Any]:
     """The language model, its tokeniser and the layers before it, as keyword arguments of :class:`AnomalyGPT`."""
     tokenizer: Tokenizer | None = None
     if device == META:
@@ -224,7 +230,8 @@ def _build_llm(config: LlmConfig, embed_width: int, device: torch.device, dtype:
     else:
         folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
-        llm = load_llm(folder, dtype, device)
+        precision = "full" if config.precision == "auto" and not inference else config.precision
+        llm = load_llm(folder, dtype, device, precision)
         rows = llm.get_input_embeddings().num_embeddings
         if rows < tokenizer.size:
             what = f"{rows} tokens in the weights, {tokenizer.size} in the tokeniser's files"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
 
@@ -76,7 +76,9 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class TextImageEncoder(Encoder, Protocol):
-    """An encoder with a text tower in the same joint space."""
+    """An encoder with a text tower in the same joint space; ``text_tower`` are its modules, which photos don't need."""
+
+    text_tower: nn.Module
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Sentences -> (B, D)."""

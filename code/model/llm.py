@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from anomalygpt.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+GIB = 2**30
+PRECISIONS = ("full", "8bit", "4bit")
+BITSANDBYTES = "Install it with: pip install 'bitsandbytes>=0.50'"
+WORKSPACE = (
+    5 * GIB // 4
+)  # beside the language model's weights: LoRA and prompt learner in fp32, 1000 tokens' keys, values
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a number, its share of the scales included
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 # LLaMA's published sizes (Touvron et al., 2023, table 2), which Vicuna shares, by the prefix of a folder's name.
@@ -26,8 +34,10 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def load_llm(folder: Path, dtype: torch.dtype, device: torch.device, precision: str = "full") -> Any:
     """Reads a causal LM's folder (config.json with sharded or single .safetensors / .bin) directly into ``dtype``.
+
+    Its linear layers are in 8 or 4 bit where ``precision`` says so, see :class:`LlmConfig`.
 
     Names and shapes are compared before any weights are copied. A folder called ``…_v0`` that does not hold Vicuna
     version 0 is loaded with a warning.
@@ -55,15 +65,69 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         logger.info("%s: vocab_size %d in config.json, %d in the weights", folder, config.vocab_size, rows)
         config.vocab_size = rows
     with torch.device("meta"):
-        expected = shapes_of(AutoModelForCausalLM.from_config(config).state_dict())
+        planned = AutoModelForCausalLM.from_config(config)
+    expected = shapes_of(planned.state_dict())
     ignore = ["rotary_emb.inv_freq"]  # in older files
     if config.tie_word_embeddings:  # the output layer is the embedding: a file may hold it again or not
         expected.pop(OUTPUT, None)
         ignore.append(OUTPUT)
     check_names(expected, found, folder, ignore=ignore)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, device_map={"": device}, local_files_only=True
-    )
+    if precision == "auto":
+        free = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            free = torch.cuda.mem_get_info(device)[0]
+        precision = fitting_precision(planned, dtype, free)
+    placed = {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantization(precision, dtype)}
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
+
+
+def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
+    """Bytes of a language model's own parameters, LoRA's apart; also of one on ``meta``.
+
+    Args:
+        precision: in ``8bit`` and ``4bit`` all linear layers but the output are quantized: to a byte a number and four
+            a row, or by NF4 to half a byte a number, one per 64 numbers, and four per 256 of these blocks.
+        width: bytes of a number that is not quantized.
+    """
+    own = [module for name, module in llm.named_modules() if "lora_" not in name]
+    total = sum({id(p): p.numel() for module in own for p in module.parameters(recurse=False)}.values())
+    head = llm.get_output_embeddings()  # type: ignore[operator]
+    layers = [module for module in own if isinstance(module, nn.Linear) and module is not head]
+    linear = sum(layer.weight.numel() for layer in layers)
+    small = {"8bit": linear + 4 * sum(layer.out_features for layer in layers), "4bit": round(linear * NF4_BYTES)}
+    return width * (total - linear) + small.get(precision, width * linear)
+
+
+def fitting_precision(llm: nn.Module, dtype: torch.dtype, free: int | None) -> str:
+    """The first of ``full``, ``8bit`` and ``4bit`` that fits so many free bytes; ``full`` without a number of them.
+
+    Raises:
+        UserError: 8 or 4 bit are needed, and bitsandbytes is not installed.
+    """
+    sizes = {each: weight_bytes(llm, each, dtype.itemsize) for each in PRECISIONS}
+    if free is None or sizes["full"] + WORKSPACE <= free:
+        return "full"
+    lack = f"{free / GIB:.1f} GiB of the GPU's memory are free, and the language model takes {sizes['full'] / GIB:.1f}"
+    if not find_spec("bitsandbytes"):
+        raise UserError(f"{lack}. {BITSANDBYTES} for 8 or 4 bit, or choose the device cpu, or maps without answers")
+    precision = "8bit" if sizes["8bit"] + WORKSPACE <= free else "4bit"
+    logger.warning("%s: in %s it is %.1f (llm.precision)", lack, precision, sizes[precision] / GIB)
+    return precision
+
+
+def _quantization(precision: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if precision == "full":
+        return None
+    if not find_spec("bitsandbytes"):
+        raise UserError(f"llm.precision {precision}: bitsandbytes is not installed. {BITSANDBYTES}")
+    if precision == "8bit":
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # of each input that is not fp16
+        return BitsAndBytesConfig(load_in_8bit=True)
+    nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
 
 
 def _read_config(folder: Path) -> Any:
@@ -135,11 +199,11 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
 def merge_lora_weights(llm: Any) -> None:
     """Merges each adapter into its base weights: the same answers, faster; LoRA can't be trained afterwards.
 
-    Adapters stay separate in half precision, which would round much of their small changes away, and where one is on an
-    output layer that shares its weights with the embedding.
+    Adapters stay separate in lower precision, which would round much of their small changes away, and where one is on
+    an output layer that shares its weights with the embedding.
     """
     shared = llm.config.tie_word_embeddings and hasattr(llm.get_output_embeddings(), "lora_A")
-    if llm.dtype == torch.float32 and not shared:
+    if llm.dtype == torch.float32 and not shared and not getattr(llm, "is_quantized", False):
         llm.merge_adapter()
 
 

@@ -58,6 +58,11 @@ class OpenClip(nn.Module):
             joint_taps=bool(windows),
         )
 
+    @property
+    def text_tower(self) -> nn.Module:
+        """The modules that only sentences need."""
+        return nn.ModuleList([self.clip.token_embedding, self.clip.transformer, self.clip.ln_final])
+
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, S, S) -> taps of (B, P * P, width) and a unit embedding (B, D)."""
         tower: Any = self.clip.visual

@@ -29,24 +29,36 @@ def sentences(class_name: str, states: Sequence[str]) -> list[str]:
 
 
 class PromptEnsemble:
-    """The text features of a class from a text tower; each class is encoded once and cached."""
+    """The text features of a class from a text tower; each class is encoded once and cached.
 
-    def __init__(self, encoder: TextImageEncoder) -> None:
-        self.encoder = encoder
+    Args:
+        offload: keeps the text tower on the CPU; it is on the encoder's device only while a new class is encoded.
+    """
+
+    def __init__(self, encoder: TextImageEncoder, offload: bool = False) -> None:
+        self.encoder, self.offload = encoder, offload
         self._cache: dict[str, Tensor] = {}
+        if offload:
+            encoder.text_tower.to("cpu")
 
     @torch.no_grad()
     def __call__(self, class_names: Sequence[str]) -> Tensor:
         """B class names -> (B, 2, D) float32 of unit length: [normal, abnormal]."""
-        for name in class_names:
-            if name not in self._cache:
-                normal, abnormal = sentences(name, NORMAL_STATES), sentences(name, ABNORMAL_STATES)
-                # The cache is used by later calls too, so it must not hold inference tensors.
-                with torch.inference_mode(False), torch.no_grad():
-                    embedded = self.encoder.encode_text(normal + abnormal).float()
-                    means = [embedded[: len(normal)].mean(dim=0), embedded[len(normal) :].mean(dim=0)]
-                    self._cache[name] = F.normalize(torch.stack(means), dim=-1)
+        if new := [name for name in dict.fromkeys(class_names) if name not in self._cache]:
+            # The cache is used by later calls too, so it must not hold inference tensors.
+            with torch.inference_mode(False), torch.no_grad():
+                if self.offload:
+                    self.encoder.text_tower.to(next(self.encoder.parameters()).device)
+                self._cache |= {name: self._encode(name) for name in new}
+                if self.offload:
+                    self.encoder.text_tower.to("cpu")
         return torch.stack([self._cache[name] for name in class_names])
+
+    def _encode(self, class_name: str) -> Tensor:
+        normal, abnormal = sentences(class_name, NORMAL_STATES), sentences(class_name, ABNORMAL_STATES)
+        embedded = self.encoder.encode_text(normal + abnormal).float()
+        means = [embedded[: len(normal)].mean(dim=0), embedded[len(normal) :].mean(dim=0)]
+        return F.normalize(torch.stack(means), dim=-1)
 
 
 class LearnedTextFeatures(nn.Module):

@@ -14,7 +14,7 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import MAP_PARTS, META, build_model, image_spec, local_llm, trainable_parts
-from anomalygpt.model.llm import planned_config
+from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 
@@ -141,6 +141,46 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     if config.training.precision != "fp16":
         _, on_cpu = estimate_memory(config, model, processes, on_cpu=True)
         yield f"  on a CPU instead, each process: {_sizes(on_cpu)}"
+    if model.has_llm:
+        yield from _by_precision(config, model, processes)
+
+
+def _by_precision(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iterator[str]:
+    """A GPU's memory by ``llm.precision``, for the language model alone, for this training and for the demo."""
+    rows: dict[str, list[int]] = {}
+    for precision in PRECISIONS:
+        changed = with_precision(config, precision)
+        demo, (training, _) = demo_memory(changed, model), estimate_memory(changed, model, processes)
+        sizes = {"the language model": demo["language model"], "this training, each GPU": sum(training.values())}
+        for name, size in (sizes | {"the demo, one GPU": sum(demo.values())}).items():
+            rows.setdefault(name, []).append(size)
+    yield f"  {'GiB of a GPU by llm.precision':<30} " + "".join(f"{precision:>8}" for precision in PRECISIONS)
+    for name, numbers in rows.items():
+        yield f"    {name:<28} " + "".join(f"{size / GIB:8.1f}" for size in numbers)
+    yield f"  the demo at 4bit: {_sizes(demo_memory(with_precision(config, '4bit'), model))}"
+
+
+def with_precision(config: ExperimentConfig, precision: str) -> ExperimentConfig:
+    """The same experiment with its language model in another precision."""
+    return config.model_copy(update={"llm": config.llm and config.llm.model_copy(update={"precision": precision})})
+
+
+def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
+    """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
+    llm, width = model.llama_model, BYTES["fp16" if config.precision == "auto" else config.precision]
+    text = getattr(model.encoder, "text_tower", nn.Module())
+    language_model = weight_bytes(llm, config.llm.precision, width)
+    lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
+    parts = _count(p for name, p in model.named_parameters() if not name.startswith(("encoder.", "llama_model.")))
+    numbers = 2 * llm.config.num_hidden_layers * _key_width(llm.config) * (config.llm.max_target_tokens + FRAME_TOKENS)
+    return {
+        "language model": language_model,
+        "encoder": (_count(model.encoder.parameters()) - _count(text.parameters())) * width,
+        "trained parts and LoRA": 4 * (parts + lora),
+        # By turns: a class's sentences are encoded before an answer begins.
+        "keys and values, or the text tower": width * max(numbers, _count(text.parameters())),
+        "CUDA": CUDA_BYTES // 2,  # one process, without exchange of gradients
+    }
 
 
 def _sizes(by_use: dict[str, int]) -> str:
@@ -169,7 +209,11 @@ def estimate_memory(
     frozen = _count(p for p in model.parameters() if not p.requires_grad)
     # Every parameter once: in the engine's half precision, or in fp32 with the frozen ones as they were loaded.
     loaded = ("fp32" if on_cpu else "fp16") if config.precision == "auto" else config.precision
-    weights = frozen * (BYTES[loaded] if settings.precision == "fp32" else width) + trained * width
+    each = BYTES[loaded] if settings.precision == "fp32" else width
+    weights = frozen * each + trained * width
+    if model.has_llm and config.llm:
+        weights += weight_bytes(model.llama_model, config.llm.precision, each)
+        weights -= weight_bytes(model.llama_model, "full", each)
     if stage == 3:
         weights = weights // processes + round(min(1.0, LIVE_PARAMETERS / (frozen + trained)) * weights)
     # From stage 1 on with DeepSpeed's buffer for exchanging them, from stage 2 on divided among the processes.
@@ -214,8 +258,13 @@ def _llm_activations(llm: Any, conversations: int, tokens: int, width: int, chec
     numbers). The attention matrix itself is never kept. With checkpointing every layer keeps its input alone, and one
     layer at a time all of the above. Logits take four numbers in the engine's precision and three in fp32 each.
     """
-    h, f, layers, heads = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers, llm.num_attention_heads
-    h_kv = h * (getattr(llm, "num_key_value_heads", None) or heads) // heads
+    h, f, layers, h_kv = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers, _key_width(llm)
     layer = 20 * h + width * (6 * h + 2 * h_kv + 3 * f)
     kept = layers * width * h + layer if checkpointing else layers * layer
     return conversations * ((tokens + FRAME_TOKENS) * kept + tokens * llm.vocab_size * (4 * width + 12))
+
+
+def _key_width(llm: Any) -> int:
+    """Numbers of a token's key in one layer, as many as of its value."""
+    heads = llm.num_attention_heads
+    return llm.hidden_size * (getattr(llm, "num_key_value_heads", None) or heads) // heads

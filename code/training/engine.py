@@ -25,6 +25,7 @@ def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
             "training.gradient_checkpointing=true": not settings.gradient_checkpointing,
             "training.micro_batch_size=1": settings.micro_batch_size > 1,
             "training.zero_stage=2": settings.zero_stage == 0,
+            "llm.precision=4bit": settings.zero_stage < 3,
             "training.offload_optimizer=true": not settings.offload_optimizer,
             "a smaller llm.max_target_tokens": True,
             "training.zero_stage=3 on several GPUs": settings.zero_stage < 3,

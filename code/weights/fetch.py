@@ -137,7 +137,7 @@ def _fetch_from_hub(source: HubSource, folder: Path) -> str:
 
 
 def hub_folder(repository: str, *, offline: bool = False) -> Path:
-    """A model of the Hugging Face hub, ``owner/name``, in the hub's cache; downloaded unless it is there or ``offline``.
+    """A model of the Hugging Face hub, ``owner/name``, in the hub's cache; downloaded first, unless ``offline``.
 
     Raises:
         WeightsUnavailable: there is no such model, or it can't be had now.

@@ -16,10 +16,22 @@ from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from anomalygpt.config.schema import LlmConfig
 from anomalygpt.errors import UserError
+from anomalygpt.model import llm as language_model
 from anomalygpt.model.build import _build_llm
 from anomalygpt.model.chat import END_OF_TURN
 from anomalygpt.model.checkpoint import CheckpointError
-from anomalygpt.model.llm import GenerationSettings, LoraSettings, add_lora, generate, load_llm, merge_lora_weights
+from anomalygpt.model.llm import (
+    GIB,
+    GenerationSettings,
+    LoraSettings,
+    _quantization,
+    add_lora,
+    fitting_precision,
+    generate,
+    load_llm,
+    merge_lora_weights,
+    weight_bytes,
+)
 from anomalygpt.model.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from tests.helpers import llama_config, tiny_llama
 from tests.shared_data import ROOT, WEIGHTS, needs_weights, shared
@@ -226,6 +238,46 @@ def test_lora_of_a_half_precision_model_is_float32_and_runs() -> None:
         logits = llm(inputs_embeds=torch.randn(1, 3, 32).half()).logits
     assert logits.dtype == torch.float16
     assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("precision", "off"), [("8bit", 0.03), ("4bit", 0.3)])
+def test_quantized_model_is_as_small_as_computed_and_answers_nearly_the_same(tmp_path, precision, off) -> None:
+    pytest.importorskip("bitsandbytes")
+    llama = tiny_llama(width=256, intermediate_size=512)
+    folder, ids = write_folder(tmp_path, llama, "sharded safetensors"), torch.arange(3, 9)[None]
+    llm = add_lora(load_llm(folder, torch.float32, CPU, precision), LoraSettings(rank=4)).eval()
+    base = {name: value for name, value in llm.state_dict().items() if "lora_" not in name}
+    with torch.device("meta"):
+        planned = add_lora(LlamaForCausalLM(llama.config), LoraSettings(rank=4))
+    # Each layer has a few hundred bytes of tables, too.
+    assert sum(value.nbytes for value in base.values()) == pytest.approx(weight_bytes(planned, precision, 4), rel=0.03)
+    with torch.inference_mode():
+        expected, found = llama(ids).logits, llm(ids).logits
+        assert 0 < (found - expected).norm() / expected.norm() < off
+        for name, parameter in llm.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        apart = llm(ids).logits
+        merge_lora_weights(llm)
+        assert torch.equal(llm(ids).logits, apart) and not torch.equal(apart, found), "adapters stay apart"
+
+
+def test_precision_that_fits_the_free_memory_is_chosen_and_said(caplog, monkeypatch) -> None:
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(llama_config(32000, 4096, 32, intermediate_size=11008, num_attention_heads=32))
+    sizes = {each: weight_bytes(llama, each, 2) / GIB for each in ("full", "8bit", "4bit")}
+    assert sizes == pytest.approx({"full": 12.55, "8bit": 6.53, "4bit": 3.60}, abs=0.01)
+    monkeypatch.setattr(language_model, "find_spec", lambda name: name)  # where it is not installed, too
+    for free, expected in ((None, "full"), (24, "full"), (14, "full"), (12, "8bit"), (7, "4bit")):
+        caplog.clear()
+        assert fitting_precision(llama, torch.float16, free and free * GIB) == expected
+        assert len(caplog.messages) == (expected != "full")
+        assert all(f"in {expected} it is {sizes[expected]:.1f} (llm.precision)" in line for line in caplog.messages)
+    monkeypatch.setattr(language_model, "find_spec", lambda name: None)
+    assert fitting_precision(llama, torch.float16, 24 * GIB) == "full"
+    for choose in (lambda: fitting_precision(llama, torch.float16, 8 * GIB), lambda: _quantization("4bit", torch.half)):
+        with pytest.raises(UserError, match="pip install 'bitsandbytes"):
+            choose()
 
 
 class Recite(LogitsProcessor):

@@ -53,6 +53,17 @@ def finished(experiment) -> Path:
     return folder
 
 
+def test_a_frozen_base_of_4_bit_is_trained_through(experiment):
+    pytest.importorskip("bitsandbytes")
+    folder = experiment.runs / "four_bit"
+    ok(train(experiment, f"training.output={folder}", "llm.precision=4bit", "training.optimizer.min_warmup_steps=0"))
+    assert all(0 < line["answer"] < 20 for line in numbers(folder)) and len(numbers(folder)) == 4
+    tensors = read_tensors(folder / "model.safetensors")
+    lora = [value for name, value in tensors.items() if "lora_B" in name]
+    assert lora and all(value.any() for value in lora), "they start at zero"
+    assert {part_of(name) for name in tensors} == set(PARTS)
+
+
 def test_a_run_leaves_a_delta_with_its_config_inside(finished):
     delta = finished / "model.safetensors"
     names = file_shapes(delta)

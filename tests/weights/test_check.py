@@ -93,7 +93,9 @@ def write_clip(folder: Path, layers: int) -> Path:
 def test_the_encoder_is_the_one_that_the_config_names(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, [missing] = checked(capsys, "--config", "winclip")
     assert (code, missing["status"]) == (1, "missing") and "open_clip_model.safetensors" in missing["advice"]
-    settings = "{kind: open_clip, name: checked-clip, image_size: 32, windows: [2], weights: open_clip_model.safetensors}"
+    settings = (
+        "{kind: open_clip, name: checked-clip, image_size: 32, windows: [2], weights: open_clip_model.safetensors}"
+    )
     options = ("--config", "winclip", "--set", f"encoder={settings}")
     write_clip(home, layers=4)
     code, [result] = checked(capsys, *options)

@@ -144,6 +144,12 @@ class ImageBind(nn.Module):
         self.modality_heads = nn.ModuleDict({"vision": head, "text": TextHead(size.text_width, size.joint_width)})
         self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(nn.Identity(), LogitScale())})
 
+    @property
+    def text_tower(self) -> nn.Module:
+        """The modules that only sentences need."""
+        groups = self.modality_preprocessors, self.modality_trunks, self.modality_heads, self.modality_postprocessors
+        return nn.ModuleList(group["text"] for group in groups)
+
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, 224, 224), CLIP-normalised -> taps of (B, 256, 1280) and a unit embedding (B, 1024)."""
         tokens = self.modality_preprocessors["vision"](images)
