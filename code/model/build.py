@@ -231,7 +231,7 @@ def _build_llm(
         folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
         precision = "full" if config.precision == "auto" and not inference else config.precision
-        llm = load_llm(folder, dtype, device, precision)
+        llm = load_llm(folder, dtype, device, precision, trains=not inference)
         rows = llm.get_input_embeddings().num_embeddings
         if rows < tokenizer.size:
             what = f"{rows} tokens in the weights, {tokenizer.size} in the tokeniser's files"

@@ -34,10 +34,13 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def load_llm(folder: Path, dtype: torch.dtype, device: torch.device, precision: str = "full") -> Any:
+def load_llm(
+    folder: Path, dtype: torch.dtype, device: torch.device, precision: str = "full", *, trains: bool = False
+) -> Any:
     """Reads a causal LM's folder (config.json with sharded or single .safetensors / .bin) directly into ``dtype``.
 
-    Its linear layers are in 8 or 4 bit where ``precision`` says so, see :class:`LlmConfig`.
+    Its linear layers are in 8 or 4 bit where ``precision`` says so, see :class:`LlmConfig`. ``trains``: gradients will
+    go through it.
 
     Names and shapes are compared before any weights are copied. A folder called ``…_v0`` that does not hold Vicuna
     version 0 is loaded with a warning.
@@ -79,7 +82,11 @@ def load_llm(folder: Path, dtype: torch.dtype, device: torch.device, precision: 
             free = torch.cuda.mem_get_info(device)[0]
         precision = fitting_precision(planned, dtype, free)
     placed = {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantization(precision, dtype)}
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
+    llm = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
+    for module in llm.modules() if trains and precision == "4bit" else ():
+        # On a CPU, bitsandbytes packs the weights anew when it evaluates, and gives wrong gradients from then on.
+        module.support_avx512bf16_for_cpu = False
+    return llm
 
 
 def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:

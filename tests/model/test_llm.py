@@ -262,6 +262,29 @@ def test_quantized_model_is_as_small_as_computed_and_answers_nearly_the_same(tmp
         assert torch.equal(llm(ids).logits, apart) and not torch.equal(apart, found), "adapters stay apart"
 
 
+def test_gradients_through_a_4_bit_base_are_those_of_its_weights_also_after_evaluation(tmp_path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    llama = tiny_llama(width=64, intermediate_size=128)
+    folder = write_folder(tmp_path, llama, "single safetensors")
+    llm = load_llm(folder, torch.float32, CPU, "4bit", trains=True)
+    for name, module in llm.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            dense = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            llama.get_submodule(name).weight.data = dense.detach().clone()
+    embeds = torch.randn(1, 5, 64)
+
+    def gradient(model: Any) -> Tensor:
+        given = embeds.clone().requires_grad_()
+        model.train()(inputs_embeds=given).logits.square().sum().backward()
+        return given.grad
+
+    before = gradient(llm)
+    with torch.no_grad():
+        llm.eval()(inputs_embeds=embeds)
+    for found in (before, gradient(llm)):
+        assert torch.allclose(found, gradient(llama), rtol=1e-3, atol=1e-4)
+
+
 def test_precision_that_fits_the_free_memory_is_chosen_and_said(caplog, monkeypatch) -> None:
     with torch.device("meta"):
         llama = LlamaForCausalLM(llama_config(32000, 4096, 32, intermediate_size=11008, num_attention_heads=32))
