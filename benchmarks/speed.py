@@ -294,6 +294,7 @@ class Scenario:
     settings: tuple[str, ...] = ()
 
 
+FULL = "llm.precision=full"  # transformers, in float32
 UPRIGHT = "inference.references.augmentation=none"
 TRUSTED = "inference.references.text_trusted_below=1"  # what the photos show may not decide what is timed
 TURNED = "inference.references.augmentation=rotations"
@@ -307,9 +308,14 @@ SCENARIOS = {
     "official": Scenario(f"{ONE_MAP}, preset `official`", whole_look, (OFFICIAL,)),
     "best": Scenario(f"{ONE_MAP}, preset `best`", whole_look, (BEST, UPRIGHT, TRUSTED)),
     "best_turned": Scenario(f"{ONE_MAP} and their quarter turns, preset `best`", whole_look, (BEST, TURNED, TRUSTED)),
-    "answer": Scenario(f"map with {SHOTS} references, answer of {ANSWER_TOKENS} tokens", answer, (UPRIGHT, TRUSTED)),
-    "answer_apart": Scenario("the same, LoRA's adapters not folded into the weights", answer_apart, (UPRIGHT, TRUSTED)),
+    "answer": Scenario(
+        f"map with {SHOTS} references, answer of {ANSWER_TOKENS} tokens", answer, (UPRIGHT, TRUSTED, FULL)
+    ),
+    "answer_apart": Scenario(
+        "the same, LoRA's adapters not folded into the weights", answer_apart, (UPRIGHT, TRUSTED, FULL)
+    ),
     "conversation": Scenario("a checked answer's words: `Is there any defect in the image?`", conversation, (UPRIGHT,)),
+    "conversation_full": Scenario("the same in float32, by transformers", conversation, (UPRIGHT, FULL)),
     "references_added": Scenario(f"{SHOTS} references added", references_added),
     "one_reference_added": Scenario("one reference added, with its quarter turns", partial(references_added, count=1)),
     "search": Scenario("nearest reference patch alone: unit vectors, matrix product", search),
@@ -319,7 +325,7 @@ SCENARIOS = {
 # What is slower or larger than what the product does.
 ALTERNATIVES = {"search_broadcast": "search", "references_each_time": "reference_map", "answer_apart": "answer"}
 SHOWN = tuple(name for name in SCENARIOS if name not in ("search", *ALTERNATIVES))
-SPEAKING = ("answer", "answer_apart", "conversation")
+SPEAKING = ("answer", "answer_apart", "conversation", "conversation_full")
 
 
 # -- one scenario, in its own process ---------------------------------------------------------------------------------

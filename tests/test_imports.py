@@ -91,10 +91,9 @@ def test_wheel_carries_every_module_and_its_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.weights
-def test_verdict_waits_for_no_library_that_it_does_not_use() -> None:
+def test_verdict_and_answer_wait_for_no_library_that_they_do_not_use() -> None:
     photo = ROOT / "images" / "examples" / "pcb" / "defect.jpg"
     unused = {"transformers", "peft", "gradio", "deepspeed", "timm", "torchvision", "pandas", "sklearn", "matplotlib"}
-    source = (
-        f"import sys; from anomalygpt.predict import main; main([{str(photo)!r}, '--config', 'compact', '--no-chat'])"
-    )
+    unused |= {"scipy.signal", "torch._dynamo"}
+    source = f"import sys; from anomalygpt.predict import main; main([{str(photo)!r}, '--config', 'compact'])"
     assert python(f"{source}; print({unused!r} & set(sys.modules))", CODE).splitlines()[-1] == "set()"

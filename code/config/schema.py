@@ -78,10 +78,12 @@ class LlmConfig(Settings):
             ``template`` and stop tokens of the model's folder.
         precision: of its own, frozen weights: ``full`` is the experiment's, ``8bit`` and ``4bit`` (NF4) are
             bitsandbytes'. ``auto``: on a GPU whose free memory is too small, 8 or 4 bit for inference; else ``full``.
+            ``bf16``: where a LLaMA model only answers on a CPU, bfloat16 if the CPU has it, and no start of
+            transformers (model/cpu_llama.py); else as ``auto``.
     """
 
     weights: str = "pretrained_ckpt/vicuna_ckpt/7b_v0"
-    precision: Literal["auto", "full", "8bit", "4bit"] = "auto"
+    precision: Literal["auto", "full", "bf16", "8bit", "4bit"] = "auto"
     endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
     model: str | None = None
     attach_images: bool = False

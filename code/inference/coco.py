@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from skimage.measure import approximate_polygon, find_contours
 
 from anomalygpt.datasets.findings import RegionFinding
 from anomalygpt.datasets.regions import label_regions
@@ -31,6 +30,8 @@ def coco_annotations(image: ImageResult) -> list[dict[str, Any]]:
 
 def polygon(image: ImageResult, region: RegionFinding) -> list[float]:
     """x, y, x, y … in pixels around one of a photo's regions, without its holes."""
+    from skimage.measure import approximate_polygon, find_contours  # here: imports scipy.signal, which takes its time
+
     left, top, right, bottom = region.box
     # A region that is nowhere above the threshold was found at a lower one.
     level = image.threshold if region.peak > image.threshold else PEAK_FRACTION * float(image.map.max())

@@ -12,8 +12,8 @@ from anomalygpt.datasets.findings import Findings
 from anomalygpt.datasets.findings_dialogue import clean_question, with_findings
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, ends_turn, layout_of
-from anomalygpt.model.generation import ConversationCache, growing_text, stream_tokens
+from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, layout_of
+from anomalygpt.model.generation import ConversationCache, growing_text, stream_tokens, turn_tokens
 
 History = Sequence[tuple[str, str]]  # earlier (question, answer) pairs about a photo
 
@@ -66,20 +66,9 @@ class PromptedModel:
             prefix = None if cache.past else self.model.prompt_embeds(image.features, image.prompt_map)
         tokens = stream_tokens(self.model.llama_model, prefix, ids, cache, self.settings)
         try:
-            yield from growing_text(self._turn(tokens), begun, partial(answer_text, tokenizer=tokenizer))
+            yield from growing_text(turn_tokens(tokens, tokenizer), begun, partial(answer_text, tokenizer=tokenizer))
         finally:
             self._image, self._cache = image, cache
-
-    def _turn(self, tokens: Iterator[int]) -> Iterator[int]:
-        """The tokens up to the end of the turn."""
-        new: list[int] = []
-        for token in tokens:
-            if token == self.model.tokenizer.eos_id:
-                return
-            new.append(token)
-            yield token
-            if ends_turn(new, self.model.tokenizer):
-                return
 
     def _ids(self, findings: Findings | None, question: str, history: History) -> list[int]:
         """Findings, earlier turns and the question, encoded as the model was trained."""

@@ -28,6 +28,7 @@ from anomalygpt.model.checkpoint import (
     part_of,
     shapes_of,
 )
+from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
 from anomalygpt.model.encoder import ImageSpec, TextImageEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
@@ -230,8 +231,11 @@ def _build_llm(
     else:
         folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
-        precision = "full" if config.precision == "auto" and not inference else config.precision
-        llm = load_llm(folder, dtype, device, precision, trains=not inference)
+        llm = _answering_llm(config, folder, device) if inference else None
+        if llm is None:
+            precision = "auto" if config.precision == "bf16" else config.precision
+            precision = "full" if precision == "auto" and not inference else precision
+            llm = load_llm(folder, dtype, device, precision, trains=not inference)
         rows = llm.get_input_embeddings().num_embeddings
         if rows < tokenizer.size:
             what = f"{rows} tokens in the weights, {tokenizer.size} in the tokeniser's files"
@@ -239,10 +243,17 @@ def _build_llm(
     width = llm.get_input_embeddings().embedding_dim
     return {
         "prompt_learner": PromptLearner(width).to(device),
-        "llm": add_lora(llm, config.lora),
+        "llm": llm if isinstance(llm, CpuLlama) else add_lora(llm, config.lora),
         "llama_proj": nn.Linear(embed_width, width).to(device),
         "tokenizer": tokenizer,
     }
+
+
+def _answering_llm(config: LlmConfig, folder: Path, device: torch.device) -> CpuLlama | None:
+    """The language model that only answers, where ``llm.precision`` asks for it and the folder and device suit it."""
+    if config.precision == "bf16" and device.type == "cpu" and supported(folder, config.lora):
+        return CpuLlama(folder, config.lora, cpu_dtype())
+    return None
 
 
 def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:

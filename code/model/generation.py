@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from anomalygpt.config.settings import GenerationSettings
+from anomalygpt.model.chat import ends_turn
+from anomalygpt.model.cpu_llama import Cache, CpuLlama
+from anomalygpt.model.tokenizer import Tokenizer
 
 INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of-turn mark is not generated yet
 
@@ -53,16 +56,14 @@ def stream_tokens(
     Args:
         llm: a Hugging Face causal LM.
         prefix: (1, N, D_l), what precedes the text; not read where ``cache`` holds it from an earlier call.
-        ids: the text so far, at least one token.
+        ids: the text so far, at least one token where there is no prefix.
         cache: of this conversation; it is updated as tokens are generated.
     """
-    from transformers import DynamicCache
-
     embed = llm.get_input_embeddings()
     covered = cache.keep(ids)
-    text = embed(torch.tensor([ids[covered:]], device=embed.weight.device))
+    text = embed(torch.tensor([ids[covered:]], dtype=torch.long, device=embed.weight.device))
     if cache.past is None:
-        cache.past = DynamicCache()
+        cache.past = _new_cache(llm)
         text = text if prefix is None else torch.cat([prefix.to(text.dtype), text], dim=1)
     pending = list(ids[covered:])
     name = _cache_argument(llm)
@@ -75,6 +76,18 @@ def stream_tokens(
         text = embed(torch.tensor([pending], device=embed.weight.device))
 
 
+def turn_tokens(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[int]:
+    """The tokens up to the end of the turn."""
+    new: list[int] = []
+    for token in tokens:
+        if token == tokenizer.eos_id:
+            return
+        new.append(token)
+        yield token
+        if ends_turn(new, tokenizer):
+            return
+
+
 def growing_text(tokens: Iterable[int], begun: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
     """Yields the text of ``begun`` and the tokens so far after each one that completes it, and at last all of it."""
     ids = list(begun)
@@ -84,6 +97,14 @@ def growing_text(tokens: Iterable[int], begun: Sequence[int], decode: Callable[[
         if not text.endswith(INCOMPLETE):
             yield text
     yield decode(ids)
+
+
+def _new_cache(llm: Any) -> Any:
+    if isinstance(llm, CpuLlama):
+        return Cache()
+    from transformers import DynamicCache
+
+    return DynamicCache()
 
 
 def _cache_argument(llm: Any) -> str:

@@ -13,6 +13,8 @@ from anomalygpt.config.settings import GenerationSettings, LoraSettings
 from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.model.chat import answer_text, ends_turn
 from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes, shapes_of
+from anomalygpt.model.cpu_llama import CpuLlama
+from anomalygpt.model.generation import ConversationCache, stream_tokens, turn_tokens
 from anomalygpt.model.probe import probe
 from anomalygpt.model.tokenizer import Tokenizer
 
@@ -209,6 +211,9 @@ def merge_lora_weights(llm: Any) -> None:
     Adapters stay separate in lower precision, which would round much of their small changes away, and where one is on
     an output layer that shares its weights with the embedding.
     """
+    if isinstance(llm, CpuLlama):
+        llm.merge()
+        return
     shared = llm.config.tie_word_embeddings and hasattr(llm.get_output_embeddings(), "lora_A")
     if llm.dtype == torch.float32 and not shared and not getattr(llm, "is_quantized", False):
         llm.merge_adapter()
@@ -233,6 +238,10 @@ def generate(
     Returns:
         B answers, without the end-of-turn mark.
     """
+    if isinstance(llm, CpuLlama):
+        prompts = (row[kept.bool()][None] for row, kept in zip(embeds, attention, strict=True))
+        turns = (stream_tokens(llm, prompt, [], ConversationCache(), settings) for prompt in prompts)
+        return [answer_text([*turn_tokens(turn, tokenizer)], tokenizer) for turn in turns]
     done = [False] * len(embeds)
 
     def turn_ended(ids: Tensor, scores: Any, **_: Any) -> Tensor:

@@ -1,10 +1,13 @@
 """The language model's tokeniser: text in, ids out, nothing added."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from anomalygpt.errors import UserError
+
+AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # transformers' classes that add nothing to tokenizer.json
 
 
 class Tokenizer(Protocol):
@@ -49,6 +52,30 @@ class SentencePieceTokenizer:
         return self._model.decode([int(i) for i in ids if int(i) < self._model.vocab_size()])
 
 
+class JsonTokenizer:
+    """A ``tokenizer.json`` that transformers would use as it is; read by the tokenizers library, which starts at once.
+
+    A space goes before each piece, as SentencePiece does it: "### Assistant:" + "Yes" is then the same text in training
+    as in a chat's history, "### Assistant: Yes".
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        from tokenizers import Tokenizer as Reader
+
+        self._tokenizer = Reader.from_file(str(folder / "tokenizer.json"))
+        self.size = self._tokenizer.get_vocab_size()
+        self.eos_id, begin = (
+            self._tokenizer.token_to_id(config.get(name) or "") for name in ("eos_token", "bos_token")
+        )
+        self.bos_id: int = self.eos_id if begin is None else begin
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(f" {text}", add_special_tokens=False).ids if text else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids)).removeprefix(" ")
+
+
 class HuggingFaceTokenizer:
     """Any other tokeniser in a Hugging Face folder."""
 
@@ -59,8 +86,6 @@ class HuggingFaceTokenizer:
         self.bos_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos_id
 
     def encode(self, text: str) -> list[int]:
-        # A space before each piece, as SentencePiece does it: "### Assistant:" + "Yes" is then the same text in
-        # training as in a chat's history, "### Assistant: Yes".
         return self._tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -76,9 +101,13 @@ def load_tokenizer(folder: Path, kind: Callable[[Any], Tokenizer] | None = None)
     """
     if kind is None and (folder / "tokenizer.model").is_file():
         return SentencePieceTokenizer(folder / "tokenizer.model")
-    from transformers import AutoTokenizer
-
     try:
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if kind is None and config.get("tokenizer_class") in AS_IT_IS:
+            return JsonTokenizer(folder, config)
+        from transformers import AutoTokenizer
+
         return (kind or HuggingFaceTokenizer)(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # the tokenizers library raises no narrower one for a damaged file
         expected = "one with a chat template" if kind else "tokenizer.model (LLaMA, Vicuna) or tokenizer.json"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import AutoTokenizer, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from anomalygpt.config.schema import LlmConfig
 from anomalygpt.errors import UserError
@@ -32,8 +32,14 @@ from anomalygpt.model.llm import (
     merge_lora_weights,
     weight_bytes,
 )
-from anomalygpt.model.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
-from tests.helpers import llama_config, tiny_llama
+from anomalygpt.model.tokenizer import (
+    HuggingFaceTokenizer,
+    JsonTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+from tests.helpers import llama_config, tiny_llama, write_llm
 from tests.shared_data import ROOT, WEIGHTS, needs_weights, shared
 
 CPU = torch.device("cpu")
@@ -371,6 +377,18 @@ def test_text_makes_a_round_trip(tokenizer: Tokenizer, text: str) -> None:
     assert bool(tokenizer.encode(text)) == bool(text), "the empty text has no ids"
     if isinstance(tokenizer, SentencePieceTokenizer):
         assert tokenizer.decode([*tokenizer.encode(text), 32000]) == text, "Vicuna's padding row is no text"
+
+
+def test_plain_tokeniser_is_that_of_transformers(tmp_path: Path) -> None:
+    write_llm(tmp_path)
+    folders = [tmp_path, WEIGHTS / "smollm2_135m_instruct"]
+    for folder in (each for each in folders if each.is_dir()):
+        own, theirs = load_tokenizer(folder), HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder))
+        assert isinstance(own, JsonTokenizer)
+        assert (own.size, own.bos_id, own.eos_id) == (theirs.size, theirs.bos_id, theirs.eos_id)
+        for text in ("Yes.", "有异常，在左上角。", "a  b\n", " 3 °C <|im_end|>", "don 't , it 's"):
+            assert own.encode(text) == theirs.encode(text)
+            assert own.decode(own.encode(text)) == theirs.decode(theirs.encode(text))
 
 
 def test_damaged_tokeniser_is_the_users_to_mend(tmp_path: Path) -> None:

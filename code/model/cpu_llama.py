@@ -1,0 +1,215 @@
+"""LLaMA's decoder (Touvron et al., 2023) for answers on a CPU: LoRA merged, weights in bfloat16, no transformers.
+
+A short answer of a small model is mostly waiting: for the imports of transformers and PEFT, and for each token's pass
+over all weights. This decoder needs neither library, and reads half of the bytes (benchmarks/speed.md).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalygpt.config.settings import LoraSettings
+from anomalygpt.model.checkpoint import Shape, check_names, read_tensors, shapes_of, weight_files
+
+ATTENTION = {"q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj"}
+LINEAR = {**ATTENTION, "o_proj": "self_attn.o_proj", **{n: f"mlp.{n}" for n in ("gate_proj", "up_proj", "down_proj")}}
+NORMS = ("input_layernorm", "post_attention_layernorm")
+PEFT_PREFIX = "base_model.model."  # before the names of adapters in a delta
+# What a config.json must say, where it says anything: other architectures compute something else.
+SUPPORTED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+
+
+def supported(folder: Path, lora: LoraSettings) -> bool:
+    """Whether a Hugging Face folder holds a model of this architecture, and LoRA adapts its linear layers only."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    plain = all(config.get(key, value) == value for key, value in SUPPORTED.items()) and "model_type" in config
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return plain and rope.get("rope_type", "default") == "default" and {*lora.targets} <= {*LINEAR}
+
+
+def cpu_dtype() -> torch.dtype:
+    """bfloat16 where this CPU has instructions for it, else float32."""
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+class Cache:
+    """Keys and values of one sequence: (layers, 2, heads, positions, head width), of which ``length`` are filled."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.store: Tensor | None = None
+
+    def crop(self, length: int) -> None:
+        """Forgets the last ``-length`` positions, as the caches of transformers do."""
+        self.length += length
+
+    def reserve(self, length: int, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+        """Room for so many positions, doubled when it is used up."""
+        if self.store is None or self.store.shape[3] < length:
+            layers, heads, width = shape
+            store = like.new_zeros(layers, 2, heads, max(256, 2 * length), width)
+            if self.store is not None:
+                store[:, :, :, : self.length] = self.store[:, :, :, : self.length]
+            self.store = store
+        return self.store
+
+
+class CpuLlama(nn.Module):
+    """A causal LM with the part of transformers' interface that answering needs.
+
+    After construction it holds LoRA's tensors under the names that they have in a delta, to be loaded; :meth:`merge`
+    adds them to the weights, and makes the model ready. All but the matrix products is in float32.
+
+    Args:
+        folder: in Hugging Face's layout, of an architecture that is :func:`supported`.
+        dtype: of the weights of the linear layers.
+
+    Raises:
+        CheckpointError: the weights are missing, incomplete, or of another model.
+    """
+
+    def __init__(self, folder: Path, lora: LoraSettings, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.config = config = SimpleNamespace(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        tensors = {name: value for file in weight_files(folder) for name, value in read_tensors(file).items()}
+        self.heads, width = config.num_attention_heads, config.hidden_size
+        self.groups = getattr(config, "num_key_value_heads", None) or self.heads
+        self.head_width = getattr(config, "head_dim", None) or width // self.heads
+        self.tied = getattr(config, "tie_word_embeddings", False)
+        rows = shapes_of(tensors).get("model.embed_tokens.weight", (config.vocab_size,))[0]
+        ignored = ["rotary_emb.inv_freq", *(["lm_head.weight"] if self.tied else [])]
+        check_names(self._shapes(rows), shapes_of(tensors), folder, ignore=ignored)
+        self._tensors: Mapping[str, Tensor] = tensors
+        self.embedding = nn.Embedding.from_pretrained(tensors["model.embed_tokens.weight"].float())
+        self.scale = lora.alpha / lora.rank
+        self.targets = [LINEAR[target] for target in lora.targets]
+        for layer in range(config.num_hidden_layers):
+            for module in self.targets:
+                out, inside = self._shapes(rows)[f"model.layers.{layer}.{module}.weight"]
+                for side, shape in (("A", (lora.rank, inside)), ("B", (out, lora.rank))):
+                    self._add(f"{PEFT_PREFIX}model.layers.{layer}.{module}.lora_{side}.default.weight", shape)
+
+    def _shapes(self, rows: int) -> dict[str, Shape]:
+        """Names and shapes in the weight files."""
+        width, hidden, head = self.config.hidden_size, self.config.intermediate_size, self.head_width
+        sizes = {
+            "q_proj": (self.heads * head, width), "k_proj": (self.groups * head, width),
+            "v_proj": (self.groups * head, width), "o_proj": (width, self.heads * head),
+            "gate_proj": (hidden, width), "up_proj": (hidden, width), "down_proj": (width, hidden),
+        }  # fmt: skip
+        shapes: dict[str, Shape] = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
+        for layer in range(self.config.num_hidden_layers):
+            shapes |= {f"model.layers.{layer}.{LINEAR[name]}.weight": size for name, size in sizes.items()}
+            shapes |= {f"model.layers.{layer}.{norm}.weight": (width,) for norm in NORMS}
+        return shapes if self.tied else shapes | {"lm_head.weight": (rows, width)}
+
+    def _add(self, name: str, shape: tuple[int, ...]) -> None:
+        """Registers a parameter below modules that are called as the parts of its name."""
+        *path, last = name.split(".")
+        module: nn.Module = self
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module._modules[part]  # type: ignore[assignment]
+        module.register_parameter(last, nn.Parameter(torch.zeros(shape), requires_grad=False))
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the adapters to the weights, and keeps these in their dtype alone."""
+        adapters = self.state_dict()
+
+        def weight(layer: int, name: str) -> Tensor:
+            stem = f"model.layers.{layer}.{LINEAR[name]}"
+            full = self._tensors[f"{stem}.weight"].float()
+            if LINEAR[name] not in self.targets:
+                return full
+            low, high = (adapters[f"{PEFT_PREFIX}{stem}.lora_{side}.default.weight"].float() for side in "AB")
+            return full + self.scale * (high @ low)
+
+        def norm(name: str) -> Tensor:
+            return self._tensors[f"{name}.weight"].float()
+
+        self.layers = []
+        for layer in range(self.config.num_hidden_layers):
+            joined = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+            linear = [torch.cat([weight(layer, name) for name in names]).to(self.dtype) for names in joined]
+            self.layers.append((*(norm(f"model.layers.{layer}.{each}") for each in NORMS), *linear))
+        self.norm = norm("model.norm")
+        self.output = self._tensors["model.embed_tokens.weight" if self.tied else "lm_head.weight"].to(self.dtype)
+        self._tensors = {}
+        del self.base_model
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of the tokens' embeddings."""
+        return self.embedding
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        cache: Cache | None = None,
+    ) -> SimpleNamespace:
+        """Logits (B, K, vocabulary) of the last K positions, 0 for all, of embeddings (B, N, D_l).
+
+        Rows may be padded on the right, so that the mask changes nothing. With a cache, B is 1, and the embeddings
+        follow what is in the cache, which grows by them.
+        """
+        x, length = inputs_embeds.float(), inputs_embeds.shape[1]
+        start = cache.length if cache is not None else 0
+        shape = (len(self.layers), self.groups, self.head_width)
+        store = None if cache is None else cache.reserve(start + length, shape, x)
+        turn = self._rotation(start, length)
+        # Queries after the first see all that came before them.
+        causal = torch.ones(length, start + length, dtype=torch.bool).tril(start) if start and length > 1 else None
+        for number, (first_norm, second_norm, project, out, widen, narrow) in enumerate(self.layers):
+            query, key, value = self._heads(_linear(self._normed(x, first_norm), project), turn)
+            if store is not None:
+                kept = store[number, :, :, : start + length]
+                kept[0, :, start:], kept[1, :, start:] = key[0], value[0]
+                key, value = kept[:1], kept[1:]
+            options: dict[str, Any] = {"is_causal": not start and length > 1, "attn_mask": causal, "enable_gqa": True}
+            mixed = F.scaled_dot_product_attention(query, key, value, **options)
+            x = x + _linear(mixed.transpose(1, 2).flatten(2), out)
+            gate, up = _linear(self._normed(x, second_norm), widen).chunk(2, dim=-1)
+            x = x + _linear(F.silu(gate) * up, narrow)
+        if cache is not None:
+            cache.length += length
+        return SimpleNamespace(logits=_linear(self._normed(x[:, -logits_to_keep:], self.norm), self.output))
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+
+    def _rotation(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary position embedding (Su et al., 2021), each (length, head width)."""
+        base = (getattr(self.config, "rope_parameters", None) or vars(self.config)).get("rope_theta", 10000.0)
+        speeds = base ** -(torch.arange(0, self.head_width, 2).double() / self.head_width)
+        angles = torch.outer(torch.arange(start, start + length).double(), speeds).repeat(1, 2)
+        return angles.cos().float(), angles.sin().float()
+
+    def _heads(self, projected: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, all heads' width) -> queries, keys and values (B, heads, N, head width), the first two turned."""
+        split = projected.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        value = split[:, self.heads + self.groups :]
+        both = split[:, : self.heads + self.groups]
+        half = self.head_width // 2
+        swapped = torch.cat([-both[..., half:], both[..., :half]], dim=-1)
+        both = both * turn[0] + swapped * turn[1]
+        return both[:, : self.heads], both[:, self.heads :], value
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x.to(weight.dtype), weight).float()

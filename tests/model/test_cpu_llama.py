@@ -1,0 +1,93 @@
+"""The decoder for answers on a CPU computes what transformers and PEFT compute."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from anomalygpt.config.settings import GenerationSettings, LoraSettings
+from anomalygpt.model.checkpoint import CheckpointError
+from anomalygpt.model.cpu_llama import LINEAR, Cache, CpuLlama, supported
+from anomalygpt.model.generation import ConversationCache, stream_tokens
+from anomalygpt.model.llm import add_lora, generate, merge_lora_weights
+from tests.helpers import Letters, tiny_llama
+
+LORA = LoraSettings(rank=3, alpha=6, dropout=0, targets=tuple(LINEAR))
+GREEDY = GenerationSettings(max_new_tokens=6, temperature=0)
+
+
+def pair(
+    folder: Path, lora: LoraSettings = LORA, dtype: torch.dtype = torch.float32, **changes: object
+) -> tuple[nn.Module, CpuLlama]:
+    """A tiny LLaMA with adapters that count, by PEFT and by the decoder that reads the same folder."""
+    llama: LlamaForCausalLM = tiny_llama(**changes)
+    llama.save_pretrained(folder)
+    theirs, own = add_lora(llama, lora).eval(), CpuLlama(folder, lora, dtype)
+    adapters = {name: torch.randn_like(value) / 5 for name, value in theirs.state_dict().items() if "lora_" in name}
+    for model in (theirs, own):
+        assert not model.load_state_dict(adapters, strict=False).unexpected_keys
+    assert adapters.keys() == {name for name in own.state_dict() if "lora_" in name}
+    merge_lora_weights(own)
+    return theirs, own
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"num_key_value_heads": 2}], ids=str)
+def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, object]) -> None:
+    theirs, own = pair(tmp_path, **changes)
+    embeds = torch.randn(2, 9, 32)
+    with torch.inference_mode():
+        expected = theirs(inputs_embeds=embeds).logits
+    assert torch.allclose(own(inputs_embeds=embeds).logits, expected, atol=2e-5)
+    assert torch.allclose(own(inputs_embeds=embeds, logits_to_keep=2).logits, expected[:, -2:], atol=2e-5)
+
+
+def test_cache_continues_where_it_was_cut(tmp_path: Path) -> None:
+    _, own = pair(tmp_path, num_key_value_heads=2)
+    embeds, cache = torch.randn(1, 400, 32), Cache()
+    whole = own(inputs_embeds=embeds).logits
+    own(inputs_embeds=embeds[:, :200], cache=cache)
+    own(inputs_embeds=torch.randn(1, 30, 32), cache=cache)  # another question, which is taken back
+    cache.crop(-30)
+    later = own(inputs_embeds=embeds[:, 200:399], cache=cache).logits  # more than was reserved
+    last = own(inputs_embeds=embeds[:, 399:], cache=cache).logits
+    assert torch.allclose(torch.cat([later, last], dim=1), whole[:, 200:], atol=2e-5)
+
+
+def test_generates_as_transformers_does(tmp_path: Path) -> None:
+    theirs, own = pair(tmp_path)
+    embeds, attention = torch.randn(2, 7, 32), torch.ones(2, 7, dtype=torch.long)
+    attention[1, :3] = 0  # padded on the left
+    found: list[list[str]] = [generate(llm, embeds, attention, Letters(), GREEDY) for llm in (theirs, own)]
+    assert found[0] == found[1]
+    ids = [[5, 6, 7], [5, 6, 7, 8, 9]]
+    cached = ConversationCache()
+    for turn in ids:
+        streams = [(theirs, ConversationCache()), (own, ConversationCache()), (own, cached)]
+        tokens = [[*stream_tokens(llm, embeds[:1], turn, cache, GREEDY)] for llm, cache in streams]
+        assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_half_precision_changes_little(tmp_path: Path) -> None:
+    theirs, own = pair(tmp_path, dtype=torch.bfloat16)
+    embeds: Tensor = torch.randn(1, 9, 32)
+    with torch.inference_mode():
+        difference = own(inputs_embeds=embeds).logits - theirs(inputs_embeds=embeds).logits
+    assert 0 < difference.abs().max() < 0.05
+
+
+def test_other_architectures_and_broken_folders_are_not_taken(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    assert supported(tmp_path, LORA)
+    assert not supported(tmp_path, LoraSettings(targets=("lm_head",)))
+    assert not supported(tmp_path / "absent", LORA)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"missing"):
+        CpuLlama(tmp_path, LORA, torch.float32)
+    for change in ({"model_type": "qwen2"}, {"rope_parameters": {"rope_type": "llama3"}}, {"attention_bias": True}):
+        path.write_text(json.dumps(config | change))
+        assert not supported(tmp_path, LORA), change
