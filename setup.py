@@ -5,6 +5,7 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 COMPACT = Path("pretrained_ckpt/anomalygpt_compact")
 
@@ -20,4 +21,14 @@ class Build(build_py):
             shutil.copytree(COMPACT, package / COMPACT, dirs_exist_ok=True)
 
 
-setup(cmdclass={"build_py": Build})
+class Editable(editable_wheel):
+    """Puts ``code/`` on the path, where ``anomalygpt.py`` finds the rest."""
+
+    def run(self) -> None:
+        self.distribution.packages = None
+        self.distribution.py_modules = ["anomalygpt"]
+        self.distribution.package_dir = {"": "code"}
+        super().run()
+
+
+setup(cmdclass={"build_py": Build, "editable_wheel": Editable})

@@ -1,6 +1,7 @@
 """Mistakes of the user, which end in one line, not in a traceback."""
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,10 +42,15 @@ def reading_warning(message: str, group: str = "") -> None:
 def user_errors() -> Iterator[None]:
     """Turns a :class:`UserError` into a line on standard error and exit code 2.
 
-    Any other exception is a bug and keeps its traceback.
+    A reader of standard output that goes away, such as ``| head``, ends the program with exit code 1. Any other
+    exception is a bug and keeps its traceback.
     """
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        raise SystemExit(1) from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,10 +1,16 @@
 """Lines for the user: errors and warnings about how files were read."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from anomalygpt.errors import UserError, reading_warning, set_strict
+
+CODE = Path(__file__).resolve().parents[1] / "code"
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +41,13 @@ def test_only_the_first_warning_of_a_group_is_printed(capsys: pytest.CaptureFixt
     for number in range(10):
         reading_warning(f"{number}.png: 12 bits", group="photos: bits")
     assert capsys.readouterr().err == "warning: 0.png: 12 bits (further ones like this are not listed)\n"
+
+
+def test_reader_that_goes_away_ends_the_program_without_a_traceback() -> None:
+    source = "from anomalygpt.errors import user_errors\nwith user_errors():\n    for n in range(100_000): print(n)"
+    with subprocess.Popen([sys.executable, "-c", source], cwd=CODE, stdout=PIPE, stderr=PIPE) as run:
+        assert run.stdout and run.stderr
+        run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 1

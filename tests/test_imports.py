@@ -1,5 +1,7 @@
 """The names `code` and `datasets` stay their owners', and the wheel carries what the folder has."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ROOT / "code"
+COMPACT = "pretrained_ckpt/anomalygpt_compact"
 # What the entry points share, and the import name.
 SHARED = {"anomalygpt.py", "errors.py", "files.py", "distributed.py"}
 ENTRY_POINTS = sorted({file.name for file in CODE.glob("*.py")} - SHARED)
@@ -71,23 +74,66 @@ def test_listed_packages_are_the_folders_with_modules_or_data() -> None:
     assert listed == sorted(".".join(("anomalygpt", *folder.parts)) for folder in folders)
 
 
-def test_wheel_carries_every_module_and_its_data(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(CODE, source / "code", ignore=shutil.ignore_patterns("ckpt", "__pycache__"))
-    for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md", "setup.py"):
-        shutil.copy(ROOT / name, source)
-    weights = "pretrained_ckpt/anomalygpt_compact"
-    shutil.copytree(ROOT / weights, source / weights)
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(tmp_path)]
-    command = [sys.executable, "-m", "pip", "wheel", ".", *options]
-    run = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=250)
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel is built from, apart from the checkout, where building would leave files."""
+    folder = tmp_path_factory.mktemp("source")
+    shutil.copytree(CODE, folder / "code", ignore=shutil.ignore_patterns("ckpt", "__pycache__"))
+    for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md", "setup.py", "MANIFEST.in"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / COMPACT, folder / COMPACT)
+    return folder
+
+
+def pip(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", *arguments, "--no-deps", "--no-build-isolation", "--no-index", "-q"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
     assert run.returncode == 0, run.stderr
-    with zipfile.ZipFile(next(tmp_path.glob("anomalygpt-*.whl"))) as wheel:
-        packed = {name for name in wheel.namelist() if name.startswith("anomalygpt/")}
-    files = [file for kind in ("*.py", "*.yaml", "*.css", "*.html") for file in (source / "code").rglob(kind)]
-    expected = {file.relative_to(source / "code") for file in files} - {Path("anomalygpt.py")} | {Path("__init__.py")}
-    expected |= {file.relative_to(source) for file in (source / weights).iterdir()}
-    assert packed == {f"anomalygpt/{file.as_posix()}" for file in expected}
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built of a source distribution, which so holds all that is needed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True, timeout=250)
+    pip(folder, "wheel", str(next(folder.glob("*.tar.gz"))), "-w", ".")
+    return next(folder.glob("anomalygpt-*.whl"))
+
+
+def test_wheel_carries_every_module_and_its_data(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        found = {name for name in packed.namelist() if name.startswith("anomalygpt/")}
+    files = [
+        file for kind in ("*.py", "*.yaml", "*.css", "*.html") for file in CODE.rglob(kind) if "ckpt" not in str(file)
+    ]
+    expected = {file.relative_to(CODE) for file in files} - {Path("anomalygpt.py")} | {Path("__init__.py")}
+    expected |= {file.relative_to(ROOT) for file in (ROOT / COMPACT).iterdir()}
+    assert found == {f"anomalygpt/{file.as_posix()}" for file in expected}
+
+
+@pytest.mark.weights
+def test_installed_wheel_inspects_a_photo_anywhere(wheel: Path, tmp_path: Path) -> None:
+    pip(tmp_path, "install", "--target", "site", str(wheel))
+    fetched = tmp_path / "cache" / "anomalygpt" / "pretrained_ckpt"
+    fetched.mkdir(parents=True)
+    for name in ("dinov2_vits14", "smollm2_135m_instruct"):
+        (fetched / name).symlink_to(ROOT / "pretrained_ckpt" / name)
+    photo = ROOT / "images" / "examples" / "pcb"
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ANOMALYGPT_HOME")}
+    variables |= {"PYTHONPATH": str(tmp_path / "site"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [tmp_path / "site/bin/anomalygpt", "predict", photo / "defect.jpg", "--reference", photo / "good_1.jpg"]
+    run = subprocess.run([*command, "--json"], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    assert json.loads(run.stdout)["status"] == "defective", run.stderr
+    source = "import anomalygpt; from anomalygpt import AnomalyGPT; print(anomalygpt.__file__)"
+    run = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert Path(run.stdout.strip()) == tmp_path / "site" / "anomalygpt" / "__init__.py", run.stderr
+
+
+def test_editable_install_finds_the_checkout(source: Path, tmp_path: Path) -> None:
+    pip(source, "install", "-e", ".", "--target", str(tmp_path))
+    own = f"import site; site.addsitedir({str(tmp_path)!r}); from anomalygpt import AnomalyGPT; import anomalygpt.cli as cli"
+    assert python(f"{own}; print(cli.__file__)", tmp_path).strip() == str(source / "code" / "cli.py")
 
 
 @pytest.mark.weights
