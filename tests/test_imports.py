@@ -132,7 +132,7 @@ def test_installed_wheel_inspects_a_photo_anywhere(wheel: Path, tmp_path: Path) 
 
 def test_editable_install_finds_the_checkout(source: Path, tmp_path: Path) -> None:
     pip(source, "install", "-e", ".", "--target", str(tmp_path))
-    own = f"import site; site.addsitedir({str(tmp_path)!r}); from anomalygpt import AnomalyGPT; import anomalygpt.cli as cli"
+    own = f"import site; site.addsitedir({str(tmp_path)!r}); from anomalygpt import AnomalyGPT, cli"
     assert python(f"{own}; print(cli.__file__)", tmp_path).strip() == str(source / "code" / "cli.py")
 
 

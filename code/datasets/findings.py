@@ -85,16 +85,22 @@ class Findings:
         return "sure" if of_verdict >= SURE else "fairly sure" if of_verdict >= FAIRLY_SURE else "unsure"
 
     @property
+    def shown_probability(self) -> float | None:
+        """The probability; None of another part or of an unknown one, where it says nothing about the photo."""
+        return None if self.reason in ("other_part", "unknown_part") else self.probability
+
+    @property
     def knows_class(self) -> bool:
         """Whether the part's class is known."""
         return self.class_name != UNKNOWN_CLASS
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the fields, a region's place as ``position``, and what follows from them."""
-        derived = {"number": self.number, "total_area": self.total_area, "certainty": self.certainty}
+        derived: dict[str, Any] = {"number": self.number, "total_area": self.total_area, "certainty": self.certainty}
         regions = [{"position": region.place, **asdict(region)} for region in self.regions]
         for region in regions:
             del region["place"]
+        derived["probability"] = self.shown_probability
         return {**asdict(self), **derived, "places": list(self.places), "regions": regions}
 
 
@@ -117,9 +123,9 @@ def percent(share: float, language: Language = "en") -> str:
     return f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"
 
 
-def probability_text(probability: float) -> str:
-    """A probability, 0..1, as 1% … 99%: no verdict is beyond doubt."""
-    return f"{min(99, max(1, round(100 * probability)))}%"
+def probability_text(probability: float | None) -> str:
+    """A probability, 0..1, as 1% … 99%: no verdict is beyond doubt. A dash where there is none."""
+    return "–" if probability is None else f"{min(99, max(1, round(100 * probability)))}%"
 
 
 def places_text(places: Sequence[str], language: Language) -> str:

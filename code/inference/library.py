@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.config.load import load_config
-from anomalygpt.datasets.findings import Findings, RegionFinding, Status
+from anomalygpt.datasets.findings import Findings, RegionFinding, Status, probability_text
 from anomalygpt.datasets.photos import configure, load_image, to_rgb
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
@@ -135,9 +135,9 @@ class Result:
         return self.image.reason
 
     @property
-    def probability(self) -> float:
-        """That the photo is anomalous, 0..1."""
-        return self.image.probability
+    def probability(self) -> float | None:
+        """That the photo is anomalous, 0..1; None of another part than the one that was taught, or of an unknown one."""
+        return self.findings.shown_probability
 
     @property
     def regions(self) -> tuple[RegionFinding, ...]:
@@ -163,7 +163,7 @@ class Result:
             path.write_text(record + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
-        return f"Result({self.status}, probability {self.probability:.2f}, {len(self.regions)} regions)"
+        return f"Result({self.status}, probability {probability_text(self.probability)}, {len(self.regions)} regions)"
 
 
 def _image(photo: Photo) -> Image.Image:

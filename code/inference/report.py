@@ -80,7 +80,7 @@ def report_html(
     from jinja2 import Environment, FileSystemLoader
 
     photos = [each for each in results if "error" not in each]
-    photos.sort(key=lambda each: (ORDER.index(verdict(each)), -each["probability"], -each.get("score", 0.0)))
+    photos.sort(key=lambda each: (ORDER.index(verdict(each)), -(each["probability"] or 0), -each.get("score", 0.0)))
     bins = histogram(photos)
     page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
     page |= {"photos": photos, "shown": PICTURES, "unread": [each for each in results if "error" in each]}

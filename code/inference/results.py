@@ -76,9 +76,12 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: question, answer, verdict and findings; the map is left out."""
         own = ("question", "answer", "is_anomalous", "verdict_from", "answer_agrees", "answer_source")
-        rounded = ("probability", "score", "threshold", "score_threshold")
-        numbers = {name: round(getattr(self.image, name), 6) for name in rounded}
-        return {name: getattr(self, name) for name in own} | self.image.findings.to_dict() | numbers
+        found = self.image.findings.to_dict()
+        for name in ("score", "threshold", "score_threshold"):
+            found[name] = round(getattr(self.image, name), 6)
+        if found["probability"] is not None:
+            found["probability"] = round(found["probability"], 6)
+        return {name: getattr(self, name) for name in own} | found
 
 
 def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
