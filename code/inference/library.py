@@ -136,7 +136,7 @@ class Result:
 
     @property
     def probability(self) -> float | None:
-        """That the photo is anomalous, 0..1; None of another part than the one that was taught, or of an unknown one."""
+        """That the photo is anomalous, 0..1; None of another part than was taught, or of an unknown one."""
         return self.findings.shown_probability
 
     @property

@@ -30,8 +30,8 @@ from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.engine import accumulation_steps
-from anomalygpt.training.metrics_log import MetricsLog
-from anomalygpt.training.trackers import Tracker, start_tracker
+from anomalygpt.training.metrics_log import MetricsLog, draw_curves
+from anomalygpt.training.trackers import Tracker
 from anomalygpt.training.validation import LOSS_PARTS, draw_samples, validate
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Trainer:
             "instructions": len(data.instructions) if data.instructions is not None else 0,
         }
         self._log: MetricsLog | None = None
-        self._track: Tracker = lambda kind, step, values: None
+        self._tracker: Tracker | None = None
         self._not_finite: list[str] = []  # photos of the step whose losses are not
         self._best: checkpoints.BestWeights | None = None
         self._stop_requested = False
@@ -113,7 +113,7 @@ class Trainer:
             start=step * self.accumulation,
         )
         if self.process.is_main:
-            self._track = start_tracker(self.config)
+            self._tracker = Tracker(self.config)
         with ExitStack() as stack:  # an error must end the loader processes, too
             collate = collate_findings if self.config.data.findings else collate_pairs
             pairs = stack.enter_context(closing(batches(self.data.train, collate)))
@@ -123,6 +123,7 @@ class Trainer:
             self._steps(step, pairs, instructions)
         if self._log:
             self._log.close()
+            draw_curves(self.folder)
         logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
 
     def request_stop(self, number: int = signal.SIGTERM, _: object = None) -> None:
@@ -149,9 +150,8 @@ class Trainer:
                 numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
                 bar.update()
                 bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
-                if self._log and step % self.settings.log_every == 0:
-                    self._log.write("train", step, **numbers)
-                    self._track("train", step, numbers)
+                if step % self.settings.log_every == 0:
+                    self._write("train", step, numbers)
                 self._after_step(step)
 
     def _after_step(self, step: int) -> None:
@@ -163,6 +163,9 @@ class Trainer:
         if picture and (last or (step % self.settings.picture_every == 0 and not stopping)):
             path = self.folder / "samples" / f"step{step:07d}.png"
             draw_samples(self.model, self.data.validation or self.data.train, self.config, self.process, path)
+            if self._log and self._tracker:
+                self._log.write_picture(step, path)
+                self._tracker.write_picture(step, path)
         stopping = stopping or not all_agree(not self._stop_requested)
         if last or stopping or step % self.settings.save_every == 0:
             weights = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
@@ -231,9 +234,13 @@ class Trainer:
         logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
         if self._best:
             self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
-        if self._log:
-            self._log.write("validation", step, **numbers)
-            self._track("validation", step, numbers)
+        self._write("validation", step, numbers)
+
+    def _write(self, kind: str, step: int, numbers: dict[str, float]) -> None:
+        """Records numbers, on the main process."""
+        if self._log and self._tracker:
+            self._log.write(kind, step, **numbers)
+            self._tracker.write(kind, step, numbers)
 
 
 def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str] = ()) -> None:

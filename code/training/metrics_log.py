@@ -1,13 +1,18 @@
 """A run's metrics: one JSON object per line, readable during the run and after a kill; and TensorBoard's events."""
 
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from anomalygpt.files import replacing
 
 FILE = "metrics.jsonl"
+COLUMNS = 4  # of curves
 
 
 class MetricsLog:
@@ -38,6 +43,11 @@ class MetricsLog:
         for key, value in values.items():
             self._board.add_scalar(f"{kind}/{key}", value, step)
 
+    def write_picture(self, step: int, path: Path) -> None:
+        """Copies a PNG to TensorBoard."""
+        with Image.open(path) as picture:
+            self._board.add_image("samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
     def close(self) -> None:
         """Writes out TensorBoard's buffer."""
         self._board.close()
@@ -51,3 +61,25 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         with suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
     return lines
+
+
+def draw_curves(folder: Path) -> None:
+    """Draws ``curves.png``: each number of ``metrics.jsonl`` over the steps; held-back photos as dots."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    table = pd.DataFrame(read_metrics(folder)).set_index("step")
+    names = [name for name in table.columns if name not in ("kind", "samples_per_second")]
+    rows = math.ceil(len(names) / COLUMNS)
+    figure = Figure(figsize=(3.5 * COLUMNS, 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for panel, name in zip(panels, names, strict=False):
+        for kind, style in (("train", "-"), ("validation", "o--")):
+            values = table.loc[table["kind"] == kind, name].dropna()
+            panel.plot(values.index, values, style, markersize=4, label=kind)
+        panel.set_title(name.replace("_", " "))
+        panel.legend()
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    with replacing(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=90, format="png")

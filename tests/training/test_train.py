@@ -85,6 +85,9 @@ def test_a_run_validates_on_held_back_photos_and_draws_pictures(finished):
     assert validation["step"] == 4
     assert validation["total"] > 0
     assert (finished / "best.safetensors").is_file()
+    with Image.open(finished / "curves.png") as curves:
+        colours = {colour for _, colour in curves.convert("RGB").getcolors(2**24)}
+    assert {(31, 119, 180), (255, 127, 14)} <= colours, "training and validation"
     with Image.open(finished / "samples" / "step0000004.png") as sheet:
         assert sheet.width > 3 * 224, "photo, target and map"
     assert "anomaly" in (finished / "samples" / "step0000004.txt").read_text(encoding="utf-8")
