@@ -229,7 +229,7 @@ def in_own_process(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     passed = {name: getattr(arguments, name) for name in ("what", "device", "dtype", "precision", "tokens")}
     options = [f"--{name}={value}" for name, value in passed.items()]
     command = [sys.executable, __file__, *options, f"--inside={path}"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ class EncoderConfig(Settings):
     """The frozen image encoder (docs/new_backbone.md).
 
     Attributes:
-        kind: whose model ``name`` is; ``imagebind_huge`` and ``dinov2_vits14`` need none.
+        kind: whose model ``name`` is.
         taps: block numbers from 0; None takes the encoder's own.
         windows: in place of taps, sides in patches, for CLIP's text maps without training.
         backend: what encodes photos on a CPU (docs/deploy.md); ``openvino_bf16`` in bfloat16, where the CPU can.
@@ -48,12 +48,6 @@ class EncoderConfig(Settings):
     windows: tuple[Positive, ...] = ()
     backend: Literal["torch", "onnx", "openvino", "openvino_bf16"] = "torch"
     graph: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_a_kind(cls, values: Any) -> Any:
-        is_dinov2 = isinstance(values, dict) and values.get("name") == ONLY_NAMES["dinov2"]
-        return {"kind": "dinov2"} | values if is_dinov2 else values
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "EncoderConfig":

