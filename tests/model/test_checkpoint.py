@@ -86,7 +86,7 @@ def imagebind_tensors() -> dict[str, Tensor]:
 
 def load_imagebind(path: Path, dtype: torch.dtype = torch.float32) -> ImageBind:
     model = thin_imagebind()
-    load_module(model, path, CPU, dtype, SKIPPED["imagebind"], "Get the complete imagebind_huge.pth.")
+    load_module(model, path, CPU, dtype, SKIPPED["imagebind"])
     return model.eval()
 
 
@@ -122,7 +122,7 @@ def test_missing_tensor_and_wrong_shape_are_named(imagebind_tensors: dict[str, T
     torch.save({key: value for key, value in imagebind_tensors.items() if key != name}, path)
     text = refusal(load_imagebind, path)
     assert f"tensors missing ({name})" in text
-    assert text.endswith("Get the complete imagebind_huge.pth.")
+    assert text.endswith("`python check_weights.py` says where it comes from.")
     assert f"an ImageBind checkpoint with {len(imagebind_tensors) - 1} tensors" in text
     torch.save({**imagebind_tensors, name: torch.zeros(1024, 7)}, path)
     shape = "x".join(map(str, imagebind_tensors[name].shape))
