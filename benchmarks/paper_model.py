@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "code"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "code"), str(ROOT)]
 
-from training import peak_bytes, write_llama  # noqa: E402 (the benchmark beside this one)
+from benchmarks.training import peak_bytes, write_llama  # noqa: E402 (the benchmark beside this one)
 
 GIB = 2**30
 SHOTS = 4
