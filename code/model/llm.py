@@ -86,7 +86,7 @@ def load_llm(
     llm = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
     for module in llm.modules() if trains and precision == "4bit" else ():
         # On a CPU, bitsandbytes packs the weights anew when it evaluates, and gives wrong gradients from then on.
-        module.support_avx512bf16_for_cpu = False
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return llm
 
 
