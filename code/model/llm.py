@@ -76,18 +76,23 @@ def load_llm(
         expected.pop(OUTPUT, None)
         ignore += f"|{re.escape(OUTPUT)}$"
     check_names(expected, found, folder, ignore=ignore)
+    placed = placement(planned, dtype, device, precision)
+    llm = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
+    for module in llm.modules() if trains and precision == "4bit" else ():
+        # On a CPU, bitsandbytes packs the weights anew when it evaluates, and gives wrong gradients from then on.
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return llm
+
+
+def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, precision: str) -> dict[str, Any]:
+    """What ``from_pretrained`` takes for a precision of ``llm.precision``; ``planned`` is the model on ``meta``."""
     if precision == "auto":
         free = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
             free = torch.cuda.mem_get_info(device)[0]
         precision = fitting_precision(planned, dtype, free)
-    placed = {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantization(precision, dtype)}
-    llm = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
-    for module in llm.modules() if trains and precision == "4bit" else ():
-        # On a CPU, bitsandbytes packs the weights anew when it evaluates, and gives wrong gradients from then on.
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    return llm
+    return {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantization(precision, dtype)}
 
 
 def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
