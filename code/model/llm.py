@@ -18,6 +18,7 @@ from anomalygpt.model.probe import probe
 from anomalygpt.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it warns then
 
 GIB = 2**30
 PRECISIONS = ("full", "8bit", "4bit")
@@ -137,7 +138,6 @@ def _quantization(precision: str, dtype: torch.dtype) -> Any:
     if not find_spec("bitsandbytes"):
         raise UserError(f"llm.precision {precision}: bitsandbytes is not installed. {BITSANDBYTES}")
     if precision == "8bit":
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # of each input that is not fp16
         return BitsAndBytesConfig(load_in_8bit=True)
     nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
