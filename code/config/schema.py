@@ -53,7 +53,7 @@ class EncoderConfig(Settings):
     def _fits_its_kind(self) -> "EncoderConfig":
         only = ONLY_NAMES.get(self.kind, self.name)
         if self.name != only:
-            raise ValueError(f"name {self.name!r}: kind {self.kind} has {only} alone; timm and open_clip have others")
+            raise ValueError(f"name {self.name!r}: kind {self.kind} has {only} alone; the other kinds have others")
         if self.windows and (self.kind != "open_clip" or self.taps):
             raise ValueError("windows are for kind open_clip, in place of taps")
         return self
