@@ -301,7 +301,9 @@ def write_llama(folder: Path, shape: dict[str, int], files: str = "safetensors")
         raise SystemExit(f"{folder}: not enough room on the disk; name another with --scratch")
     for number in range(SHARDS):
         tensors = {
-            name: torch.empty(shapes[name], dtype=torch.bfloat16).normal_(0, 0.02) for name in names[number::SHARDS]
+            # With norms near one: those near zero are a delta's.
+            name: torch.empty(shapes[name], dtype=torch.bfloat16).normal_(float(name.endswith("norm.weight")), 0.02)
+            for name in names[number::SHARDS]
         }
         file = f"{stem}-{number + 1:05}-of-{SHARDS:05}.{files}"
         if files == "bin":

@@ -33,7 +33,7 @@ class EncoderConfig(Settings):
     """The frozen image encoder (docs/new_backbone.md).
 
     Attributes:
-        kind: whose model ``name`` is; ``imagebind_huge`` and ``dinov2_vits14`` need none.
+        kind: whose model ``name`` is.
         taps: block numbers from 0; None takes the encoder's own.
         windows: in place of taps, sides in patches, for CLIP's text maps without training.
         backend: what encodes photos on a CPU (docs/deploy.md); ``openvino_bf16`` in bfloat16, where the CPU can.
@@ -49,17 +49,11 @@ class EncoderConfig(Settings):
     backend: Literal["torch", "onnx", "openvino", "openvino_bf16"] = "torch"
     graph: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _has_a_kind(cls, values: Any) -> Any:
-        is_dinov2 = isinstance(values, dict) and values.get("name") == ONLY_NAMES["dinov2"]
-        return {"kind": "dinov2"} | values if is_dinov2 else values
-
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "EncoderConfig":
         only = ONLY_NAMES.get(self.kind, self.name)
         if self.name != only:
-            raise ValueError(f"name {self.name!r}: kind {self.kind} has {only} alone; timm and open_clip have others")
+            raise ValueError(f"name {self.name!r}: kind {self.kind} has {only} alone; the other kinds have others")
         if self.windows and (self.kind != "open_clip" or self.taps):
             raise ValueError("windows are for kind open_clip, in place of taps")
         return self

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
+import torch
 from PIL import Image, ImageOps
 
 from anomalygpt.config.schema import ExperimentConfig, LlmConfig
@@ -22,6 +23,7 @@ from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.build import available
 from anomalygpt.model.generation import ConversationCache, growing_text, stream_tokens
+from anomalygpt.model.llm import placement
 
 API_KEY = "ANOMALYGPT_API_KEY"  # environment variable; a config that names a foreign endpoint gets no other key
 PICTURE_SIDE = 1024  # pixels; larger photos are made smaller before they are sent
@@ -40,16 +42,19 @@ def build_chat_model(config: ExperimentConfig, encoder: Any) -> LanguageModel | 
         return None
     if config.llm.endpoint:
         return EndpointModel(config.llm)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     folder, weight = available(config.llm.weights, "llm.weights"), next(encoder.parameters())
-    placed = {"dtype": weight.dtype, "device_map": {"": weight.device}}
-    load: Any = partial(AutoModelForCausalLM.from_pretrained, output_loading_info=True, **placed)
+    load: Any = partial(AutoModelForCausalLM.from_pretrained, output_loading_info=True, local_files_only=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        llm, found = load(folder, local_files_only=True)
+        with torch.device("meta"):
+            planned = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        llm, found = load(folder, **placement(planned, weight.dtype, weight.device, config.llm.precision))
+    except UserError:
+        raise
     except Exception as error:  # whatever transformers, tokenizers and safetensors raise for a foreign or damaged file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: can't be read as a Hugging Face language model ({reason})") from error

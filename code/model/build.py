@@ -18,7 +18,6 @@ from anomalygpt.model.chat import TemplateTokenizer
 from anomalygpt.model.checkpoint import (
     PARTS,
     CheckpointError,
-    Shape,
     absent_file,
     check_names,
     delta_shapes,
@@ -44,6 +43,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else with_llm
 PAPER, COMPACT = "imagebind_vicuna7b", "compact"
 META = torch.device("meta")
+# What files have beside the encoder, by its kind: a classifier; ImageBind's other modalities and its causal mask.
+SKIPPED = {
+    "timm": r"head\.",
+    "imagebind": r"modality_[a-z]+\.(audio|depth|thermal|imu)\.|modality_preprocessors\.text\.mask$",
+}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # of a language model on the Hugging Face hub, instead of a folder
 
 
@@ -155,58 +159,47 @@ def image_spec(config: EncoderConfig) -> ImageSpec:
 
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen image encoder with its weights; on ``meta`` without them."""
-    encoder, tower, skipped, advice = _encoder_without_weights(config, device)
+    encoder = _encoder_without_weights(config, device)
     if device != META:
         file = available(config.weights, "encoder.weights")
-        load_module(tower, file, device, dtype, skipped or _heads(config, file), advice)
+        load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
         encoder.to(device, dtype)
     return encoder.requires_grad_(False).eval()
 
 
 def encoder_fault(config: EncoderConfig, file: Path) -> str:
-    """Why a readable weight file is not this encoder's; empty where every name and shape is the same."""
-    _, tower, skipped, _ = _encoder_without_weights(config, META)
+    """Why a readable weight file is not this encoder's; empty where it is."""
+    expected = shapes_of(_tower(_encoder_without_weights(config, META)).state_dict())
     try:
-        check_names(shapes_of(tower.state_dict()) | (skipped or _heads(config, file)), file_shapes(file), file)
+        check_names(expected, file_shapes(file), file, SKIPPED.get(config.kind))
     except CheckpointError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
 
 
-def _heads(config: EncoderConfig, file: Path) -> dict[str, Shape]:
-    """The classifier's tensors, which files of timm have beside the encoder's."""
-    shapes = file_shapes(file) if config.kind == "timm" else {}
-    return {name: shape for name, shape in shapes.items() if name.startswith("head.")}
-
-
-def _encoder_without_weights(
-    config: EncoderConfig, device: torch.device
-) -> tuple[Any, nn.Module, dict[str, Shape], str]:
-    """The encoder, its module that a file fills, what is skipped in that file, and advice where the file is wrong."""
-    encoder: Any
+def _encoder_without_weights(config: EncoderConfig, device: torch.device) -> Any:
     # Only these two have no buffers outside of their files, which would stay without values.
     with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
         if config.kind == "imagebind":
             from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
-            from anomalygpt.model.imagebind.names import skipped_shapes
 
-            encoder = ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
-            advice = "Get the complete imagebind_huge.pth (4.5 GB) as pretrained_ckpt/README.md says."
-            return encoder, encoder, skipped_shapes(), advice
+            return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
         if config.kind == "open_clip":
             from anomalygpt.model.open_clip_encoder import OpenClip
 
-            encoder = OpenClip(config.name, config.image_size, config.taps, config.windows)
-            return encoder, encoder.clip, {}, ""
+            return OpenClip(config.name, config.image_size, config.taps, config.windows)
         if config.kind == "timm":
             from anomalygpt.model.timm_encoder import TimmEncoder
 
-            encoder = TimmEncoder(config.name, config.image_size, config.taps)
-            return encoder, encoder.vit, {}, ""
+            return TimmEncoder(config.name, config.image_size, config.taps)
         from anomalygpt.model.dinov2 import Dinov2
 
-        encoder = Dinov2(config.image_size, config.taps)
-        return encoder, encoder.vit, {}, "Delete it and run `python fetch_weights.py` to fetch it again."
+        return Dinov2(config.image_size, config.taps)
+
+
+def _tower(encoder: Any) -> nn.Module:
+    """The module whose tensors a file holds: the encoder, or the library's model inside of it."""
+    return getattr(encoder, "vit", None) or getattr(encoder, "clip", encoder)
 
 
 def _exported(config: EncoderConfig, encoder: Any) -> Any:

@@ -195,19 +195,19 @@ def folder_shapes(folder: Path) -> dict[str, Shape]:
 
 
 def check_names(
-    expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path, ignore: Sequence[str] = (), advice: str = ""
+    expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path, ignore: str | None = None, advice: str = ""
 ) -> None:
     """Compares two sets of names and shapes.
 
     Args:
-        ignore: endings of names that may be in the file without being expected.
+        ignore: a regular expression of names that may be in the file without being expected.
         advice: what to do, appended to the message.
 
     Raises:
         CheckpointError: they differ; says which file, what is missing, unexpected or of another shape.
     """
     missing = sorted(expected.keys() - found.keys())
-    extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith(tuple(ignore)))
+    extra = sorted(name for name in found.keys() - expected.keys() if not (ignore and re.match(ignore, name)))
     common = [(name, found[name], shape) for name, shape in expected.items() if name in found]
     differ = [f"{name} is {_text(own)}, expected {_text(shape)}" for name, own, shape in common if own != shape]
     faults = [f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})"] if missing else []
@@ -261,21 +261,20 @@ def _text(shape: Shape) -> str:
 
 
 def load_module(
-    module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, skipped: dict[str, Shape], advice: str = ""
+    module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, skipped: str | None = None
 ) -> None:
-    """Fills a module that was built on the meta device from a file that holds exactly its tensors.
+    """Fills a module that was built on the meta device from a file that holds its tensors.
 
     Each tensor is moved from the mapped file to its device and dtype separately: there is never a second full copy.
 
     Args:
-        skipped: names and shapes that must be in the file as well, but are not loaded.
-        advice: what to do, appended to the error message.
+        skipped: a regular expression of names that may be in the file as well, but are not loaded.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
     own, tensors = shapes_of(module.state_dict()), read_tensors(path)
-    check_names(own | skipped, shapes_of(tensors), path, advice=advice)
+    check_names(own, shapes_of(tensors), path, skipped, "`python check_weights.py` says where it comes from.")
     module.load_state_dict({name: tensors.pop(name).to(device, dtype) for name in own}, strict=True, assign=True)
 
 

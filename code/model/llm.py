@@ -1,6 +1,7 @@
 """The language model: any Hugging Face causal LM, with LoRA (Hu et al., ICLR 2022) on its attention projections."""
 
 import logging
+import re
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from anomalygpt.model.probe import probe
 from anomalygpt.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it warns then
 
 GIB = 2**30
 PRECISIONS = ("full", "8bit", "4bit")
@@ -72,23 +74,28 @@ def load_llm(
     with torch.device("meta"):
         planned = AutoModelForCausalLM.from_config(config)
     expected = shapes_of(planned.state_dict())
-    ignore = ["rotary_emb.inv_freq"]  # in older files
+    ignore = r".*rotary_emb\.inv_freq$"  # in older files
     if config.tie_word_embeddings:  # the output layer is the embedding: a file may hold it again or not
         expected.pop(OUTPUT, None)
-        ignore.append(OUTPUT)
+        ignore += f"|{re.escape(OUTPUT)}$"
     check_names(expected, found, folder, ignore=ignore)
+    placed = placement(planned, dtype, device, precision)
+    llm = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
+    for module in llm.modules() if trains and precision == "4bit" else ():
+        # On a CPU, bitsandbytes packs the weights anew when it evaluates, and gives wrong gradients from then on.
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return llm
+
+
+def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, precision: str) -> dict[str, Any]:
+    """What ``from_pretrained`` takes for a precision of ``llm.precision``; ``planned`` is the model on ``meta``."""
     if precision == "auto":
         free = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
             free = torch.cuda.mem_get_info(device)[0]
         precision = fitting_precision(planned, dtype, free)
-    placed = {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantization(precision, dtype)}
-    llm = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
-    for module in llm.modules() if trains and precision == "4bit" else ():
-        # On a CPU, bitsandbytes packs the weights anew when it evaluates, and gives wrong gradients from then on.
-        module.support_avx512bf16_for_cpu = False
-    return llm
+    return {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantization(precision, dtype)}
 
 
 def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
@@ -133,7 +140,6 @@ def _quantization(precision: str, dtype: torch.dtype) -> Any:
     if not find_spec("bitsandbytes"):
         raise UserError(f"llm.precision {precision}: bitsandbytes is not installed. {BITSANDBYTES}")
     if precision == "8bit":
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # of each input that is not fp16
         return BitsAndBytesConfig(load_in_8bit=True)
     nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)

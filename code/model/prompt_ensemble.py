@@ -39,6 +39,7 @@ class PromptEnsemble:
         self.encoder, self.offload = encoder, offload
         self._cache: dict[str, Tensor] = {}
         if offload:
+            self._device = next(encoder.text_tower.parameters()).device
             encoder.text_tower.to("cpu")
 
     @torch.no_grad()
@@ -48,7 +49,7 @@ class PromptEnsemble:
             # The cache is used by later calls too, so it must not hold inference tensors.
             with torch.inference_mode(False), torch.no_grad():
                 if self.offload:
-                    self.encoder.text_tower.to(next(self.encoder.parameters()).device)
+                    self.encoder.text_tower.to(self._device)
                 self._cache |= {name: self._encode(name) for name in new}
                 if self.offload:
                     self.encoder.text_tower.to("cpu")

@@ -8,12 +8,13 @@ from typing import Any
 from torch import nn
 
 from anomalygpt.config.load import resolve
-from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.config.schema import ExperimentConfig, LlmConfig
 from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import MAP_PARTS, META, build_model, image_spec, local_llm, trainable_parts
+from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
@@ -167,18 +168,19 @@ def with_precision(config: ExperimentConfig, precision: str) -> ExperimentConfig
 
 def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
     """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
-    llm, width = model.llama_model, BYTES["fp16" if config.precision == "auto" else config.precision]
-    text = getattr(model.encoder, "text_tower", nn.Module())
-    language_model = weight_bytes(llm, config.llm.precision, width)
+    llm, settings, encoder = model.llama_model, config.llm or LlmConfig(), model.encoder
+    width = BYTES["fp16" if config.precision == "auto" else config.precision]
+    text = _count(encoder.text_tower.parameters()) if isinstance(encoder, TextImageEncoder) else 0
     lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
-    parts = _count(p for name, p in model.named_parameters() if not name.startswith(("encoder.", "llama_model.")))
-    numbers = 2 * llm.config.num_hidden_layers * _key_width(llm.config) * (config.llm.max_target_tokens + FRAME_TOKENS)
+    parts = {name: _count(part.parameters()) for name, part in model.named_children()}
+    tokens = settings.max_target_tokens + FRAME_TOKENS
+    numbers = 2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens
     return {
-        "language model": language_model,
-        "encoder": (_count(model.encoder.parameters()) - _count(text.parameters())) * width,
-        "trained parts and LoRA": 4 * (parts + lora),
+        "language model": weight_bytes(llm, settings.precision, width),
+        "encoder": width * (parts.pop("encoder") - text),
+        "trained parts and LoRA": 4 * (sum(parts.values()) - parts["llama_model"] + lora),
         # By turns: a class's sentences are encoded before an answer begins.
-        "keys and values, or the text tower": width * max(numbers, _count(text.parameters())),
+        "keys and values, or the text tower": width * max(numbers, text),
         "CUDA": CUDA_BYTES // 2,  # one process, without exchange of gradients
     }
 

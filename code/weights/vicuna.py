@@ -100,7 +100,7 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
         raise CheckpointError(f"{delta}: has LLaMA's number of rows, as version 1.1 has; expected version 0")
     # The delta's further row, for padding, is added to zeros.
     own |= {name: (own[name][0] + 1, *own[name][1:]) for name in (EMBEDDING, OUTPUT) if name in own}
-    checkpoint.check_names(shapes, own, llama, ["inv_freq"], advice=f"It has to be of the size of {delta}.")
+    checkpoint.check_names(shapes, own, llama, ".*inv_freq$", advice=f"It has to be of the size of {delta}.")
     with claimed(out, "--out"):
         logger.info("hashing %d files", len(base_files + files))
         sources = {"llama": base_files, "delta": files}

@@ -65,7 +65,7 @@ def test_a_wrong_model_is_explained(settings, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["encoder.name=vit_b"], "name 'vit_b': kind dinov2 has dinov2_vits14 alone; timm and open_clip have others"),
+        (["encoder.name=vit_b"], "name 'vit_b': kind dinov2 has dinov2_vits14 alone; the other kinds have others"),
         (["encoder={kind: timm, name: test_vit, windows: [2]}"], "windows are for kind open_clip"),
         (["encoder={kind: clip}"], r"encoder\.kind: Input should be 'imagebind', 'dinov2', 'timm' or 'open_clip'"),
     ],

@@ -70,3 +70,20 @@ def test_learned_states_are_unit_vectors_for_every_class() -> None:
     assert torch.equal(states[0], states[2])
     states[0, 0].sum().backward()
     assert learned.states.grad is not None
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_text_tower_is_on_the_device_only_while_a_class_is_encoded(device: str) -> None:
+    torch.manual_seed(0)
+    encoder = ImageBind(TINY).eval().to(device)
+    expected, seen = PromptEnsemble(encoder)(["screw"]), []
+    ensemble = PromptEnsemble(encoder, offload=True)
+    where = lambda: {parameter.device.type for parameter in encoder.text_tower.parameters()}  # noqa: E731
+    assert where() == {"cpu"}
+    hook = encoder.modality_trunks["text"].register_forward_hook(lambda *_: seen.extend(where()))
+    assert torch.allclose(ensemble(["screw"]), expected, atol=1e-5) and where() == {"cpu"}
+    ensemble(["screw"])
+    hook.remove()
+    assert seen == [device]
+    tower = {id(parameter) for parameter in encoder.text_tower.parameters()}
+    assert tower == {id(value) for name, value in encoder.named_parameters() if ".text." in name}
