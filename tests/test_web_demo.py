@@ -31,6 +31,7 @@ from anomalygpt.web_demo import (
     clear,
     find_examples,
     inspect_many,
+    mark,
     page_texts,
     part_html,
     show,
@@ -59,7 +60,7 @@ def texts(chat: list[dict[str, str]]) -> list[str]:
 
 
 def given(photo: str | None, references: Any = (), class_name: str = "", part: Part | None = None) -> tuple[Any, ...]:
-    return photo, references, class_name, part, None
+    return photo, references, class_name, part, "", None
 
 
 def asked(
@@ -75,7 +76,7 @@ def test_verdict_and_map_are_there_without_a_question(photos: list[str]) -> None
     assert [each.size for each in picture] == [(640, 480)] * 2
     assert '<b class="defective">Defect</b><span>sure</span>' in summary
     assert "There is a defect at the top left: a compact region" in summary
-    assert "<td>1</td><td>top left</td><td>1.0%</td><td>medium-sized</td><td>compact</td>" in summary
+    assert ">1</button></td><td>top left</td><td>1.0%</td><td>medium-sized</td><td>compact</td>" in summary
     assert (conversation.photo, conversation.exchanges) == (Path(photos[0]), [])
 
 
@@ -201,7 +202,7 @@ def test_new_photo_clears_the_chat(photos: list[str]) -> None:
 
 def test_answer_about_a_photo_that_was_replaced_is_dropped(photos: list[str]) -> None:
     steps = ask(SharedModel(FakePredictor), "en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
-    start_over(photos[1], [], "", None, next(steps)[4])
+    start_over(photos[1], [], "", None, "", next(steps)[4])
     assert list(steps) == []
 
 
@@ -242,19 +243,76 @@ def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_pa
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no photo")
     with pytest.warns(UserWarning, match="text.png: cannot be read"):
-        for taught, file in teach(model, "a/nut", [*photos[1:], str(tmp_path / "text.png")]):
-            assert (taught.name, taught.references) == ("a/nut", 2)
+        for taught, file in teach(model, "en", "a/nut", [*photos[1:], str(tmp_path / "text.png")], ""):
+            assert (taught.name, len(taught.report.names)) == ("a/nut", 2)
             saved = Path(shutil.copy(file["value"], tmp_path))
     assert part_html("en", taught) == "<p>Learned part: a/nut, 2 reference photos.</p>"
     assert "2 references, at a mean distance of 0.100" in part_html("en", taught, with_report=True)
     assert "2张良品照片，平均距离0.100" in part_html("zh", taught, with_report=True)
     assert saved.name == "a_nut.safetensors"
-    for loaded, _ in teach(model, "", [str(saved)]):
-        assert (loaded.name, loaded.references) == ("a_nut", 2)
+    for loaded, _ in teach(model, "en", "", [str(saved)], ""):
+        assert (loaded.name, len(loaded.report.names)) == ("a_nut", 2)
     *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=loaded))
     assert conversation.references == (saved,)
     with pytest.warns(UserWarning, match="0 photos can be read"):
-        assert list(teach(model, "", [])) == []
+        assert list(teach(model, "en", "", [], "")) == []
+
+
+def test_photo_is_marked_in_the_part_and_its_file_and_undone(photos: list[str], tmp_path: Path) -> None:
+    model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+
+    def saved(steps: Any) -> tuple[Part, str]:
+        ((part, file),) = [(part, Path(file["value"]).read_text()) for part, file in steps]
+        return part, file
+
+    part, _ = saved(teach(model, "en", "nut", photos[1:], ""))
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=part))
+    part, file = saved(mark(model, "en", part, conversation, is_good=False))
+    assert file == "2 [False]"
+    assert "good since: 0; called bad: 1" in part_html("en", part) and "有缺陷1张" in part_html("zh", part)
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=part))
+    assert conversation.marks == part.marks
+    part, file = saved(mark(model, "en", part, conversation, is_good=None))
+    assert (part.marks, file) == ((), "2 []")
+
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0], [(photos[1], None)], part=part))
+    with pytest.warns(UserWarning, match="beside it, not with the learned part"):
+        assert list(mark(model, "en", part, conversation, is_good=True)) == []
+
+
+def test_chosen_region_stands_out_in_picture_and_table(photos: list[str]) -> None:
+    model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0]))
+    (_, plain), table = view(model, "en", 1, 1, conversation)
+    (_, marked), chosen = view(model, "en", 1, 1, conversation, 1)
+    assert 'aria-pressed="false"' in table and 'aria-pressed="true"' in chosen
+    changed = np.argwhere(np.any(np.asarray(plain) != np.asarray(marked), axis=-1))
+    assert len(changed) and changed.max() < 200  # around the region, of 64 x 64 pixels at the top left, and its number
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words", "chinese"),
+    [
+        ("text.png", b"no picture", "text.png: cannot be read as an image", "text.png：无法作为图片读取"),
+        ("empty.png", b"", "empty.png: cannot be read as an image", "empty.png：无法作为图片读取"),
+        ("phone.heic", b"....ftypheic" + bytes(40), "phone.heic: ", "phone.heic："),
+        ("large.png", None, "large.png: 20000 x 15000 pixels", "large.png：20000 x 15000像素，图片太大"),
+        ("gone.png", ..., "gone.png: no such file", "gone.png：文件已不存在"),
+    ],
+)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_photo_that_can_not_be_read_is_one_line_in_the_pages_language(
+    tmp_path: Path, language: Language, name: str, content: Any, words: str, chinese: str
+) -> None:
+    if content is None:
+        Image.new("1", (20000, 15000)).save(tmp_path / name)
+    elif content is not ...:
+        (tmp_path / name).write_bytes(content)
+    with pytest.warns(UserWarning) as shown:
+        show(SharedModel(FakePredictor), language, 1, 1, *given(str(tmp_path / name)))  # type: ignore[arg-type]
+    (line,) = [str(each.message) for each in shown if each.category is UserWarning]
+    assert line.startswith(words if language == "en" else chinese)
+    assert "\n" not in line and str(tmp_path) not in line
 
 
 def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_path: Path) -> None:
@@ -294,7 +352,7 @@ def test_photos_of_one_name_have_their_own_pictures_in_the_report(tmp_path: Path
 
 
 def test_markup_in_a_name_stays_text(photos: list[str]) -> None:
-    assert "<script>" not in part_html("en", Part("<script>", (), 1, None))
+    assert "<script>" not in part_html("en", Part("<script>", (), FakePredictor().report()))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +370,7 @@ def test_address_that_can_not_be_served_is_one_line_and_exit_code_2(
     assert leave.value.code == 2
     assert printed.out == ""  # before the model is loaded
     assert printed.err.count("\n") == 1
-    assert f"{option} {value}: no page can be served there" in printed.err
+    assert f"{option} {value}: can't serve there" in printed.err
     assert words in printed.err
 
 
