@@ -33,7 +33,7 @@ from anomalygpt.datasets.records import list_folders, list_images
 from anomalygpt.errors import UserError, user_errors
 from anomalygpt.files import listen
 from anomalygpt.inference import session
-from anomalygpt.inference.report import SIDE, data_uri, report_html
+from anomalygpt.inference.report import ORDER, SIDE, data_uri, report_html
 from anomalygpt.inference.session import Conversation, Exchange, Mark, SharedModel
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def warn(language: Language, error: UserError) -> None:
     text = str(error)
     for pattern, translated in page_texts()["errors"].items() if language == "zh" else ():
         text = re.sub(pattern, translated, text)
-    gr.Warning(escape(text))
+    gr.Warning(escape(text), title=page_texts()[language]["warning"])
 
 
 def summary_html(
@@ -410,14 +410,15 @@ def inspect_many(
         picture = overlay(preview, result.map, result.threshold, findings.regions)
         picture.thumbnail((SIDE, SIDE))
         place = _place(language, findings.regions[0]) if findings.regions else ""
-        percents = [round(100 * share, 1) for share in (findings.probability, findings.total_area)]
+        probability, area = (round(100 * share, 1) for share in (findings.probability, findings.total_area))
+        shown = None if findings.reason == "other_part" else probability  # that says nothing about defects
         thumbnail = f'<img alt="" src="{data_uri(picture, THUMBNAIL)}">'
-        row = [thumbnail, path.name, texts[findings.status], percents[0], findings.number, place, percents[1]]
+        row = [thumbnail, path.name, texts[findings.status], shown, findings.number, place, area]
         scores = {"score": result.score, "score_threshold": result.score_threshold}
         record = {"photo": path.name, **findings.to_dict(), **scores}
         pictures[id(record)] = picture
-        found.append(((result.probability, result.score), record, row))
-    found.sort(key=lambda each: each[0], reverse=True)
+        found.append(((ORDER.index(result.status), -result.probability, -result.score), record, row))
+    found.sort(key=lambda each: each[0])
     _, records, rows = zip(*found, *failed, strict=True) if found or failed else ((), (), ())
     counts = Counter(each.get("status") for each in records)
     line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], len(failed))
@@ -499,7 +500,7 @@ def _inspect_tab(shared: Shared, file: "gr.File", examples: Sequence[tuple[str, 
             pictures = gr.ImageSlider(label="map", show_label=False, interactive=False, elem_id="map", **shape)
             summary = gr.HTML(text("no_verdict"), elem_id="summary", js_on_load=CHOOSE_REGION)
             with gr.Row(visible=False, elem_id="feedback") as feedback:
-                marks = [(gr.Button(text(each), size="sm", min_width=110), said) for each, said in MARKS.items()]
+                marks = [(gr.Button(text(each), size="sm", min_width=80), said) for each, said in MARKS.items()]
             with gr.Accordion(text("adjust"), open=False, elem_id="adjust"):
                 factor = gr.Slider(0.5, 2, 1, step=0.05, label=text("threshold"), elem_id="threshold")
                 opacity = gr.Slider(0, 1, 1, step=0.05, label=text("opacity"), elem_id="opacity")
@@ -591,7 +592,7 @@ def _chat(shared: Shared, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         "outputs": [chat, question, send, halt, conversation],
         "concurrency_id": "model",
         "trigger_mode": "multiple",  # a question that comes while another is answered waits
-        **QUIET,
+        **QUIET | {"show_progress": "minimal", "show_progress_on": chat},  # the place in the queue
     }
     asked = [send.click, question.submit]
     asking = [
@@ -640,7 +641,8 @@ def _many_tab(shared: Shared) -> None:
     bar = gr.Progress()
 
     def run(language: Language, photos: Any, part: Part | None, name: str, progress: Any = bar) -> Iterator[Any]:
-        yield from inspect_many(model, language, photos, part, name, progress.tqdm)
+        counted = partial(progress.tqdm, unit=page_texts()[language]["many_photos"])
+        yield from inspect_many(model, language, photos, part, name, counted)
 
     gr.Markdown(text("many_hint"))
     part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
