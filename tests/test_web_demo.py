@@ -576,3 +576,115 @@ def test_part_many_photos_and_downloads_in_a_browser(page_address: str, tmp_path
         ]
         assert page.locator("#results img").count() >= 3  # Gradio has a hidden row of its own
         assert window.errors == []
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_two_users_at_once_keep_their_own_photos(page_address: str) -> None:
+    with browser.window(page_address, DESKTOP) as window:
+        pages = [window.page, window.page.context.browser.new_page(viewport=DESKTOP, locale="zh-CN")]
+        for page in pages[1:]:
+            page.goto(page_address)
+            page.set_default_timeout(1000 * browser.ANSWER_SECONDS)
+        both = [browser.Window(page) for page in pages]
+        names = ["washer", "pcb"]
+        for page, name in zip(pages, names, strict=True):
+            page.locator("#photo input[type=file]").set_input_files(EXAMPLES / name / "defect.jpg")
+        for page in pages:
+            page.locator("#summary .verdict b").wait_for()
+            page.locator("#question textarea").fill("Where is it, and how large?")
+        for page in pages:
+            page.locator("#send").click()
+        pages[1].get_by_text("queue: 1/1").wait_for()
+        for page, name, user in zip(pages, names, both, strict=True):
+            page.locator("#chat .message.bot").first.wait_for()
+            assert user.answer()
+            assert page.locator("#chat .message.user").count() == 1
+            shown = page.locator("#photo img").evaluate(
+                "image => fetch(image.src).then(r => r.blob()).then(b => b.size)"
+            )
+            assert shown == (EXAMPLES / name / "defect.jpg").stat().st_size
+        first, second = (page.locator("#map img").last.get_attribute("src") for page in pages)
+        assert first != second
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str]) -> None:
+    prefix = "/factory/inspect/"
+    arguments = ["--config", "compact", *compact_overrides]
+    with (
+        browser.running_demo(arguments, GRADIO_ROOT_PATH=prefix.rstrip("/")) as address,
+        browser.proxied(address, prefix) as proxy,
+        browser.window(proxy, DESKTOP, "zh-CN") as window,
+    ):
+        page = window.page
+        page.locator("#photo input[type=file]").set_input_files(EXAMPLES / "washer" / "defect.jpg")
+        page.locator("#summary .verdict b").wait_for()
+        page.locator("#map img").first.wait_for()
+        assert window.ask()
+        page.locator("#languages a[lang=en]").click()
+        page.get_by_text(page_texts()["en"]["no_verdict"]).wait_for()
+        window.click_example(0)
+        page.locator("#map img").first.wait_for()
+        assert [path for path in window.asked if not path.startswith(prefix)] == []
+        assert window.errors == []
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_region_mark_and_message_in_a_browser(page_address: str, tmp_path: Path) -> None:
+    part, texts = EXAMPLES / "washer", page_texts()["zh"]
+    (tmp_path / "text.png").write_text("no photo")
+    with browser.window(page_address, PHONE, "zh-CN") as window:
+        page = window.page
+        page.locator("#photo input[type=file]").set_input_files(tmp_path / "text.png")
+        page.get_by_text("text.png：无法作为图片读取").wait_for()
+        page.get_by_role("tab").nth(1).click()
+        page.locator("#part input[type=file]").set_input_files(sorted(part.glob("good*")))
+        page.locator("#part").get_by_text("good_2").wait_for()
+        page.locator("#learn").click()
+        page.locator("#learned p").first.wait_for()
+        page.get_by_role("tab").nth(0).click()
+        page.locator("#photo input[type=file]").set_input_files(part / "defect.jpg")
+        pressed = page.locator("#summary button[aria-pressed=true]")
+        page.locator("#summary button").first.press("Enter")
+        assert pressed.inner_text() == "1"
+        pressed.click()
+        pressed.wait_for(state="detached")
+        page.get_by_role("button", name=texts["mark_bad"]).click()
+        page.get_by_text(texts["marked"].format(good=0, bad=1)).first.wait_for()
+        page.get_by_role("button", name=texts["unmark"]).click()
+        page.get_by_text(texts["marked"].format(good=0, bad=1)).first.wait_for(state="detached")
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_forty_photos_in_a_browser(page_address: str, tmp_path: Path) -> None:
+    photos = []
+    for number in range(40):
+        name = ("good_1", "good_2", "defect")[number % 3]
+        photos.append(tmp_path / f"{name}_{number}.jpg")
+        shutil.copy(EXAMPLES / "washer" / f"{name}.jpg", photos[-1])
+    with browser.window(page_address, PHONE) as window:
+        page = window.page
+        page.get_by_role("tab").nth(1).click()
+        page.locator("#part input[type=file]").set_input_files(photos[:2])
+        page.locator("#part").get_by_text("good_2").wait_for()
+        page.locator("#learn").click()
+        page.locator("#learned p").first.wait_for()
+        page.get_by_role("tab").nth(2).click()
+        page.locator("#photos input[type=file]").set_input_files(photos)
+        page.locator("#photos").get_by_text("good_1_39").wait_for()
+        page.locator("#run").click()
+        page.locator("#line").get_by_text("27 good, 13 defective").wait_for()
+        assert "defect" in page.locator("#results tbody tr").nth(1).inner_text()
+        with page.expect_download() as started_download:
+            page.locator("#result_files a").nth(2).click()
+        report = started_download.value.path().read_text(encoding="utf-8")
+        assert report.index("defect_38") < report.index("good_1_0")
+        assert window.errors == []
