@@ -39,13 +39,11 @@ class Window:
     Attributes:
         errors: what the page wrote to the console as an error.
         foreign: addresses on other machines that it asked for.
-        asked: paths that it asked for.
     """
 
     page: Any
     errors: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
 
     def click_example(self, number: int) -> None:
         """Takes an example, and waits until its photo is there."""
@@ -141,9 +139,6 @@ def window(address: str, size: dict[str, int] | None = None, locale: str = "en-U
             page.on(
                 "request",
                 lambda asked: urlsplit(asked.url).hostname in OWN_HOSTS or opened.foreign.append(asked.url),
-            )
-            page.on(
-                "request", lambda asked: asked.url.startswith("http") and opened.asked.append(urlsplit(asked.url).path)
             )
             page.goto(address)
             page.locator("#send").wait_for()
