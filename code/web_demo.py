@@ -307,27 +307,29 @@ def stop(conversation: Conversation | None) -> Any:
     return gr.update(interactive=False)
 
 
-def write_files(model: SharedModel, conversation: Conversation | None) -> Iterator[Any]:
-    """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings and conversation as JSON."""
+def write_files(model: SharedModel, language: Language, conversation: Conversation | None) -> Iterator[Any]:
+    """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings with the conversation, report."""
     import gradio as gr
     import numpy as np
     from PIL import Image
 
-    from anomalygpt.inference.visualize import overlay
+    from anomalygpt.inference.visualize import save_pictures
 
     if conversation is None:
         return
-    result, _ = model.inspect(conversation)
+    result, preview = model.inspect(conversation)
     with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
         stem = Path(folder) / conversation.photo.stem
-        names = [f"{stem}{ending}" for ending in ("_overlay.png", "_map.tiff", "_map.npy", "_findings.json")]
-        photo = session.read_photo(conversation.photo)
-        overlay(photo, result.map, result.threshold, result.findings.regions).save(names[0])
-        Image.fromarray(result.map).save(names[1])
+        pictures = save_pictures(stem.parent, stem.name, session.read_photo(conversation.photo), result)
+        names = [str(stem.parent / name) for name in pictures.values()]
+        names += [f"{stem}{ending}" for ending in ("_map.npy", "_findings.json", "_report.html")]
         np.save(names[2], result.map)
-        record = result.findings.to_dict() | {"score": result.score, "threshold": result.threshold}
+        record = {"photo": conversation.photo.name, **result.findings.to_dict(), "threshold": result.threshold}
+        record |= {"score": result.score, "score_threshold": result.score_threshold}
         record["conversation"] = [asdict(each) for each in conversation.exchanges]
         Path(names[3]).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        picture = Image.open(names[0])
+        Path(names[4]).write_text(report_html([record], lambda _: picture, {}, language), encoding="utf-8")
         yield gr.update(value=names, visible=True)
 
 
@@ -472,7 +474,7 @@ def build_demo(
         demo.load(language_of, None, language, **QUIET)
         gr.HTML(LANGUAGES, elem_id="languages")
         gr.Markdown(text("title"), elem_id="title")
-        several = {"choices": list(models), "value": models[0], "interactive": len(models) > 1}
+        several: dict[str, Any] = {"choices": list(models), "value": models[0], "interactive": len(models) > 1}
         name = gr.Dropdown(label=text("model"), render=False, elem_id="model", **several)
         shared = Shared(SharedModel(new_predictor, models[0], load), text, language, part, name)
         file = _downloads(text("part_file"), "part_file", render=False)
@@ -538,7 +540,7 @@ def _inspect_tab(shared: Shared, file: "gr.File", examples: Sequence[tuple[str, 
             show_progress_on=feedback,
             api_visibility="private",
         )
-    prepare.click(partial(write_files, model), conversation, files, api_visibility="private")
+    prepare.click(partial(write_files, model), [language, conversation], files, api_visibility="private")
 
 
 def _downloads(label: Any, name: str, *, render: bool = True) -> "gr.File":

@@ -101,6 +101,7 @@ def proxied(address: str, prefix: str) -> Iterator[str]:
     async def forward(request: Request) -> StreamingResponse:
         path = httpx.URL(path="/" + request.path_params["path"], query=request.url.query.encode())
         headers = {name: value for name, value in request.headers.items() if name != "transfer-encoding"}
+        headers |= {"x-forwarded-host": headers["host"], "x-forwarded-proto": "http"}
         asked = client.build_request(request.method, path, headers=headers, content=request.stream())
         given = await client.send(asked, stream=True)
         kept = {name: value for name, value in given.headers.items() if name != "transfer-encoding"}

@@ -229,11 +229,12 @@ def test_files_of_a_photo_hold_its_map_and_findings(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     _, conversation = asked("Is it fine?", given(photos[0]))
     result, _ = model.inspect(conversation)
-    for shown in write_files(model, conversation):
-        overlay, tiff, array, record = shown["value"]
+    for shown in write_files(model, "en", conversation):
+        overlay, tiff, array, record, report = shown["value"]
         assert Image.open(overlay).size == (40, 30)
         assert np.array_equal(np.asarray(Image.open(tiff)), result.map)
         assert np.array_equal(np.load(array), result.map)
+        assert "data:image/jpeg" in Path(report).read_text(encoding="utf-8")
         written = json.loads(Path(record).read_text(encoding="utf-8"))
     assert written["status"] == "defective" and written["regions"][0]["position"] == "top left"
     assert written["conversation"][0]["answer"] == "Yes, object number 1."
@@ -681,7 +682,7 @@ def test_forty_photos_in_a_browser(page_address: str, tmp_path: Path) -> None:
         page.locator("#photos").get_by_text("good_1_39").wait_for()
         page.locator("#run").click()
         page.locator("#line").get_by_text("27 good, 13 defective").wait_for()
-        page.locator("#results img").first.wait_for()
+        page.locator("#result_files a").nth(2).wait_for()
         table = page.locator("#results").inner_text()
         assert table.index("defect_") < (table + "good_").index("good_")
         with page.expect_download() as started_download:
