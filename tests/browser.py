@@ -93,7 +93,7 @@ def proxied(address: str, prefix: str) -> Iterator[str]:
     from starlette.applications import Starlette
     from starlette.background import BackgroundTask
     from starlette.requests import Request
-    from starlette.responses import StreamingResponse
+    from starlette.responses import Response, StreamingResponse
     from starlette.routing import Route
 
     client = httpx.AsyncClient(base_url=address, timeout=None, trust_env=False)
@@ -107,7 +107,8 @@ def proxied(address: str, prefix: str) -> Iterator[str]:
         kept = {name: value for name, value in given.headers.items() if name != "transfer-encoding"}
         return StreamingResponse(given.aiter_raw(), given.status_code, kept, background=BackgroundTask(given.aclose))
 
-    app = Starlette(routes=[Route(f"{prefix}{{path:path}}", forward, methods=["GET", "POST", "HEAD"])])
+    icon = Route("/favicon.ico", lambda _: Response())  # which browsers ask the host for by themselves
+    app = Starlette(routes=[icon, Route(f"{prefix}{{path:path}}", forward, methods=["GET", "POST", "HEAD"])])
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, args=([listening],))
