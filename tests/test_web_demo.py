@@ -635,6 +635,7 @@ def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str]) -> None
         assert window.errors == []
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.timeout(900)
 def test_region_mark_and_message_in_a_browser(page_address: str, tmp_path: Path) -> None:
@@ -691,4 +692,21 @@ def test_forty_photos_in_a_browser(page_address: str, tmp_path: Path) -> None:
             page.locator("#result_files a").nth(2).click()
         report = started_download.value.path().read_text(encoding="utf-8")
         assert report.index("defect_38") < report.index("good_1_0")
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_another_model_is_chosen_in_a_browser(page_address: str) -> None:
+    with browser.window(page_address, DESKTOP) as window:
+        page = window.page
+        window.click_example(2)
+        page.locator("#summary .verdict b").wait_for()
+        before = page.locator("#map img").last.get_attribute("src")
+        page.locator("#model input").click()
+        page.get_by_role("option", name="compact_best").click()
+        changed = "before => document.querySelectorAll('#map img')[1]?.getAttribute('src') !== before"
+        page.wait_for_function(changed, arg=before)
+        assert window.ask("Where is it?")
         assert window.errors == []
