@@ -1,7 +1,8 @@
-"""File reading and hashing, atomic file writes, and folders that only one run at a time writes to."""
+"""File reading and hashing, atomic file writes, folders that only one run at a time writes to, and sockets."""
 
 import hashlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,22 @@ def sha256(path: Path) -> str:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """A socket that listens at an address.
+
+    Args:
+        port: None: any free one.
+
+    Raises:
+        UserError: no such host, or the port is in use or not allowed; names the options ``--host`` and ``--port``.
+    """
+    try:
+        return socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        where = f"--host {host} --port {port}" if port else f"--host {host}"
+        raise UserError(f"{where}: can't serve there ({error})") from error
 
 
 @contextmanager

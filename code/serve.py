@@ -7,14 +7,14 @@ import argparse
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from anomalygpt.config.load import load_config
-from anomalygpt.errors import UserError, user_errors
+from anomalygpt.errors import user_errors
+from anomalygpt.files import listen
 
 KEYS = "ANOMALYGPT_API_KEYS"
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from anomalygpt.model.build import installed_config
 
         config = load_config(arguments.config or installed_config(), arguments.set)
-        listening = _listen(arguments.host, arguments.port)  # now, because loading the model may take minutes
+        listening = listen(arguments.host, arguments.port)  # now, because loading the model may take minutes
         keys = tuple(key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip())
         if not keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
             print(f"warning: --host {arguments.host} without {KEYS}: anyone who reaches it may use it", file=sys.stderr)
@@ -67,14 +67,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     return parser.parse_args(argv)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises UserError where there can be none: no such host, or the port is in use."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: can't serve there ({error})") from error
 
 
 if __name__ == "__main__":

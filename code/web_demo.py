@@ -11,13 +11,12 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from html import escape
 from pathlib import Path
@@ -26,15 +25,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from anomalygpt.config.load import home, load_config
+from anomalygpt.config.load import home, load_config, names
 from anomalygpt.config.original_flags import original_settings
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import list_folders, list_images
 from anomalygpt.errors import UserError, user_errors
+from anomalygpt.files import listen
 from anomalygpt.inference import session
-from anomalygpt.inference.report import SIDE, data_uri, report_html
-from anomalygpt.inference.session import Conversation, Exchange, SharedModel
+from anomalygpt.inference.report import ORDER, SIDE, data_uri, report_html
+from anomalygpt.inference.session import Conversation, Exchange, Mark, SharedModel
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -50,6 +50,7 @@ KEEP_SECONDS = 6 * 3600  # uploaded files and conversations
 EXAMPLES = "images/examples"
 PHOTO_HEIGHT = 366  # CSS pixels
 THUMBNAIL = 96  # pixels
+MARKS = {"mark_good": True, "mark_bad": False, "unmark": None}
 SUGGESTED = ("ask_verdict", "ask_place", "ask_number", "ask_size")
 PENDING = "…"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows PENDING instead
@@ -64,6 +65,11 @@ LANGUAGES = "".join(
     f'location.reload(); return false">{name}</a>'
     for tag, name in (("en", "English"), ("zh-CN", "中文"))
 )
+# A click on a row of the table highlights its region, another click ends that.
+CHOOSE_REGION = """element.addEventListener('click', event => {
+  const button = event.target.closest('tr')?.querySelector('button');
+  if (button) trigger('click', {region: button.ariaPressed === 'true' ? 0 : Number(button.textContent)});
+})"""
 SHOW_CHAT = "() => document.querySelector('#chat').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 
 
@@ -71,9 +77,9 @@ class Part(NamedTuple):
     """A part that the user taught."""
 
     name: str
-    files: tuple[str, ...]  # good photos, or one file of saved references
-    references: int
+    files: tuple[Path, ...]  # good photos, or one file of saved references
     report: "ReferenceReport"
+    marks: tuple[Mark, ...] = ()  # photos that were called good or bad since
 
 
 class Shared(NamedTuple):
@@ -83,6 +89,7 @@ class Shared(NamedTuple):
     text: "gr.I18n"
     language: "gr.State"
     part: "gr.State"
+    name: "gr.Dropdown"  # of the model
 
 
 class ChosenLanguage:
@@ -120,7 +127,19 @@ def bubbles(language: Language, exchanges: Iterable[Exchange]) -> list[dict[str,
     return messages
 
 
-def summary_html(language: Language, findings: Findings, regions: Sequence[RegionFinding], factor: float) -> str:
+def warn(language: Language, error: UserError) -> None:
+    """Shows a mistake as a message, in the page's language if ``web_demo.yaml`` has it."""
+    import gradio as gr
+
+    text = str(error)
+    for pattern, translated in page_texts()["errors"].items() if language == "zh" else ():
+        text = re.sub(pattern, translated, text)
+    gr.Warning(escape(text), title=page_texts()[language]["warning"])
+
+
+def summary_html(
+    language: Language, findings: Findings, regions: Sequence[RegionFinding], factor: float, chosen: int = 0
+) -> str:
     """Badge, certainty, the findings in a sentence, and the table of the regions at ``factor`` times the threshold."""
     texts = page_texts()[language]
     kind = findings.status.replace(" ", "-").replace("'", "")
@@ -129,18 +148,21 @@ def summary_html(language: Language, findings: Findings, regions: Sequence[Regio
     return (
         f'<div class="verdict"><b class="{kind}">{texts[findings.status]}</b><span>{certainty}</span></div>'
         f"<p>{escape(words.answer_text('describe', findings, language))}</p>{other}"
-        f"{_table(language, regions)}"
+        f"{_table(language, regions, chosen)}"
     )
 
 
-def _table(language: Language, regions: Sequence[RegionFinding]) -> str:
+def _table(language: Language, regions: Sequence[RegionFinding], chosen: int) -> str:
     texts, names = page_texts()[language], words.finding_phrases(language)["words"]
-    rows = ["<th></th>" + "".join(f"<th>{texts[name]}</th>" for name in ("place", "area", "size", "form"))]
+    heads = "".join(f"<th>{texts[name]}</th>" for name in ("place", "area", "size", "form"))
+    rows = [f"<tr><th></th>{heads}</tr>"]
     for number, region in enumerate(regions, start=1):
         size, form = names["size"][words.size_word(region.area)], names["form"][region.form]
-        cells = (str(number), _place(language, region), words.percent(region.area, language), size, form)
-        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-    return f'<div class="regions"><table><tr>{"</tr><tr>".join(rows)}</tr></table></div>' if regions else ""
+        cells = (_place(language, region), words.percent(region.area, language), size, form)
+        pressed = str(number == chosen).lower()
+        button = f'<button type="button" aria-pressed="{pressed}" title="{texts["highlight"]}">{number}</button>'
+        rows.append(f"<tr><td>{button}</td>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f'<div class="regions"><table>{"".join(rows)}</table></div>' if regions else ""
 
 
 def _place(language: Language, region: RegionFinding) -> str:
@@ -152,15 +174,14 @@ def part_html(language: Language, part: Part | None, *, with_report: bool = Fals
     """What photos are compared with, and on request what that is worth."""
     if part is None:
         return ""
-    forms = words.finding_phrases(language)["words"]["references"]
-    count = forms["one" if part.references == 1 else "several"].format(count=part.references)
+    forms, number = words.finding_phrases(language)["words"]["references"], len(part.report.names)
+    count = forms["one" if number == 1 else "several"].format(count=number)
     lines = [page_texts()[language]["part"].format(name=part.name, references=count)]
+    if part.marks:
+        good = sum(mark.is_good for mark in part.marks)
+        lines.append(page_texts()[language]["marked"].format(good=good, bad=len(part.marks) - good))
     lines += part.report.lines(language) if with_report else []
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
-
-
-def _thumbnail(picture: "Image.Image") -> str:
-    return f'<img alt="" src="{data_uri(picture, THUMBNAIL)}">'
 
 
 def _buttons(*, running: bool) -> tuple[Any, Any]:
@@ -171,32 +192,41 @@ def _buttons(*, running: bool) -> tuple[Any, Any]:
 
 
 def conversation_for(
-    photo: str | None, references: Uploads, class_name: str | None, part: Part | None, current: Conversation | None
+    photo: str | None,
+    references: Uploads,
+    class_name: str | None,
+    part: Part | None,
+    name: str,
+    current: Conversation | None,
 ) -> Conversation:
     """The conversation about the photo, which is compared with the good photos beside it, else with the taught part."""
-    good = [path for path, _ in references or ()] or list(part.files if part else ())
-    return session.conversation_about(photo, good, class_name, current)
+    if references or not part:
+        return session.conversation_about(photo, [path for path, _ in references or ()], class_name, current, (), name)
+    return session.conversation_about(photo, list(map(str, part.files)), class_name, current, part.marks, name)
 
 
 def show(
     model: SharedModel, language: Language, factor: float, opacity: float, photo: str | None, *given: Any
 ) -> tuple[Any, ...]:
     """Map, summary and conversation of a photo; see :func:`view` and, for ``given``, :func:`conversation_for`."""
-    import gradio as gr
-
     try:
         if photo:
             conversation = conversation_for(photo, *given)
             return *view(model, language, factor, opacity, conversation), conversation
     except UserError as error:
-        gr.Warning(escape(str(error)))
+        warn(language, error)
     return None, f'<p class="hint">{page_texts()[language]["no_verdict"]}</p>', None
 
 
 def view(
-    model: SharedModel, language: Language, factor: float, opacity: float, conversation: Conversation | None
+    model: SharedModel,
+    language: Language,
+    factor: float,
+    opacity: float,
+    conversation: Conversation | None,
+    chosen: int = 0,
 ) -> tuple[Any, ...]:
-    """The photo with its overlay, and the summary, at the threshold times a factor."""
+    """The photo with its overlay, and the summary, at the threshold times a factor; a chosen region stands out."""
     import gradio as gr
 
     from anomalygpt.inference.regions import find_regions
@@ -207,8 +237,8 @@ def view(
     result, preview = model.inspect(conversation)
     threshold, findings = factor * result.threshold, result.findings
     regions = findings.regions if factor == 1 else find_regions(result.map, threshold)
-    picture = overlay(preview, result.map, threshold, regions, opacity)
-    return (preview, picture), summary_html(language, findings, regions, factor)
+    picture = overlay(preview, result.map, threshold, regions, opacity, chosen)
+    return (preview, picture), summary_html(language, findings, regions, factor, chosen)
 
 
 def start_over(*given: Any) -> tuple[Any, ...]:
@@ -227,7 +257,7 @@ def clear(conversation: Conversation | None) -> tuple[Any, ...]:
     """Send, Stop and a new conversation about the same photo."""
     if conversation:
         conversation.is_over = True
-        conversation = Conversation(conversation.photo, conversation.references, conversation.class_name)
+        conversation = replace(conversation, exchanges=[], is_over=False, is_stopped=False)
     return *_buttons(running=False), conversation
 
 
@@ -256,7 +286,7 @@ def ask(
                 yield bubbles(language, [*earlier, exchange]), *same, conversation
         box = text if conversation.exchanges == earlier else gr.skip()
     except UserError as error:
-        gr.Warning(escape(str(error)))
+        warn(language, error)
         box = question
     exchanges = conversation.exchanges if conversation else ()
     yield bubbles(language, exchanges), box, *_buttons(running=False), conversation
@@ -277,34 +307,36 @@ def stop(conversation: Conversation | None) -> Any:
     return gr.update(interactive=False)
 
 
-def write_files(model: SharedModel, conversation: Conversation | None) -> Iterator[Any]:
-    """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings and conversation as JSON."""
+def write_files(model: SharedModel, language: Language, conversation: Conversation | None) -> Iterator[Any]:
+    """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings with the conversation, report."""
     import gradio as gr
     import numpy as np
     from PIL import Image
 
-    from anomalygpt.inference.visualize import overlay
+    from anomalygpt.inference.visualize import save_pictures
 
     if conversation is None:
         return
-    result, _ = model.inspect(conversation)
+    result, preview = model.inspect(conversation)
     with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
         stem = Path(folder) / conversation.photo.stem
-        names = [f"{stem}{ending}" for ending in ("_overlay.png", "_map.tiff", "_map.npy", "_findings.json")]
-        photo = session.read_photo(conversation.photo)
-        overlay(photo, result.map, result.threshold, result.findings.regions).save(names[0])
-        Image.fromarray(result.map).save(names[1])
+        pictures = save_pictures(stem.parent, stem.name, session.read_photo(conversation.photo), result)
+        names = [str(stem.parent / name) for name in pictures.values()]
+        names += [f"{stem}{ending}" for ending in ("_map.npy", "_findings.json", "_report.html")]
         np.save(names[2], result.map)
-        record = result.findings.to_dict() | {"score": result.score, "threshold": result.threshold}
+        record = {"photo": conversation.photo.name, **result.findings.to_dict(), "threshold": result.threshold}
+        record |= {"score": result.score, "score_threshold": result.score_threshold}
         record["conversation"] = [asdict(each) for each in conversation.exchanges]
         Path(names[3]).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        picture = Image.open(names[0])
+        Path(names[4]).write_text(report_html([record], lambda _: picture, {}, language), encoding="utf-8")
         yield gr.update(value=names, visible=True)
 
 
-def teach(model: SharedModel, name: str | None, files: Sequence[str] | None) -> Iterator[tuple[Any, ...]]:
+def teach(
+    model: SharedModel, language: Language, name: str | None, files: Sequence[str] | None, model_name: str
+) -> Iterator[tuple[Any, ...]]:
     """Yields the part that good photos, or its own file, show, and its file; a warning names what can't be read."""
-    import gradio as gr
-
     readable = []
     for path in map(Path, files or ()):
         try:
@@ -312,18 +344,43 @@ def teach(model: SharedModel, name: str | None, files: Sequence[str] | None) -> 
                 session.read_photo(path)
             readable.append(path)
         except UserError as error:
-            gr.Warning(escape(str(error)))
+            warn(language, error)
     try:
         if not 1 <= len(readable) <= session.MAX_REFERENCES:
             raise UserError(f"{len(readable)} photos can be read: give 1 to {session.MAX_REFERENCES} of a good part.")
         name = " ".join((name or "").split()) or (readable[0].stem if len(readable) == 1 else "part")
-        with TemporaryDirectory() as folder:
-            target = Path(folder) / (re.sub(r"[^-\w ]", "_", name) + ".safetensors")
-            learned = model.learn(tuple(readable), target)
-            part = Part(name, tuple(map(str, readable)), len(learned.names), learned)
-            yield part, gr.update(value=str(target), visible=True)
+        yield from _learned(model, model_name, name, tuple(readable))
     except UserError as error:
-        gr.Warning(escape(str(error)))
+        warn(language, error)
+
+
+def mark(
+    model: SharedModel, language: Language, part: Part, conversation: Conversation | None, is_good: bool | None
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the part, and its file, after the shown photo was called good or bad; None withdraws the latest."""
+    try:
+        if is_good is None:
+            marks = part.marks[:-1]
+        elif conversation is None:
+            raise UserError(session.NO_PHOTO)
+        elif conversation.references != part.files:
+            raise UserError("This photo is compared with the good photos beside it, not with the learned part.")
+        else:
+            marks = (*part.marks, Mark(conversation.photo, conversation.class_name, is_good))
+        yield from _learned(model, conversation.model if conversation else "", part.name, part.files, marks)
+    except UserError as error:
+        warn(language, error)
+
+
+def _learned(
+    model: SharedModel, model_name: str, name: str, files: tuple[Path, ...], marks: tuple[Mark, ...] = ()
+) -> Iterator[tuple[Any, ...]]:
+    import gradio as gr
+
+    with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
+        target = Path(folder) / (re.sub(r"[^-\w ]", "_", name) + ".safetensors")
+        part = Part(name, files, model.learn((model_name, files, marks), target), marks)
+        yield part, gr.update(value=str(target), visible=True)
 
 
 def inspect_many(
@@ -331,6 +388,7 @@ def inspect_many(
     language: Language,
     photos: Sequence[str] | None,
     part: Part | None,
+    model_name: str = "",
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Iterator[tuple[Any, ...]]:
     """Yields a line that sums up the results, their table with the worst first, and CSV, JSON and an HTML report."""
@@ -338,12 +396,13 @@ def inspect_many(
 
     from anomalygpt.inference.visualize import overlay
 
-    texts, good = page_texts()[language], tuple(map(Path, part.files if part else ()))
+    texts = page_texts()[language]
+    compared: dict[str, Any] = {"references": part.files, "marks": part.marks} if part else {}
     found, failed = [], []  # (sort key, JSON, row of the table)
     pictures: dict[int, Image.Image] = {}  # by the identity of the JSON: photos of two folders may have one name
     for path in map(Path, progress(photos or ())):
         try:
-            result, preview = model.inspect(Conversation(path, good))
+            result, preview = model.inspect(Conversation(path, **compared, model=model_name))
         except UserError as error:
             failed.append(
                 (None, {"photo": path.name, "error": str(error)}, ["", path.name, texts["error"], *[None] * 4])
@@ -353,13 +412,15 @@ def inspect_many(
         picture = overlay(preview, result.map, result.threshold, findings.regions)
         picture.thumbnail((SIDE, SIDE))
         place = _place(language, findings.regions[0]) if findings.regions else ""
-        percents = [round(100 * share, 1) for share in (findings.probability, findings.total_area)]
-        row = [_thumbnail(picture), path.name, texts[findings.status], percents[0], findings.number, place, percents[1]]
+        probability, area = (round(100 * share, 1) for share in (findings.probability, findings.total_area))
+        shown = None if findings.reason == "other_part" else probability  # that says nothing about defects
+        thumbnail = f'<img alt="" src="{data_uri(picture, THUMBNAIL)}">'
+        row = [thumbnail, path.name, texts[findings.status], shown, findings.number, place, area]
         scores = {"score": result.score, "score_threshold": result.score_threshold}
         record = {"photo": path.name, **findings.to_dict(), **scores}
         pictures[id(record)] = picture
-        found.append(((result.probability, result.score), record, row))
-    found.sort(key=lambda each: each[0], reverse=True)
+        found.append(((ORDER.index(result.status), -result.probability, -result.score), record, row))
+    found.sort(key=lambda each: each[0])
     _, records, rows = zip(*found, *failed, strict=True) if found or failed else ((), (), ())
     counts = Counter(each.get("status") for each in records)
     line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], len(failed))
@@ -369,7 +430,7 @@ def inspect_many(
         with open(names[0], "w", encoding="utf-8-sig", newline="") as file:  # with the mark that Excel needs
             csv.writer(file).writerows(row[1:] for row in [headers, *rows])
         Path(names[1]).write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
-        settings = {"class_name": part.name, "references": str(part.references)} if part else {}
+        settings = {"class_name": part.name, "references": str(len(part.report.names))} if part else {}
         page = report_html(records, lambda record: pictures.get(id(record)), settings, language)
         Path(names[2]).write_text(page, encoding="utf-8")
         table = gr.update(value={"headers": headers, "data": list(rows)}, visible=True)
@@ -388,9 +449,19 @@ def find_examples(folder: Path) -> list[tuple[str, list[str], str]]:
 
 
 def build_demo(
-    new_predictor: "Callable[[], Predictor]", subtitle: str = "", examples: Path | None = None
+    new_predictor: "Callable[[], Predictor]",
+    examples: Path | None = None,
+    models: Sequence[str] = ("",),
+    load: "Callable[[str], Callable[[], Predictor]] | None" = None,
 ) -> "gr.Blocks":
-    """The page. ``new_predictor``: see :class:`SharedModel`; ``examples``: a folder for :func:`find_examples`."""
+    """The page.
+
+    Args:
+        new_predictor: see :class:`SharedModel`.
+        examples: a folder for :func:`find_examples`.
+        models: names of the models to choose from, with the loaded one's first.
+        load: see :class:`SharedModel`.
+    """
     import gradio as gr
 
     def language_of(request: gr.Request) -> Language:
@@ -403,22 +474,25 @@ def build_demo(
         demo.load(language_of, None, language, **QUIET)
         gr.HTML(LANGUAGES, elem_id="languages")
         gr.Markdown(text("title"), elem_id="title")
-        shared = Shared(SharedModel(new_predictor), text, language, part)
+        several: dict[str, Any] = {"choices": list(models), "value": models[0], "interactive": len(models) > 1}
+        name = gr.Dropdown(label=text("model"), render=False, elem_id="model", **several)
+        shared = Shared(SharedModel(new_predictor, models[0], load), text, language, part, name)
+        file = _downloads(text("part_file"), "part_file", render=False)
         with gr.Tab(text("inspect")):
-            _inspect_tab(shared, find_examples(examples) if examples else [])
+            _inspect_tab(shared, file, find_examples(examples) if examples else [])
         with gr.Tab(text("teach")):
-            _teach_tab(*shared)
+            _teach_tab(shared, file)
         with gr.Tab(text("many")):
-            _many_tab(*shared)
-        gr.Markdown(subtitle, elem_id="model")
+            _many_tab(shared)
+        name.render()
     return demo
 
 
-def _inspect_tab(shared: Shared, examples: Sequence[tuple[str, list[str], str]]) -> None:
-    """A photo on the left, its map and verdict in the middle, the conversation about it on the right."""
+def _inspect_tab(shared: Shared, file: "gr.File", examples: Sequence[tuple[str, list[str], str]]) -> None:
+    """A photo on the left, its map and verdict in the middle, the conversation on the right; ``file``: the part's."""
     import gradio as gr
 
-    model, text, language, part = shared
+    model, text, language, part, name = shared
     conversation = gr.State(None, time_to_live=KEEP_SECONDS)
     with gr.Row(elem_id="inspect"):
         with gr.Column(scale=4, min_width=300):
@@ -426,18 +500,20 @@ def _inspect_tab(shared: Shared, examples: Sequence[tuple[str, list[str], str]])
         with gr.Column(scale=4, min_width=300):
             shape: dict[str, Any] = {"max_height": PHOTO_HEIGHT, "slider_position": 0, "buttons": ["fullscreen"]}
             pictures = gr.ImageSlider(label="map", show_label=False, interactive=False, elem_id="map", **shape)
-            summary = gr.HTML(text("no_verdict"), elem_id="summary")
+            summary = gr.HTML(text("no_verdict"), elem_id="summary", js_on_load=CHOOSE_REGION)
+            with gr.Row(visible=False, elem_id="feedback") as feedback:
+                marks = [(gr.Button(text(each), size="sm", min_width=80), said) for each, said in MARKS.items()]
             with gr.Accordion(text("adjust"), open=False, elem_id="adjust"):
                 factor = gr.Slider(0.5, 2, 1, step=0.05, label=text("threshold"), elem_id="threshold")
                 opacity = gr.Slider(0, 1, 1, step=0.05, label=text("opacity"), elem_id="opacity")
                 prepare = gr.Button(text("prepare"), size="sm", elem_id="prepare")
                 files = _downloads(text("downloads"), "files")
         with gr.Column(scale=5, min_width=340):
-            given = [photo, references, class_name, part, conversation]
+            given = [photo, references, class_name, part, name, conversation]
             shown, asking = _chat(shared, given)
     start: dict[str, Any] = {"inputs": given, "outputs": [*shown, conversation, factor, files], "queue": False}
     for changes, also in (
-        ([photo.change, references.change, part.change], {"cancels": asking}),
+        ([photo.change, references.change, part.change, name.input], {"cancels": asking}),
         ([class_name.submit, class_name.blur], {}),
     ):
         gr.on(changes, start_over, **start, **also, **LATEST).then(
@@ -449,21 +525,37 @@ def _inspect_tab(shared: Shared, examples: Sequence[tuple[str, list[str], str]])
         )
     adjusted = [language, factor, opacity, conversation]
     gr.on([factor.input, opacity.input], partial(view, model), adjusted, [pictures, summary], **LATEST)
-    prepare.click(partial(write_files, model), conversation, files, api_visibility="private")
+
+    def choose(language: Language, factor: float, opacity: float, current: Any, event: gr.EventData) -> Any:
+        return view(model, language, factor, opacity, current, int(event.region))
+
+    summary.click(choose, adjusted, [pictures, summary], **LATEST)
+    part.change(lambda part: gr.update(visible=bool(part)), part, feedback, queue=False, **QUIET)
+    for button, said in marks:
+        button.click(
+            partial(mark, model, is_good=said),
+            [language, part, conversation],
+            [part, file],
+            concurrency_id="model",
+            show_progress_on=feedback,
+            api_visibility="private",
+        )
+    prepare.click(partial(write_files, model), [language, conversation], files, api_visibility="private")
 
 
-def _downloads(label: Any, name: str) -> "gr.File":
+def _downloads(label: Any, name: str, *, render: bool = True) -> "gr.File":
     """Files to download, hidden until there are any."""
     import gradio as gr
 
-    return gr.File(label=label, file_count="multiple", interactive=False, visible=False, elem_id=name)
+    hidden: dict[str, Any] = {"interactive": False, "visible": False, "render": render}
+    return gr.File(label=label, file_count="multiple", elem_id=name, **hidden)
 
 
 def _photo_inputs(shared: Shared, examples: Sequence[tuple[str, list[str], str]]) -> tuple[Any, ...]:
     """Photo, references and class name, filled by a click on an example."""
     import gradio as gr
 
-    _, text, language, part = shared
+    text, language, part = shared.text, shared.language, shared.part
     sources: list[Any] = ["upload", "webcam", "clipboard"]
     photo = gr.Image(label=text("photo"), sources=sources, height=PHOTO_HEIGHT, elem_id="photo")
     # The uploaded file itself, for load_image. (Gradio's own reader ends in a traceback on a broken file, and cuts
@@ -487,7 +579,7 @@ def _chat(shared: Shared, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Chat, question box, Send, Stop and suggestions: the chat with Send and Stop, and the events that ask."""
     import gradio as gr
 
-    model, text, language, _ = shared
+    model, text, language = shared[:3]
     labels: dict[str, Any] = {"label": text("conversation"), "placeholder": text("chat_hint")}
     chat = gr.Chatbot(height=480, buttons=["copy_all"], render_markdown=False, elem_id="chat", **labels)
     with gr.Row(equal_height=True, elem_id="ask"):
@@ -502,7 +594,7 @@ def _chat(shared: Shared, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         "outputs": [chat, question, send, halt, conversation],
         "concurrency_id": "model",
         "trigger_mode": "multiple",  # a question that comes while another is answered waits
-        **QUIET,
+        **QUIET | {"show_progress": "minimal", "show_progress_on": chat},  # the place in the queue
     }
     asked = [send.click, question.submit]
     asking = [
@@ -519,9 +611,11 @@ def _chat(shared: Shared, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     return [chat, send, halt], asking
 
 
-def _teach_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "gr.State") -> None:
+def _teach_tab(shared: Shared, file: "gr.File") -> None:
     """Good photos or a saved part on the left, what was learned on the right."""
     import gradio as gr
+
+    model, text, language, part, model_name = shared
 
     gr.Markdown(text("teach_hint"))
     with gr.Row():
@@ -532,22 +626,25 @@ def _teach_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: 
             learn = gr.Button(text("learn"), variant="primary", elem_id="learn")
         with gr.Column():
             learned = gr.HTML(elem_id="learned")
-            file = _downloads(text("part_file"), "part_file")
+            file.render()
             forget = gr.Button(text("forget"), size="sm", elem_id="forget")
     shown: dict[str, Any] = {"concurrency_id": "model", "show_progress_on": learned, "api_visibility": "private"}
-    learn.click(partial(teach, model), [name, given], [part, file], **shown)
+    learn.click(partial(teach, model), [language, name, given, model_name], [part, file], **shown)
     forget.click(lambda: (None, gr.update(value=None, visible=False)), None, [part, file], **QUIET)
     part.change(partial(part_html, with_report=True), [language, part], learned, **QUIET)
 
 
-def _many_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "gr.State") -> None:
+def _many_tab(shared: Shared) -> None:
     """Photos, and a table of their results with the files."""
     import gradio as gr
 
+    model, text, language, part, name = shared
+
     bar = gr.Progress()
 
-    def run(language: Language, photos: Sequence[str] | None, part: Part | None, progress: Any = bar) -> Iterator[Any]:
-        yield from inspect_many(model, language, photos, part, progress.tqdm)
+    def run(language: Language, photos: Any, part: Part | None, name: str, progress: Any = bar) -> Iterator[Any]:
+        counted = partial(progress.tqdm, unit=page_texts()[language]["many_photos"])
+        yield from inspect_many(model, language, photos, part, name, counted)
 
     gr.Markdown(text("many_hint"))
     part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
@@ -558,7 +655,8 @@ def _many_tab(model: SharedModel, text: "gr.I18n", language: "gr.State", part: "
     kinds: list[Any] = ["html", "str", "str", "number", "number", "str", "number"]
     table = gr.Dataframe(label=text("results"), datatype=kinds, interactive=False, visible=False, elem_id="results")
     files = _downloads(text("files"), "result_files")
-    start.click(run, [language, photos, part], [line, table, files], show_progress_on=line, api_visibility="private")
+    shown: dict[str, Any] = {"concurrency_id": "model", "show_progress_on": line, "api_visibility": "private"}
+    start.click(run, [language, photos, part, name], [line, table, files], **shown)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -572,14 +670,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with user_errors():
         config = load_config(arguments.config or _default_config(), [*flags, *arguments.set])
-        require_address(arguments.host, arguments.port)  # now, because loading the model may take minutes
+        listen(arguments.host, arguments.port).close()  # now, because loading the model may take minutes
         print(f"Loading {config.name} …", flush=True)
         from anomalygpt.datasets.photos import configure
         from anomalygpt.inference.predictor import Predictor  # here, because it takes seconds
 
         configure(config.data)
-        predictor = Predictor.from_config(config, arguments.device)
-        demo = build_demo(predictor.without_references, f"Model: {config.name}.", home() / EXAMPLES)
+
+        def load(name: str) -> "Callable[[], Predictor]":
+            chosen = config if name == config.name else load_config(name)
+            return Predictor.from_config(chosen, arguments.device).without_references
+
+        others = [name for name in _installed() if name != config.name]
+        demo = build_demo(load(config.name), home() / EXAMPLES, [config.name, *others], load)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
         serve(demo, arguments.host, arguments.port, arguments.share)
     return 0
@@ -609,13 +712,12 @@ def _default_config() -> str:
     return name
 
 
-def require_address(host: str, port: int | None) -> None:
-    """Raises :class:`UserError` where no page can be served: no such host, or the port is in use or not allowed."""
-    try:
-        socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, OverflowError) as error:
-        where = f"--host {host} --port {port}" if port else f"--host {host}"
-        raise UserError(f"{where}: no page can be served there ({error})") from error
+def _installed() -> list[str]:
+    """The shipped models whose weights are all there; experiments to be trained are none."""
+    from anomalygpt.model.build import missing_weights
+
+    shipped = [name for name in names() if not name.startswith("train_")]
+    return [name for name in shipped if not missing_weights(load_config(name), all_absent=True)]
 
 
 def serve(demo: "gr.Blocks", host: str, port: int | None, share: bool) -> None:

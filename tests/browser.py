@@ -6,8 +6,10 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,10 +70,10 @@ class Window:
 
 
 @contextmanager
-def running_demo(arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Starts the demo as a user does; yields the address that it prints."""
+def running_demo(arguments: Sequence[str] = (), **variables: str) -> Iterator[str]:
+    """Starts the demo as a user does, with environment variables; yields the address that it prints."""
     command = [sys.executable, "web_demo.py", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | variables
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with started(command, cwd=ROOT / "code", env=environment, **options) as process:
         printed = ""
@@ -81,6 +83,41 @@ def running_demo(arguments: Sequence[str] = ()) -> Iterator[str]:
                 yield found.group(1)
                 return
         raise RuntimeError(f"the demo did not start:\n{printed}")
+
+
+@contextmanager
+def proxied(address: str, prefix: str) -> Iterator[str]:
+    """A reverse proxy, as nginx with ``location PREFIX { proxy_pass ADDRESS/; }``; yields the page's address there."""
+    import httpx
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.background import BackgroundTask
+    from starlette.requests import Request
+    from starlette.responses import Response, StreamingResponse
+    from starlette.routing import Route
+
+    client = httpx.AsyncClient(base_url=address, timeout=None, trust_env=False)
+
+    async def forward(request: Request) -> StreamingResponse:
+        path = httpx.URL(path="/" + request.path_params["path"], query=request.url.query.encode())
+        headers = {name: value for name, value in request.headers.items() if name != "transfer-encoding"}
+        headers |= {"x-forwarded-host": headers["host"], "x-forwarded-proto": "http"}
+        asked = client.build_request(request.method, path, headers=headers, content=request.stream())
+        given = await client.send(asked, stream=True)
+        kept = {name: value for name, value in given.headers.items() if name != "transfer-encoding"}
+        return StreamingResponse(given.aiter_raw(), given.status_code, kept, background=BackgroundTask(given.aclose))
+
+    icon = Route("/favicon.ico", lambda _: Response())  # which browsers ask the host for by themselves
+    app = Starlette(routes=[icon, Route(f"{prefix}{{path:path}}", forward, methods=["GET", "POST", "HEAD"])])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def installed_browser() -> str | None:

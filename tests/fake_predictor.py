@@ -54,16 +54,25 @@ class FakePredictor:
         self.word, self.source = word, source
         self.references: list[Image.Image] = []
         self.inspected: list[str] = []  # class names
+        self.marked: list[bool] = []
         self.asked: list[tuple[str, list[tuple[str, str]]]] = []  # questions with their history
 
     def set_references(self, photos: Sequence[Image.Image]) -> None:
         self.references = list(photos)
 
     def save_references(self, path: Path) -> None:
-        path.write_text(str(len(self.references)))
+        path.write_text(f"{len(self.references)} {self.marked}")
 
     def load_references(self, path: Path) -> None:
-        self.references = [Image.new("RGB", (8, 8))] * int(path.read_text())
+        self.references = [Image.new("RGB", (8, 8))] * int(path.read_text().split()[0])
+
+    def copy(self) -> "FakePredictor":
+        other = FakePredictor(self.language_model is not None, self.word, self.source)
+        other.references, other.marked = self.references, list(self.marked)
+        return other
+
+    def feedback(self, image: ImageResult, good: bool) -> None:
+        self.marked.append(good)
 
     def report(self) -> ReferenceReport:
         return ReferenceReport(tuple(map(str, range(len(self.references)))), 0.1, (), (), 0.1, 0.5)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from anomalygpt.web_demo import (
     clear,
     find_examples,
     inspect_many,
+    mark,
     page_texts,
     part_html,
     show,
@@ -59,7 +61,7 @@ def texts(chat: list[dict[str, str]]) -> list[str]:
 
 
 def given(photo: str | None, references: Any = (), class_name: str = "", part: Part | None = None) -> tuple[Any, ...]:
-    return photo, references, class_name, part, None
+    return photo, references, class_name, part, "", None
 
 
 def asked(
@@ -75,7 +77,7 @@ def test_verdict_and_map_are_there_without_a_question(photos: list[str]) -> None
     assert [each.size for each in picture] == [(640, 480)] * 2
     assert '<b class="defective">Defect</b><span>sure</span>' in summary
     assert "There is a defect at the top left: a compact region" in summary
-    assert "<td>1</td><td>top left</td><td>1.0%</td><td>medium-sized</td><td>compact</td>" in summary
+    assert ">1</button></td><td>top left</td><td>1.0%</td><td>medium-sized</td><td>compact</td>" in summary
     assert (conversation.photo, conversation.exchanges) == (Path(photos[0]), [])
 
 
@@ -201,7 +203,7 @@ def test_new_photo_clears_the_chat(photos: list[str]) -> None:
 
 def test_answer_about_a_photo_that_was_replaced_is_dropped(photos: list[str]) -> None:
     steps = ask(SharedModel(FakePredictor), "en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
-    start_over(photos[1], [], "", None, next(steps)[4])
+    start_over(photos[1], [], "", None, "", next(steps)[4])
     assert list(steps) == []
 
 
@@ -228,11 +230,12 @@ def test_files_of_a_photo_hold_its_map_and_findings(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     _, conversation = asked("Is it fine?", given(photos[0]))
     result, _ = model.inspect(conversation)
-    for shown in write_files(model, conversation):
-        overlay, tiff, array, record = shown["value"]
+    for shown in write_files(model, "en", conversation):
+        overlay, tiff, array, record, report = shown["value"]
         assert Image.open(overlay).size == (40, 30)
         assert np.array_equal(np.asarray(Image.open(tiff)), result.map)
         assert np.array_equal(np.load(array), result.map)
+        assert "data:image/jpeg" in Path(report).read_text(encoding="utf-8")
         written = json.loads(Path(record).read_text(encoding="utf-8"))
     assert written["status"] == "defective" and written["regions"][0]["position"] == "top left"
     assert written["conversation"][0]["answer"] == "Yes, object number 1."
@@ -242,19 +245,76 @@ def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_pa
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no photo")
     with pytest.warns(UserWarning, match="text.png: cannot be read"):
-        for taught, file in teach(model, "a/nut", [*photos[1:], str(tmp_path / "text.png")]):
-            assert (taught.name, taught.references) == ("a/nut", 2)
+        for taught, file in teach(model, "en", "a/nut", [*photos[1:], str(tmp_path / "text.png")], ""):
+            assert (taught.name, len(taught.report.names)) == ("a/nut", 2)
             saved = Path(shutil.copy(file["value"], tmp_path))
     assert part_html("en", taught) == "<p>Learned part: a/nut, 2 reference photos.</p>"
     assert "2 references, at a mean distance of 0.100" in part_html("en", taught, with_report=True)
     assert "2张良品照片，平均距离0.100" in part_html("zh", taught, with_report=True)
     assert saved.name == "a_nut.safetensors"
-    for loaded, _ in teach(model, "", [str(saved)]):
-        assert (loaded.name, loaded.references) == ("a_nut", 2)
+    for loaded, _ in teach(model, "en", "", [str(saved)], ""):
+        assert (loaded.name, len(loaded.report.names)) == ("a_nut", 2)
     *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=loaded))
     assert conversation.references == (saved,)
     with pytest.warns(UserWarning, match="0 photos can be read"):
-        assert list(teach(model, "", [])) == []
+        assert list(teach(model, "en", "", [], "")) == []
+
+
+def test_photo_is_marked_in_the_part_and_its_file_and_undone(photos: list[str], tmp_path: Path) -> None:
+    model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+
+    def saved(steps: Any) -> tuple[Part, str]:
+        ((part, file),) = [(part, Path(file["value"]).read_text()) for part, file in steps]
+        return part, file
+
+    part, _ = saved(teach(model, "en", "nut", photos[1:], ""))
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=part))
+    part, file = saved(mark(model, "en", part, conversation, is_good=False))
+    assert file == "2 [False]"
+    assert "good since: 0; called bad: 1" in part_html("en", part) and "有缺陷1张" in part_html("zh", part)
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=part))
+    assert conversation.marks == part.marks
+    part, file = saved(mark(model, "en", part, conversation, is_good=None))
+    assert (part.marks, file) == ((), "2 []")
+
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0], [(photos[1], None)], part=part))
+    with pytest.warns(UserWarning, match="beside it, not with the learned part"):
+        assert list(mark(model, "en", part, conversation, is_good=True)) == []
+
+
+def test_chosen_region_stands_out_in_picture_and_table(photos: list[str]) -> None:
+    model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+    *_, conversation = show(model, "en", 1, 1, *given(photos[0]))
+    (_, plain), table = view(model, "en", 1, 1, conversation)
+    (_, marked), chosen = view(model, "en", 1, 1, conversation, 1)
+    assert 'aria-pressed="false"' in table and 'aria-pressed="true"' in chosen
+    changed = np.argwhere(np.any(np.asarray(plain) != np.asarray(marked), axis=-1))
+    assert len(changed) and changed.max() < 200  # around the region, of 64 x 64 pixels at the top left, and its number
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words", "chinese"),
+    [
+        ("text.png", b"no picture", "text.png: cannot be read as an image", "text.png：无法作为图片读取"),
+        ("empty.png", b"", "empty.png: cannot be read as an image", "empty.png：无法作为图片读取"),
+        ("phone.heic", b"....ftypheic" + bytes(40), "phone.heic: ", "phone.heic："),
+        ("large.png", None, "large.png: 20000 x 15000 pixels", "large.png：20000 x 15000像素，图片太大"),
+        ("gone.png", ..., "gone.png: no such file", "gone.png：文件已不存在"),
+    ],
+)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_photo_that_can_not_be_read_is_one_line_in_the_pages_language(
+    tmp_path: Path, language: Language, name: str, content: Any, words: str, chinese: str
+) -> None:
+    if content is None:
+        Image.new("1", (20000, 15000)).save(tmp_path / name)
+    elif content is not ...:
+        (tmp_path / name).write_bytes(content)
+    with pytest.warns(UserWarning) as shown:
+        show(SharedModel(FakePredictor), language, 1, 1, *given(str(tmp_path / name)))  # type: ignore[arg-type]
+    (line,) = [str(each.message) for each in shown if each.category is UserWarning]
+    assert line.startswith(words if language == "en" else chinese)
+    assert "\n" not in line and str(tmp_path) not in line
 
 
 def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_path: Path) -> None:
@@ -294,7 +354,7 @@ def test_photos_of_one_name_have_their_own_pictures_in_the_report(tmp_path: Path
 
 
 def test_markup_in_a_name_stays_text(photos: list[str]) -> None:
-    assert "<script>" not in part_html("en", Part("<script>", (), 1, None))
+    assert "<script>" not in part_html("en", Part("<script>", (), FakePredictor().report()))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +372,7 @@ def test_address_that_can_not_be_served_is_one_line_and_exit_code_2(
     assert leave.value.code == 2
     assert printed.out == ""  # before the model is loaded
     assert printed.err.count("\n") == 1
-    assert f"{option} {value}: no page can be served there" in printed.err
+    assert f"{option} {value}: can't serve there" in printed.err
     assert words in printed.err
 
 
@@ -406,7 +466,7 @@ def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, in
     with browser.window(page_address, size, locale) as window:
         page = window.page
         page.locator("#send").click()
-        page.get_by_text("There is no photo yet").wait_for()
+        page.get_by_text({"en": "There is no photo yet", "zh": "还没有照片"}[locale[:2]]).wait_for()
 
         page.locator("#photo input[type=file]").set_input_files(photo)
         page.locator("#summary .verdict b").wait_for()  # without a question
@@ -517,4 +577,136 @@ def test_part_many_photos_and_downloads_in_a_browser(page_address: str, tmp_path
             ["good_2.jpg", "Good"],
         ]
         assert page.locator("#results img").count() >= 3  # Gradio has a hidden row of its own
+        assert window.errors == []
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_two_users_at_once_keep_their_own_photos(page_address: str) -> None:
+    with browser.window(page_address, DESKTOP) as window:
+        pages = [window.page, window.page.context.browser.new_page(viewport=DESKTOP, locale="zh-CN")]
+        for page in pages[1:]:
+            page.goto(page_address)
+            page.set_default_timeout(1000 * browser.ANSWER_SECONDS)
+        both = [browser.Window(page) for page in pages]
+        names = ["washer", "pcb"]
+        for page, name in zip(pages, names, strict=True):
+            page.locator("#photo input[type=file]").set_input_files(EXAMPLES / name / "defect.jpg")
+        for page in pages:
+            page.locator("#summary .verdict b").wait_for()
+            page.locator("#question textarea").fill("Where is it, and how large?")
+        for page in pages:
+            page.locator("#send").click()
+        pages[1].get_by_text("queue: 1/1").wait_for()
+        for page, name, user in zip(pages, names, both, strict=True):
+            page.locator("#chat .message.bot").first.wait_for()
+            assert user.answer()
+            assert page.locator("#chat .message.user").count() == 1
+            size = "image => fetch(image.src).then(answer => answer.blob()).then(blob => blob.size)"
+            assert page.locator("#photo img").evaluate(size) == (EXAMPLES / name / "defect.jpg").stat().st_size
+        first, second = (page.locator("#map img").last.get_attribute("src") for page in pages)
+        assert first != second
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str]) -> None:
+    prefix = "/factory/inspect/"
+    arguments = ["--config", "compact", *compact_overrides]
+    with (
+        browser.running_demo(arguments, GRADIO_ROOT_PATH=prefix.rstrip("/")) as address,
+        browser.proxied(address, prefix) as proxy,
+        browser.window(proxy, DESKTOP, "zh-CN") as window,
+    ):
+        page = window.page
+        page.locator("#photo input[type=file]").set_input_files(EXAMPLES / "washer" / "defect.jpg")
+        page.locator("#summary .verdict b").wait_for()
+        page.locator("#map img").first.wait_for()
+        assert window.ask()
+        page.locator("#languages a[lang=en]").click()
+        page.get_by_text(page_texts()["en"]["no_verdict"]).wait_for()
+        window.click_example(0)
+        page.locator("#map img").first.wait_for()
+        asked = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+        own = (proxy, "data:", "blob:", urljoin(proxy, "/favicon.ico"))  # that one the browser asks for by itself
+        assert [each for each in asked if not each.startswith(own)] == []
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_region_mark_and_message_in_a_browser(page_address: str, tmp_path: Path) -> None:
+    part, texts = EXAMPLES / "washer", page_texts()["zh"]
+    (tmp_path / "text.png").write_text("no photo")
+    with browser.window(page_address, PHONE, "zh-CN") as window:
+        page = window.page
+        page.locator("#photo input[type=file]").set_input_files(tmp_path / "text.png")
+        page.get_by_text("text.png：无法作为图片读取").wait_for()
+        page.get_by_role("tab").nth(1).click()
+        page.locator("#part input[type=file]").set_input_files(sorted(part.glob("good*")))
+        page.locator("#part").get_by_text("good_2").wait_for()
+        page.locator("#learn").click()
+        page.locator("#learned p").first.wait_for()
+        page.get_by_role("tab").nth(0).click()
+        page.locator("#photo input[type=file]").set_input_files(part / "defect.jpg")
+        pressed = page.locator("#summary button[aria-pressed=true]")
+        page.locator("#summary button").first.press("Enter")
+        assert pressed.inner_text() == "1"
+        pressed.click()
+        pressed.wait_for(state="detached")
+        page.locator("#feedback button").nth(1).click()
+        page.get_by_text(texts["marked"].format(good=0, bad=1)).first.wait_for()
+        page.locator("#feedback button").nth(2).click()
+        page.get_by_text(texts["marked"].format(good=0, bad=1)).first.wait_for(state="detached")
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_forty_photos_in_a_browser(page_address: str, tmp_path: Path) -> None:
+    photos = []
+    for number in range(40):
+        name = ("good_1", "good_2", "defect")[number % 3]
+        photos.append(tmp_path / f"{name}_{number}.jpg")
+        shutil.copy(EXAMPLES / "washer" / f"{name}.jpg", photos[-1])
+    with browser.window(page_address, PHONE) as window:
+        page = window.page
+        page.get_by_role("tab").nth(1).click()
+        page.locator("#part input[type=file]").set_input_files(photos[:2])
+        page.locator("#part").get_by_text("good_2").wait_for()
+        page.locator("#learn").click()
+        page.locator("#learned p").first.wait_for()
+        page.get_by_role("tab").nth(2).click()
+        page.locator("#photos input[type=file]").set_input_files(photos)
+        page.locator("#photos").get_by_text("good_1_39").wait_for()
+        page.locator("#run").click()
+        page.locator("#line").get_by_text("27 good, 13 defective").wait_for()
+        page.locator("#result_files a").nth(2).wait_for()
+        table = page.locator("#results").inner_text()
+        assert table.index("defect_") < (table + "good_").index("good_")
+        with page.expect_download() as started_download:
+            page.locator("#result_files a").nth(2).click()
+        report = started_download.value.path().read_text(encoding="utf-8")
+        assert report.index("defect_38") < report.index("good_1_0")
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_another_model_is_chosen_in_a_browser(page_address: str) -> None:
+    with browser.window(page_address, DESKTOP) as window:
+        page = window.page
+        window.click_example(2)
+        page.locator("#summary .verdict b").wait_for()
+        before = page.locator("#map img").last.get_attribute("src")
+        page.locator("#model input").click()
+        page.get_by_role("option", name="compact_best").click()
+        changed = "before => document.querySelectorAll('#map img')[1]?.getAttribute('src') !== before"
+        page.wait_for_function(changed, arg=before)
+        assert window.ask("Where is it?")
         assert window.errors == []

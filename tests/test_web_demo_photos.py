@@ -57,7 +57,7 @@ def check_summary(language: Language, summary: str, findings: Findings) -> None:
     assert parse_positions(sentence)[:1] == findings.places[:1], sentence
 
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(<td>.+?)</tr>", summary)]
-    assert [int(number) for number, *_ in rows] == list(range(1, findings.number + 1))
+    assert [int(re.sub("<.*?>", "", number)) for number, *_ in rows] == list(range(1, findings.number + 1))
     assert [parse_positions(place) for _, place, *_ in rows] == [(region.place,) for region in findings.regions]
 
 
@@ -88,7 +88,7 @@ def check_answer_of_page(model: SharedModel, language: Language, given: tuple[An
 def check_photo(model: SharedModel, path: Path, good: list[Path], asked: tuple[Language, ...]) -> None:
     """Raises AssertionError where the page contradicts itself; ``asked``: languages in which a question is asked."""
     for language in LANGUAGES:
-        given = (str(path), [(str(each), None) for each in good], "", None)
+        given = (str(path), [(str(each), None) for each in good], "", None, "")
         pictures, summary, conversation = show(model, language, 1, 1, *given, None)
         result, _ = model.inspect(conversation)
         check_summary(language, summary, result.findings)

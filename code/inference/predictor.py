@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from copy import copy, deepcopy
 from pathlib import Path
 
 import torch
@@ -75,6 +76,14 @@ class Predictor:
     def without_references(self) -> "Predictor":
         """Another predictor with the same model and settings, and no references."""
         return Predictor(self.model, self.settings, self.generation, self.language_model)
+
+    def copy(self) -> "Predictor":
+        """Another predictor with the same model, settings and references, whose feedback is its own."""
+        other = self.without_references()
+        if self.references is not None:
+            other.references = copy(self.references)
+            other.references.observed = deepcopy(self.references.observed)
+        return other
 
     @property
     def transform(self) -> ImageTransform:

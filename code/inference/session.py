@@ -5,12 +5,13 @@ the files of their own conversation, and memory does not grow with the number of
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from anomalygpt.inference.results import ImageResult, Prediction
 
 MAX_REFERENCES = 200
+ANSWER_SECONDS = 120  # for one answer
 MAX_CACHED = 8  # photos, and as many sets of references: 60 MB each with the compact model, hundreds with ImageBind
 SMALLEST_PREVIEW, LARGEST_PREVIEW = 640, 1280  # the longer side of a photo as a page shows it, in pixels
+NO_PHOTO = "There is no photo yet: upload one, or click an example."
 NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
 
-Note = Literal["", "corrected", "findings", "contradicts", "stopped"]
+Note = Literal["", "corrected", "findings", "contradicts", "stopped", "too_long"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,24 @@ class Exchange:
 
     Attributes:
         note: ``corrected`` or ``findings``: not the language model's own words (see ``checked_answers.Answer``);
-            ``contradicts``: an answer that was not checked, against the findings; ``stopped``: not complete.
+            ``contradicts``: an answer that was not checked, against the findings; ``stopped``: not complete;
+            ``too_long``: neither, because of ``ANSWER_SECONDS``.
     """
 
     question: str
     answer: str
     note: Note = ""
+
+
+class Mark(NamedTuple):
+    """A photo that the user called good or bad."""
+
+    photo: Path
+    class_name: str
+    is_good: bool
+
+
+Compared = tuple[str, tuple[Path, ...], tuple[Mark, ...]]  # a model's name, references, and marks beside them
 
 
 @dataclass
@@ -51,6 +66,8 @@ class Conversation:
     Attributes:
         references: good photos of the same part, or one file of saved references.
         class_name: what the user calls the part, or empty.
+        marks: inspected photos that count beside the references, in the order in which they were marked.
+        model: the name of the model that inspects and answers; empty: the one that is loaded.
         is_over: the user went on to another photo.
         is_stopped: no more of the current answer is wanted.
     """
@@ -58,6 +75,8 @@ class Conversation:
     photo: Path
     references: tuple[Path, ...] = ()
     class_name: str = ""
+    marks: tuple[Mark, ...] = ()
+    model: str = ""
     exchanges: list[Exchange] = field(default_factory=list)
     is_over: bool = False
     is_stopped: bool = False
@@ -67,9 +86,19 @@ class Conversation:
         """Questions with their answers."""
         return [(each.question, each.answer) for each in self.exchanges]
 
+    @property
+    def inputs(self) -> tuple[Compared, Path, str]:
+        """What its result depends on."""
+        return (self.model, self.references, self.marks), self.photo, self.class_name
+
 
 def conversation_about(
-    photo: str | None, references: Sequence[str], class_name: str | None, current: Conversation | None = None
+    photo: str | None,
+    references: Sequence[str],
+    class_name: str | None,
+    current: Conversation | None = None,
+    marks: tuple[Mark, ...] = (),
+    model: str = "",
 ) -> Conversation:
     """The current conversation if it is about these inputs, else a new one.
 
@@ -77,13 +106,12 @@ def conversation_about(
         UserError: there is no photo, or there are too many references.
     """
     if not photo:
-        raise UserError("There is no photo yet: upload one, or click an example.")
+        raise UserError(NO_PHOTO)
     if len(references) > MAX_REFERENCES:
         raise UserError(f"{len(references)} good photos are too many: keep {MAX_REFERENCES} at most.")
-    inputs = (Path(photo), tuple(map(Path, references)), " ".join((class_name or "").split()))
-    if current and not current.is_over and (current.photo, current.references, current.class_name) == inputs:
-        return current
-    return Conversation(*inputs)
+    name = " ".join((class_name or "").split())
+    new = Conversation(Path(photo), tuple(map(Path, references)), name, marks, model)
+    return current if current and not current.is_over and current.inputs == new.inputs else new
 
 
 class SharedModel:
@@ -91,10 +119,17 @@ class SharedModel:
 
     Args:
         new_predictor: makes a predictor without references around the model; must be cheap.
+        name: of the model.
+        load: loads the model of another name, and returns its ``new_predictor``. One model is in memory at a time.
     """
 
-    def __init__(self, new_predictor: "Callable[[], Predictor]") -> None:
-        self._new_predictor = new_predictor
+    def __init__(
+        self,
+        new_predictor: "Callable[[], Predictor]",
+        name: str = "",
+        load: "Callable[[str], Callable[[], Predictor]] | None" = None,
+    ) -> None:
+        self._new_predictor, self._name, self._load = new_predictor, name, load
         self._lock = threading.Lock()
         self._predictor = lru_cache(MAX_CACHED)(self._encode_references)
         self._photo = lru_cache(MAX_CACHED)(self._encode)
@@ -109,10 +144,11 @@ class SharedModel:
             UserError: a file can't be read.
         """
         with self._lock:
-            return self._photo(conversation.photo, conversation.references, conversation.class_name)
+            self._use(conversation.model)
+            return self._photo(*conversation.inputs)
 
-    def learn(self, references: tuple[Path, ...], target: Path | None = None) -> "ReferenceReport":
-        """Encodes good photos of a part, or one file of saved references, and saves them to ``target``.
+    def learn(self, compared: Compared, target: Path | None = None) -> "ReferenceReport":
+        """Encodes good photos of a part, or one file of saved references, and saves them to ``target`` with the marks.
 
         Returns:
             What the references are worth.
@@ -121,7 +157,8 @@ class SharedModel:
             UserError: a file can't be read, or ``target`` can't be written.
         """
         with self._lock:
-            predictor = self._predictor(references)
+            self._use(compared[0])
+            predictor = self._predictor(compared)
             if target:
                 predictor.save_references(target)
             return predictor.report()
@@ -129,20 +166,24 @@ class SharedModel:
     def stream(self, conversation: Conversation, question: str) -> Iterator[Exchange]:
         """Yields the growing answer to a question about a photo, and adds it to the conversation.
 
-        It stops when the conversation is over or stopped, or when the iterator is closed; what was yielded until then
-        counts as the answer.
+        It stops when the conversation is over or stopped, after ``ANSWER_SECONDS``, or when the iterator is closed;
+        what was yielded until then counts as the answer.
         """
         image, _ = self.inspect(conversation)
         with self._lock:
-            predictor = self._predictor(conversation.references)
+            self._use(conversation.model)
+            predictor = self._predictor(conversation.inputs[0])
         pieces = predictor.stream(image, question, conversation.history)
-        latest = Exchange(question, "", "stopped")
+        latest, end = Exchange(question, "", "stopped"), time.monotonic() + ANSWER_SECONDS
         try:
             while not (conversation.is_over or conversation.is_stopped):
                 with self._lock:
                     piece = next(pieces)
                 latest = Exchange(question, latest.answer + piece, "stopped")
                 yield Exchange(question, latest.answer)
+                if time.monotonic() > end:
+                    latest = Exchange(question, latest.answer, "too_long")
+                    break
         except StopIteration as finished:
             answer = finished.value.answer if predictor.language_model else NO_ANSWER
             latest = Exchange(question, answer, _note(finished.value))
@@ -152,7 +193,24 @@ class SharedModel:
                 conversation.exchanges.append(latest)
         yield latest
 
-    def _encode_references(self, references: tuple[Path, ...]) -> "Predictor":
+    def _use(self, name: str) -> None:
+        """Loads the model of a name in place of another one."""
+        if not name or name == self._name or self._load is None:
+            return
+        self._name, self._new_predictor = "", None  # type: ignore[assignment]
+        self._predictor.cache_clear()
+        self._photo.cache_clear()
+        self._new_predictor, self._name = self._load(name), name
+
+    def _encode_references(self, compared: Compared) -> "Predictor":
+        model, references, marks = compared
+        if marks:
+            *earlier, mark = marks
+            before = model, references, tuple(earlier)
+            image, _ = self._photo(before, mark.photo, mark.class_name)
+            predictor = self._predictor(before).copy()
+            predictor.feedback(image, mark.is_good)
+            return predictor
         predictor = self._new_predictor()
         if [path.suffix for path in references] == [".safetensors"]:
             with _without_folder(references[0]):
@@ -161,9 +219,9 @@ class SharedModel:
             predictor.set_references([read_photo(path) for path in references])
         return predictor
 
-    def _encode(self, path: Path, references: tuple[Path, ...], part: str) -> tuple["ImageResult", Image.Image]:
+    def _encode(self, compared: Compared, path: Path, part: str) -> tuple["ImageResult", Image.Image]:
         photo = read_photo(path)
-        result = self._predictor(references).inspect(photo, part or UNKNOWN_CLASS)
+        result = self._predictor(compared).inspect(photo, part or UNKNOWN_CLASS)
         side = min(max(*photo.size, SMALLEST_PREVIEW), LARGEST_PREVIEW)
         return result, ImageOps.contain(photo, (side, side))
 

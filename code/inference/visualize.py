@@ -24,7 +24,7 @@ FAINT = 0.25
 COVER = ((1 / 3, 0.5, 0.501, 0.75), (0, FAINT, 0.45, 0.75))
 COLOUR = ((1 / 3, 0.75), (0.55, 0.95))
 DIMMED = 0.75  # brightness of the photo around regions
-DARK, LIGHT = (20, 20, 20), (255, 255, 255)
+DARK, LIGHT, HIGHLIGHT = (20, 20, 20), (255, 255, 255), (0, 229, 255)
 
 
 def overlay(
@@ -33,6 +33,7 @@ def overlay(
     threshold: float,
     regions: tuple[RegionFinding, ...] = (),
     opacity: float = 1,
+    highlighted: int = 0,
 ) -> Image.Image:
     """The photo with its map laid over it, and a frame with a number around each region.
 
@@ -44,6 +45,7 @@ def overlay(
         anomaly_map: (height, width).
         regions: as ``regions.regions_of_verdict`` finds them at the threshold, numbered in their order.
         opacity: of the map, 0..1; 0: frames only.
+        highlighted: the number of the region whose frame stands out, 0: none.
     """
     from matplotlib import colormaps
 
@@ -61,8 +63,8 @@ def overlay(
     colours = 255 * colormaps["turbo"](np.interp(heat[..., 0], *COLOUR))[..., :3]
     picture = Image.fromarray((pixels * (1 - cover) + colours * cover).astype(np.uint8))
     boxes = [tuple(round(scale * edge) for edge in region.box) for region in regions]
-    for number in range(len(boxes)):
-        _frame(picture, boxes, number)
+    for number in sorted(range(len(boxes)), key=lambda number: number + 1 == highlighted):  # that one on top
+        _frame(picture, boxes, number, HIGHLIGHT if number + 1 == highlighted else LIGHT)
     return picture
 
 
@@ -82,11 +84,11 @@ def save_pictures(folder: Path, stem: str, photo: Image.Image, image: "ImageResu
     return {kind: name for kind, (name, _) in pictures.items()}
 
 
-def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int) -> None:
+def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int, light: tuple[int, int, int]) -> None:
     """Draws a dark and a light frame around a box, visible on any photo, and its number beside it, off all boxes."""
-    draw, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / 250))
+    draw, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / (250 if light == LIGHT else 120)))
     left, top, right, bottom = boxes[number]
-    for outset, colour in ((2 * width, DARK), (width, LIGHT)):
+    for outset, colour in ((2 * width, DARK), (width, light)):
         upper_left = max(0, left - outset), max(0, top - outset)
         lower_right = min(picture.width, right + outset) - 1, min(picture.height, bottom + outset) - 1
         draw.rectangle((*upper_left, *lower_right), outline=colour, width=width)
@@ -106,5 +108,5 @@ def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int) 
     above, below, far = top - 2 * width - high - 1, bottom + 2 * width + 1, left - 2 * width - wide - 1
     places = [(x, y) for y in (above, below) for x in (left - 2 * width, right - wide, far, right + 1)]
     x, y = next((place for place in places if is_free(*place)), (max(0, min(left, x_limit)), max(0, above)))
-    draw.rectangle((x, y, x + wide, y + high), fill=LIGHT, outline=DARK, width=width)
+    draw.rectangle((x, y, x + wide, y + high), fill=light, outline=DARK, width=width)
     draw.text((x + 2 * width, y + width), name, fill=DARK, font=font)

@@ -66,11 +66,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def missing_weights(config: ExperimentConfig) -> list[Path]:
-    """The weight files and folders of an experiment that are absent and can't be downloaded."""
+def missing_weights(config: ExperimentConfig, *, all_absent: bool = False) -> list[Path]:
+    """The weight files and folders of an experiment that are absent and, unless ``all_absent``, can't be fetched."""
     paths = [config.encoder.weights, *(delta.path for delta in _needed(config, config.own_llm is not None))]
     paths += [config.llm.weights] if config.llm and config.llm.weights and not is_hub_name(config.llm.weights) else []
-    return [path for path in map(resolve, paths) if not path.exists() and fetchable(path) is None]
+    return [path for path in map(resolve, paths) if not path.exists() and (all_absent or fetchable(path) is None)]
 
 
 def is_hub_name(path: str) -> bool:

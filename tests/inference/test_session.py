@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from anomalygpt.errors import UserError
+from anomalygpt.inference import session
 from anomalygpt.inference.session import (
     MAX_CACHED,
     MAX_REFERENCES,
     NO_ANSWER,
     Conversation,
     Exchange,
+    Mark,
     SharedModel,
     conversation_about,
 )
@@ -142,7 +144,7 @@ def test_without_a_language_model_the_answer_says_so(photos: list[str]) -> None:
 
 def test_part_is_learned_saved_and_loaded(users: Users, photos: list[str], tmp_path: Path) -> None:
     file, good = tmp_path / "nut.safetensors", tuple(map(Path, photos[1:4]))
-    reports = users.model.learn(good, file), users.model.learn((file,))
+    reports = users.model.learn(("", good, ()), file), users.model.learn(("", (file,), ()))
     assert [len(report.names) for report in reports] == [3, 3]
     users.ask(photos[0], references=[str(file)])
     assert [len(predictor.references) for predictor in users.predictors] == [3, 3]
@@ -184,3 +186,44 @@ def test_no_photo_and_too_many_references_are_refused(photos: list[str]) -> None
         conversation_about(None, [], "")
     with pytest.raises(UserError, match="201 good photos are too many: keep 200"):
         conversation_about(photos[0], photos[:1] * (MAX_REFERENCES + 1), "")
+
+
+def test_marks_count_beside_the_references_of_their_own_user_only(users: Users, photos: list[str]) -> None:
+    def look(*said: bool) -> FakePredictor:
+        marks = tuple(Mark(Path(photos[0]), "", each) for each in said)
+        conversation = conversation_about(photos[0], photos[1:3], "", marks=marks)
+        list(users.model.stream(conversation, "Is it fine?"))
+        return users.model._predictor(conversation.inputs[0])
+
+    assert [look(*said).marked for said in ((True, False), (True,), ())] == [[True, False], [True], []]
+    assert len(look(True).references) == 2
+
+
+def test_another_model_is_loaded_in_place_of_the_one_before(photos: list[str]) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> Any:
+        if name == "broken":
+            raise UserError("no weights")
+        loaded.append(name)
+        return lambda: FakePredictor(word=name)
+
+    model = SharedModel(lambda: FakePredictor(word="first"), "first", load)
+
+    def answer(name: str) -> str:
+        conversation = conversation_about(photos[0], (), "", model=name)
+        return list(model.stream(conversation, "Is it fine?"))[-1].answer.split(",")[0]
+
+    assert [answer(name) for name in ("first", "second", "second")] == ["first", "second", "second"]
+    with pytest.raises(UserError, match="no weights"):
+        answer("broken")
+    assert answer("first") == "first"
+    assert loaded == ["second", "first"]
+
+
+def test_answer_ends_with_its_time(users: Users, photos: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ANSWER_SECONDS", -1)
+    conversation = conversation_about(photos[0], (), "")
+    *_, last = users.model.stream(conversation, "Is it fine?")
+    assert last.note == "too_long"
+    assert conversation.exchanges == [last]
