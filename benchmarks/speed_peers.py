@@ -83,11 +83,11 @@ def theirs(photos: Sequence[Path], folder: Path, dino: Path) -> dict[str, Side]:
         model.eval()
         where = folder / name.replace(", ", "_")
         sides[f"anomalib: {name}, torch"] = TorchInferencer(model.to_torch(where), "cpu").predict
+        # With free sizes, ResNet-18's graph takes the export's example's only.
+        fixed = {"dynamic_axes": None, "dynamic_shapes": None}
+        graph = model.to_openvino(where, input_size=(SIDE, SIDE), onnx_kwargs=fixed)
         for precision, config in (("fp32", {"INFERENCE_PRECISION_HINT": "f32"}), ("bf16", {})):
             config = config | {"INFERENCE_NUM_THREADS": threads()}
-            # With free sizes, ResNet-18's graph takes the export's example's only.
-            fixed = {"dynamic_axes": None, "dynamic_shapes": None}
-            graph = model.to_openvino(where, input_size=(SIDE, SIDE), onnx_kwargs=fixed)
             predict = OpenVINOInferencer(graph, "CPU", config).predict
             sides[f"anomalib: {name}, OpenVINO, {precision}"] = lambda path, run=predict: run(small(path))
     timm.create_model = original

@@ -45,7 +45,7 @@ def memory(size: int) -> dict[str, float]:
         return ImageFeatures(tuple(torch.randn(count, PATCHES, WIDTH) for _ in range(TAPS)), torch.zeros(count, WIDTH))
 
     photos = -(-size // PATCHES)
-    bank = MemoryBank([features(1) for _ in range(photos)])
+    bank = MemoryBank([features(1)] * photos)
     query, one, other = features(1), torch.randn(1024, 1536), torch.randn(1536, 1536)
     rate = 2 * 1024 * 1536**2 / median(lambda: one @ other, 20) / 1e9
     seconds = median(lambda: bank.similarity(query), 3)
