@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from anomalygpt.datasets.records import read_results
-from anomalygpt.inference import watch
+from anomalygpt.inference import report, watch
 from anomalygpt.inference.coco import coco_annotations, coco_dataset
 from anomalygpt.inference.outputs import Outputs
 from anomalygpt.inference.predictor import Predictor
@@ -239,3 +239,13 @@ def test_coco_polygon_of_a_region_below_the_threshold() -> None:
     image = image.__class__(**{**image.__dict__, "regions": regions})
     [annotation] = coco_annotations(image)
     assert annotation["bbox"] == [10, 10, 10, 10] and annotation["area"] == 100
+
+
+def test_report_of_many_photos_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PICTURES", 1)
+    monkeypatch.setattr(report, "LISTED", 3)
+    numbers = {"probability": 0.9, "is_anomalous": True, "reason": "", "regions": [], "answer": ""}
+    results = [{"photo": f"{number}.png", **numbers} for number in range(5)]
+    page = report_html(results, lambda result: None, {})
+    assert ">2.png<" in page and ">3.png<" not in page
+    assert "2 more photos are in results.csv only" in page

@@ -132,7 +132,7 @@ def _memory(predictor: Predictor, references: References, class_name: str) -> Ma
     """What references teach: patches, class tokens, and the verdict's numbers."""
     calibration = predictor._calibrated(class_name)
     return {
-        "memory": torch.stack(references.banks[1].taps).numpy(),
+        "memory": torch.stack(references.banks[1].taps).float().numpy(),
         "embeddings": references.embeddings.numpy(),
         "text_weight": references.text_weight(class_name),
         "threshold": calibration.threshold,

@@ -1,6 +1,7 @@
 """The image encoder as an ONNX graph of fixed size, run by ONNX Runtime or OpenVINO in place of torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -121,9 +122,20 @@ def _run_by(backend: str, path: Path) -> Graph:
         runtime = required("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        with _reading(path):
+            session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda images: session.run(None, {"images": images})
     precision = {} if backend == "openvino_bf16" else {"INFERENCE_PRECISION_HINT": "f32"}
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = required("openvino").Core().compile_model(path, "CPU", threads | precision)
+    with _reading(path):
+        compiled = required("openvino").Core().compile_model(path, "CPU", threads | precision)
     return lambda images: [*compiled([images]).values()]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each runtime has exceptions of its own
+        reason = " ".join(str(error).split())[-200:]
+        raise UserError(f"{path}: can't be read as an encoder ({reason}); export.py writes one") from error

@@ -11,7 +11,9 @@ from torch import Tensor
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import upsample
 
-QUERY_CHUNK = 4096  # query patches compared at a time: bounds the similarity matrix, not the result
+# Query and reference patches compared at a time: bounds the similarity matrix, not the result.
+QUERY_CHUNK, BANK_CHUNK = 4096, 2**15
+HALF_ABOVE = 2**17  # patches from which a bank is kept in float16, 0.8 GiB at 2**18; they are compared in float32
 PROJECTED_WIDTH = 128  # distances survive a random projection to this width (Johnson and Lindenstrauss)
 
 
@@ -24,7 +26,8 @@ class MemoryBank:
             where each view is upright.
 
     Attributes:
-        taps: L tensors (M, D_v) float32; rows of the same number belong to one patch.
+        taps: L tensors (M, D_v) float32, or float16 above ``HALF_ABOVE`` patches; rows of the same number belong to
+            one patch.
         photos: (M,) int64, the number of the photo that a patch comes from.
         positions: (M,) int64, the patch's position on the upright photo.
 
@@ -38,7 +41,10 @@ class MemoryBank:
         if isinstance(references, ImageFeatures):
             references = [references[[photo]] for photo in range(len(references))]
         units = [unit_patches(photo) for photo in references]
-        self.taps = tuple(torch.cat([tap.flatten(0, 1) for tap in layer]) for layer in zip(*units, strict=True))
+        patches = sum(photo[0].shape[0] * photo[0].shape[1] for photo in units)
+        kept = torch.float16 if patches > HALF_ABOVE else torch.float32
+        layers = zip(*units, strict=True)
+        self.taps = tuple(torch.cat([tap.flatten(0, 1).to(kept) for tap in layer]) for layer in layers)
         if positions is None:
             positions = torch.arange(units[0][0].shape[1]).expand(len(units[0][0]), -1)
         device = self.taps[0].device
@@ -86,7 +92,7 @@ class MemoryBank:
             rows, columns = own // grid - self.positions // grid, own % grid - self.positions % grid
             near = torch.maximum(rows.abs(), columns.abs()) <= exclusion_radius  # (P * P, M)
             layers = [
-                torch.stack([(image @ bank.T).masked_fill_(near, -1.0).amax(dim=1) for image in tap])
+                torch.stack([(image @ bank.to(image.dtype).T).masked_fill_(near, -1.0).amax(dim=1) for image in tap])
                 for tap, bank in pairs
             ]
         return rearrange(weighted_mean(torch.stack(layers), tap_weights), "b (h w) -> b h w", h=grid)
@@ -104,8 +110,12 @@ def unit_patches(features: ImageFeatures) -> list[Tensor]:
 def nearest_similarity(query: Tensor, bank: Tensor) -> Tensor:
     """Unit vectors (B, N, D) against a bank (M, D) -> the largest cosine of each, (B, N)."""
     flat = query.flatten(0, 1)
-    best = [(part @ bank.T).amax(dim=1) for part in flat.split(QUERY_CHUNK)]
-    return torch.cat(best).unflatten(0, query.shape[:2])
+    best = torch.full_like(flat[:, 0], -1.0)
+    for block in bank.split(BANK_CHUNK):
+        columns = block.to(flat.dtype).T
+        nearest = [(part @ columns).amax(dim=1) for part in flat.split(QUERY_CHUNK)]
+        best = torch.maximum(best, torch.cat(nearest))
+    return best.unflatten(0, query.shape[:2])
 
 
 def weighted_mean(layers: Tensor, weights: Sequence[float]) -> Tensor:

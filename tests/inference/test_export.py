@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from anomalygpt.datasets.photos import load_image
+from anomalygpt.errors import UserError
 from anomalygpt.inference.export import export
 from anomalygpt.inference.predictor import Predictor
-from anomalygpt.model.exported import ExportedEncoder
+from anomalygpt.model.exported import ExportedEncoder, _run_by
 from tests.shared_data import ROOT
 
 ort = pytest.importorskip("onnxruntime", reason="needs pip install 'anomalygpt[deploy]'")
@@ -79,3 +80,11 @@ def test_documented_script_judges_without_torch(taught: Predictor, exported: Pat
     subprocess.run(teach, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert np.load(exported / "memory.npz")["memory"].shape[0] == 4
     assert json.loads((exported / "model.json").read_text())["size"] == 224
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_graph_that_is_none_is_refused(tmp_path: Path, backend: str) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "encoder.onnx").write_text("text")
+    with pytest.raises(UserError, match=r"encoder\.onnx: can't be read as an encoder"):
+        _run_by(backend, tmp_path / "encoder.onnx")
