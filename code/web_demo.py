@@ -412,8 +412,8 @@ def inspect_many(
         picture = overlay(preview, result.map, result.threshold, findings.regions)
         picture.thumbnail((SIDE, SIDE))
         place = _place(language, findings.regions[0]) if findings.regions else ""
-        probability, area = (round(100 * share, 1) for share in (findings.probability, findings.total_area))
-        shown = None if findings.reason == "other_part" else probability  # that says nothing about defects
+        probability, area = findings.shown_probability, round(100 * findings.total_area, 1)
+        shown = None if probability is None else round(100 * probability, 1)
         thumbnail = f'<img alt="" src="{data_uri(picture, THUMBNAIL)}">'
         row = [thumbnail, path.name, texts[findings.status], shown, findings.number, place, area]
         scores = {"score": result.score, "score_threshold": result.score_threshold}

@@ -131,6 +131,29 @@ def test_part_survives_a_restart_until_it_is_deleted(base: Any, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_verdict_learns_what_a_person_says_and_the_part_keeps_it(base: Any, tmp_path: Path) -> None:
+    photo, feedback = DEFECT.read_bytes(), "v1/parts/board/feedback"
+    with served(base, tmp_path) as url:
+        requests.put(f"{url}/v1/parts/board", files=[("photos", path.read_bytes()) for path in GOOD])
+        before = inspect(url, photo, part="board").json()["probability"]
+        said = requests.post(f"{url}/{feedback}", files={"photo": photo}, data={"label": "good"})
+        assert said.json()["references"] == 2, said.text
+        learned = inspect(url, photo, part="board").json()["probability"]
+        assert learned < before
+        assert requests.post(f"{url}/{feedback}", files={"photo": photo}, data={"label": "fine"}).status_code == 400
+        assert (
+            requests.post(f"{url}/v1/parts/x/feedback", files={"photo": photo}, data={"label": "bad"}).status_code
+            == 404
+        )
+    with served(base, tmp_path) as url:
+        assert inspect(url, photo, part="board").json()["probability"] == learned
+        requests.post(f"{url}/{feedback}", files={"photo": photo}, data={"label": "neither"})
+        assert inspect(url, photo, part="board").json()["probability"] == before
+        requests.post(f"{url}/{feedback}", files={"photo": photo}, data={"label": "good"})
+        assert requests.delete(f"{url}/{feedback}").status_code == 204
+        assert inspect(url, photo, part="board").json()["probability"] == before
+
+
 def test_openai_client_chats_and_streams_with_the_earlier_turns(base: Any, url: str) -> None:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     assert [each.id for each in client.models.list()] == ["default", "circuit board"]

@@ -88,7 +88,7 @@ class CpuLlama(nn.Module):
         self.head_width = getattr(config, "head_dim", None) or width // self.heads
         self.tied = getattr(config, "tie_word_embeddings", False)
         rows = shapes_of(tensors).get("model.embed_tokens.weight", (config.vocab_size,))[0]
-        ignored = ["rotary_emb.inv_freq", *(["lm_head.weight"] if self.tied else [])]
+        ignored = r".*rotary_emb\.inv_freq$" + (r"|lm_head\.weight$" if self.tied else "")
         check_names(self._shapes(rows), shapes_of(tensors), folder, ignore=ignored)
         self._tensors: Mapping[str, Tensor] = tensors
         self.embedding = nn.Embedding.from_pretrained(tensors["model.embed_tokens.weight"].float())

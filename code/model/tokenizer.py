@@ -64,10 +64,13 @@ class JsonTokenizer:
 
         self._tokenizer = Reader.from_file(str(folder / "tokenizer.json"))
         self.size = self._tokenizer.get_vocab_size()
-        self.eos_id, begin = (
-            self._tokenizer.token_to_id(config.get(name) or "") for name in ("eos_token", "bos_token")
-        )
-        self.bos_id: int = self.eos_id if begin is None else begin
+        marks = (config.get(name) or "" for name in ("eos_token", "bos_token"))
+        texts = (mark["content"] if isinstance(mark, dict) else mark for mark in marks)
+        end, begin = (self._tokenizer.token_to_id(text) for text in texts)
+        if end is None:
+            raise ValueError("no token ends a text")
+        self.eos_id: int = end
+        self.bos_id: int = end if begin is None else begin
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(f" {text}", add_special_tokens=False).ids if text else []

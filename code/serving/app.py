@@ -10,7 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException, Request, UploadFile
+from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anomalygpt.inference.predictor import Predictor
 
 History = list[tuple[str, str]]
+Label = Literal["good", "bad", "neither"]
 PartName = Annotated[str, InPath(pattern=NAME)]
 
 
@@ -174,6 +175,16 @@ class Service:
         good = [await self._read(await file.read(), Path(file.filename or "photo").name, None) for file in photos]
         return await self.model.run(self.parts.teach, name, good)
 
+    async def correct(self, name: PartName, photo: UploadFile, label: Annotated[Label, Form()]) -> dict[str, Any]:
+        """Says of a photo of a part that it is good or bad, or withdraws that by ``neither``; the verdict learns."""
+        settings = self.parts.photo_settings(name)
+        image = await self._read(await photo.read(), Path(photo.filename or "photo").name, settings)
+        return await self.model.run(self.parts.correct, name, image, {"good": True, "bad": False}.get(label))
+
+    async def forget_corrections(self, name: PartName) -> None:
+        """Withdraws all that was said of photos of a part."""
+        await self.model.run(self.parts.forget_corrections, name)
+
     async def part(self, name: PartName) -> dict[str, Any]:
         """A part that was taught, and what its references are worth."""
         return await self.model.run(self.parts.describe, name)
@@ -211,6 +222,8 @@ def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
     app.put("/v1/parts/{name}")(service.teach)
     app.get("/v1/parts/{name}")(service.part)
     app.delete("/v1/parts/{name}", status_code=204)(service.forget)
+    app.post("/v1/parts/{name}/feedback")(service.correct)
+    app.delete("/v1/parts/{name}/feedback", status_code=204)(service.forget_corrections)
     app.post("/v1/chat/completions")(service.chat)
     app.get("/v1/models")(service.models)
 

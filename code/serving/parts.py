@@ -4,7 +4,6 @@ import re
 from base64 import b64decode
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -73,7 +72,7 @@ class Parts:
 
     def __init__(self, folder: Path, predictor: "Predictor") -> None:
         self.folder, self._without_references = folder, predictor
-        self._loaded = lru_cache(MAX_LOADED)(self._load)
+        self._loaded: dict[Path, tuple[int, Predictor]] = {}  # by file: when it was written, and what it holds
 
     def names(self) -> list[str]:
         """The names of all parts, sorted."""
@@ -97,11 +96,18 @@ class Parts:
         if name == NO_PART:
             return self._without_references
         path = self._path(name)
-        return self._loaded(path, path.stat().st_mtime_ns)
+        written, predictor = self._loaded.get(path, (0, None))
+        if predictor is None or written != path.stat().st_mtime_ns:
+            predictor = self._without_references.without_references()
+            predictor.load_references(path)
+        return self._keep(path, predictor)
 
-    def _load(self, path: Path, _: int) -> "Predictor":
-        predictor = self._without_references.without_references()
-        predictor.load_references(path)
+    def _keep(self, path: Path, predictor: "Predictor") -> "Predictor":
+        """Keeps a part that its file holds, too, and drops the one that was not used for longest."""
+        self._loaded.pop(path, None)
+        self._loaded[path] = path.stat().st_mtime_ns, predictor
+        for oldest in list(self._loaded)[:-MAX_LOADED]:
+            del self._loaded[oldest]
         return predictor
 
     def teach(self, name: str, photos: Sequence[Image.Image]) -> dict[str, Any]:
@@ -109,7 +115,21 @@ class Parts:
         path, predictor = self._path(name, exists=False), self._without_references.without_references()
         predictor.set_references(photos)
         predictor.save_references(path)
-        return about(name, predictor)
+        return about(name, self._keep(path, predictor))
+
+    def correct(self, name: str, photo: Image.Image, good: bool | None) -> dict[str, Any]:
+        """Counts a photo as good or bad, or by None as neither, from the next verdict on; its file keeps that."""
+        path, predictor = self._path(name), self.predictor(name)
+        predictor.feedback(predictor.inspect(photo), good)
+        predictor.save_references(path)
+        return about(name, self._keep(path, predictor))
+
+    def forget_corrections(self, name: str) -> None:
+        """Withdraws all that :meth:`correct` added."""
+        path, predictor = self._path(name), self.predictor(name)
+        predictor.forget_feedback()
+        predictor.save_references(path)
+        self._keep(path, predictor)
 
     def describe(self, name: str) -> dict[str, Any]:
         """What :func:`about` says of a part."""

@@ -17,8 +17,10 @@ class Tracker:
 
     def __init__(self, config: ExperimentConfig) -> None:
         self.name = name = config.training.tracker
+        self._library: Any = None
         try:
-            self._library: Any = import_module(name) if name else None
+            if name:
+                self._library = import_module(name)
         except ImportError as error:
             raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
         if name == "mlflow":

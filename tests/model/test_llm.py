@@ -382,6 +382,11 @@ def test_text_makes_a_round_trip(tokenizer: Tokenizer, text: str) -> None:
 def test_plain_tokeniser_is_that_of_transformers(tmp_path: Path) -> None:
     write_llm(tmp_path)
     folders = [tmp_path, WEIGHTS / "smollm2_135m_instruct"]
+    (tmp_path / "older").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (tmp_path / name).read_text().replace('"</s>"', '{"content": "</s>", "lstrip": false}')
+        (tmp_path / "older" / name).write_text(text if "config" in name else (tmp_path / name).read_text())
+    assert load_tokenizer(tmp_path / "older").eos_id == load_tokenizer(tmp_path).eos_id
     for folder in (each for each in folders if each.is_dir()):
         own, theirs = load_tokenizer(folder), HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder))
         assert isinstance(own, JsonTokenizer)
