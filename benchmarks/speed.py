@@ -169,12 +169,14 @@ def conversation(bench: Bench) -> Timed:
         model = PromptedModel(predictor.model, predictor.generation)
         start, pieces = time.perf_counter(), model.texts(image, image.findings, first, ())
         times["first token with them"].append(_until_first(pieces))
+        begun = time.perf_counter()
         *_, answer = pieces
         streamed = time.perf_counter() - start
         follows = model.texts(image, image.findings, follow_up, [(first, answer)])
         times["first token of a follow-up"].append(_until_first(follows))
         follows.close()
         tokens = len(predictor.model.tokenizer.encode(answer))
+        times["one further token"].append((start + streamed - begun) / tokens)  # the first one's place has the stop
         start = time.perf_counter()
         generated = predictor.answer(image, first)
         times["a token of the whole answer by generate()"].append((time.perf_counter() - start) / tokens)
