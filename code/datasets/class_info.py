@@ -57,29 +57,20 @@ class _File(Settings):
     classes: dict[str, ClassInfo]
 
 
-def read_class_infos(path: Path) -> dict[str, ClassInfo]:
-    """The entries of a ``dataset.yaml``, by class name.
-
-    Raises:
-        UserError: the file can't be read, or is not YAML.
-        DatasetError: it has an unknown key (a similar one is suggested), or a value out of range.
-    """
-    try:
-        return _File.model_validate(read_yaml(path) or {}).classes
-    except ValidationError as error:
-        raise DatasetError(f"{path}: {'; '.join(explain(error))}") from error
-
-
 def folder_infos(root: Path) -> dict[str, ClassInfo]:
     """The entries of ``dataset.yaml`` in ``root``, by class name; empty where there is no such file.
 
     Raises:
-        DatasetError: the file is wrong, or names a class that does not exist.
+        UserError: the file can't be read, or is not YAML.
+        DatasetError: it has an unknown key (a similar one is suggested), a value out of range, or an unknown class.
     """
     path = Path(root) / "dataset.yaml"
     if not path.is_file():
         return {}
-    infos = read_class_infos(path)
+    try:
+        infos = _File.model_validate(read_yaml(path) or {}).classes
+    except ValidationError as error:
+        raise DatasetError(f"{path}: {'; '.join(explain(error))}") from error
     choose_classes(path, list(class_folders(root)), list(infos))
     return infos
 

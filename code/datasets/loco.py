@@ -4,13 +4,12 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anomalygpt.datasets.masks import values_of
 from anomalygpt.datasets.records import GOOD, DatasetError, ImageRecord
+from anomalygpt.datasets.regions import Region
 from anomalygpt.datasets.tree import index_tree
 
 DEFECTS = ("logical_anomalies", "structural_anomalies")
@@ -20,18 +19,6 @@ EXPECTED = (
     f"expected <class>/train/{GOOD}, <class>/validation/{GOOD}, <class>/test/<{GOOD}, {', '.join(DEFECTS)}> "
     "and <class>/ground_truth/<defect>/<stem>/NNN.png"
 )
-
-
-class DefectRegion(NamedTuple):
-    """One marked region of a photo.
-
-    Attributes:
-        pixels: (H, W) bool, on the photo's own pixels.
-        needed: the number of pixels above which finding more counts no further (saturated PRO of LOCO's paper).
-    """
-
-    pixels: NDArray[np.bool_]
-    needed: float
 
 
 def index_loco(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
@@ -76,7 +63,7 @@ def saturation_thresholds(folder: Path) -> dict[int, tuple[float, bool]]:
         raise DatasetError(f"{path}: cannot be read as a list of kinds of defect ({error!r})") from error
 
 
-def regions(record: ImageRecord) -> list[DefectRegion]:
+def regions(record: ImageRecord) -> list[Region]:
     """The marked regions of a photo, one per mask, in the order of their files; none for a normal photo.
 
     Raises:
@@ -90,5 +77,5 @@ def regions(record: ImageRecord) -> list[DefectRegion]:
             raise DatasetError(f"{path}: value {value} is no kind of defect in {CONFIG}")
         threshold, relative = thresholds[value]
         area = float(np.count_nonzero(values))
-        found.append(DefectRegion(values > 0, threshold * area if relative else min(threshold, area)))
+        found.append(Region(values > 0, threshold * area if relative else min(threshold, area)))
     return found

@@ -1,5 +1,6 @@
 """Connected regions of a binary mask, their bounding boxes, and their positions on a 3 x 3 grid."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,13 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 ROWS = ("top", "", "bottom")
 COLUMNS = ("left", "", "right")
 JOINED_GAP = 0.02  # regions closer than this fraction of the longer side count as one defect
+
+
+class Region(NamedTuple):
+    """A defect: its pixels, (H, W) bool, and after how many found ones its overlap saturates (LOCO's saturated PRO)."""
+
+    pixels: NDArray[np.bool_]
+    needed: float = math.inf
 
 
 class Box(NamedTuple):

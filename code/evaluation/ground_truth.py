@@ -10,8 +10,8 @@ from PIL import Image
 
 from anomalygpt.datasets import loco, masks, transforms
 from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.datasets.regions import Region
 from anomalygpt.datasets.transforms import MVTEC_THRESHOLD, ImageTransform
-from anomalygpt.evaluation.metrics import Region
 from anomalygpt.inference.results import ImageResult
 
 Resolution = Literal["map", "photo"]

@@ -1,13 +1,13 @@
 """Metrics over photos, and over all pixels of a class's test photos together (AnomalyGPT section 4)."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.regions import label_regions
+from anomalygpt.datasets.regions import Region, label_regions
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
 
@@ -90,13 +90,6 @@ def fraction(flags: Iterable[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-class Region(NamedTuple):
-    """A defect: its pixels, (H, W) bool, and after how many found ones its overlap saturates (LOCO); None: all."""
-
-    pixels: NDArray[np.bool_]
-    needed: float | None = None
-
-
 class PixelCounts:
     """Counts, by score, of the pixels of all maps of a class.
 
@@ -134,7 +127,7 @@ class PixelCounts:
         overlap = np.zeros(len(distinct))
         for region in regions:
             found = np.bincount(places[region.pixels], minlength=len(distinct))
-            needed = max(found.sum() if region.needed is None else min(region.needed, found.sum()), 1)
+            needed = max(min(region.needed, found.sum()), 1)
             # The highest `needed` pixels are all of the region, those below them add nothing (saturated overlap).
             overlap[::-1] += np.diff(np.minimum(np.cumsum(found[::-1]), needed), prepend=0) / needed
         self._parts.append((distinct, np.stack([normal, defective, overlap])))

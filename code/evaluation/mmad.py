@@ -1,4 +1,4 @@
-"""Reads, answers and scores multiple-choice questions about photos: MMAD's (Jiang et al., ICLR 2025) or your own."""
+"""Reads, answers and scores multiple-choice questions about photos: MMAD's (ICLR 2025), RobustMAD's or your own."""
 
 import json
 import re
@@ -37,8 +37,8 @@ METHODS: dict[Method, str] = {
 PHOTOS_PER_CELL = 20
 EXPECTED = (
     'expected MMAD\'s {"image path": {"conversation": [{"Question", "Options", "Answer", "type"}], '
-    '"similar_templates", "random_templates"}}, or a list of {"image", "question", "options": {"A": …}, "answer"} with '
-    'optional "task", "class" and "reference"'
+    '"similar_templates", "random_templates"}}, RobustMAD\'s {"images": [{"image_path", "questions", …}]}, or a list '
+    'of {"image", "question", "options": {"A": …}, "answer"} with optional "task", "class" and "reference"'
 )
 MEANING = (
     "Accuracy in percent. By likelihood: the option with the highest mean log-likelihood per token after the question, "
@@ -63,7 +63,7 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
 
     Attributes:
         image: path below the photos' folder, as in the file.
-        number: of the question, for MMAD's file within its photo.
+        number: of the question; MMAD's are counted within a photo.
         references: good photos, below the same folder, all that the file names.
     """
 
@@ -87,7 +87,7 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folders of the photo's path; in MMAD the first one names the data set."""
+        """The folders of the photo's path; the first one names the data set."""
         return Path(self.image).parts[:-1]
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
 
 
 def read_questions(path: Path, root: Path, templates: Templates = "similar", shots: int = 0) -> list[Question]:
-    """Reads all questions of a file, in MMAD's form or as a list.
+    """Reads all questions of a file, in MMAD's or RobustMAD's form or as a list.
 
     Args:
         root: the folder that the photos' paths start at.
@@ -106,7 +106,7 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
         shots: how many references each question must have.
 
     Raises:
-        UserError: the file or a photo is missing, the file has neither form, or there are too few references.
+        UserError: the file or a photo is missing, the file has another form, or there are too few references.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -147,6 +147,13 @@ def _entries(content: dict[str, Any] | list[Any], templates: Templates) -> Itera
     if isinstance(content, list):
         for number, entry in enumerate(content, start=1):
             yield {key: value for key, value in entry.items() if value is not None} | {"number": number}
+        return
+    if isinstance(content.get("images"), list):
+        for entry in content["images"]:
+            about = {"image": entry["image_path"], "class": entry["category"]}
+            about["reference"] = entry["reference_image_path"]
+            for question in entry["questions"]:
+                yield {**question, **about, "task": question["robustness_category"], "number": question["question_id"]}
         return
     for image, entry in content.items():
         parts, references = Path(image).parts, entry.get(f"{templates}_templates") or ()  # data set / class / …

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anomalygpt.datasets.class_info import describe, folder_infos, noun_phrase, read_class_infos
+from anomalygpt.datasets.class_info import describe, folder_infos, noun_phrase
 from anomalygpt.datasets.synthesis import nsa_settings
 from anomalygpt.errors import UserError
 
@@ -68,6 +68,6 @@ def test_a_wrong_file_is_explained(parts, text, message):
 
 def test_a_folder_needs_no_file(parts, tmp_path):
     parts("classes: {}")
-    assert read_class_infos(tmp_path / "dataset.yaml") == {}
+    assert folder_infos(tmp_path) == {}
     (tmp_path / "dataset.yaml").unlink()
     assert folder_infos(tmp_path) == {}

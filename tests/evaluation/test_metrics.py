@@ -6,10 +6,10 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.regions import Region
 from anomalygpt.evaluation.metrics import (
     PRO_LIMIT,
     PixelCounts,
-    Region,
     hindsight_accuracy,
     image_metrics,
     verdict_metrics,

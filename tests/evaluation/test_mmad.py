@@ -74,6 +74,32 @@ def test_mmads_file_is_read_as_it_is(mmad):
     assert last.task == "Object Analysis", "structure and details are one task in MMAD"
 
 
+def test_robustmads_file_is_read_as_it_is(tmp_path):
+    """The keys are those of RobustMAD_MCQ.json; its low-quality copies lie in a folder below good or the defect."""
+    good, low = "MVTec-AD/bottle/test/good/005.png", "VisA/pcb3/test/bad/blur/013_blur.JPG"
+    write_photos(tmp_path, good, low)
+    about = {"reference_image_path": good, "reference_image_id": "005.png", "difficulty": "general"}
+    options = {letter: f"part {letter}" for letter in "ABCDE"}
+    asked = {"question_type": "MCQ", "question": "What is the object?", "options": options, "answer": "E"}
+    images = [
+        {"dataset": name, "category": name_of_class, "image_path": path, **about}
+        | {"questions": [{"question_id": number, "robustness_category": category, **asked}]}
+        for name, name_of_class, path, number, category in (
+            ("MVTec-AD", "bottle", good, 1, "General Object Understanding"),
+            ("VisA", "pcb3", low, 12, "Unanswerable or Misleading Query Detection"),
+        )
+    ]
+    (tmp_path / "RobustMAD_MCQ.json").write_text(json.dumps({"images": images}))
+    first, last = read_questions(tmp_path / "RobustMAD_MCQ.json", tmp_path, shots=1)
+    assert (first.key, first.class_name, first.references) == (f"{good}#1", "bottle", (good,))
+    assert (last.key, last.task, last.answer) == (f"{low}#12", "Unanswerable or Misleading Query Detection", "E")
+    assert (first.folders[0], last.folders[0]) == ("MVTec-AD", "VisA")
+    del images[0]["questions"][0]["robustness_category"]
+    (tmp_path / "RobustMAD_MCQ.json").write_text(json.dumps({"images": images}))
+    with pytest.raises(UserError, match="question 1 can't be read .*robustness_category"):
+        read_questions(tmp_path / "RobustMAD_MCQ.json", tmp_path)
+
+
 def test_a_list_of_ones_own_is_read(tmp_path):
     write_photos(tmp_path, "a.png", "good.png")
     record = {"image": "a.png", "question": "Is it good?", "options": YES_NO, "answer": "B", "task": "verdict"}
