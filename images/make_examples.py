@@ -1,4 +1,4 @@
-"""Pictures of three made-up parts, drawn from nothing: a washer, a circuit board, a woven fabric.
+"""Pictures of made-up parts, drawn from nothing: a washer, a circuit board, a bottle and others.
 
 They are the demo's examples: no data set's licence allows its photos to be shipped. Each part comes whole or with a
 defect whose place is known. ``python images/make_examples.py`` draws them anew.
@@ -443,10 +443,152 @@ def _loose_threads(rng: np.random.Generator) -> Callable[[ImageDraw.ImageDraw], 
     return draw
 
 
+# -- concrete ---------------------------------------------------------------------------------------------------------
+
+
+def _concrete(rng: np.random.Generator, defective: bool) -> tuple[Colours, NDArray[np.bool_]]:
+    """A cast wall with pores and stains; its defect is a crack with a branch."""
+    level = 0.58 + 0.035 * _noise(rng, 260) + 0.02 * _noise(rng, 60) + 0.018 * _noise(rng, 8) + 0.016 * _noise(rng, 2.5)
+    pores = np.zeros((CANVAS, CANVAS), dtype=np.float32)
+    for _ in range(90):
+        x, y = rng.uniform(0, CANVAS, 2)
+        pores = np.maximum(pores, _drawn_at((x, y), rng.uniform(1.5, 5)))
+    wall = (level * (1 - 0.4 * pores))[..., None] * np.array([1.0, 0.985, 0.95])
+    if not defective:
+        return np.asarray(wall, dtype=np.float32), _nowhere()
+    main = _walk(rng, (0.30, 0.16), (0.62, 0.86))
+    branch = _walk(rng, main[len(main) // 2], (0.84, 0.62))
+
+    def lines(sheet: ImageDraw.ImageDraw) -> None:
+        for points, width in ((main, 13), (branch, 8)):
+            sheet.line([(CANVAS * x, CANVAS * y) for x, y in points], fill=255, width=width, joint="curve")
+
+    crack = np.clip(1.4 * _drawn(lines, 2) * (1 + 0.25 * _noise(rng, 14)), 0, 1)
+    wall = _paint(np.asarray(wall, dtype=np.float32), (0.11, 0.10, 0.09), 0.95 * crack)
+    lip = np.roll(crack, (-5, -5), (0, 1)) * (1 - crack)
+    return _paint(wall, (0.78, 0.77, 0.73), 0.35 * lip), _blur(crack, 3) > 0.3
+
+
+def _drawn_at(centre: tuple[float, float], radius: float) -> Plane:
+    """A soft disc, drawn in its own neighbourhood only."""
+    plane = np.zeros((CANVAS, CANVAS), dtype=np.float32)
+    cv2.circle(plane, (round(centre[0]), round(centre[1])), max(1, round(radius)), 1.0, -1, cv2.LINE_AA)
+    return plane
+
+
+def _walk(
+    rng: np.random.Generator, start: tuple[float, float], end: tuple[float, float], steps: int = 22
+) -> list[tuple[float, float]]:
+    """A jagged way between two places, in shares of the side."""
+    along = np.linspace(0, 1, steps)[:, None]
+    straight = np.array(start) + along * (np.array(end) - np.array(start))
+    aside = np.cumsum(rng.normal(0, 0.012, (steps, 2)), axis=0)
+    return [(float(x), float(y)) for x, y in straight + aside - along * aside[-1]]
+
+
+# -- capsule ----------------------------------------------------------------------------------------------------------
+
+BODY, CAP = (0.83, 0.36, 0.10), (0.10, 0.095, 0.10)
+CAPSULE_LENGTH, CAPSULE_RADIUS = 0.50, 0.24  # half the straight part, and the ends
+
+
+def _capsule(rng: np.random.Generator, defective: bool) -> tuple[Colours, NDArray[np.bool_]]:
+    """A gelatine capsule on a light tray; its defects are a broken end and a dent."""
+    x, y = _coordinates()
+    shift_x, shift_y = rng.uniform(-0.012, 0.012, 2)
+    x, y = x - shift_x, y - shift_y
+    inside = CAPSULE_RADIUS - np.hypot(np.maximum(np.abs(x) - CAPSULE_LENGTH, 0), y)
+    mask = _nowhere()
+    if defective:
+        bite = np.hypot(x - 0.76, y + 0.10) - 0.15 - 0.015 * _noise(rng, 20)
+        mask |= (bite < 0) & (inside > 0)
+        inside = np.minimum(inside, bite)
+    cover = np.clip(inside * CANVAS / 3 + 0.5, 0, 1).astype(np.float32)
+    round_light = np.sqrt(np.clip(1 - (y / CAPSULE_RADIUS) ** 2, 0, 1))
+    shell = np.where((x < 0.06)[..., None], np.array(CAP), np.array(BODY)) * (0.55 + 0.5 * round_light)[..., None]
+    seam = np.exp(-(((x - 0.06) / 0.008) ** 2))
+    shell = shell * (1 - 0.35 * seam)[..., None] + (0.004 * _noise(rng, 4))[..., None]
+    shine = np.exp(-(((y + 0.10) / 0.022) ** 2)) * np.clip(1.5 - 2 * np.abs(x) / 0.6, 0, 1)
+    shell = _paint(np.asarray(shell, dtype=np.float32), (1, 1, 1), 0.45 * shine.astype(np.float32))
+    mark = _drawn(lambda sheet: sheet.text((590, 490), "500", font=ImageFont.load_default(88), fill=255), 0.8)
+    shell = _paint(shell, (0.97, 0.95, 0.92), 0.9 * mark)
+    if defective:
+        dent = np.exp(-(((x + 0.33) / 0.06) ** 2 + ((y - 0.04) / 0.05) ** 2)).astype(np.float32)
+        shell = _paint(shell, (0.62, 0.60, 0.58), 0.9 * dent * np.clip(0.75 + 0.35 * _noise(rng, 16), 0, 1))
+        mask |= dent > 0.35
+    tray = (0.80 + 0.012 * _noise(rng, 3) + 0.01 * _noise(rng, 160))[..., None] * np.array([0.97, 0.985, 1.0])
+    shadow = np.roll(_blur(cover, 22), (26, 14), (0, 1))
+    return _paint(np.asarray(tray * (1 - 0.4 * shadow)[..., None], dtype=np.float32), shell, cover), mask
+
+
+# -- hazelnut ---------------------------------------------------------------------------------------------------------
+
+
+def _hazelnut(rng: np.random.Generator, defective: bool) -> tuple[Colours, NDArray[np.bool_]]:
+    """A hazelnut on a black belt, its scar to the left; its defect is a cut through the shell."""
+    x, y = _coordinates()
+    shift_x, shift_y = rng.uniform(-0.02, 0.02, 2)
+    x, y = x - shift_x, y - shift_y
+    angle = np.arctan2(y, x)
+    radius = np.hypot(x, y * 1.10) / (0.66 + 0.05 * np.cos(angle) ** 3)
+    ball = np.sqrt(np.clip(1 - radius**2, 0, 1)).astype(np.float32)
+    cover = np.clip((1 - radius) * CANVAS * 0.33 / 3 + 0.5, 0, 1).astype(np.float32)
+    streaks = _noise(rng, 120, 7) * 0.05 + _noise(rng, 30, 4) * 0.035 + _noise(rng, 5) * 0.02
+    shell = (0.62 + 0.45 * ball + streaks)[..., None] * np.array([0.56, 0.33, 0.17])
+    scar = np.clip((-0.36 - x - 0.25 * y**2 + 0.012 * _noise(rng, 30)) * CANVAS / 24 + 0.5, 0, 1).astype(np.float32)
+    rough = (0.60 + 0.25 * ball + 0.05 * _noise(rng, 5))[..., None] * np.array([0.72, 0.56, 0.38])
+    shell = _paint(np.asarray(shell, dtype=np.float32), np.asarray(rough, dtype=np.float32), scar)
+    shine = np.exp(-(((x + 0.05) / 0.16) ** 2 + ((y + 0.28) / 0.09) ** 2)).astype(np.float32)
+    shell, mask = _paint(shell, (1.0, 0.93, 0.85), 0.35 * shine), _nowhere()
+    if defective:
+        points = _walk(rng, (0.50, 0.66), (0.74, 0.43), 12)
+        slit = _drawn(lambda sheet: sheet.line([(CANVAS * a, CANVAS * b) for a, b in points], fill=255, width=34), 4)
+        shell = _paint(
+            shell, (0.88, 0.80, 0.66), np.clip(1.3 * slit, 0, 1) * np.clip(0.85 + 0.2 * _noise(rng, 9), 0, 1)
+        )
+        edge = np.roll(slit, (12, 10), (0, 1)) * (1 - slit)
+        shell, mask = _paint(shell, (0.16, 0.08, 0.04), 0.8 * edge), slit > 0.35
+    belt = (0.055 + 0.008 * _noise(rng, 3))[..., None] * np.array([1.0, 1.0, 1.05])
+    return _paint(np.asarray(belt, dtype=np.float32), shell, cover), mask
+
+
+# -- bottle -----------------------------------------------------------------------------------------------------------
+
+
+def _bottle(rng: np.random.Generator, defective: bool) -> tuple[Colours, NDArray[np.bool_]]:
+    """The mouth of a glass bottle from above, lit from below; its defect is a piece broken off the rim."""
+    x, y = _coordinates()
+    shift_x, shift_y = rng.uniform(-0.012, 0.012, 2)
+    x, y = x - shift_x, y - shift_y
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    rings = {0.80: (0.05, 0.06, 0.035), 0.72: (0.42, 0.44, 0.20), 0.665: (0.09, 0.10, 0.05), 0.575: (0.62, 0.64, 0.36),
+             0.53: (0.10, 0.10, 0.06), 0.47: (0.93, 0.94, 0.86)}  # fmt: skip
+    view = (0.95 + 0.006 * _noise(rng, 3))[..., None] * np.array([1.0, 1.0, 0.985])
+    view = np.asarray(view, dtype=np.float32)
+    for outer, colour in rings.items():
+        wave = outer + 0.004 * np.sin(3 * angle + outer * 40)
+        tone = 1 + (0.18 if outer > 0.5 else 0) * np.cos(2 * angle - 0.7 + outer * 9) + 0.02 * _noise(rng, 40)
+        band = np.asarray(tone[..., None] * np.array(colour), dtype=np.float32)
+        view = _paint(view, band, np.clip((wave - radius) * CANVAS / 6 + 0.5, 0, 1).astype(np.float32))
+    mask = _nowhere()
+    if defective:
+        about = np.abs(np.angle(np.exp(1j * (angle - 0.55)))) - 0.33 - 0.05 * _noise(rng, 26)
+        depth = 0.585 - radius + 0.014 * _noise(rng, 18)
+        piece = np.clip(np.minimum(-about * 0.6, -depth) * CANVAS / 5 + 0.5, 0, 1).astype(np.float32)
+        piece = piece * np.clip((0.76 - radius) * CANVAS / 5 + 0.5, 0, 1)
+        facets = np.clip(0.55 + 0.35 * _noise(rng, 34, 12), 0.1, 1)[..., None] * np.array([0.80, 0.82, 0.62])
+        view, mask = _paint(view, np.asarray(facets, dtype=np.float32), piece.astype(np.float32)), piece > 0.5
+    return view, mask
+
+
 PARTS: dict[str, Callable[[np.random.Generator, bool], tuple[Colours, NDArray[np.bool_]]]] = {
     "washer": _washer,
     "pcb": _pcb,
     "fabric": _fabric,
+    "concrete": _concrete,
+    "capsule": _capsule,
+    "hazelnut": _hazelnut,
+    "bottle": _bottle,
 }
 
 

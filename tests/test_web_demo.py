@@ -430,7 +430,15 @@ def test_a_demo_takes_the_next_free_port_and_when_stopped_ends_its_link_and_remo
 
 def test_shipped_examples_are_small_have_references_and_a_row_on_the_page() -> None:
     examples = find_examples(EXAMPLES)
-    assert [class_name for _, _, class_name in examples] == ["fabric", "pcb", "washer"]
+    assert [class_name for _, _, class_name in examples] == [
+        "bottle",
+        "capsule",
+        "concrete",
+        "fabric",
+        "hazelnut",
+        "pcb",
+        "washer",
+    ]
     for photo, references, _ in examples:
         assert len(references) == 2
         assert all(Path(path).stat().st_size <= 80_000 for path in (photo, *references))

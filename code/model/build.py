@@ -226,8 +226,7 @@ def _build_llm(
         tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
         llm = _answering_llm(config, folder, device) if inference else None
         if llm is None:
-            precision = "auto" if config.precision == "bf16" else config.precision
-            precision = "full" if precision == "auto" and not inference else precision
+            precision = "full" if config.precision in ("auto", "bf16") and not inference else config.precision
             llm = load_llm(folder, dtype, device, precision, trains=not inference)
         rows = llm.get_input_embeddings().num_embeddings
         if rows < tokenizer.size:

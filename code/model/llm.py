@@ -89,7 +89,7 @@ def load_llm(
 
 def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, precision: str) -> dict[str, Any]:
     """What ``from_pretrained`` takes for a precision of ``llm.precision``; ``planned`` is the model on ``meta``."""
-    if precision == "auto":
+    if precision in ("auto", "bf16"):  # bf16 is for the decoder of cpu_llama.py alone
         free = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
