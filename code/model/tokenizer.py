@@ -64,10 +64,11 @@ class JsonTokenizer:
 
         self._tokenizer = Reader.from_file(str(folder / "tokenizer.json"))
         self.size = self._tokenizer.get_vocab_size()
-        self.eos_id, begin = (
-            self._tokenizer.token_to_id(config.get(name) or "") for name in ("eos_token", "bos_token")
-        )
-        self.bos_id: int = self.eos_id if begin is None else begin
+        end, begin = (self._tokenizer.token_to_id(config.get(name) or "") for name in ("eos_token", "bos_token"))
+        if end is None:
+            raise ValueError("tokenizer_config.json names no eos_token of tokenizer.json")
+        self.eos_id: int = end
+        self.bos_id: int = end if begin is None else begin
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(f" {text}", add_special_tokens=False).ids if text else []
@@ -104,7 +105,8 @@ def load_tokenizer(folder: Path, kind: Callable[[Any], Tokenizer] | None = None)
     try:
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if kind is None and config.get("tokenizer_class") in AS_IT_IS:
+        named = isinstance(config.get("eos_token"), str) and isinstance(config.get("bos_token", ""), str | None)
+        if kind is None and config.get("tokenizer_class") in AS_IT_IS and named:
             return JsonTokenizer(folder, config)
         from transformers import AutoTokenizer
 
