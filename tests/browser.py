@@ -28,7 +28,7 @@ FLAGS += ["--disable-background-networking", "--disable-component-update"]
 OWN_HOSTS = ("127.0.0.1", "localhost", None)  # None: data: and blob: addresses
 ANSWER_SECONDS = 120  # a busy machine
 PICTURE_SIZE = {"width": 1280, "height": 800}
-PICTURE_EXAMPLE = 1
+PICTURE_EXAMPLE = 5
 PICTURES = {"demo.png": ("en-US", "Where are they?"), "demo_zh.png": ("zh-CN", "在哪里？")}  # browser, second question
 
 

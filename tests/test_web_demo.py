@@ -447,6 +447,8 @@ def test_shipped_examples_are_small_have_references_and_a_row_on_the_page() -> N
         assert ("Dataset" in {type(block).__name__ for block in demo.blocks.values()}) == (folder == EXAMPLES)
 
 
+EXAMPLE_NAMES = ["bottle", "capsule", "concrete", "fabric", "hazelnut", "pcb", "washer"]
+FABRIC, PCB, WASHER = (EXAMPLE_NAMES.index(name) for name in ("fabric", "pcb", "washer"))
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
@@ -469,7 +471,7 @@ def is_in_reach(page: Any, name: str) -> bool:
 @pytest.mark.timeout(900)  # a quiet machine needs half a minute
 @pytest.mark.parametrize(("size", "locale"), [(DESKTOP, "en-US"), (PHONE, "zh-CN")], ids=["desktop", "phone"])
 def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, int], locale: str) -> None:
-    photo, _, _ = find_examples(EXAMPLES)[0]
+    photo, _, _ = find_examples(EXAMPLES)[FABRIC]
     own = page_texts()[locale[:2]]
     with browser.window(page_address, size, locale) as window:
         page = window.page
@@ -488,7 +490,7 @@ def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, in
         assert window.ask(markup)
         assert page.locator("#chat .message.user").last.inner_text().strip() == markup
 
-        window.click_example(1)
+        window.click_example(PCB)
         page.locator("#good img").first.wait_for()
         page.get_by_text(own["chat_hint"]).wait_for()  # the chat is empty again
         page.locator("#map img").first.wait_for()
@@ -516,7 +518,7 @@ def test_language_can_be_chosen_in_a_browser(page_address: str) -> None:
 def test_stop_and_clear_in_a_browser(page_address: str, size: dict[str, int]) -> None:
     with browser.window(page_address, size) as window:
         page = window.page
-        window.click_example(0)
+        window.click_example(FABRIC)
         page.locator("#map img").first.wait_for()
         window.begin("Is there any anomaly, where is it, how large is it, and what does it look like?")
         page.locator("#stop").click()
@@ -635,7 +637,7 @@ def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str]) -> None
         assert window.ask()
         page.locator("#languages a[lang=en]").click()
         page.get_by_text(page_texts()["en"]["no_verdict"]).wait_for()
-        window.click_example(0)
+        window.click_example(FABRIC)
         page.locator("#map img").first.wait_for()
         asked = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
         own = (proxy, "data:", "blob:", urljoin(proxy, "/favicon.ico"))  # that one the browser asks for by itself
@@ -709,7 +711,7 @@ def test_forty_photos_in_a_browser(page_address: str, tmp_path: Path) -> None:
 def test_another_model_is_chosen_in_a_browser(page_address: str) -> None:
     with browser.window(page_address, DESKTOP) as window:
         page = window.page
-        window.click_example(2)
+        window.click_example(WASHER)
         page.locator("#summary .verdict b").wait_for()
         before = page.locator("#map img").last.get_attribute("src")
         page.locator("#model input").click()
