@@ -278,3 +278,14 @@ def test_a_lost_process_ends_the_other_with_one_line(experiment):
         _, errors = run.communicate(timeout=60)
     assert run.returncode != 0 and time.monotonic() - begun < 60
     assert "error: another process of this run was lost" in errors
+
+
+@pytest.mark.slow
+def test_a_new_run_starts_from_the_tensors_of_an_old_one(experiment, finished):
+    folder, old = experiment.runs / "from_old", finished / "model.safetensors"
+    still = ("training.steps=1", "training.optimizer.lr=1e-12")
+    start = f"deltas=[{{path: {old}, parts: [{', '.join(PARTS)}]}}]"
+    ok(train(experiment, f"training.output={folder}", start, *still))
+    begun, ended = read_tensors(folder / "model.safetensors"), read_tensors(old)
+    assert begun.keys() == ended.keys()
+    assert all(torch.equal(begun[name], ended[name]) for name in ended)
