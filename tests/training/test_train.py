@@ -18,6 +18,7 @@ from PIL import Image
 from anomalygpt.files import claimed
 from anomalygpt.model.checkpoint import PARTS, file_shapes, part_of, read_metadata, read_tensors
 from anomalygpt.train import main
+from anomalygpt.training.checkpoints import complete_checkpoints
 from anomalygpt.training.metrics_log import read_metrics
 from tests import processes
 from tests.helpers import tiny_llama
@@ -278,6 +279,44 @@ def test_a_lost_process_ends_the_other_with_one_line(experiment):
         _, errors = run.communicate(timeout=60)
     assert run.returncode != 0 and time.monotonic() - begun < 60
     assert "error: another process of this run was lost" in errors
+
+
+# Runs train.py; rank 1 is killed when it has written its files of the checkpoint at step 4, before the marker.
+LOST_IN_SAVE = """
+import os, signal, sys
+from anomalygpt import train
+from anomalygpt.training import checkpoints
+
+flush = checkpoints._flush
+
+def flush_or_die(path):
+    if os.environ["RANK"] == "1" and "step0000004" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(path)
+
+checkpoints._flush = flush_or_die
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_lost_in_the_middle_of_a_save_leaves_the_checkpoint_before(experiment, tmp_path):
+    folder, script = experiment.runs / "lost_in_save", tmp_path / "lost_in_save.py"
+    script.write_text(LOST_IN_SAVE)
+    command, options = command_line(
+        experiment, f"training.output={folder}", "training.steps=500", launcher=LAUNCHERS["torchrun"]
+    )
+    command = [str(script) if part == "train.py" else part for part in command]
+    options["env"] |= {"PYTHONPATH": str(ROOT / "code")}  # the script lies elsewhere
+    with processes.started(command, stderr=subprocess.PIPE, text=True, **options) as run:
+        processes.wait_until(lambda: (folder / "checkpoints" / "step0000004").exists(), 120)
+        of_run = psutil.Process(run.pid).children(recursive=True)
+        begun = time.monotonic()
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode != 0 and time.monotonic() - begun < 60
+    assert "error: another process of this run was lost" in errors
+    assert [path.name for path in complete_checkpoints(folder)] == ["step0000002"]
+    assert not psutil.wait_procs(of_run, timeout=10)[1], "processes are left behind"
 
 
 @pytest.mark.slow
