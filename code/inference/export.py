@@ -130,7 +130,7 @@ def _about(predictor: Predictor, references: References) -> dict[str, Any]:
 
 def _memory(predictor: Predictor, references: References, class_name: str) -> Mapping[str, Any]:
     """What references teach: patches, class tokens, and the verdict's numbers."""
-    calibration = predictor._calibrated(class_name)
+    calibration = predictor.calibrated(class_name)
     return {
         "memory": torch.stack(references.banks[1].taps).float().numpy(),
         "embeddings": references.embeddings.numpy(),

@@ -15,7 +15,7 @@ from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
-from anomalygpt.inference.anomaly_map import OWN, encode_scales, image_scores, text_maps, top_mean
+from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
 from anomalygpt.inference.chat_models import build_chat_model
@@ -142,7 +142,7 @@ class Predictor:
 
     def _use(self, references: References | None) -> None:
         self.references, self.unlabelled, self._calibrations = references, None, {}
-        self._calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
+        self.calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
 
     def feedback(self, image: ImageResult, good: bool | None) -> None:
         """Counts an inspected photo as good or bad from the next verdict on; None withdraws what was said.
@@ -174,7 +174,8 @@ class Predictor:
             del observed[earlier]
         self._calibrations = {}
 
-    def _calibrated(self, class_name: str) -> Calibration | TextCalibration:
+    def calibrated(self, class_name: str) -> Calibration | TextCalibration:
+        """What turns the scores of one kind of part into probabilities, and its thresholds."""
         references = self.references
         if self.unlabelled:
             return self._calibrations[UNNAMED_CLASS]
@@ -215,8 +216,7 @@ class Predictor:
         if self.references is not None:
             features, maps = self.references.anomaly_maps(photos, names)
         elif self.unlabelled is not None:
-            features = encode_scales(self.model, photos, self.transform, ())[OWN]
-            maps = self.unlabelled.maps_of(features)
+            features, maps = self.unlabelled.features_and_maps(photos)
         else:
             features, maps = text_maps(self.model, photos, names, self.transform, self.settings.text_scales)
         return [self._result(each, features[[i]], maps[i : i + 1], class_name) for i, each in enumerate(photos)]
@@ -226,7 +226,7 @@ class Predictor:
     ) -> ImageResult:
         size = ImageOps.exif_transpose(photo).size
         on_photo = self.transform.to_photo(model_map[0, 0], size).cpu().numpy()
-        calibration = self._calibrated(class_name)
+        calibration = self.calibrated(class_name)
         compared = self.references or self.unlabelled
         if compared is None:
             score = float(top_mean(model_map, self.settings.text_top_share))

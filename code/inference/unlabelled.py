@@ -5,6 +5,7 @@ their defects must differ.
 """
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
 import torch
 from PIL import Image
@@ -24,14 +25,13 @@ GROUP = 200  # photos that judge each other; the time grows with the square
 FEWEST = 3
 NEAREST = 0.3  # fraction of the other photos, those with the most similar patch, that judge a patch
 TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether few or two thirds are defective
-SAME_PHOTO = 1e-3  # at most between the class tokens of one photo that is encoded twice
 
 
 class UnlabelledPhotos:
     """The maps of photos that judge each other, and a calibration by their scores.
 
     Args:
-        photos: of one part; each is encoded once, and only its features are kept.
+        photos: of one part; each is encoded once, and its features at its own size are kept.
 
     Raises:
         UserError: fewer than three photos.
@@ -42,10 +42,17 @@ class UnlabelledPhotos:
         self, model: AnomalyGPT, settings: ReferenceSettings, transform: ImageTransform, photos: Iterable[Image.Image]
     ) -> None:
         self.settings, self._grid = settings, model.encoder.spec.grid
-        encoded = [encode_scales(model, [photo], transform, settings.scales) for photo in photos]
+        numbers: dict[bytes, int] = {}
+        encoded = []
+        for photo in photos:
+            numbers[_key(photo)] = len(encoded)
+            encoded.append(encode_scales(model, [photo], transform, settings.scales))
         if len(encoded) < FEWEST:
             raise UserError(f"{len(encoded)} photos to judge each other: expected {FEWEST} or more, better dozens")
-        self._embeddings = torch.cat([scales[OWN].embedding for scales in encoded])
+        own = [scales[OWN] for scales in encoded]
+        taps = zip(*(each.taps for each in own), strict=True)
+        self._numbers = numbers
+        self._features = ImageFeatures(tuple(map(torch.cat, taps)), torch.cat([each.embedding for each in own]))
         groups = torch.arange(len(encoded)).chunk(max(1, round(len(encoded) / GROUP)))
         self._similarities = [  # by scale, (N, P, P)
             torch.cat([mutual_similarity([encoded[i][scale] for i in group], settings.tap_weights) for group in groups])
@@ -57,20 +64,24 @@ class UnlabelledPhotos:
         similarities = [scale[numbers] for scale in self._similarities]
         return distance_map(similarities, self.settings, MAP_SIZE, self._grid)
 
-    def maps_of(self, features: ImageFeatures) -> Tensor:
-        """The maps of photos (B), found by their class tokens; :class:`UserError` where one is not among them."""
-        nearest = (features.embedding @ self._embeddings.T).max(dim=1)
-        if bool((1 - nearest.values > SAME_PHOTO).any()):
+    def features_and_maps(self, photos: Sequence[Image.Image]) -> tuple[ImageFeatures, Tensor]:
+        """Features and maps of photos (B); :class:`UserError` where one is not among those that judge each other."""
+        numbers = [self._numbers.get(_key(photo), -1) for photo in photos]
+        if -1 in numbers:
             raise UserError("a photo that is not among those that judge each other: give all of them at once")
-        return self.maps(nearest.indices.tolist())
+        return self._features[numbers], self.maps(numbers)
 
     def calibration(self, false_alarm_rate: float) -> Calibration:
         """Takes the scores' lower mode for the good photos': see ``learning``, and a typical one for a reference's."""
-        maps = [self.maps([number]) for number in range(len(self._embeddings))]
+        maps = [self.maps([number]) for number in range(len(self._features))]
         scores = [float(image_scores(map, self.settings)) for map in maps]
         typical = sorted(range(len(maps)), key=scores.__getitem__)[round(TYPICAL * (len(maps) - 1))]
         observed = dict.fromkeys(scores)
         return calibrate([scores[typical]], maps[typical], false_alarm_rate, references=1, observed=observed)
+
+
+def _key(photo: Image.Image) -> bytes:
+    return sha256(f"{photo.mode} {photo.size}".encode() + photo.tobytes()).digest()
 
 
 def mutual_similarity(photos: Sequence[ImageFeatures], tap_weights: Sequence[float] = ()) -> Tensor:

@@ -31,7 +31,7 @@ def test_screw_is_no_bottle(predictor: Predictor, bottle_folder: Path, tmp_path:
     reason = "other_part" if with_references else "unknown_part"
     assert (found.image.status, found.image.reason, found.image.regions) == ("can't tell", reason, ())
     assert "can't tell" in found.answer
-    assert found.to_dict()["status"] == "can't tell"
+    assert (found.to_dict()["status"], found.to_dict()["probability"]) == ("can't tell", None)
     broken = first(bottle_folder / "test" / "broken_large", 1)
     for bottle in [*bottles[:1], *broken]:
         assert careful.inspect(bottle).reason == ""
