@@ -43,7 +43,7 @@ class UnlabelledPhotos:
     ) -> None:
         self.settings, self._grid = settings, model.encoder.spec.grid
         numbers: dict[bytes, int] = {}
-        encoded = []
+        encoded: list[dict[int, ImageFeatures]] = []
         for photo in photos:
             numbers[_key(photo)] = len(encoded)
             encoded.append(encode_scales(model, [photo], transform, settings.scales))
