@@ -25,9 +25,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it whe
 GIB = 2**30
 PRECISIONS = ("full", "8bit", "4bit")
 BITSANDBYTES = "Install it with: pip install 'bitsandbytes>=0.50'"
-WORKSPACE = (
-    5 * GIB // 4
-)  # beside the language model's weights: LoRA and prompt learner in fp32, 1000 tokens' keys, values
+WORKSPACE = 10  # part of fp16 weights that is needed beside them: LoRA and prompt learner in fp32, keys and values
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a number, its share of the scales included
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
@@ -119,15 +117,16 @@ def fitting_precision(llm: nn.Module, dtype: torch.dtype, free: int | None) -> s
     """The first of ``full``, ``8bit`` and ``4bit`` that fits so many free bytes; ``full`` without a number of them.
 
     Raises:
-        UserError: 8 or 4 bit are needed, and bitsandbytes is not installed.
+        UserError: the weights do not fit in full, and bitsandbytes is not installed.
     """
     sizes = {each: weight_bytes(llm, each, dtype.itemsize) for each in PRECISIONS}
-    if free is None or sizes["full"] + WORKSPACE <= free:
+    installed, left = find_spec("bitsandbytes"), (free or 0) - sizes["full"] // WORKSPACE
+    if free is None or sizes["full"] <= (left if installed else free):
         return "full"
     lack = f"{free / GIB:.1f} GiB of the GPU's memory are free, and the language model takes {sizes['full'] / GIB:.1f}"
-    if not find_spec("bitsandbytes"):
+    if not installed:
         raise UserError(f"{lack}. {BITSANDBYTES} for 8 or 4 bit, or choose the device cpu, or maps without answers")
-    precision = "8bit" if sizes["8bit"] + WORKSPACE <= free else "4bit"
+    precision = "8bit" if sizes["8bit"] <= left else "4bit"
     logger.warning("%s: in %s it is %.1f (llm.precision)", lack, precision, sizes[precision] / GIB)
     return precision
 
