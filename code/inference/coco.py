@@ -18,13 +18,14 @@ CATEGORY = {"id": 1, "name": "defect"}
 
 
 def coco_annotations(image: ImageResult) -> list[dict[str, Any]]:
-    """A photo's regions, each with the photo's probability as its score."""
-    annotations = []
+    """A photo's regions, each with the photo's probability, where it has one, as its score."""
+    probability, annotations = image.findings.shown_probability, []
+    score = {} if probability is None else {"score": round(probability, 6)}
     for region in image.regions:
         left, top, right, bottom = region.box
         shape = {"bbox": [left, top, right - left, bottom - top], "segmentation": [polygon(image, region)]}
-        area, score = round(region.area * image.map.size), round(image.probability, 6)
-        annotations.append({"category_id": CATEGORY["id"], "iscrowd": 0, **shape, "area": area, "score": score})
+        area = round(region.area * image.map.size)
+        annotations.append({"category_id": CATEGORY["id"], "iscrowd": 0, **shape, "area": area, **score})
     return annotations
 
 

@@ -120,6 +120,7 @@ class Parts:
     def correct(self, name: str, photo: Image.Image, good: bool | None) -> dict[str, Any]:
         """Counts a photo as good or bad, or by None as neither, from the next verdict on; its file keeps that."""
         path, predictor = self._path(name), self.predictor(name)
+        del self._loaded[path]  # until it is saved: a full disk leaves the part as it was
         predictor.feedback(predictor.inspect(photo), good)
         predictor.save_references(path)
         return about(name, self._keep(path, predictor))
@@ -127,6 +128,7 @@ class Parts:
     def forget_corrections(self, name: str) -> None:
         """Withdraws all that :meth:`correct` added."""
         path, predictor = self._path(name), self.predictor(name)
+        del self._loaded[path]
         predictor.forget_feedback()
         predictor.save_references(path)
         self._keep(path, predictor)
@@ -137,7 +139,9 @@ class Parts:
 
     def forget(self, name: str) -> None:
         """Deletes a part and its file."""
-        self._path(name).unlink()
+        path = self._path(name)
+        path.unlink()
+        self._loaded.pop(path, None)
 
 
 def about(name: str, predictor: "Predictor") -> dict[str, Any]:
