@@ -6,10 +6,8 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from tests.processes import started
+from tests.processes import serving, started
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -89,7 +87,6 @@ def running_demo(arguments: Sequence[str] = (), **variables: str) -> Iterator[st
 def proxied(address: str, prefix: str) -> Iterator[str]:
     """A reverse proxy, as nginx with ``location PREFIX { proxy_pass ADDRESS/; }``; yields the page's address there."""
     import httpx
-    import uvicorn
     from starlette.applications import Starlette
     from starlette.background import BackgroundTask
     from starlette.requests import Request
@@ -109,15 +106,8 @@ def proxied(address: str, prefix: str) -> Iterator[str]:
 
     icon = Route("/favicon.ico", lambda _: Response())  # which browsers ask the host for by themselves
     app = Starlette(routes=[icon, Route(f"{prefix}{{path:path}}", forward, methods=["GET", "POST", "HEAD"])])
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with serving(app, timeout_graceful_shutdown=1) as host:
+        yield host + prefix
 
 
 def installed_browser() -> str | None:

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +27,27 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
         yield process
     finally:
         _end(process)
+
+
+@contextmanager
+def serving(app: Any, **settings: Any) -> Iterator[str]:
+    """Runs an ASGI application in a thread, which ends with the block; yields its address.
+
+    Args:
+        settings: for :class:`uvicorn.Config`.
+    """
+    import uvicorn
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **settings))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+        assert not thread.is_alive()
 
 
 def run(command: Sequence[str], timeout: float, **options: Any) -> subprocess.CompletedProcess:

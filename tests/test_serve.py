@@ -21,14 +21,13 @@ import numpy as np
 import openai
 import pytest
 import requests
-import uvicorn
 from PIL import Image
 
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.serve import main
 from anomalygpt.serving.app import build_app
 from anomalygpt.serving.gate import Limits
-from tests.processes import started, wait_until
+from tests.processes import serving, started, wait_until
 from tests.shared_data import ROOT
 
 pytestmark = pytest.mark.weights
@@ -40,16 +39,8 @@ GOOD = sorted((EXAMPLES / "pcb").glob("good_*.jpg"))
 @contextmanager
 def served(predictor: Any, parts: Path, limits: Limits | None = None) -> Iterator[str]:
     """The server's address; it ends with the block."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_app(predictor, parts, limits or Limits()), log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-    assert not thread.is_alive()
+    with serving(build_app(predictor, parts, limits or Limits())) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

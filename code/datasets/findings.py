@@ -97,10 +97,10 @@ class Findings:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the fields, a region's place as ``position``, and what follows from them."""
         derived: dict[str, Any] = {"number": self.number, "total_area": self.total_area, "certainty": self.certainty}
+        derived["probability"] = self.shown_probability
         regions = [{"position": region.place, **asdict(region)} for region in self.regions]
         for region in regions:
             del region["place"]
-        derived["probability"] = self.shown_probability
         return {**asdict(self), **derived, "places": list(self.places), "regions": regions}
 
 

@@ -89,14 +89,15 @@ class CpuLlama(nn.Module):
         self.tied = getattr(config, "tie_word_embeddings", False)
         rows = shapes_of(tensors).get("model.embed_tokens.weight", (config.vocab_size,))[0]
         ignored = r".*rotary_emb\.inv_freq$" + (r"|lm_head\.weight$" if self.tied else "")
-        check_names(self._shapes(rows), shapes_of(tensors), folder, ignore=ignored)
+        shapes = self._shapes(rows)
+        check_names(shapes, shapes_of(tensors), folder, ignore=ignored)
         self._tensors: Mapping[str, Tensor] = tensors
         self.embedding = nn.Embedding.from_pretrained(tensors["model.embed_tokens.weight"].float())
         self.scale = lora.alpha / lora.rank
         self.targets = [LINEAR[target] for target in lora.targets]
         for layer in range(config.num_hidden_layers):
             for module in self.targets:
-                out, inside = self._shapes(rows)[f"model.layers.{layer}.{module}.weight"]
+                out, inside = shapes[f"model.layers.{layer}.{module}.weight"]
                 for side, shape in (("A", (lora.rank, inside)), ("B", (out, lora.rank))):
                     self._add(f"{PEFT_PREFIX}model.layers.{layer}.{module}.lora_{side}.default.weight", shape)
 

@@ -2,8 +2,8 @@
 
 import re
 from base64 import b64decode
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -119,17 +119,21 @@ class Parts:
 
     def correct(self, name: str, photo: Image.Image, good: bool | None) -> dict[str, Any]:
         """Counts a photo as good or bad, or by None as neither, from the next verdict on; its file keeps that."""
-        path, predictor = self._path(name), self.predictor(name)
-        del self._loaded[path]  # until it is saved: a full disk leaves the part as it was
-        predictor.feedback(predictor.inspect(photo), good)
-        predictor.save_references(path)
-        return about(name, self._keep(path, predictor))
+        with self._changing(name) as predictor:
+            predictor.feedback(predictor.inspect(photo), good)
+        return about(name, predictor)
 
     def forget_corrections(self, name: str) -> None:
         """Withdraws all that :meth:`correct` added."""
+        with self._changing(name) as predictor:
+            predictor.forget_feedback()
+
+    @contextmanager
+    def _changing(self, name: str) -> "Iterator[Predictor]":
+        """A part to be changed. It is saved then, and kept only if that succeeds: a full disk leaves it as it was."""
         path, predictor = self._path(name), self.predictor(name)
         del self._loaded[path]
-        predictor.forget_feedback()
+        yield predictor
         predictor.save_references(path)
         self._keep(path, predictor)
 
