@@ -76,7 +76,8 @@ def draw_curves(folder: Path) -> None:
     for panel, name in zip(panels, names, strict=False):
         for kind, style in (("train", "-"), ("validation", "o--")):
             values = table.loc[table["kind"] == kind, name].dropna()
-            panel.plot(values.index, values, style, markersize=4, label=kind)
+            if len(values):
+                panel.plot(values.index, values, style, markersize=4, label=kind)
         panel.set_title(name.replace("_", " "))
         panel.legend()
     for panel in panels[len(names) :]:
