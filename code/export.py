@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = [file for path in arguments.int8 for file in (find_photos(path) if path.is_dir() else [path])]
         photos = [load_image(file) for file in files]
         predictor = Predictor.from_config(config, "cpu", with_llm=False)
-        if arguments.references:
-            predictor.load_references(arguments.references)
+        predictor.set_references((), arguments.references)
         export(predictor, arguments.to, arguments.out, arguments.class_name)
         if photos:
             quantize(arguments.out, arguments.to, predictor, photos)

@@ -57,14 +57,12 @@ class FakePredictor:
         self.marked: list[bool] = []
         self.asked: list[tuple[str, list[tuple[str, str]]]] = []  # questions with their history
 
-    def set_references(self, photos: Sequence[Image.Image]) -> None:
-        self.references = list(photos)
+    def set_references(self, photos: Sequence[Image.Image], saved: Path | None = None) -> None:
+        old = int(saved.read_text().split()[0]) if saved else 0
+        self.references = [Image.new("RGB", (8, 8))] * old + list(photos)
 
     def save_references(self, path: Path) -> None:
         path.write_text(f"{len(self.references)} {self.marked}")
-
-    def load_references(self, path: Path) -> None:
-        self.references = [Image.new("RGB", (8, 8))] * int(path.read_text().split()[0])
 
     def copy(self) -> "FakePredictor":
         other = FakePredictor(self.language_model is not None, self.word, self.source)

@@ -88,7 +88,7 @@ def png(image: Image.Image) -> bytes:
 def test_verdict_regions_map_and_answer_are_the_predictors(part: str, base: Any, url: str) -> None:
     predictor = base.without_references()
     predictor.set_references([load_image(path) for path in GOOD] if part != "default" else [])
-    expected = predictor.predict(load_image(DEFECT), "Where is it?")
+    expected = next(predictor.predict_batch([load_image(DEFECT)], "Where is it?"))
     found = inspect(url, DEFECT.read_bytes(), part=part, question="Where is it?", map="tiff").json()
     with Image.open(io.BytesIO(base64.b64decode(found.pop("map")))) as picture:
         np.testing.assert_allclose(np.asarray(picture), expected.image.map, atol=1e-5)

@@ -39,25 +39,23 @@ def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
 def text_maps(
     model: AnomalyGPT,
     photos: Sequence[Image.Image],
-    class_names: Sequence[str],
+    class_name: str,
     transform: ImageTransform,
     scales: Sequence[int] = (OWN,),
 ) -> tuple[ImageFeatures, Tensor]:
     """Features of B photos at the encoder's own side, and their text maps, (B, 1, 224, 224) float32.
 
-    Args:
-        scales: image sides, in multiples of the encoder's own; a pixel's probability is the geometric mean of theirs.
+    A pixel's probability is the geometric mean of those at all scales, image sides in multiples of the encoder's own.
     """
     encoded = encode_scales(model, photos, transform, scales)
-    maps = [model.anomaly_map(encoded[scale], class_names) for scale in scales]
+    maps = [model.anomaly_map(encoded[scale], [class_name] * len(photos)) for scale in scales]
     return encoded[OWN], torch.stack([one ** (1 / len(maps)) for one in maps]).prod(dim=0)
 
 
 def distance_map(similarities: Sequence[Tensor], settings: ReferenceSettings, size: int, grid: int) -> Tensor:
     """Similarities (B, P, P), with a P for each scale -> the map (B, 1, size, size) float32.
 
-    Args:
-        grid: patches along the encoder's own side, the unit of ``smoothing``.
+    ``grid``: patches along the encoder's own side, of which ``smoothing`` is a multiple.
     """
     aligned = settings.interpolation == "aligned"
     upsampled = [
@@ -85,12 +83,10 @@ def image_scores(maps: Tensor, settings: ReferenceSettings) -> Tensor:
     The mean of the highest pixels, relative to the map's own background where ``contrast`` is above 0.
     """
     highest = top_mean(maps, settings.top_share)
-    return highest / background(maps) ** settings.contrast if settings.contrast else highest
-
-
-def background(maps: Tensor) -> Tensor:
-    """The value below which ``BACKGROUND`` of a map's pixels lie: (B, 1, S, S) -> (B,), at least ``LOWEST``."""
-    return maps.flatten(1).float().quantile(BACKGROUND, dim=1).clamp(min=LOWEST)
+    if not settings.contrast:
+        return highest
+    background = maps.flatten(1).float().quantile(BACKGROUND, dim=1).clamp(min=LOWEST)
+    return highest / background**settings.contrast
 
 
 def top_mean(maps: Tensor, fraction: float) -> Tensor:

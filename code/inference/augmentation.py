@@ -55,11 +55,7 @@ def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Seque
 
     A part that can lie at any angle needs its rotations. Several references show this: rotations reduce the distance
     between them, or an elongated part is tilted in most of them. A single photo shows so little of the part that its
-    rotations help in any case.
-
-    Args:
-        gains: see :func:`view_gains`.
-        orientations: one per reference.
+    rotations help in any case: it has no ``gains`` (see :func:`view_gains`).
     """
     if not gains:
         return "rotations"
@@ -71,10 +67,9 @@ def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Seque
 
 
 def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]:
-    """How much nearer further views bring K references to each other; given the features of each one's ``ALL_VIEWS``.
+    """How much nearer further views bring K references to each other: distance with them over distance without, 0..1.
 
-    Returns:
-        Kind of views -> distance with them over distance without, 0..1.
+    ``references``: the features of each one's ``ALL_VIEWS``.
     """
     distances = {}
     for kind, views in VIEWS.items():

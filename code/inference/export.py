@@ -59,9 +59,7 @@ class ComparisonGraph(nn.Module):
 def export(predictor: Predictor, form: Format, folder: Path, class_name: str = UNNAMED_CLASS) -> None:
     """Writes encoder, decoder and comparison, ``model.json``, and ``memory.npz`` where there are references.
 
-    Args:
-        predictor: on the CPU; its references become the memory.
-        class_name: what the photos show, for encoders with a text tower.
+    The predictor is on the CPU; its references become the memory. ``class_name`` is for encoders with a text tower.
 
     Raises:
         UserError: what is compared is more than one picture of a photo, a library is missing, or a file can't be

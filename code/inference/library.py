@@ -25,11 +25,7 @@ Photo = str | PathLike[str] | Image.Image | NDArray[Any]
 
 
 class AnomalyGPT:
-    """Inspects photos of a part, and talks about the latest one.
-
-    Attributes:
-        predictor: what it is made of, with all settings.
-    """
+    """Inspects photos of a part, and talks about the latest one; made of a ``predictor``, with all settings."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -67,7 +63,7 @@ class AnomalyGPT:
 
     def load(self, path: str | PathLike[str]) -> "AnomalyGPT":
         """Takes a part that :meth:`save`, the demo or ``predict.py`` saved. Raises :class:`UserError`."""
-        self.predictor.load_references(Path(path))
+        self.predictor.set_references((), Path(path))
         return self
 
     def inspect(self, photo: Photo, class_name: str = UNNAMED_CLASS) -> "Result":
@@ -88,8 +84,7 @@ class AnomalyGPT:
     def chat(self, question: str) -> str:
         """The answer to a question about the latest photo; it remembers earlier ones.
 
-        Raises:
-            UserError: nothing was inspected, or there is no language model.
+        Raises :class:`UserError` where nothing was inspected, or there is no language model.
         """
         return "".join(self.stream(question))
 

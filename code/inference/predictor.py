@@ -58,10 +58,11 @@ class Predictor:
         # The released demo crops wherever references are used, and squashes everywhere else (specification 2).
         official = self.settings.geometry == "official"
         self._with_references = ImageTransform(spec.size, spec.mean, spec.std, "crop" if official else "squash")
-        known = self.settings.known_parts
-        self._known_parts = read_tensors(resolve(known))["embeddings"].to(model.device) if known else None
-        if self._known_parts is not None and self._known_parts.shape[1] != spec.embed_width:
-            raise UserError(f"inference.known_parts: {known}: expected {spec.embed_width} numbers a photo")
+        self._known_parts: torch.Tensor | None = None
+        if known := self.settings.known_parts:
+            self._known_parts = read_tensors(resolve(known))["embeddings"].to(model.device)
+            if self._known_parts.shape[1] != spec.embed_width:
+                raise UserError(f"inference.known_parts: {known}: expected {spec.embed_width} numbers a photo")
         self.references: References | None = None  # the photos that maps are computed from
         self.unlabelled: UnlabelledPhotos | None = None  # without references: the photos that judge each other
         self._calibrations: dict[str, Calibration] = {}  # by class name
@@ -99,7 +100,7 @@ class Predictor:
         """Replaces the references by these photos of good parts; without any, maps come from text features.
 
         Args:
-            saved: a file of :meth:`save_references`, whose references these photos are added to.
+            saved: a file of :meth:`save_references`, to whose references these photos are added, with its settings.
 
         Raises:
             UserError: the settings of ``inference.references`` do not fit the encoder; or there is no such file, it is
@@ -114,28 +115,16 @@ class Predictor:
         self._use(references if len(references) else None)
 
     def set_unlabelled(self, photos: Iterable[Image.Image]) -> None:
-        """Lets photos of one part judge each other, in place of references; only these can be inspected then.
-
-        Raises:
-            UserError: fewer than three photos.
-        """
+        """Lets three or more photos of one part judge each other, without references; only these can be inspected."""
         self._use(None)
         self.unlabelled = UnlabelledPhotos(self.model, self.settings.references, self._without_references, photos)
         self._calibrations = {UNNAMED_CLASS: self.unlabelled.calibration(self.settings.false_alarm_rate)}
 
     def save_references(self, path: Path) -> None:
-        """Writes the references to a safetensors file, from which :meth:`load_references` restores them.
-
-        Raises:
-            UserError: there are none, or the file can't be written.
-        """
+        """Writes the references to a safetensors file. Raises :class:`UserError`: there are none, or it can't be."""
         if self.references is None:
             raise UserError(f"{path}: there are no references to save")
         self.references.save(path)
-
-    def load_references(self, path: Path) -> None:
-        """Takes saved references in place of any earlier ones, with the settings that they were saved with."""
-        self.set_references((), path)
 
     def _use(self, references: References | None) -> None:
         self.references, self.unlabelled, self._calibrations = references, None, {}
@@ -144,10 +133,7 @@ class Predictor:
     def feedback(self, image: ImageResult, good: bool | None) -> None:
         """Counts an inspected photo as good or bad from the next verdict on; None withdraws what was said.
 
-        The references keep it, and their file.
-
-        Raises:
-            UserError: there are no references.
+        The references keep it, and their file. Raises :class:`UserError` where there are none.
         """
         if self.references is None:
             raise UserError("a photo can be called good or bad only where there are references")
@@ -163,14 +149,6 @@ class Predictor:
             self.references.observed = {}
         self._calibrations = {}
 
-    def _adapt(self, score: float, class_name: str) -> None:
-        """Notes the score of a photo that nobody called good or bad; the latest ones count, as conditions change."""
-        observed = self.references.observed_as(class_name)  # type: ignore[union-attr]
-        observed.setdefault(round(score, 6), None)
-        for earlier in [score for score, good in observed.items() if good is None][:-MOST_UNLABELLED]:
-            del observed[earlier]
-        self._calibrations = {}
-
     def calibrated(self, class_name: str) -> Calibration | TextCalibration:
         """What turns the scores of one kind of part into probabilities, and its thresholds."""
         references = self.references
@@ -180,8 +158,7 @@ class Predictor:
             return TextCalibration(self.settings.map_threshold)
         key = references.calibration_class(class_name)
         if key not in self._calibrations:
-            maps = references.held_out_maps(key)
-            parts, scale = self._other_parts(references, key)
+            maps, (parts, scale) = references.held_out_maps(key), self._other_parts(references, key)
             self._calibrations[key] = calibrate(
                 image_scores(maps, references.settings).tolist(),
                 maps,
@@ -197,10 +174,8 @@ class Predictor:
         """What is known of other parts' scores, and these references' scores relative to them."""
         # A trusted text map is near zero on a good photo, so that the blend shrinks by its weight.
         own_weight = 1 - references.text_weight(class_name)
-        preset = references.settings.unchanged_preset
-        if not own_weight or preset is None:
-            return None, 1.0
-        return self.settings.calibration.get(preset), own_weight ** (1 - references.settings.contrast)
+        parts = self.settings.calibration.get(references.settings.unchanged_preset or "") if own_weight else None
+        return parts, own_weight ** (1 - references.settings.contrast) if parts else 1.0
 
     def inspect(self, photo: Image.Image, class_name: str = UNNAMED_CLASS) -> ImageResult:
         """Encodes a photo of any mode and size, and computes its map; its EXIF orientation is respected."""
@@ -209,31 +184,32 @@ class Predictor:
     @torch.inference_mode()
     def inspect_batch(self, photos: Sequence[Image.Image], class_name: str = UNNAMED_CLASS) -> list[ImageResult]:
         """The results of several photos of one kind of part at once: faster on a GPU, no slower on a CPU."""
-        names = [class_name] * len(photos)
-        if self.references is not None:
-            features, maps = self.references.anomaly_maps(photos, names)
-        elif self.unlabelled is not None:
-            features, maps = self.unlabelled.features_and_maps(photos)
+        if compared := self.references or self.unlabelled:
+            features, maps = compared.anomaly_maps(photos, class_name)
         else:
-            features, maps = text_maps(self.model, photos, names, self.transform, self.settings.text_scales)
+            features, maps = text_maps(self.model, photos, class_name, self.transform, self.settings.text_scales)
         return [self._result(each, features[[i]], maps[i : i + 1], class_name) for i, each in enumerate(photos)]
 
     def _result(
         self, photo: Image.Image, features: ImageFeatures, model_map: torch.Tensor, class_name: str
     ) -> ImageResult:
-        size = ImageOps.exif_transpose(photo).size
-        on_photo = self.transform.to_photo(model_map[0, 0], size).cpu().numpy()
-        calibration = self.calibrated(class_name)
-        compared = self.references or self.unlabelled
+        on_photo = self.transform.to_photo(model_map[0, 0], ImageOps.exif_transpose(photo).size).cpu().numpy()
+        calibration, compared = self.calibrated(class_name), self.references or self.unlabelled
         if compared is None:
             score = float(top_mean(model_map, self.settings.text_top_share))
         else:
             score = float(image_scores(model_map, compared.settings))
         probability = calibration.probability(score)
         reason = self._reason(features, probability)
-        if self.adapts and self.references is not None and reason != "other_part":
-            self._adapt(score, class_name)
+        if self.adapts and self.references and reason != "other_part":
+            observed = self.references.observed_as(class_name)
+            observed.setdefault(round(score, 6), None)
+            for earlier in [score for score, good in observed.items() if good is None][:-MOST_UNLABELLED]:
+                del observed[earlier]
+            self._calibrations = {}
         rescaled = self.settings.prompt_map == "calibrated" and compared is not None
+        # Where another part than expected differs says nothing about defects.
+        is_anomalous = reason == "near_threshold" or (not reason and probability > 0.5)
         return ImageResult(
             features=features,
             model_map=model_map,
@@ -241,20 +217,16 @@ class Predictor:
             score=score,
             threshold=calibration.threshold,
             score_threshold=calibration.score_threshold,
-            # Where another part than expected differs says nothing about defects.
-            regions=regions_of_verdict(
-                on_photo, calibration.threshold, reason == "near_threshold" or (not reason and probability > 0.5)
-            ),
+            regions=regions_of_verdict(on_photo, calibration.threshold, is_anomalous),
             class_name=class_name,
             probability=probability,
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
-            references=len(self.references) if self.references else 0,
+            references=len(self.references or ()),
             reason=reason,
             photo=photo,
         )
 
     def _reason(self, features: ImageFeatures, probability: float) -> Reason:
-        """Why a photo gets no verdict, if so."""
         settings = self.settings
         limit = settings.other_part_above if self.references else settings.unknown_part_above
         known = self.references.embeddings if self.references else None if self.unlabelled else self._known_parts
@@ -263,11 +235,7 @@ class Predictor:
         return "near_threshold" if abs(probability - 0.5) < settings.undecided else ""
 
     def report(self) -> ReferenceReport:
-        """Judges the references by each other.
-
-        Raises:
-            UserError: there are none.
-        """
+        """Judges the references by each other. Raises :class:`UserError` where there are none."""
         if self.references is None:
             raise UserError("there are no references to judge")
         count, (parts, scale) = len(self.references), self._other_parts(self.references)
@@ -288,11 +256,7 @@ class Predictor:
         return chat_prompt(turns[:-1], turns[-1][0], layout_of(self.model.tokenizer))
 
     def answer(self, image: ImageResult, question: str, history: History = ()) -> str:
-        """The language model's own answer, which is not checked.
-
-        Args:
-            history: earlier (question, answer) pairs about the photo.
-        """
+        """The language model's own answer, which is not checked."""
         if self.language_model is not None and not self.model.has_llm:
             *_, text = self.language_model.texts(image, image.findings, question, history)
             return text
@@ -303,13 +267,7 @@ class Predictor:
         """Yields the answer to a question about a photo piece by piece; closing the generator stops it.
 
         With ``inference.findings``, a sentence is yielded when it does not contradict the photo's findings (see
-        ``checked_answers``), and the verdict is the score's.
-
-        Args:
-            history: earlier (question, answer) pairs about the photo.
-
-        Returns:
-            The complete answer with the verdict.
+        ``checked_answers``), and the verdict is the score's. Returns the complete answer with the verdict.
         """
         if self.language_model is None:
             return prediction(image, question, "", self.settings.verdict)
@@ -332,19 +290,15 @@ class Predictor:
             except StopIteration as finished:
                 return finished.value
 
-    def predict(self, photo: Image.Image, question: str | None = None, class_name: str | None = None) -> Prediction:
-        """The map of a photo and the answer to one question about it.
-
-        Args:
-            question: by default, whether there is an anomaly in it.
-            class_name: what it shows; by default what the question names, else ``object``.
-        """
-        return next(self.predict_batch([photo], question, class_name))
-
     def predict_batch(
         self, photos: Sequence[Image.Image], question: str | None = None, class_name: str | None = None
     ) -> Iterator[Prediction]:
-        """As :meth:`predict`, of photos that are encoded at once and asked about one by one."""
+        """Maps of photos, which are encoded at once, and the answer to one question about each.
+
+        Args:
+            question: by default, whether there is an anomaly in it.
+            class_name: what they show; by default what the question names, else ``object``.
+        """
         question = question or detection_question(class_name, with_description=False)
         named = class_name or class_in_prompt(question, self.settings.text_class_rule)
         for image in self.inspect_batch(photos, named) if photos else ():

@@ -20,23 +20,15 @@ FEWEST_COMPARED = 3  # of two unlike photos nobody knows which is the odd one
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """What references say of each other.
+    """What references say of each other."""
 
-    Attributes:
-        names: of the references, by which they are named; copies are not among them.
-        distance: mean cosine distance between the class tokens of two of them; None of a single one.
-        foreign: the indices of those that show another part or view than all others.
-        odd: the indices of those that the others would call defective: a defect, blur or another light.
-        false_alarm_rate: the expected share of false alarms.
-        guaranteed_rate: if the largest score of so many good photos were the threshold, at most this share of good
-            photos would exceed it, at 95 % confidence and without any model: 29 photos for 10 %, 59 for 5 %.
-    """
-
-    names: tuple[str, ...]
-    distance: float | None
-    foreign: tuple[int, ...]
-    odd: tuple[int, ...]
-    false_alarm_rate: float
+    names: tuple[str, ...]  # of the references; copies are not among them
+    distance: float | None  # mean cosine distance between the class tokens of two of them; None of a single one
+    foreign: tuple[int, ...]  # the indices of those that show another part or view than all others
+    odd: tuple[int, ...]  # of those that the others would call defective: a defect, blur or another light
+    false_alarm_rate: float  # the expected share
+    # If the largest score of so many good photos were the threshold, at most this share of good photos would exceed
+    # it, at 95 % confidence and without any model: 29 photos for 10 %, 59 for 5 %.
     guaranteed_rate: float
 
     def lines(self, language: Language = "en") -> list[str]:

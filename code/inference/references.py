@@ -140,12 +140,12 @@ class References:
         return len(self._photos)
 
     @torch.inference_mode()
-    def anomaly_maps(self, photos: Sequence[Image.Image], class_names: Sequence[str]) -> tuple[ImageFeatures, Tensor]:
+    def anomaly_maps(self, photos: Sequence[Image.Image], class_name: str) -> tuple[ImageFeatures, Tensor]:
         """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
         crops = [crop for photo in photos for crop in self._crops(photo)]
         encoded = encode_scales(self.model, crops, self.transform, self.settings.scales)
         whole = encoded if self._whole == OWN else encode_scales(self.model, photos, self.transform, ())
-        maps = self._maps(self.banks, encoded, class_names)
+        maps = self._maps(self.banks, encoded, class_name)
         for photo, embedding in zip(photos, whole[OWN].embedding, strict=True):
             self._warn_if_reference(photo, embedding)
         return whole[OWN], maps
@@ -174,15 +174,13 @@ class References:
         self,
         banks: Mapping[int, MemoryBank],
         encoded: Mapping[int, ImageFeatures],
-        class_names: Sequence[str],
+        class_name: str,
         excluding: bool = False,
     ) -> Tensor:
         """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles.
 
         ``excluding`` compares no patch with the neighbourhood of its own position in its tile.
         """
-        rows, columns = self.tiles
-        class_names = [name for name in class_names for _ in range(rows * columns)]
         similarities = [
             banks[scale].similarity(
                 encoded[scale], self.settings.tap_weights, scale * EXCLUSION_RADIUS if excluding else None
@@ -190,12 +188,12 @@ class References:
             for scale in self.settings.scales
         ]
         maps = distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
-        weights = [self.text_weight(name) for name in class_names]
-        if any(weights):
-            blend = torch.tensor(weights, device=maps.device)[:, None, None, None]
-            maps = (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], class_names)
-        if rows * columns == 1:
+        if weight := self.text_weight(class_name):
+            blend = torch.tensor(weight)
+            maps = (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], [class_name] * len(maps))
+        if self.tiles == (1, 1):
             return maps
+        rows, columns = self.tiles
         long = rearrange(maps, "(b r c) k h w -> b k (r h) (c w)", r=rows, c=columns)
         return F.interpolate(long, size=maps.shape[-2:], mode="area")
 
@@ -215,9 +213,8 @@ class References:
             return weight
         key = self.calibration_class(class_name)
         if key not in self._text_weights:
-            chosen = _evenly_spaced(len(self), MOST_HELD_OUT)
-            upright = concatenated([self._views(photo, self._whole, [UPRIGHT]) for photo in chosen])
-            maps = self.model.anomaly_map(upright, [class_name] * len(chosen))
+            upright = concatenated([self._views(photo, self._whole, [UPRIGHT]) for photo in self._to_hold_out()])
+            maps = self.model.anomaly_map(upright, [class_name] * len(upright))
             trusted = float(top_mean(maps, self.settings.top_share).mean()) <= trusted_below
             self._text_weights[key] = weight if trusted else 0.0
         return self._text_weights[key]
@@ -238,25 +235,25 @@ class References:
         depends = self.settings.text_weight > 0 and not isinstance(self.model.states, LearnedTextFeatures)
         return class_name if depends else UNNAMED_CLASS
 
+    def _to_hold_out(self) -> list[int]:
+        return np.linspace(0, len(self) - 1, min(len(self), MOST_HELD_OUT)).round().astype(int).tolist()
+
     def _leave_one_out(self, class_name: str) -> list[Tensor]:
         maps = []
-        for photo in _evenly_spaced(len(self), MOST_HELD_OUT):
+        for photo in self._to_hold_out():
             banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
             encoded = {scale: self._views(photo, scale, [UPRIGHT]) for scale in self._scales}
-            maps.append(self._maps(banks, encoded, [class_name]))
+            maps.append(self._maps(banks, encoded, class_name))
         return maps
 
     def _perturbed(self, class_name: str) -> list[Tensor]:
-        """The first photo, perturbed: against the whole bank, then without the neighbourhood of each own position.
-
-        The first kind is too similar to what the bank holds, the second misses what the part has only once.
-        """
-        encoded, names = {}, list[str]()
+        """The first photo, perturbed: against the whole bank, then without the neighbourhood of each own position."""
+        # The first kind is too similar to what the bank holds, the second misses what the part has only once.
+        encoded = {}
         for scale in self._scales:
             tiles = [perturbed(tile) for tile in self._pixels(0, scale)]
             encoded[scale] = self._encode(torch.stack(tiles, dim=1).flatten(0, 1))
-            names = [class_name] * len(tiles[0])
-        return [self._maps(self.banks, encoded, names, excluding) for excluding in (False, True)]
+        return [self._maps(self.banks, encoded, class_name, excluding) for excluding in (False, True)]
 
     @cached_property
     @torch.inference_mode()
@@ -301,11 +298,7 @@ class References:
         return concatenated([self._features[photo, scale, view] for view in views])
 
     def save(self, path: Path) -> None:
-        """Writes photos, settings and observed scores to a safetensors file, atomically.
-
-        Raises:
-            UserError: the name ends in something else, or it can't be written.
-        """
+        """Writes photos, settings and observed scores to a safetensors file, atomically; raises :class:`UserError`."""
         if path.suffix != SUFFIX:
             raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
         names = {f"photos.{scale}": scale for scale in self._photos[0]}
@@ -319,8 +312,7 @@ class References:
     def load(cls, path: Path, model: AnomalyGPT, transform: ImageTransform) -> "References":
         """Reads what :meth:`save` wrote, with the settings of the file. The photos are encoded again.
 
-        Raises:
-            UserError: no such file, damaged, or it does not fit the encoder, its weights or the geometry.
+        Raises :class:`UserError`: no such file, damaged, or it does not fit the encoder, its weights or the geometry.
         """
         about = read_metadata(path)
         if about.get("format") != FORMAT:
@@ -383,8 +375,3 @@ def _thumbnail(photo: Image.Image, transform: ImageTransform) -> NDArray[np.floa
     pixels = np.asarray(transform.shown(photo)).astype(np.float32)
     small = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     return np.asarray(small - small.mean(axis=(0, 1)), dtype=np.float32)
-
-
-def _evenly_spaced(count: int, most: int) -> list[int]:
-    """Up to ``most`` of the numbers below ``count``, evenly spaced."""
-    return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -1,6 +1,6 @@
 """What inspecting and asking return: the result of a photo, and the answer to a question about it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -49,16 +49,9 @@ class ImageResult:
     @cached_property
     def findings(self) -> Findings:
         """What is known about the photo: badge, table, JSON, prompt and answers are made of it."""
-        height, width = self.map.shape
-        return Findings(
-            status=self.status,
-            reason=self.reason,
-            probability=self.probability,
-            regions=self.regions,
-            class_name=self.class_name,
-            references=self.references,
-            image_size=(width, height),
-        )
+        names = [field.name for field in fields(Findings) if field.name != "image_size"]
+        own: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return Findings(**own, image_size=self.map.shape[::-1])
 
 
 @dataclass(frozen=True)
@@ -67,8 +60,8 @@ class Prediction:
 
     image: ImageResult
     question: str
-    answer: str  # in words; empty without a language model
-    is_anomalous: bool  # the verdict
+    answer: str  # empty without a language model
+    is_anomalous: bool
     verdict_from: Verdict  # ``score`` where the answer has no yes or no, or where ``inference.verdict`` is ``score``
     answer_agrees: bool  # False where the language model's own verdict contradicts the score
     answer_source: AnswerSource = "model"  # whose words the answer is, see ``checked_answers.Answer``

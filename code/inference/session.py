@@ -35,12 +35,10 @@ Note = Literal["", "corrected", "findings", "contradicts", "stopped", "too_long"
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer.
+    """A question and its answer; ``note`` is of the answer.
 
-    Attributes:
-        note: ``corrected`` or ``findings``: not the language model's own words (see ``checked_answers.Answer``);
-            ``contradicts``: an answer that was not checked, against the findings; ``stopped``: not complete;
-            ``too_long``: neither, because of ``ANSWER_SECONDS``.
+    ``corrected`` or ``findings``: not the language model's own words (see ``checked_answers.Answer``); ``contradicts``:
+    it was not checked, and is against the findings; ``stopped`` and ``too_long``: it is not complete.
     """
 
     question: str
@@ -68,8 +66,7 @@ class Conversation:
         class_name: what the user calls the part, or empty.
         marks: inspected photos that count beside the references, in the order in which they were marked.
         model: the name of the model that inspects and answers; empty: the one that is loaded.
-        is_over: the user went on to another photo.
-        is_stopped: no more of the current answer is wanted.
+        is_over, is_stopped: the user went on to another photo, or wants no more of the current answer.
     """
 
     photo: Path
@@ -102,8 +99,7 @@ def conversation_about(
 ) -> Conversation:
     """The current conversation if it is about these inputs, else a new one.
 
-    Raises:
-        UserError: there is no photo, or there are too many references.
+    Raises :class:`UserError` where there is no photo, or there are too many references.
     """
     if not photo:
         raise UserError(NO_PHOTO)
@@ -135,29 +131,19 @@ class SharedModel:
         self._photo = lru_cache(MAX_CACHED)(self._encode)
 
     def inspect(self, conversation: Conversation) -> tuple["ImageResult", Image.Image]:
-        """Encodes photo and references, unless they are cached.
+        """The result for the photo, and the photo at the size that a page shows.
 
-        Returns:
-            The result for the photo, and the photo at the size that a page shows.
-
-        Raises:
-            UserError: a file can't be read.
+        Raises :class:`UserError` where a file can't be read.
         """
-        with self._lock:
-            self._use(conversation.model)
+        with self._model(conversation.model):
             return self._photo(*conversation.inputs)
 
     def learn(self, compared: Compared, target: Path | None = None) -> "ReferenceReport":
-        """Encodes good photos of a part, or one file of saved references, and saves them to ``target`` with the marks.
+        """What the references are worth; they are saved to ``target`` with the marks.
 
-        Returns:
-            What the references are worth.
-
-        Raises:
-            UserError: a file can't be read, or ``target`` can't be written.
+        Raises :class:`UserError` where a file can't be read, or ``target`` can't be written.
         """
-        with self._lock:
-            self._use(compared[0])
+        with self._model(compared[0]):
             predictor = self._predictor(compared)
             if target:
                 predictor.save_references(target)
@@ -169,9 +155,8 @@ class SharedModel:
         It stops when the conversation is over or stopped, after ``ANSWER_SECONDS``, or when the iterator is closed;
         what was yielded until then counts as the answer.
         """
-        image, _ = self.inspect(conversation)
-        with self._lock:
-            self._use(conversation.model)
+        with self._model(conversation.model):
+            image, _ = self._photo(*conversation.inputs)
             predictor = self._predictor(conversation.inputs[0])
         pieces = predictor.stream(image, question, conversation.history)
         latest, end = Exchange(question, "", "stopped"), time.monotonic() + ANSWER_SECONDS
@@ -193,28 +178,29 @@ class SharedModel:
                 conversation.exchanges.append(latest)
         yield latest
 
-    def _use(self, name: str) -> None:
-        """Loads the model of a name in place of another one."""
-        if not name or name == self._name or self._load is None:
-            return
-        self._name, self._new_predictor = "", None  # type: ignore[assignment]
-        self._predictor.cache_clear()
-        self._photo.cache_clear()
-        self._new_predictor, self._name = self._load(name), name
+    @contextmanager
+    def _model(self, name: str) -> Iterator[None]:
+        """The model of a name for oneself; it is loaded in place of another one."""
+        with self._lock:
+            if name and name != self._name and self._load:
+                self._name, self._new_predictor = "", None  # type: ignore[assignment]
+                self._predictor.cache_clear()
+                self._photo.cache_clear()
+                self._new_predictor, self._name = self._load(name), name
+            yield
 
     def _encode_references(self, compared: Compared) -> "Predictor":
         model, references, marks = compared
         if marks:
             *earlier, mark = marks
             before = model, references, tuple(earlier)
-            image, _ = self._photo(before, mark.photo, mark.class_name)
             predictor = self._predictor(before).copy()
-            predictor.feedback(image, mark.is_good)
+            predictor.feedback(self._photo(before, mark.photo, mark.class_name)[0], mark.is_good)
             return predictor
         predictor = self._new_predictor()
         if [path.suffix for path in references] == [".safetensors"]:
             with _without_folder(references[0]):
-                predictor.load_references(references[0])
+                predictor.set_references((), references[0])
         else:
             predictor.set_references([read_photo(path) for path in references])
         return predictor

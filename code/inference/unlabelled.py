@@ -28,28 +28,20 @@ TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether f
 
 
 class UnlabelledPhotos:
-    """The maps of photos that judge each other, and a calibration by their scores.
-
-    Args:
-        photos: of one part; each is encoded once, and its features at its own size are kept.
-
-    Raises:
-        UserError: fewer than three photos.
-    """
+    """The maps of three or more photos of one part that judge each other, and a calibration by their scores."""
 
     @torch.inference_mode()
     def __init__(
         self, model: AnomalyGPT, settings: ReferenceSettings, transform: ImageTransform, photos: Iterable[Image.Image]
     ) -> None:
         self.settings, self._grid = settings, model.encoder.spec.grid
-        numbers: dict[bytes, int] = {}
+        self._numbers: dict[bytes, int] = {}
         encoded: list[dict[int, ImageFeatures]] = []
         for photo in photos:
-            numbers[_key(photo)] = len(encoded)
+            self._numbers[_key(photo)] = len(encoded)
             encoded.append(encode_scales(model, [photo], transform, settings.scales))
         if len(encoded) < FEWEST:
             raise UserError(f"{len(encoded)} photos to judge each other: expected {FEWEST} or more, better dozens")
-        self._numbers = numbers
         self._features = concatenated([scales[OWN] for scales in encoded])
         groups = torch.arange(len(encoded)).chunk(max(1, round(len(encoded) / GROUP)))
         self._similarities = [  # by scale, (N, P, P)
@@ -57,21 +49,19 @@ class UnlabelledPhotos:
             for scale in settings.scales
         ]
 
-    def maps(self, numbers: Sequence[int]) -> Tensor:
-        """The maps of some of the photos, (B, 1, 224, 224) float32."""
-        similarities = [scale[numbers] for scale in self._similarities]
-        return distance_map(similarities, self.settings, MAP_SIZE, self._grid)
+    def _maps(self, numbers: Sequence[int]) -> Tensor:
+        return distance_map([each[numbers] for each in self._similarities], self.settings, MAP_SIZE, self._grid)
 
-    def features_and_maps(self, photos: Sequence[Image.Image]) -> tuple[ImageFeatures, Tensor]:
-        """Features and maps of photos (B); :class:`UserError` where one is not among those that judge each other."""
+    def anomaly_maps(self, photos: Sequence[Image.Image], class_name: str = "") -> tuple[ImageFeatures, Tensor]:
+        """See ``References``; raises :class:`UserError` where a photo is not among those that judge each other."""
         numbers = [self._numbers.get(_key(photo), -1) for photo in photos]
         if -1 in numbers:
             raise UserError("a photo that is not among those that judge each other: give all of them at once")
-        return self._features[numbers], self.maps(numbers)
+        return self._features[numbers], self._maps(numbers)
 
     def calibration(self, false_alarm_rate: float) -> Calibration:
         """Takes the scores' lower mode for the good photos', see ``calibrate``, and a typical one for a reference's."""
-        maps = [self.maps([number]) for number in range(len(self._features))]
+        maps = [self._maps([number]) for number in range(len(self._features))]
         scores = [float(image_scores(map, self.settings)) for map in maps]
         typical = sorted(range(len(maps)), key=scores.__getitem__)[round(TYPICAL * (len(maps) - 1))]
         observed = dict.fromkeys(scores)

@@ -99,7 +99,7 @@ class Parts:
         written, predictor = self._loaded.get(path, (0, None))
         if predictor is None or written != path.stat().st_mtime_ns:
             predictor = self._without_references.without_references()
-            predictor.load_references(path)
+            predictor.set_references((), path)
         return self._keep(path, predictor)
 
     def _keep(self, path: Path, predictor: "Predictor") -> "Predictor":

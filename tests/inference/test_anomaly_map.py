@@ -60,7 +60,7 @@ def test_score_is_the_maximum_or_the_mean_of_the_highest() -> None:
 
 def text(predictor, photos, scales):
     with torch.inference_mode():
-        return text_maps(predictor.model, photos, ["object"] * len(photos), predictor.transform, scales)
+        return text_maps(predictor.model, photos, "object", predictor.transform, scales)
 
 
 @pytest.fixture

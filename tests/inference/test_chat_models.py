@@ -192,7 +192,7 @@ def test_predictor_with_another_model_needs_no_delta_of_the_language_model(
     config = load_config("compact", [*compact_overrides, f"llm.weights={folder}", "inference.findings=system"])
     predictor = Predictor.from_config(config, "cpu")
     assert not predictor.model.has_llm
-    found = predictor.predict(photo(scratch=(0.3, 0.3)), QUESTION)
+    found = next(predictor.predict_batch([photo(scratch=(0.3, 0.3))], QUESTION))
     assert found.answer and check_answer(found.answer, QUESTION, found.image.findings) == ()
     assert predictor.answer(found.image, QUESTION) != found.answer, "a random model writes nonsense"
 

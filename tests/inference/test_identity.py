@@ -28,7 +28,7 @@ def test_screw_is_no_bottle(predictor: Predictor, bottle_folder: Path, tmp_path:
     careful = Predictor(predictor.model, settings, predictor.generation)
     careful.set_references(bottles if with_references else [])
     [screw] = first(shared("data/mvtec_layout/screw/test/good"), 1)
-    found = careful.predict(screw)
+    found = next(careful.predict_batch([screw]))
     reason = "other_part" if with_references else "unknown_part"
     assert (found.image.status, found.image.reason, found.image.regions) == ("can't tell", reason, ())
     assert "can't tell" in found.answer

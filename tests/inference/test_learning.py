@@ -54,7 +54,7 @@ def test_feedback_counts_is_kept_in_the_file_and_is_withdrawn(predictor: Predict
     predictor.save_references(tmp_path / "part.safetensors")
     predictor.forget_feedback()
     assert predictor.inspect(photo(seed=9)).probability == before.probability
-    predictor.load_references(tmp_path / "part.safetensors")
+    predictor.set_references((), tmp_path / "part.safetensors")
     assert predictor.inspect(photo(seed=9)).probability == pytest.approx(after.probability)
     for seed in (7, 8, 9):
         predictor.feedback(predictor.inspect(photo(seed=seed)), good=None)

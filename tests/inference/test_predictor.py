@@ -127,7 +127,7 @@ def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, enc
 
 
 def test_prediction_holds_question_class_and_result(predictor: Predictor, photo) -> None:
-    found = predictor.predict(photo((100, 60)), class_name="metal_nut")
+    found = next(predictor.predict_batch([photo((100, 60))], class_name="metal_nut"))
     assert found.question == "This is a photo of a metal nut for anomaly detection. Is there any anomaly in the image?"
     assert found.image.class_name == "metal_nut"
     assert found.image.map.shape == (60, 100)
@@ -149,8 +149,8 @@ def test_prediction_holds_question_class_and_result(predictor: Predictor, photo)
     assert (plain["question"], plain["answer"], plain["class_name"]) == (found.question, found.answer, "metal_nut")
     assert plain["score"] == pytest.approx(found.image.score, abs=1e-6)
     assert [region["position"] for region in plain["regions"]] == [region.place for region in found.image.regions]
-    assert predictor.predict(photo(), "Is the toothbrush broken?").image.class_name == "toothbrush"
-    assert predictor.predict(photo()).image.class_name == "object"
+    for question, name in (("Is the toothbrush broken?", "toothbrush"), (None, "object")):
+        assert next(predictor.predict_batch([photo()], question)).image.class_name == name
 
 
 def test_fewer_false_alarms_make_smaller_regions(compact_predictor: Predictor, photo) -> None:
@@ -195,7 +195,7 @@ def test_answer_is_streamed_and_can_be_stopped(compact_predictor: Predictor, pho
 @pytest.mark.parametrize("scratch", [None, (0.15, 0.15)])
 def test_words_agree_with_the_findings(predictor: Predictor, photo, scratch) -> None:
     predictor.set_references([photo(seed=seed) for seed in range(4)])
-    found = predictor.predict(photo(scratch=scratch, seed=9), "Is it fine?")
+    found = next(predictor.predict_batch([photo(scratch=scratch, seed=9)], "Is it fine?"))
     assert check_answer(found.answer, found.question, found.image.findings) == ()
     assert found.is_anomalous == (scratch is not None) == (found.image.findings.places == ("top left",))
     assert (found.verdict_from, found.image.findings.references) == ("score", 4)
@@ -225,7 +225,7 @@ def test_other_parts_are_of_references_of_the_same_preset_and_of_their_own_map(
             shrinking.set_references([photo(seed=seed) for seed in range(2)])
             shrinking.save_references(tmp_path / f"{text_weight}.safetensors")
         else:
-            shrinking.load_references(load)
+            shrinking.set_references((), load)
         return shrinking.inspect(photo(seed=5)).threshold
 
     assert threshold("fast") > 1.2 * threshold(None)

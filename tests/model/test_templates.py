@@ -126,7 +126,7 @@ def test_from_yaml_to_an_answer(tmp_path, photo):
     parts = "[image_decoder, prompt_learner, states, llama_proj, lora]"
     deltas = f"deltas=[{{path: {tmp_path / 'run' / 'model.safetensors'}, parts: {parts}}}]"
     predictor = Predictor.from_config(load_config(path, [deltas, "llm.generation.max_new_tokens=4"]), "cpu")
-    found = predictor.predict(photo(scratch=(0.5, 0.5)))
+    found = next(predictor.predict_batch([photo(scratch=(0.5, 0.5))]))
     assert 0 <= found.image.probability <= 1
     predictor.set_references([photo(seed=seed) for seed in range(2)])
     assert predictor.inspect(photo(scratch=(0.5, 0.5))).score > predictor.inspect(photo(seed=5)).score
