@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from anomalygpt.model.encoder import ImageFeatures
@@ -23,31 +22,26 @@ ELONGATED = 1.6  # the aspect from which on the tilt of a part can be measured
 TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps within 3
 
 
-class View(NamedTuple):
-    """Quarter turns, anticlockwise, of a photo or of its mirror image."""
-
-    turns: int = 0
-    mirrored: bool = False
-
-    def of(self, image: Tensor) -> Tensor:
-        """The view of a square (…, S, S)."""
-        image = torch.flip(image, (-1,)) if self.mirrored else image
-        return torch.rot90(image, self.turns, dims=(-2, -1))
-
-
-UPRIGHT = View()
+View = tuple[int, bool]  # quarter turns, anticlockwise, of a photo or of its mirror image
+UPRIGHT: View = (0, False)
 VIEWS: dict[Augmentation, tuple[View, ...]] = {
     "none": (UPRIGHT,),
-    "rotations": tuple(View(turns) for turns in range(4)),
-    "flips": (UPRIGHT, View(mirrored=True), View(2, mirrored=True), View(2)),
+    "rotations": tuple((turns, False) for turns in range(4)),
+    "flips": (UPRIGHT, (0, True), (2, True), (2, False)),
 }
 ALL_VIEWS = tuple(dict.fromkeys(view for views in VIEWS.values() for view in views))
 
 
+def seen(image: Tensor, view: View) -> Tensor:
+    """The view of a square (…, S, S)."""
+    turns, mirrored = view
+    return torch.rot90(torch.flip(image, (-1,)) if mirrored else image, turns, dims=(-2, -1))
+
+
 def view_positions(views: Sequence[View], grid: int) -> Tensor:
     """Where the patches of each view lie on the upright photo: (V, P * P) int64, in reading order."""
-    upright = rearrange(torch.arange(grid * grid), "(h w) -> h w", h=grid)
-    return torch.stack([view.of(upright).flatten() for view in views])
+    upright = torch.arange(grid * grid).view(grid, grid)
+    return torch.stack([seen(upright, view).flatten() for view in views])
 
 
 def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Sequence[Orientation]) -> Augmentation:

@@ -139,20 +139,16 @@ def calibrate(
     scale: float = 1.0,
     observed: Observed = {},  # noqa: B006 (read only)
 ) -> Calibration:
-    """Calibrates by good photos that the memory bank did not hold.
+    """Calibrates by maps (n, 1, S, S) of good photos that the memory bank did not hold, and by their scores.
 
     Args:
-        held_out_scores: image scores of the maps.
-        held_out_maps: (n, 1, S, S), see ``References.held_out_maps``.
-        false_alarm_rate: fraction of good photos that may be taken for anomalous ones, above 0, below 1.
         references: K, the number of references.
         parts: what is known of other parts, in maps of the same kind. None: by the references alone.
         scale: these scores, relative to those that ``parts`` are of.
         observed: photos that were inspected with these references.
     """
     logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
-    mean = sum(logs) / len(logs)
-    single = references == 1
+    mean, single = sum(logs) / len(logs), references == 1
     count, squares = (1, 0.0) if single else (len(logs), sum((log - mean) ** 2 for log in logs))
     if parts is None:
         center = mean if single else mean + K_EXPONENT * math.log((references - 1) / references)

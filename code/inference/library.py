@@ -70,11 +70,9 @@ class AnomalyGPT:
         """Judges a photo, and begins a conversation about it.
 
         Args:
-            photo: a path, an image, or an array (height, width) or (height, width, 3) of uint8.
+            photo: a path, an image, or an array (height, width) or (height, width, 3) of uint8; if it can't be read,
+                :class:`UserError` says why.
             class_name: what it shows, as in ``screw``.
-
-        Raises:
-            UserError: it can't be read.
         """
         image = _image(photo)
         self._latest = Result(self.predictor.inspect(image, class_name), image)

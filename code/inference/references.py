@@ -292,7 +292,7 @@ class References:
         missing = [view for view in views if (photo, scale, view) not in self._features]
         if missing:
             tiles = self._pixels(photo, scale)
-            encoded = self._encode(torch.cat([view.of(tiles) for view in missing]))
+            encoded = self._encode(torch.cat([augmentation.seen(tiles, view) for view in missing]))
             for number, view in enumerate(missing):
                 self._features[photo, scale, view] = encoded[number * len(tiles) : (number + 1) * len(tiles)]
         return concatenated([self._features[photo, scale, view] for view in views])

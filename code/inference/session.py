@@ -21,7 +21,7 @@ from anomalygpt.errors import UserError
 if TYPE_CHECKING:
     from anomalygpt.inference.predictor import Predictor
     from anomalygpt.inference.reference_report import ReferenceReport
-    from anomalygpt.inference.results import ImageResult, Prediction
+    from anomalygpt.inference.results import ImageResult
 
 MAX_REFERENCES = 200
 ANSWER_SECONDS = 120  # for one answer
@@ -59,24 +59,16 @@ Compared = tuple[str, tuple[Path, ...], tuple[Mark, ...]]  # a model's name, ref
 
 @dataclass
 class Conversation:
-    """The questions about one photo.
-
-    Attributes:
-        references: good photos of the same part, or one file of saved references.
-        class_name: what the user calls the part, or empty.
-        marks: inspected photos that count beside the references, in the order in which they were marked.
-        model: the name of the model that inspects and answers; empty: the one that is loaded.
-        is_over, is_stopped: the user went on to another photo, or wants no more of the current answer.
-    """
+    """The questions about one photo."""
 
     photo: Path
-    references: tuple[Path, ...] = ()
-    class_name: str = ""
-    marks: tuple[Mark, ...] = ()
-    model: str = ""
+    references: tuple[Path, ...] = ()  # good photos of the same part, or one file of saved references
+    class_name: str = ""  # what the user calls the part, or empty
+    marks: tuple[Mark, ...] = ()  # inspected photos that count beside the references, in the order of marking
+    model: str = ""  # the name of the model that inspects and answers; empty: the one that is loaded
     exchanges: list[Exchange] = field(default_factory=list)
-    is_over: bool = False
-    is_stopped: bool = False
+    is_over: bool = False  # the user went on to another photo
+    is_stopped: bool = False  # no more of the current answer is wanted
 
     @property
     def history(self) -> list[tuple[str, str]]:
@@ -171,7 +163,8 @@ class SharedModel:
                     break
         except StopIteration as finished:
             answer = finished.value.answer if predictor.language_model else NO_ANSWER
-            latest = Exchange(question, answer, _note(finished.value))
+            source, agrees = finished.value.answer_source, finished.value.answer_agrees
+            latest = Exchange(question, answer, source if source != "model" else "" if agrees else "contradicts")
         finally:
             pieces.close()
             if latest.answer:
@@ -210,12 +203,6 @@ class SharedModel:
         result = self._predictor(compared).inspect(photo, part or UNKNOWN_CLASS)
         side = min(max(*photo.size, SMALLEST_PREVIEW), LARGEST_PREVIEW)
         return result, ImageOps.contain(photo, (side, side))
-
-
-def _note(prediction: "Prediction") -> Note:
-    if prediction.answer_source != "model":
-        return prediction.answer_source
-    return "" if prediction.answer_agrees else "contradicts"
 
 
 def read_photo(path: Path) -> Image.Image:

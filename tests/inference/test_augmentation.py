@@ -12,8 +12,8 @@ from anomalygpt.inference.augmentation import (
     TILTED,
     UPRIGHT,
     VIEWS,
-    View,
     choose_augmentation,
+    seen,
     view_gains,
     view_positions,
 )
@@ -27,9 +27,9 @@ ROUND, UPRIGHT_BAR, TILTED_BAR = Orientation(1.0, 40.0), Orientation(2.5, 1.0), 
 
 def test_views_rotate_and_mirror() -> None:
     image = torch.arange(9.0).view(1, 3, 3)
-    assert torch.equal(UPRIGHT.of(image), image)
-    assert torch.equal(View(turns=1).of(image), torch.rot90(image, 1, (-2, -1)))
-    flips = [view.of(image) for view in VIEWS["flips"]]
+    assert torch.equal(seen(image, UPRIGHT), image)
+    assert torch.equal(seen(image, (1, False)), torch.rot90(image, 1, (-2, -1)))
+    flips = [seen(image, view) for view in VIEWS["flips"]]
     expected = [image, image.flip(-1), image.flip(-2), image.flip(-2).flip(-1)]
     assert all(torch.equal(a, b) for a, b in zip(flips, expected, strict=True))
     assert len(ALL_VIEWS) == 6
@@ -39,7 +39,7 @@ def test_views_rotate_and_mirror() -> None:
 def test_view_positions_map_patches_to_the_upright_photo() -> None:
     image = torch.randn(4, 4)
     for view, position in zip(ALL_VIEWS, view_positions(ALL_VIEWS, 4), strict=True):
-        assert torch.equal(view.of(image).flatten(), image.flatten()[position])
+        assert torch.equal(seen(image, view).flatten(), image.flatten()[position])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_views_are_chosen_by_a_clear_gain_or_by_most_parts_tilt(
 
 def as_views(part: torch.Tensor) -> ImageFeatures:
     """Patches (8, 8, D) that look the same from any side, in all views of the photo."""
-    turned = torch.stack([view.of(part.permute(2, 0, 1)) for view in ALL_VIEWS])  # (6, D, 8, 8)
+    turned = torch.stack([seen(part.permute(2, 0, 1), view) for view in ALL_VIEWS])  # (6, D, 8, 8)
     tap = turned.flatten(2).transpose(1, 2)
     return ImageFeatures((tap,), torch.zeros(len(ALL_VIEWS), 4))
 
@@ -85,7 +85,7 @@ def test_parts_that_differ_by_a_turn_gain_by_rotations_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(len(ALL_VIEWS), 64, 32, generator=generator)
     first = ImageFeatures((patches,), torch.zeros(len(ALL_VIEWS), 4))
-    quarter, half, three = (ALL_VIEWS.index(View(turns)) for turns in (1, 2, 3))
+    quarter, half, three = (ALL_VIEWS.index((turns, False)) for turns in (1, 2, 3))
     turned = patches.clone()
     turned[[0, quarter, half, three]] = patches[[quarter, half, three, 0]]
     gains = view_gains([first, ImageFeatures((turned,), torch.zeros(len(ALL_VIEWS), 4))])
