@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from anomalygpt.datasets.findings import Language
     from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.ray_engine import Inspect
 
 MARKS = {"good": ("✓", 32), "defective": ("✗", 31), "can't tell": ("?", 33)}  # with their colours on a terminal
 INTERRUPTED = 130  # the exit code after Ctrl-C
@@ -82,6 +84,8 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add("--coco", type=Path, metavar="FILE", help="regions as a COCO data set (JSON)")
     add("--watch", type=Path, metavar="DIR", help="inspect what comes into a folder until Ctrl-C; needs --out")
     add("--post", metavar="URL", help="also send each result there, as JSON by POST")
+    ray = "inspect the photos on a Ray cluster, and write Parquet files to --out, which other runs go on with"
+    add("--engine", choices=("ray",), help=ray)
     add("--batch-size", type=int, default=1, metavar="N", help="photos that are encoded at once")
     fail_on = "exit with 3 if a photo was defective; not-good: or undecided"
     add("--fail-on", choices=("defective", "not-good"), help=fail_on)
@@ -99,20 +103,22 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
 
 
 def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
-    from anomalygpt.datasets.photos import configure, load_image
     from anomalygpt.inference.outputs import Outputs
-    from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.report import report_texts
 
     _check(arguments)
-    configure(_photo_settings(arguments, config))
-    given = arguments.photos, arguments.reference
-    arguments.photos, references = (expand(patterns, arguments.recursive) for patterns in given)
-    good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
+    arguments.photos = expand(arguments.photos, arguments.recursive)
+    if arguments.engine:
+        from anomalygpt.inference.ray_engine import inspect_on_ray
+
+        start, folder = partial(_worker, arguments, config, Path.cwd()), arguments.out.absolute()
+        counts = inspect_on_ray(arguments.photos, folder, start, on_gpu=arguments.device != "cpu")
+        print(report_texts(_language(arguments))["summary"].format_map(counts))
+        return _exit_code(arguments, counts)
+    good = _good_photos(arguments, config)  # before the model is loaded, because that takes long
     has_photos = bool(arguments.photos or arguments.watch)
     outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
-    predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
-    predictor.set_references(good, arguments.references)
-    _teach(arguments, predictor)
+    predictor = _predictor(arguments, config, good)
     if arguments.unlabelled:
         predictor.set_unlabelled(_readable(arguments.photos))
     if predictor.references:
@@ -123,6 +129,34 @@ def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
     if arguments.adapt and arguments.save_references:
         predictor.save_references(arguments.save_references)  # with what these photos taught
     return code
+
+
+def _good_photos(arguments: Namespace, config: "ExperimentConfig") -> "list[Image.Image]":
+    """The photos of ``--reference``, and from then on the settings by which photos are read."""
+    from anomalygpt.datasets.photos import configure, load_image
+
+    configure(_photo_settings(arguments, config))
+    return [load_image(path) for path in expand(arguments.reference, arguments.recursive)]
+
+
+def _predictor(arguments: Namespace, config: "ExperimentConfig", good: "Sequence[Image.Image]") -> "Predictor":
+    from anomalygpt.inference.predictor import Predictor
+
+    with_llm = bool(arguments.photos or arguments.watch) and not arguments.no_chat
+    predictor = Predictor.from_config(config, arguments.device, with_llm=with_llm)
+    predictor.set_references(good, arguments.references)
+    _teach(arguments, predictor)
+    return predictor
+
+
+def _worker(arguments: Namespace, config: "ExperimentConfig", folder: Path) -> "Inspect":
+    """What inspects photos in a process of its own, where paths are of this one's folder."""
+    from anomalygpt.inference.outputs import Outputs
+
+    os.chdir(folder)
+    set_strict(arguments.strict)
+    predictor, outputs = _predictor(arguments, config, _good_photos(arguments, config)), Outputs(None)
+    return lambda paths: list(_results(arguments, predictor, outputs, [{Path(path): {} for path in paths}]))
 
 
 def _language(arguments: Namespace) -> "Language":
@@ -197,6 +231,10 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     if is_stopped and not watched:
         print(texts["stopped"], file=sys.stderr)
         return INTERRUPTED
+    return _exit_code(arguments, counts)
+
+
+def _exit_code(arguments: Namespace, counts: Counter[str]) -> int:
     failing = counts["defective"] + counts["can't tell"] * (arguments.fail_on == "not-good")
     return 3 if arguments.fail_on and failing else 1 if counts["error"] else 0
 
@@ -247,8 +285,14 @@ def _check(arguments: Namespace) -> None:
     if arguments.watch:
         if not arguments.watch.is_dir():
             raise UserError(f"--watch {arguments.watch}: no such folder")
-        if arguments.photos or arguments.coco or not arguments.out:
-            raise UserError("--watch: takes no photos and no --coco, and needs --out, which remembers what was done")
+        if arguments.photos or arguments.coco or arguments.engine or not arguments.out:
+            what = "takes no photos, no --coco and no --engine, and needs --out, which remembers what was done"
+            raise UserError(f"--watch: {what}")
+    elif arguments.engine:
+        others = ("coco", "post", "json", "adapt", "unlabelled", "save_references")
+        if not arguments.out or not arguments.photos or any(getattr(arguments, name) for name in others):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+            raise UserError(f"--engine: takes photos and --out, and is not for --watch, {names}")
     elif not arguments.photos and not arguments.save_references:
         raise UserError("no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …")
     if arguments.references and arguments.references.is_dir():

@@ -70,8 +70,7 @@ class Outputs:
         results = read_results(folder)
         table = csv.DictWriter(file := StringIO(), COLUMNS, extrasaction="ignore")
         table.writeheader()
-        for each in results:
-            table.writerow({**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))})
+        table.writerows(map(table_row, results))
         _write(folder / "results.csv", "\ufeff" + file.getvalue())  # with the mark that Excel needs
 
         def picture(result: Result) -> Image.Image | None:
@@ -79,6 +78,11 @@ class Outputs:
             return Image.open(path) if path.is_file() else None
 
         _write(folder / "report.html", report_html(results, picture, settings, language))
+
+
+def table_row(result: Result) -> dict[str, Any]:
+    """A result with what only tables have."""
+    return {**result, "verdict": verdict(result), "places": "; ".join(result.get("places", ()))}
 
 
 @contextmanager

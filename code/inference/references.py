@@ -100,8 +100,8 @@ class References:
             self.tiles = _tiles_of(photo)
         pictures = {scale: (self._crops(photo), self.transform.enlarged(scale)) for scale in self._scales}
         pictures[self._whole] = [photo], self.transform
-        shown = {scale: np.stack([transform.shown(each) for each in of]) for scale, (of, transform) in pictures.items()}
-        self._photos.append(shown)
+        shown = {scale: [np.asarray(of.shown(each)) for each in crops] for scale, (crops, of) in pictures.items()}
+        self._photos.append({scale: np.stack(tiles) for scale, tiles in shown.items()})
         self._thumbnails.append(_thumbnail(photo, self.transform))
         if (other := self._copied_by(number)) is not None:
             reading_warning(f"{source}: nearly the same photo as {self.sources[other]} (a copy, a burst); left out")
