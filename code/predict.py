@@ -111,9 +111,7 @@ def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
     has_photos = bool(arguments.photos or arguments.watch)
     outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
     predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
-    if arguments.references:
-        predictor.load_references(arguments.references)
-    predictor.add_references(good)
+    predictor.set_references(good, arguments.references)
     _teach(arguments, predictor)
     if arguments.unlabelled:
         predictor.set_unlabelled(_readable(arguments.photos))
@@ -274,7 +272,7 @@ def _check(arguments: Namespace) -> None:
 def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
     """How photos are read: as the saved references were, which the command line may not contradict."""
     from anomalygpt.datasets.ignored import embedded
-    from anomalygpt.inference.reference_file import saved_photo_settings
+    from anomalygpt.inference.references import saved_photo_settings
 
     saved = saved_photo_settings(arguments.references) if arguments.references else None
     if saved is None:

@@ -125,9 +125,8 @@ def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     from anomalygpt.inference.predictor import Predictor
 
     predictor = SimpleNamespace(
-        load_references=lambda path: None,
         save_references=lambda path: path.write_text("saved"),
-        add_references=lambda photos: None,
+        set_references=lambda photos, saved: None,
         references=None,
     )
     monkeypatch.setattr(Predictor, "from_config", lambda config, device, *, with_llm: predictor)
