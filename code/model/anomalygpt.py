@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.model.chat import TextBatch, Turn, layout_of, text_batch, training_batch
+from anomalygpt.model.chat import TextBatch, Turn, answer_text, layout_of, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
+from anomalygpt.model.generation import ConversationCache, stream_tokens, turn_tokens
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map, calibrate_map
-from anomalygpt.model.llm import generate
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss, token_accuracy
 from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner
@@ -109,25 +109,29 @@ class AnomalyGPT(nn.Module):
         ]
         return torch.cat([piece.to(embed.weight.dtype) for piece in pieces], dim=1)
 
+    @torch.inference_mode()
     def answer(
         self,
         features: ImageFeatures,
         maps: Tensor,
         texts: Sequence[str],
-        settings: GenerationSettings | None = None,
-        **extra: Any,
+        settings: GenerationSettings,
+        whole: bool = False,
     ) -> list[str]:
-        """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images.
+        """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images, one by one.
 
         Args:
             maps: (B, 1, 224, 224).
-            extra: passed to the language model's ``generate``.
+            whole: calls the language model equally often for each answer, as all processes have to under ZeRO 3.
         """
-        with torch.inference_mode():
-            before = self.prompt_embeds(features, maps)
-            embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
-        settings = settings or GenerationSettings()
-        return generate(self.llama_model, embeds, attention, self.tokenizer, settings, **extra)
+        before = self.prompt_embeds(features, maps)
+        embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
+        answers = []
+        for row, kept in zip(embeds, attention, strict=True):
+            tokens = stream_tokens(self.llama_model, row[kept.bool()][None], [], ConversationCache(), settings)
+            turn = turn_tokens([*tokens] if whole else tokens, self.tokenizer)
+            answers.append(answer_text([*turn], self.tokenizer))
+        return answers
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""

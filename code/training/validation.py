@@ -106,8 +106,7 @@ def _answers(
     questions = [chat_prompt([], turns[0].text, layout_of(model.tokenizer)) for turns in batch.conversations]
     settings = GenerationSettings(max_new_tokens=tokens, temperature=0)
     # Under ZeRO 3 each layer needs all processes: one that has finished its answers continues with the others.
-    synced: dict[str, Any] = {"synced_gpus": True} if config.training.zero_stage == 3 else {}
-    return list(model.answer(features, maps, questions, settings, **synced)), maps
+    return list(model.answer(features, maps, questions, settings, whole=config.training.zero_stage == 3)), maps
 
 
 def evenly_spaced(pairs: Dataset[Any], count: int) -> Subset[Any]:
