@@ -28,7 +28,7 @@ def pair(
     theirs, own = add_lora(llama, lora).eval(), CpuLlama(folder, lora, dtype)
     adapters = {name: torch.randn_like(value) / 5 for name, value in theirs.state_dict().items() if "lora_" in name}
     for model in (theirs, own):
-        assert not model.load_state_dict(adapters, strict=False).unexpected_keys
+        model.load_state_dict(adapters, strict=False)
     assert adapters.keys() == {name for name in own.state_dict() if "lora_" in name}
     merge_lora_weights(own)
     return theirs, own
