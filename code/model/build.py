@@ -111,8 +111,7 @@ def build_model(
         device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
             needed; a language model of unknown size (see :func:`planned_config`) is left out.
         with_llm: False leaves the language model out; the model then only computes maps.
-        inference: whether nothing will be trained: LoRA is merged, see ``merge_lora_weights``; on a GPU the text tower
-            leaves it while its features are cached, and ``llm.precision: auto`` goes by the free memory.
+        inference: nothing will be trained: LoRA is merged, the text tower leaves a GPU when its features are cached.
 
     Raises:
         CheckpointError: a file is missing, damaged or another model's.
@@ -134,7 +133,10 @@ def build_model(
         states = PromptEnsemble(encoder, offload) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
         answering = _build_llm(llm, spec.embed_width, device, dtype, inference) if llm else {}
         if device != META and config.encoder.backend != "torch":
-            encoder = _exported(config.encoder, encoder)
+            from anomalygpt.model.exported import ExportedEncoder
+
+            folder, graph = resolve(config.encoder.weights).parent / "exported", config.encoder.graph
+            encoder = ExportedEncoder(encoder, config.encoder.backend, folder, resolve(graph) if graph else None)
         model = AnomalyGPT(encoder, states, decoder, **answering)
     model.requires_grad_(False)
     if device == META:
@@ -159,7 +161,9 @@ def image_spec(config: EncoderConfig) -> ImageSpec:
 
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen image encoder with its weights; on ``meta`` without them."""
-    encoder = _encoder_without_weights(config, device)
+    # Only these two have no buffers outside of their files, which would stay without values.
+    with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
+        encoder = _encoder_without_weights(config)
     if device != META:
         file = available(config.weights, "encoder.weights")
         load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
@@ -169,7 +173,7 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
 
 def encoder_fault(config: EncoderConfig, file: Path) -> str:
     """Why a readable weight file is not this encoder's; empty where it is."""
-    expected = shapes_of(_tower(_encoder_without_weights(config, META)).state_dict())
+    expected = shapes_of(_tower(build_encoder(config, META, torch.float32)).state_dict())
     try:
         check_names(expected, file_shapes(file), file, SKIPPED.get(config.kind))
     except CheckpointError as error:
@@ -177,24 +181,22 @@ def encoder_fault(config: EncoderConfig, file: Path) -> str:
     return ""
 
 
-def _encoder_without_weights(config: EncoderConfig, device: torch.device) -> Any:
-    # Only these two have no buffers outside of their files, which would stay without values.
-    with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
-        if config.kind == "imagebind":
-            from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+def _encoder_without_weights(config: EncoderConfig) -> Any:
+    if config.kind == "imagebind":
+        from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 
-            return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
-        if config.kind == "open_clip":
-            from anomalygpt.model.open_clip_encoder import OpenClip
+        return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
+    if config.kind == "open_clip":
+        from anomalygpt.model.open_clip_encoder import OpenClip
 
-            return OpenClip(config.name, config.image_size, config.taps, config.windows)
-        if config.kind == "timm":
-            from anomalygpt.model.timm_encoder import TimmEncoder
+        return OpenClip(config.name, config.image_size, config.taps, config.windows)
+    if config.kind == "timm":
+        from anomalygpt.model.timm_encoder import TimmEncoder
 
-            return TimmEncoder(config.name, config.image_size, config.taps)
-        from anomalygpt.model.dinov2 import Dinov2
+        return TimmEncoder(config.name, config.image_size, config.taps)
+    from anomalygpt.model.dinov2 import Dinov2
 
-        return Dinov2(config.image_size, config.taps)
+    return Dinov2(config.image_size, config.taps)
 
 
 def _tower(encoder: Any) -> nn.Module:
@@ -202,17 +204,11 @@ def _tower(encoder: Any) -> nn.Module:
     return getattr(encoder, "vit", None) or getattr(encoder, "clip", encoder)
 
 
-def _exported(config: EncoderConfig, encoder: Any) -> Any:
-    from anomalygpt.model.exported import ExportedEncoder
-
-    folder = resolve(config.weights).parent / "exported"
-    return ExportedEncoder(encoder, config.backend, folder, resolve(config.graph) if config.graph else None)
-
-
 def _build_llm(
     config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype, inference: bool = False
 ) -> dict[str, Any]:
     """The language model, its tokeniser and the layers before it, as keyword arguments of :class:`AnomalyGPT`."""
+    llm: Any
     tokenizer: Tokenizer | None = None
     if device == META:
         from transformers import AutoModelForCausalLM
@@ -224,8 +220,9 @@ def _build_llm(
     else:
         folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
-        llm = _answering_llm(config, folder, device) if inference else None
-        if llm is None:
+        if inference and config.precision == "bf16" and device.type == "cpu" and supported(folder, config.lora):
+            llm = CpuLlama(folder, config.lora, cpu_dtype())
+        else:
             precision = "full" if config.precision in ("auto", "bf16") and not inference else config.precision
             llm = load_llm(folder, dtype, device, precision, trains=not inference)
         rows = llm.get_input_embeddings().num_embeddings
@@ -239,13 +236,6 @@ def _build_llm(
         "llama_proj": nn.Linear(embed_width, width).to(device),
         "tokenizer": tokenizer,
     }
-
-
-def _answering_llm(config: LlmConfig, folder: Path, device: torch.device) -> CpuLlama | None:
-    """The language model that only answers, where ``llm.precision`` asks for it and the folder and device suit it."""
-    if config.precision == "bf16" and device.type == "cpu" and supported(folder, config.lora):
-        return CpuLlama(folder, config.lora, cpu_dtype())
-    return None
 
 
 def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:

@@ -1,7 +1,7 @@
 """ImageBind (Girdhar et al., CVPR 2023): vision and text towers with the released tensor names (specification 1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 from anomalygpt.model.imagebind.tokenizer import CONTEXT_LENGTH, tokenize
-from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS, Trunk
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+LAYER_NORM_EPS, MLP_RATIO = 1e-6, 4
 FRAMES = 2  # ImageBind treats a still image as a clip of two identical frames
 
 
@@ -31,6 +31,73 @@ class ImageBindSize:
     text_depth: int = 24
     text_heads: int = 16
     joint_width: int = 1024
+
+
+def attend(packed: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """Multi-head attention on packed queries, keys and values: (B, N, 3 * width) -> (B, N, width)."""
+    q, k, v = rearrange(packed, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=heads)
+    return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), "b heads n d -> b n (heads d)")
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the parameter names of ``nn.MultiheadAttention``, as in the released file."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        return self.out_proj(attend(packed, self.heads, causal))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """One pre-norm block: attention, then MLP, each added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = SelfAttention(width, heads), Mlp(width)
+        self.norm_1, self.norm_2 = (nn.LayerNorm(width, eps=LAYER_NORM_EPS) for _ in range(2))
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        x = x + self.attn(self.norm_1(x), causal)
+        return x + self.mlp(self.norm_2(x))
+
+
+class Trunk(nn.Module):
+    """A stack of pre-norm blocks: ``causal`` for text, else with a LayerNorm before the first."""
+
+    def __init__(self, width: int, depth: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.pre_transformer_layer = nn.Sequential(*([] if causal else [nn.LayerNorm(width, eps=LAYER_NORM_EPS)]))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+
+    def forward(self, x: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """(B, N, width) -> the last block's output (B, N, width), and that of each tapped block, in block order."""
+        x = self.pre_transformer_layer(x)
+        tapped = []
+        for index, block in enumerate(self.blocks):
+            x = block(x, self.causal)
+            if index in taps:
+                tapped.append(x)
+        return x, tapped
 
 
 class PatchProjection(nn.Module):
@@ -53,21 +120,13 @@ class VisionStem(nn.Module):
 
     def __init__(self, width: int, image_size: int, patch: int) -> None:
         super().__init__()
-        self.image_size = image_size
-        self.grid = image_size // patch
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.rgbt_stem = nn.ModuleDict({"proj": nn.ModuleDict({"1": PatchProjection(width, patch)})})
-        positions = nn.Parameter(torch.empty(1, 1 + self.grid**2, width))  # CLS first, then patches in reading order
+        positions = nn.Parameter(torch.empty(1, 1 + (image_size // patch) ** 2, width))  # CLS first
         self.pos_embedding_helper = nn.ParameterDict({"pos_embed": nn.init.trunc_normal_(positions, std=0.02)})
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first.
-
-        Raises:
-            ValueError: the images do not have the size that the positions were trained for.
-        """
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(f"images are {tuple(images.shape)}; expected (B, 3, {self.image_size}, {self.image_size})")
+        """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first."""
         patches = self.rgbt_stem["proj"]["1"](images)  # type: ignore[index]
         cls = self.cls_token.expand(len(patches), -1, -1)
         return torch.cat([cls, patches], dim=1) + self.pos_embedding_helper["pos_embed"]
@@ -101,18 +160,6 @@ class TextHead(nn.Module):
         return self.proj(tokens[torch.arange(len(tokens), device=tokens.device), ends])
 
 
-class LogitScale(nn.Module):
-    """Scales embeddings to the length of a learned, clipped temperature."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """(B, D) -> (B, D)."""
-        return F.normalize(embedding, dim=-1) * self.log_logit_scale.exp().clamp(max=100)
-
-
 class ImageBind(nn.Module):
     """Vision and text towers in one joint space. The other modalities of the released file are not built.
 
@@ -133,8 +180,8 @@ class ImageBind(nn.Module):
             taps=tapped_blocks(taps, size.vision_depth),
             embed_width=size.joint_width,
         )
-        vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False, norm_first=True)
-        text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True, norm_first=False)
+        vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False)
+        text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True)
         stem = VisionStem(size.vision_width, size.image_size, size.patch)
         # The four dictionaries give the released names, and the identities keep the layer numbers.
         self.modality_preprocessors = nn.ModuleDict({"vision": stem, "text": TextStem(size.text_width)})
@@ -142,7 +189,8 @@ class ImageBind(nn.Module):
         head = nn.Sequential(norm, nn.Identity(), nn.Linear(size.vision_width, size.joint_width, bias=False))
         self.modality_trunks = nn.ModuleDict({"vision": vision, "text": text})
         self.modality_heads = nn.ModuleDict({"vision": head, "text": TextHead(size.text_width, size.joint_width)})
-        self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(nn.Identity(), LogitScale())})
+        scale = nn.ParameterDict({"log_logit_scale": torch.tensor(math.log(1 / 0.07))})
+        self.modality_postprocessors = nn.ModuleDict({"text": nn.ModuleList([nn.Identity(), scale])})
 
     @property
     def text_tower(self) -> nn.Module:
@@ -164,4 +212,5 @@ class ImageBind(nn.Module):
         # Causal attention: nothing after the last end-of-text token can change a sentence's embedding.
         ids = ids[:, : int(ids.argmax(dim=1).max()) + 1]
         tokens, _ = self.modality_trunks["text"](self.modality_preprocessors["text"](ids))
-        return self.modality_postprocessors["text"](head(tokens, ids))
+        scale = self.modality_postprocessors["text"][1]["log_logit_scale"]  # type: ignore[index]
+        return F.normalize(head(tokens, ids), dim=-1) * scale.exp().clamp(max=100)
