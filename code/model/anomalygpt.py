@@ -40,10 +40,8 @@ class AnomalyGPT(nn.Module):
         encoder: frozen image encoder.
         states: class names -> (B, 2, D), the text features [normal, abnormal]: a :class:`PromptEnsemble`, or trained
             :class:`LearnedTextFeatures`.
-        image_decoder, prompt_learner: the paper's two trained parts.
-        llm: a Hugging Face causal LM, with or without LoRA; None for a model that only computes anomaly maps.
+        llm: a Hugging Face causal LM, with or without LoRA; None, as all that follows, where maps alone are computed.
         llama_proj: Linear D -> D_l for the image's embedding.
-        tokenizer: the language model's.
     """
 
     def __init__(
@@ -60,7 +58,6 @@ class AnomalyGPT(nn.Module):
         self.encoder = encoder
         self.states = states
         self.image_decoder = image_decoder
-        # None in a model without a language model, where ``_embedding`` raises the error.
         self.prompt_learner: Any = prompt_learner
         self.llama_model = llm
         self.llama_proj: Any = llama_proj
@@ -149,22 +146,15 @@ class AnomalyGPT(nn.Module):
         The mean over tokens, not the sum, so that a long answer is not less likely merely because of its length.
 
         Args:
-            features: of one image.
-            maps: (1, 1, 224, 224) float32, its anomaly map.
+            features: of one image; ``maps`` (1, 1, 224, 224) is its anomaly map.
             text: ends in the assistant's mark, see ``chat_prompt``.
-            answers: n texts, each encoded separately, as in training.
+            answers: n texts, not empty, each encoded separately, as in training.
 
         Returns:
             (n,) float32 on the CPU, at most 0.
-
-        Raises:
-            ValueError: an answer is empty.
-            RuntimeError: the model has no language model.
         """
         before = self.prompt_embeds(features, maps).expand(len(answers), -1, -1)
         prompt, *rows = (self.tokenizer.encode(each) for each in (text, *answers))
-        if not all(rows):
-            raise ValueError("an answer is empty")
         batch = text_batch([(prompt + row, [IGNORE_INDEX] * len(prompt) + row) for row in rows], self.tokenizer.eos_id)
         logits, labels = self._answer_logits(before, batch)
         targets = labels[:, 1:]
@@ -189,14 +179,12 @@ class AnomalyGPT(nn.Module):
 
         Args:
             images: (B, 3, S, S), normalised; with ``maps``, features of which only the embedding is used.
-            conversations: B conversations, human first.
             max_length: longest text, in tokens; longer ones are cut.
             maps: (B, 1, 224, 224) for the prompt learner; the loss is then the text's alone. None computes them.
             class_names: B names; None (instruction data) stands for ``object`` in all.
             target: (B, 1, 224, 224), 1 where anomalous; None for instruction data.
-            references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The prompt
-                learner's input is then the map against them instead of the text map (the one-shot branch); the pixel
-                losses remain on the text map.
+            references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The map against
+                them is then the prompt learner's input (the one-shot branch); the pixel losses remain on the text map.
             one_shot_threshold: calibrates the one-shot map before the prompt learner (0.5 at the threshold); None
                 leaves it raw, as in the paper.
         """
@@ -248,6 +236,4 @@ class AnomalyGPT(nn.Module):
         return logits, labels[:, -kept:]
 
     def _embedding(self) -> nn.Embedding:
-        if self.llama_model is None:
-            raise RuntimeError("this model was built without a language model: it computes maps, but can't answer")
         return self.llama_model.get_input_embeddings()

@@ -64,12 +64,8 @@ class _VisionTransformer(nn.Module):
 class Dinov2(nn.Module):
     """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm.
 
-    Args:
-        image_size: side of the input in pixels, a multiple of 14.
-        taps: see :func:`tapped_blocks`.
-
     Raises:
-        UserError: the size is no multiple of the patch, or ``taps`` are wrong.
+        UserError: ``image_size`` is no multiple of the patch, 14, or ``taps`` are wrong, see :func:`tapped_blocks`.
     """
 
     def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:

@@ -63,7 +63,6 @@ class ImageFeatures:
         return ImageFeatures(tuple(tap[chosen] for tap in self.taps), self.embedding[chosen])
 
 
-@runtime_checkable
 class Encoder(Protocol):
     """An image encoder; ``spec`` holds its input and output sizes."""
 

@@ -30,14 +30,9 @@ class MemoryBank:
             one patch.
         photos: (M,) int64, the number of the photo that a patch comes from.
         positions: (M,) int64, the patch's position on the upright photo.
-
-    Raises:
-        ValueError: there is no photo.
     """
 
     def __init__(self, references: ImageFeatures | Sequence[ImageFeatures], positions: Tensor | None = None) -> None:
-        if len(references) == 0:
-            raise ValueError("a memory bank needs at least one reference photo")
         if isinstance(references, ImageFeatures):
             references = [references[[photo]] for photo in range(len(references))]
         units = [unit_patches(photo) for photo in references]
@@ -133,18 +128,11 @@ def k_centre(patches: Tensor, keep: int) -> Tensor:
 
     Args:
         patches: (M, D), any float dtype.
-        keep: how many, at least 1; M or more keeps all.
+        keep: how many, from 1 to M.
 
     Returns:
-        (min(keep, M),) int64, rising.
-
-    Raises:
-        ValueError: there is no patch, or none is to be kept.
+        (keep,) int64, rising.
     """
-    if keep < 1 or len(patches) == 0:
-        raise ValueError(f"a coreset of {keep} from {len(patches)} patches: expected at least 1 of at least 1")
-    if keep >= len(patches):
-        return torch.arange(len(patches), device=patches.device)
     points = patches.float()
     if points.shape[1] > PROJECTED_WIDTH:
         generator = torch.Generator().manual_seed(0)  # on the CPU: the same patches are chosen on every device

@@ -1,6 +1,7 @@
 """Photos larger than the encoder's input: encoded in one pass where the encoder can, else in overlapping tiles."""
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +21,16 @@ def encode_multiscale(encode: Callable[[Tensor], ImageFeatures], spec: ImageSpec
     Args:
         encode: normalised images -> features, such as ``AnomalyGPT.encode``.
         images: (B, 3, S, S), normalised; S a multiple of the patch size, at least the encoder's input size.
-
-    Returns:
-        Taps (B, (S / patch)^2, D_v) in reading order.
-
-    Raises:
-        ValueError: S is too small or no multiple of the patch size.
     """
     side = images.shape[-1]
-    if side % spec.patch or side < spec.size:
-        raise ValueError(f"images of side {side}: expected a multiple of {spec.patch} from {spec.size} on")
     if side == spec.size or spec.any_size:
         return encode(images)
     batch, grid = len(images), side // spec.patch
-    corners = [(row, column) for row in offsets(grid, spec.grid) for column in offsets(grid, spec.grid)]
+    # Tiles lie half a tile apart, the last one at the border.
+    offsets = [*range(0, grid - spec.grid, max(1, round(spec.grid / 2))), grid - spec.grid]
+    corners = list(product(offsets, offsets))
     tiles = [
-        images[..., top : top + spec.size, left : left + spec.size]
-        for top, left in ((row * spec.patch, column * spec.patch) for row, column in corners)
+        images[..., row * spec.patch :, column * spec.patch :][..., : spec.size, : spec.size] for row, column in corners
     ]
     encoded = [encode(part) for part in torch.cat(tiles).split(TILES_AT_ONCE)]
     taps = []
@@ -45,12 +39,6 @@ def encode_multiscale(encode: Callable[[Tensor], ImageFeatures], spec: ImageSpec
         taps.append(_joined(tokens, corners, grid))
     embeddings = rearrange(torch.cat([features.embedding for features in encoded]), "(t b) d -> t b d", b=batch)
     return ImageFeatures(tuple(taps), F.normalize(embeddings.mean(dim=0), dim=-1))
-
-
-def offsets(grid: int, tile: int) -> list[int]:
-    """Where tiles of ``tile`` patches begin along a side of ``grid``: half a tile apart, the last one at the border."""
-    step = max(1, round(tile / 2))
-    return [*range(0, grid - tile, step), grid - tile]
 
 
 def _joined(tokens: Tensor, corners: list[tuple[int, int]], grid: int) -> Tensor:

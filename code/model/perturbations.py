@@ -1,14 +1,13 @@
 """Perturbations of a single reference photo: small changes of camera pose and light, to estimate its variation."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Perturbation:
+class Perturbation(NamedTuple):
     """A small change of camera and light."""
 
     shift: tuple[float, float] = (0.0, 0.0)  # right and down, as fractions of the side

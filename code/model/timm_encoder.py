@@ -12,12 +12,7 @@ from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 
 
 class TimmEncoder(nn.Module):
-    """A Vision Transformer. The taps are raw block outputs; the embedding is pooled as its classifier would.
-
-    Args:
-        name: the model's, as timm lists it.
-        image_size: side of the input in pixels, a multiple of the patch.
-        taps: see :func:`tapped_blocks`.
+    """A Vision Transformer that timm lists by ``name``. The embedding is pooled as its classifier would.
 
     Raises:
         UserError: no such model, not one whose blocks all have one width, a wrong size, or wrong ``taps``.

@@ -66,12 +66,6 @@ def test_patch_is_nearest_to_the_tile_in_which_it_lies_deepest() -> None:
     assert torch.equal(grid + grid.flip(0, 1), torch.full_like(grid, 8))
 
 
-@pytest.mark.parametrize("side", [PATCH * GRID + 1, PATCH * GRID - PATCH])
-def test_other_sides_are_refused(side: int) -> None:
-    with pytest.raises(ValueError, match="expected a multiple of 2 from 8 on"):
-        encode_multiscale(patch_means, spec(), images(side))
-
-
 def test_dinov2_sees_a_larger_photo_whole() -> None:
     torch.manual_seed(0)
     encoder = Dinov2(image_size=56).eval()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,34 +101,24 @@ class Trunk(nn.Module):
         return x, tapped
 
 
-class PatchProjection(nn.Module):
-    """The clip's patch embedding, stored as the released 3-D kernel and applied as the equivalent 2-D one."""
-
-    def __init__(self, width: int, patch: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, 3, FRAMES, patch, patch))
-        nn.init.trunc_normal_(self.weight, std=0.02)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, P * P, width), P = S / patch."""
-        # Both frames are the same image, so the kernel is summed over its time axis.
-        kernel = self.weight.sum(dim=2)
-        return rearrange(F.conv2d(images, kernel, stride=kernel.shape[-1]), "b d h w -> b (h w) d")
-
-
 class VisionStem(nn.Module):
     """Image -> tokens with their positions."""
 
     def __init__(self, width: int, image_size: int, patch: int) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.rgbt_stem = nn.ModuleDict({"proj": nn.ModuleDict({"1": PatchProjection(width, patch)})})
-        positions = nn.Parameter(torch.empty(1, 1 + (image_size // patch) ** 2, width))  # CLS first
+        kernel = nn.ParameterDict(
+            {"weight": nn.init.trunc_normal_(torch.empty(width, 3, FRAMES, patch, patch), std=0.02)}
+        )
+        self.rgbt_stem = nn.ModuleDict({"proj": nn.ModuleDict({"1": kernel})})
+        positions = torch.empty(1, 1 + (image_size // patch) ** 2, width)  # CLS first
         self.pos_embedding_helper = nn.ParameterDict({"pos_embed": nn.init.trunc_normal_(positions, std=0.02)})
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first."""
-        patches = self.rgbt_stem["proj"]["1"](images)  # type: ignore[index]
+        # Both frames are the same image, so the kernel is summed over its time axis.
+        kernel = self.rgbt_stem["proj"]["1"]["weight"].sum(dim=2)  # type: ignore[index]
+        patches = rearrange(F.conv2d(images, kernel, stride=kernel.shape[-1]), "b d h w -> b (h w) d")
         cls = self.cls_token.expand(len(patches), -1, -1)
         return torch.cat([cls, patches], dim=1) + self.pos_embedding_helper["pos_embed"]
 
@@ -147,25 +138,10 @@ class TextStem(nn.Module):
         return self.token_embedding(ids) + self.pos_embed[:, : ids.shape[1]]
 
 
-class TextHead(nn.Module):
-    """The end-of-text token (the largest id of a sentence) -> unnormalised joint embedding."""
-
-    def __init__(self, width: int, joint_width: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(nn.LayerNorm(width, eps=LAYER_NORM_EPS), nn.Linear(width, joint_width, bias=False))
-
-    def forward(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """(B, N, width), (B, N) -> (B, joint_width)."""
-        ends = ids.argmax(dim=1)
-        return self.proj(tokens[torch.arange(len(tokens), device=tokens.device), ends])
-
-
 class ImageBind(nn.Module):
     """Vision and text towers in one joint space. The other modalities of the released file are not built.
 
-    Args:
-        size: widths and depths.
-        taps: vision blocks, see :func:`tapped_blocks`, which raises a ``UserError`` for wrong ones.
+    ``taps`` are vision blocks, see :func:`tapped_blocks`, which raises a ``UserError`` for wrong ones.
     """
 
     def __init__(self, size: ImageBindSize | None = None, taps: Sequence[int] | None = None) -> None:
@@ -185,10 +161,12 @@ class ImageBind(nn.Module):
         stem = VisionStem(size.vision_width, size.image_size, size.patch)
         # The four dictionaries give the released names, and the identities keep the layer numbers.
         self.modality_preprocessors = nn.ModuleDict({"vision": stem, "text": TextStem(size.text_width)})
-        norm = nn.LayerNorm(size.vision_width, eps=LAYER_NORM_EPS)
-        head = nn.Sequential(norm, nn.Identity(), nn.Linear(size.vision_width, size.joint_width, bias=False))
         self.modality_trunks = nn.ModuleDict({"vision": vision, "text": text})
-        self.modality_heads = nn.ModuleDict({"vision": head, "text": TextHead(size.text_width, size.joint_width)})
+        norms = [nn.LayerNorm(width, eps=LAYER_NORM_EPS) for width in (size.vision_width, size.text_width)]
+        projections = [nn.Linear(norm.weight.numel(), size.joint_width, bias=False) for norm in norms]
+        vision_head = nn.Sequential(norms[0], nn.Identity(), projections[0])
+        text_head = nn.ModuleDict({"proj": nn.Sequential(norms[1], projections[1])})
+        self.modality_heads = nn.ModuleDict({"vision": vision_head, "text": text_head})
         scale = nn.ParameterDict({"log_logit_scale": torch.tensor(math.log(1 / 0.07))})
         self.modality_postprocessors = nn.ModuleDict({"text": nn.ModuleList([nn.Identity(), scale])})
 
@@ -207,10 +185,11 @@ class ImageBind(nn.Module):
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Sentences -> (B, 1024): unit embeddings times the learned, clipped temperature."""
-        head = self.modality_heads["text"]
-        ids = tokenize(sentences).to(head.proj[1].weight.device)  # type: ignore[union-attr, index]  # (B, 77) int64
-        # Causal attention: nothing after the last end-of-text token can change a sentence's embedding.
-        ids = ids[:, : int(ids.argmax(dim=1).max()) + 1]
-        tokens, _ = self.modality_trunks["text"](self.modality_preprocessors["text"](ids))
+        stem: Any = self.modality_preprocessors["text"]
+        ids = tokenize(sentences).to(stem.pos_embed.device)  # (B, 77) int64
+        ends = ids.argmax(dim=1)  # the end-of-text token has the largest id
+        # Causal attention: nothing after the last of them can change a sentence's embedding.
+        tokens, _ = self.modality_trunks["text"](stem(ids[:, : int(ends.max()) + 1]))
+        embedded = self.modality_heads["text"]["proj"](tokens[torch.arange(len(ids)), ends])  # type: ignore[index]
         scale = self.modality_postprocessors["text"][1]["log_logit_scale"]  # type: ignore[index]
-        return F.normalize(head(tokens, ids), dim=-1) * scale.exp().clamp(max=100)
+        return F.normalize(embedded, dim=-1) * scale.exp().clamp(max=100)
