@@ -28,7 +28,7 @@ from anomalygpt.model.checkpoint import (
     shapes_of,
 )
 from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
-from anomalygpt.model.encoder import ImageSpec, TextImageEncoder
+from anomalygpt.model.encoder import ImageSpec
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
@@ -128,7 +128,7 @@ def build_model(
     spec = encoder.spec
     with META if device == META else nullcontext():
         decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps), identity=spec.joint_taps).to(device)
-        has_text = isinstance(encoder, TextImageEncoder)
+        has_text = hasattr(encoder, "text_tower")
         offload = inference and device.type == "cuda"
         states = PromptEnsemble(encoder, offload) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
         answering = _build_llm(llm, spec.embed_width, device, dtype, inference) if llm else {}

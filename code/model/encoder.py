@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomalygpt.errors import UserError
 
@@ -64,21 +64,14 @@ class ImageFeatures:
 
 
 class Encoder(Protocol):
-    """An image encoder; ``spec`` holds its input and output sizes."""
+    """An image encoder.
+
+    One with a text tower in the same space has ``text_tower``, the modules that only sentences need, and
+    ``encode_text``: sentences -> (B, D).
+    """
 
     spec: ImageSpec
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, size, size), or of other sides with ``spec.any_size`` -> features."""
-        ...
-
-
-@runtime_checkable
-class TextImageEncoder(Encoder, Protocol):
-    """An encoder with a text tower in the same joint space; ``text_tower`` are its modules, which photos don't need."""
-
-    text_tower: nn.Module
-
-    def encode_text(self, sentences: Sequence[str]) -> Tensor:
-        """Sentences -> (B, D)."""
         ...

@@ -12,7 +12,7 @@ from torch import nn
 
 from anomalygpt.config.settings import LoraSettings
 from anomalygpt.errors import UserError, reading_warning
-from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes, shapes_of
+from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, folder_shapes, shapes_of
 from anomalygpt.model.cpu_llama import CpuLlama
 from anomalygpt.model.probe import probe
 
@@ -51,21 +51,13 @@ def load_llm(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json there; expected a Hugging Face causal LM's folder")
-    config = _read_config(folder)
-    found = folder_shapes(folder)
+    config, found = _read_config(folder)
     recognised = probe(folder)
     advice = "python prepare_vicuna.py makes Vicuna version 0 (pretrained_ckpt/README.md)"
     if recognised.kind == "vicuna_delta":
         raise CheckpointError(f"{folder}: this is {recognised.what}; {advice}")
     if folder.name in ("7b_v0", "13b_v0") and recognised.kind != "vicuna_v0":
         reading_warning(f"{folder}: expected Vicuna version 0, found {recognised.what}; answers may be poor. {advice}")
-    rows = found.get(EMBEDDING, (config.vocab_size,))[0]
-    if rows != config.vocab_size:
-        # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
-        logger.info("%s: vocab_size %d in config.json, %d in the weights", folder, config.vocab_size, rows)
-        config.vocab_size = rows
     with torch.device("meta"):
         planned = AutoModelForCausalLM.from_config(config)
     expected = shapes_of(planned.state_dict())
@@ -135,14 +127,19 @@ def _quantization(precision: str, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
+    """A language model's config, and the names and shapes of its weights."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
+    shapes = folder_shapes(folder)
+    # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
+    config.vocab_size = shapes.get(EMBEDDING, (config.vocab_size,))[0]
+    return config, shapes
 
 
 def planned_config(folder: Path) -> tuple[Any, str | None]:
@@ -154,13 +151,10 @@ def planned_config(folder: Path) -> tuple[Any, str | None]:
     from transformers import LlamaConfig
 
     if (folder / "config.json").is_file():
-        config = None
         try:
-            config = _read_config(folder)
-            config.vocab_size = folder_shapes(folder).get(EMBEDDING, (config.vocab_size,))[0]
+            return _read_config(folder)[0], None
         except CheckpointError as error:
-            return config, f"{error}: sizes are config.json's" if config else str(error)
-        return config, None
+            return None, str(error)
     size = folder.name.lower().partition("_")[0]
     if size not in LLAMA_SIZES or "_" not in folder.name:
         return None, f"{folder}: no config.json there, so the language model's size is unknown and not counted"
@@ -171,26 +165,23 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     """Wraps the model in PEFT, whose tensor names the released deltas use.
 
     Raises:
-        UserError: a target is no module of this model, or no linear layer.
+        UserError: a target is no linear layer of this model, or there is none.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
-    modules = dict(llm.named_modules())
-    linear = dict.fromkeys(name.rpartition(".")[2] for name, m in modules.items() if isinstance(m, nn.Linear))
-    advice = f"its linear layers are called {', '.join(linear)}"
+    kinds = nn.Linear, Conv1D
+    linear = dict.fromkeys(name.rpartition(".")[2] for name, m in llm.named_modules() if isinstance(m, kinds))
     # PEFT ignores a misspelt target where another one is found.
-    absent = [target for target in settings.targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
-    if absent:
-        raise UserError(f"llm.lora.targets [{', '.join(absent)}]: no such modules in this language model; {advice}")
+    wrong = [target for target in settings.targets if target.rpartition(".")[2] not in linear]
+    if wrong or not settings.targets:
+        which = f"expected linear layers of this language model, which are called {', '.join(linear)}"
+        raise UserError(f"llm.lora.targets [{', '.join(wrong)}]: {which}")
     scale: dict[str, Any] = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
     config = LoraConfig(**scale, target_modules=list(settings.targets), task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT still uses a flag that transformers has renamed
-        try:
-            return get_peft_model(llm, config)
-        except ValueError as error:  # the modules exist, but PEFT has no adapter for their class
-            targets = ", ".join(settings.targets)
-            raise UserError(f"llm.lora.targets [{targets}]: LoRA can't adapt all of these; {advice}") from error
+        return get_peft_model(llm, config)
 
 
 def merge_lora_weights(llm: Any) -> None:
