@@ -28,8 +28,10 @@ from anomalygpt.model.checkpoint import (
     shapes_of,
 )
 from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
+from anomalygpt.model.dinov2 import Dinov2
 from anomalygpt.model.encoder import ImageSpec
 from anomalygpt.model.image_decoder import ImageDecoder
+from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
@@ -183,8 +185,6 @@ def encoder_fault(config: EncoderConfig, file: Path) -> str:
 
 def _encoder_without_weights(config: EncoderConfig) -> Any:
     if config.kind == "imagebind":
-        from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
-
         return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
     if config.kind == "open_clip":
         from anomalygpt.model.open_clip_encoder import OpenClip
@@ -194,8 +194,6 @@ def _encoder_without_weights(config: EncoderConfig) -> Any:
         from anomalygpt.model.timm_encoder import TimmEncoder
 
         return TimmEncoder(config.name, config.image_size, config.taps)
-    from anomalygpt.model.dinov2 import Dinov2
-
     return Dinov2(config.image_size, config.taps)
 
 
@@ -225,10 +223,6 @@ def _build_llm(
         else:
             precision = "full" if config.precision in ("auto", "bf16") and not inference else config.precision
             llm = load_llm(folder, dtype, device, precision, trains=not inference)
-        rows = llm.get_input_embeddings().num_embeddings
-        if rows < tokenizer.size:
-            what = f"{rows} tokens in the weights, {tokenizer.size} in the tokeniser's files"
-            raise CheckpointError(f"{folder}: {what}; expected at least as many: take both from the same model")
     width = llm.get_input_embeddings().embedding_dim
     return {
         "prompt_learner": PromptLearner(width).to(device),
@@ -244,12 +238,10 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
     Raises:
         UserError: the model has no such part.
     """
-    groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
-        parameter.requires_grad_(part in groups)
-        if part in groups:
-            groups[part].append(parameter)
+    named = [(part_of(name), parameter) for name, parameter in model.named_parameters()]
+    for part, parameter in named:
+        parameter.requires_grad_(part in parts)
+    groups = {part: [parameter for own, parameter in named if own == part] for part in parts}
     if empty := [part for part, parameters in groups.items() if not parameters]:
         raise UserError(f"training.trainable: this model has no {', '.join(empty)}")
     return groups

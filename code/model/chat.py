@@ -46,7 +46,7 @@ class TemplateTokenizer:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer = self._tokenizer
-        self.size, self.eos_id = len(tokenizer), tokenizer.eos_token_id
+        self.eos_id = tokenizer.eos_token_id
         self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         turns = (("user", "\ue000"), ("assistant", "\ue001"), ("user", "\ue002"))  # letters that no template has
         messages = [{"role": role, "content": text} for role, text in turns]

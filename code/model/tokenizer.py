@@ -13,7 +13,6 @@ class Tokenizer(Protocol):
 
     bos_id: int
     eos_id: int
-    size: int  # one more than the largest id
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, none for the empty string."""
@@ -35,14 +34,14 @@ class SentencePieceTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         self._model = SentencePieceProcessor(model_file=str(path))
-        self.bos_id, self.eos_id, self.size = self._model.bos_id(), self._model.eos_id(), self._model.vocab_size()
+        self.bos_id, self.eos_id = self._model.bos_id(), self._model.eos_id()
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         # Vicuna's 32001st token (padding) is not in the SentencePiece vocabulary.
-        return self._model.decode([int(i) for i in ids if int(i) < self.size])
+        return self._model.decode([int(i) for i in ids if int(i) < self._model.vocab_size()])
 
 
 class JsonTokenizer:
@@ -57,7 +56,6 @@ class JsonTokenizer:
 
         self._tokenizer = Reader.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        self.size = self._tokenizer.get_vocab_size()
         marks = (config.get(name) or "" for name in ("eos_token", "bos_token"))
         texts = (mark["content"] if isinstance(mark, dict) else mark for mark in marks)
         end, begin = (self._tokenizer.token_to_id(text) for text in texts)

@@ -14,10 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from anomalygpt.config.schema import LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model import llm as language_model
-from anomalygpt.model.build import _build_llm
 from anomalygpt.model.chat import END_OF_TURN, answer_text
 from anomalygpt.model.checkpoint import CheckpointError
 from anomalygpt.model.generation import turn_tokens
@@ -299,14 +297,6 @@ def test_precision_that_fits_the_free_memory_is_chosen_and_said(caplog, monkeypa
         _quantization("4bit", torch.half)
 
 
-def test_fewer_rows_than_the_tokeniser_has_tokens_are_refused(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "llm", tiny_llama(), "single safetensors")
-    (folder / "tokenizer.model").write_bytes(shared("parity/llama_tokenizer.model").read_bytes())
-    config = LlmConfig(weights=str(folder))
-    with pytest.raises(CheckpointError, match="320 tokens in the weights, 32000 in the tokeniser"):
-        _build_llm(config, 8, CPU, torch.float32)
-
-
 def recited(tokenizer: Tokenizer, script: Sequence[int], limit: int = 64) -> tuple[str, int]:
     """The answer of a model that writes a script, its last id over and over, and after how many steps it ended."""
     steps: list[int] = []
@@ -362,7 +352,7 @@ def test_plain_tokeniser_is_that_of_transformers(tmp_path: Path) -> None:
     for folder in (each for each in folders if each.is_dir()):
         own, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
         assert isinstance(own, JsonTokenizer)
-        assert (own.size, own.bos_id, own.eos_id) == (len(theirs), theirs.bos_token_id, theirs.eos_token_id)
+        assert (own.bos_id, own.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
         for text in ("Yes.", "有异常，在左上角。", "a  b\n", " 3 °C <|im_end|>", "don 't , it 's"):
             ids = theirs.encode(f" {text}", add_special_tokens=False)
             assert own.encode(text) == ids
