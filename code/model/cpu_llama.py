@@ -50,22 +50,18 @@ def cpu_dtype() -> torch.dtype:
 class Cache:
     """Keys and values of one sequence: (layers, 2, heads, positions, head width), of which ``length`` are filled."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int, heads: int, width: int) -> None:
         self.length = 0
-        self.store: Tensor | None = None
+        self.store = torch.zeros(layers, 2, heads, 256, width)
 
     def crop(self, length: int) -> None:
         """Forgets the last ``-length`` positions, as the caches of transformers do."""
         self.length += length
 
-    def reserve(self, length: int, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+    def reserve(self, length: int) -> Tensor:
         """Room for so many positions."""
-        if self.store is None or self.store.shape[3] < length:
-            layers, heads, width = shape
-            store = like.new_zeros(layers, 2, heads, max(256, 2 * length), width)
-            if self.store is not None:
-                store[:, :, :, : self.length] = self.store[:, :, :, : self.length]
-            self.store = store
+        if length > self.store.shape[3]:
+            self.store = F.pad(self.store, (0, 0, 0, 2 * length - self.store.shape[3]))
         return self.store
 
 
@@ -128,8 +124,10 @@ class CpuLlama(nn.Module):
         self._parameters.clear()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of the tokens' embeddings."""
         return self.embedding
+
+    def new_cache(self) -> Cache:
+        return Cache(len(self.layers), self.groups, self.head_width)
 
     @torch.inference_mode()
     def forward(
@@ -147,8 +145,7 @@ class CpuLlama(nn.Module):
         """
         x, length = inputs_embeds.float(), inputs_embeds.shape[1]
         start = cache.length if cache is not None else 0
-        shape = (len(self.layers), self.groups, self.head_width)
-        store = None if cache is None else cache.reserve(start + length, shape, x)
+        store = None if cache is None else cache.reserve(start + length)
         turn = self._rotation(start, length)
         # Queries after the first see all that came before them.
         causal = torch.ones(length, start + length, dtype=torch.bool).tril(start) if start and length > 1 else None

@@ -66,11 +66,7 @@ def write_encoder(encoder: Any, side: int, path: Path) -> None:
 
 
 def required(library: str) -> Any:
-    """A library of the optional extra ``deploy``.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """A library of the optional extra ``deploy``; a ``UserError`` where it is not installed."""
     try:
         return import_module(library)
     except ImportError as error:
@@ -81,7 +77,6 @@ class ExportedEncoder(nn.Module):
     """Takes the place of an encoder; graphs that are not there yet are written, one for each side.
 
     Args:
-        encoder: the encoder that the graphs are of.
         backend: ``onnx``, ``openvino``, or ``openvino_bf16``, which computes in bfloat16 where the CPU can.
         folder: of the graphs that are written here.
         graph: a graph of the encoder's own side in place of one from the folder: ``.onnx``, or OpenVINO's ``.xml``.

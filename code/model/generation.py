@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.model.chat import ends_turn
-from anomalygpt.model.cpu_llama import Cache, CpuLlama
+from anomalygpt.model.cpu_llama import CpuLlama
 from anomalygpt.model.tokenizer import Tokenizer
 
 INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of-turn mark is not generated yet
@@ -54,7 +54,12 @@ def stream_tokens(
     covered = cache.keep(ids)
     text = embed(torch.tensor([ids[covered:]], dtype=torch.long, device=embed.weight.device))
     if cache.past is None:
-        cache.past = _new_cache(llm)
+        if isinstance(llm, CpuLlama):
+            cache.past = llm.new_cache()
+        else:
+            from transformers import DynamicCache
+
+            cache.past = DynamicCache()
         text = text if prefix is None else torch.cat([prefix.to(text.dtype), text], dim=1)
     pending = list(ids[covered:])
     name = _cache_argument(llm)
@@ -88,14 +93,6 @@ def growing_text(tokens: Iterable[int], begun: Sequence[int], decode: Callable[[
         if not text.endswith(INCOMPLETE):
             yield text
     yield decode(ids)
-
-
-def _new_cache(llm: Any) -> Any:
-    if isinstance(llm, CpuLlama):
-        return Cache()
-    from transformers import DynamicCache
-
-    return DynamicCache()
 
 
 def _cache_argument(llm: Any) -> str:

@@ -60,7 +60,6 @@ class OpenClip(nn.Module):
 
     @property
     def text_tower(self) -> nn.Module:
-        """The modules that only sentences need."""
         return nn.ModuleList([self.clip.token_embedding, self.clip.transformer, self.clip.ln_final])
 
     def encode_image(self, images: Tensor) -> ImageFeatures:

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from anomalygpt.config.settings import GenerationSettings, LoraSettings
 from anomalygpt.model.checkpoint import CheckpointError
-from anomalygpt.model.cpu_llama import LINEAR, Cache, CpuLlama, supported
+from anomalygpt.model.cpu_llama import LINEAR, CpuLlama, supported
 from anomalygpt.model.generation import ConversationCache, stream_tokens
 from anomalygpt.model.llm import add_lora, merge_lora_weights
 from tests.helpers import tiny_llama
@@ -46,7 +46,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, obj
 
 def test_cache_continues_where_it_was_cut(tmp_path: Path) -> None:
     _, own = pair(tmp_path, num_key_value_heads=2)
-    embeds, cache = torch.randn(1, 400, 32), Cache()
+    embeds, cache = torch.randn(1, 400, 32), own.new_cache()
     whole = own(inputs_embeds=embeds).logits
     own(inputs_embeds=embeds[:, :200], cache=cache)
     own(inputs_embeds=torch.randn(1, 30, 32), cache=cache)  # another question, which is taken back

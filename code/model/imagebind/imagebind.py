@@ -172,7 +172,6 @@ class ImageBind(nn.Module):
 
     @property
     def text_tower(self) -> nn.Module:
-        """The modules that only sentences need."""
         groups = self.modality_preprocessors, self.modality_trunks, self.modality_heads, self.modality_postprocessors
         return nn.ModuleList(group["text"] for group in groups)
 
