@@ -34,7 +34,6 @@ from anomalygpt.inference.reference_file import Picture, encoder_identity, read_
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank, unit_patches
-from anomalygpt.model.multiscale import encode_multiscale
 from anomalygpt.model.orientation import orientation_of
 from anomalygpt.model.perturbations import perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
@@ -300,7 +299,7 @@ class References:
         return self.transform.normalise(self._photos[photo][picture])
 
     def _encode(self, images: Tensor) -> ImageFeatures:
-        return encode_multiscale(self.model.encode, self.model.encoder.spec, images)
+        return self.model.encode(images)
 
     def _compared(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
         """Features of V views of each tile of a reference."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.config.settings import GenerationSettings
+from anomalygpt.errors import UserError
 from anomalygpt.model.chat import TextBatch, Turn, answer_text, layout_of, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
 from anomalygpt.model.generation import ConversationCache, stream_tokens, turn_tokens
@@ -75,7 +76,14 @@ class AnomalyGPT(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> ImageFeatures:
-        """Normalised images (B, 3, S, S) -> features, without gradient: the encoder is always frozen."""
+        """Normalised images (B, 3, S, S) -> features, without gradient: the encoder is always frozen.
+
+        Raises:
+            UserError: S is not the encoder's own side, and it supports no other.
+        """
+        side, spec = images.shape[-1], self.encoder.spec
+        if side != spec.size and not spec.any_size:
+            raise UserError(f"scales: this encoder takes photos of {spec.size} pixels alone, not of {side}")
         parameter = next(self.encoder.parameters())  # type: ignore[attr-defined]
         return self.encoder.encode_image(images.to(parameter.device, parameter.dtype))
 

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks
 from anomalygpt.model.imagebind.imagebind import LAYER_NORM_EPS, Mlp, attend
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -54,11 +54,7 @@ class _VisionTransformer(nn.Module):
         return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
 
     def positions(self, size: Sequence[int]) -> Tensor:
-        """Rows and columns of patches -> (1, 1 + rows * columns, 384)."""
-        own, places = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "b (h w) d -> b d h w", h=TRAINED_GRID)
-        if tuple(size) != places.shape[-2:]:
-            places = F.interpolate(places.float(), tuple(size), mode="bicubic", antialias=True).to(places.dtype)
-        return torch.cat([own, rearrange(places, "b d h w -> b (h w) d")], dim=1)
+        return resized_positions(self.pos_embed, size)
 
 
 class Dinov2(nn.Module):

@@ -1,10 +1,13 @@
 """The interface between an image encoder and the rest of the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from anomalygpt.errors import UserError
@@ -40,6 +43,16 @@ def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
         raise UserError(f"encoder.taps {chosen}: expected rising block numbers below {depth}")
     return chosen
+
+
+def resized_positions(positions: Tensor, size: Sequence[int]) -> Tensor:
+    """Positions of a class token and a square of patches, (1, 1 + N, D), for so many rows and columns of patches."""
+    grid = math.isqrt(positions.shape[1] - 1)
+    if tuple(size) == (grid, grid):
+        return positions
+    patches = rearrange(positions[:, 1:], "b (h w) d -> b d h w", h=grid)
+    resized = F.interpolate(patches.float(), tuple(size), mode="bicubic", antialias=True).to(positions.dtype)
+    return torch.cat([positions[:, :1], rearrange(resized, "b d h w -> b (h w) d")], dim=1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks
 from anomalygpt.model.imagebind.tokenizer import CONTEXT_LENGTH, tokenize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -118,9 +118,10 @@ class VisionStem(nn.Module):
         """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first."""
         # Both frames are the same image, so the kernel is summed over its time axis.
         kernel = self.rgbt_stem["proj"]["1"]["weight"].sum(dim=2)  # type: ignore[index]
-        patches = rearrange(F.conv2d(images, kernel, stride=kernel.shape[-1]), "b d h w -> b (h w) d")
+        patches = F.conv2d(images, kernel, stride=kernel.shape[-1])
+        positions = resized_positions(self.pos_embedding_helper["pos_embed"], patches.shape[-2:])
         cls = self.cls_token.expand(len(patches), -1, -1)
-        return torch.cat([cls, patches], dim=1) + self.pos_embedding_helper["pos_embed"]
+        return torch.cat([cls, rearrange(patches, "b d h w -> b (h w) d")], dim=1) + positions
 
 
 class TextStem(nn.Module):
@@ -155,6 +156,7 @@ class ImageBind(nn.Module):
             tap_width=size.vision_width,
             taps=tapped_blocks(taps, size.vision_depth),
             embed_width=size.joint_width,
+            any_size=True,
         )
         vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False)
         text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True)
@@ -176,7 +178,7 @@ class ImageBind(nn.Module):
         return nn.ModuleList(group["text"] for group in groups)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Images (B, 3, 224, 224), CLIP-normalised -> taps of (B, 256, 1280) and a unit embedding (B, 1024)."""
+        """Images (B, 3, S, S), CLIP-normalised -> taps of (B, (S / 14)^2, 1280) and a unit embedding (B, 1024)."""
         tokens = self.modality_preprocessors["vision"](images)
         tokens, taps = self.modality_trunks["vision"](tokens, self.spec.taps)
         embedding = F.normalize(self.modality_heads["vision"](tokens[:, 0]), dim=-1)
