@@ -197,23 +197,18 @@ class AnomalyGPT(nn.Module):
                 leaves it raw, as in the paper.
         """
         features = images if isinstance(images, ImageFeatures) else self.encode(images)
-        if maps is not None:
-            answer, accuracy = self._text_losses(features, maps, conversations, max_length)
-            nothing = torch.zeros_like(answer)
-            return Losses(answer, answer, nothing, nothing, accuracy)
-        probabilities = self.text_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
-        if self.has_llm:
+        answer, accuracy, focal, dice = torch.zeros(4, device=self.device)
+        if maps is None:
+            probabilities = self.text_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
+            if target is not None:
+                focal, dice = pixel_loss(probabilities, target.to(probabilities.device))
             # The text map is not detached: the language loss trains the image decoder too.
             maps = anomaly_map(probabilities)
             if references is not None:
                 maps = self._one_shot_maps(features, references)
                 maps = maps if one_shot_threshold is None else calibrate_map(maps, one_shot_threshold)
+        if self.has_llm:
             answer, accuracy = self._text_losses(features, maps, conversations, max_length)
-        else:
-            answer = accuracy = probabilities.new_zeros(())
-        focal = dice = torch.zeros_like(answer)
-        if target is not None:
-            focal, dice = pixel_loss(probabilities, target.to(probabilities.device))
         return Losses(answer + focal + dice, answer, focal, dice, accuracy)
 
     def _text_losses(

@@ -87,22 +87,16 @@ class TextBatch:
 
 
 def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """One conversation -> (ids, labels), each turn encoded separately.
-
-    Raises:
-        ValueError: the turns do not alternate, human first.
-    """
+    """One conversation, human first -> (ids, labels), each turn encoded separately."""
     ids: list[int] = []
     labels: list[int] = []
     layout = layout_of(tokenizer)
     for number, turn in enumerate(turns):
-        expected = ("human", "assistant")[number % 2]
-        if turn.role != expected:
-            raise ValueError(f"turn {number + 1} of the conversation is {turn.role!r}; expected {expected!r}")
-        opening = layout.opening if number and turn.role == "human" else ""
-        piece = tokenizer.encode(opening + turn.text + (layout.ask if turn.role == "human" else layout.end))
+        human = turn.role == "human"
+        opening = layout.opening if number and human else ""
+        piece = tokenizer.encode(opening + turn.text + (layout.ask if human else layout.end))
         ids += piece
-        labels += [IGNORE_INDEX] * len(piece) if turn.role == "human" else piece
+        labels += [IGNORE_INDEX] * len(piece) if human else piece
     return ids, labels
 
 
