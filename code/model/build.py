@@ -32,6 +32,7 @@ from anomalygpt.model.dinov2 import Dinov2
 from anomalygpt.model.encoder import ImageSpec
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+from anomalygpt.model.library_encoders import OpenClip, TimmEncoder
 from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
@@ -187,12 +188,8 @@ def _encoder_without_weights(config: EncoderConfig) -> Any:
     if config.kind == "imagebind":
         return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
     if config.kind == "open_clip":
-        from anomalygpt.model.open_clip_encoder import OpenClip
-
         return OpenClip(config.name, config.image_size, config.taps, config.windows)
     if config.kind == "timm":
-        from anomalygpt.model.timm_encoder import TimmEncoder
-
         return TimmEncoder(config.name, config.image_size, config.taps)
     return Dinov2(config.image_size, config.taps)
 

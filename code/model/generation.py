@@ -96,7 +96,7 @@ def growing_text(tokens: Iterable[int], begun: Sequence[int], decode: Callable[[
 
 
 def _cache_argument(llm: Any) -> str:
-    """The name of the cache among a causal LM's arguments; transformers 5.23 has renamed it for some models."""
+    """The name of the cache among a causal LM's arguments; transformers 5.24 has renamed it."""
     model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
