@@ -14,7 +14,6 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import MAP_PARTS, META, build_model, image_spec, local_llm, trainable_parts
-from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
@@ -170,7 +169,7 @@ def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
     """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
     llm, settings, encoder = model.llama_model, config.llm or LlmConfig(), model.encoder
     width = BYTES["fp16" if config.precision == "auto" else config.precision]
-    text = _count(encoder.text_tower.parameters()) if isinstance(encoder, TextImageEncoder) else 0
+    text = _count(encoder.text_tower.parameters()) if hasattr(encoder, "text_tower") else 0
     lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
     parts = {name: _count(part.parameters()) for name, part in model.named_children()}
     tokens = settings.max_target_tokens + FRAME_TOKENS

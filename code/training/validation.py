@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.utils import save_image
 
@@ -96,9 +97,10 @@ def _answers(
 ) -> tuple[list[str | None], torch.Tensor]:
     """The model's answers to the first questions (None without a language model), and its maps."""
     # DeepSpeed gathers a module's parameters when it is called. These methods call submodules alone, so the parameters
-    # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here.
-    composites = [module for module in model.modules() if next(module.children(), None) is not None]
-    with gathered(parameter for module in composites for parameter in module.parameters(recurse=False)):
+    # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here, and those
+    # of dictionaries, which are never called.
+    holders = [m for m in model.modules() if isinstance(m, nn.ParameterDict) or next(m.children(), None) is not None]
+    with gathered(parameter for module in holders for parameter in module.parameters(recurse=False)):
         features = model.encode(batch.images)
         maps = model.anomaly_map(features, batch.class_names)
     if not model.has_llm:
@@ -106,8 +108,7 @@ def _answers(
     questions = [chat_prompt([], turns[0].text, layout_of(model.tokenizer)) for turns in batch.conversations]
     settings = GenerationSettings(max_new_tokens=tokens, temperature=0)
     # Under ZeRO 3 each layer needs all processes: one that has finished its answers continues with the others.
-    synced: dict[str, Any] = {"synced_gpus": True} if config.training.zero_stage == 3 else {}
-    return list(model.answer(features, maps, questions, settings, **synced)), maps
+    return list(model.answer(features, maps, questions, settings, whole=config.training.zero_stage == 3)), maps
 
 
 def evenly_spaced(pairs: Dataset[Any], count: int) -> Subset[Any]:
