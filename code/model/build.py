@@ -34,8 +34,7 @@ from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
-from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder
-from anomalygpt.weights.sources import load_sources
+from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder, load_sources
 
 logger = logging.getLogger(__name__)
 

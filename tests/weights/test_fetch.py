@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 
 from anomalygpt.fetch_weights import main
 from anomalygpt.weights.convert import CONVERTERS
-from anomalygpt.weights.fetch import WeightsUnavailable, ensure, read_manifest
-from anomalygpt.weights.sources import Weight, load_sources
+from anomalygpt.weights.fetch import Weight, WeightsUnavailable, ensure, load_sources
 from tests.processes import started, wait_until
 
 from .conftest import COMMIT, Hub, sha256, write_wheel
@@ -35,9 +34,8 @@ def tiny(hub: Hub, index: Path, tmp_path: Path) -> Path:
         "title": "Tiny", "licence": "MIT", "origin": "its authors", "path": "tiny/model.bin",
         "files": ["model.bin"],
         "sources": [
-            {"hub": "authors/tiny", "revision": "main", "files": ["model.bin"]},
-            {"wheel": "tinypackage", "version": "1.0", "sha256": sha256(wheel.read_bytes()), "member": MEMBER,
-             "member_sha256": sha256(TEXT)},
+            {"hub": "authors/tiny", "files": ["model.bin"]},
+            {"wheel": "tinypackage==1.0", "sha256": sha256(wheel.read_bytes()), "member": MEMBER},
         ],
     }  # fmt: skip
     table = tmp_path / "sources.yaml"
@@ -99,9 +97,9 @@ def test_corrupt_hub_file_is_refused_and_the_index_is_asked(hub: Hub, start_fetc
 @pytest.mark.parametrize(
     ("variable", "value", "reason"),
     [
-        ("HF_HUB_DISABLE_TELEMETRY", "1", "refused (Client error '404"),  # the hub lacks the file
-        ("HF_ENDPOINT", "http://127.0.0.1:9", "not reachable ("),
-        ("HF_HUB_OFFLINE", "1", "not reachable ("),
+        ("HF_HUB_DISABLE_TELEMETRY", "1", "Client error '404"),  # the hub lacks the file
+        ("HF_ENDPOINT", "http://127.0.0.1:9", "[Errno 111] Connection refused"),
+        ("HF_HUB_OFFLINE", "1", "Cannot reach"),
     ],
 )
 def test_hub_without_the_weight_costs_seconds_and_one_line(
@@ -122,7 +120,7 @@ def test_unreachable_sources_are_all_named(start_fetch: Fetch, index: Path, tmp_
     run = start_fetch()
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert "  - the Hugging Face hub, authors/tiny: refused (Client error '404" in errors
+    assert "  - the Hugging Face hub, authors/tiny: Client error '404" in errors
     assert "  - the package tinypackage==1.0 on the Python package index: pip: No matching distribution" in errors
     assert "Traceback" not in errors
     assert left_in(tmp_path / "root") == []
@@ -157,7 +155,6 @@ def test_member_of_a_wheel_is_published_with_a_manifest_and_completes_a_folder(o
     assert json.loads((path.parent / "manifest.json").read_text()) == {
         "name": "tiny", "title": "Tiny", "licence": "MIT", "origin": "its authors",
         "source": "tinypackage==1.0/model.bin",
-        "files": {"model.bin": {"size": len(TEXT), "sha256": sha256(TEXT)}},
     }  # fmt: skip
     path.unlink()
     (path.parent / "notes.txt").write_text("mine")
@@ -173,7 +170,6 @@ def test_present_weight_is_used_without_asking_anybody(only_index, index: Path, 
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "model.bin").write_bytes(b"put there by hand")
     assert ensure("tiny", tmp_path, sources=only_index).read_bytes() == b"put there by hand"
-    assert read_manifest(tmp_path / "tiny") == {}
 
 
 def test_wheel_with_another_digest_is_refused_with_both(only_index, index: Path, tmp_path: Path) -> None:
@@ -189,7 +185,7 @@ def test_wheel_with_another_digest_is_refused_with_both(only_index, index: Path,
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (ValueError("no class token"), "model.bin could not be converted: no class token"),
+        (ValueError("no class token"), ": no class token"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (SafetensorError("Io(No space left on device)"), "where there is a network and 1 GiB of disk"),
     ],
