@@ -21,10 +21,10 @@ from anomalygpt.model.checkpoint import (
     absent_file,
     check_names,
     delta_shapes,
-    file_shapes,
     load_delta,
     load_module,
     part_of,
+    read_tensors,
     shapes_of,
 )
 from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
@@ -170,7 +170,7 @@ def encoder_fault(config: EncoderConfig, file: Path) -> str:
     """Why a readable weight file is not this encoder's; empty where it is."""
     expected = shapes_of(_tower(_encoder_without_weights(config, META)).state_dict())
     try:
-        check_names(expected, file_shapes(file), file, SKIPPED.get(config.kind))
+        check_names(expected, shapes_of(read_tensors(file)), file, SKIPPED.get(config.kind))
     except CheckpointError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""

@@ -15,7 +15,6 @@ from torch import Tensor
 from anomalygpt.model.checkpoint import (
     CheckpointError,
     Shape,
-    damage,
     delta_name,
     identify,
     part_of,
@@ -74,8 +73,7 @@ def _probe_file(path: Path) -> Probe:
     try:
         tensors = read_tensors(path)
     except CheckpointError as error:
-        kind, what = damage(path) or ("damaged", _reason(error, path))
-        return Probe(kind, what, "it can't be loaded")
+        return Probe(error.kind, _reason(error, path), "it can't be loaded")
     shapes = {delta_name(name): shape for name, shape in shapes_of(tensors).items()}
     kind, what, width = identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
     parts = tuple(sorted({part for name in shapes if (part := part_of(name))}))
@@ -126,8 +124,8 @@ def _probe_language_model(folder: Path) -> Probe:
             shapes |= shapes_of(tensors)
             scales += [norm_scale(tensors)] if any(name.endswith("norm.weight") for name in tensors) else []
     except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
-        kind, what = (file.is_file() and damage(file)) or ("language_model", _reason(error, file))
-        return Probe(kind, f"a language model's folder, with {file.name}", what)
+        kind = getattr(error, "kind", "") or "language_model"
+        return Probe(kind, f"a language model's folder, with {file.name}", _reason(error, file))
     rows, width = (*shapes.get("model.embed_tokens.weight", ()), 0, 0)[:2]
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     wanted = config.get("num_hidden_layers")

@@ -125,7 +125,8 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
         _write_json(out / "config.json", config | {"vocab_size": shapes[EMBEDDING][0]})
         _write_json(out / MANIFEST, {"name": "Vicuna version 0", "sources": digests})
         index = {name: file for file, shard in names.items() for name in shard}
-        checkpoint.check_names(shapes, {n: s for f in names for n, s in checkpoint.file_shapes(out / f).items()}, out)
+        written = {n: tuple(value.shape) for f in names for n, value in read_tensors(out / f).items()}
+        checkpoint.check_names(shapes, written, out)
         _write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})  # nothing loads before
 
 
