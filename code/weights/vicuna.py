@@ -4,15 +4,15 @@ import hashlib
 import json
 import logging
 import shutil
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from anomalygpt.errors import UserError
-from anomalygpt.files import claimed, replacing, sha256
+from anomalygpt.files import claimed, sha256
 from anomalygpt.model import checkpoint
 from anomalygpt.model.checkpoint import CheckpointError, read_tensors, save_tensors
 from anomalygpt.model.probe import probe
@@ -101,20 +101,18 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
     # The delta's further row, for padding, is added to zeros.
     own |= {name: (own[name][0] + 1, *own[name][1:]) for name in (EMBEDDING, OUTPUT) if name in own}
     checkpoint.check_names(shapes, own, llama, ".*inv_freq$", advice=f"It has to be of the size of {delta}.")
+    planned = {name: torch.empty(shape, dtype=torch.float16, device="meta") for name, shape in shapes.items()}
+    shards = split_torch_state_dict_into_shards(planned, max_shard_size=SHARD_BYTES)
     with claimed(out, "--out"):
         logger.info("hashing %d files", len(base_files + files))
         sources = {"llama": base_files, "delta": files}
         digests = {what: {file.name: sha256(file) for file in paths} for what, paths in sources.items()}
         identity = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-        shards = _shards(shapes)
-        names = {f"model-{n + 1:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards)}
+        names = shards.filename_to_tensors
         done = [name for name in names if checkpoint.read_metadata(out / name).get("sources") == identity]
         others = {file.name for kind in ("*.safetensors", "*.bin") for file in out.glob(kind)}.difference(done)
         if others:
             raise UserError(f"{out}: holds other weights ({min(others)}); empty it, or choose another --out")
-        size = sum(2 * prod(shapes[name]) for file, shard in names.items() if file not in done for name in shard)
-        if (free := shutil.disk_usage(out).free) < size:
-            raise UserError(f"{out}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room")
         for file, shard in names.items():
             logger.info("%s: %s", out / file, "there already" if file in done else "writing")
             if file not in done:
@@ -122,25 +120,15 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
                 save_tensors(tensors, out / file, {"format": "pt", "sources": identity})
         _copy_tokenizer([delta, llama, llama.parent], out)  # Meta's lies beside the models' folders
         config = json.loads((delta / "config.json").read_text(encoding="utf-8")) | {"torch_dtype": "float16"}
-        _write_json(out / "config.json", config | {"vocab_size": shapes[EMBEDDING][0]})
-        _write_json(out / MANIFEST, {"name": "Vicuna version 0", "sources": digests})
-        index = {name: file for file, shard in names.items() for name in shard}
-        written = {n: tuple(value.shape) for f in names for n, value in read_tensors(out / f).items()}
-        checkpoint.check_names(shapes, written, out)
-        _write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})  # nothing loads before
-
-
-def _shards(shapes: dict[str, checkpoint.Shape]) -> list[list[str]]:
-    """Names in their order, divided so that each shard's float16 tensors have at most SHARD_BYTES, or are one."""
-    shards: list[list[str]] = []
-    size = SHARD_BYTES
-    for name, shape in shapes.items():
-        size += 2 * prod(shape)
-        if size > SHARD_BYTES:
-            shards.append([])
-            size = 2 * prod(shape)
-        shards[-1].append(name)
-    return shards
+        written = {name: value for file in names for name, value in read_tensors(out / file).items()}
+        checkpoint.check_names(shapes, checkpoint.shapes_of(written), out)
+        # The index comes last: nothing loads before.
+        for name, content in (
+            ("config.json", config | {"vocab_size": shapes[EMBEDDING][0]}),
+            (MANIFEST, {"name": "Vicuna version 0", "sources": digests}),
+            ("model.safetensors.index.json", {"metadata": {}, "weight_map": shards.tensor_to_filename}),
+        ):
+            (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _sum(name: str, base: dict[str, Mapped], change: dict[str, Mapped]) -> Tensor:
@@ -154,12 +142,6 @@ def _sum(name: str, base: dict[str, Mapped], change: dict[str, Mapped]) -> Tenso
 def _copy_tokenizer(folders: list[Path], out: Path) -> None:
     for name in TOKENIZER:
         if found := next((folder / name for folder in folders if (folder / name).is_file()), None):
-            with replacing(out / name) as temporary:
-                shutil.copyfile(found, temporary)
+            shutil.copyfile(found, out / name)
         elif name == TOKENIZER[0]:
             raise UserError(f"{folders[0]}: no {name} there, nor in {folders[1]}; put LLaMA's into one of them")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

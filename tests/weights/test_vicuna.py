@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from anomalygpt.errors import UserError
 from anomalygpt.model.checkpoint import read_tensors
 from anomalygpt.model.llm import load_llm
 from anomalygpt.model.probe import probe
@@ -169,10 +168,3 @@ def test_wrong_folder_is_one_line(tmp_path: Path, capsys, base: str, delta: str,
     line = [line for line in error.splitlines() if line.startswith("error: ")]
     assert ended.value.code == 2 and len(line) == 1 and words in line[0]
     assert not list((tmp_path / "out").glob("*.json"))
-
-
-def test_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(vicuna.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="GB are needed"):
-        vicuna.prepare_vicuna(write_llama(tmp_path, "bin"), write_delta(tmp_path), tmp_path / "out")
