@@ -13,25 +13,24 @@ from anomalygpt.errors import UserError, did_you_mean, user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetches what is missing and prints a line for each weight; 1 when one could not be had, 2 after a mistake."""
     from anomalygpt.config.load import PRETRAINED, resolve
-    from anomalygpt.weights.fetch import MANIFEST, SOURCES_FILE, WeightsUnavailable, ensure, load_sources
+    from anomalygpt.weights.fetch import MANIFEST, WeightsUnavailable, ensure, load_sources
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="weights to fetch (default: all in the table of sources)")
     parser.add_argument("--root", type=Path, default=resolve(PRETRAINED), help="weights folder (default: %(default)s)")
     parser.add_argument("--offline", action="store_true", help="only report what is there, fetch nothing")
-    parser.add_argument("--sources", type=Path, default=SOURCES_FILE, help="another table of sources, as of a mirror")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("anomalygpt").setLevel(logging.INFO)
     failed = 0
     with user_errors():
-        sources = load_sources(arguments.sources)
+        sources = load_sources()
         for name in arguments.names:
             if name not in sources:
                 raise UserError(f"there is no weight called {name!r}{did_you_mean(name, sorted(sources))}")
         for name in arguments.names or sources:
             try:
-                path = ensure(name, arguments.root, offline=arguments.offline, sources=sources)
+                path = ensure(name, arguments.root, offline=arguments.offline)
             except WeightsUnavailable as error:
                 print(error, file=sys.stderr)
                 failed = 1

