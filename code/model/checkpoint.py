@@ -162,10 +162,10 @@ def weight_files(folder: Path) -> list[Path]:
     if present.suffix != ".json":
         return [present]
     try:
-        shards = sorted(set(map(str, json.loads(present.read_text(encoding="utf-8"))["weight_map"].values())))
+        shards = sorted({*json.loads(present.read_text(encoding="utf-8"))["weight_map"].values()})
+        absent = [shard for shard in shards if not (folder / shard).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{present}: not an index of weight shards ({type(error).__name__})") from error
-    absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise CheckpointError(f"{folder}: {len(absent)} of {len(shards)} weight shards are missing: {_few(absent)}")
     return [folder / shard for shard in shards]
@@ -205,28 +205,22 @@ def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
     """
     models = defaultdict(lambda: "a language model", {4096: "7B", 5120: "13B"})
     sizes = {name.removeprefix("prompt_learner."): shape for name, shape in shapes.items() if len(shape) == 2}
-    if any(name.startswith("modality_trunks.") for name in shapes):
-        return "imagebind", f"an ImageBind checkpoint with {len(shapes)} tensors (imagebind_huge.pth has 1311)", 0
     if width := sizes.get("base_prompts", (0, 0))[1]:
         return "anomalygpt", f"an AnomalyGPT delta for {models[width]}: its prompts are {width} wide", width
     if width := sizes.get("llama_proj.weight", (0, 0))[0]:
         return "pandagpt", f"an upstream PandaGPT delta for {models[width]}: llama_proj is {width} wide", width
-    if any(name.startswith("image_decoder.") for name in shapes):
-        return "anomalygpt", "an AnomalyGPT delta for maps alone", 0
-    if any("lora_" in name for name in shapes):
-        return "lora", "a LoRA adapter without its llama_proj", 0
-    for kind, table, prefix in (
-        ("language_model", "model.embed_tokens.weight", "model.layers."),
-        ("llama_meta", "tok_embeddings.weight", "layers."),
+    for kind, pattern, table, what in (
+        ("imagebind", "modality_trunks", "", f"an ImageBind checkpoint with {len(shapes)} tensors, of 1311"),
+        ("anomalygpt", "image_decoder", "", "an AnomalyGPT delta for maps alone"),
+        ("lora", r".*\.lora_", "", "a LoRA adapter without its llama_proj"),
+        ("language_model", r"model\.(layers|embed_tokens)", "model.embed_tokens.weight", "a language model"),
+        ("llama_meta", "layers|tok_embeddings", "tok_embeddings.weight", "a language model in Meta's layout"),
+        ("open_clip", r"visual\.class_embedding", "", "a CLIP model in open_clip's layout"),
+        ("vit", "cls_token", "", "a Vision Transformer of timm"),
     ):
-        layers = {name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)}
-        rows, width = sizes.get(table, (0, 0))
-        if rows or layers:
-            what = f"a language model {width} wide with {rows} tokens" if rows else "a shard of a language model"
-            return kind, f"{what} and {len(layers)} layers in this file", width
-    if "visual.class_embedding" in shapes:
-        return "open_clip", "a CLIP model in open_clip's layout", 0
-    return ("vit", "a Vision Transformer of timm", 0) if {"cls_token", "pos_embed"} <= shapes.keys() else None
+        if any(re.match(pattern, name) for name in shapes):
+            return kind, what, sizes.get(table, (0, 0))[1]
+    return None
 
 
 def _few(names: Sequence[str]) -> str:

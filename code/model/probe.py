@@ -78,7 +78,7 @@ def _probe_file(path: Path) -> Probe:
     kind, what, width = identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
     parts = tuple(sorted({part for name in shapes if (part := part_of(name))}))
     if kind in ("language_model", "llama_meta"):
-        if norm_scale(tensors) < SMALLEST_NORM:
+        if max(_norm_scales(tensors), default=1.0) < SMALLEST_NORM:
             kind, what = "vicuna_delta", f"{what}, of a delta that was not applied to LLaMA"
         return Probe(kind, what, "it belongs into a folder with config.json and its other files", width)
     if kind in ("pandagpt", "anomalygpt") and width in SIZES:
@@ -94,10 +94,10 @@ def _probe_file(path: Path) -> Probe:
     return Probe(kind, what, fault, width, parts)
 
 
-def norm_scale(tensors: Mapping[str, Tensor]) -> float:
-    """The largest mean magnitude of a normalisation layer's weights; 1 where there are none."""
+def _norm_scales(tensors: Mapping[str, Tensor]) -> list[float]:
+    """The mean magnitude of the weights of each normalisation layer."""
     norms = [v for n, v in tensors.items() if n.endswith("norm.weight") and v.dim() == 1 and v.is_floating_point()]
-    return max((float(value[:8192].float().abs().mean()) for value in norms), default=1.0)
+    return [float(value[:8192].float().abs().mean()) for value in norms]
 
 
 def _probe_meta(folder: Path) -> Probe:
@@ -116,13 +116,13 @@ def _probe_meta(folder: Path) -> Probe:
 
 def _probe_language_model(folder: Path) -> Probe:
     shapes: dict[str, Shape] = {}
-    scales, file = [0.0], folder
+    scales, file = [], folder
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         for file in weight_files(folder):
             tensors = read_tensors(file)
             shapes |= shapes_of(tensors)
-            scales += [norm_scale(tensors)] if any(name.endswith("norm.weight") for name in tensors) else []
+            scales += _norm_scales(tensors)
     except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
         kind = getattr(error, "kind", "") or "language_model"
         return Probe(kind, f"a language model's folder, with {file.name}", _reason(error, file))
@@ -134,7 +134,7 @@ def _probe_language_model(folder: Path) -> Probe:
         fault = "no tokeniser: tokenizer.model or tokenizer.json"
     kind, what = "language_model", f"a language model of type {config.get('model_type')} with {rows} rows"
     if config.get("model_type") == "llama" and rows in (LLAMA_ROWS, LLAMA_ROWS + 1):
-        kind, what = _llama(folder, config, rows, max(scales))
+        kind, what = _llama(folder, config, rows, max(scales, default=1.0))
     return Probe(kind, f"{what}, {_size(width)}", fault, width)
 
 
