@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anomalygpt.config.load import PRETRAINED, home, load_config, names, nor, resolve
+from anomalygpt.config.load import PRETRAINED, load_config, names, nor, resolve
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -18,7 +18,6 @@ from anomalygpt.model.chat import TemplateTokenizer
 from anomalygpt.model.checkpoint import (
     PARTS,
     CheckpointError,
-    absent_file,
     check_names,
     delta_shapes,
     load_delta,
@@ -272,6 +271,12 @@ def available(path: str, setting: str) -> Path:
         if name is None and setting == "llm.weights" and is_hub_name(path):
             return hub_folder(path)
         if name is None:
-            raise absent_file(full, nor(path), setting, home(), names())
+            advice = (
+                "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or use"
+            )
+            advice += " `--config compact`, which needs none of the paper's weights; or name another"
+            if (run := full.parent.name) in names() and full.parent.parent == resolve("runs"):
+                advice = f"Train the experiment that writes it: python train.py --config {run}; or name another"
+            raise CheckpointError(f"{full}: not there{nor(path)}. {advice} ({setting})")
         ensure(name, resolve(PRETRAINED))
     return full

@@ -6,7 +6,7 @@ import logging
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,6 @@ class CheckpointError(UserError, ValueError):
     """
 
     kind = ""
-
-
-def absent_file(path: Path, nor: str, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
-    """The error for an absent weight file, named by a ``setting``; ``home`` is the folder of relative paths.
-
-    ``nor`` names the second place where it is not, if there is one.
-    """
-    advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or choose"
-    advice += " `--config compact`, which runs without the paper's weights, or name another file"
-    if (run := path.parent.name) in experiments and path.parent.parent == (home / "runs").resolve():
-        advice = f"Train the experiment that writes it to its end: python train.py --config {run}; or name another file"
-    return CheckpointError(f"{path}: not there{nor}. {advice} ({setting})")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -36,10 +36,10 @@ class Probe:
     """A file or folder, recognised.
 
     Attributes:
-        kind: ``imagebind``, ``vit``, ``pandagpt``, ``anomalygpt``, ``lora``, ``vicuna_v0``, ``vicuna_v1``, ``llama``,
-            ``llama_or_vicuna``, ``llama_2``, ``vicuna_delta``, ``llama_meta``, ``language_model``, ``unknown``;
-            or why it can't be read: ``missing``, ``zero_checkpoint``, ``lfs_pointer``, ``web_page``, ``text``,
-            ``archive``, ``gguf``, ``truncated``, ``damaged``.
+        kind: ``imagebind``, ``vit``, ``open_clip``, ``pandagpt``, ``anomalygpt``, ``lora``, ``vicuna_v0``,
+            ``vicuna_v1``, ``llama``, ``llama_or_vicuna``, ``llama_2``, ``vicuna_delta``, ``llama_meta``,
+            ``language_model``, ``unknown``; or why it can't be read: ``missing``, ``zero_checkpoint``, ``damaged``,
+            ``truncated``, or a kind of ``checkpoint.OTHER_FILES``.
         what: the same in words, and how sure that is.
         fault: what is missing or wrong in it; empty where it is complete.
         width: of the language model that it is, or is for; 0 where that is unknown.
@@ -128,10 +128,11 @@ def _probe_language_model(folder: Path) -> Probe:
         return Probe(kind, f"a language model's folder, with {file.name}", _reason(error, file))
     rows, width = (*shapes.get("model.embed_tokens.weight", ()), 0, 0)[:2]
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
-    wanted = config.get("num_hidden_layers")
-    fault = f"{len(layers)} of {wanted} layers" if layers and len(layers) != wanted else ""
-    if not fault and not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    fault = ""
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         fault = "no tokeniser: tokenizer.model or tokenizer.json"
+    if layers and len(layers) != (wanted := config.get("num_hidden_layers")):
+        fault = f"{len(layers)} of {wanted} layers"
     kind, what = "language_model", f"a language model of type {config.get('model_type')} with {rows} rows"
     if config.get("model_type") == "llama" and rows in (LLAMA_ROWS, LLAMA_ROWS + 1):
         kind, what = _llama(folder, config, rows, max(scales, default=1.0))

@@ -110,8 +110,8 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
             if file not in done:
                 tensors = {name: _sum(name, base[name](), change[name]()) for name in shard}
                 save_tensors(tensors, out / file, {"format": "pt", "sources": identity})
-        for file in delta.glob("*token*"):
-            shutil.copyfile(file, out / file.name)
+        for source in delta.glob("*token*"):
+            shutil.copyfile(source, out / source.name)
         config = json.loads((delta / "config.json").read_text(encoding="utf-8")) | {"torch_dtype": "float16"}
         written = {name: value for file in names for name, value in read_tensors(out / file).items()}
         checkpoint.check_names(shapes, checkpoint.shapes_of(written), out)
