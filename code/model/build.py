@@ -271,10 +271,8 @@ def available(path: str, setting: str) -> Path:
         if name is None and setting == "llm.weights" and is_hub_name(path):
             return hub_folder(path)
         if name is None:
-            advice = (
-                "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or use"
-            )
-            advice += " `--config compact`, which needs none of the paper's weights; or name another"
+            advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or"
+            advice += " use `--config compact`, which needs none of the paper's weights; or name another"
             if (run := full.parent.name) in names() and full.parent.parent == resolve("runs"):
                 advice = f"Train the experiment that writes it: python train.py --config {run}; or name another"
             raise CheckpointError(f"{full}: not there{nor(path)}. {advice} ({setting})")
