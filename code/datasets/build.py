@@ -9,12 +9,11 @@ from anomalygpt.config.load import nor, resolve
 from anomalygpt.config.schema import DataConfig
 from anomalygpt.datasets.annotations import index_coco, index_labelme, index_yolo
 from anomalygpt.datasets.class_info import ClassInfo, folder_infos
-from anomalygpt.datasets.csv_table import index_csv
+from anomalygpt.datasets.csv_table import index_csv, index_visa
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.findings_samples import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
-from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.photos import configure, load_image
@@ -22,18 +21,15 @@ from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offende
 from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
-from anomalygpt.datasets.visa import index_visa
 
 logger = logging.getLogger(__name__)
 
 TrainingPairs = SimulatedPairs | SupervisedPairs
 Indexer = Callable[[Path, Sequence[str] | None], list[ImageRecord]]
 INDEXERS: Mapping[str, Indexer] = {
-    "mvtec": index_tree,
+    **dict.fromkeys(("mvtec", "loco", "mvtec_ad_2", "mpdd", "btad", "folder"), index_tree),
     "visa": index_visa,
-    "loco": index_loco,
     "crack_forest": index_crack_forest,
-    **dict.fromkeys(("mvtec_ad_2", "mpdd", "btad", "folder"), index_tree),
     **dict.fromkeys(("kolektor_sdd", "kolektor_sdd2", "dagm"), index_marked),
     "real_iad": index_real_iad,
     "coco": index_coco,
