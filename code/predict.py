@@ -273,7 +273,7 @@ def _check(arguments: Namespace) -> None:
 
 def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
     """How photos are read: as the saved references were, which the command line may not contradict."""
-    from anomalygpt.datasets.ignored import embedded
+    from anomalygpt.datasets.photos import embedded
     from anomalygpt.inference.reference_file import saved_photo_settings
 
     saved = saved_photo_settings(arguments.references) if arguments.references else None
