@@ -113,7 +113,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         bits = 32 if image.mode == "I" else 16
         return _eight_bits(np.asarray(image), bits, None, str(image.info.get("source", "the photo")), PhotoSettings())
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+    if image.has_transparency_data:
         front = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
     return image.convert("RGB")
@@ -201,10 +201,11 @@ def _other(path: Path, settings: PhotoSettings) -> Image.Image:
             photo = _eight_bits(np.asarray(image), 16, 65535, str(path), settings)
         else:
             return to_rgb(_reduced(image, settings) if image.mode in ("L", "RGB", "CMYK") else image)
-        return _turned(photo, image.getexif().get(ORIENTATION, 1))
+        return turned(photo, image.getexif().get(ORIENTATION, 1))
 
 
-def _turned(photo: Image.Image, orientation: int) -> Image.Image:
+def turned(photo: Image.Image, orientation: int) -> Image.Image:
+    """An image turned as EXIF's orientation (1 to 8) says."""
     photo.getexif()[ORIENTATION] = orientation
     return ImageOps.exif_transpose(photo)
 
@@ -249,7 +250,7 @@ def _tiff(path: Path, settings: PhotoSettings) -> Image.Image:
             values = _with_opencv(path) >> (16 - bits)
     most = tags.get(341, tags.get(281))  # statistics programs write the photo's own extremes
     photo = _eight_bits(values, bits, most if most in FULL_SCALES else None, str(path), settings)
-    return _turned(ImageOps.invert(photo) if tags.get(262) == 0 else photo, tags.get(ORIENTATION, 1))
+    return turned(ImageOps.invert(photo) if tags.get(262) == 0 else photo, tags.get(ORIENTATION, 1))
 
 
 def _eight_bits(values: Values, bits: int, most: float | None, what: str, settings: PhotoSettings) -> Image.Image:

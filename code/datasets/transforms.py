@@ -17,11 +17,6 @@ MVTEC_THRESHOLD = 0.1
 VISA_SHARE_OF_MAXIMUM = 0.01
 
 
-def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
-    """(H, W) bool -> mode L, 0 and 255."""
-    return Image.fromarray(np.where(flags, np.uint8(255), np.uint8(0)))
-
-
 def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:
     """A mask (mode L) on its photo's own pixels, ``> 0.1``; one of another size is resized, bilinear.
 
