@@ -124,21 +124,17 @@ def _levels(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
 
 
 def _palette(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
-    """Numbers of labels, or colours where the palette is grey or its first colour can't be the background."""
+    """Colours where one of them is black, else the numbers of labels."""
     indices, shown = np.asarray(image), np.asarray(image.convert("RGB"))
     counts = np.bincount(indices.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     colours = np.array([shown[indices == index][0] for index in used])
-    black: NDArray[np.bool_] = (colours == 0).all(axis=1)
-    if len(np.unique(colours, axis=0)) < len(used):  # a palette that tells nothing apart
+    black: NDArray[np.bool_] = ~colours.any(axis=1)
+    if len(np.unique(colours, axis=0)) < len(used) or (used[0] == 0 and not black.any()):  # numbers, not colours
         return _grey(indices, lossy, path)
-    if (colours == colours[:, :1]).all() and black.any():
-        return _grey(shown[..., 0], lossy, path)
-    if used[0] == 0 and black.any() and not black[0]:
-        if counts[0] >= counts[used[black]].max():
-            raise DatasetError(f"{path}: the background may be black or the palette's number 0; save it as 0 and 255")
-        return _colours(shown, lossy, path)
-    return _grey(indices, lossy, path) if used[0] == 0 else _colours(shown, lossy, path)
+    if used[0] == 0 and not black[0] and counts[0] >= counts[used[black]].max():
+        raise DatasetError(f"{path}: the background may be black or the palette's number 0; save it as 0 and 255")
+    return _colours(shown, lossy, path)
 
 
 def _colours(rgb: Values, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
@@ -189,7 +185,7 @@ def _fills_areas(values: Values, low: float, high: float) -> bool:
 
 
 def _white(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return flags.astype(np.uint8) * np.uint8(255)
+    return 255 * flags.astype(np.uint8)
 
 
 def _stored_size(photo: Path) -> tuple[tuple[int, int], int]:

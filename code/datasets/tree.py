@@ -26,7 +26,6 @@ from anomalygpt.files import read_yaml
 
 EXPECTED = "expected <class>/train/good, test/<defect> and ground_truth/<defect>, or <class>/good, <defect> and masks"
 BESIDE = ("mask", r"ground[ _-]?truth", "gt", "bm")  # the words of a mask that lies among photos
-NUMBERED = r"(.+?)[ _.(-]+\d+\)?"
 
 
 @cache
@@ -197,20 +196,20 @@ def _match_masks(
     for group, images in photos.items():
         stems = {image.stem.casefold() for image in images}
         kind = plain(group.folder.name) if group.defect != GOOD else ""
-        besides |= {i: kind for i in images if any(s in stems for s, said in _photo_stems(i.stem, BESIDE) if said)}
+        besides |= {i: kind for i in images if stems.intersection(_without_words(i.stem, BESIDE))}
         for image in (image for image in images if image not in besides):
             for key in {image.stem.casefold(), image.name.casefold()}:
                 for place in (kind, None) if kind else ("",):
                     owners[place, key].append(image)
-    found: defaultdict[Path, list[tuple[bool, Path]]] = defaultdict(list)
+    found: defaultdict[Path, list[Path]] = defaultdict(list)
     orphans: list[tuple[str | None, Path]] = []
     inside = _masks_in(mask_folders, {kind for kind, _ in owners if kind})
     for place, mask, stem in (*inside, *((kind, mask, mask.stem) for mask, kind in besides.items() if kind)):
-        named = list(_photo_stems(stem, names()["mask_words"]))
-        own, said = next(((owners[place, s], said) for s, said in named if (place, s) in owners), ([], False))
+        stems = [stem.casefold(), *_without_words(stem, names()["mask_words"]), _without_number(stem.casefold())]
+        own = next((owners[place, s] for s in stems if (place, s) in owners), [])
         if own:
-            found[_the_one(mask, own)].append((said, mask))
-        elif place or not any(("", s) in owners for s, _ in named):  # of a flat folder some masks may be of good photos
+            found[_the_one(mask, own)].append(mask)
+        elif place or not any(("", s) in owners for s in stems):  # of a flat folder some masks may be of good photos
             orphans.append((place, mask))
     unmarked = {place for (place, _), own in owners.items() if place != "" and not found.keys() >= {*own}}
     if orphans:  # a misspelt mask would silently turn a marked defect into an unmarked one
@@ -220,7 +219,7 @@ def _match_masks(
         if serious:
             raise DatasetError(f"{message}; expected <stem>_mask.png")
         reading_warning(message)
-    return {photo: _said_to_be_masks(masks) for photo, masks in found.items()}, besides
+    return {photo: tuple(sorted(masks)) for photo, masks in found.items()}, besides
 
 
 def _masks_in(folders: Sequence[Path], kinds: set[str]) -> Iterator[tuple[str | None, Path, str]]:
@@ -236,17 +235,16 @@ def _masks_in(folders: Sequence[Path], kinds: set[str]) -> Iterator[tuple[str | 
             yield from ((kind, mask, deeper.name) for deeper in _folders(sub) for mask in list_images(deeper))
 
 
-def _photo_stems(stem: str, words: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """The photos' stems that a mask's may name, likeliest first, and whether one of the words says it is a mask."""
-    stem, word = stem.casefold(), "|".join(words)
-    yield stem, False
-    for pattern in (rf"(.+?)[ _.-]+(?:{word})(?:[ _.(-]*\d+\)?)?", rf"(?:{word})[ _.-]+(.+)"):
-        if match := re.fullmatch(pattern, stem):
-            yield match[1], True
-            if inner := re.fullmatch(NUMBERED, match[1]):
-                yield inner[1], True
-    if match := re.fullmatch(NUMBERED, stem):
-        yield match[1], False
+def _without_words(stem: str, words: Sequence[str]) -> list[str]:
+    """The photos' stems, in lower case, that a mask's names beside one of the words, likeliest first."""
+    word = "|".join(words)
+    patterns = (rf"(.+?)[ _.-]+(?:{word})(?:[ _.(-]*\d+\)?)?", rf"(?:{word})[ _.-]+(.+)")
+    found = [match[1] for pattern in patterns if (match := re.fullmatch(pattern, stem.casefold()))]
+    return [each for left in found for each in (left, _without_number(left))]
+
+
+def _without_number(stem: str) -> str:
+    return re.sub(r"(?<=.)[ _.(-]+\d+\)?$", "", stem)
 
 
 def _the_one(mask: Path, owners: Sequence[Path]) -> Path:
@@ -258,11 +256,3 @@ def _the_one(mask: Path, owners: Sequence[Path]) -> Path:
     several = first_offenders(f"{owner.parent.name}/{owner.name}" for owner in owners)
     advice = f"put it in {mask.parent}/<defect>/, or give photos of one defect different names"
     raise DatasetError(f"{mask}: may be the mask of {several}; {advice}")
-
-
-def _said_to_be_masks(masks: Sequence[tuple[bool, Path]]) -> tuple[Path, ...]:
-    """The masks whose names say so; all of them where none does. A photo's copy often lies beside its mask."""
-    named, others = (sorted(mask for said, mask in masks if said is which) for which in (True, False))
-    if named and others:
-        reading_warning(f"{others[0]}: not read, for {named[0].name} is taken as the mask; remove one of them")
-    return tuple(named or others)

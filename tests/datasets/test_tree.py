@@ -103,13 +103,6 @@ def test_all_masks_of_a_photo_are_found_and_none_is_a_photo(parts, write_photo, 
     assert len(found) == 6 and not found["bad0.jpg"]
 
 
-def test_a_copy_of_the_photo_beside_its_mask_is_not_read_as_one(parts, write_photo, capsys):
-    write_photo(parts / "gear" / "masks" / "bad1.png")
-    write_photo(parts / "gear" / "masks" / "bad1_mask.png", value=255)
-    assert masks_of(parts)["bad1.jpg"] == ["bad1_mask.png"]
-    assert "bad1.png: not read, for bad1_mask.png is taken as the mask" in capsys.readouterr().err
-
-
 def test_a_mask_of_two_photos_is_an_error_unless_each_has_its_own(parts, write_photo):
     write_photo(parts / "gear" / "defect" / "bad1.png")
     mask = write_photo(parts / "gear" / "masks" / "defect" / "bad1_mask.png", value=255)
