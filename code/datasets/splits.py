@@ -22,18 +22,14 @@ def normal_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> 
             more, and never all. A class with a validation split (LOCO) keeps its training photos: that split
             is held back in their place, or nothing for fraction 0.
     """
-    own = in_order(r for r in records if r.split == "validation" and not r.is_anomalous)
-    divided = {record.class_name for record in own}
+    own_photos = in_order(r for r in records if r.split == "validation" and not r.is_anomalous)
+    divided = {record.class_name for record in own_photos}
     groups: defaultdict[tuple[bool, str], list[ImageRecord]] = defaultdict(list)
     for record in records:
         if record.split == "train" and not record.is_anomalous:
             groups[record.class_name in divided, record.class_name].append(record)
-    train: list[ImageRecord] = []
-    held_back: list[ImageRecord] = []
-    for (is_divided, name), group in sorted(groups.items()):
-        kept, held = _hold_back(group, 0 if is_divided else fraction, name, seed)
-        train, held_back = train + kept, held_back + held
-    return train, (held_back + own if fraction > 0 else [])
+    parts = [_hold_back(group, 0 if own else fraction, name, seed) for (own, name), group in sorted(groups.items())]
+    return _joined([*parts, ([], own_photos if fraction > 0 else [])])
 
 
 def supervised_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> Division:
@@ -45,15 +41,16 @@ def supervised_split(records: Sequence[ImageRecord], fraction: float, seed: int)
     Args:
         fraction: of each class's defects of a name that is held back; of normal photos as in :func:`normal_split`.
     """
-    train, held_back = normal_split(records, fraction, seed)
     groups: defaultdict[tuple[str, str], list[ImageRecord]] = defaultdict(list)
     for record in records:
         if record.is_anomalous and record.masks:
             groups[record.class_name, record.defect].append(record)
-    for names, group in sorted(groups.items()):
-        kept, held = _hold_back(group, fraction, "/".join(names), seed)
-        train, held_back = train + kept, held_back + held
-    return train, held_back
+    defects = [_hold_back(group, fraction, "/".join(names), seed) for names, group in sorted(groups.items())]
+    return _joined([normal_split(records, fraction, seed), *defects])
+
+
+def _joined(parts: Sequence[Division]) -> Division:
+    return [record for train, _ in parts for record in train], [record for _, held in parts for record in held]
 
 
 def _hold_back(group: Sequence[ImageRecord], fraction: float, name: str, seed: int) -> Division:

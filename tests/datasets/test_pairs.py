@@ -12,16 +12,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from anomalygpt.datasets.csv_table import index_visa
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.layouts import index_crack_forest
-from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import positions_of
 from anomalygpt.datasets.sample import collate_pairs
 from anomalygpt.datasets.tree import index_tree
-from anomalygpt.datasets.visa import index_visa
 from anomalygpt.inference.answers import parse_verdict
 
 PLACE = re.compile(r"the (top left|top right|bottom left|bottom right|top|bottom|left|right|center)\b")
@@ -35,7 +34,7 @@ def train_records(mvtec_tree):
 @pytest.fixture
 def all_records(mvtec_tree, visa_tree, loco_tree, crack_tree):
     # The other trees are in folders of the MVTec tree that hold no train/.
-    trees = (index_tree(mvtec_tree), index_visa(visa_tree), index_loco(loco_tree), index_crack_forest(crack_tree))
+    trees = (index_tree(mvtec_tree), index_visa(visa_tree), index_tree(loco_tree), index_crack_forest(crack_tree))
     return [record for tree in trees for record in tree]
 
 
