@@ -11,7 +11,7 @@ from anomalygpt.datasets.annotations import index_coco, index_labelme, index_yol
 from anomalygpt.datasets.class_info import ClassInfo, folder_infos
 from anomalygpt.datasets.csv_table import index_csv
 from anomalygpt.datasets.dialogue import Wording
-from anomalygpt.datasets.findings_samples import FindingsConversations
+from anomalygpt.datasets.findings_dialogue import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
 from anomalygpt.datasets.loco import index_loco
