@@ -133,8 +133,7 @@ def build_pairs(
     train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
     if not train:
         raise DatasetError("data.sources hold no normal training photos (train/good)")
-    changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}
-    options = (transform, seed, config.patch_source, config.drawn_share, wording, changes)
+    options = (transform, seed, config.patch_source, config.drawn_share, wording)
     return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
 
 
