@@ -2,13 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from anomalygpt.datasets.class_info import noun_phrase
+from anomalygpt.datasets.class_info import noun_phrase, phrase_table
 
 Status = Literal["good", "defective", "can't tell"]
 Form = Literal["compact", "elongated", "scattered"]
@@ -109,11 +105,9 @@ def size_word(area: float) -> str:
     return next((word for word, limit in SIZE_LIMITS if area < limit), "large")
 
 
-@cache
 def finding_phrases(language: Language) -> dict[str, Any]:
     """Questions, answers and words about findings in one language."""
-    path = Path(__file__).with_name("phrases") / f"findings_{language}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return phrase_table(f"findings_{language}")
 
 
 def percent(share: float, language: Language = "en") -> str:

@@ -15,7 +15,6 @@ from typing import Literal
 from anomalygpt.datasets.class_info import noun_phrase, spoken_name
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, size_word
 from anomalygpt.inference.answer_claims import (
-    SIZES,
     Claim,
     ClaimReader,
     Subject,
@@ -147,8 +146,9 @@ def _is_supported(claim: Claim, findings: Findings) -> bool:
     if isinstance(value, tuple) and claim.kind in ("size", "probability"):
         return _is_share(*value) != denied
     if claim.kind == "size" and value:
-        actual = [SIZES.index(size_word(area)) for area in areas_of(claim.scope, findings)] if regions else []
-        size = SIZES.index(value)
+        sizes = list(word_table("en")["size"])
+        actual = [sizes.index(size_word(area)) for area in areas_of(claim.scope, findings)] if regions else []
+        size = sizes.index(value)
         return not actual or (size != actual[0] if denied else any(abs(size - other) <= 1 for other in actual))
     if claim.kind == "form":
         forms = {region.form for region in regions}
