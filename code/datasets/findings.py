@@ -1,5 +1,6 @@
 """What is known about one photo, as a record: the source of the badge, the table, JSON, prompt and answers."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -98,6 +99,11 @@ class Findings:
         for region in regions:
             del region["place"]
         return {**asdict(self), **derived, "places": list(self.places), "regions": regions}
+
+
+def language_of(question: str) -> Language:
+    """The language to answer in: Chinese where the question has a Chinese character, else English."""
+    return "zh" if re.search("[㐀-鿿]", question) else "en"
 
 
 def size_word(area: float) -> str:
