@@ -11,7 +11,7 @@ from anomalygpt.datasets.annotations import index_coco, index_labelme, index_yol
 from anomalygpt.datasets.class_info import ClassInfo, folder_infos
 from anomalygpt.datasets.csv_table import index_csv, index_visa
 from anomalygpt.datasets.dialogue import Wording
-from anomalygpt.datasets.findings_samples import FindingsConversations
+from anomalygpt.datasets.findings_dialogue import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
 from anomalygpt.datasets.overview import overview
@@ -105,8 +105,7 @@ def build_pairs(
     if not is_real:
         if not train:
             raise DatasetError("data.sources hold no normal training photos (train/good)")
-        changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}
-        options = (transform, seed, config.patch_source, config.drawn_share, wording, changes)
+        options = (transform, seed, config.patch_source, config.drawn_share, wording)
         return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
     unmarked = sum(record.is_anomalous and not record.masks for record in records)
     if unmarked:
