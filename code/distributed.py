@@ -1,13 +1,11 @@
 """Joins the processes of one run: rank, device, and the few collectives that training and evaluation use."""
 
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 
 from anomalygpt.errors import UserError
@@ -137,10 +135,3 @@ def barrier() -> None:
     """Waits until every process has called it."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier(group=_barrier_group[0] if _barrier_group else None)
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python's, NumPy's and PyTorch's generators."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (libraries still draw from the global generator)
-    torch.manual_seed(seed)

@@ -96,9 +96,10 @@ def _train(config: ExperimentConfig, device: str) -> None:
 
 
 def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
+    import torch
+
     from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
     from anomalygpt.datasets.transforms import ImageTransform
-    from anomalygpt.distributed import seed_everything
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
     from anomalygpt.model.build import build_model, image_spec, trainable_parts
     from anomalygpt.training.dry_run import parameter_table
@@ -106,7 +107,7 @@ def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
     from anomalygpt.training.loop import Data, Trainer
 
     settings = config.training
-    seed_everything(config.seed)
+    torch.manual_seed(config.seed)
     # Data first, so that a wrong path is reported before gigabytes of weights are read.
     spec = image_spec(config.encoder)
     transform = ImageTransform(spec.size, spec.mean, spec.std)
@@ -126,7 +127,6 @@ def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
     # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
     # does not allow.
     model.states([*sorted(classes), UNNAMED_CLASS])
-    seed_everything(config.seed + process.rank)  # all start from the same weights, but dropout must differ
     steps = total_steps(settings, len(train))
     unit = "conversations" if config.data.findings else "pairs"
     logger.info("%d training %s, %d steps of %d", len(train), unit, steps, settings.batch_size)

@@ -250,7 +250,6 @@ class TrainingConfig(Settings):
     gradient_checkpointing: bool = True
     save_every: Positive = 500
     keep_checkpoints: Positive = 2
-    log_every: Positive = 1
     validate_every: Positive = 500
     validation_pairs: Positive = 64
     picture_every: Positive = 500

@@ -8,7 +8,6 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -63,8 +62,6 @@ def endless_batches(
         collate_fn=collate,
         drop_last=True,
         pin_memory=process.device.type == "cuda",
-        # A separate generator: a new epoch would draw from the one that dropout uses, and a resumed run would differ.
-        generator=torch.Generator(),
         worker_init_fn=_ignore_signals,
         persistent_workers=workers > 0,  # forking a process that holds a model of gigabytes takes seconds
     )

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
@@ -31,7 +30,6 @@ from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import endless_batches
 from anomalygpt.training.engine import accumulation_steps
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
-from anomalygpt.training.trackers import Tracker
 from anomalygpt.training.validation import LOSS_PARTS, draw_samples, validate
 
 logger = logging.getLogger(__name__)
@@ -70,21 +68,17 @@ class Trainer:
         # A resumed run finds its place in the data by these and the number of processes. micro_batch_size may change,
         # so that a run can be resumed with less memory: at most an epoch's incomplete last micro-batch differs.
         self._identity = {
-            "number of processes": process.world_size,
-            "training.zero_stage": self.settings.zero_stage,
-            "training.precision": self.settings.precision,
+            **{f"training.{name}": getattr(self.settings, name) for name in ("zero_stage", "precision", "batch_size")},
             "training.offload_optimizer": self.settings.offloads,
             "training.trainable": sorted(self.settings.trainable),
-            "training.batch_size": self.settings.batch_size,
+            "number of processes": process.world_size,
             "seed": config.seed,
             "training pairs": len(data.train),  # type: ignore[arg-type]
             "held-back pairs": len(data.validation) if data.validation is not None else 0,  # type: ignore[arg-type]
             "instructions": len(data.instructions) if data.instructions is not None else 0,
         }
         self._log: MetricsLog | None = None
-        self._tracker: Tracker | None = None
         self._not_finite: list[str] = []  # photos of the step whose losses are not
-        self._best: checkpoints.BestWeights | None = None
         self._stop_requested = False
 
     def run(self) -> None:
@@ -101,9 +95,10 @@ class Trainer:
         step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
         # Second: a refused run must not overwrite the settings that the folder's run has recorded.
         on_main(self.process.is_main, lambda: checkpoints.record_run(self.config, self.folder))
-        self._best = checkpoints.BestWeights(self.folder, self.process, resumed=step > 0)
-        board = resolve(self.settings.log) if self.settings.log else None
-        self._log = MetricsLog(self.folder, step, board) if self.process.is_main else None
+        if self.process.is_main:
+            self._log = MetricsLog(self.folder, self.config, step)
+            if step == 0:
+                (self.folder / checkpoints.BEST).unlink(missing_ok=True)  # another run's
         batches = partial(
             endless_batches,
             batch_size=self.settings.micro_batch_size,
@@ -112,8 +107,6 @@ class Trainer:
             workers=self.config.data.workers,
             start=step * self.accumulation,
         )
-        if self.process.is_main:
-            self._tracker = Tracker(self.config)
         with ExitStack() as stack:  # an error must end the loader processes, too
             collate = collate_findings if self.config.data.findings else collate_pairs
             pairs = stack.enter_context(closing(batches(self.data.train, collate)))
@@ -150,23 +143,30 @@ class Trainer:
                 numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
                 bar.update()
                 bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
-                if step % self.settings.log_every == 0:
-                    self._write("train", step, numbers)
+                if self._log:
+                    self._log.write("train", step, **numbers)
                 self._after_step(step)
 
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps
         stopping = not all_agree(not self._stop_requested)
-        if last or (step % self.settings.validate_every == 0 and not stopping):  # launchers give a stop 30 seconds
-            self._validate(step)
-        picture = not self.config.data.findings  # which has no photos
-        if picture and (last or (step % self.settings.picture_every == 0 and not stopping)):
+
+        def due(every: int) -> bool:
+            return last or (step % every == 0 and not stopping)  # launchers give a stop 30 seconds
+
+        if self.data.validation is not None and due(self.settings.validate_every):
+            numbers = validate(self.model, self.data.validation, self.config, self.process)
+            _require_finite(step, numbers)
+            logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
+            trainable = self.settings.trainable
+            checkpoints.keep_best(self.model, trainable, self.folder, step, numbers["total"], self.process)
+            if self._log:
+                self._log.write("validation", step, **numbers)
+        if not self.config.data.findings and due(self.settings.picture_every):  # findings have no photos
             path = self.folder / "samples" / f"step{step:07d}.png"
             draw_samples(self.model, self.data.validation or self.data.train, self.config, self.process, path)
-            if self._log and self._tracker:
+            if self._log:
                 self._log.write_picture(step, path)
-                self._tracker.write_picture(step, path)
-        stopping = stopping or not all_agree(not self._stop_requested)
         if last or stopping or step % self.settings.save_every == 0:
             weights = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
             if not all_agree(all(bool(weight.isfinite().all()) for weight in weights)):
@@ -186,7 +186,10 @@ class Trainer:
         self.model.train()
         sums = dict.fromkeys(LOSS_PARTS, 0.0)
         for micro in range(self.accumulation):
-            pair_batch = next(pairs)
+            pair_batch, batch = next(pairs), next(instructions) if instructions is not None else None
+            # Dropout's draws depend on the place in the run alone, so that a resumed run has the same.
+            place = [self.config.seed, step, micro, self.process.rank]
+            torch.manual_seed(int(np.random.default_rng(place).integers(2**62)))
             losses = self._losses(pair_batch, step, micro)
             if not losses.total.isfinite():
                 self._not_finite += getattr(pair_batch, "photos", ())
@@ -194,8 +197,8 @@ class Trainer:
             self.engine.step()  # changes weights only at the last micro-step
             for part in LOSS_PARTS:
                 sums[part] += float(getattr(losses, part).detach()) / self.accumulation
-            if instructions is not None:
-                batch = next(instructions).to(self.process.device)
+            if batch is not None:
+                batch = batch.to(self.process.device)
                 losses = self.engine(batch.images, batch.conversations, max_length=self.max_length)
                 self.engine.backward(losses.total)
                 self.engine.step()
@@ -225,22 +228,6 @@ class Trainer:
             references=views,
             one_shot_threshold=settings.one_shot_threshold,
         )
-
-    def _validate(self, step: int) -> None:
-        if self.data.validation is None:
-            return
-        numbers = validate(self.model, self.data.validation, self.config, self.process)
-        _require_finite(step, numbers)
-        logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
-        if self._best:
-            self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
-        self._write("validation", step, numbers)
-
-    def _write(self, kind: str, step: int, numbers: dict[str, float]) -> None:
-        """Records numbers, on the main process."""
-        if self._log and self._tracker:
-            self._log.write(kind, step, **numbers)
-            self._tracker.write(kind, step, numbers)
 
 
 def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str] = ()) -> None:
