@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomalygpt.config.load import commit, save_config, to_yaml
+from anomalygpt.config.load import commit, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.distributed import Process, all_agree, barrier
 from anomalygpt.errors import UserError
@@ -41,9 +41,10 @@ def record_run(config: ExperimentConfig, folder: Path) -> None:
     versions = {package.name: package.version for package in distributions()}
     packages = {name: versions.get(name) for name in RECORDED_PACKAGES}
     environment = {"commit": commit(), "command": sys.argv, "packages": packages}
-    save_config(config, folder / CONFIG)
-    with replacing(folder / "environment.json") as temporary:
-        temporary.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    files = {CONFIG: to_yaml(config), "environment.json": json.dumps(environment, indent=2) + "\n"}
+    for name, text in files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

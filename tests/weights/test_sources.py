@@ -36,7 +36,7 @@ WHEEL = "wheel: w, sha256: x, member: m, member_sha256: y"
         (b"just words", "Input should be a valid dictionary (got 'just words')"),
         (b"1: {}", "1.[key]: Input should be a valid string (got 1)"),
         (b"one: {title: One, licence: MIT}", "one.origin: Field required"),
-        (f"one: {{{ENTRY}, colour: red}}".encode(), "unknown key 'one.colour'; expected one of title, licence, "),
+        (f"one: {{{ENTRY}, colour: red}}".encode(), "one: unknown key 'colour'; expected one of title, licence, "),
         (f"one: {{{ENTRY}, sources: [here]}}".encode(), "one.sources.0: Input should be a valid dictionary"),
         (
             f"one: {{{ENTRY}, sources: [{{{WHEEL}}}]}}".encode(),
