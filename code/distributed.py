@@ -18,10 +18,8 @@ LAUNCHERS = (
     ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
     ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
 )
-# Of the collectives except barriers, and for the processes to find each other; DeepSpeed reads the same variable.
+# Of the collectives, and for the processes to find each other; DeepSpeed reads the same variable.
 TIMEOUT = timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "10")))
-
-_barrier_group: list[Any] = []  # a process group with its own timeout, where one was asked for
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,12 @@ class Process:
         return self.rank == 0
 
 
-def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Process:
+def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
     """Joins the processes started by ``deepspeed``, ``torchrun``, ``mpirun`` or ``srun``; else a run of one process.
 
     Args:
         device: ``auto`` (CUDA if available), ``cuda`` or ``cpu``.
-        barrier_timeout: timeout of :func:`barrier`; None: ten minutes, as for every other collective.
+        timeout: how long a process waits for the others.
 
     Raises:
         UserError: the launcher left out a variable that the processes need to meet, or this process has no GPU.
@@ -74,9 +72,7 @@ def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Pro
         torch.cuda.set_device(local_rank)
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT, **alone)
-    if barrier_timeout is not None:
-        _barrier_group.append(torch.distributed.new_group(timeout=barrier_timeout))
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout, **alone)
     place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     return Process(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), place)
 
@@ -95,7 +91,6 @@ def adopt_launcher_environment() -> None:
 
 def stop() -> None:
     """Leaves the process group."""
-    _barrier_group.clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -134,4 +129,4 @@ def summed(values: Sequence[float]) -> list[float]:
 def barrier() -> None:
     """Waits until every process has called it."""
     if torch.distributed.is_initialized():
-        torch.distributed.barrier(group=_barrier_group[0] if _barrier_group else None)
+        torch.distributed.barrier()

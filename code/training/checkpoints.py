@@ -9,8 +9,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -47,24 +46,11 @@ def record_run(config: ExperimentConfig, folder: Path) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Inside the block, parameters that ZeRO stage 3 partitions are complete on every process, for reading only.
-
-    Every process has to call it, in the same order. Under other stages it does nothing.
-    """
-    if partitioned := [parameter for parameter in parameters if hasattr(parameter, "ds_id")]:
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(partitioned):
-            yield
-    else:
-        yield
-
-
 def _gathered_delta(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
     """The parts' tensors by name, whatever the ZeRO stage: copies on the CPU in fp16, on every process."""
-    with gathered(parameter for name, parameter in model.named_parameters() if part_of(name) in parts):
+    import deepspeed  # here, since it takes seconds
+
+    with deepspeed.zero.GatheredParameters(p for name, p in model.named_parameters() if part_of(name) in parts):
         return delta_tensors(model, parts, torch.float16)
 
 

@@ -5,7 +5,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
 from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs
+from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
-from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
-from anomalygpt.model.encoder import ImageFeatures
+from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT, Losses
+from anomalygpt.model.build import build_model, image_spec, trainable_parts
 from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import endless_batches
-from anomalygpt.training.engine import accumulation_steps
+from anomalygpt.training.dry_run import parameter_table
+from anomalygpt.training.engine import accumulation_steps, deepspeed_config, start_engine, total_steps
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
-from anomalygpt.training.validation import LOSS_PARTS, draw_samples, validate
+from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, validate
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +92,6 @@ class Trainer:
                 :meth:`request_stop` was called.
             OSError: something else in the folder can't be written.
         """
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # Under ZeRO 3 a parameter's own size is 0.
-        self._identity["number of trained parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
         step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
         # Second: a refused run must not overwrite the settings that the folder's run has recorded.
         on_main(self.process.is_main, lambda: checkpoints.record_run(self.config, self.folder))
@@ -107,13 +107,9 @@ class Trainer:
             workers=self.config.data.workers,
             start=step * self.accumulation,
         )
-        with ExitStack() as stack:  # an error must end the loader processes, too
-            collate = collate_findings if self.config.data.findings else collate_pairs
-            pairs = stack.enter_context(closing(batches(self.data.train, collate)))
-            instructions = None
-            if self.data.instructions is not None:
-                instructions = stack.enter_context(closing(batches(self.data.instructions, collate_instructions)))
-            self._steps(step, pairs, instructions)
+        pairs = batches(self.data.train, collate_findings if self.config.data.findings else collate_pairs)
+        instructions = self.data.instructions and batches(self.data.instructions, collate_instructions)
+        self._steps(step, pairs, instructions)
         if self._log:
             self._log.close()
             draw_curves(self.folder)
@@ -208,8 +204,7 @@ class Trainer:
     def _losses(self, batch: AnomalyBatch | FindingsBatch, step: int, micro: int) -> Losses:
         batch, settings = batch.to(self.process.device), self.settings
         if isinstance(batch, FindingsBatch):
-            features = ImageFeatures((), batch.embeddings)
-            return self.engine(features, batch.conversations, max_length=self.max_length, maps=batch.maps)
+            return losses_of(self.engine, batch, self.max_length)
         # Under ZeRO 3 every process has to call the same layers: all draw alike, and all need references.
         partitioned = settings.zero_stage == 3
         # Seeded with the run's position, so that a resumed run draws the same.
@@ -219,15 +214,38 @@ class Trainer:
         if one_shot and (all_agree(batch.references is not None) if partitioned else batch.references is not None):
             assert batch.references is not None
             views = reference_views(batch.references, rotated=settings.rotated_references)
-        return self.engine(
-            batch.images,
-            batch.conversations,
-            max_length=self.max_length,
-            class_names=batch.class_names,
-            target=batch.masks,
-            references=views,
-            one_shot_threshold=settings.one_shot_threshold,
-        )
+        one_shot_map = {"references": views, "one_shot_threshold": settings.one_shot_threshold}
+        return losses_of(self.engine, batch, self.max_length, **one_shot_map)
+
+
+def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
+    """Data, model and engine of a run."""
+    settings = config.training
+    torch.manual_seed(config.seed)
+    # Data first, so that a wrong path is reported before gigabytes of weights are read.
+    spec = image_spec(config.encoder)
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
+    train: Any
+    validation: Any
+    if config.data.findings:
+        train, validation = build_findings(config.data, spec.embed_width, config.seed)
+    else:
+        train, validation = build_pairs(config.data, transform, config.seed, decode_all=True)
+    instructions = build_instructions(config.data, transform) if settings.answers else None
+    model = build_model(config, process.device, with_llm=settings.answers)
+    logger.info("parameters\n%s", "\n".join(parameter_table(model, trainable_parts(model, settings.trainable))))
+    if model.has_llm and settings.gradient_checkpointing:
+        model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
+    classes = {record.class_name for pairs in (train, validation) for record in getattr(pairs, "records", ())}
+    # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
+    # does not allow.
+    model.states([*sorted(classes), UNNAMED_CLASS])
+    steps = total_steps(settings, len(train))
+    unit = "conversations" if config.data.findings else "pairs"
+    logger.info("%d training %s, %d steps of %d", len(train), unit, steps, settings.batch_size)
+    micro_steps = 1 if instructions is None else 2
+    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps), steps)
+    return Trainer(engine, Data(train, validation, instructions), config, process, resolve(settings.output), steps)
 
 
 def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str] = ()) -> None:

@@ -1,5 +1,6 @@
 """Losses and verdicts on held-back pairs, and pictures of maps and answers, computed by all processes together."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
 from anomalygpt.files import replacing
 from anomalygpt.inference.answers import parse_verdict
-from anomalygpt.model.anomalygpt import AnomalyGPT
+from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
 from anomalygpt.model.chat import chat_prompt, layout_of
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.training.checkpoints import gathered
 
 LOSS_PARTS = ("total", "answer", "focal", "dice", "token_accuracy")
 VERDICT_TOKENS = 8
@@ -47,12 +47,8 @@ def validate(
     for batch in DataLoader(chosen, config.training.micro_batch_size, sampler=sampler, collate_fn=collate):
         batch = batch.to(process.device)
         count, correct = len(batch.conversations), list[bool]()
-        if isinstance(batch, FindingsBatch):
-            features = ImageFeatures((), batch.embeddings)
-            losses = model(features, batch.conversations, max_length=max_length, maps=batch.maps)
-        else:
-            options = {"max_length": max_length, "class_names": batch.class_names, "target": batch.masks}
-            losses = model(batch.images, batch.conversations, **options)
+        losses = losses_of(model, batch, max_length)
+        if isinstance(batch, AnomalyBatch):
             answers, _ = _answers(model, batch, config, VERDICT_TOKENS)
             anomalous = (batch.masks.flatten(1).amax(dim=1) > 0).tolist()
             correct = [parse_verdict(a) == truth for a, truth in zip(answers, anomalous, strict=True) if a is not None]
@@ -61,6 +57,17 @@ def validate(
     means, (total, right, verdicts) = np.split(np.array(summed(sums.tolist())), [len(LOSS_PARTS)])
     numbers = dict(zip(LOSS_PARTS, (means / total).tolist(), strict=True))
     return numbers | ({"verdict_accuracy": float(right / verdicts)} if verdicts else {})
+
+
+def losses_of(
+    model: Callable[..., Losses], batch: AnomalyBatch | FindingsBatch, max_length: int, **options: Any
+) -> Losses:
+    """The losses of a batch; see :meth:`AnomalyGPT.forward` for ``options``."""
+    if isinstance(batch, FindingsBatch):
+        features = ImageFeatures((), batch.embeddings)
+        return model(features, batch.conversations, max_length=max_length, maps=batch.maps)
+    options |= {"class_names": batch.class_names, "target": batch.masks}
+    return model(batch.images, batch.conversations, max_length=max_length, **options)
 
 
 @torch.no_grad()
@@ -94,8 +101,11 @@ def _answers(
     """The model's answers to the first questions (None without a language model), and its maps."""
     # DeepSpeed gathers a module's parameters when it is called. These methods call submodules alone, so the parameters
     # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here.
+    import deepspeed  # here, since it takes seconds
+
     composites = [module for module in model.modules() if next(module.children(), None) is not None]
-    with gathered(parameter for module in composites for parameter in module.parameters(recurse=False)):
+    direct = (parameter for module in composites for parameter in module.parameters(recurse=False))
+    with deepspeed.zero.GatheredParameters(direct):
         features = model.encode(batch.images)
         maps = model.anomaly_map(features, batch.class_names)
     if not model.has_llm:
