@@ -62,12 +62,10 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
         )
     local_rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
-        if (count := torch.cuda.device_count() if torch.cuda.is_available() else 0) == 0:
-            raise UserError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
-        if local_rank >= count:
+        if local_rank >= (count := torch.cuda.device_count()):
             raise UserError(
-                f"process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds {count}; start no "
-                f"more processes on a machine than it has GPUs"
+                f"--device cuda: process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds "
+                f"{count}; start no more processes on a machine than it has GPUs; --device cpu trains without one"
             )
         torch.cuda.set_device(local_rank)
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed

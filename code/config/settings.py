@@ -3,22 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anomalygpt.errors import did_you_mean
-
-
-def _distinct(scales: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(scales)) < len(scales):
-        raise ValueError(f"{list(scales)}: expected each once")
-    return scales
-
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # Image sides, in multiples of the encoder's own.
-Scales = Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1), AfterValidator(_distinct)]
+Scales = Annotated[tuple[Annotated[int, Field(gt=0, le=8)], ...], Field(min_length=1)]
 
 
 class Settings(BaseModel):
@@ -198,12 +191,6 @@ class PartsPrior(Settings):
     weight: tuple[float, ...]
     error: tuple[float, ...]
     spread: float
-
-    @model_validator(mode="after")
-    def _columns_fit(self) -> "PartsPrior":
-        if any(len(column) != len(self.references) for column in (self.centre, self.held_out, self.weight, self.error)):
-            raise ValueError(f"expected {len(self.references)} numbers each, one per number of references")
-        return self
 
     def at(self, references: int) -> tuple[float, float, float, float]:
         """``centre``, ``held_out``, ``weight`` and ``error`` at a number of references, linear in its logarithm."""

@@ -7,12 +7,13 @@ from typing import Any
 from torch import nn
 
 from anomalygpt.config.load import resolve
-from anomalygpt.config.schema import ExperimentConfig, LlmConfig
+from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.build import MAP_PARTS, META, build_model, image_spec, local_llm, missing_weights, trainable_parts
+from anomalygpt.model.build import META, build_model, image_spec, local_llm, missing_weights, trainable_parts
 from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
@@ -36,34 +37,28 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
     """The plan of a run as lines of text.
 
     Raises:
-        UserError: the batch does not divide among the processes, or the model lacks a part that is to be trained.
+        UserError: the batch does not divide among the processes, the language model's size is unknown, or the model
+            lacks a part that is to be trained.
         DatasetError: data exist, but not as the settings say.
     """
-    settings = config.training
-    accumulation = accumulation_steps(settings, processes)
+    accumulation = accumulation_steps(config.training, processes)
     model, trained = planned_model(config)
-    data, pairs, absent_data = _data(config)
-    lines = ["parameters", *parameter_table(model, trained)]
-    if settings.answers and not model.has_llm:
-        unknown = ["language model", *(part for part in settings.trainable if part not in trained)]
-        lines.append(f"  {', '.join(unknown)}: {UNKNOWN}")
-    lines += ["", "data", *data, "", "steps", *_steps(config, pairs, accumulation, processes)]
+    data, pairs, absent = _data(config)
+    lines = ["parameters", *parameter_table(model, trained), "", "data", *data]
+    lines += ["", "steps", *_steps(config, pairs, accumulation, processes)]
     lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, model, processes)]
-    llm = config.llm if settings.answers else None
-    absent = [f"{path}: not there yet" for path in missing_weights(config, all_absent=True)]
-    if llm and (assumed := planned_config(local_llm(llm.weights))[1]):
+    absent += [f"{path}: not there yet" for path in missing_weights(config, all_absent=True)]
+    if config.llm and (assumed := planned_config(local_llm(config.llm.weights))[1]):
         absent.append(assumed)
-    if absent := absent + absent_data:
-        lines += ["", "not known here", *(f"  {line}" for line in absent)]
-    return lines
+    return lines + (["", "not known here", *(f"  {line}" for line in absent)] if absent else [])
 
 
 def planned_model(config: ExperimentConfig) -> tuple[AnomalyGPT, dict[str, list[nn.Parameter]]]:
-    """The run's model on the meta device, and its trained parameters by part, without parts of an unknown size."""
-    wanted = config.training.trainable
+    """The run's model on the meta device, and its trained parameters by part."""
     model = build_model(config, META, with_llm=config.training.answers)
-    known = wanted if model.has_llm or not config.training.answers else [part for part in wanted if part in MAP_PARTS]
-    return model, trainable_parts(model, known)
+    if config.llm and config.training.answers and not model.has_llm:
+        raise UserError(f"{planned_config(local_llm(config.llm.weights))[1]}: nothing can be planned without it")
+    return model, trainable_parts(model, config.training.trainable)
 
 
 def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Parameter]]) -> list[str]:
@@ -78,37 +73,36 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
 
 
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
-    """Lines that count pairs and conversations, the number of pairs (None: unknown), lines about absent files."""
+    """Lines that count pairs or conversations, the number of pairs (None: unknown), lines about absent files."""
     data, spec = config.data, image_spec(config.encoder)
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
     if data.findings:
-        conversations, held_out = build_findings(data, spec.embed_width, config.seed)
-        counts = {"training conversations": len(conversations), "with held-out wordings": len(held_out or ())}
-        return [_row(name, number) for name, number in counts.items()], len(conversations), []
-    absent: list[str] = []
+        train, held_out = build_findings(data, spec.embed_width, config.seed)
+        counts = {"training conversations": len(train), "with held-out wordings": len(held_out or ())}
+        return [_row(name, number) for name, number in counts.items()], len(train), []
+    lines, pairs, absent = list[str](), None, list[str]()
 
-    def unless_absent(build: Callable[[], Any], paths: Iterable[str]) -> Any:
+    def unless_absent(name: str, build: Callable[[], Any], paths: Iterable[str]) -> Any:
         """What is built of files; None where some are not there."""
         try:
             return build()
         except DatasetError as error:
-            if all(resolve(path).exists() for path in paths) and data.sources:
+            if data.sources and all(resolve(path).exists() for path in paths):
                 raise
             absent.append(str(error))
+            lines.append(f"  {name}: {UNKNOWN}")
 
-    transform = ImageTransform(spec.size, spec.mean, spec.std)
-    lines, pairs = [f"  training pairs: {UNKNOWN}"], None
-    found = unless_absent(lambda: build_pairs(data, transform, config.seed), [source.root for source in data.sources])
-    if found:
-        train, validation = found
-        pairs = len(train)
+    roots, source = [each.root for each in data.sources], data.instructions
+    if found := unless_absent("training pairs", lambda: build_pairs(data, transform, config.seed), roots):
+        pairs = len(found[0])
         # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
-        classes = Counter(train.records[index].class_name for index in train.paired)
-        counts = dict(sorted(classes.items())) | {"training pairs": pairs, "held-back pairs": len(validation or ())}
-        lines = [_row(name, number) for name, number in counts.items()]
-    if data.instructions is not None and config.training.answers:
-        files = [data.instructions.conversations, data.instructions.images]
-        instructions = unless_absent(lambda: build_instructions(data, transform), files)
-        lines.append(f"  instructions: {UNKNOWN}" if instructions is None else _row("instructions", len(instructions)))
+        classes = Counter(found[0].records[index].class_name for index in found[0].paired)
+        counts = dict(sorted(classes.items())) | {"training pairs": pairs, "held-back pairs": len(found[1] or ())}
+        lines += [_row(name, number) for name, number in counts.items()]
+    if source and config.training.answers:
+        files = [source.conversations, source.images]
+        if instructions := unless_absent("instructions", lambda: build_instructions(data, transform), files):
+            lines.append(_row("instructions", len(instructions)))
     return lines, pairs, absent
 
 
@@ -159,19 +153,20 @@ def with_precision(config: ExperimentConfig, precision: str) -> ExperimentConfig
 
 def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
     """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
-    llm, settings, encoder = model.llama_model, config.llm or LlmConfig(), model.encoder
+    assert config.llm is not None
+    llm, encoder = model.llama_model, model.encoder
     width = BYTES["fp16" if config.precision == "auto" else config.precision]
     text = _count(encoder.text_tower.parameters()) if isinstance(encoder, TextImageEncoder) else 0
     lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
     parts = {name: _count(part.parameters()) for name, part in model.named_children()}
-    tokens = settings.max_target_tokens + FRAME_TOKENS
-    numbers = 2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens
+    tokens = config.llm.max_target_tokens + FRAME_TOKENS
     return {
-        "language model": weight_bytes(llm, settings.precision, width),
+        "language model": weight_bytes(llm, config.llm.precision, width),
         "encoder": width * (parts.pop("encoder") - text),
         "trained parts and LoRA": 4 * (sum(parts.values()) - parts["llama_model"] + lora),
         # By turns: a class's sentences are encoded before an answer begins.
-        "keys and values, or the text tower": width * max(numbers, text),
+        "keys and values, or the text tower": width
+        * max(2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens, text),
         "CUDA": CUDA_BYTES // 2,  # one process, without exchange of gradients
     }
 

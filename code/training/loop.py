@@ -37,9 +37,7 @@ from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, 
 
 logger = logging.getLogger(__name__)
 
-# Metric -> its name on the progress bar.
-SHOWN = {"total": "loss"} | {name: name for name in ("answer", "focal", "dice", "instruction", "lr")}
-SHOWN |= {"samples_per_second": "samples/s"}
+SHOWN = ("total", "answer", "focal", "dice", "instruction", "lr", "samples_per_second")  # on the progress bar
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class Trainer:
                 numbers["lr"] = self.engine.get_lr()[0]
                 numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
                 bar.update()
-                bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
+                bar.set_postfix({name: f"{numbers[name]:.3g}" for name in SHOWN if name in numbers})
                 if self._log:
                     self._log.write("train", step, **numbers)
                 self._after_step(step)

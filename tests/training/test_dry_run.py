@@ -46,10 +46,9 @@ def test_a_plan_needs_neither_weights_nor_data_and_lists_what_is_unknown(nothing
     assert any(text.strip().startswith("data.sources: ") and "not there" in text for text in absent)
 
 
-def test_a_language_model_of_unknown_size_is_left_out_of_the_sum_and_named(nothing_there):
-    plan = describe(load_config("train_mvtec", ["llm.weights=somewhere/else"]), processes=1)
-    assert line(plan, "language model").endswith("unknown")
-    assert any("the language model's size is unknown and not counted" in text for text in plan)
+def test_without_the_language_models_size_nothing_is_planned(nothing_there):
+    with pytest.raises(UserError, match=r"somewhere/else: no config\.json there, .* nothing can be planned without it"):
+        describe(load_config("train_mvtec", ["llm.weights=somewhere/else"]), processes=1)
 
 
 def test_pairs_and_steps_are_counted_where_the_data_are(experiment):
