@@ -22,15 +22,14 @@ from PIL import Image
 
 from anomalygpt import web_demo
 from anomalygpt.datasets.findings import Language
-from anomalygpt.errors import UserError
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.session import Conversation, SharedModel
-from anomalygpt.web_demo import (
+from anomalygpt.serving.page import (
+    PENDING,
     Part,
     ask,
     ask_again,
     clear,
-    find_examples,
     inspect_many,
     mark,
     page_texts,
@@ -42,6 +41,7 @@ from anomalygpt.web_demo import (
     view,
     write_files,
 )
+from anomalygpt.serving.page_layout import build_page, find_examples
 from tests import browser
 from tests.fake_predictor import FakePredictor, write_photos
 from tests.processes import started
@@ -101,9 +101,7 @@ def test_page_speaks_the_language_that_it_is_given(photos: list[str]) -> None:
 def test_photo_without_a_verdict(photos: list[str], language: Language, badge: str, sentence: str, row: str) -> None:
     class Undecided(FakePredictor):
         def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
-            result = super().inspect(photo, class_name)
-            result.__dict__["findings"] = replace(result.findings, status="can't tell", reason="unknown_part")
-            return result
+            return replace(super().inspect(photo, class_name), reason="unknown_part")
 
     model = SharedModel(Undecided)  # type: ignore[arg-type]
     _, summary, conversation = show(model, language, 1, 1, *given(photos[0]))
@@ -133,7 +131,7 @@ def test_answer_grows(photos: list[str]) -> None:
     steps, _ = asked("What is it?", given(photos[0]))
     shown = [texts(chat)[-1] for chat, _ in steps]
     assert shown == [
-        web_demo.PENDING,
+        PENDING,
         "Yes,",
         "Yes, object number 1.",
         "Yes, object number 1.",
@@ -338,8 +336,10 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
         page = Path(report).read_text(encoding="utf-8")
         assert page.count("<img") == 3 and page.index("2.png") < page.index("1.png")
         assert line == "<p>2 good, 1 defective, 0 undecided, 1 unreadable</p>"
-        assert Path(rows).read_text(encoding="utf-8-sig").splitlines()[1] == "2.png,Defect,80.0,1,top left,1.0"
-        assert [each["photo"] for each in json.loads(Path(records).read_text())] == [row[1] for row in shown]
+        assert shown[0][5] == "at the top left (1.0%)"
+        assert Path(rows).read_text(encoding="utf-8-sig").splitlines()[4].startswith("2.png,defective,")
+        written = [json.loads(line)["photo"] for line in Path(records).read_text().splitlines()]
+        assert written == [Path(path).name for path in paths]
 
 
 def test_photos_of_one_name_have_their_own_pictures_in_the_report(tmp_path: Path) -> None:
@@ -374,16 +374,6 @@ def test_address_that_can_not_be_served_is_one_line_and_exit_code_2(
     assert printed.err.count("\n") == 1
     assert f"{option} {value}: can't serve there" in printed.err
     assert words in printed.err
-
-
-def test_port_that_is_taken_at_the_last_moment_is_one_line(tmp_path: Path) -> None:
-    demo = web_demo.build_demo(FakePredictor, examples=tmp_path)  # type: ignore[arg-type]
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"^no page can be served on 127.0.0.1 \(.*{port}.*--port$") as error:
-            web_demo.serve(demo, "127.0.0.1", port, share=False)
-    assert "\n" not in str(error.value)
-    assert demo._queue.max_size == web_demo.MAX_WAITING
 
 
 # A page with a public link, or what Gradio takes for one.
@@ -443,7 +433,7 @@ def test_shipped_examples_are_small_have_references_and_a_row_on_the_page() -> N
         assert len(references) == 2
         assert all(Path(path).stat().st_size <= 80_000 for path in (photo, *references))
     for folder in (Path("nowhere"), EXAMPLES):
-        demo = web_demo.build_demo(FakePredictor, examples=folder)  # type: ignore[arg-type]
+        demo = build_page(FakePredictor, examples=folder)  # type: ignore[arg-type]
         assert ("Dataset" in {type(block).__name__ for block in demo.blocks.values()}) == (folder == EXAMPLES)
 
 
@@ -582,9 +572,9 @@ def test_part_many_photos_and_downloads_in_a_browser(page_address: str, tmp_path
         page.locator("#run").click()
         rows = download(page, "#result_files").read_text(encoding="utf-8-sig").splitlines()
         assert [row.split(",")[:2] for row in rows[1:]] == [
-            ["defect.jpg", "Defect"],
-            ["good_1.jpg", "Good"],
-            ["good_2.jpg", "Good"],
+            ["good_1.jpg", "good"],
+            ["good_2.jpg", "good"],
+            ["defect.jpg", "defective"],
         ]
         assert page.locator("#results img").count() >= 3  # Gradio has a hidden row of its own
         assert window.errors == []

@@ -15,7 +15,7 @@ from anomalygpt.inference.answer_check import check_answer, language_of
 from anomalygpt.inference.answers import means_anomalous, parse_positions
 from anomalygpt.inference.session import SharedModel
 from anomalygpt.inference.visualize import FAINT
-from anomalygpt.web_demo import ask, page_texts, show
+from anomalygpt.serving.page import ask, page_texts, show
 from tests.shared_data import shared
 
 PARTS = (

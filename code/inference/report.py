@@ -24,7 +24,7 @@ LISTED = 5000  # photos in a report: browsers take long to open more, and result
 SIDE = 320  # of a picture in pixels
 BINS, WIDEST = 24, 8.0  # of the histogram; scores beyond this factor from the threshold are in its first and last bin
 PACKAGES = ("torch", "transformers", "numpy", "pillow")  # results depend on them
-ORDER = ("defective", "can't tell", "good")
+ORDER = ("defective", "can't tell", "good", "error")
 
 
 @cache
@@ -43,8 +43,12 @@ def verdict(result: Result) -> str:
     """``good``, ``defective``, ``can't tell``, or ``error`` of a photo that could not be read."""
     if "error" in result:
         return "error"
-    is_anomalous = result.get("is_anomalous", result.get("status") == "defective")
-    return "can't tell" if result["reason"] else "defective" if is_anomalous else "good"
+    return "can't tell" if result["reason"] else "defective" if result["is_anomalous"] else "good"
+
+
+def severity(result: Result) -> tuple[int, float, float]:
+    """A key that sorts results with the worst first, and those of photos that could not be read last."""
+    return ORDER.index(verdict(result)), -(result.get("probability") or 0), -result.get("score", 0.0)
 
 
 def details(result: Result, language: Language) -> str:
@@ -80,8 +84,7 @@ def report_html(
     """
     from jinja2 import Environment, FileSystemLoader
 
-    photos = [each for each in results if "error" not in each]
-    photos.sort(key=lambda each: (ORDER.index(verdict(each)), -(each["probability"] or 0), -each.get("score", 0.0)))
+    photos = sorted((each for each in results if "error" not in each), key=severity)
     bins = histogram(photos)
     page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
     page |= {"photos": photos, "shown": PICTURES, "listed": LISTED}
