@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Loading {config.name} …", flush=True)
         from anomalygpt.datasets.photos import configure
         from anomalygpt.inference.predictor import Predictor  # here, because it takes seconds
+        from anomalygpt.inference.session import SharedModel
         from anomalygpt.serving.page_layout import build_page, serve
 
         configure(config.data)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shipped = [name for name in names() if not name.startswith("train_") and name != config.name]
         installed = [name for name in shipped if not missing_weights(load_config(name), all_absent=True)]
         examples = home() / EXAMPLES
-        demo = build_page(load(config.name), examples, [config.name, *installed], load)
+        demo = build_page(SharedModel(load(config.name), config.name, load), examples, [config.name, *installed])
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
         serve(demo, arguments.host, arguments.port, arguments.share, examples)
     return 0

@@ -24,6 +24,7 @@ LISTED = 5000  # photos in a report: browsers take long to open more, and result
 SIDE = 320  # of a picture in pixels
 BINS, WIDEST = 24, 8.0  # of the histogram; scores beyond this factor from the threshold are in its first and last bin
 PACKAGES = ("torch", "transformers", "numpy", "pillow")  # results depend on them
+MARKS = {"good": ("✓", 32), "defective": ("✗", 31), "can't tell": ("?", 33)}  # with their colours on a terminal
 ORDER = ("defective", "can't tell", "good", "error")
 
 
@@ -59,6 +60,21 @@ def details(result: Result, language: Language) -> str:
         return ""
     places, area = places_text(result["places"], language), percent(result["total_area"], language)
     return report_texts(language)["place"].format(places=places, area=area)
+
+
+def result_text(result: Result, language: Language = "en", colour: bool = False) -> str:
+    """A result on a terminal: a line with mark, probability, photo, verdict and place, and the answer beneath."""
+    texts, kind = report_texts(language), verdict(result)
+    mark, code = MARKS[kind]
+    place, share = details(result, language), probability_text(result["probability"])
+    text = texts["detail"].format(verdict=texts[kind], text=place) if place else texts[kind]
+    mark = f"\033[{code}m{mark}\033[0m" if colour else mark
+    lines = [texts["line"].format(mark=mark, probability=share, photo=result["photo"], text=text)]
+    if result["answer"]:
+        lines.append(f"  {result['answer']}{texts.get(result['answer_source'], '')}")
+    if not result["answer_agrees"] and result["verdict_from"] == "answer":
+        lines.append(f"  {texts['contradicts']}")
+    return "\n".join(lines)
 
 
 def data_uri(picture: Image.Image, side: int = SIDE) -> str:

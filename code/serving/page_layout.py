@@ -1,13 +1,13 @@
 """The page of ``web_demo.py``: its components, and which of ``page.py``'s functions each event calls.
 
-``shared``, in all tabs: the model, and the components that hold the page's language, the taught part, a model's name.
+``shared``, in all tabs: those functions, and the components that hold language, taught part and a model's name.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from gradio.tunneling import CURRENT_TUNNELS
@@ -16,13 +16,9 @@ from starlette.middleware import Middleware
 from anomalygpt.datasets.findings import Language
 from anomalygpt.errors import UserError
 from anomalygpt.inference.session import SharedModel
-from anomalygpt.serving import page
-from anomalygpt.serving.page import Part, page_texts
+from anomalygpt.serving.page import Page, Part, clear, page_texts, part_html, start_over, stop
 
-if TYPE_CHECKING:
-    from anomalygpt.inference.predictor import Predictor
-
-Shared = tuple[SharedModel, gr.State, gr.State, gr.Dropdown]
+Shared = tuple[Page, gr.State, gr.State, gr.Dropdown]
 Example = tuple[str, list[str], str]  # photo, good photos, class name
 
 MAX_WAITING = 32  # questions; Gradio turns away the next one in its own words
@@ -59,19 +55,8 @@ def find_examples(folder: Path) -> list[Example]:
     return [(str(photo), sorted(map(str, photo.parent.glob("good*"))), photo.parent.name) for photo in photos]
 
 
-def build_page(
-    new_predictor: "Callable[[], Predictor]",
-    examples: Path,
-    models: Sequence[str] = ("",),
-    load: "Callable[[str], Callable[[], Predictor]] | None" = None,
-) -> gr.Blocks:
-    """The page.
-
-    Args:
-        new_predictor, load: see :class:`SharedModel`.
-        examples: a folder for :func:`find_examples`.
-        models: names of the models to choose from, with the loaded one's first.
-    """
+def build_page(model: SharedModel, examples: Path, models: Sequence[str] = ("",)) -> gr.Blocks:
+    """The page, with the examples of a folder, and the names of the models to choose from, the loaded one's first."""
 
     def language_of(request: gr.Request) -> Language:
         chosen = request.cookies.get("language") or request.headers.get("accept-language", "")
@@ -84,7 +69,7 @@ def build_page(
         gr.Markdown(text("title"), elem_id="title")
         several: dict[str, Any] = {"choices": list(models), "value": models[0], "interactive": len(models) > 1}
         name = gr.Dropdown(label=text("model"), render=False, elem_id="model", **several)
-        shared = SharedModel(new_predictor, models[0], load), language, part, name
+        shared = Page(model), language, part, name
         file = gr.File(label=text("part_file"), elem_id="part_file", render=False, **HIDDEN)
         with gr.Tab(text("inspect")):
             _inspect_tab(shared, file, find_examples(examples))
@@ -98,7 +83,7 @@ def build_page(
 
 def _inspect_tab(shared: Shared, file: gr.File, examples: Sequence[Example]) -> None:
     """A photo on the left, its map and verdict in the middle, the conversation on the right; ``file``: the part's."""
-    model, language, part, name = shared
+    page, language, part, name = shared
     conversation = gr.State(None, time_to_live=KEEP_SECONDS)
     with gr.Row(elem_id="inspect"):
         with gr.Column(scale=4, min_width=300):
@@ -116,31 +101,31 @@ def _inspect_tab(shared: Shared, file: gr.File, examples: Sequence[Example]) -> 
                 files = gr.File(label=text("downloads"), file_count="multiple", elem_id="files", **HIDDEN)
         with gr.Column(scale=5, min_width=340):
             given = [photo, references, class_name, part, name, conversation]
-            shown, asking = _chat(model, language, given)
+            shown, asking = _chat(page, language, given)
     start: dict[str, Any] = {"inputs": given, "outputs": [*shown, conversation, factor, files], "queue": False}
     adjusted, drawn = [language, factor, opacity], [pictures, summary]
     for changes, cancels in (
         ([photo.change, references.change, part.change, name.input], asking),
         ([class_name.submit, class_name.blur], None),
     ):
-        gr.on(changes, page.start_over, cancels=cancels, **start, **LATEST).then(
-            partial(page.show, model),
+        gr.on(changes, start_over, cancels=cancels, **start, **LATEST).then(
+            page.show,
             [*adjusted, *given],
             [*drawn, conversation],
             concurrency_id="model",
             **LATEST | {"show_progress": "minimal", "show_progress_on": pictures},
         )
-    gr.on([factor.input, opacity.input], partial(page.view, model), [*adjusted, conversation], drawn, **LATEST)
+    gr.on([factor.input, opacity.input], page.view, [*adjusted, conversation], drawn, **LATEST)
 
     def choose(language: Language, factor: float, opacity: float, current: Any, event: gr.EventData) -> Any:
-        return page.view(model, language, factor, opacity, current, int(event.region))
+        return page.view(language, factor, opacity, current, int(event.region))
 
     summary.click(choose, [*adjusted, conversation], drawn, **LATEST)
     part.change(lambda part: gr.update(visible=bool(part)), part, feedback, queue=False, **QUIET)
     for button, said in marks:
-        marked = partial(page.mark, model, is_good=said)
+        marked = partial(page.mark, is_good=said)
         button.click(marked, [language, part, conversation], [part, file], show_progress_on=feedback, **MODEL)
-    prepare.click(partial(page.write_files, model), [language, conversation], files, api_visibility="private")
+    prepare.click(page.write_files, [language, conversation], files, api_visibility="private")
 
 
 def _photo_inputs(shared: Shared, examples: Sequence[Example]) -> tuple[Any, ...]:
@@ -159,13 +144,13 @@ def _photo_inputs(shared: Shared, examples: Sequence[Example]) -> tuple[Any, ...
         references = gr.Gallery(label=text("references"), file_types=["image"], elem_id="good", **columns)
         hint = text("part_example")
         class_name = gr.Textbox(label=text("part_name"), placeholder=hint, max_lines=1, max_length=60, elem_id="class")
-        part.change(page.part_html, [language, part], gr.HTML(padding=False), **QUIET)
+        part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
     if examples:
         row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **QUIET)
     return photo, references, class_name
 
 
-def _chat(model: SharedModel, language: gr.State, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def _chat(page: Page, language: gr.State, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Chat, question box, Send, Stop and suggestions: the chat with Send and Stop, and the events that ask."""
     labels: dict[str, Any] = {"label": text("conversation"), "placeholder": text("chat_hint")}
     chat = gr.Chatbot(height=480, buttons=["copy_all"], render_markdown=False, elem_id="chat", **labels)
@@ -182,24 +167,24 @@ def _chat(model: SharedModel, language: gr.State, given: Sequence[Any]) -> tuple
         "trigger_mode": "multiple",  # a question that comes while another is answered waits
         **MODEL | {"show_progress": "minimal", "show_progress_on": chat},  # the place in the queue
     }
-    asked, ask = [send.click, question.submit], partial(page.ask, model)
+    asked, ask = [send.click, question.submit], page.ask
     asking = [
         gr.on(asked, ask, [language, question, *given], **one_at_a_time),
-        chat.retry(partial(page.ask_again, model), [language, *given], **one_at_a_time),
+        chat.retry(page.ask_again, [language, *given], **one_at_a_time),
         *(
             click(partial(ask, suggested=name), [language, empty, *given], **one_at_a_time)
             for click, name in suggestions
         ),
     ]
     gr.on([*asked, *(click for click, _ in suggestions)], js=SHOW_CHAT, **QUIET)
-    halt.click(page.stop, conversation, halt, queue=False, **QUIET)
-    chat.clear(page.clear, conversation, [send, halt, conversation], cancels=asking, queue=False, **QUIET)
+    halt.click(stop, conversation, halt, queue=False, **QUIET)
+    chat.clear(clear, conversation, [send, halt, conversation], cancels=asking, queue=False, **QUIET)
     return [chat, send, halt], asking
 
 
 def _teach_tab(shared: Shared, file: gr.File) -> None:
     """Good photos or a saved part on the left, what was learned on the right."""
-    model, language, part, model_name = shared
+    page, language, part, model_name = shared
     gr.Markdown(text("teach_hint"))
     with gr.Row():
         with gr.Column():
@@ -212,22 +197,22 @@ def _teach_tab(shared: Shared, file: gr.File) -> None:
             file.render()
             forget = gr.Button(text("forget"), size="sm", elem_id="forget")
     inputs = [language, name, given, model_name]
-    learn.click(partial(page.teach, model), inputs, [part, file], show_progress_on=learned, **MODEL)
+    learn.click(page.teach, inputs, [part, file], show_progress_on=learned, **MODEL)
     forget.click(lambda: (None, gr.update(value=None, visible=False)), None, [part, file], **QUIET)
-    part.change(partial(page.part_html, with_report=True), [language, part], learned, **QUIET)
+    part.change(partial(part_html, with_report=True), [language, part], learned, **QUIET)
 
 
 def _many_tab(shared: Shared) -> None:
     """Photos, and a table of their results with the files."""
-    model, language, part, name = shared
+    page, language, part, name = shared
     bar = gr.Progress()
 
     def run(language: Language, photos: Any, part: Part | None, name: str, progress: Any = bar) -> Iterator[Any]:
         counted = partial(progress.tqdm, unit=page_texts()[language]["many_photos"])
-        yield from page.inspect_many(model, language, photos, part, name, counted)
+        yield from page.inspect_many(language, photos, part, name, counted)
 
     gr.Markdown(text("many_hint"))
-    part.change(page.part_html, [language, part], gr.HTML(padding=False), **QUIET)
+    part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
     several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image"], "height": 180}
     photos = gr.File(label=text("many_photos"), elem_id="photos", **several)
     start = gr.Button(text("run"), variant="primary", elem_id="run")
