@@ -35,7 +35,6 @@ from anomalygpt.evaluation.ground_truth import ground_truth
 from anomalygpt.evaluation.launch import build_predictor
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.provenance import Provenance, describe_references, of_run
-from anomalygpt.evaluation.published import Spread
 from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
 from anomalygpt.inference.answer_check import check_answer, language_of
 from anomalygpt.inference.answer_claims import ClaimReader
@@ -224,7 +223,7 @@ def write_report(folder: Path | None, about: Provenance, answers: Sequence[Answe
         groups = frame.groupby(["language", by])
         table = groups[SHARES].mean().assign(answers=groups.size()).join(groups[TIMES].median()).reset_index()
         tables[by] = json.loads(table.to_json(orient="records"))
-        table[SHARES] = table[SHARES].map(lambda share: percent(Spread(None if np.isnan(share) else share)))
+        table[SHARES] = table[SHARES].map(percent)
         page += ["", *markdown_table(table[["language", by, "answers", *SHARES]].astype(str), texts=2)]
     times = [f"{one['language']} {one['turn']} {one[TIMES[0]]:.2f} and {one[TIMES[1]]:.3f} s" for one in tables["turn"]]
     page += ["", f"Median time to the first sentence, and of a token of the whole answer: {', '.join(times)}."]

@@ -6,23 +6,21 @@ same command.
 """
 
 import argparse
-import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from anomalygpt.config.schema import Kind
 from anomalygpt.errors import UserError, set_strict
-from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
+from anomalygpt.evaluation.launch import add_run_options, build_predictor, measure_cells, run, whole_number
 
 if TYPE_CHECKING:
     from anomalygpt.config.schema import ExperimentConfig
     from anomalygpt.datasets.records import ImageRecord
     from anomalygpt.distributed import Process
-    from anomalygpt.evaluation.cells import CellResult, CellStore
     from anomalygpt.evaluation.protocol import Cell, Plan
 
 
@@ -69,12 +67,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from anomalygpt import distributed
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.overview import overview
-    from anomalygpt.evaluation.cells import CellStore
     from anomalygpt.evaluation.evaluate import Evaluator
-    from anomalygpt.evaluation.protocol import test_photos
+    from anomalygpt.evaluation.protocol import photo_name, test_photos
     from anomalygpt.evaluation.provenance import fingerprint
     from anomalygpt.model.build import installed_config
 
@@ -85,28 +81,29 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     set_strict(arguments.strict)
     plan, records = _plan(arguments, config.seed)
     with_llm = not arguments.no_chat and config.llm is not None
-    with started(arguments.device, arguments.out) as (process, folder):
-        store = CellStore(folder)
-        settings = fingerprint(config, with_llm=with_llm, device=process.device.type) | {
-            "--kind": arguments.kind,
-            "--data": str(arguments.data.resolve()),
-            "--resolution": arguments.resolution,
-            "--reference-choice": plan.choice,
-            "--seed": plan.seed,
-        }
-        distributed.on_main(process.is_main, lambda: store.require(settings))
+    settings = fingerprint(config, with_llm) | {
+        "--kind": arguments.kind,
+        "--data": str(arguments.data.resolve()),
+        "--resolution": arguments.resolution,
+        "--reference-choice": plan.choice,
+        "--seed": plan.seed,
+    }
 
-        def build() -> "Callable[[Cell, Callable[[], object]], CellResult]":
-            if process.is_main:  # it reads every mask
-                print(*overview(records), "", sep="\n", file=sys.stderr)
-            predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
-            official = config.inference.geometry == "official"
-            options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm)
-            return Evaluator(predictor, records, plan, *options).measure
+    def build(process: "Process") -> "Callable[[Cell, Callable[[], object]], dict[str, Any]]":
+        if process.is_main:  # it reads every mask
+            print(*overview(records), "", sep="\n", file=sys.stderr)
+        predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
+        official, pictures = config.inference.geometry == "official", None if arguments.no_pictures else arguments.out
+        options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm, pictures)
+        return Evaluator(predictor, records, plan, *options).measure
 
-        store.fill(plan.cells(records), process, lambda cell: len(test_photos(records, cell.class_name)), build)
-        if process.is_main:
-            _report(arguments, config, plan, records, store, process)
+    cells = {
+        cell: [photo_name(record, arguments.root) for record in test_photos(records, cell.class_name)]
+        for cell in plan.cells(records)
+    }
+    process, results = measure_cells(arguments.device, arguments.out, settings, cells, build)
+    if process.is_main:
+        _report(arguments, config, plan, records, results, process)
 
 
 def _plan(arguments: argparse.Namespace, seed: int) -> tuple["Plan", "Sequence[ImageRecord]"]:
@@ -131,46 +128,31 @@ def _report(
     config: "ExperimentConfig",
     plan: "Plan",
     records: "Sequence[ImageRecord]",
-    store: "CellStore",
+    results: list[dict[str, Any]],
     process: "Process",
 ) -> None:
-    from anomalygpt.datasets.records import first_offenders
-    from anomalygpt.evaluation import provenance, published
-    from anomalygpt.evaluation.cells import CellResult
-    from anomalygpt.evaluation.figures import write_pictures
+    from anomalygpt.evaluation import provenance
     from anomalygpt.evaluation.ground_truth import CONNECTED, SATURATED
-    from anomalygpt.evaluation.protocol import photo_name, test_photos
-    from anomalygpt.evaluation.tables import Report, as_markdown, write_report
+    from anomalygpt.evaluation.tables import official_dataset, publish, report
 
-    results = [store.load(cell, CellResult) for cell in plan.cells(records)]
-    for result in results:
-        expected = {photo_name(record, arguments.root) for record in test_photos(records, result.cell.class_name)}
-        if other := expected ^ {photo.photo for photo in result.photos}:
-            raise store.mismatch(f"on other photos ({first_offenders(sorted(other))})")
-    names = sorted({result.cell.class_name for result in results})
-    warnings = provenance.training_warnings(provenance.training_data(config), arguments.data, names)
+    names = sorted({result["class"] for result in results})
+    warnings = provenance.training_warnings(config, arguments.data, names)
     for warning in warnings:
-        logging.getLogger("anomalygpt.run_eval").warning("warning: %s", warning)
-    seconds, photos = sum(result.seconds for result in results), sum(len(result.photos) for result in results)
-    notes = [f"data: {arguments.data} ({arguments.kind}), {len(names)} classes"]
-    notes += [f"maps and masks: {maps}" for maps in dict.fromkeys(result.maps for result in results)]
-    notes += [f"AUPRO: {SATURATED if any(result.saturated for result in results) else CONNECTED}"]
+        print(f"warning: {warning}", file=sys.stderr)
+    seconds, photos = (
+        sum(numbers) for numbers in zip(*((r["seconds"], len(r["photos"])) for r in results), strict=True)
+    )
     about = provenance.Provenance(
         **provenance.of_run(config, arguments.command, process, plan.seed, seconds, photos),
         references=provenance.describe_references(plan),
-        notes=tuple(notes),
-        warnings=tuple(warnings),
+        notes=[
+            f"data: {arguments.data} ({arguments.kind}), {len(names)} classes",
+            *(f"maps and masks: {maps}" for maps in dict.fromkeys(result["maps"] for result in results)),
+            f"AUPRO: {SATURATED if any(result['saturated'] for result in results) else CONNECTED}",
+        ],
+        warnings=warnings,
     )
-    dataset = published.official_dataset(arguments.kind, records)
-    others = {shots: published.published(dataset, shots) for shots in plan.shots} if dataset else {}
-    title = published.table()["datasets"][dataset]["title"] if dataset else None
-    report = Report(about, results, title, others)
-    print(as_markdown(report), end="")
-    if arguments.out:
-        written = write_report(arguments.out, report)
-        if not arguments.no_pictures:
-            written += write_pictures(arguments.out, results)
-        print(f"\nwrote {', '.join(str(path.relative_to(arguments.out)) for path in written)}", file=sys.stderr)
+    publish(report(about, results, official_dataset(arguments.kind, records)), arguments.out)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
+from anomalygpt.evaluation.launch import add_run_options, build_predictor, measure_cells, run, whole_number
 
 if TYPE_CHECKING:
+    from anomalygpt.distributed import Process
     from anomalygpt.evaluation.protocol import Cell
 
 METHODS = ("text", "letter", "generated")
@@ -46,11 +47,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    from anomalygpt import distributed
     from anomalygpt.config.load import load_config
-    from anomalygpt.evaluation.cells import CellStore
-    from anomalygpt.evaluation.mmad import Answers, Asker, cells_of, read_questions, write_report
+    from anomalygpt.evaluation.mmad import Asker, cells_of, read_questions, report
     from anomalygpt.evaluation.provenance import Provenance, fingerprint, of_run
+    from anomalygpt.evaluation.tables import publish
     from anomalygpt.files import sha256
     from anomalygpt.model.build import installed_config
 
@@ -61,38 +61,33 @@ def _answer(arguments: argparse.Namespace) -> None:
     root = arguments.data or arguments.questions.parent
     cells = cells_of(read_questions(arguments.questions, root, arguments.templates, shots), shots)
     seed = config.seed if arguments.seed is None else arguments.seed
-    with started(arguments.device, arguments.out) as (process, folder):
-        store = CellStore(folder)
-        settings = fingerprint(config, with_llm=True, device=process.device.type) | {
-            "--questions": str(arguments.questions.resolve()),
-            "contents of the questions": sha256(arguments.questions),
-            "--data": str(root.resolve()),
-            "--templates": arguments.templates,
-            "--answer-by": methods,
-            "--seed": seed,
-        }
-        distributed.on_main(process.is_main, lambda: store.require(settings))
+    settings = fingerprint(config, with_llm=True) | {
+        "contents of the questions": sha256(arguments.questions),
+        "--data": str(root.resolve()),
+        "--templates": arguments.templates,
+        "--answer-by": methods,
+        "--seed": seed,
+    }
 
-        def build() -> "Callable[[Cell, Callable[[], object]], Answers]":
-            predictor = build_predictor(config, process, with_llm=True, needs_text_map=not shots)
-            asker = Asker(predictor, root, shots, methods, seed)
-            return lambda cell, on_photo: asker.answer(cells[cell], on_photo)
+    def build(process: "Process") -> "Callable[[Cell, Callable[[], object]], dict[str, Any]]":
+        predictor = build_predictor(config, process, with_llm=True, needs_text_map=not shots)
+        asker = Asker(predictor, root, shots, methods, seed)
+        return lambda cell, on_photo: asker.answer(cells[cell], on_photo)
 
-        store.fill(list(cells), process, lambda cell: len(cells[cell]), build)
-        if not process.is_main:
-            return
-        found = [store.load(cell, Answers) for cell in cells]
-        rows = sorted((row for answers in found for row in answers.rows), key=lambda row: row.key)
-        photos, seconds = sum(answers.photos for answers in found), sum(answers.seconds for answers in found)
-        references = f"the first {shots} of each photo's {arguments.templates} templates"
-        about = Provenance(
-            **of_run(config, arguments.command, process, seed, seconds, photos),
-            references=references if shots else "none; text map",
-            notes=(f"questions: {arguments.questions}, {len(rows)} about {photos} photos",),
-        )
-        print(write_report(arguments.out, about, rows, methods), end="")
-        if arguments.out:
-            print("\nwrote results.json, results.md, answers.csv", file=sys.stderr)
+    names = {cell: list(photos) for cell, photos in cells.items()}
+    process, results = measure_cells(arguments.device, arguments.out, settings, names, build)
+    if not process.is_main:
+        return
+    rows = sorted((row for result in results for row in result["rows"]), key=lambda row: row["question"])
+    photos = sum(map(len, cells.values()))
+    references = f"the first {shots} of each photo's {arguments.templates} templates" if shots else "none; text map"
+    seconds = sum(result["seconds"] for result in results)
+    about = Provenance(
+        **of_run(config, arguments.command, process, seed, seconds, photos),
+        references=references,
+        notes=[f"questions: {arguments.questions}, {len(rows)} about {photos} photos"],
+    )
+    publish(report(about, rows, methods), arguments.out)
 
 
 if __name__ == "__main__":
