@@ -168,12 +168,12 @@ def test_questions_that_cannot_be_asked_end_in_one_line(tmp_path, capsys):
 
 
 def test_a_full_disk_and_ctrl_c_end_in_one_line(tree, tmp_path, capsys, monkeypatch):
-    from anomalygpt.evaluation import launch
+    from anomalygpt.evaluation import cells
 
     words = ("--data", str(tree), "--out", str(tmp_path / "out"))
-    monkeypatch.setattr(launch, "_require", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(cells, "_require", Mock(side_effect=OSError(28, "No space left on device")))
     assert "can't be written (No space left on device)" in fails(capsys, *words)
-    monkeypatch.setattr(launch, "_require", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(cells, "_require", Mock(side_effect=KeyboardInterrupt))
     assert run(*words) == INTERRUPTED
     assert "the same command continues the run" in capsys.readouterr().err
 

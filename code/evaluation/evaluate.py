@@ -1,5 +1,7 @@
 """Measures cells with the same calls as ``predict.py`` and the demo, and computes their metrics."""
 
+import argparse
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,19 +12,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomalygpt.config.load import load_config
 from anomalygpt.datasets import loco
+from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position, positions_of
+from anomalygpt.datasets.tree import index_pair
+from anomalygpt.distributed import Process
+from anomalygpt.errors import UserError, set_strict
+from anomalygpt.evaluation.cells import Measure, build_predictor, measure_cells
 from anomalygpt.evaluation.figures import Examples, write_sheet
-from anomalygpt.evaluation.ground_truth import Resolution, choose_mask_rule, describe_rule, ground_truth
+from anomalygpt.evaluation.ground_truth import (
+    CONNECTED,
+    SATURATED,
+    Resolution,
+    choose_mask_rule,
+    describe_rule,
+    ground_truth,
+)
 from anomalygpt.evaluation.metrics import PixelCounts, hindsight_accuracy, image_metrics
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
-from anomalygpt.evaluation.tables import METRICS, title_of
+from anomalygpt.evaluation.provenance import describe_references, facts_of, fingerprint, training_warnings
+from anomalygpt.evaluation.tables import METRICS, official_dataset, publish, report, title_of
 from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult, Prediction
+from anomalygpt.model.build import installed_config
 
 
 @dataclass(frozen=True)
@@ -156,3 +174,59 @@ def summarise(photos: Sequence[dict[str, Any]], counts: PixelCounts, with_llm: b
 def _share(flags: Iterable[object]) -> float | None:
     values = [bool(flag) for flag in flags]
     return sum(values) / len(values) if values else None
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """``run_eval.py``: measures what its arguments ask for, prints the report, and writes it.
+
+    Raises:
+        UserError: the photos or the options can't be measured so.
+    """
+    # An option without effect would make the numbers look like those of another protocol.
+    if not any(arguments.shots) and (arguments.round or arguments.rounds > 1 or arguments.reference_choice == "random"):
+        raise UserError("--round, --rounds and --reference-choice choose references, and there are none; add --shots K")
+    config = load_config(arguments.config or installed_config(), arguments.set)
+    set_strict(arguments.strict)
+    seed = config.seed if arguments.seed is None else arguments.seed
+    rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
+    plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
+    if arguments.good:
+        records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
+    else:
+        records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
+    plan.check(records)
+    with_llm = not arguments.no_chat and config.llm is not None
+    settings = fingerprint(config, with_llm) | {
+        "--kind": arguments.kind,
+        "--data": str(arguments.data.resolve()),
+        "--resolution": arguments.resolution,
+        "--reference-choice": plan.choice,
+        "--seed": seed,
+    }
+
+    def build(process: Process) -> Measure:
+        if process.is_main:  # it reads every mask
+            print(*overview(records), "", sep="\n", file=sys.stderr)
+        predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
+        official, pictures = config.inference.geometry == "official", None if arguments.no_pictures else arguments.out
+        options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm, pictures)
+        return Evaluator(predictor, records, plan, *options).measure
+
+    cells = {
+        cell: [photo_name(record, arguments.root) for record in test_photos(records, cell.class_name)]
+        for cell in plan.cells(records)
+    }
+    process, results = measure_cells(arguments.device, arguments.out, settings, cells, build)
+    if not results:
+        return
+    names = sorted({cell.class_name for cell in cells})
+    facts = facts_of(config, arguments.command, process, seed, results) | {
+        "references": describe_references(plan),
+        "notes": [
+            f"data: {arguments.data} ({arguments.kind}), {len(names)} classes",
+            *(f"maps and masks: {maps}" for maps in dict.fromkeys(result["maps"] for result in results)),
+            f"AUPRO: {SATURATED if any(result['saturated'] for result in results) else CONNECTED}",
+        ],
+        "warnings": training_warnings(config, arguments.data, names),
+    }
+    publish(report(facts, results, official_dataset(arguments.kind, records)), arguments.out)

@@ -1,10 +1,11 @@
 """Reads, answers and scores multiple-choice questions about photos: MMAD's (ICLR 2025), RobustMAD's or your own."""
 
+import argparse
 import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,17 +14,21 @@ import torch
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from anomalygpt.config.load import load_config
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import first_offenders
+from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
+from anomalygpt.evaluation.cells import Measure, build_predictor, measure_cells
 from anomalygpt.evaluation.protocol import Cell, photo_seed
-from anomalygpt.evaluation.provenance import Provenance
-from anomalygpt.evaluation.tables import markdown_table, percent
-from anomalygpt.files import read_yaml
+from anomalygpt.evaluation.provenance import fact_lines, facts_of, fingerprint
+from anomalygpt.evaluation.tables import markdown_table, percent, publish
+from anomalygpt.files import read_yaml, sha256
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
+from anomalygpt.model.build import installed_config
 
 WORDING = read_yaml(Path(__file__).with_name("mmad.yaml"))
 
@@ -40,12 +45,7 @@ EXPECTED = (
     '"similar_templates", "random_templates"}}, RobustMAD\'s {"images": [{"image_path", "questions", …}]}, or a list '
     'of {"image", "question", "options": {"A": …}, "answer"} with optional "task", "class" and "reference"'
 )
-MEANING = (
-    "Accuracy in percent. By likelihood: the option with the highest mean log-likelihood per token after the question, "
-    "of its text or of its letter. For letters and generated answers the prompt lists the options. A generated answer "
-    "that names no option is wrong. Anomaly detection is the mean over good and anomalous photos; the average is over "
-    "tasks within each data set, then over data sets, as in MMAD. Chance: expected accuracy of guessing."
-)
+MEANING = "Accuracy in percent beside that of guessing (chance), as docs/evaluation.md defines it."
 
 Letter = Annotated[str, Field(pattern="^[A-Z]$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -82,11 +82,6 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
     def key(self) -> str:
         """The photo and the question's number."""
         return f"{self.image}#{self.number}"
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """The folders of the photo's path; the first one names the data set."""
-        return Path(self.image).parts[:-1]
 
     @model_validator(mode="after")
     def _answer_is_an_option(self) -> Self:
@@ -185,16 +180,14 @@ def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-def cells_of(questions: Sequence[Question], shots: int) -> dict[Cell, dict[str, list[Question]]]:
-    """The questions by cell of ``PHOTOS_PER_CELL`` photos, and within it by photo, in the order of their file."""
-    photos: dict[str, list[Question]] = {}
+def cells_of(questions: Sequence[Question], shots: int) -> dict[Cell, list[list[Question]]]:
+    """The questions by cell of ``PHOTOS_PER_CELL`` photos, within it by photo with its class and references."""
+    photos: dict[Any, list[Question]] = {}
     for question in questions:
-        photos.setdefault(question.image, []).append(question)
-    names = list(photos)
-    return {
-        Cell(shots, 0, f"photos from {start}"): {name: photos[name] for name in names[start : start + PHOTOS_PER_CELL]}
-        for start in range(0, len(names), PHOTOS_PER_CELL)
-    }
+        photos.setdefault((question.image, question.class_name, question.references), []).append(question)
+    listed = list(photos.values())
+    starts = range(0, len(listed), PHOTOS_PER_CELL)
+    return {Cell(shots, 0, f"photos from {start}"): listed[start : start + PHOTOS_PER_CELL] for start in starts}
 
 
 @dataclass
@@ -209,17 +202,17 @@ class Asker:
     _references: tuple[str, ...] | None = None
 
     def answer(
-        self, photos: Mapping[str, Sequence[Question]], on_photo: Callable[[], object] = lambda: None
+        self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object] = lambda: None
     ) -> dict[str, Any]:
         """Answers the questions of a cell: ``rows`` as of :meth:`ask`, and the time in ``seconds``."""
         started, rows = time.monotonic(), []
-        for questions in photos.values():
+        for questions in photos:
             rows += self.ask(questions)
             on_photo()
         return {"rows": rows, "seconds": time.monotonic() - started}
 
     def ask(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """Answers questions about one photo.
+        """Answers questions about one photo of one class and with the same references.
 
         Returns:
             Of each question its key, data set and task, whether its photo is good, the right letter, the number of
@@ -228,27 +221,25 @@ class Asker:
         Raises:
             DatasetError: the photo or a reference can't be read.
         """
-        photo = load_image(self.root / questions[0].image)
-        results: dict[tuple[tuple[str, ...], str], ImageResult] = {}  # references and class may differ by question
+        first = questions[0]
+        references = first.references[: self.shots]
+        if references != self._references:
+            self.predictor.set_references([load_image(self.root / name) for name in references])
+            self._references = references
+        result = self.predictor.inspect(load_image(self.root / first.image), first.class_name)
         answers = []
         for question in questions:
-            references = question.references[: self.shots]
-            key = references, question.class_name
-            if key not in results:
-                if references != self._references:
-                    self.predictor.set_references([load_image(self.root / name) for name in references])
-                    self._references = references
-                results[key] = self.predictor.inspect(photo, question.class_name)
             torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, question.class_name), question.key))
+            folders = Path(question.image).parts[:-1]
             about = {
                 "question": question.key,
-                "dataset": "".join(question.folders[:1]),
+                "dataset": "".join(folders[:1]),
                 "task": question.task,
-                "good": int(WORDING["good_folder"] in question.folders),
+                "good": int(WORDING["good_folder"] in folders),
                 "answer": question.answer,
                 "options": len(question.options),
             }
-            answers.append(about | self._choices(results[key], question))
+            answers.append(about | self._choices(result, question))
         return answers
 
     def _choices(self, result: ImageResult, question: Question) -> dict[str, str | None]:
@@ -297,7 +288,7 @@ def mmad_average(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.Series:
     return pd.DataFrame([task_scores(own, methods).mean() for _, own in frame.groupby("dataset")]).mean()
 
 
-def report(about: Provenance, rows: Sequence[dict[str, Any]], methods: Sequence[Method]) -> dict[str, str]:
+def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Sequence[Method]) -> dict[str, str]:
     """The texts of results.json, .md and answers.csv, by name; ``rows`` as of :meth:`Asker.ask`."""
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
@@ -305,8 +296,8 @@ def report(about: Provenance, rows: Sequence[dict[str, Any]], methods: Sequence[
     table = table.join(task_scores(frame, methods))
     table.loc["average"] = [len(rows), frame["chance"].mean(), *mmad_average(frame, methods)]
     table = table.astype({"questions": int}).reset_index(names="task")
-    lines = [f"# Multiple choice: {about.config}", "", *about.lines()]
-    content = {"facts": asdict(about), "tasks": table.to_dict("records"), "answers": rows}
+    lines = [f"# Multiple choice: {facts['config']}", "", *fact_lines(facts)]
+    content = {"facts": facts, "tasks": table.to_dict("records"), "answers": rows}
     if "generated" in methods:
         content["unclear_answers"] = sum(row["generated"] is None for row in rows)
         lines += [f"* generated answers that name no option: {content['unclear_answers']}"]
@@ -319,3 +310,42 @@ def report(about: Provenance, rows: Sequence[dict[str, Any]], methods: Sequence[
         "results.md": "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING]) + "\n",
         "answers.csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"),
     }
+
+
+def answer_questions(arguments: argparse.Namespace) -> None:
+    """``run_mmad.py``: answers a file of questions, prints the report, and writes it.
+
+    Raises:
+        UserError: the questions can't be read or asked.
+    """
+    config = load_config(arguments.config or installed_config(), arguments.set)
+    if config.own_llm is None:
+        raise UserError(f"questions need a language model of the model's own; {config.name} has none, or asks another")
+    shots, methods = arguments.shots, arguments.answer_by
+    root = arguments.data or arguments.questions.parent
+    cells = cells_of(read_questions(arguments.questions, root, arguments.templates, shots), shots)
+    seed = config.seed if arguments.seed is None else arguments.seed
+    settings = fingerprint(config, with_llm=True) | {
+        "contents of the questions": sha256(arguments.questions),
+        "--data": str(root.resolve()),
+        "--templates": arguments.templates,
+        "--answer-by": methods,
+        "--seed": seed,
+    }
+
+    def build(process: Process) -> Measure:
+        predictor = build_predictor(config, process, with_llm=True, needs_text_map=not shots)
+        asker = Asker(predictor, root, shots, methods, seed)
+        return lambda cell, on_photo: asker.answer(cells[cell], on_photo)
+
+    names = {cell: [questions[0].image for questions in photos] for cell, photos in cells.items()}
+    process, results = measure_cells(arguments.device, arguments.out, settings, names, build)
+    if not results:
+        return
+    rows = sorted((row for result in results for row in result["rows"]), key=lambda row: row["question"])
+    references = f"the first {shots} of each photo's {arguments.templates} templates" if shots else "none; text map"
+    facts = facts_of(config, arguments.command, process, seed, results) | {
+        "references": references,
+        "notes": [f"questions: {arguments.questions}, {len(rows)} about {sum(map(len, cells.values()))} photos"],
+    }
+    publish(report(facts, rows, methods), arguments.out)

@@ -4,7 +4,6 @@ import resource
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,53 +21,41 @@ from anomalygpt.files import sha256
 from anomalygpt.model.checkpoint import read_metadata
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """How the numbers were made."""
-
-    command: str
-    config: str
-    commit: str | None
-    seed: int
-    device: str
-    processes: int
-    trained_on: Sequence[str]  # a line per delta
-    seconds_per_photo: float  # of one process: encoding, map, answer and metrics together
-    peak_memory: int  # of the first process, in bytes
-    references: str
-    notes: Sequence[str] = ()  # further lines, such as what was measured
-    warnings: Sequence[str] = ()  # lines that stand first
-
-    def lines(self) -> list[str]:
-        """A Markdown list."""
-        time = f"{self.seconds_per_photo:.2f} s per photo and process"
-        return [
-            *(f"* **{warning}**" for warning in self.warnings),
-            f"* command: `{self.command}`",
-            f"* commit: {self.commit or 'unknown'}; device: {self.device}; processes: {self.processes}; {time}",
-            f"* peak memory of the first process: {self.peak_memory / 1e9:.2f} GB",
-            *(f"* {note}" for note in self.notes),
-            *(f"* trained on: {line}" for line in self.trained_on),
-            f"* references: {self.references}; seed {self.seed}",
-        ]
-
-
-def of_run(
-    config: ExperimentConfig, command: str, process: Process, seed: int, seconds: float, photos: int
+def facts_of(
+    config: ExperimentConfig, command: str, process: Process, seed: int, cells: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The fields of :class:`Provenance` that every run has, from what its ``photos`` took together."""
+    """How the numbers of a run were made; ``cells`` give their ``seconds`` and ``names`` of photos.
+
+    To it are added how ``references`` were chosen, ``notes`` such as what was measured, and ``warnings``.
+    """
+    photos = sum(len(cell["names"]) for cell in cells)
     return {
         "command": command,
         "config": config.name,
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "seed": seed,
         "device": str(process.device),
         "processes": process.world_size,
         "trained_on": [f"{path}: {describe_training(data)}" for path, data in training_data(config).items()],
-        "seconds_per_photo": seconds / photos,
-        # kilobytes on Linux, bytes on macOS
+        # of one process: encoding, map, answer and metrics together
+        "seconds_per_photo": sum(cell["seconds"] for cell in cells) / photos,
+        # in bytes, of the first process: kilobytes on Linux, bytes on macOS
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
+
+
+def fact_lines(facts: dict[str, Any]) -> list[str]:
+    """A Markdown list of them."""
+    device = f"device: {facts['device']}; processes: {facts['processes']}"
+    return [
+        *(f"* **{warning}**" for warning in facts.get("warnings", ())),
+        f"* command: `{facts['command']}`",
+        f"* commit: {facts['commit']}; {device}; {facts['seconds_per_photo']:.2f} s per photo and process",
+        f"* peak memory of the first process: {facts['peak_memory'] / 1e9:.2f} GB",
+        *(f"* {note}" for note in facts["notes"]),
+        *(f"* trained on: {line}" for line in facts["trained_on"]),
+        f"* references: {facts['references']}; seed {facts['seed']}",
+    ]
 
 
 def describe_references(plan: Plan) -> str:

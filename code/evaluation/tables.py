@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.evaluation.metrics import PRO_LIMIT, hindsight_accuracy
-from anomalygpt.evaluation.provenance import Provenance
+from anomalygpt.evaluation.metrics import hindsight_accuracy
+from anomalygpt.evaluation.provenance import fact_lines
 from anomalygpt.files import read_yaml, replacing
 
 MAP_METRICS = {
@@ -38,19 +37,7 @@ VERDICT_METRICS = {
 METRICS = MAP_METRICS | VERDICT_METRICS
 HINDSIGHT = "one_threshold_in_hindsight"
 CELL_COLUMNS = ["masked_photos", "regions", "no_verdict", "placed"]
-MEANING = (
-    "All numbers are percentages. Mean: over classes. ±: standard deviation over rounds. Image metrics use the score "
-    "of each map. Pixel metrics use all pixels of a class's test photos together. AUPRO is integrated up to a "
-    f"false-positive rate of {PRO_LIMIT}. F1-max is the F1 score at the best threshold, chosen with the ground truth.",
-    "Verdict accuracy: of the final prediction, good or defective. Recall: fraction of defective photos predicted as "
-    "defective. False alarms: fraction of good photos predicted as defective. By score: accuracy of the calibrated "
-    "probability alone, at 0.5. In hindsight: accuracy at the best threshold for the class, chosen with the ground "
-    "truth. Answer accuracy: of the language model's first yes or no, before the score may overrule it; an answer "
-    "without yes or no is wrong. Position: of the photos with a mask that the answer correctly calls defective, the "
-    "fraction where the first position in the answer is that of the centre of a marked defect. Position (cell): the "
-    "same, where that cell of the 3 x 3 grid contains any part of a defect. An answer without a position is wrong in "
-    "both.",
-)
+MEANING = "All numbers are percentages, as docs/evaluation.md defines them. Mean: over classes. ±: over rounds."
 
 
 def title_of(shots: int) -> str:
@@ -192,7 +179,7 @@ def markdown_table(table: pd.DataFrame, texts: int) -> list[str]:
     return [header, rule, *rows]
 
 
-def report(about: Provenance, results: Sequence[dict[str, Any]], dataset: str | None = None) -> dict[str, str]:
+def report(facts: dict[str, Any], results: Sequence[dict[str, Any]], dataset: str | None = None) -> dict[str, str]:
     """The texts of results.json, .md and per_class.csv (metrics 0..1), by name.
 
     Args:
@@ -200,13 +187,13 @@ def report(about: Provenance, results: Sequence[dict[str, Any]], dataset: str | 
         dataset: the official one's key in published.yaml.
     """
     protocols = [Protocol(shots, results) for shots in sorted({result["shots"] for result in results})]
-    content = {"facts": asdict(about), "protocols": [one.as_json() for one in protocols]}
-    lines = [f"# {', '.join(title_of(one.shots) for one in protocols)}: {about.config}", "", *about.lines()]
+    content = {"facts": facts, "protocols": [one.as_json() for one in protocols]}
+    lines = [f"# {', '.join(title_of(one.shots) for one in protocols)}: {facts['config']}", "", *fact_lines(facts)]
     for protocol in protocols:
-        lines += protocol.lines(about.config, dataset)
+        lines += protocol.lines(facts["config"], dataset)
     return {
         "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "results.md": "\n".join([*lines, "", MEANING[0], "", MEANING[1]]) + "\n",
+        "results.md": "\n".join([*lines, "", MEANING]) + "\n",
         "per_class.csv": results_frame(results).to_csv(index=False, float_format="%.6f", lineterminator="\n"),
     }
 

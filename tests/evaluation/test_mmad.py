@@ -19,7 +19,6 @@ from anomalygpt.evaluation.mmad import (
     task_scores,
     with_options,
 )
-from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.llm import GenerationSettings
 from tests.evaluation.conftest import RUN
@@ -92,7 +91,6 @@ def test_robustmads_file_is_read_as_it_is(tmp_path):
     first, last = read_questions(tmp_path / "RobustMAD_MCQ.json", tmp_path, shots=1)
     assert (first.key, first.class_name, first.references) == (f"{good}#1", "bottle", (good,))
     assert (last.key, last.task, last.answer) == (f"{low}#12", "Unanswerable or Misleading Query Detection", "E")
-    assert (first.folders[0], last.folders[0]) == ("MVTec-AD", "VisA")
     del images[0]["questions"]
     (tmp_path / "RobustMAD_MCQ.json").write_text(json.dumps({"images": images}))
     with pytest.raises(UserError, match="question 1 can't be read .*questions"):
@@ -105,7 +103,7 @@ def test_a_list_of_ones_own_is_read(tmp_path):
     entries = [record, {**record, "reference": "good.png", "class": "cup"}]
     (tmp_path / "own.json").write_text(json.dumps(entries))
     plain, referred = read_questions(tmp_path / "own.json", tmp_path)
-    assert (plain.task, plain.class_name, plain.references, plain.folders) == ("verdict", "object", (), ())
+    assert (plain.task, plain.class_name, plain.references) == ("verdict", "object", ())
     assert (referred.class_name, referred.references) == ("cup", ("good.png",))
     with pytest.raises(UserError, match=r"1 photos have fewer than 1 references: a.png"):
         read_questions(tmp_path / "own.json", tmp_path, shots=1)
@@ -214,9 +212,10 @@ def test_each_question_has_the_references_and_the_class_that_it_names(mmad, aske
     remember, inspect = predictor.set_references, predictor.inspect
     monkeypatch.setattr(predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
     monkeypatch.setattr(predictor, "inspect", lambda photo, name: (seen.append(name), inspect(photo, name))[1])
-    found = asker(shots=1, methods=("text",)).ask(asked)
+    [cell] = cells_of(asked, 1).values()
+    rows = asker(shots=1, methods=("text",)).answer(cell)["rows"]
     assert seen == ["new", "bottle", "new", "bottle", "new", "nut"]
-    assert found[0] == found[-1]
+    assert len(rows) == 4 and rows[0] == rows[1]
 
 
 def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, asker):
@@ -232,7 +231,7 @@ def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, a
     many = [question.model_copy(update={"image": f"{n}.png"}) for n in range(45) for question in questions[:2]]
     cells = list(cells_of(many, 1).values())
     assert [len(photos) for photos in cells] == [20, 20, 5]
-    assert [question for photos in cells for photo in photos.values() for question in photo] == many
+    assert [question for photos in cells for photo in photos for question in photo] == many
     done = []
     [photos] = cells_of(questions, 0).values()
     answers = asker(methods=("text",)).answer(photos, lambda: done.append(1))
@@ -244,7 +243,7 @@ def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, a
 
 def test_the_report_has_a_row_per_task_with_chance_beside_it():
     rows = (answer("a#1", task="x_1"), answer("a#2", task="y", chosen="B"))
-    texts = report(Provenance(**RUN, notes=("questions: file",)), rows, ["text"])
+    texts = report(RUN, rows, ["text"])
     page = texts["results.md"]
     assert "| x_1 | 1 | 25.0 | 100.0 |" in page and "| y | 1 | 25.0 | 0.0 |" in page
     assert "| **average** | 2 | 25.0 | 50.0 |" in page and "* questions: file\n" in page

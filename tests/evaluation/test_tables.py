@@ -13,13 +13,11 @@ from anomalygpt.evaluation.evaluate import summarise
 from anomalygpt.evaluation.figures import CASES, Examples, write_sheet
 from anomalygpt.evaluation.metrics import PixelCounts
 from anomalygpt.evaluation.protocol import Cell
-from anomalygpt.evaluation.provenance import Provenance
 from anomalygpt.evaluation.tables import METRICS, official_dataset, published, report, write_texts
 from tests.evaluation.conftest import RUN
 
-ABOUT = Provenance(
-    **RUN, notes=("data: data/tree (mvtec), 2 classes", "maps: squash; as its photo", "connected"), warnings=("seen",)
-)
+NOTES = ["data: data/tree (mvtec), 2 classes", "maps: squash; as its photo", "connected"]
+ABOUT = RUN | {"notes": NOTES, "warnings": ["seen"]}
 
 
 def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> dict[str, object]:

@@ -11,8 +11,8 @@ import torch
 from anomalygpt import distributed
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation import launch
-from anomalygpt.evaluation.launch import measure_cells
+from anomalygpt.evaluation import cells
+from anomalygpt.evaluation.cells import measure_cells
 from anomalygpt.evaluation.protocol import Cell, Plan
 
 CELLS = [Cell(shots, 0, "bottle") for shots in (0, 1, 2, 3, 4)]
@@ -68,7 +68,7 @@ def test_processes_share_the_cells_and_measure_what_one_does(fill, tmp_path, mon
         rank = next(ranks)
         yield Process(rank, rank, count, torch.device("cpu")), out
 
-    monkeypatch.setattr(launch, "_joined", joined)
+    monkeypatch.setattr(cells, "_joined", joined)
     with ThreadPoolExecutor(count) as pool:
         found = list(pool.map(lambda _: fill(tmp_path / "shared"), range(count)))
     assert [results for results, _ in found if results] == [alone], "the main process reads them"
