@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anomalygpt.datasets.masks import read_mask
+from anomalygpt.datasets.photos import decoding
 from anomalygpt.datasets.records import (
     GOOD,
     SPLITS,
@@ -61,28 +62,18 @@ def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     if not table.is_file():
         raise DatasetError(f"{root}: no {VISA_TABLE.as_posix()}; expected it beside <class>/Data (kind: visa)")
     rows = _read_table(table, ("path", "split", "label", "mask", "class"))
-    kinds: dict[str, str] = {}  # by the defect photo's path
-    for listing in sorted({root / row["class"] / "image_anno.csv" for row in rows}):
-        if listing.is_file():
-            kinds |= {row["path"]: row["label"] for row in _read_table(listing, ("path", "label"))}
+    listings = {root / row["class"] / "image_anno.csv" for row in rows}
+    listed = [row for path in listings if path.is_file() for row in _read_table(path, ("path", "label"))]
+    kinds = {row["path"]: row["label"] for row in listed}
     return _records(table, root, [row | {"defect": kinds.get(row["path"], "anomaly")} for row in rows], classes)
 
 
 def _read_table(path: Path, required: Sequence[str]) -> list[Row]:
-    """The rows of a table, without empty ones and unknown columns.
-
-    Raises:
-        DatasetError: the file can't be read, has no rows or lacks a required column, or a row has too many or too few
-            cells.
-    """
-    try:
+    """The rows of a table, without empty ones and unknown columns."""
+    with decoding(path, "a CSV table"):
         lines = _lines(path.read_bytes(), path)
         reader = csv.reader(lines, delimiter=_delimiter(lines), strict=True)
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot be read as a CSV table ({error})") from error
     header = [cell.strip() for cell in rows[0][1]] if rows else []
     place = _columns(header, path)
     if not {*required} <= {*place}:
@@ -169,7 +160,6 @@ def _record(row: Row, root: Path, where: str) -> ImageRecord:
 
 
 def _file(root: Path, cell: str, where: str) -> Path:
-    """A cell's path; backslashes are tried as slashes, too."""
     for name in (cell, cell.replace("\\", "/")):
         if (root / name).is_file():
             return Path(os.path.normpath(root / name))

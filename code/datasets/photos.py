@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,12 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
             photo = _tiff(path, settings)
         else:
             if start[4:8] == b"ftyp" and b"avi" not in start:
-                _register_heif(path)
+                try:
+                    pillow_heif = import_module("pillow_heif")
+                except ImportError:
+                    advice = "pip install pillow-heif, or export them as JPEG or PNG"
+                    raise DatasetError(f"{path}: HEIC photos need the library pillow-heif: {advice}") from None
+                pillow_heif.register_heif_opener()
             photo = _other(path, settings)
     photo = _reduced(photo, settings)
     if settings.ignore:
@@ -135,12 +141,11 @@ def decoding(path: Path, what: str = "an image") -> Iterator[None]:
 
 
 def _box(text: str) -> tuple[float, ...] | None:
-    """``left,top,right,bottom`` as numbers; None for any other text."""
     try:
         numbers = tuple(map(float, text.split(",")))
     except ValueError:
         return None
-    return numbers if len(numbers) == 4 and np.isfinite(numbers).all() else None
+    return numbers if len(numbers) == 4 else None
 
 
 def _ignored(text: str, size: tuple[int, int]) -> Image.Image:
@@ -159,15 +164,6 @@ def _ignored(text: str, size: tuple[int, int]) -> Image.Image:
         sizes = f"a mask of {mask.width} x {mask.height} for a photo of {width} x {height}"
         raise UserError(f"data.ignore: {sizes}; expected the same aspect ratio")
     return mask.resize(size, Image.Resampling.NEAREST)
-
-
-def _register_heif(path: Path) -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        what = f"{path}: HEIC photos need the library pillow-heif"
-        raise DatasetError(f"{what}: pip install pillow-heif, or export them as JPEG or PNG") from None
-    register_heif_opener()
 
 
 def _check_header(path: Path, width: int, height: int, pages: int, settings: PhotoSettings) -> None:

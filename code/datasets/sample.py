@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from anomalygpt.datasets.dialogue import Turn
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
-@dataclass(frozen=True)
-class AnomalySample:
+class AnomalySample(NamedTuple):
     """One photo with its mask and conversation.
 
     Attributes:
@@ -30,8 +29,7 @@ class AnomalySample:
     photo: str = ""
 
 
-@dataclass(frozen=True)
-class SamplePair:
+class SamplePair(NamedTuple):
     """A normal photo and a defect of the same class, as training takes them (paper section 4.1).
 
     Attributes:

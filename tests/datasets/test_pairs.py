@@ -95,7 +95,7 @@ def test_a_batch_alternates_normal_and_defect(train_records, transform):
     assert torch.equal(batch.references[1], dataset[4].reference)
     assert batch.class_names == ["bottle", "bottle", "screw", "screw"]
     assert batch.conversations[1] == dataset[0].defect.turns
-    bare = replace(dataset[0], reference=None)
+    bare = dataset[0]._replace(reference=None)
     assert collate_pairs([dataset[0], bare]).references is None
 
 

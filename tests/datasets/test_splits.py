@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from anomalygpt.datasets.build import normal_split, supervised_split
 from anomalygpt.datasets.csv_table import index_visa
 from anomalygpt.datasets.layouts import index_crack_forest
-from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.tree import index_tree
 
 
