@@ -10,7 +10,7 @@ from PIL import Image
 from anomalygpt.datasets import loco, masks
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import Region
-from anomalygpt.datasets.transforms import Geometry, ImageTransform
+from anomalygpt.datasets.transforms import Geometry, ImageTransform, binary_image
 from anomalygpt.inference.results import ImageResult
 
 MVTEC_THRESHOLD = 0.1
@@ -96,7 +96,7 @@ def ground_truth(
     if saturated:
         regions = []
         for defect in loco.regions(record):
-            pixels = placed(transforms.binary_image(defect.pixels))
+            pixels = placed(binary_image(defect.pixels))
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))
