@@ -38,6 +38,9 @@ PRIOR_STRENGTH = 6.0  # k, by the references alone
 PARTS_STRENGTH = 30.0  # k, with the numbers of other parts
 K_EXPONENT = 0.12  # a
 SHARPNESS = 2.0  # of the probability: its log-odds rise by so much per sd
+# The least probability of a defect. On parts that the calibration has not seen, so many of the photos whose score is
+# far below the threshold have a defect that the map does not show.
+NOT_SHOWN = 0.08
 LOWEST = 0.05  # the smallest threshold: two equal references have no distance, and all else would be anomalous
 # On ten parts, log scores of defective photos lie so far above the centre, with this standard deviation.
 DEFECTIVE_ABOVE, DEFECTIVE_SD = 0.45, 0.26
@@ -62,9 +65,13 @@ class Calibration:
     slope: float  # log-odds per unit of the score's logarithm
 
     def probability(self, score: float) -> float:
-        """That a photo with this image score is anomalous, 0..1: logistic in the logarithm of the score."""
+        """That a photo with this image score is anomalous: logistic in the logarithm of the score.
+
+        Below one half it is compressed to ``NOT_SHOWN``..0.5.
+        """
         odds = self.slope * math.log(max(score, LOWEST**2) / self.score_threshold)
-        return 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
+        probability = 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
+        return max(probability, NOT_SHOWN + (1 - 2 * NOT_SHOWN) * probability)
 
 
 @dataclass(frozen=True)

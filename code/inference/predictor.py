@@ -16,11 +16,10 @@ from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
+from anomalygpt.inference.answer_check import stream_checked
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, TextCalibration, calibrate
-from anomalygpt.inference.chat_models import build_chat_model
-from anomalygpt.inference.checked_answers import stream_checked
-from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel
+from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel, build_chat_model
 from anomalygpt.inference.reference_report import ReferenceReport, report
 from anomalygpt.inference.references import References, cosine_distances
 from anomalygpt.inference.regions import regions_of_verdict
@@ -267,7 +266,7 @@ class Predictor:
         """Yields the answer to a question about a photo piece by piece; closing the generator stops it.
 
         With ``inference.findings``, a sentence is yielded when it does not contradict the photo's findings (see
-        ``checked_answers``), and the verdict is the score's. Returns the complete answer with the verdict.
+        ``answer_check``), and the verdict is the score's. Returns the complete answer with the verdict.
         """
         if self.language_model is None:
             return prediction(image, question, "", self.settings.verdict)

@@ -26,7 +26,6 @@ from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.checkpoint import fingerprint, read_metadata, read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank, unit_patches
-from anomalygpt.model.multiscale import encode_multiscale
 from anomalygpt.model.orientation import orientation_of
 from anomalygpt.model.perturbations import perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
@@ -285,7 +284,7 @@ class References:
         return torch.stack([self.transform.normalise(tile) for tile in self._photos[photo][scale]])
 
     def _encode(self, images: Tensor) -> ImageFeatures:
-        return encode_multiscale(self.model.encode, self.model.encoder.spec, images)
+        return self.model.encode(images)
 
     def _views(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
         """Features of V views of the T tiles of a reference, (V * T, …); those that are not there yet are encoded."""

@@ -37,7 +37,7 @@ Note = Literal["", "corrected", "findings", "contradicts", "stopped", "too_long"
 class Exchange:
     """A question and its answer; ``note`` is of the answer.
 
-    ``corrected`` or ``findings``: not the language model's own words (see ``checked_answers.Answer``); ``contradicts``:
+    ``corrected`` or ``findings``: not the language model's own words (see ``answer_check.Answer``); ``contradicts``:
     it was not checked, and is against the findings; ``stopped`` and ``too_long``: it is not complete.
     """
 
