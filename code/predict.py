@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from anomalygpt.config.settings import PhotoSettings
     from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.ray_engine import Inspect
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
 INTERVAL = 0.5  # seconds, in which a complete file of a watched folder does not change
@@ -101,25 +100,36 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
 
 
 def _run(arguments: Namespace) -> int:
+    from anomalygpt.datasets.photos import configure, load_image
     from anomalygpt.inference.outputs import Outputs
+    from anomalygpt.inference.predictor import Predictor
     from anomalygpt.inference.report import report_texts, system_language
+    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
     from anomalygpt.model.build import installed_config
 
     config = load_config(arguments.config or installed_config(), arguments.set)
     _check(arguments)
+    configure(_photo_settings(arguments, config))
     arguments.lang = system_language() if arguments.lang == "auto" else arguments.lang
-    arguments.photos = expand(arguments.photos, arguments.recursive)
-    good = _good_photos(arguments, config)  # before the model is loaded, because that takes long
+    given = arguments.photos, arguments.reference
+    arguments.photos, references = (expand(patterns, arguments.recursive) for patterns in given)
+    good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
     if arguments.engine:
         from anomalygpt.inference.ray_engine import inspect_on_ray
 
-        start = partial(_worker, arguments, config, Path.cwd())
-        counts = inspect_on_ray(arguments.photos, arguments.out.absolute(), start, on_gpu=arguments.device != "cpu")
+        counts = inspect_on_ray(arguments.photos, arguments.out, partial(_worker, arguments, config, good, Path.cwd()))
         print(report_texts(arguments.lang)["summary"].format_map(counts))
         return _exit_code(arguments, counts)
     has_photos = bool(arguments.photos or arguments.watch)
     outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
-    predictor = _predictor(arguments, config, good)
+    predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
+    predictor.set_references(good, arguments.references)
+    if arguments.forget:
+        predictor.forget_feedback()
+    for paths, is_good in ((arguments.good, True), (arguments.bad, False)):
+        for path in expand(paths, arguments.recursive):
+            predictor.feedback(predictor.inspect(load_image(path), arguments.class_name or UNNAMED_CLASS), is_good)
+    predictor.adapts = arguments.adapt
     if arguments.unlabelled:
         photos = (photo for _, photo in read_photos(arguments.photos))
         predictor.set_unlabelled(photo for photo in photos if not isinstance(photo, DatasetError))
@@ -133,38 +143,18 @@ def _run(arguments: Namespace) -> int:
     return code
 
 
-def _good_photos(arguments: Namespace, config: "ExperimentConfig") -> "list[Image.Image]":
-    """The photos of ``--reference``; from then on, photos are read by the right settings."""
-    from anomalygpt.datasets.photos import configure, load_image
-
-    configure(_photo_settings(arguments, config))
-    return [load_image(path) for path in expand(arguments.reference, arguments.recursive)]
-
-
-def _predictor(arguments: Namespace, config: "ExperimentConfig", good: "list[Image.Image]") -> "Predictor":
-    from anomalygpt.datasets.photos import load_image
-    from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
-
-    with_llm = bool(arguments.photos or arguments.watch) and not arguments.no_chat
-    predictor = Predictor.from_config(config, arguments.device, with_llm=with_llm)
-    predictor.set_references(good, arguments.references)
-    if arguments.forget:
-        predictor.forget_feedback()
-    for paths, is_good in ((arguments.good, True), (arguments.bad, False)):
-        for path in expand(paths, arguments.recursive):
-            predictor.feedback(predictor.inspect(load_image(path), arguments.class_name or UNNAMED_CLASS), is_good)
-    predictor.adapts = arguments.adapt
-    return predictor
-
-
-def _worker(arguments: Namespace, config: "ExperimentConfig", folder: Path) -> "Inspect":
-    """What inspects photos in another process; paths begin at a folder."""
+def _worker(arguments: Namespace, config: "ExperimentConfig", good: "list[Image.Image]", folder: Path) -> Any:
+    """What inspects photos in another process; other paths begin at a folder."""
+    from anomalygpt.datasets.photos import configure
     from anomalygpt.inference.outputs import Outputs
+    from anomalygpt.inference.predictor import Predictor
 
     os.chdir(folder)
     set_strict(arguments.strict)
-    predictor, outputs = _predictor(arguments, config, _good_photos(arguments, config)), Outputs(None)
+    configure(_photo_settings(arguments, config))
+    predictor = Predictor.from_config(config, arguments.device, with_llm=not arguments.no_chat)
+    predictor.set_references(good, arguments.references)
+    outputs = Outputs(None)
     return lambda paths: list(_results(arguments, predictor, outputs, [{Path(path): {} for path in paths}]))
 
 
@@ -178,8 +168,8 @@ def _check(arguments: Namespace) -> None:
     needs_out = "--watch: takes no photos and no --coco, and needs --out, which remembers what was done"
     nothing = "no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …"
     own = "--unlabelled: the photos judge each other, so it takes photos and no references"
-    others = ("watch", "coco", "post", "json", "adapt", "unlabelled", "save_references")
-    no_engine = f"--engine: takes photos and --out, without {', '.join(others).replace('_', '-')}"
+    others = ("watch", "coco", "post", "json", "good", "bad", "adapt", "unlabelled", "save_references")
+    no_engine = f"--engine: takes photos and --out, without --{', --'.join(others).replace('_', '-')}"
     is_alone = photos and arguments.out and not any(getattr(arguments, name) for name in others)
     for is_wrong, mistake in (
         (watch and (photos or arguments.coco or not arguments.out), needs_out),

@@ -76,7 +76,8 @@ class Outputs:
         results = read_results(folder)
         table = csv.DictWriter(file := StringIO(), COLUMNS, extrasaction="ignore")
         table.writeheader()
-        table.writerows(map(table_row, results))
+        for each in results:
+            table.writerow({**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))})
         _write(folder / "results.csv", "\ufeff" + file.getvalue())  # with the mark that Excel needs
 
         def picture(result: Result) -> Image.Image | None:
@@ -84,11 +85,6 @@ class Outputs:
             return Image.open(path) if path.is_file() else None
 
         _write(folder / "report.html", report_html(results, picture, settings, language))
-
-
-def table_row(result: Result) -> dict[str, Any]:
-    """A result with what only tables have."""
-    return {**result, "verdict": verdict(result), "places": "; ".join(result.get("places", ()))}
 
 
 @contextmanager

@@ -12,11 +12,10 @@ from typing import Any
 
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
-from anomalygpt.inference.outputs import NUMBERS, table_row
-from anomalygpt.inference.report import Result
+from anomalygpt.inference.outputs import NUMBERS
+from anomalygpt.inference.report import Result, verdict
 
 MOST_ROWS, FILES_PER_WORKER = 256, 4  # photos in a file, which a lost worker leaves undone; at least so many files
-COLUMNS_OF_TEXT = ("photo", "verdict", "reason", "places", "answer", "error", "regions")
 Inspect = Callable[[Sequence[str]], Sequence[Result]]
 
 
@@ -27,48 +26,41 @@ class Worker:
         self._inspect, self._folder = start(), folder
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        """``photo``: paths -> ``written``: how many."""
         import pyarrow as pa
         from pyarrow.parquet import write_table
 
         paths = list(map(str, block["photo"]))
-        rows = [table_row(each) | {"regions": json.dumps(each.get("regions", []))} for each in self._inspect(paths)]
-        schema = dict.fromkeys(COLUMNS_OF_TEXT, pa.string()) | dict.fromkeys(NUMBERS, pa.float64())
+        rows = [{**each, "verdict": verdict(each), "result": json.dumps(each)} for each in self._inspect(paths)]
+        schema = dict.fromkeys(("photo", "verdict", "result"), pa.string()) | dict.fromkeys(NUMBERS, pa.float64())
         name = sha256("\n".join(paths).encode()).hexdigest()[:24]  # a second try replaces the first one
         with replacing(self._folder / f"{name}.parquet") as temporary:
             write_table(pa.Table.from_pylist(rows, pa.schema(schema)), temporary)
         return {"written": [len(rows)]}
 
 
-def inspect_on_ray(photos: Sequence[Path], folder: Path, start: Callable[[], Inspect], on_gpu: bool) -> Counter[str]:
+def inspect_on_ray(photos: Sequence[Path], folder: Path, start: Callable[[], Inspect]) -> Counter[str]:
     """Inspects the photos that the folder's files do not hold yet, on the cluster that runs or else a local one.
 
-    Args:
-        start: makes what inspects photos by their paths, in each worker's process.
-        on_gpu: each worker has a GPU, where the cluster has any; else a CPU core.
-
-    Returns:
-        How many photos have each verdict, those of earlier runs included.
-
-    Raises:
-        UserError: Ray is not installed, or a worker can't start.
+    ``start`` makes what inspects photos, in the process of each worker, which has a GPU or else a CPU core. Returns how
+    many photos have each verdict, those of earlier runs included; raises :class:`UserError` where Ray is not installed,
+    or a worker can't start.
     """
     try:
         import ray
         from ray.data import ActorPoolStrategy, from_items
     except ImportError as error:
         raise UserError(f"--engine ray: {error}; pip install 'anomalygpt[ray]'") from error
-    names = [str(path.absolute()) for path in photos]
+    folder, names = folder.absolute(), [str(path.absolute()) for path in photos]
     if left := sorted({*names} - _verdicts(folder).keys()):
         path = os.pathsep.join(filter(None, sys.path))  # workers import what this process can
         ray.init(ignore_reinit_error=True, runtime_env={"env_vars": {"PYTHONPATH": path}})
-        kind = "GPU" if on_gpu and ray.cluster_resources().get("GPU") else "CPU"
-        workers = int(ray.cluster_resources()[kind])
-        files = max(ceil(len(left) / MOST_ROWS), min(len(left), FILES_PER_WORKER * workers))
+        gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+        files = max(ceil(len(left) / MOST_ROWS), min(len(left), FILES_PER_WORKER * (gpus or cpus)))
+        pool = ActorPoolStrategy(size=min(gpus or cpus, files))
+        made: dict[str, Any] = {"fn_constructor_args": (start, folder), "num_gpus" if gpus else "num_cpus": 1}
         blocks = from_items([{"photo": name} for name in left], override_num_blocks=files)
-        compute: dict[str, Any] = {"compute": ActorPoolStrategy(size=min(workers, files)), f"num_{kind.lower()}s": 1}
         try:
-            blocks.map_batches(Worker, fn_constructor_args=(start, folder), batch_size=None, **compute).materialize()
+            blocks.map_batches(Worker, batch_size=None, compute=pool, **made).materialize()
         except ray.exceptions.RayError as error:
             raise UserError(f"--engine ray: {str(error).strip().splitlines()[-1]}") from error
     verdicts = _verdicts(folder)
