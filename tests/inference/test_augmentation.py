@@ -28,7 +28,7 @@ ROUND, UPRIGHT_BAR, TILTED_BAR = Orientation(1.0, 40.0), Orientation(2.5, 1.0), 
 def test_views_rotate_and_mirror() -> None:
     image = torch.arange(9.0).view(1, 3, 3)
     assert torch.equal(seen(image, UPRIGHT), image)
-    assert torch.equal(seen(image, (1, False)), torch.rot90(image, 1, (-2, -1)))
+    assert torch.equal(seen(image, (1, False, "own")), torch.rot90(image, 1, (-2, -1)))
     flips = [seen(image, view) for view in VIEWS["flips"]]
     expected = [image, image.flip(-1), image.flip(-2), image.flip(-2).flip(-1)]
     assert all(torch.equal(a, b) for a, b in zip(flips, expected, strict=True))
