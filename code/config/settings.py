@@ -131,8 +131,8 @@ class ReferenceSettings(Settings):
         preset: ``official`` is the paper's comparison and takes no other value; ``best`` and ``fast`` are what measured
             best on photos at twice the encoder's side and at its own; ``custom`` starts at the paper's values.
         augmentation: further views of a reference that are remembered; ``auto`` is decided by the references.
-        camera_copies: noisy and compressed copies of some references are remembered, too, so that another camera's noise
-            and JPEG files are not taken for defects.
+        camera_copies: noisy and compressed copies of some references are remembered, too, so that another camera's
+            noise and JPEG files are not taken for defects.
         scales: the sides at which photos are compared, in multiples of the encoder's own.
         scale_weights: one per scale; empty weights them equally.
         tap_weights: one per tap of the encoder; empty weights them equally.

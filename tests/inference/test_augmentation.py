@@ -85,7 +85,7 @@ def test_parts_that_differ_by_a_turn_gain_by_rotations_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(len(ALL_VIEWS), 64, 32, generator=generator)
     first = ImageFeatures((patches,), torch.zeros(len(ALL_VIEWS), 4))
-    quarter, half, three = (ALL_VIEWS.index((turns, False)) for turns in (1, 2, 3))
+    quarter, half, three = (ALL_VIEWS.index((turns, False, "own")) for turns in (1, 2, 3))
     turned = patches.clone()
     turned[[0, quarter, half, three]] = patches[[quarter, half, three, 0]]
     gains = view_gains([first, ImageFeatures((turned,), torch.zeros(len(ALL_VIEWS), 4))])
