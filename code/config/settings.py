@@ -92,6 +92,7 @@ class GenerationSettings(Settings):
 # commutator, grid, screw, transistor): benchmarks/README.md.
 _FAST: dict[str, Any] = {
     "augmentation": "auto",
+    "camera_copies": True,
     "tap_weights": (1.0, 1.0, 2.0, 2.0),
     "interpolation": "centred",
     "smoothing": 0.3,
@@ -115,6 +116,8 @@ class ReferenceSettings(Settings):
         preset: ``official`` is the paper's comparison and takes no other value; ``best`` and ``fast`` are what measured
             best on photos at twice the encoder's side and at its own; ``custom`` starts at the paper's values.
         augmentation: further views of a reference that are remembered; ``auto`` is decided by the references.
+        camera_copies: noisy and compressed copies of some references are remembered, too, so that another camera's
+            noise and JPEG files are not taken for defects.
         scales: the sides at which photos are compared, in multiples of the encoder's own.
         scale_weights: one per scale; empty weights them equally.
         tap_weights: one per tap of the encoder; empty weights them equally.
@@ -131,6 +134,7 @@ class ReferenceSettings(Settings):
 
     preset: Literal["official", "best", "fast", "custom"] = "official"
     augmentation: Literal["none", "rotations", "flips", "auto"] = "none"
+    camera_copies: bool = False
     scales: Scales = (1,)
     scale_weights: tuple[NotNegative, ...] = ()
     tap_weights: tuple[NotNegative, ...] = ()

@@ -1,10 +1,14 @@
-"""Further views of the references, and which of them help (``augmentation: auto``)."""
+"""Further views of the references: turned ones where they help (``augmentation: auto``), and another camera's."""
 
+import io
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from anomalygpt.model.encoder import ImageFeatures
@@ -12,6 +16,7 @@ from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.orientation import Orientation
 
 Augmentation = Literal["none", "rotations", "flips"]
+Camera = Literal["own", "noisy", "compressed"]
 
 DECIDED_BY = 8  # references that ``auto`` measures; more of them do not change the decision
 # Any four views bring references a little nearer to each other (textures and aligned parts: to 0.87-0.99 of their
@@ -20,22 +25,43 @@ CLEAR_GAIN = 0.86
 TOP_FRACTION = 0.05  # of the patches, those of the largest distance: a rotation shows there, not in the mean
 ELONGATED = 1.6  # the aspect from which on the tilt of a part can be measured
 TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps within 3
+# Copies as another camera would have taken them, of so many views: noise and compression change the patches of all
+# photos in the same way, so that some show enough of it.
+CAMERA_COPIES = 8
+NOISE, JPEG_QUALITY = 5.0, 40  # standard deviation in levels of 255
 
 
-View = tuple[int, bool]  # quarter turns, anticlockwise, of a photo or of its mirror image
-UPRIGHT: View = (0, False)
+View = tuple[int, bool, Camera]  # quarter turns, anticlockwise, of a photo or of its mirror image
+UPRIGHT: View = (0, False, "own")
 VIEWS: dict[Augmentation, tuple[View, ...]] = {
     "none": (UPRIGHT,),
-    "rotations": tuple((turns, False) for turns in range(4)),
-    "flips": (UPRIGHT, (0, True), (2, True), (2, False)),
+    "rotations": tuple((turns, False, "own") for turns in range(4)),
+    "flips": (UPRIGHT, (0, True, "own"), (2, True, "own"), (2, False, "own")),
 }
 ALL_VIEWS = tuple(dict.fromkeys(view for views in VIEWS.values() for view in views))
 
 
 def seen(image: Tensor, view: View) -> Tensor:
     """The view of a square (…, S, S)."""
-    turns, mirrored = view
+    turns, mirrored, _ = view
     return torch.rot90(torch.flip(image, (-1,)) if mirrored else image, turns, dims=(-2, -1))
+
+
+def by_camera(pixels: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) as they are, with noise, or as a JPEG file holds them."""
+    if camera == "noisy":
+        noise = np.random.default_rng(0).normal(0, NOISE, pixels.shape)
+        return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    if camera == "compressed":
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
+        return np.asarray(Image.open(file))
+    return pixels
+
+
+def camera_copies(views: Sequence[View]) -> list[View]:
+    """The noisy and the compressed copies of views."""
+    return [(turns, mirrored, camera) for camera in ("noisy", "compressed") for turns, mirrored, _ in views]
 
 
 def view_positions(views: Sequence[View], grid: int) -> Tensor:

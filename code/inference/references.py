@@ -1,6 +1,7 @@
 """Reference photos of one part, and anomaly maps by comparison (AnomalyGPT section 3.2, eq. 2, and beyond)."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.inference import augmentation
 from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, top_mean
-from anomalygpt.inference.augmentation import ALL_VIEWS, UPRIGHT, VIEWS, Augmentation, View
+from anomalygpt.inference.augmentation import ALL_VIEWS, UPRIGHT, VIEWS, Augmentation, Camera, View
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.checkpoint import fingerprint, read_metadata, read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
@@ -272,16 +273,21 @@ class References:
     def banks(self) -> dict[int, MemoryBank]:
         """The patches that photos are compared with, by scale."""
         views, banks = VIEWS[self.augmentation], {}
+        copies = augmentation.camera_copies(views) if self.settings.camera_copies else []
+        copied = math.ceil(augmentation.CAMERA_COPIES / len(views))
         for scale in self.settings.scales:
-            photos = [self._views(photo, scale, views) for photo in range(len(self))]
-            positions = augmentation.view_positions(views, photos[0].grid)
-            bank = MemoryBank(photos, positions.repeat_interleave(len(photos[0]) // len(views), dim=0))
+            seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
+            photos = [self._views(photo, scale, of) for photo, of in enumerate(seen_as)]
+            tiles, grid = len(self._photos[0][scale]), photos[0].grid
+            positions = [augmentation.view_positions(of, grid).repeat_interleave(tiles, dim=0) for of in seen_as]
+            bank = MemoryBank(photos, positions)
             banks[scale] = bank.coreset(CORESET_SIZE) if len(bank) > CORESET_ABOVE else bank
         return banks
 
-    def _pixels(self, photo: int, scale: int) -> Tensor:
+    def _pixels(self, photo: int, scale: int, camera: Camera = "own") -> Tensor:
         """(T, 3, S, S), normalised."""
-        return torch.stack([self.transform.normalise(tile) for tile in self._photos[photo][scale]])
+        tiles = [augmentation.by_camera(tile, camera) for tile in self._photos[photo][scale]]
+        return torch.stack([self.transform.normalise(tile) for tile in tiles])
 
     def _encode(self, images: Tensor) -> ImageFeatures:
         return self.model.encode(images)
@@ -290,10 +296,10 @@ class References:
         """Features of V views of the T tiles of a reference, (V * T, …); those that are not there yet are encoded."""
         missing = [view for view in views if (photo, scale, view) not in self._features]
         if missing:
-            tiles = self._pixels(photo, scale)
-            encoded = self._encode(torch.cat([augmentation.seen(tiles, view) for view in missing]))
+            tiles = [augmentation.seen(self._pixels(photo, scale, view[2]), view) for view in missing]
+            encoded, count = self._encode(torch.cat(tiles)), len(tiles[0])
             for number, view in enumerate(missing):
-                self._features[photo, scale, view] = encoded[number * len(tiles) : (number + 1) * len(tiles)]
+                self._features[photo, scale, view] = encoded[number * count : (number + 1) * count]
         return concatenated([self._features[photo, scale, view] for view in views])
 
     def save(self, path: Path) -> None:

@@ -22,8 +22,8 @@ class MemoryBank:
 
     Args:
         references: the features of K photos; or of each of K photos, the features of its V views.
-        positions: (V, P * P) int64, where the patches of each view lie on the upright photo, in reading order; None
-            where each view is upright.
+        positions: of each photo, (V, P * P) int64: where the patches of its views lie on the upright photo, in reading
+            order; None where each view is upright.
 
     Attributes:
         taps: L tensors (M, D_v) float32, or float16 above ``HALF_ABOVE`` patches.
@@ -31,7 +31,9 @@ class MemoryBank:
         positions: (M,) int64, the patch's position on the upright photo.
     """
 
-    def __init__(self, references: ImageFeatures | Sequence[ImageFeatures], positions: Tensor | None = None) -> None:
+    def __init__(
+        self, references: ImageFeatures | Sequence[ImageFeatures], positions: Sequence[Tensor] | None = None
+    ) -> None:
         if isinstance(references, ImageFeatures):
             references = [references[[photo]] for photo in range(len(references))]
         units = [unit_patches(photo) for photo in references]
@@ -40,10 +42,11 @@ class MemoryBank:
         layers = zip(*units, strict=True)
         self.taps = tuple(torch.cat([tap.flatten(0, 1).to(kept) for tap in layer]) for layer in layers)
         if positions is None:
-            positions = torch.arange(units[0][0].shape[1]).expand(len(units[0][0]), -1)
+            positions = [torch.arange(taps[0].shape[1]).expand(len(taps[0]), -1) for taps in units]
         device = self.taps[0].device
-        self.photos = torch.arange(len(units)).repeat_interleave(positions.numel()).to(device)
-        self.positions = positions.flatten().repeat(len(units)).to(device)
+        counts = torch.tensor([each.numel() for each in positions])
+        self.photos = torch.arange(len(units)).repeat_interleave(counts).to(device)
+        self.positions = torch.cat([each.flatten() for each in positions]).to(device)
 
     def __len__(self) -> int:
         """M, the number of patches."""

@@ -8,6 +8,7 @@ from anomalygpt.config.settings import REFERENCE_PRESETS, ReferenceSettings
 PAPER = {
     "augmentation": "none", "scales": (1,), "scale_weights": (), "tap_weights": (), "interpolation": "aligned",
     "smoothing": 0, "top_share": 0, "contrast": 0, "text_weight": 0, "text_trusted_below": 1,
+    "camera_copies": False,
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ ROUND, UPRIGHT_BAR, TILTED_BAR = Orientation(1.0, 40.0), Orientation(2.5, 1.0), 
 def test_views_rotate_and_mirror() -> None:
     image = torch.arange(9.0).view(1, 3, 3)
     assert torch.equal(seen(image, UPRIGHT), image)
-    assert torch.equal(seen(image, (1, False)), torch.rot90(image, 1, (-2, -1)))
+    assert torch.equal(seen(image, (1, False, "own")), torch.rot90(image, 1, (-2, -1)))
     flips = [seen(image, view) for view in VIEWS["flips"]]
     expected = [image, image.flip(-1), image.flip(-2), image.flip(-2).flip(-1)]
     assert all(torch.equal(a, b) for a, b in zip(flips, expected, strict=True))
@@ -85,7 +85,7 @@ def test_parts_that_differ_by_a_turn_gain_by_rotations_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(len(ALL_VIEWS), 64, 32, generator=generator)
     first = ImageFeatures((patches,), torch.zeros(len(ALL_VIEWS), 4))
-    quarter, half, three = (ALL_VIEWS.index((turns, False)) for turns in (1, 2, 3))
+    quarter, half, three = (ALL_VIEWS.index((turns, False, "own")) for turns in (1, 2, 3))
     turned = patches.clone()
     turned[[0, quarter, half, three]] = patches[[quarter, half, three, 0]]
     gains = view_gains([first, ImageFeatures((turned,), torch.zeros(len(ALL_VIEWS), 4))])

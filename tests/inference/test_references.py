@@ -13,6 +13,7 @@ from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, set_strict
 from anomalygpt.inference import references as module
+from anomalygpt.inference.augmentation import by_camera
 from anomalygpt.inference.references import References
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import read_metadata, read_tensors, save_tensors
@@ -108,6 +109,22 @@ def test_view_of_a_reference_is_no_anomaly(build, photos, augmentation, change) 
     turned = square.transpose(change)
     assert float(inspect(build([square]), turned)[1].max()) > 1e-3
     assert float(inspect(build([square], custom(augmentation=augmentation)), turned)[1].max()) < 1e-4
+
+
+@pytest.mark.parametrize("camera", ["noisy", "compressed"])
+def test_another_cameras_noise_and_compression_are_no_anomaly(build, photos, camera) -> None:
+    square = photos[0].resize((112, 112))
+    changed = Image.fromarray(by_camera(np.asarray(square), camera))
+    assert float(inspect(build([square]), changed)[1].max()) > 1e-3
+    assert float(inspect(build([square], custom(camera_copies=True)), changed)[1].max()) < 1e-4
+
+
+def test_camera_copies_of_so_many_views_are_remembered_and_left_out_with_their_photo(build, photos) -> None:
+    for settings, copied in (({}, 6), ({"augmentation": "rotations"}, 2)):
+        banks = [build(photos, custom(camera_copies=copies, **settings)).banks[1] for copies in (False, True)]
+        views = 4 if settings else 1
+        assert len(banks[1]) - len(banks[0]) == 2 * copied * views * banks[0].positions.unique().numel()
+        assert (banks[1].without(0).photos > 0).all()
 
 
 def test_larger_scale_is_a_finer_grid_and_a_reference_is_no_anomaly_at_any(build, photos) -> None:

@@ -76,7 +76,7 @@ def test_photo_left_out_is_as_if_it_had_never_been_added() -> None:
 
 def test_views_of_a_photo_belong_to_it() -> None:
     views = [features(2), features(2, seed=1)]
-    bank = MemoryBank(views, torch.arange(GRID**2).expand(2, -1))
+    bank = MemoryBank(views, [torch.arange(GRID**2).expand(2, -1)] * len(views))
     assert bank.photos.tolist() == [0] * 2 * GRID**2 + [1] * 2 * GRID**2
     assert bank.positions.tolist() == list(range(GRID**2)) * 4
     assert all(torch.equal(a, b) for a, b in zip(bank.taps, MemoryBank(views).taps, strict=True))
