@@ -29,6 +29,12 @@ def encode_scales(
     return encoded
 
 
+def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
+    """Several batches as one."""
+    taps = tuple(torch.cat(layer) for layer in zip(*(part.taps for part in parts), strict=True))
+    return ImageFeatures(taps, torch.cat([part.embedding for part in parts]))
+
+
 def text_maps(
     model: AnomalyGPT,
     photos: Sequence[Image.Image],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anomalygpt.config.load import PRETRAINED, home, load_config, names, nor, resolve
+from anomalygpt.config.load import PRETRAINED, load_config, names, nor, resolve
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -18,13 +18,12 @@ from anomalygpt.model.chat import TemplateTokenizer
 from anomalygpt.model.checkpoint import (
     PARTS,
     CheckpointError,
-    absent_file,
     check_names,
     delta_shapes,
-    file_shapes,
     load_delta,
     load_module,
     part_of,
+    read_tensors,
     shapes_of,
 )
 from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
@@ -37,8 +36,7 @@ from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
-from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder
-from anomalygpt.weights.sources import load_sources
+from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder, load_sources
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +176,7 @@ def encoder_fault(config: EncoderConfig, file: Path) -> str:
     """Why a readable weight file is not this encoder's; empty where it is."""
     expected = shapes_of(_tower(build_encoder(config, META, torch.float32)).state_dict())
     try:
-        check_names(expected, file_shapes(file), file, SKIPPED.get(config.kind))
+        check_names(expected, shapes_of(read_tensors(file)), file, SKIPPED.get(config.kind))
     except CheckpointError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
@@ -252,6 +250,10 @@ def available(path: str, setting: str) -> Path:
         if name is None and setting == "llm.weights" and is_hub_name(path):
             return hub_folder(path)
         if name is None:
-            raise absent_file(full, nor(path), setting, home(), names())
+            advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or"
+            advice += " use `--config compact`, which needs none of the paper's weights; or name another"
+            if (run := full.parent.name) in names() and full.parent.parent == resolve("runs"):
+                advice = f"Train the experiment that writes it: python train.py --config {run}; or name another"
+            raise CheckpointError(f"{full}: not there{nor(path)}. {advice} ({setting})")
         ensure(name, resolve(PRETRAINED))
     return full
