@@ -54,7 +54,7 @@ def region_form(inside: NDArray[np.bool_]) -> Form:
     if len(points) < 3:
         return "compact"
     # The hull needs the ends of rows alone. Pixels have an extent.
-    filled = np.unique(rows)
+    filled = np.flatnonzero(inside.any(axis=1))
     ends = inside[filled].argmax(axis=1), inside.shape[1] - inside[filled, ::-1].argmax(axis=1)
     corners = np.concatenate([np.stack([end, filled + below], axis=1) for end in ends for below in (0, 1)])
     if len(points) / cv2.contourArea(cv2.convexHull(corners.astype(np.float32))) < SCATTERED:
