@@ -47,7 +47,9 @@ class ReleasedMaps:
         for kind in (NORMAL_STATES, ABNORMAL_STATES):
             ids = tokenize(sentences(class_name, kind)).to(self.model.device)
             tokens, _ = encoder.modality_trunks["text"](encoder.modality_preprocessors["text"](ids))
-            embedded = encoder.modality_postprocessors["text"](encoder.modality_heads["text"](tokens, ids))
+            ends = tokens[torch.arange(len(ids)), ids.argmax(dim=1)]
+            scale = encoder.modality_postprocessors["text"][1]["log_logit_scale"].exp().clamp(max=100)
+            embedded = scale * F.normalize(encoder.modality_heads["text"]["proj"](ends), dim=-1)
             means.append(embedded.float().mean(dim=0))
         return F.normalize(torch.stack(means), dim=-1)[None]
 

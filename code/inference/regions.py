@@ -53,7 +53,10 @@ def region_form(inside: NDArray[np.bool_]) -> Form:
     points = np.stack([columns, rows], axis=1).astype(np.float32)
     if len(points) < 3:
         return "compact"
-    corners = np.concatenate([points + offset for offset in ((0, 0), (0, 1), (1, 0), (1, 1))])  # pixels have an extent
+    # The hull needs the ends of rows alone. Pixels have an extent.
+    filled = np.flatnonzero(inside.any(axis=1))
+    ends = inside[filled].argmax(axis=1), inside.shape[1] - inside[filled, ::-1].argmax(axis=1)
+    corners = np.concatenate([np.stack([end, filled + below], axis=1) for end in ends for below in (0, 1)])
     if len(points) / cv2.contourArea(cv2.convexHull(corners.astype(np.float32))) < SCATTERED:
         return "scattered"
     spread = np.cov(points.T) + np.eye(2) / 12  # a pixel's own variance

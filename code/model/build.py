@@ -150,8 +150,11 @@ def build_model(
     untrained = [part for part in PARTS if part not in [*loaded, *works_untrained] and delta_shapes(model, [part])]
     if untrained:
         logger.warning("no file in `deltas` holds %s: initialised at random", ", ".join(untrained))
-    if model.has_llm and inference:
-        merge_lora_weights(model.llama_model)
+    if inference:
+        if device.type == "cpu" and dtype == torch.float32 and hasattr(encoder, "pack"):
+            encoder.pack()
+        if model.has_llm:
+            merge_lora_weights(model.llama_model)
     return model.eval()
 
 

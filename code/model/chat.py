@@ -44,8 +44,8 @@ class TemplateTokenizer:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        tokenizer = self._tokenizer
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer = tokenizer
         self.eos_id = tokenizer.eos_token_id
         self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         turns = (("user", "\ue000"), ("assistant", "\ue001"), ("user", "\ue002"))  # letters that no template has

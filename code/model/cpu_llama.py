@@ -104,12 +104,13 @@ class CpuLlama(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Adds the adapters to the weights, and keeps these in their dtype alone."""
+        adapters = dict(self.named_parameters())
 
         def weight(layer: int, module: str) -> Tensor:
             full = self._tensors[f"model.layers.{layer}.{module}.weight"].float()
             if module not in self.targets:
                 return full
-            low, high = (self._parameters[_adapter(layer, module, side)].float() for side in "AB")
+            low, high = (adapters[_adapter(layer, module, side)].float() for side in "AB")
             return full + self.scale * (high @ low)
 
         self.layers = []

@@ -48,7 +48,7 @@ class ImageDecoder(nn.Module):
         for fc, tap in zip(self.fc, taps, strict=True):
             tokens = fc(tap)  # in float32: logits at scale 100 need more than half precision
             logits = (LOGIT_SCALE * F.normalize(tokens, dim=-1)) @ states.float().transpose(1, 2)  # (B, P * P, 2)
-            coarse = rearrange(logits, "b (h w) c -> b c h w", h=math.isqrt(logits.shape[1]))
+            coarse = rearrange(logits, "b (h w) c -> b c h w", h=math.isqrt(logits.shape[1])).contiguous()  # is quicker
             layers.append(upsample(coarse, size).softmax(dim=1))
         return torch.stack(layers)
 

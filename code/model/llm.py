@@ -145,8 +145,7 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
 def planned_config(folder: Path) -> tuple[Any, str | None]:
     """The Hugging Face config of a language model with possibly absent files, for a memory estimate.
 
-    Returns:
-        The config, None where the model's size is unknown; and a note on its source, None where all files exist.
+    It is None where the model's size is unknown; the second is a note on its source, None where all files exist.
     """
     from transformers import LlamaConfig
 

@@ -35,9 +35,8 @@ def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     """Focal loss (Lin et al., ICCV 2017), gamma 2, averaged over the pixels.
 
-    Args:
-        probabilities: (B, 2, S, S) float32, softmax over [normal, abnormal].
-        target: (B, 1, S, S), 1 where anomalous.
+    ``probabilities`` are (B, 2, S, S) float32, softmax over [normal, abnormal]; ``target`` is (B, 1, S, S), 1 where
+    anomalous.
     """
     abnormal = target[:, 0].long()
     onehot = F.one_hot(abnormal, num_classes=2).movedim(-1, 1).to(probabilities.dtype)
@@ -49,9 +48,7 @@ def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
 def dice_loss(abnormal: Tensor, target: Tensor) -> Tensor:
     """Dice loss (Milletari et al., 3DV 2016) with unsquared sums, per image, averaged over the batch.
 
-    Args:
-        abnormal: (B, S, S) float32 in 0..1.
-        target: (B, 1, S, S), 1 where anomalous.
+    ``abnormal`` is (B, S, S) float32 in 0..1; ``target`` as above.
     """
     p, g = abnormal.flatten(1), target.flatten(1).to(abnormal.dtype)
     overlap = 2 * (p * g).sum(dim=1) + DICE_SMOOTH

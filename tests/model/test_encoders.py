@@ -1,5 +1,6 @@
 """Encoders, those of timm and open_clip from files of their libraries' layout."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
@@ -159,6 +160,22 @@ def test_a_larger_photo_is_encoded_with_interpolated_positions(kind):
     patches = larger[1:].view(8, 8)  # they rise in reading order
     assert larger[0] == 0 and patches.mean() == pytest.approx(8.5, abs=1e-4)
     assert patches.diff(dim=0).min() > 0 and patches.diff(dim=1).min() > 0
+
+
+@torch.no_grad()
+def test_packed_weights_compute_the_same():
+    torch.manual_seed(0)
+    encoder, photos = Dinov2(image_size=56).eval(), torch.rand(2, 3, 56, 56)
+    for block in encoder.vit.blocks:
+        block.ls1["gamma"].normal_(), block.ls2["gamma"].normal_()
+    expected = encoder.encode_image(photos)
+    encoder.pack()
+    assert encoder.vit.blocks[0].mlp["fc1"].packed is not None
+    copied = copy.deepcopy(encoder)  # as export does, without what is packed
+    for model, tolerance in ((encoder, 1e-4), (copied, 0)):
+        found = model.encode_image(photos)
+        for mine, other in zip((*found.taps, found.embedding), (*expected.taps, expected.embedding), strict=True):
+            assert torch.allclose(mine, other, rtol=tolerance, atol=tolerance)
 
 
 def test_clip_refuses_a_larger_photo(clip):
