@@ -45,8 +45,8 @@ from anomalygpt.datasets.records import ImageRecord  # noqa: E402
 from anomalygpt.datasets.transforms import official_mvtec_mask  # noqa: E402
 from anomalygpt.datasets.tree import index_tree  # noqa: E402
 from anomalygpt.errors import UserError, user_errors  # noqa: E402
+from anomalygpt.evaluation.cells import Cell, Plan  # noqa: E402
 from anomalygpt.evaluation.metrics import image_metrics  # noqa: E402
-from anomalygpt.evaluation.protocol import Cell, Plan  # noqa: E402
 from anomalygpt.files import replacing  # noqa: E402
 
 MAP_SIDE = 224  # everybody's maps and masks are measured at this side

@@ -12,7 +12,7 @@ from PIL import Image
 
 from anomalygpt.datasets.photos import to_rgb
 from anomalygpt.datasets.transforms import binary_image
-from anomalygpt.evaluation.protocol import Cell
+from anomalygpt.evaluation.cells import Cell
 from anomalygpt.evaluation.tables import METRICS, title_of
 from anomalygpt.files import replacing
 from anomalygpt.inference.results import ImageResult

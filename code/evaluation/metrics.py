@@ -26,10 +26,7 @@ def require_finite(scores: ArrayLike) -> None:
 def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
     """``image_auroc``, ``image_ap`` and ``image_f1_max`` (the best F1 at any threshold), 0..1.
 
-    Empty where the photos are all good or all anomalous.
-
-    Raises:
-        DatasetError: a score is not a finite number.
+    Empty where the photos are all good or all anomalous. Raises DatasetError where a score is not a finite number.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
@@ -37,11 +34,10 @@ def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict
     if len(set(is_anomalous)) < 2:
         return {}
     precision, recall, _ = precision_recall_curve(is_anomalous, scores)
-    both = precision + recall
     return {
         "image_auroc": float(roc_auc_score(is_anomalous, scores)),
         "image_ap": float(average_precision_score(is_anomalous, scores)),
-        "image_f1_max": float((2 * precision * recall / np.where(both > 0, both, 1)).max()),
+        "image_f1_max": float((2 * precision * recall / np.maximum(precision + recall, 1e-12)).max()),
     }
 
 
@@ -55,10 +51,8 @@ def hindsight_accuracy(classes: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     accuracies = []
     for scores, is_anomalous in classes:
         values, anomalous = np.asarray(scores), np.asarray(is_anomalous, dtype=bool)
-        not_above = [
-            np.searchsorted(np.sort(own), thresholds, side="right") for own in (values[~anomalous], values[anomalous])
-        ]
-        accuracies.append((not_above[0] + anomalous.sum() - not_above[1]) / len(values))
+        good, bad = (np.searchsorted(np.sort(values[own]), thresholds, side="right") for own in (~anomalous, anomalous))
+        accuracies.append((good + anomalous.sum() - bad) / len(values))
     return float(np.mean(accuracies, axis=0).max())
 
 

@@ -5,7 +5,7 @@ import pytest
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed
+from anomalygpt.evaluation.cells import Cell, Plan, photo_name, photo_seed
 
 
 def references(records: list[ImageRecord], shots: int, round_: int = 0, **choice: object) -> list[ImageRecord]:
