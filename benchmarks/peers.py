@@ -187,7 +187,7 @@ class Category:
 
     def references(self, shots: int, round: int) -> list[ImageRecord]:
         """Numbers ``4 * round + k`` of the good training photos."""
-        return Plan((shots,), (round,)).references(self.records, Cell(shots, round, self.name))
+        return Plan((shots,)).references(self.records, Cell(shots, round, self.name))
 
     def measure(self, scores: Sequence[float], maps: NDArray[np.float32]) -> list[float]:
         """The three metrics, 0..1; defective photos without a mask are left out of the last two."""

@@ -55,14 +55,14 @@ class Plan:
     """
 
     shots: tuple[int, ...]
-    rounds: tuple[int, ...] = (0,)
+    rounds: int = 1
     choice: Literal["paper", "random"] = "paper"
     seed: int = 0
 
     def cells(self, records: Sequence[ImageRecord]) -> list[Cell]:
         """Every cell, round after round, so that a run that is stopped early has complete rounds."""
         class_names = sorted({record.class_name for record in records})
-        rounds = [(shots, number) for shots in self.shots for number in (self.rounds if shots else (0,))]
+        rounds = [(shots, number) for shots in self.shots for number in range(self.rounds if shots else 1)]
         return [Cell(*of_round, name) for of_round in rounds for name in class_names]
 
     def references(self, records: Sequence[ImageRecord], cell: Cell) -> list[ImageRecord]:
@@ -86,7 +86,7 @@ class Plan:
     def good_photos_needed(self) -> int:
         """How many good training photos the references of all rounds are taken from."""
         most = max(self.shots)
-        return max(PAPER_SHOTS, most) * max(self.rounds) + most if most else 0
+        return max(PAPER_SHOTS, most) * (self.rounds - 1) + most if most else 0
 
     def __str__(self) -> str:
         """How references were chosen, in words."""

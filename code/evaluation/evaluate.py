@@ -144,22 +144,18 @@ class Evaluator:
     pictures: Path | None = None
 
     def measure(self, cell: Cell, on_photo: Callable[[], object] = lambda: None) -> dict[str, Any]:
-        """Measures a cell, and calls ``on_photo`` after each photo.
+        """Measures a cell, and calls ``on_photo`` after each photo; raises DatasetError where one can't be read.
 
         Returns:
-            JSON-ready values: those of :func:`summarise`, the names of the references, and how photos,
-            maps and masks were aligned, in words.
-
-        Raises:
-            UserError: there are too few references.
-            DatasetError: a photo or a mask can't be read.
+            JSON-ready values: those of :func:`summarise`, the names of the references, and how photos, maps and masks
+            were aligned, in words.
         """
         references = self.plan.references(self.records, cell)
         torch.manual_seed(photo_seed(self.plan.seed, cell, cell.class_name))
         self.predictor.set_references([load_image(record.image) for record in references])
         transform, saturated = self.predictor.transform, loco.can_saturate(self.records)
         counts, examples, photos, codings = PixelCounts(), Examples(), [], set()
-        draws = self.pictures is not None and cell.round in (0, self.plan.rounds[0])
+        draws = self.pictures is not None and cell.round == 0
         for record in test_photos(self.records, cell.class_name):
             name = photo_name(record, self.root)
             torch.manual_seed(photo_seed(self.plan.seed, cell, name))
@@ -253,19 +249,14 @@ def _share(flags: Iterable[object]) -> float | None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """``run_eval.py``: measures what its arguments ask for, prints the report, and writes it.
-
-    Raises:
-        UserError: the photos or the options can't be measured so.
-    """
+    """``run_eval.py``: measures what its arguments ask for, prints the report, and writes it; raises UserError."""
     # An option without effect would make the numbers look like those of another protocol.
-    if not any(arguments.shots) and (arguments.round or arguments.rounds > 1 or arguments.reference_choice == "random"):
-        raise UserError("--round, --rounds and --reference-choice choose references, and there are none; add --shots K")
+    if not any(arguments.shots) and (arguments.rounds > 1 or arguments.reference_choice == "random"):
+        raise UserError("--rounds and --reference-choice choose references, and there are none; add --shots K")
     config = load_config(arguments.config or installed_config(), arguments.set)
     set_strict(arguments.strict)
     seed = config.seed if arguments.seed is None else arguments.seed
-    rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
-    plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
+    plan = Plan(tuple(arguments.shots), arguments.rounds, arguments.reference_choice, seed)
     if arguments.good:
         records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
     else:

@@ -57,11 +57,7 @@ def hindsight_accuracy(classes: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
 
 
 class PixelCounts:
-    """Counts, by score, of the pixels of all maps of a class.
-
-    Args:
-        max_scores: how many distinct scores are kept before neighbours are counted as one.
-    """
+    """Counts, by score, of the pixels of all maps of a class; ``max_scores`` are kept apart."""
 
     def __init__(self, max_scores: int = MAX_SCORES) -> None:
         self.regions = self.photos = 0
@@ -70,15 +66,9 @@ class PixelCounts:
         self._parts: list[Counts] = []
 
     def add(self, scores: NDArray[Any], mask: NDArray[np.bool_], regions: Sequence[Region] | None = None) -> None:
-        """Counts one photo.
+        """Counts a photo's (H, W) scores, the higher the more anomalous, by its mask and the defects in that.
 
-        Args:
-            scores: (H, W), the higher the more anomalous.
-            mask: (H, W), True where anomalous.
-            regions: the defects in the mask; by default its connected regions.
-
-        Raises:
-            DatasetError: a score is not a finite number.
+        ``regions`` are the mask's connected ones by default. Raises DatasetError where a score is not a finite number.
         """
         require_finite(scores)
         if regions is None:
@@ -109,11 +99,9 @@ class PixelCounts:
         return distinct, np.stack([np.bincount(places, row) for row in counts])
 
     def metrics(self) -> dict[str, float]:
-        """Metrics over all pixels together; empty where no pixel, or every one, is anomalous.
+        """Metrics over all pixels together, 0..1; empty where no pixel, or every one, is anomalous.
 
-        Returns:
-            ``pixel_auroc``, ``pixel_ap`` (sum over thresholds of precision times gained recall), ``pixel_f1_max`` and,
-            where there are regions, ``aupro``: 0..1.
+        ``pixel_ap`` is the sum over thresholds of precision times gained recall.
         """
         from sklearn.metrics import auc
 

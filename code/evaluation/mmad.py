@@ -141,12 +141,10 @@ def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
             return named[1]
     plain = {letter: option.lower().strip(" .") for letter, option in options.items()}
     held = [letter for letter, option in plain.items() if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text.lower())]
-    if len(held) > 1:  # "top left" also holds "left"
-        longest = max(held, key=lambda letter: len(plain[letter]))
-        others = [plain[letter] for letter in held if letter != longest]
-        held = [longest] if all(other in plain[longest] and other != plain[longest] for other in others) else []
-    if held:
-        return held[0]
+    longest = max(held, key=lambda letter: len(plain[letter]), default="")
+    others = [plain[letter] for letter in held if letter != longest]  # "top left" also holds "left"
+    if longest and all(other in plain[longest] and other != plain[longest] for other in others):
+        return longest
     verdict = parse_verdict(answer)
     same = [letter for letter, option in options.items() if verdict is not None and parse_verdict(option) == verdict]
     return same[0] if len(same) == 1 else None
@@ -179,12 +177,8 @@ class Asker:
         """Answers the questions about photos, each of one class and with the same references.
 
         Returns:
-            ``rows``: of each question its key, data set and task, whether its photo is good, the right letter, the
-            number of options, the letter chosen by each method, None where a generated answer names no option, and
-            that answer.
-
-        Raises:
-            DatasetError: a photo or a reference can't be read.
+            ``rows``: of each question what it is, the right letter, the number of options, the letter chosen by each
+            method, None where a generated answer names no option, and that answer.
         """
         rows = []
         for questions in photos:
@@ -208,20 +202,15 @@ class Asker:
         return {"rows": rows}
 
     def _choices(self, result: ImageResult, question: Question) -> dict[str, str | None]:
-        def likeliest(text: str, options: Mapping[str, str]) -> str:
-            prompt, continuations = self.predictor.prompt(result, text), list(options.values())
-            model = self.predictor.model
-            found = model.answer_likelihoods(result.features, result.prompt_map, prompt, continuations)
-            return list(options)[int(found.argmax())]
-
         chosen: dict[str, str | None] = {}
         listed = with_options(question)
-        if "text" in self.methods:
-            # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
-            texts = {letter: text.rstrip(" .。") or text for letter, text in question.options.items()}
-            chosen["text"] = likeliest(question.question, texts)
-        if "letter" in self.methods:
-            chosen["letter"] = likeliest(listed, {letter: letter for letter in question.options})
+        # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
+        texts = [text.rstrip(" .。") or text for text in question.options.values()]
+        for method, asked, answers in (("text", question.question, texts), ("letter", listed, list(question.options))):
+            if method in self.methods:
+                prompt, model = self.predictor.prompt(result, asked), self.predictor.model
+                likelihoods = model.answer_likelihoods(result.features, result.prompt_map, prompt, answers)
+                chosen[method] = list(question.options)[int(likelihoods.argmax())]
         if "generated" in self.methods:
             generated = self.predictor.answer(result, listed)
             chosen |= {"generated": parse_choice(generated, question.options), "generated_answer": generated}
@@ -274,11 +263,7 @@ def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Seque
 
 
 def answer_questions(arguments: argparse.Namespace) -> None:
-    """``run_mmad.py``: answers a file of questions, prints the report, and writes it.
-
-    Raises:
-        UserError: the questions can't be read or asked.
-    """
+    """``run_mmad.py``: answers a file of questions, prints the report, and writes it; raises UserError."""
     config = load_config(arguments.config or installed_config(), arguments.set)
     if config.own_llm is None:
         raise UserError(f"questions need a language model of the model's own; {config.name} has none, or asks another")

@@ -35,7 +35,7 @@ def test_an_inverted_map_is_as_wrong_as_can_be(evaluator, fake_predictor):
 
 def test_the_references_of_the_round_reach_the_predictor_and_zero_shot_removes_them(evaluator, fake_predictor, tree):
     predictor = fake_predictor()
-    found = evaluator(predictor, plan=Plan((2,), (1,))).measure(Cell(2, 1, "bottle"))
+    found = evaluator(predictor, plan=Plan((2,), 2)).measure(Cell(2, 1, "bottle"))
     assert found["references"] == ["bottle/train/good/004.png", "bottle/train/good/005.png"]
     expected = [Image.open(tree / name) for name in found["references"]]
     assert all(np.array_equal(a, b) for a, b in zip(predictor.references, expected, strict=True))
@@ -111,10 +111,10 @@ def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():
 
 
 def test_a_sheet_is_drawn_of_the_first_round_alone(evaluator, fake_predictor, tmp_path):
-    measure = evaluator(fake_predictor(), plan=Plan((0, 2), (1, 2)), pictures=tmp_path).measure
-    measure(Cell(2, 2, "bottle"))
+    measure = evaluator(fake_predictor(), plan=Plan((0, 2), 2), pictures=tmp_path).measure
+    measure(Cell(2, 1, "bottle"))
     assert not list(tmp_path.glob("cases*"))
     measure(ZERO)
-    measure(Cell(2, 1, "bottle"))
+    measure(Cell(2, 0, "bottle"))
     drawn = sorted(path.parent.name for path in tmp_path.glob("cases*/bottle.png"))
     assert drawn == ["cases_2-shot", "cases_zero-shot"]
