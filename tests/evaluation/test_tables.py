@@ -3,12 +3,16 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findSystemFonts
 from PIL import Image
 
 from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.evaluation import figures
 from anomalygpt.evaluation.cells import Cell
 from anomalygpt.evaluation.evaluate import summarise
 from anomalygpt.evaluation.figures import CASES, Examples, write_sheet
@@ -84,15 +88,28 @@ def test_files_are_written_whole_and_leave_nothing_else(tmp_path):
     assert found["facts"]["commit"] == "abc123"
 
 
-def test_chinese_classes_reach_excel_and_figures_without_a_warning(tmp_path, recwarn, caplog):
+def test_chinese_classes_reach_excel_and_figures_without_a_warning(tmp_path, recwarn, caplog, monkeypatch):
     results = [category(name, BOTTLE) for name in ("齿轮", "a $x$ b", "gear")]
     write_texts(tmp_path, report(ABOUT, results))
     data = (tmp_path / "per_class.csv").read_bytes()
     assert data.startswith(b"\xef\xbb\xbf") and "齿轮" in data.decode("utf-8-sig")
-    for result in results:
-        write_sheet(tmp_path, Cell(4, 0, result["class"]), result, Examples())
-    assert len(list(tmp_path.glob("*.png"))) == 3
-    assert not recwarn.list and not caplog.records
+    titles, suptitle = [], Figure.suptitle
+    monkeypatch.setattr(
+        Figure,
+        "suptitle",
+        lambda *given, **style: (titles.append((given[1], style["font"])), suptitle(*given, **style)),
+    )
+    for fonts in (findSystemFonts, list):  # as on this system, and without a font for Chinese
+        figures.chinese_font.cache_clear()
+        monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", fonts)
+        for result in results:
+            write_sheet(tmp_path, Cell(4, 0, result["class"]), result, Examples())
+    figures.chinese_font.cache_clear()
+    assert len(list(tmp_path.glob("*.png"))) == 3 and not recwarn.list and not caplog.records
+    (drawn, font), _, (plain, usual), (lost, fallback), *_ = titles
+    assert usual == fallback == "DejaVu Sans" and plain.startswith("gear, 4-shot")
+    assert lost.startswith("??, 4-shot") and "no font" in lost
+    assert drawn.startswith("齿轮, 4-shot" if isinstance(font, Path) else "??, 4-shot")
 
 
 def test_csv_has_a_line_per_class_and_round(tmp_path):
