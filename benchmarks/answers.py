@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "code"))
 
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.build import INDEXERS
-from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text
+from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text, language_of
 from anomalygpt.datasets.findings_dialogue import draw_question, kinds
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
@@ -34,7 +34,7 @@ from anomalygpt.distributed import Process
 from anomalygpt.evaluation.cells import Cell, Plan, build_predictor, photo_name, photo_seed, test_photos
 from anomalygpt.evaluation.evaluate import ground_truth
 from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent, write_texts
-from anomalygpt.inference.answer_check import check_answer, language_of
+from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.answer_claims import ClaimReader
 from anomalygpt.inference.language_models import History
 from anomalygpt.inference.predictor import Predictor

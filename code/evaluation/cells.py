@@ -134,7 +134,7 @@ def _joined(device: str, out: Path | None) -> Iterator[tuple[Process, Path]]:
             process = Process(0, 0, 1, choose_device(device))
         else:
             # The first process to finish its cells waits for the last.
-            process = distributed.start(device.partition(":")[0], barrier_timeout=timedelta(days=30))
+            process = distributed.start(device.partition(":")[0], timeout=timedelta(days=30))
             stack.callback(distributed.stop)
             if out is None:
                 raise UserError("several processes need a folder that all of them can access: name one, --out DIR")

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.config.load import load_config
-from anomalygpt.datasets import loco, masks, transforms
+from anomalygpt.datasets import loco, masks
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import Region, marks_position, positions_of
-from anomalygpt.datasets.transforms import MVTEC_THRESHOLD, ImageTransform
+from anomalygpt.datasets.transforms import Geometry, ImageTransform, binary_image
 from anomalygpt.datasets.tree import index_pair
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError, set_strict
@@ -51,11 +51,14 @@ from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult, Prediction
 from anomalygpt.model.build import installed_config
 
+MVTEC_THRESHOLD = 0.1
+VISA_SHARE_OF_MAXIMUM = 0.01
+
 MaskRule = Literal["official_mvtec", "official_visa", "as_photo", "photo"]
 MASK_RULES: dict[MaskRule, str] = {
     "official_mvtec": f"mask squashed to the map's size, bilinear, > {MVTEC_THRESHOLD} (the paper's rule for MVTec-AD)",
     "official_visa": "mask's short side resized to the map's size, centre crop, bilinear, > "
-    f"{transforms.VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)",
+    f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)",
     "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
     "photo": f"map resized to the photo's own pixels, bilinear, and the mask as it is, > {MVTEC_THRESHOLD}; "
     "pixels outside a centre crop score 0",
@@ -76,12 +79,10 @@ def choose_mask_rule(kind: str, official: bool, resolution: str) -> MaskRule:
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
     """A mask on the map's pixels, (side, side) bool; ``transform`` is that of its photo."""
-    if rule == "official_mvtec":
-        return transforms.official_mvtec_mask(mask, side)[0].numpy()
-    if rule == "official_visa":
-        return transforms.official_visa_mask(mask, side)[0].numpy()
-    at_map_size = ImageTransform(side, transform.mean, transform.std, transform.geometry)
-    return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
+    official: dict[MaskRule, Geometry] = {"official_mvtec": "squash", "official_visa": "crop"}
+    geometry = official.get(rule, transform.geometry)
+    values = ImageTransform(side, transform.mean, transform.std, geometry).mask(mask)[0]
+    return (values > (values.max() * VISA_SHARE_OF_MAXIMUM if rule == "official_visa" else MVTEC_THRESHOLD)).numpy()
 
 
 class GroundTruth(NamedTuple):
@@ -108,7 +109,8 @@ def ground_truth(
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
         if rule == "photo":
-            return transforms.mask_on_photo(mask, result.map.shape[::-1])
+            resized = mask.resize(result.map.shape[::-1], Image.Resampling.BILINEAR)
+            return np.asarray(resized, dtype=np.float32) / 255 > MVTEC_THRESHOLD
         return on_map(mask, transform, side, rule)
 
     image, coding = masks.read_mask(record)
@@ -117,7 +119,7 @@ def ground_truth(
     if saturated:
         regions = []
         for defect in loco.regions(record):
-            pixels = placed(transforms.binary_image(defect.pixels))
+            pixels = placed(binary_image(defect.pixels))
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))

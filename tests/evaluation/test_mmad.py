@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.errors import UserError
 from anomalygpt.evaluation.mmad import (
@@ -20,7 +21,6 @@ from anomalygpt.evaluation.mmad import (
     with_options,
 )
 from anomalygpt.inference.predictor import Predictor
-from anomalygpt.model.llm import GenerationSettings
 from tests.evaluation.conftest import RUN
 from tests.model.test_anomalygpt import model  # noqa: F401 (a fixture)
 
