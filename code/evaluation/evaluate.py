@@ -290,7 +290,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         return
     names = sorted({cell.class_name for cell in cells})
     facts = {
-        "**warning**": training_warnings(config, arguments.data, names),
+        "warning": training_warnings(config, arguments.data, names),
         **facts_of(config, arguments.command, process, seed, results),
         "references": str(plan),
         "data": f"{arguments.data} ({arguments.kind}), {len(names)} classes",

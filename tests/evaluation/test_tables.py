@@ -20,7 +20,7 @@ from anomalygpt.evaluation.metrics import PixelCounts
 from anomalygpt.evaluation.tables import METRICS, PUBLISHED, official_dataset, report, write_texts
 from tests.evaluation.conftest import RUN
 
-ABOUT = {"**warning**": ["seen"]} | RUN
+ABOUT = {"warning": ["seen"]} | RUN
 
 
 def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> dict[str, object]:
@@ -68,7 +68,7 @@ def test_rounds_are_given_by_mean_and_standard_deviation_of_the_means_over_class
 
 @pytest.mark.parametrize(
     "fact",
-    ["python run_eval.py --x", "compact", "abc123", "as in the paper", "seed: 42", "**warning**: seen"]
+    ["python run_eval.py --x", "compact", "abc123", "as in the paper", "seed: 42", "warning: seen"]
     + ["trained on: delta: simulated defects on elsewhere", "data/tree"],
 )
 def test_the_page_says_how_it_was_made(fact):
