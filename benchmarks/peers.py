@@ -45,9 +45,9 @@ from anomalygpt.datasets.records import ImageRecord  # noqa: E402
 from anomalygpt.datasets.transforms import ImageTransform  # noqa: E402
 from anomalygpt.datasets.tree import index_tree  # noqa: E402
 from anomalygpt.errors import UserError, user_errors  # noqa: E402
-from anomalygpt.evaluation.ground_truth import on_map  # noqa: E402
+from anomalygpt.evaluation.cells import Cell, Plan  # noqa: E402
+from anomalygpt.evaluation.evaluate import on_map  # noqa: E402
 from anomalygpt.evaluation.metrics import image_metrics  # noqa: E402
-from anomalygpt.evaluation.protocol import Cell, Plan  # noqa: E402
 from anomalygpt.files import replacing  # noqa: E402
 
 MAP_SIDE = 224  # everybody's maps and masks are measured at this side
@@ -188,7 +188,7 @@ class Category:
 
     def references(self, shots: int, round: int) -> list[ImageRecord]:
         """Numbers ``4 * round + k`` of the good training photos."""
-        return Plan((shots,), (round,)).references(self.records, Cell(shots, round, self.name))
+        return Plan((shots,)).references(self.records, Cell(shots, round, self.name))
 
     def measure(self, scores: Sequence[float], maps: NDArray[np.float32]) -> list[float]:
         """The three metrics, 0..1; defective photos without a mask are left out of the last two."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.evaluation.ground_truth import choose_mask_rule, describe_rule, ground_truth, on_map
+from anomalygpt.evaluation.evaluate import choose_mask_rule, ground_truth, on_map
 from anomalygpt.evaluation.metrics import PRO_LIMIT, PixelCounts
 
 SQUASH = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "squash")
@@ -38,12 +38,6 @@ def left_quarter(value: int = 255) -> Image.Image:
 )
 def test_the_rule_follows_data_geometry_and_resolution(kind, official, resolution, rule):
     assert choose_mask_rule(kind, official, resolution) == rule
-
-
-def test_the_rule_is_described():
-    assert describe_rule("as_photo", SQUASH, 224).startswith("photos: squash, measured at 224 x 224; mask resized")
-    words = describe_rule("photo", CROP, 224)
-    assert words.startswith("photos: crop; map resized to the photo's own pixels") and "measured at" not in words
 
 
 def test_a_mask_follows_its_photo_and_the_official_ones_do_as_the_paper():
