@@ -1,5 +1,6 @@
 """The commands of the original's README, as they are written there, in a fresh clone with small weights."""
 
+# ruff: noqa: F401, F811 (fixtures of another folder)
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from sentencepiece import SentencePieceTrainer
 
 from tests import browser, processes
-from tests.datasets.conftest import crack_tree, loco_tree, mvtec_tree, visa_tree, write_photo  # noqa: F401
+from tests.datasets.conftest import crack_tree, loco_tree, mvtec_tree, visa_tree, write_photo
 from tests.helpers import TINY
 from tests.shared_data import ROOT
 from tests.weights.made_weights import difference, llama, tuned, write_hf
@@ -105,7 +106,7 @@ def test_every_command_of_the_originals_readme_does_what_it_says(
     visa_tree,
     loco_tree,
     crack_tree,
-    write_photo,  # noqa: F811
+    write_photo,
 ) -> None:
     (tmp_path / "work").mkdir()
     root = clone(tmp_path / "work")

@@ -106,7 +106,8 @@ class LogitScale(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # No parameter, for it is never trained, and DeepSpeed's broadcast fails at a parameter without dimensions.
+        self.register_buffer("log_logit_scale", torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, D) -> (B, D)."""
