@@ -285,16 +285,15 @@ def test_a_lost_process_ends_the_other_with_one_line(experiment):
 LOST_IN_SAVE = """
 import os, signal, sys
 from anomalygpt import train
-from anomalygpt.training import checkpoints
 
-flush = checkpoints._flush
+saved = []
 
-def flush_or_die(path):
-    if os.environ["RANK"] == "1" and "step0000004" in str(path):
+def sync_or_die():
+    saved.append(1)
+    if os.environ["RANK"] == "1" and len(saved) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    flush(path)
 
-checkpoints._flush = flush_or_die
+os.sync = sync_or_die
 sys.exit(train.main())
 """
 
