@@ -1,4 +1,4 @@
-"""Fetches the compact model's weights: `python fetch_weights.py [names] [--root FOLDER] [--offline]`."""
+"""Fetches the compact model's weights: `python fetch_weights.py [names] [--root FOLDER]`."""
 
 import argparse
 import json
@@ -18,7 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="weights to fetch (default: all in the table of sources)")
     parser.add_argument("--root", type=Path, default=resolve(PRETRAINED), help="weights folder (default: %(default)s)")
-    parser.add_argument("--offline", action="store_true", help="only report what is there, fetch nothing")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("anomalygpt").setLevel(logging.INFO)
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"there is no weight called {name!r}{did_you_mean(name, sorted(sources))}")
         for name in arguments.names or sources:
             try:
-                path = ensure(name, arguments.root, offline=arguments.offline)
+                path = ensure(name, arguments.root)
             except WeightsUnavailable as error:
                 print(error, file=sys.stderr)
                 failed = 1

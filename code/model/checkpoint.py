@@ -37,14 +37,7 @@ OTHER_FILES = (
 # Under these names DeepSpeed, Lightning and training loops nest a model's tensors.
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
 
-# The parts of a delta checkpoint and the prefixes of their tensors' names.
-PARTS = {
-    "image_decoder": "image_decoder.",
-    "prompt_learner": "prompt_learner.",
-    "states": "states.",
-    "llama_proj": "llama_proj.",
-    "lora": "llama_model.",
-}
+PARTS = ("image_decoder", "prompt_learner", "states", "llama_proj", "lora")  # of a delta checkpoint
 
 
 class CheckpointError(UserError, ValueError):
@@ -142,8 +135,8 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: there are no weights, or the index names shards that do not exist.
     """
-    files = ("model.safetensors", "pytorch_model.bin")  # in transformers' order
-    names = [name + suffix for name in files for suffix in ("", ".index.json")]
+    # In transformers' order.
+    names = [name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")]
     present = next((folder / name for name in names if (folder / name).is_file()), None)
     if present is None:
         raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(names)}")
@@ -239,9 +232,10 @@ def delta_name(name: str) -> str:
 
 def part_of(name: str) -> str | None:
     """The part that a delta's tensor belongs to; None for any other tensor."""
-    if name.startswith(PARTS["lora"]) and ".lora_" not in name:
-        return None
-    return next((part for part, prefix in PARTS.items() if name.startswith(prefix)), None)
+    first = name.partition(".")[0]
+    if first == "llama_model":
+        return "lora" if ".lora_" in name else None
+    return first if first in PARTS else None
 
 
 def delta_shapes(model: nn.Module, parts: Collection[str]) -> dict[str, Shape]:

@@ -107,9 +107,9 @@ def _probe_meta(folder: Path) -> Probe:
         settings = json.loads((folder / "params.json").read_text(encoding="utf-8"))
         width = int(settings["dim"])
         rows = sum(read_tensors(part)["layers.0.attention.wq.weight"].shape[0] for part in parts)
+        kind, what = ("llama_2", "Llama 2") if _is_llama_2(settings) else ("llama_meta", "LLaMA")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Probe("llama_meta", "LLaMA in Meta's own layout", f"unreadable ({_reason(error, folder)})")
-    kind, what = ("llama_2", "Llama 2") if is_llama_2(settings) else ("llama_meta", "LLaMA")
     fault = "" if rows == width else f"{len(parts)} consolidated.*.pth hold {rows} of {width} rows: parts are missing"
     return Probe(kind, f"{what} {_size(width)} in Meta's own layout", fault, width)
 
@@ -123,19 +123,19 @@ def _probe_language_model(folder: Path) -> Probe:
             tensors = read_tensors(file)
             shapes |= shapes_of(tensors)
             scales += _norm_scales(tensors)
+        rows, width = (*shapes.get("model.embed_tokens.weight", ()), 0, 0)[:2]
+        kind, what = "language_model", f"a language model of type {config.get('model_type')} with {rows} rows"
+        if config.get("model_type") == "llama" and rows in (LLAMA_ROWS, LLAMA_ROWS + 1):
+            kind, what = _llama(folder, config, rows, max(scales, default=1.0))
     except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
         kind = getattr(error, "kind", "") or "language_model"
         return Probe(kind, f"a language model's folder, with {file.name}", _reason(error, file))
-    rows, width = (*shapes.get("model.embed_tokens.weight", ()), 0, 0)[:2]
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     fault = ""
     if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         fault = "no tokeniser: tokenizer.model or tokenizer.json"
     if layers and len(layers) != (wanted := config.get("num_hidden_layers")):
         fault = f"{len(layers)} of {wanted} layers"
-    kind, what = "language_model", f"a language model of type {config.get('model_type')} with {rows} rows"
-    if config.get("model_type") == "llama" and rows in (LLAMA_ROWS, LLAMA_ROWS + 1):
-        kind, what = _llama(folder, config, rows, max(scales, default=1.0))
     return Probe(kind, f"{what}, {_size(width)}", fault, width)
 
 
@@ -147,7 +147,7 @@ def _llama(folder: Path, config: Mapping[str, Any], rows: int, scale: float) -> 
     if scale < SMALLEST_NORM:
         version = "0" if rows > LLAMA_ROWS else "1.1"
         return "vicuna_delta", f"a Vicuna delta (version {version}) that was not applied: its norms are near zero"
-    if is_llama_2(config):
+    if _is_llama_2(config):
         which = "Vicuna v1.5" if "vicuna" in name else f"Llama 2 or a model made of it, such as Vicuna v1.5; {rest}"
         return "llama_2", f"{which} (max_position_embeddings or rms_norm_eps are Llama 2's)"
     if rows > LLAMA_ROWS:
@@ -159,10 +159,10 @@ def _llama(folder: Path, config: Mapping[str, Any], rows: int, scale: float) -> 
     return "llama_or_vicuna", f"LLaMA, Vicuna v1.1, or version 0 without its padding row ({rows} rows); {rest}"
 
 
-def is_llama_2(config: Mapping[str, Any]) -> bool:
+def _is_llama_2(config: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` or ``params.json`` is that of Llama 2, or of a model made of it."""
-    positions, epsilon = config.get("max_position_embeddings"), config.get("rms_norm_eps", config.get("norm_eps"))
-    return (isinstance(positions, int) and positions >= 4096) or (isinstance(epsilon, float) and epsilon > 5e-6)
+    epsilon = config.get("rms_norm_eps", config.get("norm_eps", 0))
+    return config.get("max_position_embeddings", 0) >= 4096 or epsilon > 5e-6
 
 
 def _size(width: int) -> str:

