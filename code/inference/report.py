@@ -94,7 +94,6 @@ def report_html(
     """The page: summary, histogram of the scores, photos with the worst first, settings and versions.
 
     Args:
-        results: the page's histogram is of those with a ``score`` and its ``score_threshold``.
         picture: a result's photo with its overlay, None where there is none; called for the worst ones only.
         settings: a name in ``report.yaml`` -> its value, as in ``{"model_name": "compact"}``.
     """

@@ -6,7 +6,7 @@ import time
 import uuid
 from asyncio import to_thread
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,8 +27,7 @@ from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.inference.session import MAX_REFERENCES, NO_ANSWER
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.serving.gate import Gate, Limits, error_response
-from anomalygpt.serving.messages import ChatRequest, from_data_uri, read_messages, read_photo
-from anomalygpt.serving.parts import NAME, NO_PART, ModelThread, Parts
+from anomalygpt.serving.parts import NAME, NO_PART, ModelThread, Parts, from_data_uri, read_photo
 
 if TYPE_CHECKING:
     from anomalygpt.config.settings import PhotoSettings
@@ -85,6 +84,51 @@ async def read_inspection(request: Request) -> tuple[bytes, Inspection]:
         if not isinstance(file := form.get("photo"), FormFile):
             raise HTTPException(400, "no photo: expected a file in the form's field 'photo'")
         return await file.read(), Inspection.model_validate(fields)
+
+
+class Content(BaseModel):
+    """A piece of a message: a text, or a photo as a data URI."""
+
+    type: Literal["text", "image_url"]
+    text: str = ""
+    image_url: dict[Literal["url", "detail"], str] = {}
+
+
+class Message(BaseModel):
+    """A turn of the conversation; system and developer messages are not read."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Content]
+
+
+class ChatRequest(BaseModel):
+    """A question with what precedes it. Other fields are ignored: how answers are sampled is the server's setting."""
+
+    model: str = Field(NO_PART, description="the name of a part, or ``default``")
+    messages: list[Message] = Field(min_length=1)
+    n: Literal[1] = 1
+    stream: bool = False
+
+
+def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, History]:
+    """The latest photo's file, the question, and what was said about that photo before. Raises HTTPException (400)."""
+    photo, history, asked = "", list[tuple[str, str]](), list[str]()
+    for message in messages:
+        pieces = [Content(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        text = "\n".join(piece.text for piece in pieces if piece.text)
+        photos = [piece.image_url.get("url", "") for piece in pieces if piece.type == "image_url"]
+        if message.role == "user":
+            if photos:
+                photo, history, asked = photos[-1], [], []
+            asked += [text] if text else []
+        elif message.role == "assistant":
+            history.append(("\n".join(asked), text))
+            asked = []
+    if not photo:
+        raise HTTPException(400, "no photo: expected an image_url with a data URI in a message of the user's")
+    if messages[-1].role != "user":
+        raise HTTPException(400, f"the last message is the {messages[-1].role}'s; expected the user's")
+    return from_data_uri(photo), "\n".join(asked), history
 
 
 class Service:
@@ -199,12 +243,7 @@ class Service:
 
 
 def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
-    """The server as an ASGI application.
-
-    Args:
-        predictor: without references.
-        folder: of the parts.
-    """
+    """The server as an ASGI application; the predictor has no references, the folder holds the parts."""
     service = Service(predictor, Parts(folder, predictor), limits.megapixels)
     app = FastAPI(title="AnomalyGPT", responses=ERRORS)
     gate = Gate(app, limits)

@@ -34,6 +34,7 @@ Current = Conversation | None
 
 THUMBNAIL = 96  # pixels
 PENDING = "…"
+BAR = gr.Progress()
 
 
 class Part(NamedTuple):
@@ -193,9 +194,7 @@ class Page:
     ) -> Iterator[tuple[Any, ...]]:
         """Yields chat, question box, Send, Stop and conversation while the answer grows.
 
-        Args:
-            given: see :func:`conversation_for`.
-            suggested: name of the page's own question that is asked where ``question`` is empty.
+        Where ``question`` is empty, the page's own question of the name ``suggested`` is asked.
         """
         conversation, box = given[-1], question
         with errors_shown(language):
@@ -274,22 +273,18 @@ class Page:
             yield part, gr.update(value=str(target), visible=True)
 
     def inspect_many(
-        self,
-        language: Language,
-        photos: Sequence[str] | None,
-        part: Part | None,
-        model_name: str = "",
-        progress: Any = iter,
+        self, language: Language, photos: list[str] | None, part: Part | None, name: str = "", bar: gr.Progress = BAR
     ) -> Iterator[tuple[Any, ...]]:
         """Yields a line that sums up the results, a table, the worst first, and CSV, JSON and an HTML report."""
+        texts = page_texts()[language]
         compared: dict[str, Any] = {"references": part.files, "marks": part.marks} if part else {}
         settings = {"class_name": part.name, "references": str(len(part.report.names))} if part else {}
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             outputs = Outputs(Path(folder))
-            for number, path in enumerate(map(Path, progress(photos or ()))):
+            for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=texts["many_photos"]))):
                 record: dict[str, Any] = {"photo": path.name}
                 try:
-                    result, preview = self.model.inspect(Conversation(path, **compared, model=model_name))
+                    result, preview = self.model.inspect(Conversation(path, **compared, model=name))
                     record |= {**prediction(result, "", "").to_dict(), "overlay": f"{number}.jpg"}
                     picture = overlay(preview, result.map, result.threshold, result.regions)
                     picture.thumbnail((SIDE, SIDE))
@@ -298,7 +293,7 @@ class Page:
                     record["error"] = str(error)
                 outputs.add(record)
             outputs.finish(settings, language)
-            records, texts = sorted(read_results(Path(folder)), key=severity), page_texts()[language]
+            records = sorted(read_results(Path(folder)), key=severity)
             counts = Counter(map(verdict, records))
             line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], counts["error"])
             rows = [_row(language, record, Path(folder)) for record in records]
