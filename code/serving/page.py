@@ -130,9 +130,8 @@ def conversation_for(
     photo: str | None, references: Uploads, class_name: str | None, part: Part | None, name: str, current: Current
 ) -> Conversation:
     """The conversation about the photo, which is compared with the good photos beside it, else with the taught part."""
-    files, marks = [path for path, _ in references or ()], ()
-    if part and not files:
-        files, marks = list(map(str, part.files)), part.marks
+    own = [path for path, _ in references or ()]
+    files, marks = (own, ()) if own or not part else (list(map(str, part.files)), part.marks)
     return session.conversation_about(photo, files, class_name, current, marks, name)
 
 
