@@ -241,11 +241,10 @@ def test_coco_polygon_of_a_region_below_the_threshold() -> None:
     assert annotation["bbox"] == [10, 10, 10, 10] and annotation["area"] == 100
 
 
-def test_report_of_many_photos_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_has_pictures_of_the_worst_photos_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PICTURES", 1)
-    monkeypatch.setattr(report, "LISTED", 3)
-    numbers = {"probability": 0.9, "is_anomalous": True, "reason": "", "regions": [], "answer": ""}
-    results = [{"photo": f"{number}.png", **numbers} for number in range(5)]
-    page = report_html(results, lambda result: None, {})
-    assert ">2.png<" in page and ">3.png<" not in page
-    assert "2 more photos are in results.csv only" in page
+    numbers = {"is_anomalous": True, "reason": "", "regions": [], "answer": ""}
+    results = [{"photo": f"{number}.png", "probability": 0.9 + number / 100, **numbers} for number in range(3)]
+    page = report_html(results, lambda result: Image.new("RGB", (8, 8)), {})
+    assert page.count("<img") == page.count("<figure") == 1
+    assert page.index("2.png") < page.index("<td>1.png") < page.index("<td>0.png")

@@ -189,7 +189,7 @@ def test_curl(url: str) -> None:
     [
         (422, "the photo: cannot be read as an image", {"photo": b"text"}),
         (413, "60.2 megapixels", {"photo": png(Image.new("L", (7000, 8600)))}),
-        (400, "no photo", {"file": b""}),
+        (400, "photo: Field required", {"file": b""}),
         (400, "can't name a part", {"part": "../circuit board"}),
         (404, "no part 'screw'", {"part": "screw"}),
         (400, "parts: Extra inputs", {"parts": "screw"}),

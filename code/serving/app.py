@@ -16,7 +16,7 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 
@@ -38,26 +38,23 @@ Label = Literal["good", "bad", "neither"]
 PartName = Annotated[str, InPath(pattern=NAME)]
 
 
+def _decoded(photo: Any) -> Any:
+    return from_data_uri(photo) if isinstance(photo, str) else photo
+
+
 class Inspection(BaseModel):
-    """What is wanted of a photo."""
+    """What is wanted of a photo, which is a form's file, or in JSON a data URI."""
 
     model_config = ConfigDict(extra="forbid")
+    photo: Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "format": "binary"})]
     part: str = Field(NO_PART, description="a part that was taught, or ``default``")
     class_name: str | None = Field(None, max_length=60, description="what the photo shows, as in 'screw'")
     question: str | None = Field(None, max_length=2000, description="without one there is no answer in words")
     map: Literal["png", "tiff"] | None = Field(None, description="overlay, or 32-bit float map, in base64")
 
 
-class JsonInspection(Inspection):
-    """The same with the photo, a data URI."""
-
-    photo: str
-
-
-FORM = Inspection.model_json_schema()
-FORM["properties"]["photo"] = {"type": "string", "format": "binary"}
-BODY = {"multipart/form-data": {"schema": FORM | {"required": ["photo"]}}}
-BODY["application/json"] = {"schema": JsonInspection.model_json_schema()}
+KINDS = ("multipart/form-data", "application/json")
+BODY = {"required": True, "content": {kind: {"schema": Inspection.model_json_schema()} for kind in KINDS}}
 MESSAGE = {"type": "object", "properties": {"message": {"type": "string"}, "type": {"type": "string"}}}
 ERROR = {"type": "object", "properties": {"error": MESSAGE}, "required": ["error"]}
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -74,16 +71,13 @@ def map_file(result: ImageResult, kind: str) -> str:
     return b64encode(file.getvalue()).decode()
 
 
-async def read_inspection(request: Request) -> tuple[bytes, Inspection]:
-    """A photo's file and what is wanted, from a form or JSON."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        wanted = JsonInspection.model_validate_json(await request.body())
-        return from_data_uri(wanted.photo), wanted
+async def read_inspection(request: Request) -> Inspection:
+    """What is wanted of which photo, from a form or JSON."""
+    if not request.headers.get("content-type", "").startswith(KINDS[0]):
+        return Inspection.model_validate_json(await request.body())
     async with request.form(max_files=1, max_fields=10) as form:
-        fields = {name: value for name, value in form.items() if name != "photo" and value}
-        if not isinstance(file := form.get("photo"), FormFile):
-            raise HTTPException(400, "no photo: expected a file in the form's field 'photo'")
-        return await file.read(), Inspection.model_validate(fields)
+        given = [(name, await value.read() if isinstance(value, FormFile) else value) for name, value in form.items()]
+    return Inspection.model_validate({name: value for name, value in given if value or name == "photo"})
 
 
 class Content(BaseModel):
@@ -157,11 +151,11 @@ class Service:
 
     async def inspect(self, request: Request) -> JSONResponse:
         """Inspects a photo: verdict, probability, regions, on request the map and the answer to a question."""
-        data, wanted = await read_inspection(request)
+        wanted = await read_inspection(request)
         if wanted.question:
             self._require_words()
         question = wanted.question or detection_question(wanted.class_name, with_description=False)
-        result = await self._inspect(data, wanted.part, wanted.class_name, question)
+        result = await self._inspect(wanted.photo, wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
         if wanted.question:
             found = await self._answer(result, question, [])
@@ -247,7 +241,7 @@ def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
     service = Service(predictor, Parts(folder, predictor), limits.megapixels)
     app = FastAPI(title="AnomalyGPT", responses=ERRORS)
     gate = Gate(app, limits)
-    app.post("/v1/inspect", openapi_extra={"requestBody": {"required": True, "content": BODY}})(service.inspect)
+    app.post("/v1/inspect", openapi_extra={"requestBody": BODY})(service.inspect)
     app.get("/v1/parts")(service.list_parts)
     app.put("/v1/parts/{name}")(service.teach)
     app.get("/v1/parts/{name}")(service.part)

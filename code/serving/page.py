@@ -112,7 +112,6 @@ def part_html(language: Language, part: Part | None, *, with_report: bool = Fals
 
 
 def _buttons(*, running: bool) -> tuple[Any, Any]:
-    """Send and Stop: one of them is there."""
     return gr.update(visible=not running), gr.update(visible=running, interactive=True)
 
 

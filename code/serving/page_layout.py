@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 import gradio as gr
 from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from anomalygpt.datasets.findings import Language
 from anomalygpt.inference.session import SharedModel
@@ -182,7 +185,6 @@ def _chat(page: Page, language: gr.State, given: Sequence[Any]) -> tuple[list[An
 
 
 def _teach_tab(shared: Shared, file: gr.File) -> None:
-    """Good photos or a saved part on the left, what was learned on the right."""
     page, language, part, model_name = shared
     gr.Markdown(text("teach_hint"))
     with gr.Row():
@@ -202,7 +204,6 @@ def _teach_tab(shared: Shared, file: gr.File) -> None:
 
 
 def _many_tab(shared: Shared) -> None:
-    """Photos, and a table of their results with the files."""
     page, language, part, name = shared
     gr.Markdown(text("many_hint"))
     part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
@@ -217,20 +218,13 @@ def _many_tab(shared: Shared) -> None:
     start.click(page.inspect_many, [language, photos, part, name], [line, table, files], show_progress_on=line, **MODEL)
 
 
-def language_choice(app: Any) -> Any:
-    """ASGI middleware that puts CHOSEN_LANGUAGE before the page's other scripts, where Gradio has no place for one."""
-
-    async def with_choice(scope: Any, receive: Any, send: Any) -> None:
-        async def insert(message: Any) -> None:
-            if "headers" in message:
-                message["headers"] = [each for each in message["headers"] if each[0] != b"content-length"]
-            if "body" in message:
-                message["body"] = message["body"].replace(b"<head>", b"<head>" + CHOSEN_LANGUAGE, 1)
-            await send(message)
-
-        await app(scope, receive, insert if scope.get("path") == "/" else send)
-
-    return with_choice
+async def with_language_choice(request: Request, answer_to: Callable[[Request], Awaitable[Any]]) -> Response:
+    """The answer to a request, with CHOSEN_LANGUAGE before the page's other scripts, where Gradio has no place."""
+    answer = await answer_to(request)
+    if request.scope["path"] != "/":
+        return answer
+    page = b"".join([piece async for piece in answer.body_iterator])
+    return HTMLResponse(page.replace(b"<head>", b"<head>" + CHOSEN_LANGUAGE, 1))
 
 
 def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: Path) -> None:
@@ -249,7 +243,7 @@ def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: P
             allowed_paths=[str(examples)],
             max_file_size="50mb",
             theme=theme,
-            app_kwargs={"middleware": [Middleware(language_choice)]},
+            app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=with_language_choice)]},
             css_paths=Path(__file__).with_name("page.css"),
             footer_links=[],
             i18n=gr.I18n(**{tag: page_texts()[tag[:2]] for tag in ("en", "zh", "zh-CN", "zh-TW")}),
