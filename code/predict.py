@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, stated
-from anomalygpt.datasets.records import IMAGE_SUFFIXES, DatasetError, find_photos, list_images
+from anomalygpt.datasets.records import IMAGE_SUFFIXES, DatasetError, find_photos, without_results
 from anomalygpt.errors import UserError, reading_warning, set_strict, user_errors
 
 if TYPE_CHECKING:
@@ -114,9 +114,7 @@ def _run(arguments: Namespace) -> int:
     has_photos = bool(arguments.photos or arguments.watch)
     outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
     predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
-    if arguments.references:
-        predictor.load_references(arguments.references)
-    predictor.add_references(good)
+    predictor.set_references(good, arguments.references)
     if arguments.forget:
         predictor.forget_feedback()
     for paths, is_good in ((arguments.good, True), (arguments.bad, False)):
@@ -160,8 +158,8 @@ def _check(arguments: Namespace) -> None:
 
 def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
     """How photos are read: as the saved references were, which the command line may not contradict."""
-    from anomalygpt.datasets.ignored import embedded
-    from anomalygpt.inference.reference_file import saved_photo_settings
+    from anomalygpt.datasets.photos import embedded
+    from anomalygpt.inference.references import saved_photo_settings
 
     if not arguments.references:
         return config.data
@@ -275,9 +273,8 @@ def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
         elif path.exists():
             matches = [path]
         else:
-            files = sorted(map(Path, glob.glob(str(path), recursive=True)))
-            photos = {photo for folder in {file.parent for file in files} for photo in list_images(folder)}
-            matches = [file for file in files if file in photos]
+            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+            matches = without_results(files)
         if not matches:
             raise UserError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
         found |= dict.fromkeys(matches)

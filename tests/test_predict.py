@@ -126,9 +126,8 @@ def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     from anomalygpt.inference.predictor import Predictor
 
     predictor = SimpleNamespace(
-        load_references=lambda path: None,
         save_references=lambda path: path.write_text("saved"),
-        add_references=lambda photos: None,
+        set_references=lambda photos, saved: None,
         references=None,
     )
     monkeypatch.setattr(Predictor, "from_config", lambda config, device, *, with_llm: predictor)
@@ -244,10 +243,6 @@ def test_sub_folders_are_named_or_read_and_own_results_are_neither(photos: Path,
     assert "1 photos in sub-folders (day) are not read" in capsys.readouterr().err
     assert [path.name for path in expand([str(tmp_path)], recursive=True)] == ["a.png", "b.png"]
     assert [path.name for path in expand([str(tmp_path / "*.*")])] == ["a.png"]
-    (tmp_path / "a_map.tiff").unlink()  # now only the list tells what the overlay is
-    assert [path.name for path in expand([str(tmp_path)])] == ["a.png", "a_overlay.png"]
-    (tmp_path / "results.jsonl").write_text('{"photo": "x", "error": "y"}\n{"overlay": "a_overlay.png"}\n{"cut')
-    assert [path.name for path in expand([str(tmp_path)])] == ["a.png"]
 
 
 def test_strict_makes_what_is_not_read_an_error(photos: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.datasets.findings import LANGUAGES, Findings, Language
+from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, language_of
 from anomalygpt.datasets.records import list_folders, list_images
-from anomalygpt.inference.answer_check import check_answer, language_of
+from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.answers import means_anomalous, parse_positions
 from anomalygpt.inference.session import SharedModel
 from anomalygpt.inference.visualize import FAINT

@@ -17,7 +17,7 @@ from PIL import Image
 
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.inference.reference_file import SUFFIX, saved_photo_settings
+from anomalygpt.inference.references import SUFFIX, saved_photo_settings
 
 if TYPE_CHECKING:
     from anomalygpt.config.settings import PhotoSettings
