@@ -6,8 +6,9 @@ import time
 import uuid
 from asyncio import to_thread
 from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.errors import UserError
 from anomalygpt.inference.answers import class_in_prompt
@@ -96,12 +98,16 @@ class Message(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A question with what precedes it. Other fields are ignored: how answers are sampled is the server's setting."""
+    """A question with what precedes it; other fields are ignored. How it is sampled is by default the server's."""
 
     model: str = Field(NO_PART, description="the name of a part, or ``default``")
     messages: list[Message] = Field(min_length=1)
     n: Literal[1] = 1
     stream: bool = False
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
 
 
 def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, History]:
@@ -125,6 +131,10 @@ def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, History]:
     return from_data_uri(photo), "\n".join(asked), history
 
 
+def _record(found: Prediction) -> dict[str, Any]:
+    return {**found.to_dict(), "warnings": found.image.photo.info["warnings"] if found.image.photo else []}
+
+
 class Service:
     """The routes."""
 
@@ -145,9 +155,18 @@ class Service:
         if self.predictor.language_model is None:
             raise HTTPException(501, NO_ANSWER)
 
-    async def _answer(self, result: ImageResult, question: str, history: History) -> Prediction:
-        *_, found = [piece async for piece in self.model.pieces(self.predictor.stream(result, question, history))]
-        return found
+    def _sampling(self, body: ChatRequest) -> "Predictor":
+        """The predictor, with a language model that samples as the request says."""
+        most = body.max_completion_tokens or body.max_tokens
+        given = {"temperature": body.temperature, "top_p": body.top_p, "max_new_tokens": most}
+        predictor, model = copy(self.predictor), copy(self.predictor.language_model)
+        generation = predictor.generation.model_copy(
+            update={name: value for name, value in given.items() if value is not None}
+        )
+        own = isinstance(model.settings, GenerationSettings)
+        model.settings = generation if own else model.settings.model_copy(update={"generation": generation})
+        predictor.language_model = model
+        return predictor
 
     async def inspect(self, request: Request) -> JSONResponse:
         """Inspects a photo: verdict, probability, regions, on request the map and the answer to a question."""
@@ -158,8 +177,8 @@ class Service:
         result = await self._inspect(wanted.photo, wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
         if wanted.question:
-            found = await self._answer(result, question, [])
-        record = {"part": wanted.part, **found.to_dict()}
+            *_, found = [piece async for piece in self.model.pieces(self.predictor.stream(result, question))]
+        record = {"part": wanted.part, **_record(found)}
         if wanted.map:
             record["map"] = await to_thread(map_file, result, wanted.map)
         return JSONResponse(record)
@@ -171,17 +190,16 @@ class Service:
         question = question or detection_question(None, with_description=False)
         result = await self._inspect(data, body.model, None, " ".join([*(asked for asked, _ in history), question]))
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
+        answer = self.model.pieces(self._sampling(body).stream(result, question, history))
         if body.stream:
-            return StreamingResponse(self._events(about, result, question, history), media_type="text/event-stream")
-        found = await self._answer(result, question, history)
+            return StreamingResponse(self._events(about, answer), media_type="text/event-stream")
+        *_, found = [piece async for piece in answer]
         message = {"role": "assistant", "content": found.answer}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-        own = {"object": "chat.completion", "choices": [choice], "findings": found.to_dict()}
+        own = {"object": "chat.completion", "choices": [choice], "findings": _record(found)}
         return JSONResponse({**about, **own})
 
-    async def _events(
-        self, about: dict[str, Any], result: ImageResult, question: str, history: History
-    ) -> AsyncIterator[str]:
+    async def _events(self, about: dict[str, Any], answer: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
         def event(**content: Any) -> str:
             return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
@@ -191,12 +209,12 @@ class Service:
 
         yield chunk({"role": "assistant", "content": ""})
         try:
-            async with aclosing(self.model.pieces(self.predictor.stream(result, question, history))) as pieces:
+            async with aclosing(answer) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, str):
                         yield chunk({"content": piece})
                     else:
-                        yield chunk({}, "stop", findings=piece.to_dict())
+                        yield chunk({}, "stop", findings=_record(piece))
         except UserError as error:
             yield event(error={"message": str(error), "type": "server_error"})
         yield "data: [DONE]\n\n"

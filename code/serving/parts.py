@@ -17,6 +17,7 @@ from PIL import Image
 
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
+from anomalygpt.errors import collected_warnings
 from anomalygpt.inference.references import SUFFIX, saved_photo_settings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def from_data_uri(uri: str) -> bytes:
 
 
 def read_photo(data: bytes, name: str, settings: "PhotoSettings | None", megapixels: float) -> Image.Image:
-    """Decodes a photo from its file's bytes; ``info["source"]`` is its name.
+    """Decodes a photo from its file's bytes; ``info["source"]`` is its name, ``info["warnings"]`` is how it was read.
 
     Args:
         settings: see ``photos.load_image``.
@@ -55,11 +56,12 @@ def read_photo(data: bytes, name: str, settings: "PhotoSettings | None", megapix
         file.write(data)
         file.flush()
         try:
-            photo = load_image(Path(file.name), settings)
+            with collected_warnings() as warnings:
+                photo = load_image(Path(file.name), settings)
         except DatasetError as error:
             text = str(error).replace(file.name, name).replace(Path(file.name).name, name)
             raise HTTPException(422, text) from None
-    photo.info = {"source": name}
+    photo.info = {"source": name, "warnings": [each.replace(file.name, name) for each in warnings]}
     return photo
 
 
@@ -116,7 +118,7 @@ class Parts:
         predictor.set_references(photos)
         predictor.save_references(path)
         self._keep(path, predictor)
-        return self.describe(name)
+        return self.describe(name) | {"warnings": [each for photo in photos for each in photo.info["warnings"]]}
 
     def correct(self, name: str, photo: Image.Image | None, good: bool | None = None) -> dict[str, Any]:
         """Counts a photo as good or bad, or by None as neither, from now on; without a photo withdraws all that."""
