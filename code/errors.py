@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class UserError(Exception):
@@ -13,6 +14,7 @@ class UserError(Exception):
 
 _strict = False
 _warned: set[str] = set()
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 
 def set_strict(strict: bool) -> None:
@@ -33,9 +35,21 @@ def reading_warning(message: str, group: str = "") -> None:
     """
     if _strict:
         raise UserError(message)
-    if (group or message) not in _warned:
+    if (collected := _collected.get()) is not None:
+        collected.append(message)
+    elif (group or message) not in _warned:
         _warned.add(group or message)
         print(f"warning: {message}{' (further ones like this are not listed)' if group else ''}", file=sys.stderr)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """The messages of :func:`reading_warning` in the block, which are not printed."""
+    token = _collected.set(messages := [])
+    try:
+        yield messages
+    finally:
+        _collected.reset(token)
 
 
 @contextmanager

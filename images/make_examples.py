@@ -18,6 +18,7 @@ SIDE = 512  # of a picture, in pixels
 FINE = 2  # drawn this many times larger, then reduced: smooth edges
 CANVAS = SIDE * FINE
 GOOD_EXAMPLES = 2
+WITHOUT_GOOD = ("gear",)  # so that the demo shows what it can't tell
 EXAMPLE_SEED = 2
 JPEG_QUALITY = 85
 
@@ -53,11 +54,11 @@ def render(part: str, rng: np.random.Generator, defective: bool = False) -> Rend
 
 
 def write_examples(folder: Path) -> None:
-    """Writes good_1.jpg, good_2.jpg … and defect.jpg of each part into a folder of its name."""
+    """Writes good_1.jpg, good_2.jpg … and defect.jpg of each part into a folder of its name; of some the last alone."""
     for part in PARTS:
         rng = np.random.default_rng(EXAMPLE_SEED)
         (folder / part).mkdir(parents=True, exist_ok=True)
-        for number in range(1, GOOD_EXAMPLES + 1):
+        for number in range(1, 1 if part in WITHOUT_GOOD else GOOD_EXAMPLES + 1):
             render(part, rng).photo.save(folder / part / f"good_{number}.jpg", quality=JPEG_QUALITY)
         render(part, rng, defective=True).photo.save(folder / part / "defect.jpg", quality=JPEG_QUALITY)
 
@@ -581,6 +582,30 @@ def _bottle(rng: np.random.Generator, defective: bool) -> tuple[Colours, NDArray
     return view, mask
 
 
+# -- gear -------------------------------------------------------------------------------------------------------------
+
+TEETH = 15
+
+
+def _gear(rng: np.random.Generator, defective: bool) -> tuple[Colours, NDArray[np.bool_]]:
+    """A brass gear wheel; its defect is a broken tooth."""
+    x, y = _coordinates()
+    shift_x, shift_y = rng.uniform(-0.015, 0.015, 2)
+    radius, angle = np.hypot(x - shift_x, y - shift_y), np.arctan2(y - shift_y, x - shift_x)
+    whole = 0.66 + 0.085 * np.tanh(2.5 * np.cos(TEETH * angle))
+    outer, mask = whole, _nowhere()
+    if defective:
+        broken = np.abs(angle - 2 * np.pi * 2 / TEETH) < np.pi / TEETH
+        outer = np.where(broken, np.minimum(whole, 0.60 + 0.008 * _noise(rng, 20)), whole)
+        mask = (radius > outer) & (radius < whole)
+    turns = np.arange(5) * 2 * np.pi / 5
+    holes = np.stack([np.hypot(x - 0.38 * np.cos(turn), y - 0.38 * np.sin(turn)) for turn in turns])
+    inside = np.minimum(np.minimum(outer - radius, radius - 0.15), holes.min(axis=0) - 0.09)
+    brass = _turned_steel(rng, radius, angle, inside) * np.array([1.0, 0.84, 0.52])
+    cover = np.clip(inside * CANVAS / 3 + 0.5, 0, 1)
+    return _paint(_felt(rng, cover), np.asarray(brass, dtype=np.float32), cover), mask
+
+
 PARTS: dict[str, Callable[[np.random.Generator, bool], tuple[Colours, NDArray[np.bool_]]]] = {
     "washer": _washer,
     "pcb": _pcb,
@@ -589,6 +614,7 @@ PARTS: dict[str, Callable[[np.random.Generator, bool], tuple[Colours, NDArray[np
     "capsule": _capsule,
     "hazelnut": _hazelnut,
     "bottle": _bottle,
+    "gear": _gear,
 }
 
 

@@ -23,10 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera
 OWN_HOSTS = ("127.0.0.1", "localhost", None)  # None: data: and blob: addresses
 ANSWER_SECONDS = 120  # a busy machine
 PICTURE_SIZE = {"width": 1280, "height": 800}
-PICTURE_EXAMPLE = 5
+PICTURE_EXAMPLE = 6
 PICTURES = {"demo.png": ("en-US", "Where are they?"), "demo_zh.png": ("zh-CN", "在哪里？")}  # browser, second question
 
 
@@ -68,9 +69,16 @@ class Window:
 
 
 @contextmanager
-def running_demo(arguments: Sequence[str] = (), code: Path = ROOT / "code", **variables: str) -> Iterator[str]:
-    """Starts the demo as a user does, with environment variables; yields the address that it prints."""
-    command = [sys.executable, "web_demo.py", *arguments]
+def running_demo(
+    arguments: Sequence[str] = (), code: Path = ROOT / "code", before: str = "", **variables: str
+) -> Iterator[str]:
+    """Starts the demo as a user does, with environment variables; yields the address that it prints.
+
+    Args:
+        before: Python statements that run first.
+    """
+    start = ["-c", f"{before}; from anomalygpt.web_demo import main; main()"] if before else ["web_demo.py"]
+    command = [sys.executable, *start, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | variables
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with started(command, cwd=code, env=environment, **options) as process:
@@ -116,14 +124,14 @@ def installed_browser() -> str | None:
 
 
 @contextmanager
-def window(address: str, size: dict[str, int] | None = None, locale: str = "en-US") -> Iterator[Window]:
-    """Opens the demo in a browser, and listens to its console and its requests."""
+def window(address: str, size: dict[str, int] | None = None, locale: str = "en-US", **options: Any) -> Iterator[Window]:
+    """Opens the demo in a browser, and listens to its console and its requests; ``options``: of Playwright's page."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=installed_browser(), args=FLAGS)
         try:
-            opened = Window(browser.new_page(viewport=size or PICTURE_SIZE, locale=locale))
+            opened = Window(browser.new_page(viewport=size or PICTURE_SIZE, locale=locale, **options))
             page = opened.page
             page.set_default_timeout(1000 * ANSWER_SECONDS)
             page.on("console", lambda message: message.type == "error" and opened.errors.append(message.text))

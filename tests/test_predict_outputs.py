@@ -27,6 +27,7 @@ from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.report import histogram, report_html, system_language
 from tests.fake_predictor import TOP_LEFT, result_with
+from tests.shared_data import ROOT
 from tests.test_predict import call, results
 
 
@@ -241,11 +242,26 @@ def test_coco_polygon_of_a_region_below_the_threshold() -> None:
     assert annotation["bbox"] == [10, 10, 10, 10] and annotation["area"] == 100
 
 
-def test_report_of_many_photos_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_has_pictures_of_the_worst_photos_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PICTURES", 1)
-    monkeypatch.setattr(report, "LISTED", 3)
-    numbers = {"probability": 0.9, "is_anomalous": True, "reason": "", "regions": [], "answer": ""}
-    results = [{"photo": f"{number}.png", **numbers} for number in range(5)]
-    page = report_html(results, lambda result: None, {})
-    assert ">2.png<" in page and ">3.png<" not in page
-    assert "2 more photos are in results.csv only" in page
+    numbers = {"is_anomalous": True, "reason": "", "regions": [], "answer": ""}
+    results = [{"photo": f"{number}.png", "probability": 0.9 + number / 100, **numbers} for number in range(3)]
+    page = report_html(results, lambda result: Image.new("RGB", (8, 8)), {})
+    assert page.count("<img") == page.count("<figure") == 1
+    assert page.index("2.png") < page.index("<td>1.png") < page.index("<td>0.png")
+
+
+def test_documented_lines_import_results_into_fiftyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fiftyone", reason="needs FiftyOne")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (90, 60)).save(tmp_path / "photos" / "a.png")
+    annotations = coco_annotations(result_with(TOP_LEFT, "part", (90, 60)))
+    coco = coco_dataset({tmp_path / "photos" / "a.png": ((90, 60), annotations)})
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(re.search(r"```python\n(import fiftyone.*?)```", page, re.DOTALL)[1], names)
+    assert [Path(sample.filepath).name for sample in names["dataset"]] == ["a.png"]
+    [boxes] = names["dataset"].values("detections.detections.bounding_box")
+    assert np.allclose(boxes, [[0, 0, 4 / 90, 4 / 60]])

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ import requests
 from PIL import Image
 
 from anomalygpt.datasets.photos import load_image
+from anomalygpt.inference.language_models import PromptedModel
 from anomalygpt.serve import main
 from anomalygpt.serving.app import build_app
 from anomalygpt.serving.gate import Limits
@@ -92,7 +94,7 @@ def test_verdict_regions_map_and_answer_are_the_predictors(part: str, base: Any,
     found = inspect(url, DEFECT.read_bytes(), part=part, question="Where is it?", map="tiff").json()
     with Image.open(io.BytesIO(base64.b64decode(found.pop("map")))) as picture:
         np.testing.assert_allclose(np.asarray(picture), expected.image.map, atol=1e-5)
-    assert found == {"part": part, **json.loads(json.dumps(expected.to_dict()))}
+    assert found == {"part": part, **json.loads(json.dumps(expected.to_dict())), "warnings": []}
 
 
 def test_json_with_a_data_uri_gives_what_a_form_gives(url: str) -> None:
@@ -171,6 +173,66 @@ def test_openai_client_chats_and_streams_with_the_earlier_turns(base: Any, url: 
         client.chat.completions.create(model="default", messages=[{"role": "user", "content": "Hello"}])
 
 
+def test_answer_is_sampled_as_the_request_says(base: Any, url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    predictor = base.without_references()
+    predictor.set_references([load_image(path) for path in GOOD])
+    generation = predictor.generation.model_copy(update={"temperature": 0, "max_new_tokens": 3})
+    predictor.language_model = PromptedModel(predictor.model, generation)
+    expected = predictor.ask(predictor.inspect(load_image(DEFECT)), "What is the color of the board?")
+    question = [asked("What is the color of the board?")]
+    sampling = {"temperature": 0, "max_completion_tokens": 3}
+    answer = client.chat.completions.create(model="circuit board", messages=question, **sampling)
+    assert answer.choices[0].message.content == expected.answer
+    assert answer.model_extra["findings"]["answer_source"] == expected.answer_source
+    with pytest.raises(openai.BadRequestError, match="body: temperature: .* greater than or equal to 0"):
+        client.chat.completions.create(model="circuit board", messages=question, temperature=-1)
+
+
+def test_what_reading_a_photo_said_is_in_the_answer(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    page = Image.open(DEFECT)
+    page.save(file := io.BytesIO(), "TIFF", save_all=True, append_images=[page])
+    found = inspect(url, file.getvalue()).json()["warnings"]
+    assert [each.split(";")[0] for each in found] == ["the photo: page 1 of 2 is read"]
+    again = requests.put(f"{url}/v1/parts/pages", files=[("photos", ("good.tif", file.getvalue()))]).json()["warnings"]
+    assert [each.split(";")[0] for each in again] == ["good.tif: page 1 of 2 is read"]
+    assert requests.delete(f"{url}/v1/parts/pages").status_code == 204
+    assert capfd.readouterr().err == ""
+
+
+def test_full_disk_and_vanished_file_are_errors_and_the_part_stays(base: Any, tmp_path: Path) -> None:
+    files, limits = [("photos", path.read_bytes()) for path in GOOD], resource.getrlimit(resource.RLIMIT_FSIZE)
+    with served(base, tmp_path) as url:
+        requests.put(f"{url}/v1/parts/board", files=files).raise_for_status()
+        before = inspect(url, DEFECT.read_bytes(), part="board").json()
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "board.safetensors").stat().st_size // 2, limits[1]))
+        try:
+            full = requests.put(f"{url}/v1/parts/board", files=files)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert full.status_code == 500
+        message = full.json()["error"]["message"]
+        assert "be written" in message and "\n" not in message and str(tmp_path) not in message
+        assert [path.name for path in tmp_path.iterdir()] == ["board.safetensors"]
+        assert inspect(url, DEFECT.read_bytes(), part="board").json() == before
+        (tmp_path / "board.safetensors").unlink()
+        gone = inspect(url, DEFECT.read_bytes(), part="board")
+        assert (gone.status_code, "no part 'board'" in gone.text) == (404, True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_hundred_photos_teach_a_part_and_one_more_is_refused(
+    base: Any, tmp_path: Path, photo: Callable[..., Image.Image]
+) -> None:
+    files = [("photos", (f"{number}.png", png(photo((96, 96), seed=number)))) for number in range(201)]
+    with served(base, tmp_path) as url:
+        assert requests.put(f"{url}/v1/parts/many", files=files).status_code == 400
+        taught = requests.put(f"{url}/v1/parts/many", files=files[:200])
+        assert (taught.status_code, taught.json()["references"]) == (200, 200), taught.text
+        assert inspect(url, files[200][1][1], part="many").json()["references"] == 200
+
+
 def test_curl(url: str) -> None:
     if not shutil.which("curl"):
         pytest.skip("needs curl")
@@ -189,7 +251,7 @@ def test_curl(url: str) -> None:
     [
         (422, "the photo: cannot be read as an image", {"photo": b"text"}),
         (413, "60.2 megapixels", {"photo": png(Image.new("L", (7000, 8600)))}),
-        (400, "no photo", {"file": b""}),
+        (400, "photo: Field required", {"file": b""}),
         (400, "can't name a part", {"part": "../circuit board"}),
         (404, "no part 'screw'", {"part": "screw"}),
         (400, "parts: Extra inputs", {"parts": "screw"}),

@@ -1,5 +1,6 @@
 """The demo: its handlers, and once all of it in a browser."""
 
+import io
 import json
 import os
 import re
@@ -414,25 +415,17 @@ def test_a_demo_takes_the_next_free_port_and_when_stopped_ends_its_link_and_remo
 
 def test_shipped_examples_are_small_have_references_and_a_row_on_the_page() -> None:
     examples = find_examples(EXAMPLES)
-    assert [class_name for _, _, class_name in examples] == [
-        "bottle",
-        "capsule",
-        "concrete",
-        "fabric",
-        "hazelnut",
-        "pcb",
-        "washer",
-    ]
-    for photo, references, _ in examples:
-        assert len(references) == 2
+    assert [class_name for _, _, class_name in examples] == EXAMPLE_NAMES
+    for photo, references, class_name in examples:
+        assert len(references) == (0 if class_name == "gear" else 2)
         assert all(Path(path).stat().st_size <= 80_000 for path in (photo, *references))
     for folder in (Path("nowhere"), EXAMPLES):
         demo = build_page(SharedModel(FakePredictor), folder)  # type: ignore[arg-type]
         assert ("Dataset" in {type(block).__name__ for block in demo.blocks.values()}) == (folder == EXAMPLES)
 
 
-EXAMPLE_NAMES = ["bottle", "capsule", "concrete", "fabric", "hazelnut", "pcb", "washer"]
-FABRIC, PCB, WASHER = (EXAMPLE_NAMES.index(name) for name in ("fabric", "pcb", "washer"))
+EXAMPLE_NAMES = ["bottle", "capsule", "concrete", "fabric", "gear", "hazelnut", "pcb", "washer"]
+FABRIC, GEAR, PCB, WASHER = (EXAMPLE_NAMES.index(name) for name in ("fabric", "gear", "pcb", "washer"))
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
@@ -703,4 +696,106 @@ def test_another_model_is_chosen_in_a_browser(page_address: str) -> None:
         changed = "before => document.querySelectorAll('#map img')[1]?.getAttribute('src') !== before"
         page.wait_for_function(changed, arg=before)
         assert window.ask("Where is it?")
+        assert window.errors == []
+
+
+# The contrast of text with what is behind it, as the Web Content Accessibility Guidelines compute it.
+CONTRASTS = """names => Object.fromEntries(names.map(name => {
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const light = text => [0.2126, 0.7152, 0.0722].reduce((sum, n, i) => sum + n * linear(numbers(text)[i] / 255), 0);
+  const element = document.querySelector(name);
+  let behind = element;
+  while (numbers(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+  const both = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)];
+  return [name, (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05)];
+}))"""
+TEXTS = ("#title h1", "#languages a", "#summary .verdict b", "#summary p", "#summary td", "#summary td button", "#send")
+TEXTS += ("#suggestions button", "#chat .message.bot", "#chat .message.user", "#adjust button", "#class input")
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("scheme", "size"), [("dark", PHONE), ("dark", DESKTOP), ("light", PHONE)])
+def test_words_can_be_read_in_both_themes_and_nothing_is_wider_than_the_screen(
+    page_address: str, scheme: str, size: dict[str, int]
+) -> None:
+    with browser.window(page_address, size, color_scheme=scheme) as window:
+        page = window.page
+        window.click_example(GEAR)
+        page.locator("#summary .verdict b").get_by_text(page_texts()["en"]["can't tell"], exact=True).wait_for()
+        window.click_example(PCB)
+        page.locator("#summary td").first.wait_for()
+        assert is_in_reach(page, "#summary td >> nth=0")
+        assert window.ask()
+        brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)[1]")
+        assert (brightness < 80) == (scheme == "dark")
+        assert {name: ratio for name, ratio in page.evaluate(CONTRASTS, TEXTS).items() if ratio < 4.5} == {}
+        assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_photo_of_the_camera_and_of_the_clipboard(page_address: str) -> None:
+    with browser.window(page_address, permissions=["camera", "clipboard-read", "clipboard-write"]) as window:
+        page = window.page
+        page.locator("#photo button[aria-label='Capture from camera']").click()
+        page.get_by_text("Click to Access Webcam").click()
+        page.locator("#photo button[aria-label='capture photo']").click()
+        page.locator("#summary .verdict b").wait_for()
+        page.locator("#photo button[aria-label='Remove Image']").click()
+        page.get_by_text(page_texts()["en"]["no_verdict"]).wait_for()
+        page.evaluate(
+            """async () => {
+              const canvas = Object.assign(document.createElement('canvas'), {width: 70, height: 40});
+              canvas.getContext('2d').fillRect(20, 10, 30, 20);
+              const blob = await new Promise(made => canvas.toBlob(made, 'image/png'));
+              await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);
+            }"""
+        )
+        page.locator("#photo button[aria-label='Paste from clipboard']").click()
+        page.locator("#summary .verdict b").wait_for()
+        assert page.locator("#photo img").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [70, 40]
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_opacity_slider_uncovers_the_photo(page_address: str) -> None:
+    def painted(page: Any) -> float:
+        """How much the overlay differs from the photo beside it."""
+        pictures = [page.request.get(image.get_attribute("src")).body() for image in page.locator("#map img").all()]
+        photo, shown = (np.asarray(Image.open(io.BytesIO(each)).convert("RGB"), dtype=float) for each in pictures)
+        return float(np.abs(photo - shown).mean())
+
+    with browser.window(page_address, DESKTOP) as window:
+        page = window.page
+        window.click_example(WASHER)
+        page.locator("#summary td").first.wait_for()
+        before, covered = page.locator("#map img").last.get_attribute("src"), painted(page)
+        page.locator("#adjust button").first.click()
+        page.locator("#opacity input[type=number]").fill("0")
+        page.locator("#opacity input[type=number]").press("Enter")
+        changed = "before => document.querySelectorAll('#map img')[1]?.getAttribute('src') !== before"
+        page.wait_for_function(changed, arg=before)
+        assert painted(page) < covered / 3  # frames stay
+        assert window.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_answer_that_takes_too_long_ends_and_says_so(compact_overrides: list[str]) -> None:
+    before = "from anomalygpt.inference import session; session.ANSWER_SECONDS = 0"
+    with (
+        browser.running_demo(["--config", "compact", *compact_overrides], before) as address,
+        browser.window(address) as window,
+    ):
+        window.click_example(FABRIC)
+        window.page.locator("#map img").first.wait_for()
+        assert window.ask("Is there any anomaly, and where is it?").endswith(page_texts()["en"]["too_long"])
         assert window.errors == []

@@ -31,11 +31,9 @@ CATEGORY = {"id": 1, "name": "defect"}
 
 
 class Outputs:
-    """The folder of ``--out`` and the file of ``--coco``; what was written before a crash or a full disk stays.
+    """The folder of ``--out`` and the file of ``--coco``, if any; what was written before a crash or a full disk stays.
 
     Args:
-        folder: None: none of its files are written.
-        coco: None: it is not written.
         resumed: keeps the results that the folder holds already, as ``earlier``.
 
     Raises:
@@ -105,10 +103,7 @@ def _line(result: Result) -> str:
 
 
 def output_stem(path: Path, taken: Counter[str]) -> str:
-    """The beginning of a photo's file names: its last folders and name, numbered where that is taken; then it is.
-
-    ``taken``: of each stem, how many photos had it so far: no number is tried twice.
-    """
+    """The beginning of a photo's file names: its last folders and name, numbered by how many had it in ``taken``."""
     parts = [part for part in path.with_suffix("").parts if part not in (path.anchor, "..")]
     stem = free = "_".join(parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
     while free in taken:  # a photo's own name may end in ~2
@@ -119,10 +114,7 @@ def output_stem(path: Path, taken: Counter[str]) -> str:
 
 
 def coco_annotations(image: ImageResult) -> list[dict[str, Any]]:
-    """A photo's regions, each with the photo's probability, where it has one, as its score.
-
-    A polygon in pixels, x, y, x, y …, goes around each region, without its holes.
-    """
+    """A photo's regions with polygons in pixels; the photo's probability, if it has one, is their score."""
     from skimage.measure import approximate_polygon, find_contours  # here: imports scipy.signal, which takes its time
 
     probability, annotations = image.findings.shown_probability, []
@@ -143,10 +135,7 @@ def coco_annotations(image: ImageResult) -> list[dict[str, Any]]:
 
 
 def coco_dataset(photos: Mapping[Path, tuple[tuple[int, int], Sequence[dict[str, Any]]]]) -> dict[str, Any]:
-    """A data set that FiftyOne, Label Studio and CVAT import, of photos with the (width, height) and the annotations.
-
-    Their names are relative to the folder that holds them all.
-    """
+    """A data set of photos, with (width, height) and annotations; names are relative to the folder that holds all."""
     root = os.path.commonpath([path.absolute().parent for path in photos]) if photos else ""
     images, annotations = [], list[dict[str, Any]]()
     for number, (path, ((width, height), found)) in enumerate(photos.items(), start=1):

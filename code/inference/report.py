@@ -20,7 +20,6 @@ from anomalygpt.datasets.findings import Language, percent, places_text, probabi
 Result = Mapping[str, Any]  # "photo", and what ``Prediction.to_dict`` holds, or an "error"
 
 PICTURES = 200  # in a report, of the worst photos; the others are lines of a table
-LISTED = 5000  # photos in a report: browsers take long to open more, and results.csv has all
 SIDE = 320  # of a picture in pixels
 BINS, WIDEST = 24, 8.0  # of the histogram; scores beyond this factor from the threshold are in its first and last bin
 PACKAGES = ("torch", "transformers", "numpy", "pillow")  # results depend on them
@@ -94,7 +93,6 @@ def report_html(
     """The page: summary, histogram of the scores, photos with the worst first, settings and versions.
 
     Args:
-        results: the page's histogram is of those with a ``score`` and its ``score_threshold``.
         picture: a result's photo with its overlay, None where there is none; called for the worst ones only.
         settings: a name in ``report.yaml`` -> its value, as in ``{"model_name": "compact"}``.
     """
@@ -103,7 +101,7 @@ def report_html(
     photos = sorted((each for each in results if "error" not in each), key=severity)
     bins = histogram(photos)
     page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
-    page |= {"photos": photos, "shown": PICTURES, "listed": LISTED}
+    page |= {"photos": photos, "shown": PICTURES}
     page |= {"unread": [each for each in results if "error" in each]}
     page |= {"counts": Counter(map(verdict, results)), "tallest": max(map(Counter.total, bins), default=0)}
     page |= {"folder": os.path.dirname(os.path.commonprefix([each["photo"] for each in results]))}

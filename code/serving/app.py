@@ -6,8 +6,9 @@ import time
 import uuid
 from asyncio import to_thread
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,10 +17,11 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.errors import UserError
 from anomalygpt.inference.answers import class_in_prompt
@@ -27,8 +29,7 @@ from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.inference.session import MAX_REFERENCES, NO_ANSWER
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.serving.gate import Gate, Limits, error_response
-from anomalygpt.serving.messages import ChatRequest, from_data_uri, read_messages, read_photo
-from anomalygpt.serving.parts import NAME, NO_PART, ModelThread, Parts
+from anomalygpt.serving.parts import NAME, NO_PART, ModelThread, Parts, from_data_uri, read_photo
 
 if TYPE_CHECKING:
     from anomalygpt.config.settings import PhotoSettings
@@ -39,26 +40,23 @@ Label = Literal["good", "bad", "neither"]
 PartName = Annotated[str, InPath(pattern=NAME)]
 
 
+def _decoded(photo: Any) -> Any:
+    return from_data_uri(photo) if isinstance(photo, str) else photo
+
+
 class Inspection(BaseModel):
-    """What is wanted of a photo."""
+    """What is wanted of a photo, which is a form's file, or in JSON a data URI."""
 
     model_config = ConfigDict(extra="forbid")
+    photo: Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "format": "binary"})]
     part: str = Field(NO_PART, description="a part that was taught, or ``default``")
     class_name: str | None = Field(None, max_length=60, description="what the photo shows, as in 'screw'")
     question: str | None = Field(None, max_length=2000, description="without one there is no answer in words")
     map: Literal["png", "tiff"] | None = Field(None, description="overlay, or 32-bit float map, in base64")
 
 
-class JsonInspection(Inspection):
-    """The same with the photo, a data URI."""
-
-    photo: str
-
-
-FORM = Inspection.model_json_schema()
-FORM["properties"]["photo"] = {"type": "string", "format": "binary"}
-BODY = {"multipart/form-data": {"schema": FORM | {"required": ["photo"]}}}
-BODY["application/json"] = {"schema": JsonInspection.model_json_schema()}
+KINDS = ("multipart/form-data", "application/json")
+BODY = {"required": True, "content": {kind: {"schema": Inspection.model_json_schema()} for kind in KINDS}}
 MESSAGE = {"type": "object", "properties": {"message": {"type": "string"}, "type": {"type": "string"}}}
 ERROR = {"type": "object", "properties": {"error": MESSAGE}, "required": ["error"]}
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -75,16 +73,66 @@ def map_file(result: ImageResult, kind: str) -> str:
     return b64encode(file.getvalue()).decode()
 
 
-async def read_inspection(request: Request) -> tuple[bytes, Inspection]:
-    """A photo's file and what is wanted, from a form or JSON."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        wanted = JsonInspection.model_validate_json(await request.body())
-        return from_data_uri(wanted.photo), wanted
+async def read_inspection(request: Request) -> Inspection:
+    """What is wanted of which photo, from a form or JSON."""
+    if not request.headers.get("content-type", "").startswith(KINDS[0]):
+        return Inspection.model_validate_json(await request.body())
     async with request.form(max_files=1, max_fields=10) as form:
-        fields = {name: value for name, value in form.items() if name != "photo" and value}
-        if not isinstance(file := form.get("photo"), FormFile):
-            raise HTTPException(400, "no photo: expected a file in the form's field 'photo'")
-        return await file.read(), Inspection.model_validate(fields)
+        given = [(name, await value.read() if isinstance(value, FormFile) else value) for name, value in form.items()]
+    return Inspection.model_validate({name: value for name, value in given if value or name == "photo"})
+
+
+class Content(BaseModel):
+    """A piece of a message: a text, or a photo as a data URI."""
+
+    type: Literal["text", "image_url"]
+    text: str = ""
+    image_url: dict[Literal["url", "detail"], str] = {}
+
+
+class Message(BaseModel):
+    """A turn of the conversation; system and developer messages are not read."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Content]
+
+
+class ChatRequest(BaseModel):
+    """A question with what precedes it; other fields are ignored. How it is sampled is by default the server's."""
+
+    model: str = Field(NO_PART, description="the name of a part, or ``default``")
+    messages: list[Message] = Field(min_length=1)
+    n: Literal[1] = 1
+    stream: bool = False
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+
+def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, History]:
+    """The latest photo's file, the question, and what was said about that photo before. Raises HTTPException (400)."""
+    photo, history, asked = "", list[tuple[str, str]](), list[str]()
+    for message in messages:
+        pieces = [Content(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        text = "\n".join(piece.text for piece in pieces if piece.text)
+        photos = [piece.image_url.get("url", "") for piece in pieces if piece.type == "image_url"]
+        if message.role == "user":
+            if photos:
+                photo, history, asked = photos[-1], [], []
+            asked += [text] if text else []
+        elif message.role == "assistant":
+            history.append(("\n".join(asked), text))
+            asked = []
+    if not photo:
+        raise HTTPException(400, "no photo: expected an image_url with a data URI in a message of the user's")
+    if messages[-1].role != "user":
+        raise HTTPException(400, f"the last message is the {messages[-1].role}'s; expected the user's")
+    return from_data_uri(photo), "\n".join(asked), history
+
+
+def _record(found: Prediction) -> dict[str, Any]:
+    return {**found.to_dict(), "warnings": found.image.photo.info["warnings"] if found.image.photo else []}
 
 
 class Service:
@@ -107,21 +155,30 @@ class Service:
         if self.predictor.language_model is None:
             raise HTTPException(501, NO_ANSWER)
 
-    async def _answer(self, result: ImageResult, question: str, history: History) -> Prediction:
-        *_, found = [piece async for piece in self.model.pieces(self.predictor.stream(result, question, history))]
-        return found
+    def _sampling(self, body: ChatRequest) -> "Predictor":
+        """The predictor, with a language model that samples as the request says."""
+        most = body.max_completion_tokens or body.max_tokens
+        given = {"temperature": body.temperature, "top_p": body.top_p, "max_new_tokens": most}
+        predictor, model = copy(self.predictor), copy(self.predictor.language_model)
+        generation = predictor.generation.model_copy(
+            update={name: value for name, value in given.items() if value is not None}
+        )
+        own = isinstance(model.settings, GenerationSettings)
+        model.settings = generation if own else model.settings.model_copy(update={"generation": generation})
+        predictor.language_model = model
+        return predictor
 
     async def inspect(self, request: Request) -> JSONResponse:
         """Inspects a photo: verdict, probability, regions, on request the map and the answer to a question."""
-        data, wanted = await read_inspection(request)
+        wanted = await read_inspection(request)
         if wanted.question:
             self._require_words()
         question = wanted.question or detection_question(wanted.class_name, with_description=False)
-        result = await self._inspect(data, wanted.part, wanted.class_name, question)
+        result = await self._inspect(wanted.photo, wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
         if wanted.question:
-            found = await self._answer(result, question, [])
-        record = {"part": wanted.part, **found.to_dict()}
+            *_, found = [piece async for piece in self.model.pieces(self.predictor.stream(result, question))]
+        record = {"part": wanted.part, **_record(found)}
         if wanted.map:
             record["map"] = await to_thread(map_file, result, wanted.map)
         return JSONResponse(record)
@@ -133,17 +190,16 @@ class Service:
         question = question or detection_question(None, with_description=False)
         result = await self._inspect(data, body.model, None, " ".join([*(asked for asked, _ in history), question]))
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
+        answer = self.model.pieces(self._sampling(body).stream(result, question, history))
         if body.stream:
-            return StreamingResponse(self._events(about, result, question, history), media_type="text/event-stream")
-        found = await self._answer(result, question, history)
+            return StreamingResponse(self._events(about, answer), media_type="text/event-stream")
+        *_, found = [piece async for piece in answer]
         message = {"role": "assistant", "content": found.answer}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-        own = {"object": "chat.completion", "choices": [choice], "findings": found.to_dict()}
+        own = {"object": "chat.completion", "choices": [choice], "findings": _record(found)}
         return JSONResponse({**about, **own})
 
-    async def _events(
-        self, about: dict[str, Any], result: ImageResult, question: str, history: History
-    ) -> AsyncIterator[str]:
+    async def _events(self, about: dict[str, Any], answer: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
         def event(**content: Any) -> str:
             return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
@@ -153,12 +209,12 @@ class Service:
 
         yield chunk({"role": "assistant", "content": ""})
         try:
-            async with aclosing(self.model.pieces(self.predictor.stream(result, question, history))) as pieces:
+            async with aclosing(answer) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, str):
                         yield chunk({"content": piece})
                     else:
-                        yield chunk({}, "stop", findings=piece.to_dict())
+                        yield chunk({}, "stop", findings=_record(piece))
         except UserError as error:
             yield event(error={"message": str(error), "type": "server_error"})
         yield "data: [DONE]\n\n"
@@ -199,16 +255,11 @@ class Service:
 
 
 def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
-    """The server as an ASGI application.
-
-    Args:
-        predictor: without references.
-        folder: of the parts.
-    """
+    """The server as an ASGI application; the predictor has no references, the folder holds the parts."""
     service = Service(predictor, Parts(folder, predictor), limits.megapixels)
     app = FastAPI(title="AnomalyGPT", responses=ERRORS)
     gate = Gate(app, limits)
-    app.post("/v1/inspect", openapi_extra={"requestBody": {"required": True, "content": BODY}})(service.inspect)
+    app.post("/v1/inspect", openapi_extra={"requestBody": BODY})(service.inspect)
     app.get("/v1/parts")(service.list_parts)
     app.put("/v1/parts/{name}")(service.teach)
     app.get("/v1/parts/{name}")(service.part)

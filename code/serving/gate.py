@@ -2,7 +2,7 @@
 
 import hmac
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app, self.limits, self.running, self.began = app, limits, 0, time.monotonic()
-        self._requests, self._seconds = Counter[str](), Counter[str]()  # by route and status, as Prometheus' labels
+        self._requests, self._seconds = Counter[str](), defaultdict[str, float](float)  # by Prometheus' labels
         self._minute, self._sent = 0, Counter[str]()  # requests of each client in the current minute
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

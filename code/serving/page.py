@@ -34,6 +34,7 @@ Current = Conversation | None
 
 THUMBNAIL = 96  # pixels
 PENDING = "…"
+BAR = gr.Progress()
 
 
 class Part(NamedTuple):
@@ -111,7 +112,6 @@ def part_html(language: Language, part: Part | None, *, with_report: bool = Fals
 
 
 def _buttons(*, running: bool) -> tuple[Any, Any]:
-    """Send and Stop: one of them is there."""
     return gr.update(visible=not running), gr.update(visible=running, interactive=True)
 
 
@@ -129,9 +129,8 @@ def conversation_for(
     photo: str | None, references: Uploads, class_name: str | None, part: Part | None, name: str, current: Current
 ) -> Conversation:
     """The conversation about the photo, which is compared with the good photos beside it, else with the taught part."""
-    files, marks = [path for path, _ in references or ()], ()
-    if part and not files:
-        files, marks = list(map(str, part.files)), part.marks
+    own = [path for path, _ in references or ()]
+    files, marks = (own, ()) if own or not part else (list(map(str, part.files)), part.marks)
     return session.conversation_about(photo, files, class_name, current, marks, name)
 
 
@@ -193,9 +192,7 @@ class Page:
     ) -> Iterator[tuple[Any, ...]]:
         """Yields chat, question box, Send, Stop and conversation while the answer grows.
 
-        Args:
-            given: see :func:`conversation_for`.
-            suggested: name of the page's own question that is asked where ``question`` is empty.
+        Where ``question`` is empty, the page's own question of the name ``suggested`` is asked.
         """
         conversation, box = given[-1], question
         with errors_shown(language):
@@ -274,22 +271,18 @@ class Page:
             yield part, gr.update(value=str(target), visible=True)
 
     def inspect_many(
-        self,
-        language: Language,
-        photos: Sequence[str] | None,
-        part: Part | None,
-        model_name: str = "",
-        progress: Any = iter,
+        self, language: Language, photos: list[str] | None, part: Part | None, name: str = "", bar: gr.Progress = BAR
     ) -> Iterator[tuple[Any, ...]]:
         """Yields a line that sums up the results, a table, the worst first, and CSV, JSON and an HTML report."""
+        texts = page_texts()[language]
         compared: dict[str, Any] = {"references": part.files, "marks": part.marks} if part else {}
         settings = {"class_name": part.name, "references": str(len(part.report.names))} if part else {}
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             outputs = Outputs(Path(folder))
-            for number, path in enumerate(map(Path, progress(photos or ()))):
+            for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=texts["many_photos"]))):
                 record: dict[str, Any] = {"photo": path.name}
                 try:
-                    result, preview = self.model.inspect(Conversation(path, **compared, model=model_name))
+                    result, preview = self.model.inspect(Conversation(path, **compared, model=name))
                     record |= {**prediction(result, "", "").to_dict(), "overlay": f"{number}.jpg"}
                     picture = overlay(preview, result.map, result.threshold, result.regions)
                     picture.thumbnail((SIDE, SIDE))
@@ -298,7 +291,7 @@ class Page:
                     record["error"] = str(error)
                 outputs.add(record)
             outputs.finish(settings, language)
-            records, texts = sorted(read_results(Path(folder)), key=severity), page_texts()[language]
+            records = sorted(read_results(Path(folder)), key=severity)
             counts = Counter(map(verdict, records))
             line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], counts["error"])
             rows = [_row(language, record, Path(folder)) for record in records]

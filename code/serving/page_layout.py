@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import gradio as gr
 from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from anomalygpt.datasets.findings import Language
-from anomalygpt.errors import UserError
 from anomalygpt.inference.session import SharedModel
-from anomalygpt.serving.page import Page, Part, clear, page_texts, part_html, start_over, stop
+from anomalygpt.serving.page import Page, clear, page_texts, part_html, start_over, stop
 
 Shared = tuple[Page, gr.State, gr.State, gr.Dropdown]
 Example = tuple[str, list[str], str]  # photo, good photos, class name
@@ -183,7 +185,6 @@ def _chat(page: Page, language: gr.State, given: Sequence[Any]) -> tuple[list[An
 
 
 def _teach_tab(shared: Shared, file: gr.File) -> None:
-    """Good photos or a saved part on the left, what was learned on the right."""
     page, language, part, model_name = shared
     gr.Markdown(text("teach_hint"))
     with gr.Row():
@@ -203,44 +204,31 @@ def _teach_tab(shared: Shared, file: gr.File) -> None:
 
 
 def _many_tab(shared: Shared) -> None:
-    """Photos, and a table of their results with the files."""
     page, language, part, name = shared
-    bar = gr.Progress()
-
-    def run(language: Language, photos: Any, part: Part | None, name: str, progress: Any = bar) -> Iterator[Any]:
-        counted = partial(progress.tqdm, unit=page_texts()[language]["many_photos"])
-        yield from page.inspect_many(language, photos, part, name, counted)
-
     gr.Markdown(text("many_hint"))
     part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
-    several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image"], "height": 180}
-    photos = gr.File(label=text("many_photos"), elem_id="photos", **several)
+    photos = gr.File(
+        label=text("many_photos"), elem_id="photos", file_count="multiple", file_types=["image"], height=180
+    )
     start = gr.Button(text("run"), variant="primary", elem_id="run")
     line = gr.HTML(elem_id="line")
     kinds: list[Any] = ["html", "str", "str", "number", "number", "str"]
     table = gr.Dataframe(label=text("results"), datatype=kinds, elem_id="results", **HIDDEN)
     files = gr.File(label=text("files"), file_count="multiple", elem_id="result_files", **HIDDEN)
-    start.click(run, [language, photos, part, name], [line, table, files], show_progress_on=line, **MODEL)
+    start.click(page.inspect_many, [language, photos, part, name], [line, table, files], show_progress_on=line, **MODEL)
 
 
-def language_choice(app: Any) -> Any:
-    """ASGI middleware that puts CHOSEN_LANGUAGE before the page's other scripts, where Gradio has no place for one."""
-
-    async def with_choice(scope: Any, receive: Any, send: Any) -> None:
-        async def insert(message: Any) -> None:
-            if "headers" in message:
-                message["headers"] = [each for each in message["headers"] if each[0] != b"content-length"]
-            if "body" in message:
-                message["body"] = message["body"].replace(b"<head>", b"<head>" + CHOSEN_LANGUAGE, 1)
-            await send(message)
-
-        await app(scope, receive, insert if scope.get("path") == "/" else send)
-
-    return with_choice
+async def with_language_choice(request: Request, answer_to: Callable[[Request], Awaitable[Any]]) -> Response:
+    """The answer to a request, with CHOSEN_LANGUAGE before the page's other scripts, where Gradio has no place."""
+    answer = await answer_to(request)
+    if request.scope["path"] != "/":
+        return answer
+    page = b"".join([piece async for piece in answer.body_iterator])
+    return HTMLResponse(page.replace(b"<head>", b"<head>" + CHOSEN_LANGUAGE, 1))
 
 
 def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: Path) -> None:
-    """Shows the page at an address, which is printed, until Ctrl-C; raises UserError where no port is free."""
+    """Shows the page at an address, which is printed, until Ctrl-C."""
     # Comes with Gradio; the theme's own choice, weight 600, lacks most letters.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=[font, "system-ui", "sans-serif"])
@@ -255,7 +243,7 @@ def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: P
             allowed_paths=[str(examples)],
             max_file_size="50mb",
             theme=theme,
-            app_kwargs={"middleware": [Middleware(language_choice)]},
+            app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=with_language_choice)]},
             css_paths=Path(__file__).with_name("page.css"),
             footer_links=[],
             i18n=gr.I18n(**{tag: page_texts()[tag[:2]] for tag in ("en", "zh", "zh-CN", "zh-TW")}),
@@ -265,8 +253,6 @@ def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: P
         print(f"Open {url}" + (f" or {demo.share_url}" if demo.share_url else ""), flush=True)
         while demo.is_running:
             time.sleep(1)
-    except OSError as error:
-        raise UserError(f"no page can be served on {host} ({error}); name another --port") from error
     except KeyboardInterrupt:
         pass
     finally:

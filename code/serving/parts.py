@@ -1,16 +1,23 @@
-"""Parts: references that are saved in a folder and used by name. And the one thread that runs the model with them."""
+"""Photos from requests; parts, references that are saved in a folder and used by name; the model's one thread."""
 
 import asyncio
 import re
+from base64 import b64decode
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
 from PIL import Image
 
+from anomalygpt.datasets.photos import load_image
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.errors import collected_warnings
 from anomalygpt.inference.references import SUFFIX, saved_photo_settings
 
 if TYPE_CHECKING:
@@ -22,6 +29,40 @@ NO_PART = "default"  # photos are compared with the text features
 NAME = r"^\w[\w .\-]{0,59}$"
 MAX_LOADED = 8  # parts: 60 MB each with the compact model, hundreds with ImageBind
 BATCH = 8  # photos in one pass of the encoder
+
+
+def from_data_uri(uri: str) -> bytes:
+    """The content of a base64 data URI. Raises HTTPException (400) for anything else: nothing is fetched."""
+    with suppress(ValueError):
+        if found := re.match(r"data:[^,]{0,100};base64,", uri):
+            return b64decode(uri[found.end() :], validate=True)
+    text = f"{uri[:60]!r} is not fetched: send the photo itself in base64, as in data:image/png;base64,iVBOR…"
+    raise HTTPException(400, text)
+
+
+def read_photo(data: bytes, name: str, settings: "PhotoSettings | None", megapixels: float) -> Image.Image:
+    """Decodes a photo from its file's bytes; ``info["source"]`` is its name, ``info["warnings"]`` is how it was read.
+
+    Args:
+        settings: see ``photos.load_image``.
+
+    Raises:
+        HTTPException: 413 if it has more megapixels than allowed, 422 if it can't be read.
+    """
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(BytesIO(data)) as header:
+        if (found := header.width * header.height / 1e6) > megapixels:
+            raise HTTPException(413, f"{name}: {found:.1f} megapixels; at most {megapixels:g} are accepted")
+    with NamedTemporaryFile(prefix="photo_") as file:
+        file.write(data)
+        file.flush()
+        try:
+            with collected_warnings() as warnings:
+                photo = load_image(Path(file.name), settings)
+        except DatasetError as error:
+            text = str(error).replace(file.name, name).replace(Path(file.name).name, name)
+            raise HTTPException(422, text) from None
+    photo.info = {"source": name, "warnings": [each.replace(file.name, name) for each in warnings]}
+    return photo
 
 
 class Parts:
@@ -77,7 +118,7 @@ class Parts:
         predictor.set_references(photos)
         predictor.save_references(path)
         self._keep(path, predictor)
-        return self.describe(name)
+        return self.describe(name) | {"warnings": [each for photo in photos for each in photo.info["warnings"]]}
 
     def correct(self, name: str, photo: Image.Image | None, good: bool | None = None) -> dict[str, Any]:
         """Counts a photo as good or bad, or by None as neither, from now on; without a photo withdraws all that."""
