@@ -792,7 +792,7 @@ def test_opacity_slider_uncovers_the_photo(page_address: str) -> None:
 def test_answer_that_takes_too_long_ends_and_says_so(compact_overrides: list[str]) -> None:
     before = "from anomalygpt.inference import session; session.ANSWER_SECONDS = 0"
     with (
-        browser.running_demo(["--config", "compact", *compact_overrides], before) as address,
+        browser.running_demo(["--config", "compact", *compact_overrides], before=before) as address,
         browser.window(address) as window,
     ):
         window.click_example(FABRIC)
