@@ -5,6 +5,7 @@ loading this model and encoding a photo.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class _Linear(nn.Linear):
             return x if onto is None else onto + x * scale
         if onto is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, onto, *self.packed, "add")
-        after = ("gelu", [], "none") if gelu else ("none", [], "")
+        after: tuple[Any, ...] = ("gelu", [], "none") if gelu else ("none", [], "")
         return torch.ops.mkldnn._linear_pointwise(x, *self.packed, *after)
 
 
@@ -55,9 +56,9 @@ class _Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS) for _ in range(2))
-        self.attn = nn.ModuleDict({"qkv": _Linear(WIDTH, 3 * WIDTH), "proj": _Linear(WIDTH, WIDTH)})
+        self.attn: Any = nn.ModuleDict({"qkv": _Linear(WIDTH, 3 * WIDTH), "proj": _Linear(WIDTH, WIDTH)})
         hidden = MLP_RATIO * WIDTH
-        self.mlp = nn.ModuleDict({"fc1": _Linear(WIDTH, hidden), "fc2": _Linear(hidden, WIDTH)})
+        self.mlp: Any = nn.ModuleDict({"fc1": _Linear(WIDTH, hidden), "fc2": _Linear(hidden, WIDTH)})
         self.ls1, self.ls2 = (nn.ParameterDict({"gamma": torch.ones(WIDTH)}) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,8 +121,9 @@ class Dinov2(nn.Module):
         """For speed where nothing is trained, on a CPU in float32; the weights stay as they are beside the packed."""
         own = self.spec.grid, self.spec.grid
         self.vit.kept_positions = {own: self.vit.positions(own)}
-        for block in self.vit.blocks if torch.backends.mkldnn.is_available() else ():
-            block.pack()  # type: ignore[operator]
+        with suppress(RuntimeError, AttributeError):  # builds without oneDNN, or with other names of its operators
+            for block in self.vit.blocks:
+                block.pack()  # type: ignore[operator]
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""
