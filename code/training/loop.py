@@ -1,5 +1,6 @@
 """The training loop: batches in, optimiser steps, metrics and checkpoints out (AnomalyGPT section 3.5)."""
 
+import itertools
 import logging
 import math
 import signal
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -78,6 +78,8 @@ class Trainer:
             "held-back pairs": len(data.validation) if data.validation is not None else 0,  # type: ignore[arg-type]
             "instructions": len(data.instructions) if data.instructions is not None else 0,
         }
+        self._pairs: Iterator[AnomalyBatch | FindingsBatch] = iter(())
+        self._instructions: Iterator[InstructionBatch | None] = itertools.repeat(None)
         self._log: MetricsLog | None = None
         self._not_finite: list[str] = []  # photos of the step whose losses are not
         self._stop_requested = False
@@ -105,9 +107,10 @@ class Trainer:
             workers=self.config.data.workers,
             start=step * self.accumulation,
         )
-        pairs = batches(self.data.train, collate_findings if self.config.data.findings else collate_pairs)
-        instructions = self.data.instructions and batches(self.data.instructions, collate_instructions)
-        self._steps(step, pairs, instructions)
+        self._pairs = batches(self.data.train, collate_findings if self.config.data.findings else collate_pairs)
+        if self.data.instructions is not None:
+            self._instructions = batches(self.data.instructions, collate_instructions)
+        self._steps(step)
         if self._log:
             self._log.close()
             draw_curves(self.folder)
@@ -119,18 +122,13 @@ class Trainer:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _steps(
-        self,
-        step: int,
-        pairs: Iterator[AnomalyBatch | FindingsBatch],
-        instructions: Iterator[InstructionBatch] | None,
-    ) -> None:
+    def _steps(self, step: int) -> None:
         with tqdm(
             total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main
         ) as bar:  # closed before an error is printed
             while step < self.total_steps:
                 started = time.monotonic()
-                numbers = self._optimizer_step(pairs, instructions, step)
+                numbers = self._optimizer_step(step)
                 step += 1
                 _require_finite(step, numbers, self._not_finite)
                 numbers["lr"] = self.engine.get_lr()[0]
@@ -170,17 +168,12 @@ class Trainer:
         if stopping and not last:
             raise UserError(f"stopped at step {step} as asked; start the same command again to go on")
 
-    def _optimizer_step(
-        self,
-        pairs: Iterator[AnomalyBatch | FindingsBatch],
-        instructions: Iterator[InstructionBatch] | None,
-        step: int,
-    ) -> dict[str, float]:
+    def _optimizer_step(self, step: int) -> dict[str, float]:
         """One step on pairs, and on instructions where there are any; the losses' means over all processes."""
         self.model.train()
         sums = dict.fromkeys(LOSS_PARTS, 0.0)
         for micro in range(self.accumulation):
-            pair_batch, batch = next(pairs), next(instructions) if instructions is not None else None
+            pair_batch, batch = next(self._pairs), next(self._instructions)
             # Dropout's draws depend on the place in the run alone, so that a resumed run has the same.
             place = [self.config.seed, step, micro, self.process.rank]
             torch.manual_seed(int(np.random.default_rng(place).integers(2**62)))
@@ -211,7 +204,9 @@ class Trainer:
         views = None
         if one_shot and (all_agree(batch.references is not None) if partitioned else batch.references is not None):
             assert batch.references is not None
-            views = reference_views(batch.references, rotated=settings.rotated_references)
+            # A quarter turn of a square photo leaves no corner to fill: the paper's reflection padding has no effect.
+            turns = range(4 if settings.rotated_references else 1)
+            views = torch.stack([torch.rot90(batch.references, turn, dims=(-2, -1)) for turn in turns], dim=1)
         one_shot_map = {"references": views, "one_shot_threshold": settings.one_shot_threshold}
         return losses_of(self.engine, batch, self.max_length, **one_shot_map)
 
@@ -253,11 +248,3 @@ def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str
         shown = f" on {first_offenders(photos)}" if photos else ""
         advice = "the last checkpoint stays; start again with a lower training.optimizer.lr, or training.precision=fp32"
         raise UserError(f"step {step}: a loss is not a finite number ({values}){shown}; {advice}")
-
-
-def reference_views(references: Tensor, *, rotated: bool) -> Tensor:
-    """(G, 3, S, S) -> (G, R, 3, S, S): each photo, with ``rotated`` also its three other quarter turns.
-
-    A quarter turn of a square photo leaves no corner to fill, so the paper's reflection padding has no effect.
-    """
-    return torch.stack([torch.rot90(references, k, dims=(-2, -1)) for k in range(4 if rotated else 1)], dim=1)
