@@ -33,7 +33,6 @@ class EncoderConfig(Settings):
     """The frozen image encoder (docs/new_backbone.md).
 
     Attributes:
-        kind: whose model ``name`` is.
         taps: block numbers from 0; None takes the encoder's own.
         windows: in place of taps, sides in patches, for CLIP's text maps without training.
         backend: what encodes photos on a CPU (docs/deploy.md); ``openvino_bf16`` in bfloat16, where the CPU can.
@@ -65,7 +64,6 @@ class LlmConfig(Settings):
     Attributes:
         weights: the folder; without effect beside an endpoint.
         endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
-        model: its name at the endpoint.
         attach_images: sends photo and overlay to the endpoint, for a model that sees.
         timeout: seconds without a word from the endpoint after which it is given up.
         chat: how turns are marked for a model that is trained here: as in the paper (``vicuna``), or by the chat
@@ -114,7 +112,6 @@ class InferenceConfig(Settings):
         text_top_share: without references, the score is the mean of this fraction of the map's pixels, the highest; 0
             takes the maximum.
         map_threshold: a text map's pixel belongs to a region above this probability.
-        references: how reference photos are remembered and compared.
         false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
         calibration: by preset of ``references``, what is known of the scores of other parts, with this encoder; a
             preset that is not listed, or was changed, is calibrated by the references alone.
@@ -217,7 +214,6 @@ class TrainingConfig(Settings):
     """The trainer's settings. The effective batch, in pairs [normal, simulated defect], is ``batch_size``.
 
     Attributes:
-        trainable: the parts that are trained; all others stay as loaded.
         answers: False trains the map alone, without loading the language model: a quick first stage.
         steps: optimiser steps; None derives them from ``epochs``.
         one_shot_probability: how often the prompt learner sees the one-shot map in place of the text map.
@@ -227,10 +223,8 @@ class TrainingConfig(Settings):
         precision: of the engine; the optimiser's copy is always fp32.
         offload_optimizer: keeps the optimiser on the CPU, from ZeRO stage 1 on; stage 0 divides nothing off.
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
-        picture_every: how often, in steps, held-back photos are drawn with target, map and answer.
-        keep_checkpoints: how many of the last checkpoints stay on disk.
+        validate_every: how often, in steps, held-back pairs are measured, and two drawn with target, map and answer.
         tracker: a library that gets the run's numbers, beside its folder and TensorBoard.
-        output: the run's folder.
         log: the folder of TensorBoard's events; None: ``tensorboard`` in the run's folder.
     """
 
@@ -252,7 +246,6 @@ class TrainingConfig(Settings):
     keep_checkpoints: Positive = 2
     validate_every: Positive = 500
     validation_pairs: Positive = 64
-    picture_every: Positive = 500
     tracker: Literal["wandb", "mlflow", "trackio"] | None = None
     output: str = "runs/imagebind_vicuna7b"
     log: str | None = None

@@ -1,17 +1,42 @@
-"""Endless batches, epoch after epoch, which a resumed run continues where it stopped."""
+"""A run's data, and endless batches of them, epoch after epoch, which a resumed run continues where it stopped."""
 
 import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
+from anomalygpt.datasets.instructions import Instructions
+from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
+from anomalygpt.model.build import image_spec
+
+
+@dataclass(frozen=True)
+class Data:
+    """A run's training and held-back samples (pairs, or conversations about findings), and its instructions."""
+
+    train: Any
+    validation: Any = None
+    instructions: Instructions | None = None
+
+
+def build_data(config: ExperimentConfig, *, decode_all: bool) -> Data:
+    """The data of a run; ``decode_all`` as in :func:`build_pairs`. Raises :class:`DatasetError`."""
+    spec = image_spec(config.encoder)
+    if config.data.findings:
+        return Data(*build_findings(config.data, spec.embed_width, config.seed))
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
+    pairs = build_pairs(config.data, transform, config.seed, decode_all=decode_all)
+    return Data(*pairs, build_instructions(config.data, transform) if config.training.answers else None)
 
 
 def endless_batches(

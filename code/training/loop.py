@@ -6,30 +6,26 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
 from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
-from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
+from anomalygpt.datasets.instructions import InstructionBatch, collate_instructions
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs
-from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT, Losses
-from anomalygpt.model.build import build_model, image_spec, trainable_parts
+from anomalygpt.model.build import build_model, trainable_parts
 from anomalygpt.training import checkpoints
-from anomalygpt.training.batches import endless_batches
+from anomalygpt.training.batches import Data, build_data, endless_batches
 from anomalygpt.training.dry_run import parameter_table
 from anomalygpt.training.engine import accumulation_steps, deepspeed_config, start_engine, total_steps
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
@@ -38,15 +34,6 @@ from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, 
 logger = logging.getLogger(__name__)
 
 SHOWN = ("total", "answer", "focal", "dice", "instruction", "lr", "samples_per_second")  # on the progress bar
-
-
-@dataclass(frozen=True)
-class Data:
-    """A run's training and held-back samples (pairs, or conversations about findings), and its instructions."""
-
-    train: Dataset[Any]
-    validation: Dataset[Any] | None = None
-    instructions: Instructions | None = None
 
 
 class Trainer:
@@ -74,9 +61,9 @@ class Trainer:
             "training.trainable": sorted(self.settings.trainable),
             "number of processes": process.world_size,
             "seed": config.seed,
-            "training pairs": len(data.train),  # type: ignore[arg-type]
-            "held-back pairs": len(data.validation) if data.validation is not None else 0,  # type: ignore[arg-type]
-            "instructions": len(data.instructions) if data.instructions is not None else 0,
+            "training pairs": len(data.train),
+            "held-back pairs": len(data.validation or ()),
+            "instructions": len(data.instructions or ()),
         }
         self._pairs: Iterator[AnomalyBatch | FindingsBatch] = iter(())
         self._instructions: Iterator[InstructionBatch | None] = itertools.repeat(None)
@@ -142,11 +129,8 @@ class Trainer:
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps
         stopping = not all_agree(not self._stop_requested)
-
-        def due(every: int) -> bool:
-            return last or (step % every == 0 and not stopping)  # launchers give a stop 30 seconds
-
-        if self.data.validation is not None and due(self.settings.validate_every):
+        due = last or (step % self.settings.validate_every == 0 and not stopping)  # launchers give a stop 30 seconds
+        if due and self.data.validation is not None:
             numbers = validate(self.model, self.data.validation, self.config, self.process)
             _require_finite(step, numbers)
             logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
@@ -154,7 +138,7 @@ class Trainer:
             checkpoints.keep_best(self.model, trainable, self.folder, step, numbers["total"], self.process)
             if self._log:
                 self._log.write("validation", step, **numbers)
-        if not self.config.data.findings and due(self.settings.picture_every):  # findings have no photos
+        if due and not self.config.data.findings:  # which have no photos
             path = self.folder / "samples" / f"step{step:07d}.png"
             draw_samples(self.model, self.data.validation or self.data.train, self.config, self.process, path)
             if self._log:
@@ -216,29 +200,21 @@ def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
     settings = config.training
     torch.manual_seed(config.seed)
     # Data first, so that a wrong path is reported before gigabytes of weights are read.
-    spec = image_spec(config.encoder)
-    transform = ImageTransform(spec.size, spec.mean, spec.std)
-    train: Any
-    validation: Any
-    if config.data.findings:
-        train, validation = build_findings(config.data, spec.embed_width, config.seed)
-    else:
-        train, validation = build_pairs(config.data, transform, config.seed, decode_all=True)
-    instructions = build_instructions(config.data, transform) if settings.answers else None
+    data = build_data(config, decode_all=True)
     model = build_model(config, process.device, with_llm=settings.answers)
     logger.info("parameters\n%s", "\n".join(parameter_table(model, trainable_parts(model, settings.trainable))))
     if model.has_llm and settings.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
-    classes = {record.class_name for pairs in (train, validation) for record in getattr(pairs, "records", ())}
+    classes = {record.class_name for pairs in (data.train, data.validation) for record in getattr(pairs, "records", ())}
     # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
     # does not allow.
     model.states([*sorted(classes), UNNAMED_CLASS])
-    steps = total_steps(settings, len(train))
+    steps = total_steps(settings, len(data.train))
     unit = "conversations" if config.data.findings else "pairs"
-    logger.info("%d training %s, %d steps of %d", len(train), unit, steps, settings.batch_size)
-    micro_steps = 1 if instructions is None else 2
+    logger.info("%d training %s, %d steps of %d", len(data.train), unit, steps, settings.batch_size)
+    micro_steps = 1 if data.instructions is None else 2
     engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps), steps)
-    return Trainer(engine, Data(train, validation, instructions), config, process, resolve(settings.output), steps)
+    return Trainer(engine, data, config, process, resolve(settings.output), steps)
 
 
 def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str] = ()) -> None:

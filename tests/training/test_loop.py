@@ -9,14 +9,15 @@ from anomalygpt.config.load import load_config
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.training import checkpoints, loop
-from anomalygpt.training.loop import Data, Trainer
+from anomalygpt.training.batches import Data
+from anomalygpt.training.loop import Trainer
 from anomalygpt.training.validation import evenly_spaced
 
 
 @pytest.fixture
 def trainer(tmp_path) -> Trainer:
     """A trainer without a model, which validates and draws after every step."""
-    config = load_config("train_mvtec", ["training.validate_every=1", "training.picture_every=1"])
+    config = load_config("train_mvtec", ["training.validate_every=1"])
     data, process = Data(train=range(4), validation=range(2)), Process(0, 0, 1, torch.device("cpu"))
     return Trainer(SimpleNamespace(module=torch.nn.Linear(1, 1)), data, config, process, tmp_path, total_steps=10)
 
