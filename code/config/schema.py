@@ -59,13 +59,12 @@ class EncoderConfig(Settings):
 
 
 class LlmConfig(Settings):
-    """The language model: a folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint.
+    """The language model: a folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint
+    (docs/language_models.md).
 
     Attributes:
         weights: the folder; without effect beside an endpoint.
         endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
-        attach_images: sends photo and overlay to the endpoint, for a model that sees.
-        timeout: seconds without a word from the endpoint after which it is given up.
         chat: how turns are marked for a model that is trained here: as in the paper (``vicuna``), or by the chat
             ``template`` and stop tokens of the model's folder.
         precision: of its own, frozen weights: ``full`` is the experiment's, ``8bit`` and ``4bit`` (NF4) are
@@ -102,24 +101,14 @@ class DeltaConfig(Settings):
 
 
 class InferenceConfig(Settings):
-    """How photos are compared, scored and answered about.
+    """How photos are compared, scored and answered about; docs/references.md has what is not listed here.
 
     Attributes:
         geometry: ``squash`` shows the complete photo everywhere; ``official`` is the released table (specification 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
-        text_scales: without references, the image sides of the text map, in multiples of the encoder's own: 2 gives
-            finer maps, and takes more than four times the time.
-        text_top_share: without references, the score is the mean of this fraction of the map's pixels, the highest; 0
-            takes the maximum.
-        map_threshold: a text map's pixel belongs to a region above this probability.
         false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
         calibration: by preset of ``references``, what is known of the scores of other parts, with this encoder; a
             preset that is not listed, or was changed, is calibrated by the references alone.
-        other_part_above: a photo whose class token has a larger cosine distance, 0..2, from each reference shows
-            another part or view: it gets no verdict. None: each gets one.
-        known_parts: a safetensors file with class tokens of the parts that the text map was trained on. Without
-            references, a photo farther than ``unknown_part_above`` from each of them gets no verdict.
-        undecided: no verdict where the probability is less than this away from one half.
         findings: what is known about a photo, as text for the language model; every answer is then checked against it,
             and the verdict is the score's. ``none``, as in the paper: the model reads image, prompts and question only.
             ``prompt``: findings stand before the question, for a model that was trained to answer from them.
