@@ -168,9 +168,6 @@ class DataConfig(PhotoSettings):
         drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
-        unreadable: what happens to photos that can't be read, which is found before the first step: ``skip`` leaves
-            them out, and counts them; ``refuse`` does not train.
-        workers: processes that prepare a training process's batches, and as many its instructions; 0: no processes.
     """
 
     sources: tuple[DataSource, ...] = ()
@@ -200,7 +197,7 @@ class OptimizerConfig(Settings):
 
 
 class TrainingConfig(Settings):
-    """The trainer's settings. The effective batch, in pairs [normal, simulated defect], is ``batch_size``.
+    """The trainer's settings (docs/training.md). The effective batch, in pairs [normal, defect], is ``batch_size``.
 
     Attributes:
         answers: False trains the map alone, without loading the language model: a quick first stage.
@@ -209,11 +206,8 @@ class TrainingConfig(Settings):
         one_shot_threshold: shows the prompt learner the one-shot map calibrated by this typical threshold, as
             ``inference.prompt_map: calibrated`` will; None shows it raw, as the paper does.
         rotated_references: whether the one-shot reference counts in its four rotations.
-        precision: of the engine; the optimiser's copy is always fp32.
-        offload_optimizer: keeps the optimiser on the CPU, from ZeRO stage 1 on; stage 0 divides nothing off.
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
         validate_every: how often, in steps, held-back pairs are measured, and two drawn with target, map and answer.
-        tracker: a library that gets the run's numbers, beside its folder and TensorBoard.
         log: the folder of TensorBoard's events; None: ``tensorboard`` in the run's folder.
     """
 

@@ -210,31 +210,20 @@ def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
     """Bytes kept for the backward pass at the longest text: encoder in the engine's precision, decoder in fp32."""
     settings, spec = config.training, model.encoder.spec
     width, taps = BYTES[settings.precision], len(spec.taps)
-    photos = 2 * settings.micro_batch_size
     tokens = spec.grid**2 * spec.tap_width
-    references = settings.micro_batch_size * (4 if settings.rotated_references else 1) * settings.answers
-    total = (photos + references) * tokens * (taps + ENCODER_COPIES) * width
-    total += 4 * photos * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
-    if config.data.findings:  # text alone
-        photos, total = settings.micro_batch_size, 0
-    if model.has_llm and config.llm is not None:
-        length = config.llm.max_target_tokens
-        total += _llm_activations(model.llama_model.config, photos, length, width, settings.gradient_checkpointing)
-    return total
-
-
-def _llm_activations(llm: Any, conversations: int, tokens: int, width: int, checkpointing: bool) -> int:
-    """Bytes of the language model's activations and logits for conversations of ``tokens`` tokens.
-
-    A layer keeps for each token: 16 h bytes of its two norms in fp32; q, k, v, the attention's output and the LoRA
-    inputs of four projections (6 h + 2 h_kv numbers, and 4 h bytes of dropout masks); gate, its activation and up (3 f
-    numbers). The attention matrix itself is never kept. With checkpointing every layer keeps its input alone, and one
-    layer at a time all of the above. Logits take four numbers in the engine's precision and three in fp32 each.
-    """
-    h, f, layers, h_kv = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers, _key_width(llm)
-    layer = 20 * h + width * (6 * h + 2 * h_kv + 3 * f)
-    kept = layers * width * h + layer if checkpointing else layers * layer
-    return conversations * ((tokens + FRAME_TOKENS) * kept + tokens * llm.vocab_size * (4 * width + 12))
+    conversations, total = settings.micro_batch_size, 0
+    if not config.data.findings:  # which are text alone
+        references = conversations * (4 if settings.rotated_references else 1) * settings.answers
+        conversations *= 2
+        total = (conversations + references) * tokens * (taps + ENCODER_COPIES) * width
+        total += 4 * conversations * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
+    if not model.has_llm or config.llm is None:
+        return total
+    llm, length = model.llama_model.config, config.llm.max_target_tokens
+    h, f, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
+    layer = 20 * h + width * (6 * h + 2 * _key_width(llm) + 3 * f)
+    kept = layers * width * h + layer if settings.gradient_checkpointing else layers * layer
+    return total + conversations * ((length + FRAME_TOKENS) * kept + length * llm.vocab_size * (4 * width + 12))
 
 
 def _key_width(llm: Any) -> int:
