@@ -36,6 +36,8 @@ def build_data(config: ExperimentConfig, *, decode_all: bool) -> Data:
         return Data(*build_findings(config.data, spec.embed_width, config.seed))
     transform = ImageTransform(spec.size, spec.mean, spec.std)
     pairs = build_pairs(config.data, transform, config.seed, decode_all=decode_all)
+    for each in filter(None, pairs):
+        each.cached_photos = config.data.cached_photos
     return Data(*pairs, build_instructions(config.data, transform) if config.training.answers else None)
 
 

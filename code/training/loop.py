@@ -28,6 +28,7 @@ from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import Data, build_data, endless_batches
 from anomalygpt.training.dry_run import parameter_table
 from anomalygpt.training.engine import accumulation_steps, deepspeed_config, start_engine, total_steps
+from anomalygpt.training.feature_cache import FeatureCache
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
 from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, validate
 
@@ -205,6 +206,8 @@ def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
     logger.info("parameters\n%s", "\n".join(parameter_table(model, trainable_parts(model, settings.trainable))))
     if model.has_llm and settings.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.data.cached_photos and settings.zero_stage < 3:  # where every process has to call the encoder
+        model.encode = FeatureCache(model.encode, config.data.cached_photos)  # type: ignore[method-assign]
     classes = {record.class_name for pairs in (data.train, data.validation) for record in getattr(pairs, "records", ())}
     # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
     # does not allow.

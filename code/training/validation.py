@@ -48,7 +48,7 @@ def validate(
         batch = batch.to(process.device)
         count, correct = len(batch.conversations), list[bool]()
         losses = losses_of(model, batch, max_length)
-        if isinstance(batch, AnomalyBatch):
+        if isinstance(batch, AnomalyBatch) and model.has_llm:
             answers, _ = _answers(model, batch, config, VERDICT_TOKENS)
             anomalous = (batch.masks.flatten(1).amax(dim=1) > 0).tolist()
             correct = [parse_verdict(a) == truth for a, truth in zip(answers, anomalous, strict=True) if a is not None]
