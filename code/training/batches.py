@@ -62,7 +62,9 @@ def endless_batches(
     Raises:
         UserError: the data set is smaller than one batch of all processes, or a photo can't be read.
     """
-    sampler = DistributedSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        dataset, process.world_size, process.rank, seed=seed, drop_last=True
+    )
     per_epoch = sampler.num_samples // batch_size
     if per_epoch == 0:
         raise UserError(

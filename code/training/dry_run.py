@@ -12,7 +12,6 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import META, build_model, local_llm, missing_weights, trainable_parts
-from anomalygpt.model.encoder import TextImageEncoder
 from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.batches import build_data
@@ -144,7 +143,7 @@ def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
     assert config.llm is not None
     llm, encoder = model.llama_model, model.encoder
     width = BYTES["fp16" if config.precision == "auto" else config.precision]
-    text = _count(encoder.text_tower.parameters()) if isinstance(encoder, TextImageEncoder) else 0
+    text = _count(encoder.text_tower.parameters()) if hasattr(encoder, "text_tower") else 0
     lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
     parts = {name: _count(part.parameters()) for name, part in model.named_children()}
     tokens = config.llm.max_target_tokens + FRAME_TOKENS

@@ -37,5 +37,5 @@ class FeatureCache:
                     taps = tuple(tap.clone() for tap in rows[key].taps)
                     self._kept[key] = ImageFeatures(taps, rows[key].embedding.clone())
             self._seen.update(new)
-        taps = zip(*(rows[key].taps for key in keys), strict=True)
-        return ImageFeatures(tuple(map(torch.cat, taps)), torch.cat([rows[key].embedding for key in keys]))
+        by_tap = zip(*(rows[key].taps for key in keys), strict=True)
+        return ImageFeatures(tuple(torch.cat(tap) for tap in by_tap), torch.cat([rows[key].embedding for key in keys]))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
+from anomalygpt.datasets.findings_dialogue import FindingsBatch, collate_findings
 from anomalygpt.datasets.instructions import InstructionBatch, collate_instructions
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs

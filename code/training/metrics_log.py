@@ -37,19 +37,19 @@ class MetricsLog:
 
         self.tracker = name = config.training.tracker
         try:
-            self._library: Any = import_module(name) if name else None
+            library: Any = import_module(name) if name else None
         except ImportError as error:
             raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
-        self.path = folder / FILE
+        self.path, self._library = folder / FILE, library
         lines = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
         board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
         self._board = SummaryWriter(str(board), purge_step=start + 1)
         if name == "mlflow":
-            self._library.start_run(run_name=config.name)
+            library.start_run(run_name=config.name)
         elif name:
-            self._library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
+            library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes the kind of numbers (``train``, ``validation``), their step, and the numbers."""

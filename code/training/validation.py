@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.utils import save_image
 
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
+from anomalygpt.datasets.findings_dialogue import FindingsBatch, collate_findings
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
 from anomalygpt.files import replacing
@@ -43,7 +44,7 @@ def validate(
     collate = collate_findings if config.data.findings else collate_pairs
     # Every process gets the same number of batches, since under ZeRO 3 none may call the model alone: where the pairs
     # do not divide, the first ones count twice.
-    sampler = DistributedSampler(chosen, process.world_size, process.rank, shuffle=False)
+    sampler: DistributedSampler[Any] = DistributedSampler(chosen, process.world_size, process.rank, shuffle=False)
     for batch in DataLoader(chosen, config.training.micro_batch_size, sampler=sampler, collate_fn=collate):
         batch = batch.to(process.device)
         count, correct = len(batch.conversations), list[bool]()
@@ -100,11 +101,12 @@ def _answers(
 ) -> tuple[list[str | None], torch.Tensor]:
     """The model's answers to the first questions (None without a language model), and its maps."""
     # DeepSpeed gathers a module's parameters when it is called. These methods call submodules alone, so the parameters
-    # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here.
+    # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here, and those
+    # of dictionaries, which are never called.
     import deepspeed  # here, since it takes seconds
 
-    composites = [module for module in model.modules() if next(module.children(), None) is not None]
-    direct = (parameter for module in composites for parameter in module.parameters(recurse=False))
+    holders = [m for m in model.modules() if isinstance(m, nn.ParameterDict) or next(m.children(), None) is not None]
+    direct = (parameter for module in holders for parameter in module.parameters(recurse=False))
     with deepspeed.zero.GatheredParameters(direct):
         features = model.encode(batch.images)
         maps = model.anomaly_map(features, batch.class_names)
@@ -113,8 +115,7 @@ def _answers(
     questions = [chat_prompt([], turns[0].text, layout_of(model.tokenizer)) for turns in batch.conversations]
     settings = GenerationSettings(max_new_tokens=tokens, temperature=0)
     # Under ZeRO 3 each layer needs all processes: one that has finished its answers continues with the others.
-    synced: dict[str, Any] = {"synced_gpus": True} if config.training.zero_stage == 3 else {}
-    return list(model.answer(features, maps, questions, settings, **synced)), maps
+    return list(model.answer(features, maps, questions, settings, whole=config.training.zero_stage == 3)), maps
 
 
 def evenly_spaced(pairs: Dataset[Any], count: int) -> Subset[Any]:

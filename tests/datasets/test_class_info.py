@@ -37,7 +37,7 @@ def test_an_entry_names_and_describes_its_class_and_changes_its_simulation(parts
 
 
 def test_what_an_entry_does_not_say_comes_from_the_tables(parts):
-    info = folder_infos(parts("classes: {bottle: {nsa: {background: null, resize: null}}}"))["bottle"]
+    info = folder_infos(parts("classes: {bottle: {nsa: {background: null}}}"))["bottle"]
     assert noun_phrase("bottle", "en", info) == noun_phrase("bottle")
     assert describe("bottle", "en", info) == describe("bottle")
     settings = nsa_settings("bottle", info.nsa.model_dump(exclude_unset=True))
