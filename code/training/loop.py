@@ -87,6 +87,15 @@ class Trainer:
             self._log = MetricsLog(self.folder, self.config, step)
             if step == 0:
                 (self.folder / checkpoints.BEST).unlink(missing_ok=True)  # another run's
+        self.open_batches(step)
+        self._steps(step)
+        if self._log:
+            self._log.close()
+            draw_curves(self.folder)
+        logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
+
+    def open_batches(self, step: int) -> None:
+        """Prepares the batches of all steps after ``step``."""
         batches = partial(
             endless_batches,
             batch_size=self.settings.micro_batch_size,
@@ -98,11 +107,6 @@ class Trainer:
         self._pairs = batches(self.data.train, collate_findings if self.config.data.findings else collate_pairs)
         if self.data.instructions is not None:
             self._instructions = batches(self.data.instructions, collate_instructions)
-        self._steps(step)
-        if self._log:
-            self._log.close()
-            draw_curves(self.folder)
-        logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
 
     def request_stop(self, number: int = signal.SIGTERM, _: object = None) -> None:
         """A signal handler: finish the step, save, and leave. A second Ctrl-C leaves at once."""
