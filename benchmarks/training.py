@@ -3,6 +3,7 @@
 * ``loader``: pairs per second that one core prepares, against those that a training step takes.
 * ``instructions``: time and memory of the index of 161,000 conversations.
 * ``host-memory``: the peak resident memory of a process that loads a random LLaMA's shards in half precision.
+* ``speed``: CPU seconds per pair of the compact model's stages, without and with what makes them fast, in turns.
 * ``estimate``: what ``train.py --dry-run`` estimates, against the peak resident memory of real runs on this CPU.
 
 Every measurement runs in a fresh process.
@@ -438,18 +439,95 @@ def estimates_page(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+SLOW = ["precision=fp32", "data.cached_photos=0"]  # as before these settings
+STEADY = 3  # the epoch from which on all that repeats is kept
+
+
+def speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """CPU seconds per pair of each stage, each in its own process."""
+    rows = {}
+    for stage in (*STAGES, "train_compact_3_words"):
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+            root = _some_photos(arguments, Path(scratch))
+            given = ["deltas=[]", f"data.sources=[{{kind: mvtec, root: {root}}}]", f"training.output={scratch}/run"]
+            given += ["data.sources=[]", "data.findings=64"] if stage.endswith("words") else []
+            options = ["--inside", "speed", "--config", stage, f"--repeats={arguments.repeats}", "--set", *given]
+            [rows[stage]] = in_own_processes(options, 1)
+            print(stage, rows[stage], file=sys.stderr)
+    return {"rows": rows}
+
+
+def _some_photos(arguments: argparse.Namespace, folder: Path) -> Path:
+    """A tree with ``--photos`` good photos of one part of the first source, two batches of the map's stage."""
+    from anomalygpt.config.load import load_config, resolve
+
+    root = resolve(load_config(STAGES[0], arguments.set).data.sources[0].root)
+    target = folder / "data" / "part" / "train" / "good"
+    target.mkdir(parents=True)
+    (folder / "data" / "part" / "test" / "good").mkdir(parents=True)
+    for photo in sorted(next(root.glob("*/train/good")).iterdir())[: arguments.photos]:
+        shutil.copy(photo, target)
+    return folder / "data"
+
+
+def inside_speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median CPU seconds per pair of optimiser steps, in turns; and the losses of the first steps."""
+    import statistics
+
+    from anomalygpt import distributed
+    from anomalygpt.config.load import load_config
+
+    process = distributed.start("cpu")
+    from anomalygpt.training.loop import build_trainer
+
+    trainers, seconds, losses = {}, {"before": [], "cached": [], "now": []}, {}
+    for name, settings in {"before": SLOW, "cached": SLOW[:1], "now": []}.items():
+        trainers[name] = build_trainer(load_config(arguments.config, [*arguments.set, *settings]), process)
+        trainers[name].open_batches(0)
+    data = trainers["now"].data.train
+    batch = trainers["now"].settings.batch_size
+    first = 0 if trainers["now"].config.data.findings else STEADY * max(1, len(data) // batch)
+    for step in range(first + arguments.repeats):
+        for name, trainer in trainers.items():
+            begun = time.process_time()
+            losses.setdefault(name, []).append(trainer._optimizer_step(step)["total"])
+            if step >= first:
+                seconds[name].append((time.process_time() - begun) / batch)
+    return {"seconds": {name: statistics.median(each) for name, each in seconds.items()}, "losses": losses}
+
+
+def speed_page(found: dict[str, Any]) -> list[str]:
+    """The table of the stages' speed."""
+    lines = [
+        "CPU seconds per pair (conversation in the third stage): decoding, defects, encoder, language model, gradients "
+        "and AdamW, on photos that were seen in earlier epochs. `cached`: `data.cached_photos`; `now`: and bf16.",
+        "",
+        "| stage | before | cached | now | times as fast | losses: before, cached, now |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for stage, row in found["rows"].items():
+        before, cached, now = row["seconds"].values()
+        last = ", ".join(f"{losses[-1]:.4f}" for losses in row["losses"].values())
+        lines.append(f"| {stage} | {before:.2f} | {cached:.2f} | {now:.2f} | {before / now:.1f} | {last} |")
+    return lines
+
+
 # -- all --------------------------------------------------------------------------------------------------------------
 
 WHAT: dict[str, tuple[str, Callable[..., dict[str, Any]], Callable[[dict[str, Any]], list[str]]]] = {
     "loader": ("The loader against the training step", loader, loader_page),
     "instructions": ("PandaGPT's instructions at full size", instructions, instructions_page),
     "host-memory": ("Host memory of loading the language model", host_memory, host_memory_page),
+    "speed": ("The compact model's stages", speed, speed_page),
     "estimate": ("The memory estimate of `--dry-run` against real runs", estimates, estimates_page),
 }
 INSIDE = {
     "imports": inside_imports,
     "load": inside_load,
     "train": inside_train,
+    "speed": inside_speed,
     "first": inside_instructions,
     "all": inside_instructions,
 }
@@ -476,7 +554,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--files", choices=("safetensors", "bin"), default="safetensors", help="that it lies in")
     parser.add_argument("--scratch", help="a folder with room for it (default: the system's)")
     parser.add_argument("--pairs", type=int, default=150, help="that the loader prepares")
-    parser.add_argument("--repeats", type=int, default=3, help="steps of which the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="steps of which the fastest counts, or the median")
+    parser.add_argument("--photos", type=int, default=18, help="of the part that the stages are trained on")
     parser.add_argument("--set", nargs="+", default=[SOURCE], metavar="key.sub=value", help="settings to change")
     parser.add_argument("--config", help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+LESS_MEMORY = "llm.precision=4bit, a smaller data.max_side or the device cpu need less; answers can be left out"
+
 
 class UserError(Exception):
     """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
@@ -45,7 +47,7 @@ def reading_warning(message: str, group: str = "") -> None:
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """The messages of :func:`reading_warning` in the block, which are not printed."""
-    token = _collected.set(messages := [])
+    token = _collected.set(messages := list[str]())
     try:
         yield messages
     finally:
@@ -53,14 +55,28 @@ def collected_warnings() -> Iterator[list[str]]:
 
 
 @contextmanager
+def full_gpu(advice: str = LESS_MEMORY) -> Iterator[None]:
+    """Turns PyTorch's error about a GPU's full memory into a :class:`UserError`: what was asked for, what is free."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # a class of PyTorch, which takes a second to import
+            raise
+        # "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of … of which … is free. …"
+        asked = ". ".join(str(error).split(". ")[:3]).rstrip(".")
+        raise UserError(f"{asked}. {advice}") from error
+
+
+@contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a :class:`UserError` into a line on standard error and exit code 2.
+    """Turns a :class:`UserError`, and a full GPU, into a line on standard error and exit code 2.
 
     A reader of standard output that goes away, such as ``| head``, ends the program with exit code 1. Any other
     exception is a bug and keeps its traceback.
     """
     try:
-        yield
+        with full_gpu():
+            yield
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end

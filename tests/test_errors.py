@@ -7,8 +7,9 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
+import torch
 
-from anomalygpt.errors import UserError, reading_warning, set_strict
+from anomalygpt.errors import LESS_MEMORY, UserError, reading_warning, set_strict, user_errors
 
 CODE = Path(__file__).resolve().parents[1] / "code"
 
@@ -51,3 +52,11 @@ def test_reader_that_goes_away_ends_the_program_without_a_traceback() -> None:
         run.stdout.close()
         assert run.stderr.read() == b""
     assert run.returncode == 1
+
+
+def test_a_full_gpu_is_one_line_with_what_was_asked_for_and_what_is_free(capsys):
+    words = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB of which 1 GiB is free"
+    with pytest.raises(SystemExit) as stopped, user_errors():
+        raise torch.OutOfMemoryError(f"{words}. Including non-PyTorch memory, this process has 7 GiB in use.")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: {words}. {LESS_MEMORY}\n"

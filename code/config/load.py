@@ -156,10 +156,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base: expected the name of one config, got {base!r:.80}")
     sibling = path.parent / f"{base}.yaml"
-    return _merged(_read(sibling if sibling.is_file() else _find(base), (*seen, path)), values)
+    return _merged(_read(sibling if sibling.is_file() else _find(str(base)), (*seen, path)), values)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

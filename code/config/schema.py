@@ -33,7 +33,6 @@ class EncoderConfig(Settings):
     """The frozen image encoder (docs/new_backbone.md).
 
     Attributes:
-        kind: whose model ``name`` is.
         taps: block numbers from 0; None takes the encoder's own.
         windows: in place of taps, sides in patches, for CLIP's text maps without training.
         backend: what encodes photos on a CPU (docs/deploy.md); ``openvino_bf16`` in bfloat16, where the CPU can.
@@ -60,14 +59,12 @@ class EncoderConfig(Settings):
 
 
 class LlmConfig(Settings):
-    """The language model: a folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint.
+    """The language model: a folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint
+    (docs/language_models.md).
 
     Attributes:
         weights: the folder; without effect beside an endpoint.
         endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
-        model: its name at the endpoint.
-        attach_images: sends photo and overlay to the endpoint, for a model that sees.
-        timeout: seconds without a word from the endpoint after which it is given up.
         chat: how turns are marked for a model that is trained here: as in the paper (``vicuna``), or by the chat
             ``template`` and stop tokens of the model's folder.
         precision: of its own, frozen weights: ``full`` is the experiment's, ``8bit`` and ``4bit`` (NF4) are
@@ -104,25 +101,14 @@ class DeltaConfig(Settings):
 
 
 class InferenceConfig(Settings):
-    """How photos are compared, scored and answered about.
+    """How photos are compared, scored and answered about; docs/references.md has what is not listed here.
 
     Attributes:
         geometry: ``squash`` shows the complete photo everywhere; ``official`` is the released table (specification 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
-        text_scales: without references, the image sides of the text map, in multiples of the encoder's own: 2 gives
-            finer maps, and takes more than four times the time.
-        text_top_share: without references, the score is the mean of this fraction of the map's pixels, the highest; 0
-            takes the maximum.
-        map_threshold: a text map's pixel belongs to a region above this probability.
-        references: how reference photos are remembered and compared.
         false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
         calibration: by preset of ``references``, what is known of the scores of other parts, with this encoder; a
             preset that is not listed, or was changed, is calibrated by the references alone.
-        other_part_above: a photo whose class token has a larger cosine distance, 0..2, from each reference shows
-            another part or view: it gets no verdict. None: each gets one.
-        known_parts: a safetensors file with class tokens of the parts that the text map was trained on. Without
-            references, a photo farther than ``unknown_part_above`` from each of them gets no verdict.
-        undecided: no verdict where the probability is less than this away from one half.
         findings: what is known about a photo, as text for the language model; every answer is then checked against it,
             and the verdict is the score's. ``none``, as in the paper: the model reads image, prompts and question only.
             ``prompt``: findings stand before the question, for a model that was trained to answer from them.
@@ -182,9 +168,8 @@ class DataConfig(PhotoSettings):
         drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
-        unreadable: what happens to photos that can't be read, which is found before the first step: ``skip`` leaves
-            them out, and counts them; ``refuse`` does not train.
-        workers: processes that prepare a training process's batches, and as many its instructions; 0: no processes.
+        cached_photos: how many photos stay in memory, decoded (150 kB at 224 pixels) and, but under ZeRO 3, encoded
+            (1.6 MB by the compact model's encoder, half of it in bf16); losses do not change.
     """
 
     sources: tuple[DataSource, ...] = ()
@@ -198,6 +183,7 @@ class DataConfig(PhotoSettings):
     follow_up_questions: bool = False
     description_share: Fraction = 0.7
     unreadable: Literal["skip", "refuse"] = "skip"
+    cached_photos: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 4
 
 
@@ -214,23 +200,17 @@ class OptimizerConfig(Settings):
 
 
 class TrainingConfig(Settings):
-    """The trainer's settings. The effective batch, in pairs [normal, simulated defect], is ``batch_size``.
+    """The trainer's settings (docs/training.md). The effective batch, in pairs [normal, defect], is ``batch_size``.
 
     Attributes:
-        trainable: the parts that are trained; all others stay as loaded.
         answers: False trains the map alone, without loading the language model: a quick first stage.
         steps: optimiser steps; None derives them from ``epochs``.
         one_shot_probability: how often the prompt learner sees the one-shot map in place of the text map.
         one_shot_threshold: shows the prompt learner the one-shot map calibrated by this typical threshold, as
             ``inference.prompt_map: calibrated`` will; None shows it raw, as the paper does.
         rotated_references: whether the one-shot reference counts in its four rotations.
-        precision: of the engine; the optimiser's copy is always fp32.
-        offload_optimizer: keeps the optimiser on the CPU, from ZeRO stage 1 on; stage 0 divides nothing off.
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
-        picture_every: how often, in steps, held-back photos are drawn with target, map and answer.
-        keep_checkpoints: how many of the last checkpoints stay on disk.
-        tracker: a library that gets the run's numbers, beside its folder and TensorBoard.
-        output: the run's folder.
+        validate_every: how often, in steps, held-back pairs are measured, and two drawn with target, map and answer.
         log: the folder of TensorBoard's events; None: ``tensorboard`` in the run's folder.
     """
 
@@ -252,7 +232,6 @@ class TrainingConfig(Settings):
     keep_checkpoints: Positive = 2
     validate_every: Positive = 500
     validation_pairs: Positive = 64
-    picture_every: Positive = 500
     tracker: Literal["wandb", "mlflow", "trackio"] | None = None
     output: str = "runs/imagebind_vicuna7b"
     log: str | None = None

@@ -42,15 +42,9 @@ def explain(error: ValidationError) -> list[str]:
 
 
 class PhotoSettings(Settings):
-    """How photo files are read; the same for references and the photos that are compared with them.
+    """How photo files are read: references, and the photos that are compared with them (the table in data/README.md).
 
-    Attributes:
-        bits: how many bits the numbers in files of more than 8 bits have: 12 for 0..4095. None: what the file states.
-        range: for floating-point or signed numbers, those of black and of white.
-        max_side: photos with a longer side, in pixels, are read at reduced size; boxes and maps refer to that size.
-            None reads photos of up to 179 megapixels.
-        ignore: what is excluded from inspection, on every photo: ``left,top,right,bottom`` in pixels or, up to 1, in
-            fractions of the sides; or a mask file, whose values above 0 count.
+    Boxes and maps of a photo above ``max_side`` pixels refer to its reduced size.
     """
 
     bits: Annotated[int, Field(ge=8, le=32)] | None = None
@@ -110,26 +104,9 @@ REFERENCE_PRESETS: dict[str, dict[str, Any]] = {
 class ReferenceSettings(Settings):
     """How reference photos are remembered and compared; the defaults are the paper's (section 3.2, eq. 2).
 
-    A setting that is not given, or given as None, takes the preset's value.
-
-    Attributes:
-        preset: ``official`` is the paper's comparison and takes no other value; ``best`` and ``fast`` are what measured
-            best on photos at twice the encoder's side and at its own; ``custom`` starts at the paper's values.
-        augmentation: further views of a reference that are remembered; ``auto`` is decided by the references.
-        camera_copies: noisy and compressed copies of some references are remembered, too, so that another camera's
-            noise and JPEG files are not taken for defects.
-        scales: the sides at which photos are compared, in multiples of the encoder's own.
-        scale_weights: one per scale; empty weights them equally.
-        tap_weights: one per tap of the encoder; empty weights them equally.
-        interpolation: ``aligned`` puts the centres of the outer patches on the border of the map, as the paper does;
-            ``centred`` leaves them where they are.
-        smoothing: standard deviation of the map's Gaussian blur, in patches of the encoder's own grid.
-        top_share: the image score is the mean of this fraction of the map's pixels, the highest; 0 takes the maximum.
-        contrast: the score is divided by the map's background, its 80 % quantile, to this power: parts differ in how
-            far all their patches lie from the references', and defects stand out from that. 0 leaves the score alone.
-        text_weight: weight of the text map, 0..1, against the map of the references.
-        text_trusted_below: the text map is used only where its mean score on the references is not above this: where
-            it marks normal photos, it does not suit the part. 1 always uses it.
+    docs/references.md describes each setting. One that is not given, or given as None, takes the preset's value:
+    ``official`` is the paper's comparison and takes no other value; ``best`` and ``fast`` are what measured best on
+    photos at twice the encoder's side and at its own; ``custom`` starts at the paper's values.
     """
 
     preset: Literal["official", "best", "fast", "custom"] = "official"

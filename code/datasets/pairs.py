@@ -32,6 +32,7 @@ class _Pairs(Dataset[SamplePair]):
         self.paired: Sequence[int] = range(len(self.records))  # the records that give the pairs their classes
         self.transform, self.seed, self.wording = transform, seed, wording or Wording()
         self.photo_settings = current_settings()  # for loader processes
+        self.cached_photos, self._shown = 0, dict[int, Pixels]()  # decoded photos, of each loader process
         self._normal_of_class: defaultdict[str, list[int]] = defaultdict(list)
         for index, record in enumerate(self.records):
             if not record.is_anomalous:
@@ -59,8 +60,14 @@ class _Pairs(Dataset[SamplePair]):
         return np.random.default_rng([self.seed, int(self._shared_epoch[0]), *numbers])
 
     def _pixels(self, index: int) -> Pixels:
-        """The photo of a record as the model sees it, uint8 (S, S, 3)."""
-        return np.array(self.transform.shown(load_image(self.records[index].image, self.photo_settings)))
+        """The photo of a record as the model sees it, uint8 (S, S, 3); not to be written to."""
+        if index in self._shown:
+            return self._shown[index]
+        pixels = np.array(self.transform.shown(load_image(self.records[index].image, self.photo_settings)))
+        pixels.setflags(write=False)
+        if len(self._shown) < self.cached_photos:
+            self._shown[index] = pixels
+        return pixels
 
     def _sample(
         self,

@@ -14,7 +14,7 @@ from anomalygpt.config.settings import GenerationSettings, PartsPrior
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, full_gpu
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
 from anomalygpt.inference.answer_check import stream_checked
 from anomalygpt.inference.answers import class_in_prompt
@@ -180,6 +180,7 @@ class Predictor:
         """Encodes a photo of any mode and size, and computes its map; its EXIF orientation is respected."""
         return self.inspect_batch([photo], class_name)[0]
 
+    @full_gpu()
     @torch.inference_mode()
     def inspect_batch(self, photos: Sequence[Image.Image], class_name: str = UNNAMED_CLASS) -> list[ImageResult]:
         """The results of several photos of one kind of part at once: faster on a GPU, no slower on a CPU."""

@@ -121,6 +121,8 @@ def build_model(
     device = device or choose_device()
     auto = "fp32" if device.type == "cpu" else "fp16"  # fp16 as in the released code
     dtype = DTYPES[auto if config.precision == "auto" else config.precision]
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        dtype = cpu_dtype()
     llm = config.own_llm if with_llm else None
     # Missing files are reported before gigabytes of others are read.
     needed = _needed(config, llm is not None)

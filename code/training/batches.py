@@ -1,17 +1,44 @@
-"""Endless batches, epoch after epoch, which a resumed run continues where it stopped."""
+"""A run's data, and endless batches of them, epoch after epoch, which a resumed run continues where it stopped."""
 
 import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
+from anomalygpt.datasets.instructions import Instructions
+from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
+from anomalygpt.model.build import image_spec
+
+
+@dataclass(frozen=True)
+class Data:
+    """A run's training and held-back samples (pairs, or conversations about findings), and its instructions."""
+
+    train: Any
+    validation: Any = None
+    instructions: Instructions | None = None
+
+
+def build_data(config: ExperimentConfig, *, decode_all: bool) -> Data:
+    """The data of a run; ``decode_all`` as in :func:`build_pairs`. Raises :class:`DatasetError`."""
+    spec = image_spec(config.encoder)
+    if config.data.findings:
+        return Data(*build_findings(config.data, spec.embed_width, config.seed))
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
+    pairs = build_pairs(config.data, transform, config.seed, decode_all=decode_all)
+    for each in filter(None, pairs):
+        each.cached_photos = config.data.cached_photos
+    return Data(*pairs, build_instructions(config.data, transform) if config.training.answers else None)
 
 
 def endless_batches(
@@ -35,7 +62,9 @@ def endless_batches(
     Raises:
         UserError: the data set is smaller than one batch of all processes, or a photo can't be read.
     """
-    sampler = DistributedSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        dataset, process.world_size, process.rank, seed=seed, drop_last=True
+    )
     per_epoch = sampler.num_samples // batch_size
     if per_epoch == 0:
         raise UserError(

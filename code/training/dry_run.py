@@ -1,21 +1,20 @@
 """What a run would do and need, without training: ``train.py --dry-run``. docs/training.md has the memory formulas."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.build import META, build_model, image_spec, local_llm, missing_weights, trainable_parts
+from anomalygpt.model.build import META, build_model, local_llm, missing_weights, trainable_parts
 from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
+from anomalygpt.training.batches import build_data
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 
 UNKNOWN = "unknown"
@@ -72,41 +71,30 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
 
 
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
-    """Lines that count pairs or conversations, the number of pairs (None: unknown), lines about absent files."""
-    data, spec = config.data, image_spec(config.encoder)
-    transform = ImageTransform(spec.size, spec.mean, spec.std)
-    if data.findings:
-        train, held_out = build_findings(data, spec.embed_width, config.seed)
-        counts = {"training conversations": len(train), "with held-out wordings": len(held_out or ())}
-        return [_row(name, number) for name, number in counts.items()], len(train), []
-    lines, pairs, absent = list[str](), None, list[str]()
+    """Lines that count the samples, the number of training samples (None: unknown), a line about absent files."""
+    settings, unit = config.data, _unit(config)
+    paths = [source.root for source in settings.sources]
+    if settings.instructions:
+        paths += [settings.instructions.conversations, settings.instructions.images]
+    try:
+        data = build_data(config, decode_all=False)
+    except DatasetError as error:
+        if settings.sources and all(resolve(path).exists() for path in paths):
+            raise
+        return [f"  training {unit}: {UNKNOWN}"], None, [str(error)]
+    # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
+    classes = Counter(data.train.records[index].class_name for index in getattr(data.train, "paired", ()))
+    counts = dict(sorted(classes.items())) | {f"training {unit}": len(data.train)}
+    counts |= {f"held-back {unit}": len(data.validation or ()), "instructions": len(data.instructions or ())}
+    return [_row(name, number) for name, number in counts.items()], len(data.train), []
 
-    def unless_absent(name: str, build: Callable[[], Any], paths: Iterable[str]) -> Any:
-        """What is built of files; None where some are not there."""
-        try:
-            return build()
-        except DatasetError as error:
-            if data.sources and all(resolve(path).exists() for path in paths):
-                raise
-            absent.append(str(error))
-            lines.append(f"  {name}: {UNKNOWN}")
 
-    roots, source = [each.root for each in data.sources], data.instructions
-    if found := unless_absent("training pairs", lambda: build_pairs(data, transform, config.seed), roots):
-        pairs = len(found[0])
-        # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
-        classes = Counter(found[0].records[index].class_name for index in found[0].paired)
-        counts = dict(sorted(classes.items())) | {"training pairs": pairs, "held-back pairs": len(found[1] or ())}
-        lines += [_row(name, number) for name, number in counts.items()]
-    if source and config.training.answers:
-        files = [source.conversations, source.images]
-        if instructions := unless_absent("instructions", lambda: build_instructions(data, transform), files):
-            lines.append(_row("instructions", len(instructions)))
-    return lines, pairs, absent
+def _unit(config: ExperimentConfig) -> str:
+    return "conversations" if config.data.findings else "pairs"
 
 
 def _steps(config: ExperimentConfig, pairs: int | None, accumulation: int, processes: int) -> Iterator[str]:
-    settings, unit = config.training, "conversations" if config.data.findings else "pairs"
+    settings, unit = config.training, _unit(config)
     alternating = ", each followed by one of instructions" if config.data.instructions and settings.answers else ""
     yield (
         f"  batch {settings.batch_size} {unit} = micro-batch {settings.micro_batch_size} x accumulation {accumulation} "
@@ -221,31 +209,20 @@ def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
     """Bytes kept for the backward pass at the longest text: encoder in the engine's precision, decoder in fp32."""
     settings, spec = config.training, model.encoder.spec
     width, taps = BYTES[settings.precision], len(spec.taps)
-    photos = 2 * settings.micro_batch_size
     tokens = spec.grid**2 * spec.tap_width
-    references = settings.micro_batch_size * (4 if settings.rotated_references else 1) * settings.answers
-    total = (photos + references) * tokens * (taps + ENCODER_COPIES) * width
-    total += 4 * photos * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
-    if config.data.findings:  # text alone
-        photos, total = settings.micro_batch_size, 0
-    if model.has_llm and config.llm is not None:
-        length = config.llm.max_target_tokens
-        total += _llm_activations(model.llama_model.config, photos, length, width, settings.gradient_checkpointing)
-    return total
-
-
-def _llm_activations(llm: Any, conversations: int, tokens: int, width: int, checkpointing: bool) -> int:
-    """Bytes of the language model's activations and logits for conversations of ``tokens`` tokens.
-
-    A layer keeps for each token: 16 h bytes of its two norms in fp32; q, k, v, the attention's output and the LoRA
-    inputs of four projections (6 h + 2 h_kv numbers, and 4 h bytes of dropout masks); gate, its activation and up (3 f
-    numbers). The attention matrix itself is never kept. With checkpointing every layer keeps its input alone, and one
-    layer at a time all of the above. Logits take four numbers in the engine's precision and three in fp32 each.
-    """
-    h, f, layers, h_kv = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers, _key_width(llm)
-    layer = 20 * h + width * (6 * h + 2 * h_kv + 3 * f)
-    kept = layers * width * h + layer if checkpointing else layers * layer
-    return conversations * ((tokens + FRAME_TOKENS) * kept + tokens * llm.vocab_size * (4 * width + 12))
+    conversations, total = settings.micro_batch_size, 0
+    if not config.data.findings:  # which are text alone
+        references = conversations * (4 if settings.rotated_references else 1) * settings.answers
+        conversations *= 2
+        total = (conversations + references) * tokens * (taps + ENCODER_COPIES) * width
+        total += 4 * conversations * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
+    if not model.has_llm or config.llm is None:
+        return total
+    llm, length = model.llama_model.config, config.llm.max_target_tokens
+    h, f, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
+    layer = 20 * h + width * (6 * h + 2 * _key_width(llm) + 3 * f)
+    kept = layers * width * h + layer if settings.gradient_checkpointing else layers * layer
+    return total + conversations * ((length + FRAME_TOKENS) * kept + length * llm.vocab_size * (4 * width + 12))
 
 
 def _key_width(llm: Any) -> int:

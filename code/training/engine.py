@@ -7,32 +7,29 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim.lr_scheduler import PolynomialLR
 
 from anomalygpt.config.schema import TrainingConfig
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, full_gpu
 
 
 @contextmanager
 def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
     """Turns the errors of a full GPU, and of a process that has lost another, into a :class:`UserError`."""
+    hints = {
+        "training.gradient_checkpointing=true": not settings.gradient_checkpointing,
+        "training.micro_batch_size=1": settings.micro_batch_size > 1,
+        "training.zero_stage=2": settings.zero_stage == 0,
+        "llm.precision=4bit": settings.zero_stage < 3,
+        "training.offload_optimizer=true": not settings.offload_optimizer,
+        "a smaller llm.max_target_tokens": True,
+        "training.zero_stage=3 on several GPUs": settings.zero_stage < 3,
+    }
+    less = ", ".join(hint for hint, helps in hints.items() if helps)
     try:
-        yield
-    except torch.OutOfMemoryError as error:
-        hints = {
-            "training.gradient_checkpointing=true": not settings.gradient_checkpointing,
-            "training.micro_batch_size=1": settings.micro_batch_size > 1,
-            "training.zero_stage=2": settings.zero_stage == 0,
-            "llm.precision=4bit": settings.zero_stage < 3,
-            "training.offload_optimizer=true": not settings.offload_optimizer,
-            "a smaller llm.max_target_tokens": True,
-            "training.zero_stage=3 on several GPUs": settings.zero_stage < 3,
-        }
-        less = ", ".join(hint for hint, helps in hints.items() if helps)
-        full = f"the GPU's memory is full ({str(error).split('. ')[0]})"
-        raise UserError(f"{full}. These need less: {less}; --dry-run estimates it") from error
+        with full_gpu(f"These need less: {less}; --dry-run estimates it"):
+            yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         if not any(words in reason for words in ("gloo", "NCCL", "Connection closed", "Connection reset")):

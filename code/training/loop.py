@@ -1,52 +1,40 @@
 """The training loop: batches in, optimiser steps, metrics and checkpoints out (AnomalyGPT section 3.5)."""
 
+import itertools
 import logging
 import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
 from anomalygpt.datasets.findings_dialogue import FindingsBatch, collate_findings
-from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
+from anomalygpt.datasets.instructions import InstructionBatch, collate_instructions
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs
-from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT, Losses
-from anomalygpt.model.build import build_model, image_spec, trainable_parts
+from anomalygpt.model.build import build_model, trainable_parts
 from anomalygpt.training import checkpoints
-from anomalygpt.training.batches import endless_batches
+from anomalygpt.training.batches import Data, build_data, endless_batches
 from anomalygpt.training.dry_run import parameter_table
 from anomalygpt.training.engine import accumulation_steps, deepspeed_config, start_engine, total_steps
+from anomalygpt.training.feature_cache import FeatureCache
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
 from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, validate
 
 logger = logging.getLogger(__name__)
 
 SHOWN = ("total", "answer", "focal", "dice", "instruction", "lr", "samples_per_second")  # on the progress bar
-
-
-@dataclass(frozen=True)
-class Data:
-    """A run's training and held-back samples (pairs, or conversations about findings), and its instructions."""
-
-    train: Dataset[Any]
-    validation: Dataset[Any] | None = None
-    instructions: Instructions | None = None
 
 
 class Trainer:
@@ -74,10 +62,12 @@ class Trainer:
             "training.trainable": sorted(self.settings.trainable),
             "number of processes": process.world_size,
             "seed": config.seed,
-            "training pairs": len(data.train),  # type: ignore[arg-type]
-            "held-back pairs": len(data.validation) if data.validation is not None else 0,  # type: ignore[arg-type]
-            "instructions": len(data.instructions) if data.instructions is not None else 0,
+            "training pairs": len(data.train),
+            "held-back pairs": len(data.validation or ()),
+            "instructions": len(data.instructions or ()),
         }
+        self._pairs: Iterator[AnomalyBatch | FindingsBatch] = iter(())
+        self._instructions: Iterator[InstructionBatch | None] = itertools.repeat(None)
         self._log: MetricsLog | None = None
         self._not_finite: list[str] = []  # photos of the step whose losses are not
         self._stop_requested = False
@@ -97,6 +87,15 @@ class Trainer:
             self._log = MetricsLog(self.folder, self.config, step)
             if step == 0:
                 (self.folder / checkpoints.BEST).unlink(missing_ok=True)  # another run's
+        self.open_batches(step)
+        self._steps(step)
+        if self._log:
+            self._log.close()
+            draw_curves(self.folder)
+        logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
+
+    def open_batches(self, step: int) -> None:
+        """Prepares the batches of all steps after ``step``."""
         batches = partial(
             endless_batches,
             batch_size=self.settings.micro_batch_size,
@@ -105,13 +104,9 @@ class Trainer:
             workers=self.config.data.workers,
             start=step * self.accumulation,
         )
-        pairs = batches(self.data.train, collate_findings if self.config.data.findings else collate_pairs)
-        instructions = self.data.instructions and batches(self.data.instructions, collate_instructions)
-        self._steps(step, pairs, instructions)
-        if self._log:
-            self._log.close()
-            draw_curves(self.folder)
-        logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
+        self._pairs = batches(self.data.train, collate_findings if self.config.data.findings else collate_pairs)
+        if self.data.instructions is not None:
+            self._instructions = batches(self.data.instructions, collate_instructions)
 
     def request_stop(self, number: int = signal.SIGTERM, _: object = None) -> None:
         """A signal handler: finish the step, save, and leave. A second Ctrl-C leaves at once."""
@@ -119,18 +114,13 @@ class Trainer:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _steps(
-        self,
-        step: int,
-        pairs: Iterator[AnomalyBatch | FindingsBatch],
-        instructions: Iterator[InstructionBatch] | None,
-    ) -> None:
+    def _steps(self, step: int) -> None:
         with tqdm(
             total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main
         ) as bar:  # closed before an error is printed
             while step < self.total_steps:
                 started = time.monotonic()
-                numbers = self._optimizer_step(pairs, instructions, step)
+                numbers = self._optimizer_step(step)
                 step += 1
                 _require_finite(step, numbers, self._not_finite)
                 numbers["lr"] = self.engine.get_lr()[0]
@@ -144,11 +134,8 @@ class Trainer:
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps
         stopping = not all_agree(not self._stop_requested)
-
-        def due(every: int) -> bool:
-            return last or (step % every == 0 and not stopping)  # launchers give a stop 30 seconds
-
-        if self.data.validation is not None and due(self.settings.validate_every):
+        due = last or (step % self.settings.validate_every == 0 and not stopping)  # launchers give a stop 30 seconds
+        if due and self.data.validation is not None:
             numbers = validate(self.model, self.data.validation, self.config, self.process)
             _require_finite(step, numbers)
             logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
@@ -156,7 +143,7 @@ class Trainer:
             checkpoints.keep_best(self.model, trainable, self.folder, step, numbers["total"], self.process)
             if self._log:
                 self._log.write("validation", step, **numbers)
-        if not self.config.data.findings and due(self.settings.picture_every):  # findings have no photos
+        if due and not self.config.data.findings:  # which have no photos
             path = self.folder / "samples" / f"step{step:07d}.png"
             draw_samples(self.model, self.data.validation or self.data.train, self.config, self.process, path)
             if self._log:
@@ -170,17 +157,12 @@ class Trainer:
         if stopping and not last:
             raise UserError(f"stopped at step {step} as asked; start the same command again to go on")
 
-    def _optimizer_step(
-        self,
-        pairs: Iterator[AnomalyBatch | FindingsBatch],
-        instructions: Iterator[InstructionBatch] | None,
-        step: int,
-    ) -> dict[str, float]:
+    def _optimizer_step(self, step: int) -> dict[str, float]:
         """One step on pairs, and on instructions where there are any; the losses' means over all processes."""
         self.model.train()
         sums = dict.fromkeys(LOSS_PARTS, 0.0)
         for micro in range(self.accumulation):
-            pair_batch, batch = next(pairs), next(instructions) if instructions is not None else None
+            pair_batch, batch = next(self._pairs), next(self._instructions)
             # Dropout's draws depend on the place in the run alone, so that a resumed run has the same.
             place = [self.config.seed, step, micro, self.process.rank]
             torch.manual_seed(int(np.random.default_rng(place).integers(2**62)))
@@ -211,7 +193,9 @@ class Trainer:
         views = None
         if one_shot and (all_agree(batch.references is not None) if partitioned else batch.references is not None):
             assert batch.references is not None
-            views = reference_views(batch.references, rotated=settings.rotated_references)
+            # A quarter turn of a square photo leaves no corner to fill: the paper's reflection padding has no effect.
+            turns = range(4 if settings.rotated_references else 1)
+            views = torch.stack([torch.rot90(batch.references, turn, dims=(-2, -1)) for turn in turns], dim=1)
         one_shot_map = {"references": views, "one_shot_threshold": settings.one_shot_threshold}
         return losses_of(self.engine, batch, self.max_length, **one_shot_map)
 
@@ -221,29 +205,23 @@ def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
     settings = config.training
     torch.manual_seed(config.seed)
     # Data first, so that a wrong path is reported before gigabytes of weights are read.
-    spec = image_spec(config.encoder)
-    transform = ImageTransform(spec.size, spec.mean, spec.std)
-    train: Any
-    validation: Any
-    if config.data.findings:
-        train, validation = build_findings(config.data, spec.embed_width, config.seed)
-    else:
-        train, validation = build_pairs(config.data, transform, config.seed, decode_all=True)
-    instructions = build_instructions(config.data, transform) if settings.answers else None
+    data = build_data(config, decode_all=True)
     model = build_model(config, process.device, with_llm=settings.answers)
     logger.info("parameters\n%s", "\n".join(parameter_table(model, trainable_parts(model, settings.trainable))))
     if model.has_llm and settings.gradient_checkpointing:
         model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
-    classes = {record.class_name for pairs in (train, validation) for record in getattr(pairs, "records", ())}
+    if config.data.cached_photos and settings.zero_stage < 3:  # where every process has to call the encoder
+        model.encode = FeatureCache(model.encode, config.data.cached_photos)  # type: ignore[method-assign]
+    classes = {record.class_name for pairs in (data.train, data.validation) for record in getattr(pairs, "records", ())}
     # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
     # does not allow.
     model.states([*sorted(classes), UNNAMED_CLASS])
-    steps = total_steps(settings, len(train))
+    steps = total_steps(settings, len(data.train))
     unit = "conversations" if config.data.findings else "pairs"
-    logger.info("%d training %s, %d steps of %d", len(train), unit, steps, settings.batch_size)
-    micro_steps = 1 if instructions is None else 2
+    logger.info("%d training %s, %d steps of %d", len(data.train), unit, steps, settings.batch_size)
+    micro_steps = 1 if data.instructions is None else 2
     engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps), steps)
-    return Trainer(engine, Data(train, validation, instructions), config, process, resolve(settings.output), steps)
+    return Trainer(engine, data, config, process, resolve(settings.output), steps)
 
 
 def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str] = ()) -> None:
@@ -253,11 +231,3 @@ def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str
         shown = f" on {first_offenders(photos)}" if photos else ""
         advice = "the last checkpoint stays; start again with a lower training.optimizer.lr, or training.precision=fp32"
         raise UserError(f"step {step}: a loss is not a finite number ({values}){shown}; {advice}")
-
-
-def reference_views(references: Tensor, *, rotated: bool) -> Tensor:
-    """(G, 3, S, S) -> (G, R, 3, S, S): each photo, with ``rotated`` also its three other quarter turns.
-
-    A quarter turn of a square photo leaves no corner to fill, so the paper's reflection padding has no effect.
-    """
-    return torch.stack([torch.rot90(references, k, dims=(-2, -1)) for k in range(4 if rotated else 1)], dim=1)

@@ -37,19 +37,19 @@ class MetricsLog:
 
         self.tracker = name = config.training.tracker
         try:
-            self._library: Any = import_module(name) if name else None
+            library: Any = import_module(name) if name else None
         except ImportError as error:
             raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
-        self.path = folder / FILE
+        self.path, self._library = folder / FILE, library
         lines = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
         board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
         self._board = SummaryWriter(str(board), purge_step=start + 1)
         if name == "mlflow":
-            self._library.start_run(run_name=config.name)
+            library.start_run(run_name=config.name)
         elif name:
-            self._library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
+            library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes the kind of numbers (``train``, ``validation``), their step, and the numbers."""
@@ -93,19 +93,16 @@ def draw_curves(folder: Path) -> None:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    table = pd.DataFrame(read_metrics(folder)).set_index("step")
-    names = [name for name in table.columns if name not in ("kind", "samples_per_second")]
+    table = pd.DataFrame(read_metrics(folder)).drop(columns="samples_per_second")
+    names = [name for name in table.columns if name not in ("kind", "step")]
     rows = math.ceil(len(names) / COLUMNS)
     figure = Figure(figsize=(3.5 * COLUMNS, 2.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    for panel, name in zip(panels, names, strict=False):
+    for position, name in enumerate(names, start=1):
+        panel = figure.add_subplot(rows, COLUMNS, position, title=name.replace("_", " "))
         for kind, style in (("train", "-"), ("validation", "o--")):
-            values = table.loc[table["kind"] == kind, name].dropna()
-            if len(values):
-                panel.plot(values.index, values, style, markersize=4, label=kind)
-        panel.set_title(name.replace("_", " "))
+            found = table[(table["kind"] == kind) & table[name].notna()]
+            if len(found):
+                panel.plot(found["step"], found[name], style, markersize=4, label=kind)
         panel.legend()
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
     with replacing(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=90, format="png")

@@ -44,12 +44,12 @@ def validate(
     collate = collate_findings if config.data.findings else collate_pairs
     # Every process gets the same number of batches, since under ZeRO 3 none may call the model alone: where the pairs
     # do not divide, the first ones count twice.
-    sampler = DistributedSampler(chosen, process.world_size, process.rank, shuffle=False)
+    sampler: DistributedSampler[Any] = DistributedSampler(chosen, process.world_size, process.rank, shuffle=False)
     for batch in DataLoader(chosen, config.training.micro_batch_size, sampler=sampler, collate_fn=collate):
         batch = batch.to(process.device)
         count, correct = len(batch.conversations), list[bool]()
         losses = losses_of(model, batch, max_length)
-        if isinstance(batch, AnomalyBatch):
+        if isinstance(batch, AnomalyBatch) and model.has_llm:
             answers, _ = _answers(model, batch, config, VERDICT_TOKENS)
             anomalous = (batch.masks.flatten(1).amax(dim=1) > 0).tolist()
             correct = [parse_verdict(a) == truth for a, truth in zip(answers, anomalous, strict=True) if a is not None]

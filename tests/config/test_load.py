@@ -176,7 +176,7 @@ def test_base_is_changed_key_by_key(write: Callable[..., Path]) -> None:
         ("- a\n- b\n", "expected settings (key: value), found list"),
         ("base: nowhere\n", f"no config 'nowhere'; expected a YAML file, or one of {', '.join(names())}"),
         ("base: top\n", "'base' leads back to itself"),
-        ("base: [compact]\n", "base: expected the name of one config"),
+        ("base: [compact]\n", "no config \"['compact']\""),
         ("sede: 3\n", "did you mean 'seed'?"),
     ],
 )

@@ -63,7 +63,7 @@ def test_pairs_and_steps_are_counted_where_the_data_are(experiment):
 def test_a_plan_of_findings_counts_conversations_and_needs_no_photos(words):
     plan = describe(load_config(words.config), processes=2)
     assert line(plan, "training conversations").split()[-1] == "10"
-    assert line(plan, "with held-out wordings").split()[-1] == "2"
+    assert line(plan, "held-back conversations").split()[-1] == "2"
     assert "batch 2 conversations = micro-batch 1 x accumulation 1 x 2" in line(plan, "batch 2")
     assert "in all: 4 steps, 0.8 epochs" in line(plan, "in all")
     assert "not known here" not in plan
@@ -89,7 +89,7 @@ def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path
     (tmp_path / "list.json").write_text("{}")
     source = f"data.instructions={{conversations: {tmp_path}/list.json, images: {tmp_path}/photos}}"
     config = load_config(experiment.config, [source])
-    assert line(describe(config, 1), "instructions:").endswith("unknown")
+    assert line(describe(config, 1), "training pairs:").endswith("unknown")
     (tmp_path / "photos").mkdir()
     with pytest.raises(DatasetError, match="expected a JSON list"):
         describe(config, 1)

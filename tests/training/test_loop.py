@@ -9,14 +9,15 @@ from anomalygpt.config.load import load_config
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.training import checkpoints, loop
-from anomalygpt.training.loop import Data, Trainer, reference_views
+from anomalygpt.training.batches import Data
+from anomalygpt.training.loop import Trainer
 from anomalygpt.training.validation import evenly_spaced
 
 
 @pytest.fixture
 def trainer(tmp_path) -> Trainer:
     """A trainer without a model, which validates and draws after every step."""
-    config = load_config("train_mvtec", ["training.validate_every=1", "training.picture_every=1"])
+    config = load_config("train_mvtec", ["training.validate_every=1"])
     data, process = Data(train=range(4), validation=range(2)), Process(0, 0, 1, torch.device("cpu"))
     return Trainer(SimpleNamespace(module=torch.nn.Linear(1, 1)), data, config, process, tmp_path, total_steps=10)
 
@@ -49,7 +50,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(trainer, monkeypa
     trainer._not_finite = ["a.png", "b.png"]
     words = r"step 4: .*not a finite number \(total nan\) on a\.png, b\.png; .*training\.optimizer\.lr"
     with pytest.raises(UserError, match=words):
-        trainer._steps(3, iter(()), None)
+        trainer._steps(3)
 
 
 def test_weights_that_are_not_finite_take_no_checkpoints_place(trainer, monkeypatch):
@@ -59,15 +60,6 @@ def test_weights_that_are_not_finite_take_no_checkpoints_place(trainer, monkeypa
     torch.nn.init.constant_(trainer.model.weight, torch.inf)
     with pytest.raises(UserError, match=r"step 10: .*\(of the weights nan\); the last checkpoint stays"):
         trainer._after_step(10)
-
-
-def test_four_quarter_turns_the_photo_itself_first_and_without_rotation_the_photo_alone() -> None:
-    part = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    views = reference_views(part, rotated=True)
-    assert views.shape == (1, 4, 3, 8, 8)
-    for turns in range(4):
-        assert torch.equal(torch.rot90(views[0, turns], -turns, dims=(-2, -1)), part[0])
-    assert torch.equal(reference_views(part, rotated=False), part.unsqueeze(1))
 
 
 def test_the_validation_pairs_are_spread_over_all_classes():
