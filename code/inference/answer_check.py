@@ -72,7 +72,8 @@ def stream_checked(
     A question without words, or in another script than Latin and Chinese, is answered by the findings' own sentence.
     Returns the whole answer; its text is what was yielded.
     """
-    findings, language, kind, faults = image.findings, language_of(question), None, ()
+    findings, language = image.findings, language_of(question)
+    kind, faults = "", tuple[Contradiction, ...]()
     if is_readable(question):
         first = yield from _stream_once(model, image, question, history)
         faults = first.contradictions
@@ -80,7 +81,7 @@ def stream_checked(
             return first
         about = [fault.kind for fault in faults]
         if "verdict" not in about:
-            kind = next(filter(None, map(KIND_OF_SENTENCE.get, about)), None)
+            kind = next(filter(None, map(KIND_OF_SENTENCE.get, about)), "")
         if first.source != "findings":
             opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
             second = yield from _stream_once(model, image, question, history, opening)
