@@ -29,7 +29,7 @@ from anomalygpt.errors import reading_warning
 from anomalygpt.files import read_yaml
 
 Size = tuple[int, int]  # width, height
-Shapes = list[tuple[str, Any]]  # label; numbers x, y, x, y … in pixels, or COCO's run lengths as a mask (H, W)
+Shapes = list[tuple[str, Any]]  # label; numbers x, y, x, y … in pixels, or a mask (H, W) of COCO's run lengths
 Annotated = tuple[Path, Split | None, Shapes, Path]  # photo, split if anything names one, shapes, the file of them
 
 
@@ -43,21 +43,18 @@ def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
     Raises:
         DatasetError: the file can't be read, or does not hold the photo.
     """
-    with decoding(path, "annotations"):
-        if path.suffix == ".txt":
-            shapes = _yolo_shapes(path, size)
-        elif photos := _coco_shapes(path):
-            size, shapes = photos[max((name for name in photos if photo.as_posix().endswith(f"/{name}")), key=len)]
+    if path.suffix == ".txt":
+        shapes = _yolo_shapes(path, size)
+    else:
+        photos = _json_shapes(path)
+        size, shapes = photos[max(photos, key=lambda name: len(name) * photo.as_posix().endswith(f"/{name}"))]
+    image = Image.new("L", size)
+    for _, shape in _defects(shapes):
+        if isinstance(shape, np.ndarray):
+            image.paste(255, mask=Image.fromarray(shape))
         else:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-            size, shapes = (content["imageWidth"], content["imageHeight"]), _labelme_shapes(content)
-        image = Image.new("L", size)
-        for _, shape in _defects(shapes):
-            if isinstance(shape, np.ndarray):
-                image.paste(255, mask=Image.fromarray(shape))
-            else:
-                ImageDraw.Draw(image).polygon(shape, fill=255)
-        return image
+            ImageDraw.Draw(image).polygon(shape, fill=255)
+    return image
 
 
 def index_annotated(
@@ -72,19 +69,18 @@ def index_annotated(
         DatasetError: no annotations of this kind, one that can't be read, or a photo that is not there.
     """
     root = require_folder(root).resolve()
-    name = name or root.name
-    choose_classes(root, [name], classes)
-    for cached in (_coco_shapes, _yolo_table):  # files may have changed since
+    [name] = choose_classes(root, [name or root.name], classes)
+    for cached in (_json_shapes, _yolo_table):  # files may have changed since
         cached.cache_clear()
     photos = list(read(root))
     missing = [image for image, *_ in photos if not image.is_file()]
     if missing or not photos:
         what = f"{len(missing)} annotated photos are not there: {first_offenders(missing)}"
         raise DatasetError(f"{root}: {what if missing else 'no annotations of this kind; data/README.md shows them'}")
-    found = {split for _, split, *_ in photos}
-    if None in found:
+    splits = {split for _, split, *_ in photos}
+    if None in splits:
         reading_warning(f"{root}: photos outside of files or folders called train or test are tested, and none trains")
-    is_val_tested = not found & {None, "test"}
+    is_val_tested = not splits & {None, "test"}
     records = []
     for image, split, shapes, source in photos:
         kinds = sorted({label for label, _ in _defects(shapes)})
@@ -98,39 +94,42 @@ def _coco(root: Path) -> Iterator[Annotated]:
     """``annotations/instances_train2017.json`` with ``train2017/``, or ``train/_annotations.coco.json``."""
     folders = [Path(folder) for folder, _, _ in os.walk(root)]
     for path in sorted([*root.glob("*.json"), *root.glob("*/*.json")]):
-        with decoding(path, "annotations"):
-            shapes = _coco_shapes(path)
         split = _split_in([*path.relative_to(root).parts[:-1], path.stem])
         # A photo of another split may have the same name.
         places = [place for place in folders if _split_in(place.relative_to(root).parts) in (None, split)]
         places.sort(key=lambda place: (place != path.parent, split not in (None, _split_in(place.parts[-1:]))))
-        for name, (_, own) in shapes.items():
+        for name, (_, own) in _json_shapes(path).items():
             image = next((place / name for place in places if (place / name).is_file()), path.parent / name)
             yield image, split, own, path
 
 
 @lru_cache(maxsize=8)
-def _coco_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
-    """Size and shapes of each photo, by its name; none for another JSON file than COCO's."""
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not {"images", "annotations", "categories"} <= {*content}:
-        return {}
-    labels = {category["id"]: str(category["name"]) for category in content["categories"]}
-    photos: dict[Any, tuple[Size, Shapes]] = {
-        photo["id"]: ((photo["width"], photo["height"]), []) for photo in content["images"]
-    }
-    for entry in content["annotations"]:
-        drawn = entry.get("segmentation")
-        if isinstance(drawn, dict):
-            if isinstance(drawn["counts"], str):
-                raise DatasetError(f"{path}: compressed run lengths; export polygons, or run lengths as numbers")
-            pixels = np.repeat(np.arange(len(drawn["counts"])) % 2 == 1, drawn["counts"])
-            shapes: list[Any] = [pixels.reshape(drawn["size"][::-1]).T]
-        else:
-            left, top, width, height = entry.get("bbox") or (0, 0, 0, 0)
-            shapes = drawn or [_box(left, top, left + width, top + height)]
-        photos[entry["image_id"]][1].extend((labels[entry["category_id"]], shape) for shape in shapes)
-    return {photo["file_name"]: photos[photo["id"]] for photo in content["images"]}
+def _json_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
+    """Size and shapes of each photo, by its name in COCO's or LabelMe's JSON; none for another JSON file."""
+    with decoding(path, "annotations"):
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if "shapes" in content:
+            size = content["imageWidth"], content["imageHeight"]
+            return {content["imagePath"].replace("\\", "/"): (size, [*map(_labelme_shape, content["shapes"])])}
+        if not {"images", "annotations", "categories"} <= {*content}:
+            return {}
+        labels = {category["id"]: str(category["name"]) for category in content["categories"]}
+        photos = {photo["id"]: ((photo["width"], photo["height"]), Shapes()) for photo in content["images"]}
+        for entry in content["annotations"]:
+            shapes = _coco_entry(entry)
+            photos[entry["image_id"]][1].extend((labels[entry["category_id"]], shape) for shape in shapes)
+        return {photo["file_name"]: photos[photo["id"]] for photo in content["images"]}
+
+
+def _coco_entry(entry: dict[str, Any]) -> list[Any]:
+    drawn = entry.get("segmentation")
+    if not isinstance(drawn, dict):
+        left, top, width, height = entry.get("bbox") or (0, 0, 0, 0)
+        return drawn or [_box(left, top, left + width, top + height)]
+    if isinstance(drawn["counts"], str):
+        raise ValueError("compressed run lengths; export polygons, or run lengths as numbers")
+    pixels = np.repeat(np.arange(len(drawn["counts"])) % 2 == 1, drawn["counts"])
+    return [pixels.reshape(drawn["size"][::-1]).T]
 
 
 def _yolo(root: Path) -> Iterator[Annotated]:
@@ -151,9 +150,7 @@ def _yolo(root: Path) -> Iterator[Annotated]:
             for image in images:
                 before, inside, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
                 label = Path(f"{before}/labels/{after}" if inside else after)
-                with decoding(label, "annotations"):
-                    shapes = _yolo_shapes(label, (1, 1)) if label.is_file() else []
-                yield image, split_called(key), shapes, label
+                yield image, split_called(key), _yolo_shapes(label, (1, 1)) if label.is_file() else [], label
 
 
 @lru_cache(maxsize=64)
@@ -168,14 +165,15 @@ def _yolo_shapes(path: Path, size: Size) -> Shapes:
     table: dict[str, Any] = next(filter(None, tables), {"names": {}})
     names = table["names"] if isinstance(table["names"], dict) else dict(enumerate(table["names"]))
     shapes: Shapes = []
-    for number, *rest in (line.split() for line in path.read_text().splitlines() if line.strip()):
-        points = [float(value) * size[at % 2] for at, value in enumerate(rest)]
-        if len(points) == 4:
-            x, y, width, height = points
-            points = _box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        elif len(points) < 6 or len(points) % 2:
-            raise ValueError(f"{len(points)} numbers after a class; expected 4 of a box or pairs of a polygon")
-        shapes.append((str(names.get(int(number), f"class {number}")), points))
+    with decoding(path, "annotations"):
+        for number, *rest in (line.split() for line in path.read_text().splitlines() if line.strip()):
+            points = [float(value) * size[at % 2] for at, value in enumerate(rest)]
+            if len(points) == 4:
+                x, y, width, height = points
+                points = _box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            elif len(points) < 6 or len(points) % 2:
+                raise ValueError(f"{len(points)} numbers after a class; expected 4 of a box or pairs of a polygon")
+            shapes.append((str(names.get(int(number), f"class {number}")), points))
     return shapes
 
 
@@ -183,29 +181,23 @@ def _labelme(root: Path) -> Iterator[Annotated]:
     """Photos with a JSON file, and those without one, which count as normal."""
     marked: dict[Path, tuple[Shapes, Path]] = {}
     for path in sorted(root.rglob("*.json")):
-        with decoding(path, "annotations"):
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-            if "shapes" in content:
-                photo = path.parent / content["imagePath"].replace("\\", "/")
-                marked[photo.resolve()] = _labelme_shapes(content), path
+        for name, (_, shapes) in _json_shapes(path).items():
+            marked[(path.parent / name).resolve()] = shapes, path
     for photo in sorted({*find_photos(root, recursive=True), *marked}) if marked else ():
         yield photo, _split_in(photo.parts[len(root.parts) : -1]), *marked.get(photo, ([], photo))
 
 
-def _labelme_shapes(content: dict[str, Any]) -> Shapes:
-    shapes: Shapes = []
-    for entry in content["shapes"]:
-        kind, points = entry.get("shape_type") or "polygon", [number for point in entry["points"] for number in point]
-        if kind == "rectangle":
-            points = _box(min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
-        elif kind == "circle":
-            x, y, radius = *points[:2], math.dist(points[:2], points[2:])
-            circle = ((radius * math.cos(step / 10), radius * math.sin(step / 10)) for step in range(63))
-            points = [number for dx, dy in circle for number in (x + dx, y + dy)]
-        elif kind != "polygon":
-            raise ValueError(f"a shape {kind}; expected polygon, rectangle or circle")
-        shapes.append((str(entry["label"]), points))
-    return shapes
+def _labelme_shape(entry: dict[str, Any]) -> tuple[str, list[float]]:
+    kind, points = entry.get("shape_type") or "polygon", [number for point in entry["points"] for number in point]
+    if kind == "rectangle":
+        points = _box(min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
+    elif kind == "circle":
+        x, y, radius = *points[:2], math.dist(points[:2], points[2:])
+        circle = ((radius * math.cos(step / 10), radius * math.sin(step / 10)) for step in range(63))
+        points = [number for dx, dy in circle for number in (x + dx, y + dy)]
+    elif kind != "polygon":
+        raise ValueError(f"a shape {kind}; expected polygon, rectangle or circle")
+    return str(entry["label"]), points
 
 
 def _defects(shapes: Shapes) -> Shapes:

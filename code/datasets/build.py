@@ -1,39 +1,39 @@
 """Config -> data: the one place of this layer that knows the config."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zlib import crc32
+
+import numpy as np
 
 from anomalygpt.config.load import nor, resolve
 from anomalygpt.config.schema import DataConfig
 from anomalygpt.datasets.annotations import index_coco, index_labelme, index_yolo
 from anomalygpt.datasets.class_info import ClassInfo, folder_infos
-from anomalygpt.datasets.csv_table import index_csv
+from anomalygpt.datasets.csv_table import index_csv, index_visa
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.findings_dialogue import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
-from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.photos import configure, load_image
-from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
-from anomalygpt.datasets.splits import normal_split, supervised_split
+from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders, in_order
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
-from anomalygpt.datasets.visa import index_visa
 
 logger = logging.getLogger(__name__)
 
+Division = tuple[list[ImageRecord], list[ImageRecord]]  # (to train on, held back to validate on)
 TrainingPairs = SimulatedPairs | SupervisedPairs
 Indexer = Callable[[Path, Sequence[str] | None], list[ImageRecord]]
 INDEXERS: Mapping[str, Indexer] = {
-    "mvtec": index_tree,
+    **dict.fromkeys(("mvtec", "loco", "mvtec_ad_2", "mpdd", "btad", "folder"), index_tree),
     "visa": index_visa,
-    "loco": index_loco,
     "crack_forest": index_crack_forest,
-    **dict.fromkeys(("mvtec_ad_2", "mpdd", "btad", "folder"), index_tree),
     **dict.fromkeys(("kolektor_sdd", "kolektor_sdd2", "dagm"), index_marked),
     "real_iad": index_real_iad,
     "coco": index_coco,
@@ -60,27 +60,64 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
 
 
 def build_cards(config: DataConfig) -> dict[str, ClassInfo]:
-    """The entries of all folders' ``dataset.yaml``, by class name.
-
-    Raises:
-        DatasetError: such a file is wrong, or two of them describe one class.
-    """
+    """The entries of all folders' ``dataset.yaml``, by class name. Raises :class:`DatasetError` if one is wrong."""
     infos: dict[str, ClassInfo] = {}
-    for source in (source for source in config.sources if source.kind == "folder"):
-        found = folder_infos(resolve(source.root))
-        twice = sorted(infos.keys() & found.keys())
-        if twice:
-            raise DatasetError(f"{source.root}: another folder's dataset.yaml describes {', '.join(twice)}, too")
-        infos |= found
+    for source in config.sources:
+        infos |= folder_infos(resolve(source.root)) if source.kind == "folder" else {}
     return infos
 
 
-def readable(records: Sequence[ImageRecord], policy: str) -> list[ImageRecord]:
-    """The records whose photos can be decoded; the others are left out, and counted in the log.
+def normal_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> Division:
+    """Divides the normal photos, class by class; defects and test photos are left out.
 
-    Raises:
-        DatasetError: one can't be, with the ``policy`` refuse.
+    Args:
+        fraction: of each class's training photos that is held back, 0 <= fraction < 1: rounded, at least one of two or
+            more, and never all. A class with a validation split (LOCO) keeps its training photos: that split
+            is held back in their place, or nothing for fraction 0.
     """
+    own_photos = in_order(r for r in records if r.split == "validation" and not r.is_anomalous)
+    divided = {record.class_name for record in own_photos}
+    groups: defaultdict[tuple[bool, str], list[ImageRecord]] = defaultdict(list)
+    for record in records:
+        if record.split == "train" and not record.is_anomalous:
+            groups[record.class_name in divided, record.class_name].append(record)
+    parts = [_hold_back(group, 0 if own else fraction, name, seed) for (own, name), group in sorted(groups.items())]
+    return _joined([*parts, ([], own_photos if fraction > 0 else [])])
+
+
+def supervised_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> Division:
+    """Divides marked defects of every split, and normal photos that are not test photos.
+
+    Data sets for anomaly detection keep their defects in the test split, so these are trained on: such a model must be
+    measured on other data. Normal test photos are neither trained on nor validated on.
+
+    Args:
+        fraction: of each class's defects of a name that is held back; of normal photos as in :func:`normal_split`.
+    """
+    groups: defaultdict[tuple[str, str], list[ImageRecord]] = defaultdict(list)
+    for record in records:
+        if record.is_anomalous and record.masks:
+            groups[record.class_name, record.defect].append(record)
+    defects = [_hold_back(group, fraction, "/".join(names), seed) for names, group in sorted(groups.items())]
+    return _joined([normal_split(records, fraction, seed), *defects])
+
+
+def _joined(parts: Sequence[Division]) -> Division:
+    return [record for train, _ in parts for record in train], [record for _, held in parts for record in held]
+
+
+def _hold_back(group: Sequence[ImageRecord], fraction: float, name: str, seed: int) -> Division:
+    """Divides one group; its name and files and the seed decide which photos are held back, not their order."""
+    photos = sorted(group, key=lambda record: record.image)
+    count = min(len(photos) - 1, max(1, round(fraction * len(photos)))) if fraction > 0 else 0
+    order = np.random.default_rng([seed, crc32(name.encode())]).permutation(len(photos))
+    held = set(order[:count].tolist())
+    kept = [photo for position, photo in enumerate(photos) if position not in held]
+    return kept, [photo for position, photo in enumerate(photos) if position in held]
+
+
+def _readable(records: Sequence[ImageRecord], policy: str) -> list[ImageRecord]:
+    """The records whose photos can be decoded; the others are refused, or left out and counted in the log."""
 
     def fault(record: ImageRecord) -> str | None:
         try:
@@ -91,8 +128,8 @@ def readable(records: Sequence[ImageRecord], policy: str) -> list[ImageRecord]:
 
     with ThreadPoolExecutor() as threads:
         faults = list(threads.map(fault, records))
-    if any(faults):
-        message = f"{len(records) - faults.count(None)} photos can't be read: {first_offenders(filter(None, faults))}"
+    if wrong := list(filter(None, faults)):
+        message = f"{len(wrong)} photos can't be read: {first_offenders(wrong)}"
         if policy == "refuse":
             raise DatasetError(message)
         logger.warning("%s; left out", message)
@@ -111,30 +148,28 @@ def build_pairs(
     other data. Defects without a mask are left out and counted in the log.
     """
     configure(config)
-    records = build_records(config)
-    for line in overview(records, with_masks=config.defects == "real"):
+    records, is_real = build_records(config), config.defects == "real"
+    for line in overview(records, with_masks=is_real):
         logger.info(line)
     infos = build_cards(config)
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
-    if config.defects == "real":
-        unmarked = sum(record.is_anomalous and not record.masks for record in records)
-        if unmarked:
-            logger.warning("%d defect photos without a mask are left out", unmarked)
-        parts = supervised_split(records, config.validation_share, seed)
-        train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
-        kinds = {record.is_anomalous for record in held_back}
-        if len(kinds) == 1:
-            lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
-            message = "nothing is validated: the %d held-back photos hold no %s, and pairs need both"
-            logger.warning(message, len(held_back), lacking)
-        validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
-        return SupervisedPairs(train, transform, seed, wording), validation
-    parts = normal_split(records, config.validation_share, seed)
-    train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
-    if not train:
-        raise DatasetError("data.sources hold no normal training photos (train/good)")
-    options = (transform, seed, config.patch_source, config.drawn_share, wording)
-    return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
+    parts = (supervised_split if is_real else normal_split)(records, config.validation_share, seed)
+    train, held_back = (_readable(part, config.unreadable) if decode_all else part for part in parts)
+    if not is_real:
+        if not train:
+            raise DatasetError("data.sources hold no normal training photos (train/good)")
+        options = (transform, seed, config.patch_source, config.drawn_share, wording)
+        return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
+    unmarked = sum(record.is_anomalous and not record.masks for record in records)
+    if unmarked:
+        logger.warning("%d defect photos without a mask are left out", unmarked)
+    kinds = {record.is_anomalous for record in held_back}
+    if len(kinds) == 1:
+        lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
+        message = "nothing is validated: the %d held-back photos hold no %s, and pairs need both"
+        logger.warning(message, len(held_back), lacking)
+    validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
+    return SupervisedPairs(train, transform, seed, wording), validation
 
 
 def build_findings(
@@ -149,7 +184,6 @@ def build_findings(
 
 def build_instructions(config: DataConfig, transform: ImageTransform) -> Instructions | None:
     """The instruction data, None where the config names none."""
-    source = config.instructions
-    if source is None:
+    if (source := config.instructions) is None:
         return None
     return Instructions(resolve(source.conversations), resolve(source.images), transform, source.turns)

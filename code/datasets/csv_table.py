@@ -1,129 +1,31 @@
-"""Reads tables of photos of any dialect, and indexes a user's own: a line per photo, with the columns of names.yaml."""
+"""Indexes photos that a table lists: a user's own, with the columns of names.yaml in any dialect, and VisA's."""
 
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from anomalygpt.datasets.masks import read_mask
-from anomalygpt.datasets.records import GOOD, SPLITS, DatasetError, ImageRecord, choose_classes, in_order
+from anomalygpt.datasets.photos import decoding
+from anomalygpt.datasets.records import (
+    GOOD,
+    SPLITS,
+    DatasetError,
+    ImageRecord,
+    choose_classes,
+    in_order,
+    require_folder,
+)
 from anomalygpt.datasets.tree import is_called, names, plain, split_called
 from anomalygpt.errors import reading_warning
 
 DELIMITERS = ",;\t|"
+VISA_TABLE = Path("split_csv", "1cls.csv")
 
-
-def read_table(path: Path, required: Sequence[str], columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a table, without empty ones: cells by the name of their column in names.yaml, and ``line``.
-
-    Commas, semicolons, tabs or bars; UTF-8, UTF-16 or GB18030; columns in any order, others than ``columns`` are left
-    out.
-
-    Raises:
-        DatasetError: the file can't be read, has no rows or lacks a required column, or a row has too many or too few
-            cells.
-    """
-    try:
-        lines = _lines(path.read_bytes(), path)
-        reader = csv.reader(lines, delimiter=_delimiter(lines)[1], strict=True)
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot be read as a CSV table ({error})") from error
-    names_found = [cell.strip() for cell in rows[0][1]] if rows else []
-    place = _columns(names_found, columns, path)
-    if not {*required} <= {*place}:
-        found = ", ".join(names_found) or "an empty file"
-        raise DatasetError(f"{path}: expected a header with the columns {', '.join(required)}; found {found}")
-    if len(rows) == 1:
-        raise DatasetError(f"{path}: no rows below the header")
-    for line, cells in rows[1:]:
-        while len(cells) > len(names_found) and not cells[-1].strip():
-            cells.pop()
-        if len(cells) != len(names_found):
-            raise DatasetError(f"{path}: line {line} has {len(cells)} cells; expected {len(names_found)}")
-    return [{"line": str(n), **{name: cells[at].strip() for name, at in place.items()}} for n, cells in rows[1:]]
-
-
-def _lines(data: bytes, path: Path) -> list[str]:
-    """The lines of a file's text, in the encoding in which most columns are known; UTF-8 first."""
-    encodings: tuple[str, ...] = ("utf-8-sig", "gb2312", "gb18030")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encodings = ("utf-16",)
-    elif 0 in data[:2]:  # UTF-16 without its mark: of an ASCII letter, one byte is zero
-        encodings = ("utf-16-be" if data[0] == 0 else "utf-16-le",)
-    found: list[tuple[int, str, list[str]]] = []
-    for encoding in encodings:
-        with suppress(UnicodeDecodeError):
-            lines = list(io.StringIO(data.decode(encoding), newline=""))
-            if lines and lines[0].lower().startswith("sep="):  # Excel's hint
-                lines[0] = "\n"
-            found.append((_delimiter(lines)[0], encoding, lines))
-    if not found:
-        raise DatasetError(f"{path}: its text is neither UTF-8, UTF-16 nor GB18030; save it as UTF-8")
-    _, encoding, lines = max(found, key=lambda one: one[0])
-    if encoding == "gb18030":
-        reading_warning(f"{path}: read as GB18030; if names come out wrong, save the table as UTF-8")
-    return lines
-
-
-def _delimiter(lines: Sequence[str]) -> tuple[int, str]:
-    """The delimiter by which most columns of the header are known, and how many are."""
-    header = next((line for line in lines if line.strip()), "")
-    known = {alias for aliases in names()["columns"].values() for alias in aliases}
-    counts = {mark: sum(plain(cell) in known for cell in header.split(mark)) for mark in DELIMITERS}
-    best = max(counts, key=lambda mark: counts[mark])
-    return counts[best], best
-
-
-def _columns(found: Sequence[str], wanted: Sequence[str], path: Path) -> dict[str, int]:
-    """Where each wanted column stands: the first of its names that the header has, the usual one first."""
-    header = [plain(name) for name in found]
-    place: dict[str, int] = {}
-    for column in wanted:
-        for alias in names()["columns"][column]:
-            if column not in place and alias in header and header.index(alias) not in place.values():
-                if header.count(alias) > 1:
-                    raise DatasetError(f"{path}: expected one column {alias}, found {header.count(alias)}")
-                place[column] = header.index(alias)
-    return place
-
-
-def to_record(table: Path, row: dict[str, str], root: Path, class_name: str, defect: str) -> ImageRecord:
-    """The record of a row of a table, whose paths start at ``root``.
-
-    Raises:
-        DatasetError: an unknown split or label, a missing file, or a mask that marks something on a normal photo; the
-            message names the line.
-    """
-    where, label = f"{table}: line {row['line']}", row["label"]
-    good, bad = (is_called(label, what) or is_called(label, f"{what}_labels") for what in ("good", "bad"))
-    if not good and not bad:
-        raise DatasetError(f"{where}: label {label!r}; expected normal or anomaly, good or bad, OK or NG, 0 or 1")
-    split = split_called(row.get("split", "test"))
-    if split is None:
-        raise DatasetError(f"{where}: split {row['split']!r}; expected {', '.join(SPLITS)}")
-    image, *masks = (_file(root, path, where) for path in filter(None, (row["path"], row.get("mask"))))
-    record = ImageRecord(image, class_name, split, bad, defect if bad else GOOD, tuple(masks))
-    if good and masks:
-        if np.asarray(read_mask(record)[0]).any():
-            raise DatasetError(f"{where}: a mask of a normal photo")
-        return ImageRecord(image, class_name, split, False, GOOD)
-    return record
-
-
-def _file(root: Path, cell: str, where: str) -> Path:
-    """A cell's path; backslashes are tried as slashes, too."""
-    for name in (cell, cell.replace("\\", "/")):
-        if (root / name).is_file():
-            return Path(os.path.normpath(root / name))
-    broken = " (it is a link to what is not there)" if (root / cell).is_symlink() else ""
-    raise DatasetError(f"{where}: no such file {root / cell}{broken}")
+Row = dict[str, str]  # cells by the name of their column in names.yaml, and the number of the line
 
 
 def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
@@ -140,24 +42,126 @@ def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRe
     table = Path(table)
     if table.is_dir():
         raise DatasetError(f"{table}: this is a folder, a CSV file was expected")
-    rows = read_table(table, ("path", "label"), ("path", "split", "label", "mask", "class", "defect"))
+    rows = _read_table(table, ("path", "label"))
     if "split" not in rows[0]:
         reading_warning(f"{table}: no column split, so all photos are tested and none is a reference")
+    return _records(table, table.parent, [{"class": table.stem, "split": "test"} | row for row in rows], classes)
+
+
+def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
+    """VisA as it is published (Zou et al., ECCV 2022), in the official one-class split ``split_csv/1cls.csv``.
+
+    A defect's name comes from ``<class>/image_anno.csv``, several kinds with commas, or is ``anomaly`` where there is
+    no such table.
+
+    Raises:
+        DatasetError: there is no such table, or as :func:`index_csv`.
+    """
+    root = require_folder(root)
+    table = root / VISA_TABLE
+    if not table.is_file():
+        raise DatasetError(f"{root}: no {VISA_TABLE.as_posix()}; expected it beside <class>/Data (kind: visa)")
+    rows = _read_table(table, ("path", "split", "label", "mask", "class"))
+    listings = {root / row["class"] / "image_anno.csv" for row in rows}
+    listed = [row for path in listings if path.is_file() for row in _read_table(path, ("path", "label"))]
+    kinds = {row["path"]: row["label"] for row in listed}
+    return _records(table, root, [row | {"defect": kinds.get(row["path"], "anomaly")} for row in rows], classes)
+
+
+def _read_table(path: Path, required: Sequence[str]) -> list[Row]:
+    """The rows of a table, without empty ones and unknown columns."""
+    with decoding(path, "a CSV table"):
+        lines = _lines(path.read_bytes(), path)
+        reader = csv.reader(lines, delimiter=_delimiter(lines), strict=True)
+        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    header = [cell.strip() for cell in rows[0][1]] if rows else []
+    place = _columns(header, path)
+    if not {*required} <= {*place}:
+        found = ", ".join(header) or "an empty file"
+        raise DatasetError(f"{path}: expected a header with the columns {', '.join(required)}; found {found}")
+    if len(rows) == 1:
+        raise DatasetError(f"{path}: no rows below the header")
+    for line, cells in rows[1:]:
+        while len(cells) > len(header) and not cells[-1].strip():
+            cells.pop()
+        if len(cells) != len(header):
+            raise DatasetError(f"{path}: line {line} has {len(cells)} cells; expected {len(header)}")
+    return [{"line": str(n), **{name: cells[at].strip() for name, at in place.items()}} for n, cells in rows[1:]]
+
+
+def _lines(data: bytes, path: Path) -> list[str]:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encodings = ["utf-16"]
+    elif 0 in data[:2]:  # UTF-16 without its mark: of an ASCII letter, one byte is zero
+        encodings = ["utf-16-be" if data[0] == 0 else "utf-16-le"]
+    else:
+        encodings = ["utf-8-sig", "gb2312", "gb18030"]
+    for encoding in encodings:
+        with suppress(UnicodeDecodeError):
+            lines = list(io.StringIO(data.decode(encoding), newline=""))
+            if encoding == "gb18030":
+                reading_warning(f"{path}: read as GB18030; if names come out wrong, save the table as UTF-8")
+            return ["\n", *lines[1:]] if lines and lines[0].lower().startswith("sep=") else lines  # Excel's hint
+    raise DatasetError(f"{path}: its text is neither UTF-8, UTF-16 nor GB18030; save it as UTF-8")
+
+
+def _delimiter(lines: Sequence[str]) -> str:
+    """The delimiter by which most columns of the header are known."""
+    header = next((line for line in lines if line.strip()), "")
+    known = {alias for aliases in names()["columns"].values() for alias in aliases}
+    return max(DELIMITERS, key=lambda mark: sum(plain(cell) in known for cell in header.split(mark)))
+
+
+def _columns(found: Sequence[str], path: Path) -> dict[str, int]:
+    """Where each column of names.yaml stands: the first of its names that the header has."""
+    header = [plain(name) for name in found]
+    place: dict[str, int] = {}
+    for column, aliases in names()["columns"].items():
+        for alias in aliases:
+            if column not in place and alias in header and header.index(alias) not in place.values():
+                if header.count(alias) > 1:
+                    raise DatasetError(f"{path}: expected one column {alias}, found {header.count(alias)}")
+                place[column] = header.index(alias)
+    return place
+
+
+def _records(table: Path, root: Path, rows: Sequence[Row], classes: Sequence[str] | None) -> list[ImageRecord]:
+    chosen = choose_classes(table, sorted({row["class"] for row in rows} - {""}), classes)
+    records: dict[Path, ImageRecord] = {}
     for row in rows:
-        for column in {"path", "class"} & {*row}:
+        where = f"{table}: line {row['line']}"
+        for column in ("path", "class"):
             if not row[column]:
-                raise DatasetError(f"{table}: line {row['line']}: no {column}")
-    found = sorted({row.get("class", table.stem) for row in rows})
-    return in_order(_records(table, rows, choose_classes(table, found, classes)))
+                raise DatasetError(f"{where}: no {column}")
+        if row["class"] in chosen:
+            record = _record(row, root, where)
+            if record.image in records:
+                raise DatasetError(f"{where}: {row['path']} is listed twice")
+            records[record.image] = record
+    return in_order(records.values())
 
 
-def _records(table: Path, rows: Sequence[dict[str, str]], chosen: Sequence[str]) -> Iterator[ImageRecord]:
-    listed: set[Path] = set()
-    for row in rows:
-        class_name = row.get("class", table.stem)
-        if class_name in chosen:
-            record = to_record(table, row, table.parent, class_name, row.get("defect") or "defect")
-            if record.image in listed:
-                raise DatasetError(f"{table}: line {row['line']}: {row['path']} is listed twice")
-            listed.add(record.image)
-            yield record
+def _record(row: Row, root: Path, where: str) -> ImageRecord:
+    label, split = row["label"], split_called(row["split"])
+    good, bad = (is_called(label, what) or is_called(label, f"{what}_labels") for what in ("good", "bad"))
+    if not good and not bad:
+        raise DatasetError(f"{where}: label {label!r}; expected normal or anomaly, good or bad, OK or NG, 0 or 1")
+    if split is None:
+        raise DatasetError(f"{where}: split {row['split']!r}; expected {', '.join(SPLITS)}")
+    image, *masks = (_file(root, path, where) for path in filter(None, (row["path"], row.get("mask"))))
+    record = ImageRecord(
+        image, row["class"], split, bad, (row.get("defect") or "defect") if bad else GOOD, tuple(masks)
+    )
+    if good and masks:
+        if read_mask(record)[0].getbbox():
+            raise DatasetError(f"{where}: a mask of a normal photo")
+        return replace(record, masks=())
+    return record
+
+
+def _file(root: Path, cell: str, where: str) -> Path:
+    for name in (cell, cell.replace("\\", "/")):
+        if (root / name).is_file():
+            return Path(os.path.normpath(root / name))
+    broken = " (it is a link to what is not there)" if (root / cell).is_symlink() else ""
+    raise DatasetError(f"{where}: no such file {root / cell}{broken}")

@@ -49,11 +49,10 @@ def index_marked(root: Path, classes: Sequence[str] | None = None) -> list[Image
             images = [image for place in (folder, *list_folders(folder)) for image in list_images(place)]
             masks = {found[1].casefold(): image for image in images if (found := MASK.fullmatch(image.stem))}
             for image in (image for image in images if not MASK.fullmatch(image.stem)):
-                record = ImageRecord(image, name, split, False, GOOD)
-                if mask := masks.pop(image.stem.casefold(), None):
-                    marked = ImageRecord(image, name, split, True, "defect", (mask,))
-                    record = marked if read_mask(marked)[0].getbbox() else record
-                records.append(record)
+                mask = masks.pop(image.stem.casefold(), None)
+                marked = ImageRecord(image, name, split, True, "defect", (mask,)) if mask else None
+                is_bad = marked and read_mask(marked)[0].getbbox()
+                records.append(marked if marked and is_bad else ImageRecord(image, name, split, False, GOOD))
             if masks:
                 raise DatasetError(f"{folder}: {len(masks)} masks have no photo: {first_offenders(masks.values())}")
     if not any(record.is_anomalous for record in records):

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
 from anomalygpt.datasets.annotations import draw_shapes
-from anomalygpt.datasets.photos import decoding, load_image
+from anomalygpt.datasets.photos import ORIENTATION, decoding, load_image, turned
 from anomalygpt.datasets.records import DatasetError, ImageRecord
-from anomalygpt.datasets.transforms import binary_image
 from anomalygpt.errors import reading_warning
 
 Values = NDArray[Any]  # (H, W)
@@ -20,7 +19,6 @@ LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF", "HEIF")
 MOST_NUMBER = 100  # the paper's rule for VisA, > 1 % of the maximum, loses no label of up to this number
 MAX_LABELS = 32  # more distinct values are grey levels, unless most of them fill areas
 SOFT_THRESHOLD = 0.1  # of white; as the paper's rule for MVTec-AD
-ORIENTATION = 0x0112  # EXIF's tag
 
 # CrackForest's segments: 1 road, 2 cracks, 3 undamaged road enclosed by cracks, 4 further cracks. Segment 3 covers up
 # to a third of a photo; counted as crack it would mark undamaged road.
@@ -45,12 +43,11 @@ def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
     """
     if not record.masks:
         raise DatasetError(f"{record.image}: has no mask")
-    read = [_on_photo(record, path, *page) for path in record.masks for page in _pages(path, record.image)]
-    sizes = sorted({f"{image.width} x {image.height}" for image, _ in read})
+    images, codings = zip(*(page for path in record.masks for page in _pages(path, record.image)), strict=True)
+    sizes = sorted({f"{image.width} x {image.height}" for image in images})
     if len(sizes) != 1:
         raise DatasetError(f"{record.masks[0].parent}: expected masks of one size, found {', '.join(sizes)}")
-    together = np.max([np.asarray(image) for image, _ in read], axis=0)
-    return Image.fromarray(together), ", ".join(sorted({coding for _, coding in read}))
+    return Image.fromarray(np.max(list(map(np.asarray, images)), axis=0)), ", ".join(sorted({*codings}))
 
 
 def own_values(record: ImageRecord, read: Image.Image) -> Image.Image:
@@ -67,21 +64,33 @@ def values_of(path: Path) -> Values:
     return np.asarray(ImageOps.exif_transpose(_open(path)[0]))
 
 
-def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str, bool]]:
-    """Each page's marked pixels as mode L, how they were read, and whether the file says which way is up."""
-    if path.suffix.lower() == ".mat":
-        yield read_cracks(path), f"segments {' and '.join(map(str, CRACK_SEGMENTS))}", False
-        return
+def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
+    """Each page's marked pixels as mode L, turned as the photo is, and how they were read."""
+    stored, orientation = _stored_size(photo)
+    shown = stored[::-1] if orientation >= 5 else stored
     if path.suffix.lower() in (".json", ".txt"):
-        (width, height), orientation = _stored_size(photo)
-        size = (height, width) if orientation >= 5 else (width, height)
-        yield draw_shapes(path, photo, size), f"shapes in {path.suffix.lower()}", False
+        yield draw_shapes(path, photo, shown), f"shapes in {path.suffix.lower()}"
+        return
+    if path.suffix.lower() == ".mat":
+        yield read_cracks(path), f"segments {' and '.join(map(str, CRACK_SEGMENTS))}"
         return
     for page in _open(path):
         levels, coding = _levels(page, path)
-        image = Image.fromarray(levels)
-        image.getexif()[ORIENTATION] = orientation = page.getexif().get(ORIENTATION, 1)
-        yield ImageOps.exif_transpose(image), coding, orientation in range(2, 9)
+        own = page.getexif().get(ORIENTATION, 1)
+        mask = turned(Image.fromarray(levels), own)
+        fits_stored = orientation > 1 and own not in range(2, 9) and _same_shape(mask.size, stored)
+        if _same_shape(mask.size, shown):
+            if fits_stored:
+                reading_warning(
+                    f"{photo}: EXIF turns the photo, and {path.name} fits it before and after; taken as drawn on the "
+                    "upright photo (save the photo upright to be sure)"
+                )
+            yield mask, coding
+        elif fits_stored:
+            yield turned(mask, orientation), f"{coding}, turned as the photo"
+        else:
+            sizes = f"{mask.width} x {mask.height} pixels, and its photo {photo.name} {shown[0]} x {shown[1]}"
+            raise DatasetError(f"{path}: {sizes}; expected the same aspect ratio")
 
 
 def _open(path: Path) -> list[Image.Image]:
@@ -96,7 +105,7 @@ def _open(path: Path) -> list[Image.Image]:
 def _levels(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
     """What an image marks, uint8 (H, W) from 0 to 255, and how it was read."""
     lossy = image.format in LOSSY
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+    if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"))
         alpha, black = pixels[..., 3], ~pixels[..., :3].any(axis=-1)
         if alpha.min() < alpha.max():
@@ -107,28 +116,25 @@ def _levels(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
         return _colours(pixels[..., :3], lossy, path)
     if image.mode == "P":
         return _palette(image, lossy, path)
-    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-        values = np.asarray(image)
-        return _grey(values.astype(np.uint8) * np.uint8(255) if image.mode == "1" else values, lossy, path)
+    if image.mode == "1":
+        return _grey(np.asarray(image.convert("L")), lossy, path)
+    if image.mode in ("L", "F") or image.mode.startswith("I"):
+        return _grey(np.asarray(image), lossy, path)
     return _colours(np.asarray(image.convert("RGB")), lossy, path)
 
 
 def _palette(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
-    """Numbers of labels, or colours where the palette is grey or its first colour can't be the background."""
+    """Colours where one of them is black, else the numbers of labels."""
     indices, shown = np.asarray(image), np.asarray(image.convert("RGB"))
     counts = np.bincount(indices.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     colours = np.array([shown[indices == index][0] for index in used])
-    black: NDArray[np.bool_] = (colours == 0).all(axis=1)
-    if len(np.unique(colours, axis=0)) < len(used):  # a palette that tells nothing apart
+    black: NDArray[np.bool_] = ~colours.any(axis=1)
+    if len(np.unique(colours, axis=0)) < len(used) or (used[0] == 0 and not black.any()):  # numbers, not colours
         return _grey(indices, lossy, path)
-    if (colours == colours[:, :1]).all() and black.any():
-        return _grey(shown[..., 0], lossy, path)
-    if used[0] == 0 and black.any() and not black[0]:
-        if counts[0] >= counts[used[black]].max():
-            raise DatasetError(f"{path}: the background may be black or the palette's number 0; save it as 0 and 255")
-        return _colours(shown, lossy, path)
-    return _grey(indices, lossy, path) if used[0] == 0 else _colours(shown, lossy, path)
+    if used[0] == 0 and not black[0] and counts[0] >= counts[used[black]].max():
+        raise DatasetError(f"{path}: the background may be black or the palette's number 0; save it as 0 and 255")
+    return _colours(shown, lossy, path)
 
 
 def _colours(rgb: Values, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
@@ -179,30 +185,7 @@ def _fills_areas(values: Values, low: float, high: float) -> bool:
 
 
 def _white(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return np.where(flags, np.uint8(255), np.uint8(0))
-
-
-def _on_photo(
-    record: ImageRecord, path: Path, mask: Image.Image, coding: str, upright: bool
-) -> tuple[Image.Image, str]:
-    """The mask turned as its photo is. ``upright``: its own EXIF tag has turned it already."""
-    stored, orientation = _stored_size(record.image)
-    shown = stored[::-1] if orientation >= 5 else stored
-    fits_shown, fits_stored = (_same_shape(mask.size, size) for size in (shown, stored))
-    fits_stored &= not upright
-    if not fits_shown and not fits_stored:
-        sizes = f"{mask.width} x {mask.height} pixels, and its photo {record.image.name} {shown[0]} x {shown[1]}"
-        raise DatasetError(f"{path}: {sizes}; expected the same aspect ratio")
-    if orientation == 1 or (fits_shown and not fits_stored) or mask.size == shown != stored:
-        return mask, coding
-    if fits_shown and mask.size != stored or stored == shown:
-        reading_warning(
-            f"{record.image}: EXIF turns the photo, and {path.name} fits it before and after; taken as drawn on the "
-            "upright photo (save the photo upright to be sure)"
-        )
-        return mask, coding
-    mask.getexif()[ORIENTATION] = orientation
-    return ImageOps.exif_transpose(mask), f"{coding}, turned as the photo"
+    return 255 * flags.astype(np.uint8)
 
 
 def _stored_size(photo: Path) -> tuple[tuple[int, int], int]:
@@ -229,12 +212,6 @@ def read_cracks(path: Path) -> Image.Image:
     """
     from scipy.io import loadmat  # here: it takes longer to import than everything else in this layer
 
-    try:
-        with path.open("rb") as file:
-            segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
-        if segments.ndim != 2 or not np.issubdtype(segments.dtype, np.number):
-            raise ValueError(f"expected numbers (H, W), found {segments.dtype} {segments.shape}")
-    except Exception as error:  # a damaged file makes loadmat raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{path}: no groundTruth.Segmentation can be read in it ({reason})") from error
-    return binary_image(np.isin(segments, CRACK_SEGMENTS))
+    with decoding(path, "CrackForest's groundTruth.Segmentation"), path.open("rb") as file:
+        segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
+        return Image.fromarray(_white(np.isin(segments, CRACK_SEGMENTS)))

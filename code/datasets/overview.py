@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -26,54 +27,39 @@ def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list
     groups: defaultdict[tuple[str, str, str], list[ImageRecord]] = defaultdict(list)
     for record in records:
         groups[record.class_name, record.split, record.defect].append(record)
-    rows, marked = [HEADER], defaultdict(list)
+    rows, marked = [HEADER], defaultdict[str, list[tuple[float, Path]]](list)
     for (name, split, kind), own in groups.items():
         codings = set()
         marking = [record for record in own if record.masks]
         for record in marking if with_masks else ():
             image, coding = read_mask(record)
             codings.add(coding)
-            marked[name].append((float(np.mean(np.asarray(image) > 0)), record))
+            marked[name].append((float(np.mean(np.asarray(image) > 0)), record.masks[0]))
         without = [record.image.name for record in own if record.is_anomalous and not record.masks]
         if with_masks and marking and without:
-            reading_warning(
-                f"{own[0].image.parent}: {len(without)} defect photos have no mask ({first_offenders(without)}); they "
-                "count in image metrics alone"
-            )
+            said = f"{len(without)} defect photos have no mask ({first_offenders(without)})"
+            reading_warning(f"{own[0].image.parent}: {said}; they count in image metrics alone")
         count = str(len(marking)) if marking or without else ""
         rows.append((name, split, kind, str(len(own)), count, ", ".join(sorted(codings))))
     for name, shares in marked.items():
-        _warn(name, shares)
+        large = [mask for share, mask in shares if share > 0.5]
+        if len(large) * 2 > len(shares):
+            said = f"more than half of the photo is marked in {len(large)} of {len(shares)} masks, as in {large[0]}"
+            reading_warning(f"{name}: {said}; if defects are black in them, invert them")
+        if empty := [mask for share, mask in shares if share == 0]:
+            reading_warning(f"{name}: {len(empty)} masks of defect photos mark nothing: {first_offenders(empty)}")
     _warn_of_leaks(records)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    bad = [record for record in records if record.is_anomalous]
-    if with_masks and bad and not marked:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    if with_masks and not marked and any(record.is_anomalous for record in records):
         lines.append("no defect photo has a mask: image metrics alone")
     return lines
 
 
-def _warn(name: str, shares: Sequence[tuple[float, ImageRecord]]) -> None:
-    """Warns where most masks of a class seem to be inverted, and where some are empty."""
-    large = [record.masks[0] for share, record in shares if share > 0.5]
-    if len(large) * 2 > len(shares):
-        reading_warning(
-            f"{name}: more than half of the photo is marked in {len(large)} of {len(shares)} masks, as in "
-            f"{large[0]}; if defects are black in them, invert them"
-        )
-    empty = [record.masks[0] for share, record in shares if share == 0]
-    if empty:
-        reading_warning(f"{name}: {len(empty)} masks of defect photos mark nothing: {first_offenders(empty)}")
-
-
 def _warn_of_leaks(records: Sequence[ImageRecord]) -> None:
-    """Warns of photos that are both trained on and tested."""
-    by_size: defaultdict[int, list[ImageRecord]] = defaultdict(list)
-    for record in records:
-        by_size[record.image.stat().st_size].append(record)
-    leaks = []
-    for group in (group for group in by_size.values() if len({record.split == "test" for record in group}) == 2):
-        trained = {sha256(record.image) for record in group if record.split != "test"}
-        leaks += [record.image for record in group if record.split == "test" and sha256(record.image) in trained]
+    tested, trained = ([r.image for r in records if (r.split == "test") is which] for which in (True, False))
+    sizes = {image.stat().st_size for image in tested} & {image.stat().st_size for image in trained}
+    digests = {sha256(image) for image in trained if image.stat().st_size in sizes}
+    leaks = [image for image in tested if image.stat().st_size in sizes and sha256(image) in digests]
     if leaks:
         reading_warning(f"{len(leaks)} test photos are also training photos, byte for byte: {first_offenders(leaks)}")

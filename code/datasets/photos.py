@@ -1,15 +1,18 @@
-"""The photo reader of prediction, evaluation, training and the demo: any file to an upright 8-bit RGB photo.
+"""The one photo reader: any file to an upright 8-bit RGB photo, without what is excluded from inspection.
 
-What the numbers of more than 8 bits mean is taken from the settings ``data.bits`` and ``data.range``, else from the
-file (sBIT, BitsPerSample, MaxSampleValue), else from their type, never from the photo's own largest value: references
-and photos have to be read alike. What is not certain is reported with :func:`anomalygpt.errors.reading_warning`.
+What numbers of more than 8 bits mean is taken from the settings ``data.bits`` and ``data.range``, else from the file
+(sBIT, BitsPerSample, MaxSampleValue), else from their type, never from the photo's own largest value: references and
+photos have to be read alike. What is not certain is reported with :func:`anomalygpt.errors.reading_warning`.
 """
 
+import base64
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +24,23 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from anomalygpt.config.settings import PhotoSettings
-from anomalygpt.datasets.ignored import embedded, paint_ignored
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError, reading_warning
 
 Values = NDArray[Any]  # (H, W) or (H, W, C)
-Range = tuple[float, float]  # the values of black and white
 
-# The limits that Pillow has by default: of a photo that is decoded completely, and of one that is read at reduced size.
+# Pillow's limits of a photo that is decoded completely, and of one that is read at reduced size.
 MOST_PIXELS, MOST_PIXELS_REDUCED = 178_956_970, 2**30
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS_REDUCED // 2  # Pillow refuses twice as many
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about sizes and odd metadata of files that can be read
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its errors are reported as exceptions
-HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+FULL_SCALES = {2**bits - 1 for bits in range(1, 65)}
 FLOAT_RANGES = (1, 255, 65535)  # that photos of floating-point numbers have
 INSIDE = 0.99  # of a photo's values lie in the range that is taken for floating-point numbers
 ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
+EMBEDDED = "png:"  # before the base64 of a mask of what is ignored
+IGNORED_COLOUR = (124, 116, 104)  # the mean of everyday photos
 _settings = PhotoSettings()
 
 
@@ -50,6 +53,29 @@ def configure(settings: PhotoSettings) -> None:
 def current_settings() -> PhotoSettings:
     """How photos are read; names no file."""
     return _settings
+
+
+def embedded(settings: PhotoSettings) -> PhotoSettings:
+    """The settings with the pixels of the mask of what is ignored in place of its file name.
+
+    Raises:
+        UserError: the mask can't be read, or marks nothing or everything.
+    """
+    text = settings.ignore
+    if text is None or text.startswith(EMBEDDED) or _box(text):
+        return settings
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.ignore {text}: no mask and no box left,top,right,bottom")
+    with decoding(path, "a mask"), Image.open(path) as image:
+        numbers = image.mode in ("1", "L", "P", "F") or image.mode.startswith("I")
+        values = np.asarray(image if numbers else image.convert("RGB"))
+    marked = values.reshape(*values.shape[:2], -1).max(axis=-1) > 0
+    if marked.all() or not marked.any():
+        raise UserError(f"data.ignore {text}: marks {'everything' if marked.all() else 'nothing'}; expected a mask")
+    buffer = io.BytesIO()
+    Image.fromarray(marked).save(buffer, "PNG")
+    return settings.model_copy(update={"ignore": EMBEDDED + base64.b64encode(buffer.getvalue()).decode()})
 
 
 def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image:
@@ -68,10 +94,17 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
         if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             photo = _tiff(path, settings)
         else:
-            if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and b"avif" not in start:
-                _register_heif(path)
+            if start[4:8] == b"ftyp" and b"avi" not in start:
+                try:
+                    pillow_heif = import_module("pillow_heif")
+                except ImportError:
+                    advice = "pip install pillow-heif, or export them as JPEG or PNG"
+                    raise DatasetError(f"{path}: HEIC photos need the library pillow-heif: {advice}") from None
+                pillow_heif.register_heif_opener()
             photo = _other(path, settings)
-    photo = paint_ignored(_reduced(photo, settings), settings.ignore)
+    photo = _reduced(photo, settings)
+    if settings.ignore:
+        photo.paste(IGNORED_COLOUR, mask=_ignored(settings.ignore, photo.size))
     photo.info = {"source": str(path)}
     return photo
 
@@ -86,7 +119,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         bits = 32 if image.mode == "I" else 16
         return _eight_bits(np.asarray(image), bits, None, str(image.info.get("source", "the photo")), PhotoSettings())
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+    if image.has_transparency_data:
         front = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
     return image.convert("RGB")
@@ -107,13 +140,30 @@ def decoding(path: Path, what: str = "an image") -> Iterator[None]:
         raise DatasetError(f"{path}: cannot be read as {what} ({reason[:200]})") from error
 
 
-def _register_heif(path: Path) -> None:
+def _box(text: str) -> tuple[float, ...] | None:
     try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        what = f"{path}: HEIC photos need the library pillow-heif"
-        raise DatasetError(f"{what}: pip install pillow-heif, or export them as JPEG or PNG") from None
-    register_heif_opener()
+        numbers = tuple(map(float, text.split(",")))
+    except ValueError:
+        return None
+    return numbers if len(numbers) == 4 else None
+
+
+def _ignored(text: str, size: tuple[int, int]) -> Image.Image:
+    """What a box or an embedded mask marks on a photo of (width, height), mode 1."""
+    width, height = size
+    if box := _box(text):
+        scale = size * 2 if max(box) <= 1 else (1, 1, 1, 1)
+        left, top, right, bottom = (round(value * side) for value, side in zip(box, scale, strict=True))
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise UserError(f"data.ignore {text}: expected left,top,right,bottom inside a photo of {width} x {height}")
+        mask = Image.new("1", size)
+        mask.paste(1, (left, top, right, bottom))
+        return mask
+    mask = Image.open(io.BytesIO(base64.b64decode(text.removeprefix(EMBEDDED)))).convert("1")
+    if abs(mask.width * height - mask.height * width) > max(size):
+        sizes = f"a mask of {mask.width} x {mask.height} for a photo of {width} x {height}"
+        raise UserError(f"data.ignore: {sizes}; expected the same aspect ratio")
+    return mask.resize(size, Image.Resampling.NEAREST)
 
 
 def _check_header(path: Path, width: int, height: int, pages: int, settings: PhotoSettings) -> None:
@@ -142,33 +192,32 @@ def _other(path: Path, settings: PhotoSettings) -> Image.Image:
         _check_header(path, *image.size, pages, settings)
         if image.format == "PNG" and image.tile and str(image.tile[0][3]).endswith(";16B"):
             values = np.asarray(image) if image.mode.startswith("I") else _with_opencv(path)
-            photo = _eight_bits(values, 16, _significant_range(path, values), str(path), settings)
+            photo = _eight_bits(values, 16, _largest_significant(path, values), str(path), settings)
         elif image.mode.startswith("I"):  # Pillow scales JPEG 2000 and PGM to 16 bits
-            photo = _eight_bits(np.asarray(image), 16, (0, 65535), str(path), settings)
+            photo = _eight_bits(np.asarray(image), 16, 65535, str(path), settings)
         else:
             return to_rgb(_reduced(image, settings) if image.mode in ("L", "RGB", "CMYK") else image)
-        return _turned(photo, image.getexif().get(ORIENTATION))
+        return turned(photo, image.getexif().get(ORIENTATION, 1))
 
 
-def _turned(photo: Image.Image, orientation: int | None) -> Image.Image:
-    if orientation is None:
-        return photo
+def turned(photo: Image.Image, orientation: int) -> Image.Image:
+    """An image turned as EXIF's orientation (1 to 8) says."""
     photo.getexif()[ORIENTATION] = orientation
     return ImageOps.exif_transpose(photo)
 
 
-def _significant_range(path: Path, values: Values) -> Range | None:
-    """The range of a 16-bit PNG with an sBIT of fewer bits, whose values are small, or scaled to 16 as PNG wants it."""
+def _largest_significant(path: Path, values: Values) -> int | None:
+    """White of a 16-bit PNG with an sBIT of fewer bits, whose values are small, or scaled to 16 as PNG wants it."""
     found = re.search(rb"\0\0\0[\1-\4]sBIT(.)", path.read_bytes().partition(b"IDAT")[0], re.DOTALL)
     if found is None or not 8 <= found[1][0] < 16:
         return None
     bits = found[1][0]
-    scaled = not np.any(values & (2 ** (16 - bits) - 1)) and bool(values.any())
-    return (0, 65535) if values.max() >= 2**bits or scaled else (0, 2**bits - 1)
+    is_scaled = values.any() and not np.any(values & (2 ** (16 - bits) - 1))
+    return 65535 if is_scaled or values.max() >= 2**bits else 2**bits - 1
 
 
 def _with_opencv(path: Path) -> Values:
-    """Values of a 16-bit PNG or compressed TIFF in colour, of which Pillow drops the lower eight bits."""
+    """Values of a 16-bit PNG or TIFF in colour, of which Pillow drops the lower eight bits."""
     values: Any = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise ValueError("OpenCV can't decode it")
@@ -192,45 +241,30 @@ def _tiff(path: Path, settings: PhotoSettings) -> Image.Image:
             values = page.asarray()
             values = np.moveaxis(values, 0, -1) if page.planarconfig == 2 and values.ndim == 3 else values
         except Exception as error:
-            if (
-                "imagecodecs" not in str(error)
-                or page.index
-                or bits not in (10, 12, 14, 16)
-                or page.samplesperpixel == 2
-            ):
+            if "imagecodecs" not in str(error) or page.index or bits > 16 or page.samplesperpixel == 2:
                 raise
             values = _with_opencv(path) >> (16 - bits)
-    stated = _stated_range(tags, values)
-    if tags.get(262) == 0:  # WhiteIsZero
-        if kind != 1:
-            raise DatasetError(f"{path}: a TIFF of signed or floating-point values whose zero is white")
-        values = (stated[1] if stated else 2**bits - 1) - values.astype(np.int64)
-    return _turned(_eight_bits(values, bits, stated, str(path), settings), tags.get(ORIENTATION))
+    most = tags.get(341, tags.get(281))  # statistics programs write the photo's own extremes
+    photo = _eight_bits(values, bits, most if most in FULL_SCALES else None, str(path), settings)
+    return turned(ImageOps.invert(photo) if tags.get(262) == 0 else photo, tags.get(ORIENTATION, 1))
 
 
-def _stated_range(tags: dict[int, Any], values: Values) -> Range | None:
-    """The range of TIFF's tags; None where they are the photo's own extremes, as statistics programs write them."""
-    first, last = (340, 341) if 341 in tags else (280, 281)
-    if last not in tags or not np.isfinite(values).any():
-        return None
-    low, high = float(tags.get(first, 0)), float(tags[last])
-    smallest, largest = float(np.nanmin(values)), float(np.nanmax(values))
-    is_full_scale = high in (2.0 ** np.arange(65) - 1)
-    if high <= low or largest > high or ((low, high) == (smallest, largest) and not is_full_scale):
-        return None
-    return (0.0 if smallest >= 0 and np.issubdtype(values.dtype, np.unsignedinteger) else low), high
-
-
-def _eight_bits(values: Values, bits: int, stated: Range | None, what: str, settings: PhotoSettings) -> Image.Image:
-    """Values of ``bits`` bits, with the range that their file states -> RGB. Raises DatasetError if it is unknown."""
+def _eight_bits(values: Values, bits: int, most: float | None, what: str, settings: PhotoSettings) -> Image.Image:
+    """Values of ``bits`` bits -> RGB. ``most``: white, as the file states it. Raises DatasetError if it is unknown."""
     if values.ndim != 2 and values.shape[2:] not in ((1,), (2,), (3,), (4,)):
         raise DatasetError(f"{what}: an array of shape {values.shape}; expected pixels of one to four channels")
     values = _finite(values.astype(np.float32) if values.dtype == np.float16 else values, what)
-    low, high = settings.value_range or stated or _range_of_type(values, bits, what)
     smallest, largest = float(values.min()), float(values.max())
-    if settings.value_range and (smallest < low or largest > high):
-        found = f"values from {smallest:g} to {largest:g}"
-        _warn(what, "range", f"{found} lie outside {low:g}..{high:g}, which data.bits or data.range states; cut off")
+    if settings.value_range:
+        low, high = settings.value_range
+        if smallest < low or largest > high:
+            found = f"values from {smallest:g} to {largest:g}"
+            _warn(
+                what, "range", f"{found} lie outside {low:g}..{high:g}, which data.bits or data.range states; cut off"
+            )
+    else:
+        is_stated = most is not None and smallest >= 0 and largest <= most
+        low, high = 0.0, float(most) if is_stated else _white_of_type(values, bits, what)
     numbers: NDArray[np.floating] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     pixels = np.clip(np.rint((numbers - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
     return to_rgb(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)))
@@ -249,8 +283,8 @@ def _finite(values: Values, what: str) -> Values:
     return values[tuple(nearest)]
 
 
-def _range_of_type(values: Values, bits: int, what: str) -> Range:
-    """The range that values of a type have, where neither a setting nor the file states one."""
+def _white_of_type(values: Values, bits: int, what: str) -> float:
+    """White of values of a type, 0 being black, where neither a setting nor the file states it."""
     low, high = float(values.min()), float(values.max())
     advice = "set data.range=[low, high] for references and photos alike"
     found = f"values from {low:g} to {high:g}"
@@ -259,17 +293,17 @@ def _range_of_type(values: Values, bits: int, what: str) -> Range:
             if ((values >= 0) & (values <= top)).mean() >= INSIDE:
                 if top > 1 or low < 0 or high > 1:
                     _warn(what, "range", f"floating-point {found}; the range 0..{top} is taken. If wrong, {advice}")
-                return 0, top
+                return top
         raise DatasetError(f"{what}: floating-point {found}, whose range is not known; {advice}")
     if low < 0:
         raise DatasetError(f"{what}: signed {found}, negative ones too, whose range is not known; {advice}")
     if bits > 16:
         taken = next(n for n in (8, 16, 32, 64) if high < 2**n)
         _warn(what, "bits", f"{bits}-bit {found}; taken as {taken} bits. If wrong, set data.bits, or {advice}")
-        return 0, 2**taken - 1
+        return 2.0**taken - 1
     bits -= np.issubdtype(values.dtype, np.signedinteger) and values.dtype.itemsize * 8 == bits
     used = max(1, int(high).bit_length())
     if used <= bits - 2 and bits > 8:
         use = f"{found} use {used} of {bits} bits; read as {bits} bits, which is dark"
         _warn(what, "bits", f"{use}. If wrong, set data.bits={max(8, used)} for references and photos alike")
-    return 0, 2**bits - 1
+    return 2.0**bits - 1

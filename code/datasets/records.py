@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,8 +17,7 @@ IMAGE_SUFFIXES = frozenset(
     | {".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".pnm", ".pbm"}
 )
 # Of files that lie beside photos and are known not to be any.
-KNOWN_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".ini", ".db"}
-KNOWN_SUFFIXES |= {".html"}
+OTHER_SUFFIXES = {".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".ini", ".db", ".html"}
 OVERLAY, MAP = "_overlay.png", "_map.tiff"  # what the names of predict.py's results end in
 RESULTS = "results.jsonl"
 OFFENDERS_SHOWN = 3
@@ -61,27 +60,18 @@ def in_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder.
-
-    What ``predict.py --out`` wrote there is left out, and counted in the log.
-    """
-    paths = [path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
-    own = own_results(folder, {path.name for path in paths})
-    if own:
-        logger.warning("%s: %d overlays and maps of an earlier run are left out", folder, len(own))
-    return [path for path in paths if path.name not in own]
+    """The image files directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder."""
+    return without_results(p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
 
 
-def own_results(folder: Path, names: Set[str]) -> set[str]:
-    """Those of the file names in ``folder`` that are overlays and maps of ``predict.py --out``."""
+def without_results(files: Iterable[Path]) -> list[Path]:
+    """The files but for the overlays and maps that ``predict.py --out`` wrote; these are counted in the log."""
+    names = {str(path): path for path in files}
     stems = {name.removesuffix(OVERLAY) for name in names if name.endswith(OVERLAY)}
-    pairs = {stem + ending for stem in stems if stem + MAP in names for ending in (OVERLAY, MAP)}
-    try:
-        written = read_results(folder) or json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        listed = {result.get(kind, "") for result in written for kind in ("overlay", "map")}
-    except (OSError, ValueError, AttributeError, TypeError):
-        listed = set()
-    return (pairs | listed) & names
+    own = {stem + ending for stem in stems if stem + MAP in names for ending in (OVERLAY, MAP)}
+    if own:
+        logger.warning("%s: %d overlays and maps of an earlier run are left out", Path(min(own)).parent, len(own))
+    return [path for name, path in names.items() if name not in own]
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -94,19 +84,18 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def find_photos(folder: Path, recursive: bool = False) -> list[Path]:
     """The photos in a folder, and with ``recursive`` in those below it, sorted; reports what else is there."""
     photos = list_images(folder)
-    others = [path.name for path in _entries(folder) if path.suffix.lower() not in KNOWN_SUFFIXES and path.is_file()]
+    known = IMAGE_SUFFIXES | OTHER_SUFFIXES
+    others = [path.name for path in _entries(folder) if path.suffix.lower() not in known and path.is_file()]
     if others:
         named = first_offenders(others)
         reading_warning(f"{folder}: {len(others)} files are not read, no photos by their names: {named}")
-    below = (
-        sub for sub, _, _ in os.walk(folder) if not any(part[:1] == "." for part in Path(sub).relative_to(folder).parts)
-    )
-    deeper = [photo for sub in sorted(below)[1:] for photo in list_images(Path(sub))]
+    below = sorted(Path(sub).relative_to(folder) for sub, _, _ in os.walk(folder))[1:]
+    shown = [folder / sub for sub in below if "." not in {part[0] for part in sub.parts}]
+    deeper = [photo for sub in shown for photo in list_images(sub)]
     if deeper and not recursive:
         places = first_offenders(sorted({str(path.parent.relative_to(folder)) for path in deeper}))
-        reading_warning(
-            f"{folder}: {len(deeper)} photos in sub-folders ({places}) are not read; --recursive reads them"
-        )
+        said = f"{len(deeper)} photos in sub-folders ({places}) are not read; --recursive reads them"
+        reading_warning(f"{folder}: {said}")
     return sorted(photos + deeper) if recursive else photos
 
 
@@ -122,10 +111,8 @@ def _entries(folder: Path) -> list[Path]:
 def require_folder(root: Path) -> Path:
     """``root`` as a Path. Raises :class:`DatasetError` when it is not a folder."""
     root = Path(root)
-    if not root.exists():
-        raise DatasetError(f"{root}: no such folder")
     if not root.is_dir():
-        raise DatasetError(f"{root}: this is a file, a folder was expected")
+        raise DatasetError(f"{root}: {'this is a file, a folder was expected' if root.exists() else 'no such folder'}")
     return root
 
 
@@ -139,10 +126,8 @@ def first_offenders(offenders: Iterable[object]) -> str:
 
 def choose_classes(root: Path, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     """The wanted classes, sorted; all of ``found`` for None. Raises :class:`DatasetError` for an unknown one."""
-    if wanted is None:
-        return sorted(found)
-    unknown = sorted(set(wanted) - set(found))
+    unknown = sorted({*(wanted or ())} - {*found})
     if unknown:
         known = ", ".join(sorted(found))
         raise DatasetError(f"{root}: no class {first_offenders(unknown)}; the classes here are {known}")
-    return sorted(set(wanted))
+    return sorted({*(found if wanted is None else wanted)})

@@ -1,8 +1,8 @@
 """What a data set gives and what a training step takes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from anomalygpt.datasets.dialogue import Turn
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
-@dataclass(frozen=True)
-class AnomalySample:
+class AnomalySample(NamedTuple):
     """One photo with its mask and conversation.
 
     Attributes:
@@ -30,8 +29,7 @@ class AnomalySample:
     photo: str = ""
 
 
-@dataclass(frozen=True)
-class SamplePair:
+class SamplePair(NamedTuple):
     """A normal photo and a defect of the same class, as training takes them (paper section 4.1).
 
     Attributes:
@@ -57,8 +55,7 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(v) for name, v in values.items() if isinstance(v, Tensor)})
+        return replace(self, **{name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)

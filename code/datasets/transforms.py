@@ -1,6 +1,6 @@
 """Photos and masks to tensors, and anomaly maps back to the photo's own pixels: one geometry for all."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,23 +13,10 @@ from anomalygpt.datasets.photos import to_rgb
 
 Geometry = Literal["squash", "crop"]
 
-MVTEC_THRESHOLD = 0.1
-VISA_SHARE_OF_MAXIMUM = 0.01
-
 
 def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
     """(H, W) bool -> mode L, 0 and 255."""
-    return Image.fromarray(np.where(flags, np.uint8(255), np.uint8(0)))
-
-
-def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask (mode L) on its photo's own pixels, ``> 0.1``; one of another size is resized, bilinear.
-
-    ``photo_size`` is (width, height) of the upright photo; the result is (height, width) bool.
-    """
-    if mask.size != photo_size:
-        mask = mask.resize(photo_size, Image.Resampling.BILINEAR)
-    return np.asarray(mask, dtype=np.float32) / 255 > MVTEC_THRESHOLD
+    return Image.fromarray(255 * flags.astype(np.uint8))
 
 
 class ImageTransform:
@@ -40,16 +27,11 @@ class ImageTransform:
         mean, std: per channel, on the 0..1 scale.
         geometry: ``squash`` resizes both sides to ``size`` (training and demo of the paper's code); ``crop`` resizes
             the short side to ``size`` and takes the centre (its evaluation and its few-shot references).
-
-    Raises:
-        ValueError: another geometry.
     """
 
     def __init__(
         self, size: int, mean: tuple[float, ...], std: tuple[float, ...], geometry: Geometry = "squash"
     ) -> None:
-        if geometry not in get_args(Geometry):
-            raise ValueError(f"geometry {geometry!r}: expected one of {', '.join(get_args(Geometry))}")
         self.size, self.mean, self.std, self.geometry = size, mean, std, geometry
 
     def enlarged(self, scale: int) -> "ImageTransform":
@@ -72,7 +54,7 @@ class ImageTransform:
 
     def mask(self, mask: Image.Image) -> Tensor:
         """PIL mask of mode L and any size -> (1, size, size) float32 in 0..1, in the photo's geometry (bilinear)."""
-        return _unit_tensor(self._resize(mask, Image.Resampling.BILINEAR))
+        return torch.from_numpy(np.array(self._resize(mask, Image.Resampling.BILINEAR), dtype=np.float32))[None] / 255
 
     def to_photo(self, map: Tensor, photo_size: tuple[int, int], fill: float = 0.0) -> Tensor:
         """An anomaly map on the photo's own pixels, bilinear.
@@ -94,36 +76,15 @@ class ImageTransform:
 
     def _model_coordinates(self, side: int, short: int) -> Tensor:
         """Where each pixel along a photo's ``side`` is in the model's input: (side,) float32, 0..1 inside it."""
-        resized = self.size if self.geometry == "squash" else _scaled(side, short, self.size)
+        resized = self._resized(side, short)
         offset = round((resized - self.size) / 2)
         return ((torch.arange(side) + 0.5) * (resized / side) - offset) / self.size
 
     def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        squash = self.geometry == "squash"
-        return image.resize((self.size,) * 2, resample) if squash else _short_side_crop(image, self.size, resample)
+        """The resized photo's centre square; rounds as torchvision's Resize and CenterCrop do."""
+        width, height = (self._resized(side, min(image.size)) for side in image.size)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        return image.resize((width, height), resample).crop((left, top, left + self.size, top + self.size))
 
-
-def _short_side_crop(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """The short side resized to ``size``, then the centre square; rounds as torchvision's Resize and CenterCrop do."""
-    width, height = (_scaled(side, min(image.size), size) for side in image.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
-
-
-def _scaled(side: int, short: int, size: int) -> int:
-    return size if side == short else int(size * side / short)
-
-
-def _unit_tensor(grey: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(grey, dtype=np.float32))[None] / 255
-
-
-def official_mvtec_mask(mask: Image.Image, size: int) -> Tensor:
-    """MVTec AD's evaluation mask as the paper's code makes it: squash, bilinear, ``> 0.1``. (1, size, size) bool."""
-    return _unit_tensor(mask.resize((size, size), Image.Resampling.BILINEAR)) > MVTEC_THRESHOLD
-
-
-def official_visa_mask(mask: Image.Image, size: int) -> Tensor:
-    """VisA's evaluation mask as the paper's code makes it: short side, crop, ``> max / 100``. (1, size, size) bool."""
-    values = _unit_tensor(_short_side_crop(mask, size, Image.Resampling.BILINEAR))
-    return values > values.max() * VISA_SHARE_OF_MAXIMUM
+    def _resized(self, side: int, short: int) -> int:
+        return self.size if self.geometry == "squash" or side == short else int(self.size * side / short)

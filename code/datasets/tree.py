@@ -26,7 +26,6 @@ from anomalygpt.files import read_yaml
 
 EXPECTED = "expected <class>/train/good, test/<defect> and ground_truth/<defect>, or <class>/good, <defect> and masks"
 BESIDE = ("mask", r"ground[ _-]?truth", "gt", "bm")  # the words of a mask that lies among photos
-NUMBERED = r"(.+?)[ _.(-]+\d+\)?"
 
 
 @cache
@@ -165,13 +164,11 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
             groups.append(Group(sub, split or "test", sub.name))
         else:
             raise DatasetError(f"{sub}: expected good photos to train on; rename it {GOOD} if it means good photos")
-    for other in (sub for sub in subs if splits and sub not in splits):
-        if is_called(other.name, "masks") or is_called(other.name, "perhaps_masks"):
-            mask_folders.append(other)
-        elif list_images(other) and not is_called(other.name, "hidden"):
-            reading_warning(f"{other}: photos that are not read; {EXPECTED}")
-    for loose in (outer for outer in splits if list_images(outer)):
-        reading_warning(f"{loose}: photos that are not read; expected them in {loose.name}/{GOOD} or /<defect>")
+    for sub in subs if splits else ():
+        if is_called(sub.name, "masks") or is_called(sub.name, "perhaps_masks"):
+            mask_folders.append(sub)
+        elif list_images(sub) and not is_called(sub.name, "hidden"):
+            reading_warning(f"{sub}: photos that are not read; {EXPECTED}")
     tested = {group.folder.name: group.defect for group in groups if group.split == "test"}
     if splits and tested and GOOD not in tested.values():
         found = first_offenders(tested)
@@ -193,30 +190,36 @@ def _match_masks(
     photos: dict[Group, list[Path]], mask_folders: Sequence[Path]
 ) -> tuple[dict[Path, tuple[Path, ...]], dict[Path, str]]:
     """The masks of each defect photo, and the masks that lie among photos with their kind of defect."""
-    # By a defect's plain name, None for every defect, "" for good photos: the photos by stem and by full name.
-    keys: defaultdict[str | None, defaultdict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    # By a defect's plain name, None for every defect, "" for good photos; and by stem or full name.
+    owners: defaultdict[tuple[str | None, str], list[Path]] = defaultdict(list)
     besides: dict[Path, str] = {}
     for group, images in photos.items():
         stems = {image.stem.casefold() for image in images}
         kind = plain(group.folder.name) if group.defect != GOOD else ""
-        besides |= {i: kind for i in images if any(s in stems for s, said in _photo_stems(i.stem, BESIDE) if said)}
+        besides |= {i: kind for i in images if stems.intersection(_without_words(i.stem, BESIDE))}
         for image in (image for image in images if image not in besides):
             for key in {image.stem.casefold(), image.name.casefold()}:
                 for place in (kind, None) if kind else ("",):
-                    keys[place][key].append(image)
-    found: defaultdict[Path, list[tuple[bool, Path]]] = defaultdict(list)
+                    owners[place, key].append(image)
+    found: defaultdict[Path, list[Path]] = defaultdict(list)
     orphans: list[tuple[str | None, Path]] = []
-    inside = _masks_in(mask_folders, {kind for kind in keys if kind})
+    inside = _masks_in(mask_folders, {kind for kind, _ in owners if kind})
     for place, mask, stem in (*inside, *((kind, mask, mask.stem) for mask, kind in besides.items() if kind)):
-        named = list(_photo_stems(stem, names()["mask_words"]))
-        owners, said = next(((keys[place][s], said) for s, said in named if s in keys[place]), ([], False))
-        if owners:
-            found[_the_one(mask, owners)].append((said, mask))
-        elif place or not any(s in keys[""] for s, _ in named):  # of a flat folder some masks may be of good photos
+        stems = [stem.casefold(), *_without_words(stem, names()["mask_words"]), _without_number(stem.casefold())]
+        own = next((owners[place, s] for s in stems if (place, s) in owners), [])
+        if own:
+            found[_the_one(mask, own)].append(mask)
+        elif place or not any(("", s) in owners for s in stems):  # of a flat folder some masks may be of good photos
             orphans.append((place, mask))
-    unmarked = {place for place, by_key in keys.items() for own in by_key.values() if place and not {*own} <= {*found}}
-    _report_orphans(orphans, unmarked)
-    return {photo: _said_to_be_masks(masks) for photo, masks in found.items()}, besides
+    unmarked = {place for (place, _), own in owners.items() if place != "" and not found.keys() >= {*own}}
+    if orphans:  # a misspelt mask would silently turn a marked defect into an unmarked one
+        serious = [mask for place, mask in orphans if place in unmarked]
+        listed = serious or [mask for _, mask in orphans]
+        message = f"{listed[0].parent}: {len(listed)} masks match no photo: {first_offenders(m.name for m in listed)}"
+        if serious:
+            raise DatasetError(f"{message}; expected <stem>_mask.png")
+        reading_warning(message)
+    return {photo: tuple(sorted(masks)) for photo, masks in found.items()}, besides
 
 
 def _masks_in(folders: Sequence[Path], kinds: set[str]) -> Iterator[tuple[str | None, Path, str]]:
@@ -232,49 +235,24 @@ def _masks_in(folders: Sequence[Path], kinds: set[str]) -> Iterator[tuple[str | 
             yield from ((kind, mask, deeper.name) for deeper in _folders(sub) for mask in list_images(deeper))
 
 
-def _photo_stems(stem: str, words: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """The photos' stems that a mask's may name, likeliest first, and whether one of the words says it is a mask."""
-    stem, word = stem.casefold(), "|".join(words)
-    yield stem, False
-    for pattern in (rf"(.+?)[ _.-]+(?:{word})(?:[ _.(-]*\d+\)?)?", rf"(?:{word})[ _.-]+(.+)"):
-        if match := re.fullmatch(pattern, stem):
-            yield match[1], True
-            if inner := re.fullmatch(NUMBERED, match[1]):
-                yield inner[1], True
-    if match := re.fullmatch(NUMBERED, stem):
-        yield match[1], False
+def _without_words(stem: str, words: Sequence[str]) -> list[str]:
+    """The photos' stems, in lower case, that a mask's names beside one of the words, likeliest first."""
+    word = "|".join(words)
+    patterns = (rf"(.+?)[ _.-]+(?:{word})(?:[ _.(-]*\d+\)?)?", rf"(?:{word})[ _.-]+(.+)")
+    found = [match[1] for pattern in patterns if (match := re.fullmatch(pattern, stem.casefold()))]
+    return [each for left in found for each in (left, _without_number(left))]
+
+
+def _without_number(stem: str) -> str:
+    return re.sub(r"(?<=.)[ _.(-]+\d+\)?$", "", stem)
 
 
 def _the_one(mask: Path, owners: Sequence[Path]) -> Path:
-    """The photo that a mask belongs to: of several with one stem, each must have a mask of its own full name."""
-    if len(owners) == 1:
-        return owners[0]
-    if len({owner.parent for owner in owners}) > 1:
-        several = first_offenders(owner.parent.name for owner in owners)
-        raise DatasetError(f"{mask}: names photos of several defects, {several}; put it in {mask.parent}/<defect>/")
-    inside = {path.name.casefold() for path in mask.parent.iterdir()}
-    if all(owner.name.casefold() in inside for owner in owners):
-        exact = [owner for owner in owners if owner.name.casefold() == mask.name.casefold()]
-        if len(exact) == 1:
-            return exact[0]
-    several = first_offenders(owner.name for owner in owners)
-    raise DatasetError(f"{mask}: may be the mask of {several}; give these photos different names")
-
-
-def _said_to_be_masks(masks: Sequence[tuple[bool, Path]]) -> tuple[Path, ...]:
-    """The masks whose names say so; all of them where none does. A photo's copy often lies beside its mask."""
-    named, others = (sorted(mask for said, mask in masks if said is which) for which in (True, False))
-    if named and others:
-        reading_warning(f"{others[0]}: not read, for {named[0].name} is taken as the mask; remove one of them")
-    return tuple(named or others)
-
-
-def _report_orphans(orphans: Sequence[tuple[str | None, Path]], unmarked: set[str]) -> None:
-    """A misspelt mask would silently turn a marked defect into an unmarked one."""
-    serious = [mask for place, mask in orphans if (place in unmarked if place else unmarked)]
-    listed = serious or [mask for _, mask in orphans]
-    if listed:
-        message = f"{listed[0].parent}: {len(listed)} masks match no photo: {first_offenders(m.name for m in listed)}"
-        if serious:
-            raise DatasetError(f"{message}; expected <stem>_mask.png")
-        reading_warning(message)
+    """The photo that a mask belongs to: of several with one stem in one folder, that of the mask's full name."""
+    is_one_folder = len({owner.parent for owner in owners}) == 1
+    exact = [owner for owner in owners if is_one_folder and owner.name.casefold() == mask.name.casefold()]
+    if len(exact or owners) == 1:
+        return (exact or owners)[0]
+    several = first_offenders(f"{owner.parent.name}/{owner.name}" for owner in owners)
+    advice = f"put it in {mask.parent}/<defect>/, or give photos of one defect different names"
+    raise DatasetError(f"{mask}: may be the mask of {several}; {advice}")

@@ -1,18 +1,20 @@
 """A map and its ground truth on the same pixels, by a rule that is printed with the numbers (specification 2)."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.datasets import loco, masks, transforms
+from anomalygpt.datasets import loco, masks
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import Region
-from anomalygpt.datasets.transforms import MVTEC_THRESHOLD, ImageTransform
+from anomalygpt.datasets.transforms import Geometry, ImageTransform, binary_image
 from anomalygpt.inference.results import ImageResult
+
+MVTEC_THRESHOLD = 0.1
+VISA_SHARE_OF_MAXIMUM = 0.01
 
 Resolution = Literal["map", "photo"]
 MaskRule = Literal["official_mvtec", "official_visa", "as_photo", "photo"]
@@ -22,7 +24,7 @@ MASK_RULES: dict[MaskRule, str] = {
     ),
     "official_visa": (
         "mask's short side resized to the map's size, centre crop, bilinear, > "
-        f"{transforms.VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
+        f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
     ),
     "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
     "photo": (
@@ -54,31 +56,20 @@ def describe_rule(rule: MaskRule, transform: ImageTransform, side: int) -> str:
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
     """A mask on the map's pixels, (side, side) bool; ``transform`` is that of its photo."""
-    if rule == "official_mvtec":
-        return transforms.official_mvtec_mask(mask, side)[0].numpy()
-    if rule == "official_visa":
-        return transforms.official_visa_mask(mask, side)[0].numpy()
-    at_map_size = ImageTransform(side, transform.mean, transform.std, transform.geometry)
-    return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
+    official: dict[MaskRule, Geometry] = {"official_mvtec": "squash", "official_visa": "crop"}
+    geometry = official.get(rule, transform.geometry)
+    values = ImageTransform(side, transform.mean, transform.std, geometry).mask(mask)[0]
+    return (values > (values.max() * VISA_SHARE_OF_MAXIMUM if rule == "official_visa" else MVTEC_THRESHOLD)).numpy()
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """A photo's map and marked defects.
+class GroundTruth(NamedTuple):
+    """A photo's map and marked defects."""
 
-    Attributes:
-        scores: (H, W) float32, the map.
-        mask: (H, W) bool, True where anomalous.
-        regions: the defects; None for the mask's connected regions.
-        model_mask: (S, S) bool, the mask of what the model was shown, on the pixels of its map.
-        coding: how the mask was read, None for a good photo.
-    """
-
-    scores: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    regions: list[Region] | None
-    model_mask: NDArray[np.bool_]
-    coding: str | None = None
+    scores: NDArray[np.float32]  # (H, W), the map
+    mask: NDArray[np.bool_]  # (H, W), True where anomalous
+    regions: list[Region] | None  # the defects; None for the mask's connected regions
+    model_mask: NDArray[np.bool_]  # (S, S), the mask of what the model was shown, on the pixels of its map
+    coding: str = ""  # how the mask was read; empty of a good photo
 
 
 def ground_truth(
@@ -95,7 +86,8 @@ def ground_truth(
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
         if rule == "photo":
-            return transforms.mask_on_photo(mask, result.map.shape[::-1])
+            resized = mask.resize(result.map.shape[::-1], Image.Resampling.BILINEAR)
+            return np.asarray(resized, dtype=np.float32) / 255 > MVTEC_THRESHOLD
         return on_map(mask, transform, side, rule)
 
     image, coding = masks.read_mask(record)
@@ -104,7 +96,7 @@ def ground_truth(
     if saturated:
         regions = []
         for defect in loco.regions(record):
-            pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
+            pixels = placed(binary_image(defect.pixels))
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from anomalygpt.config.schema import DataConfig
-from anomalygpt.datasets.build import build_cards, build_instructions, build_pairs, build_records
+from anomalygpt.datasets.build import build_instructions, build_pairs, build_records
 from anomalygpt.datasets.records import DatasetError
 
 
@@ -55,11 +55,6 @@ def test_a_folders_own_words_reach_the_questions(parts, transform):
     said = {turn.text for index in range(len(train)) for turn in train[index].normal.turns if turn.role == "human"}
     assert any("a gear wheel for anomaly detection, which should be round." in text for text in said)
     assert train.wording.infos["gear"].nsa.half_width == (0.3, 0.4)
-
-
-def test_two_files_about_one_class_are_an_error(parts):
-    with pytest.raises(DatasetError, match=r"another folder's dataset\.yaml describes gear, too"):
-        build_cards(config_of(("folder", parts), ("folder", parts)))
 
 
 def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, caplog):

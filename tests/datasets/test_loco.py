@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.datasets.loco import index_loco, regions, saturation_thresholds
+from anomalygpt.datasets.loco import regions
 from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.records import DatasetError
+from anomalygpt.datasets.tree import index_tree
 
 
 def logical(tree):
-    [record] = [r for r in index_loco(tree) if r.defect == "logical_anomalies"]
+    [record] = [r for r in index_tree(tree) if r.defect == "logical_anomalies"]
     return record
 
 
 def test_the_validation_photos_are_a_split_of_their_own(loco_tree):
     good = [(split, "good") for split in ("train", "train", "validation", "validation", "test", "test")]
     defects = [("test", "logical_anomalies"), ("test", "structural_anomalies")]
-    assert [(r.split, r.defect) for r in index_loco(loco_tree)] == [*good, *defects]
+    assert [(r.split, r.defect) for r in index_tree(loco_tree)] == [*good, *defects]
 
 
 def test_a_photos_masks_count_together(loco_tree):
@@ -43,11 +44,4 @@ def test_a_photos_regions_know_how_much_of_them_must_be_found(loco_tree):
 def test_a_wrong_list_of_kinds_is_an_error(loco_tree, text):
     (loco_tree / "pushpins" / "defects_config.json").write_text(text)
     with pytest.raises(DatasetError, match=r"defects_config\.json: "):
-        saturation_thresholds(loco_tree / "pushpins")
-
-
-def test_a_folder_of_another_kind_of_defect_is_explained(loco_tree, write_photo):
-    assert index_loco(loco_tree / "pushpins") == index_loco(loco_tree)
-    write_photo(loco_tree / "pushpins" / "test" / "crack" / "000.png")
-    with pytest.raises(DatasetError, match="unknown folder crack; expected"):
-        index_loco(loco_tree)
+        regions(logical(loco_tree))

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from anomalygpt.datasets.class_info import ClassInfo
+from anomalygpt.datasets.csv_table import index_visa
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.layouts import index_crack_forest
-from anomalygpt.datasets.loco import index_loco
 from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
@@ -23,7 +23,6 @@ from anomalygpt.datasets.regions import positions_of
 from anomalygpt.datasets.sample import collate_pairs
 from anomalygpt.datasets.synthesis import NSASettings
 from anomalygpt.datasets.tree import index_tree
-from anomalygpt.datasets.visa import index_visa
 from anomalygpt.inference.answers import parse_verdict
 
 PLACE = re.compile(r"the (top left|top right|bottom left|bottom right|top|bottom|left|right|center)\b")
@@ -37,7 +36,7 @@ def train_records(mvtec_tree):
 @pytest.fixture
 def all_records(mvtec_tree, visa_tree, loco_tree, crack_tree):
     # The other trees are in folders of the MVTec tree that hold no train/.
-    trees = (index_tree(mvtec_tree), index_visa(visa_tree), index_loco(loco_tree), index_crack_forest(crack_tree))
+    trees = (index_tree(mvtec_tree), index_visa(visa_tree), index_tree(loco_tree), index_crack_forest(crack_tree))
     return [record for tree in trees for record in tree]
 
 
@@ -96,7 +95,7 @@ def test_a_batch_alternates_normal_and_defect(train_records, transform):
     assert torch.equal(batch.references[1], dataset[4].reference)
     assert batch.class_names == ["bottle", "bottle", "screw", "screw"]
     assert batch.conversations[1] == dataset[0].defect.turns
-    bare = replace(dataset[0], reference=None)
+    bare = dataset[0]._replace(reference=None)
     assert collate_pairs([dataset[0], bare]).references is None
 
 

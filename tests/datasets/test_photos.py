@@ -399,7 +399,3 @@ def test_results_of_an_earlier_run_are_left_out(tmp_path: Path, caplog: pytest.L
         (tmp_path / name).touch()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b_map.png", "b_overlay.png", "c_overlay.png"]
     assert "2 overlays and maps" in caplog.text
-    (tmp_path / "results.json").write_text('[{"photo": "c.png", "overlay": "c_overlay.png", "map": "c_map.tiff"}]')
-    assert [path.name for path in list_images(tmp_path)] == ["a.png", "b_map.png", "b_overlay.png"]
-    (tmp_path / "results.json").write_text("[1]")
-    assert len(list_images(tmp_path)) == 4

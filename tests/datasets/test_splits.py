@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from anomalygpt.datasets.build import normal_split, supervised_split
+from anomalygpt.datasets.csv_table import index_visa
 from anomalygpt.datasets.layouts import index_crack_forest
-from anomalygpt.datasets.loco import index_loco
-from anomalygpt.datasets.splits import normal_split, supervised_split
 from anomalygpt.datasets.tree import index_tree
-from anomalygpt.datasets.visa import index_visa
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def test_a_classs_own_validation_photos_are_validated_on(records):
 
 
 def test_normal_test_photos_stay_out_of_training_and_validation(records, visa_tree, loco_tree, crack_tree):
-    records = [*records, *index_visa(visa_tree), *index_loco(loco_tree), *index_crack_forest(crack_tree)]
+    records = [*records, *index_visa(visa_tree), *index_tree(loco_tree), *index_crack_forest(crack_tree)]
     train, validation = supervised_split(records, 0.5, seed=0)
     used = [*train, *validation]
     assert len({record.image for record in used}) == len(used)
