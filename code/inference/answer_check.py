@@ -21,6 +21,7 @@ from anomalygpt.inference.language_models import History, LanguageModel
 from anomalygpt.inference.results import AnswerSource, ImageResult
 
 logger = logging.getLogger(__name__)
+_warn_once = cache(logger.warning)
 
 MARKUP = re.compile(
     r"###|<\|?/?\w+\|?/?>|\[/?INST\]|<<SYS|(?:^|[.!?。！？])\s*(?:human|user|assistant|system)\s*[:：]"
@@ -126,11 +127,6 @@ def _stream_once(
     if text != released:
         yield text[len(released) :]
     return Answer(text, "model")
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 def check_answer(answer: str, question: str, findings: Findings) -> tuple[Contradiction, ...]:

@@ -154,6 +154,7 @@ class ChatModel:
         self.llm, self.tokenizer, self.settings = llm, tokenizer, settings
         ends = llm.generation_config.eos_token_id
         self.stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        self._encode = partial(tokenizer.encode, add_special_tokens=False)
         self._cache = ConversationCache()
 
     def texts(
@@ -181,9 +182,6 @@ class ChatModel:
         except TemplateError:  # some templates refuse a system message, others leave it out
             pass
         return self.tokenizer.apply_chat_template(without_system(messages), **options)
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return THOUGHTS.sub("", self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
