@@ -19,7 +19,7 @@ from anomalygpt.datasets.findings_dialogue import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
 from anomalygpt.datasets.overview import overview
-from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
+from anomalygpt.datasets.pairs import TrainingPairs
 from anomalygpt.datasets.photos import configure, load_image
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders, in_order
 from anomalygpt.datasets.transforms import ImageTransform
@@ -28,7 +28,6 @@ from anomalygpt.datasets.tree import index_tree
 logger = logging.getLogger(__name__)
 
 Division = tuple[list[ImageRecord], list[ImageRecord]]  # (to train on, held back to validate on)
-TrainingPairs = SimulatedPairs | SupervisedPairs
 Indexer = Callable[[Path, Sequence[str] | None], list[ImageRecord]]
 INDEXERS: Mapping[str, Indexer] = {
     **dict.fromkeys(("mvtec", "loco", "mvtec_ad_2", "mpdd", "btad", "folder"), index_tree),
@@ -155,21 +154,18 @@ def build_pairs(
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
     parts = (supervised_split if is_real else normal_split)(records, config.validation_share, seed)
     train, held_back = (_readable(part, config.unreadable) if decode_all else part for part in parts)
-    if not is_real:
-        if not train:
-            raise DatasetError("data.sources hold no normal training photos (train/good)")
-        options = (transform, seed, config.patch_source, config.drawn_share, wording)
-        return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
-    unmarked = sum(record.is_anomalous and not record.masks for record in records)
-    if unmarked:
+    if not (train or is_real):
+        raise DatasetError("data.sources hold no normal training photos (train/good)")
+    if unmarked := is_real and sum(record.is_anomalous and not record.masks for record in records):
         logger.warning("%d defect photos without a mask are left out", unmarked)
     kinds = {record.is_anomalous for record in held_back}
-    if len(kinds) == 1:
+    if is_real and len(kinds) == 1:
         lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
         message = "nothing is validated: the %d held-back photos hold no %s, and pairs need both"
         logger.warning(message, len(held_back), lacking)
-    validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
-    return SupervisedPairs(train, transform, seed, wording), validation
+    options = (transform, seed, config.patch_source, config.drawn_share, wording, is_real)
+    validation = TrainingPairs(held_back, *options) if len(kinds) == 1 + is_real else None
+    return TrainingPairs(train, *options), validation
 
 
 def build_findings(

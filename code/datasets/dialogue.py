@@ -32,19 +32,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Wording:
-    """Writes the conversations of a data set.
+    """Writes the conversations of a data set."""
 
-    Attributes:
-        follow_up: adds up to two turns after the verdict.
-        languages: en or zh; one is drawn for each photo, a language named twice twice as often.
-        description_share: how often a question that names the class also describes a good part.
-        infos: entries of ``dataset.yaml``, by class name.
-    """
-
-    follow_up: bool = True
-    languages: tuple[str, ...] = ("en",)
-    description_share: float = 0.7
-    infos: Mapping[str, ClassInfo] = field(default_factory=dict)
+    follow_up: bool = True  # adds up to two turns after the verdict
+    languages: tuple[str, ...] = ("en",)  # one is drawn for each photo, a language named twice twice as often
+    description_share: float = 0.7  # how often a question that names the class also describes a good part
+    infos: Mapping[str, ClassInfo] = field(default_factory=dict)  # entries of ``dataset.yaml``, by class name
 
     def conversation(
         self, class_name: str, positions: Sequence[str], area: float, defect: str | None, rng: np.random.Generator
@@ -64,8 +57,8 @@ class Wording:
         question = detection_question(named, rng, bool(rng.random() < self.description_share), language, info)
         texts = [question, detection_answer(bool(positions), positions, language)]
         sentence = defect and defect_sentence(class_name, defect, language)
-        answerable = {"parts": parts_shown(class_name) is not None, "kind": sentence is not None}
-        kinds = [*FOLLOW_UP_KINDS, *(kind for kind in answerable if answerable[kind])]
+        answerable = {"parts": parts_shown(class_name), "kind": sentence}
+        kinds = [*FOLLOW_UP_KINDS, *(kind for kind, answer in answerable.items() if answer is not None)]
         drawn: list[str] = []  # up to two different ones
         if self.follow_up:
             count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
@@ -132,13 +125,10 @@ def follow_up_answer(
     info: ClassInfo | None = None,
     sentence: str = "",
 ) -> str:
-    """The answer to a follow-up question.
+    """The answer to a follow-up question; the arguments are those of :class:`Wording`.
 
     Args:
         kind: ``where``, ``count``, ``size``, ``what``, ``usable``, ``parts`` or ``kind``.
-        positions: one name per defect, none for a normal photo.
-        area: fraction of the photo that is marked, 0..1.
-        info: replaces the tables' words for the class.
         sentence: the answer to ``kind``, as :func:`defect_sentence` gives it.
     """
     phrases = phrase_table(language)
@@ -146,10 +136,10 @@ def follow_up_answer(
     if kind == "where" and positions:
         return _with_positions(forms, positions, language)
     count, none = (parts_shown(class_name), "surface") if kind == "parts" else (len(positions), "normal")
-    percent = 100 * area
+    percent, noun = 100 * area, noun_phrase(class_name, language, info)
     share = phrases["share"].format(percent=f"{percent:.1f}" if percent < 10 else f"{percent:.0f}")
-    share, noun = phrases["small_share"] if percent < 0.1 else share, noun_phrase(class_name, language, info)
     form = forms[none if count == 0 else "one" if count == 1 else "several"]
+    share = phrases["small_share"] if percent < 0.1 else share
     return form.format(count=count, share=share, noun_phrase=noun, defect=sentence)
 
 

@@ -125,10 +125,12 @@ def places_text(places: Sequence[str], language: Language) -> str:
 def findings_text(findings: Findings, language: Language = "en") -> str:
     """The findings as one line: what the language model reads before the question."""
     lines = finding_phrases(language)["findings"]
-    undecided = findings.status == "can't tell"
+    about = lines["one" if findings.number == 1 else "several"] if findings.number else ""
+    if findings.status == "can't tell":
+        about = _undecided_form(findings, language)
     parts = [
         lines[findings.status],
-        _undecided_form(findings, language) if undecided else lines[_number_case(findings)] if findings.number else "",
+        about,
         lines["part" if findings.knows_class else "no_part"],
         lines["references" if findings.references else "no_references"],
     ]
@@ -149,7 +151,7 @@ def answer_text(kind: str, findings: Findings, language: Language, **claim: str)
     verdict, known = findings.status, "known" if findings.knows_class else "unknown"
     wrong = "wrong" if len(findings.places) == 1 else "wrong_several"
     cases = ["any", f"{known}_{verdict}", *([] if findings.references else [f"none_{verdict}"]), verdict]
-    cases += ["right" if claim.get("place") in findings.places else wrong, _number_case(findings)]
+    cases += ["right" if claim.get("place") in findings.places else wrong, "one" if findings.number == 1 else "several"]
     forms = finding_phrases(language)["answers"][kind]
     return next(forms[case] for case in cases if case in forms).format(**slots)
 
@@ -157,10 +159,6 @@ def answer_text(kind: str, findings: Findings, language: Language, **claim: str)
 def _undecided_form(findings: Findings, language: Language) -> str:
     forms = finding_phrases(language)["undecided"]
     return str(forms[findings.reason] + forms["highest" if findings.regions else "end"])
-
-
-def _number_case(findings: Findings) -> str:
-    return "one" if findings.number == 1 else "several"
 
 
 def _slots(findings: Findings, language: Language) -> dict[str, Any]:

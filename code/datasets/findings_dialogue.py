@@ -39,17 +39,11 @@ MAP_SIDE = 224  # pixels, what the prompt learner takes
 
 
 class FindingsSample(NamedTuple):
-    """A conversation and what stands before it.
+    """A conversation and what stands before it."""
 
-    Attributes:
-        embedding: (D,) float32 of unit length, in a random direction.
-        map: (1, 224, 224) float32 in 0..1, with blobs where the findings are of a defect, at other places.
-        turns: human and assistant in turn; the first one begins with the findings.
-    """
-
-    embedding: Tensor
-    map: Tensor
-    turns: tuple[Turn, ...]
+    embedding: Tensor  # (D,) float32 of unit length, in a random direction
+    map: Tensor  # (1, 224, 224) float32 in 0..1, with blobs where the findings are of a defect, at other places
+    turns: tuple[Turn, ...]  # human and assistant in turn; the first one begins with the findings
 
 
 @dataclass(frozen=True)
@@ -68,15 +62,10 @@ def collate_findings(samples: Sequence[FindingsSample]) -> FindingsBatch:
 
 
 class FindingsConversations(Dataset[FindingsSample]):
-    """Conversations that depend on the seed, the split, the epoch and the index alone.
+    """An epoch's ``count`` conversations, which depend on the seed, the split, the epoch and the index alone.
 
-    Embedding and map are random, so that the findings' text is the only source of a right answer.
-
-    Args:
-        count: of an epoch's conversations.
-        embed_width: D of the image's embedding.
-        split: which wordings of the questions are drawn.
-        chinese: how often a conversation begins in Chinese, 0..1.
+    Embedding (``embed_width`` numbers) and map are random, so that the findings' text is the only source of a right
+    answer. ``chinese``: how often a conversation begins in Chinese, 0..1.
     """
 
     def __init__(self, count: int, embed_width: int, seed: int, split: Split = "train", chinese: float = 0.5) -> None:
@@ -147,18 +136,12 @@ def draw_findings(rng: np.random.Generator) -> Findings:
     image_size = (int(rng.integers(160, 4000)), int(rng.integers(160, 4000)))
     defective = rng.random() < 0.65
     number = 1 + int(rng.choice(len(NUMBER_SHARES), p=NUMBER_SHARES)) if defective else 0
-    regions = [
-        RegionFinding(
-            place=str(rng.choice(PLACES)),
-            box=(0, 0, 1, 1),
-            area=float(np.exp(rng.uniform(np.log(3e-4), np.log(0.3 / number)))),
-            peak=float(rng.uniform(1, 4)),
-            form=FORMS[int(rng.integers(len(FORMS)))],
-        )
-        for _ in range(number)
-    ]
-    sure = rng.random() < 0.6
-    of_verdict = rng.uniform(0.9, 1) if sure else rng.uniform(0.5, 0.9)
+    regions = []
+    for _ in range(number):
+        place, area = str(rng.choice(PLACES)), float(np.exp(rng.uniform(np.log(3e-4), np.log(0.3 / number))))
+        peak, form = float(rng.uniform(1, 4)), FORMS[int(rng.integers(len(FORMS)))]
+        regions.append(RegionFinding(place, (0, 0, 1, 1), area, peak, form))
+    of_verdict = rng.uniform(0.9, 1) if rng.random() < 0.6 else rng.uniform(0.5, 0.9)
     return Findings(
         status="defective" if defective else "good",
         probability=float(of_verdict if defective else 1 - of_verdict),
@@ -194,9 +177,7 @@ def draw_question(
 ) -> tuple[str, dict[str, str]]:
     """A question of a kind, and what it claims (see :func:`answer_text`).
 
-    Args:
-        split: every third line of a kind is held out.
-        careless: how often it is written without care: a typing mistake, no capital letters, no question mark.
+    ``careless``: how often it is written without care: a typing mistake, no capital letters, no question mark.
     """
     phrases = finding_phrases(language)
     words, every = phrases["words"], phrases["questions"][kind]

@@ -22,21 +22,44 @@ from anomalygpt.datasets.transforms import ImageTransform
 PatchSource = Literal["same", "any"]
 
 
-class _Pairs(Dataset[SamplePair]):
-    """Pairs that depend on the seed, the epoch and the index alone, whatever the number of loader workers."""
+class TrainingPairs(Dataset[SamplePair]):
+    """Pairs of a normal photo, a defect of its class, and another normal photo of the class as the reference.
+
+    They depend on the seed, the epoch and the index alone, whatever the number of loader workers.
+
+    Args:
+        records: normal training photos: each gives a pair with a simulated defect (paper section 3.4). Where ``real``,
+            normal photos and defects with masks: each defect gives a pair with a normal photo that is drawn.
+        transform: a defect is simulated on the pixels that it shows the model, so that photo and mask agree.
+        source: pasted patches come from the ``same`` class or from ``any`` photo.
+        drawn_share: how often a defect is drawn (``drawn.py``) in place of a pasted patch.
+
+    Raises:
+        DatasetError: ``real``, but the records hold no defects or no normal photos.
+    """
 
     def __init__(
-        self, records: Sequence[ImageRecord], transform: ImageTransform, seed: int, wording: Wording | None
+        self,
+        records: Sequence[ImageRecord],
+        transform: ImageTransform,
+        seed: int,
+        source: PatchSource = "same",
+        drawn_share: float = 0.0,
+        wording: Wording | None = None,
+        real: bool = False,
     ) -> None:
-        self.records = list(records)
-        self.paired: Sequence[int] = range(len(self.records))  # the records that give the pairs their classes
-        self.transform, self.seed, self.wording = transform, seed, wording or Wording()
+        self.records, self.transform, self.seed, self.real = list(records), transform, seed, real
+        self.source, self.drawn_share, self.wording = source, drawn_share, wording or Wording()
         self.photo_settings = current_settings()  # for loader processes
         self.cached_photos, self._shown = 0, dict[int, Pixels]()  # decoded photos, of each loader process
+        self._normal = [index for index, record in enumerate(self.records) if not record.is_anomalous]
+        self._paired = [index for index, record in enumerate(self.records) if record.is_anomalous == real]
         self._normal_of_class: defaultdict[str, list[int]] = defaultdict(list)
-        for index, record in enumerate(self.records):
-            if not record.is_anomalous:
-                self._normal_of_class[record.class_name].append(index)
+        for index in self._normal:
+            self._normal_of_class[self.records[index].class_name].append(index)
+        if real and not (self._paired and self._normal):
+            found = f"{len(self._paired)} defects with a mask and {len(self._normal)} normal photos"
+            raise DatasetError(f"{found}; pairs need both")
         self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -44,17 +67,57 @@ class _Pairs(Dataset[SamplePair]):
         self._shared_epoch[0] = epoch
 
     def __len__(self) -> int:
-        return len(self.paired)
+        return len(self._paired)
 
     def __getitem__(self, index: int) -> SamplePair:
         """Pair ``index``. Raises :class:`DatasetError` when a photo or a mask cannot be read."""
         if get_worker_info() is not None:
             # OpenCV's own threads do not survive a worker's fork, and the workers share the cores already.
             cv2.setNumThreads(0)
-        return self._pair(self.paired[index])
+        return (self._real_pair if self.real else self._simulated_pair)(self._paired[index])
 
-    def _pair(self, index: int) -> SamplePair:
-        raise NotImplementedError
+    def _simulated_pair(self, index: int) -> SamplePair:
+        rng = self._generator(index)
+        class_name = self.records[index].class_name
+        same = self._normal_of_class[class_name]
+        pixels = self._pixels(index)
+        reference = self._pixels(_another(index, same, rng))
+        patches = self._pixels(_another(index, same if self.source == "same" else self._normal, rng))
+        info = self.wording.infos.get(class_name)
+        settings = nsa_settings(class_name, info.nsa.model_dump(exclude_unset=True) if info else None)
+        # Fraction 0 draws no number, so that the paper's pairs do not depend on the option.
+        draws = self.drawn_share > 0 and rng.random() < self.drawn_share
+        simulated = draw_defects(pixels, settings, rng) if draws else None
+        if simulated is None or not simulated.boxes:
+            simulated = simulate(pixels, patches, settings, rng)
+        target = simulated.mask > TRAINING_THRESHOLD
+        positions = [position_name(box, (self.transform.size, self.transform.size)) for box in simulated.boxes]
+        # A pasted patch is of no kind that has a name, so without drawn defects no question asks for the kind.
+        no_defect = "" if self.drawn_share else None
+        kind = (simulated.kind or None) if simulated.boxes else no_defect
+        normal = self._sample(index, pixels, np.zeros_like(target), (), no_defect, rng)
+        defect = self._sample(index, simulated.image, target, positions, kind, rng)
+        return SamplePair(normal, defect, self.transform.normalise(reference))
+
+    def _real_pair(self, index: int) -> SamplePair:
+        # A class without normal photos (CrackForest) borrows one of any class, which is no reference.
+        own = self._normal_of_class.get(self.records[index].class_name)
+        choices = own or self._normal
+        rng = self._generator(index, 1)  # another stream than the conversation's
+        normal, other = (choices[int(at)] for at in rng.choice(len(choices), 2, replace=len(choices) == 1))
+        reference = self.transform.normalise(self._pixels(other)) if own else None
+        return SamplePair(self._real_sample(normal), self._real_sample(index), reference)
+
+    def _real_sample(self, index: int) -> AnomalySample:
+        record, target = self.records[index], np.zeros((self.transform.size, self.transform.size), bool)
+        if record.is_anomalous:
+            # In the transform's geometry; every pixel that a hair-thin crack touches counts.
+            mask = self.transform.mask(load_mask(record))[0].numpy()
+            target = mask > TRAINING_THRESHOLD if (mask > TRAINING_THRESHOLD).any() else mask > 0
+            if not target.any():
+                raise DatasetError(f"{record.masks[0]}: marks nothing of what the model sees of {record.image.name}")
+        defect = record.defect if record.is_anomalous else ""
+        return self._sample(index, self._pixels(index), target, positions_of(target), defect, self._generator(index))
 
     def _generator(self, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, int(self._shared_epoch[0]), *numbers])
@@ -85,96 +148,9 @@ class _Pairs(Dataset[SamplePair]):
         return AnomalySample(self.transform.normalise(pixels), mask, name, turns, bool(target.any()), photo)
 
 
-class SimulatedPairs(_Pairs):
-    """Pairs of a normal training photo and the same photo with a simulated defect (paper section 3.4), one per photo.
-
-    Args:
-        records: normal photos, none of the test split.
-        transform: the defect is made on the pixels that it shows the model, so that photo and mask agree.
-        source: patches come from the ``same`` class or from ``any`` photo.
-        drawn_share: how often a defect is drawn (``drawn.py``) in place of a pasted patch.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        transform: ImageTransform,
-        seed: int,
-        source: PatchSource = "same",
-        drawn_share: float = 0.0,
-        wording: Wording | None = None,
-    ) -> None:
-        super().__init__(records, transform, seed, wording)
-        self.source, self.drawn_share = source, drawn_share
-
-    def _pair(self, index: int) -> SamplePair:
-        rng = self._generator(index)
-        class_name = self.records[index].class_name
-        same = self._normal_of_class[class_name]
-        pixels = self._pixels(index)
-        reference = self._pixels(_another(index, same, rng))
-        patches = self._pixels(_another(index, same if self.source == "same" else self.paired, rng))
-        info = self.wording.infos.get(class_name)
-        settings = nsa_settings(class_name, info.nsa.model_dump(exclude_unset=True) if info else None)
-        # Fraction 0 draws no number, so that the paper's pairs do not depend on the option.
-        draws = self.drawn_share > 0 and rng.random() < self.drawn_share
-        simulated = draw_defects(pixels, settings, rng) if draws else None
-        if simulated is None or not simulated.boxes:
-            simulated = simulate(pixels, patches, settings, rng)
-        target = simulated.mask > TRAINING_THRESHOLD
-        positions = [position_name(box, (self.transform.size, self.transform.size)) for box in simulated.boxes]
-        # A pasted patch is of no kind that has a name, so without drawn defects no question asks for the kind.
-        no_defect = "" if self.drawn_share else None
-        kind = (simulated.kind or None) if simulated.boxes else no_defect
-        normal = self._sample(index, pixels, np.zeros_like(target), (), no_defect, rng)
-        defect = self._sample(index, simulated.image, target, positions, kind, rng)
-        return SamplePair(normal, defect, self.transform.normalise(reference))
-
-
 def _another(index: int, choices: Sequence[int], rng: np.random.Generator) -> int:
     """One of the choices other than ``index``; ``index`` itself where there is no other."""
     if len(choices) == 1:
         return index
     drawn = choices[int(rng.integers(len(choices) - 1))]
     return choices[-1] if drawn == index else drawn
-
-
-class SupervisedPairs(_Pairs):
-    """Pairs of a drawn normal photo, a real defect, and another normal photo as the reference, one per defect.
-
-    They are of the defect's class. A class without normal photos (CrackForest) borrows one of any class, and its pairs
-    have no reference, because a photo of another class is none. The target is ``mask > 0.3`` in the transform's
-    geometry; where that leaves nothing of a real defect, such as a hair-thin crack, every pixel that it touches counts.
-
-    Raises:
-        DatasetError: the records hold no defects or no normal photos.
-    """
-
-    def __init__(
-        self, records: Sequence[ImageRecord], transform: ImageTransform, seed: int, wording: Wording | None = None
-    ) -> None:
-        super().__init__(records, transform, seed, wording)
-        self.paired = [index for index, record in enumerate(self.records) if record.is_anomalous]
-        self._normal = [index for index, record in enumerate(self.records) if not record.is_anomalous]
-        if not self.paired or not self._normal:
-            found = f"{len(self.paired)} defects with a mask and {len(self._normal)} normal photos"
-            raise DatasetError(f"{found}; pairs need both")
-
-    def _pair(self, index: int) -> SamplePair:
-        own = self._normal_of_class.get(self.records[index].class_name)
-        choices = own or self._normal
-        rng = self._generator(index, 1)  # another stream than the conversation's
-        normal, other = (choices[int(at)] for at in rng.choice(len(choices), 2, replace=len(choices) == 1))
-        reference = self.transform.normalise(self._pixels(other)) if own else None
-        return SamplePair(self.sample(normal), self.sample(index), reference)
-
-    def sample(self, index: int) -> AnomalySample:
-        """The sample of record ``index``. Raises :class:`DatasetError` if its photo or mask is unreadable or empty."""
-        record, target = self.records[index], np.zeros((self.transform.size, self.transform.size), bool)
-        if record.is_anomalous:
-            mask = self.transform.mask(load_mask(record))[0].numpy()
-            target = mask > TRAINING_THRESHOLD if (mask > TRAINING_THRESHOLD).any() else mask > 0
-            if not target.any():
-                raise DatasetError(f"{record.masks[0]}: marks nothing of what the model sees of {record.image.name}")
-        defect = record.defect if record.is_anomalous else ""
-        return self._sample(index, self._pixels(index), target, positions_of(target), defect, self._generator(index))

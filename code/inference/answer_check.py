@@ -11,26 +11,18 @@ import re
 import unicodedata
 from collections.abc import Generator, Iterator
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from anomalygpt.datasets.class_info import noun_phrase, spoken_name
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text, language_of, size_word
 from anomalygpt.errors import UserError
-from anomalygpt.inference.answer_claims import (
-    Claim,
-    ClaimReader,
-    Subject,
-    areas_of,
-    class_names,
-    pattern_of,
-    word_table,
-)
+from anomalygpt.inference.answer_claims import Claim, ClaimReader, areas_of, class_names, pattern_of, word_table
 from anomalygpt.inference.language_models import History, LanguageModel
 from anomalygpt.inference.results import AnswerSource, ImageResult
 
 logger = logging.getLogger(__name__)
+_warn_once = cache(logger.warning)
 
-Kind = Literal[Subject, "language", "repetition", "cut_off", "empty", "markup"]
 MARKUP = re.compile(
     r"###|<\|?/?\w+\|?/?>|\[/?INST\]|<<SYS|(?:^|[.!?。！？])\s*(?:human|user|assistant|system)\s*[:：]"
     r"|^(?:findings|检测结论)\s*[:：]",
@@ -57,24 +49,20 @@ KIND_OF_SENTENCE: dict[str, str] = {
 
 
 class Contradiction(NamedTuple):
-    """A statement of an answer (``words``, or a part of it) that the findings don't support."""
+    """A statement of an answer (``words``, or a part of it) that the findings don't support, or a fault of its form."""
 
-    kind: Kind
+    kind: str  # a claim's, or ``language``, ``repetition``, ``cut_off``, ``empty``, ``markup``
     words: str
 
 
 class Answer(NamedTuple):
-    """A checked answer.
-
-    Attributes:
-        source: the language ``model``'s own words; ``corrected``: generated again from a forced opening, or cut before
-            a contradiction or where the model failed; ``findings``: their own sentence in place of the model's.
-        contradictions: of the model's own first answer.
-    """
+    """A checked answer."""
 
     text: str
+    # The language ``model``'s own words; ``corrected``: generated again from a forced opening, or cut before a
+    # contradiction or where the model failed; ``findings``: their own sentence in place of the model's.
     source: AnswerSource
-    contradictions: tuple[Contradiction, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()  # of the model's own first answer
 
 
 def stream_checked(
@@ -83,14 +71,10 @@ def stream_checked(
     """Yields an answer piece by piece: a sentence is released when it does not contradict the photo's findings.
 
     A question without words, or in another script than Latin and Chinese, is answered by the findings' own sentence.
-
-    Args:
-        history: earlier (question, answer) pairs about the photo.
-
-    Returns:
-        The whole answer; its text is what was yielded.
+    Returns the whole answer; its text is what was yielded.
     """
-    findings, language, kind, faults = image.findings, language_of(question), None, ()
+    findings, language = image.findings, language_of(question)
+    kind, faults = "", tuple[Contradiction, ...]()
     if is_readable(question):
         first = yield from _stream_once(model, image, question, history)
         faults = first.contradictions
@@ -98,7 +82,7 @@ def stream_checked(
             return first
         about = [fault.kind for fault in faults]
         if "verdict" not in about:
-            kind = next(filter(None, map(KIND_OF_SENTENCE.get, about)), None)
+            kind = next(filter(None, map(KIND_OF_SENTENCE.get, about)), "")
         if first.source != "findings":
             opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
             second = yield from _stream_once(model, image, question, history, opening)
@@ -145,20 +129,10 @@ def _stream_once(
     return Answer(text, "model")
 
 
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
-
-
 def check_answer(answer: str, question: str, findings: Findings) -> tuple[Contradiction, ...]:
     """The statements of an answer that contradict the findings or that nothing in them supports.
 
-    Args:
-        answer: by any language model, in English or Chinese.
-        question: the one that it answers; yes and no are read by it.
-
-    Returns:
-        Empty where nothing contradicts. Faults of form (language, repetition, …) are returned alone.
+    Yes and no are read by the question. Faults of form (language, repetition, …) are returned alone.
     """
     answer = re.sub(r"(\W)\1{3,}", r"\1\1\1", re.sub(r"[*`]+|\b_+|_+\b", "", answer)).strip()
     if faults := tuple(_faults_of_form(answer, question, findings)):

@@ -8,14 +8,11 @@ nothing; any other sentence without a claim counts as unsupported, unless it pla
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from anomalygpt.datasets.class_info import noun_phrase, phrase_table, spoken_name
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, finding_phrases
 
-Subject = Literal[
-    "verdict", "place", "number", "size", "probability", "form", "type", "class", "references", "unsupported"
-]
 LONGEST = 500  # characters of a sentence that are read at a time: what bounds the time for a text without full stops
 NUMERAL = re.compile(
     r"(?<=百分之)[零一二两三四五六七八九十百]+|[一二两三四五六七八九十百]+(?=[处个块片张成年根颗只枚支粒]|[。！]?$)"
@@ -26,7 +23,8 @@ PLACE = re.compile(r"<([a-z-]+)>")
 class Claim(NamedTuple):
     """What a clause states."""
 
-    kind: Subject
+    # verdict, place, number, size, probability, form, type, class, references, or unsupported: about none of these
+    kind: str
     value: Any  # what a kind is claimed to be; see ``answer_check.py``
     words: str
     denied: bool = False  # it states that it is not so
@@ -101,13 +99,10 @@ class ClaimReader:
             if asked or not sentence.strip().endswith(("?", "？")):
                 claims = list(self._claims_of_sentence(sentence, asked))
                 yield from claims
-                if not (claims or asked) and self._states_fact(sentence.strip()):
+                undecided = self.findings.status == "can't tell" and self._has("undecided", sentence.strip())
+                states_none = undecided or self._has("no_statement", sentence.strip())
+                if not (claims or asked or states_none) and re.search(r"[^\W\d]", sentence):
                     yield Claim("unsupported", None, sentence, scope="unread")
-
-    def _states_fact(self, sentence: str) -> bool:
-        if self.findings.status == "can't tell" and self._has("undecided", sentence):
-            return False
-        return bool(re.search(r"[^\W\d]", sentence)) and not self._has("no_statement", sentence)
 
     def _claims_of_sentence(self, sentence: str, asked: bool) -> Iterator[Claim]:
         sentence = re.sub(_source(self.language, "list"), r"\1 or ", self._with_places(sentence.strip()))
@@ -225,10 +220,8 @@ class ClaimReader:
                 share, tolerance = (share + low) / 2, (share - low) / 2
             before = clause[: found.start()]
             compares = "less" if self._has("less", before) else "more" if self._has("more", before) else ""
-            actual: tuple[float, ...] = ()
-            kind: Subject = "probability" if of_probability or found["decimal"] else "size"
-            if kind == "size":
-                actual = areas_of(scope, self.findings)
+            kind = "probability" if of_probability or found["decimal"] else "size"
+            actual = areas_of(scope, self.findings) if kind == "size" else ()
             if kind == "probability" or not (of_area or self._asks("area")):
                 actual += self._probabilities(clause, found.start())
             denied = not compares and self._has("not_class", before)
@@ -247,16 +240,13 @@ class ClaimReader:
         return (of_verdict,) if self._has("sure", clause) else (bad, of_verdict)
 
     def _words(self, clause: str, scope: str) -> Iterator[Claim]:
-        """Sizes and forms in words, kinds of defects, and facts that no finding is about."""
-        in_words: tuple[Subject, Subject] = ("size", "form")
-        for kind in in_words:
+        for kind in ("size", "form"):
             text = self._regex(f"not_{kind}").sub(" ", clause)
             for option in self.table[kind]:
                 if found := self._regex(kind, option).search(text):
                     yield Claim(kind, option, found[0], self._negated(text, found), scope)
                     text = text.replace(found[0], " ")
-        without_value: tuple[Subject, Subject] = ("type", "unsupported")
-        for kind in without_value:
+        for kind in ("type", "unsupported"):
             if found := self._regex(kind).search(clause):
                 yield Claim(kind, None, found[0], self._negated(clause, found))
         if self._asks("cause") and len(re.findall(r"\w", clause)) > 4 and not self._has("reason", clause):
@@ -277,8 +267,7 @@ class ClaimReader:
             others = [self._regex("general"), *(self._regex("form", form) for form in self.table["form"])]
             others += [pattern, _verdict_pattern(self.language)]
             if name and not any(other.search(name) for other in others):
-                kind: Subject = "type" if self._asks("type") else "class"
-                yield Claim(kind, (name, False), name)
+                yield Claim("type" if self._asks("type") else "class", (name, False), name)
 
     def _references(self, clause: str) -> Iterator[Claim]:
         if found := self._regex("no_references").search(clause):

@@ -1,6 +1,7 @@
 """Parses questions and answers: the class that a question names, an answer's yes or no, and its positions."""
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Literal
 
@@ -43,9 +44,12 @@ def _class_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
     for form, name in list(class_of.items()):
         other_number = form[:-1] if form.endswith("s") else form + ("es" if form.endswith(("sh", "ch", "x")) else "s")
         class_of.setdefault(other_number, name)
-    longest_first = sorted(class_of, key=len, reverse=True)
     # The look-ahead holds the match, so that names that overlap are all found.
-    return re.compile(rf"(?<![a-z0-9])(?=({'|'.join(map(re.escape, longest_first))})(?![a-z0-9]))"), class_of
+    return re.compile(rf"(?<![a-z0-9])(?=({_longest_first(class_of)})(?![a-z0-9]))"), class_of
+
+
+def _longest_first(names: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
 
 
 def parse_verdict(answer: str) -> bool | None:
@@ -58,10 +62,9 @@ def parse_verdict(answer: str) -> bool | None:
 
 
 def parse_positions(answer: str) -> tuple[str, ...]:
-    """The positions that an answer names, in English or Chinese, as ``regions.position_name`` gives them, in order.
+    """The positions that an answer names, in English or Chinese, as ``regions.position_name`` gives them, each once.
 
-    The longest name wins, so that ``top left`` is neither ``top`` nor ``left``; English names count as whole words. A
-    position that is named twice comes once.
+    The longest name wins, so that ``top left`` is neither ``top`` nor ``left``; English names count as whole words.
     """
     pattern, meaning = _position_pattern()
     text = re.sub(r"[\s\-_]+", " ", answer.lower())
@@ -76,20 +79,14 @@ def _position_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
         phrases = phrase_table(language)
         for position, name in phrases["positions"].items():
             meaning |= dict.fromkeys((name, *phrases["position_words"][position]), position)
-    longest_first = sorted(meaning, key=len, reverse=True)
     # No letter may precede or follow; Chinese is written without spaces.
-    return re.compile(rf"(?<![a-z])(?:{'|'.join(map(re.escape, longest_first))})(?![a-z])"), meaning
+    return re.compile(rf"(?<![a-z])(?:{_longest_first(meaning)})(?![a-z])"), meaning
 
 
 def asks_for_soundness(question: str) -> bool:
     """Whether a question ends in a phrase, such as ``is it fine?``, to which yes means normal."""
-    text = _normalised(question)
+    text = " ".join(question.split()).lower().rstrip(" ?？.。!！")
     return any(re.search(f"(?:{phrase_table(language)['soundness']})$", text) for language in LANGUAGES)
-
-
-def _normalised(question: str) -> str:
-    """Lower case, single spaces, no punctuation after the last word."""
-    return " ".join(question.split()).lower().rstrip(" ?？.。!！")
 
 
 def means_anomalous(question: str, answer: str) -> bool | None:

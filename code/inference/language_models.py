@@ -60,15 +60,10 @@ class PromptedModel:
     """AnomalyGPT's own language model: it reads the image's embedding and the learned prompts of the map.
 
     The keys and values of the latest photo's conversation are kept: a follow-up question computes only what is new.
-
-    Args:
-        model: with a language model; trained to answer from findings where it is given any (training stage 3).
-        settings: how answers are sampled.
     """
 
     def __init__(self, model: AnomalyGPT, settings: GenerationSettings) -> None:
-        self.model = model
-        self.settings = settings
+        self.model, self.settings = model, settings
         self._image: ImageResult | None = None  # that the cache belongs to
         self._cache = ConversationCache()
 
@@ -95,12 +90,11 @@ class PromptedModel:
         tokenizer = self.model.tokenizer
         if findings is None:
             return tokenizer.encode(chat_prompt(history, question, layout_of(tokenizer)))
-        questions = [clean_question(asked) for asked in (*(earlier for earlier, _ in history), question)]
-        questions[0] = with_findings(questions[0], findings)
-        turns = [Turn("human", questions[0])]
-        for (_, answer), asked in zip(history, questions[1:], strict=True):
-            turns += [Turn("assistant", answer), Turn("human", asked)]
-        return conversation_ids(turns, tokenizer)[0]
+        turns: list[Turn] = []
+        for asked, answer in (*history, (question, "")):
+            asked = clean_question(asked) if turns else with_findings(clean_question(asked), findings)
+            turns += [Turn("human", asked), Turn("assistant", answer)]
+        return conversation_ids(turns[:-1], tokenizer)[0]
 
 
 def build_chat_model(config: ExperimentConfig, encoder: Any) -> LanguageModel | None:
@@ -160,6 +154,7 @@ class ChatModel:
         self.llm, self.tokenizer, self.settings = llm, tokenizer, settings
         ends = llm.generation_config.eos_token_id
         self.stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        self._encode = partial(tokenizer.encode, add_special_tokens=False)
         self._cache = ConversationCache()
 
     def texts(
@@ -179,18 +174,14 @@ class ChatModel:
     def _prompt(self, messages: Messages) -> str:
         from jinja2 import TemplateError
 
-        def render(turns: Messages) -> str:
-            options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-            return self.tokenizer.apply_chat_template(turns, **options)
-
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         try:
-            prompt = render(messages)
+            prompt = self.tokenizer.apply_chat_template(messages, **options)
+            if messages[0]["content"] in prompt:
+                return prompt
         except TemplateError:  # some templates refuse a system message, others leave it out
-            prompt = ""
-        return prompt if messages[0]["content"] in prompt else render(without_system(messages))
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+            pass
+        return self.tokenizer.apply_chat_template(without_system(messages), **options)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return THOUGHTS.sub("", self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -4,6 +4,7 @@ import multiprocessing
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from anomalygpt.datasets.class_info import ClassInfo
 from anomalygpt.datasets.csv_table import index_visa
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.layouts import index_crack_forest
-from anomalygpt.datasets.pairs import SimulatedPairs, SupervisedPairs
+from anomalygpt.datasets.pairs import TrainingPairs
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import positions_of
@@ -25,6 +26,7 @@ from anomalygpt.datasets.synthesis import NSASettings
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.inference.answers import parse_verdict
 
+SimulatedPairs, SupervisedPairs = TrainingPairs, partial(TrainingPairs, real=True)
 PLACE = re.compile(r"the (top left|top right|bottom left|bottom right|top|bottom|left|right|center)\b")
 
 
@@ -170,7 +172,7 @@ def test_the_kind_of_a_drawn_defect_is_asked_but_not_of_a_pasted_one(train_recor
 
 def test_positions_come_from_every_mask_of_a_photo(all_records, transform):
     [index] = [at for at, record in enumerate(all_records) if record.defect == "logical_anomalies"]
-    assert SupervisedPairs(all_records, transform, seed=0).sample(index).turns[1].text == (
+    assert SupervisedPairs(all_records, transform, seed=0)._real_sample(index).turns[1].text == (
         "Yes, there are 2 anomalies in the image, they are at the bottom right and the top left of the image."
     )
 
