@@ -1,13 +1,4 @@
-"""What is known of a class by its name: its words in each language, and what a folder's ``dataset.yaml`` adds.
-
-    classes:
-      gear:
-        name: gear wheel                     # or {en: gear wheel, zh: 齿轮}
-        description: round, with 24 whole teeth
-        nsa: {half_height: [0.03, 0.2], background: [200, 60]}
-
-Every key may be left out: the defaults are in phrases/*.yaml and nsa_classes.yaml.
-"""
+"""What is known of a class by its name: its words in each language, and what a folder's ``dataset.yaml`` adds."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, ImageSequence
 from anomalygpt.datasets.annotations import draw_shapes
 from anomalygpt.datasets.photos import ORIENTATION, decoding, load_image, turned
 from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.transforms import binary_image
 from anomalygpt.errors import reading_warning
 
 Values = NDArray[Any]  # (H, W)
@@ -214,4 +215,4 @@ def read_cracks(path: Path) -> Image.Image:
 
     with decoding(path, "CrackForest's groundTruth.Segmentation"), path.open("rb") as file:
         segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
-        return Image.fromarray(_white(np.isin(segments, CRACK_SEGMENTS)))
+        return binary_image(np.isin(segments, CRACK_SEGMENTS))

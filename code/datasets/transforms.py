@@ -5,12 +5,18 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from anomalygpt.datasets.photos import to_rgb
 
 Geometry = Literal["squash", "crop"]
+
+
+def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
+    """(H, W) bool -> mode L, 0 and 255."""
+    return Image.fromarray(255 * flags.astype(np.uint8))
 
 
 class ImageTransform:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalygpt.datasets import loco, masks
+from anomalygpt.datasets import loco, masks, transforms
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import Region
 from anomalygpt.datasets.transforms import Geometry, ImageTransform
@@ -106,7 +106,7 @@ def ground_truth(
     if saturated:
         regions = []
         for defect in loco.regions(record):
-            pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
+            pixels = placed(transforms.binary_image(defect.pixels))
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))
