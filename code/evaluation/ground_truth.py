@@ -11,11 +11,8 @@ from PIL import Image
 from anomalygpt.datasets import loco, masks, transforms
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import Region
-from anomalygpt.datasets.transforms import Geometry, ImageTransform
+from anomalygpt.datasets.transforms import MVTEC_THRESHOLD, ImageTransform
 from anomalygpt.inference.results import ImageResult
-
-MVTEC_THRESHOLD = 0.1
-VISA_SHARE_OF_MAXIMUM = 0.01
 
 Resolution = Literal["map", "photo"]
 MaskRule = Literal["official_mvtec", "official_visa", "as_photo", "photo"]
@@ -25,7 +22,7 @@ MASK_RULES: dict[MaskRule, str] = {
     ),
     "official_visa": (
         "mask's short side resized to the map's size, centre crop, bilinear, > "
-        f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
+        f"{transforms.VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)"
     ),
     "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
     "photo": (
@@ -57,10 +54,12 @@ def describe_rule(rule: MaskRule, transform: ImageTransform, side: int) -> str:
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
     """A mask on the map's pixels, (side, side) bool; ``transform`` is that of its photo."""
-    official: dict[MaskRule, Geometry] = {"official_mvtec": "squash", "official_visa": "crop"}
-    geometry = official.get(rule, transform.geometry)
-    values = ImageTransform(side, transform.mean, transform.std, geometry).mask(mask)[0]
-    return (values > (values.max() * VISA_SHARE_OF_MAXIMUM if rule == "official_visa" else MVTEC_THRESHOLD)).numpy()
+    if rule == "official_mvtec":
+        return transforms.official_mvtec_mask(mask, side)[0].numpy()
+    if rule == "official_visa":
+        return transforms.official_visa_mask(mask, side)[0].numpy()
+    at_map_size = ImageTransform(side, transform.mean, transform.std, transform.geometry)
+    return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ def ground_truth(
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
         if rule == "photo":
-            resized = mask.resize(result.map.shape[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(resized, dtype=np.float32) / 255 > MVTEC_THRESHOLD
+            return transforms.mask_on_photo(mask, result.map.shape[::-1])
         return on_map(mask, transform, side, rule)
 
     image, coding = masks.read_mask(record)
@@ -106,7 +104,7 @@ def ground_truth(
     if saturated:
         regions = []
         for defect in loco.regions(record):
-            pixels = placed(transforms.binary_image(defect.pixels))
+            pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))
