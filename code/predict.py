@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, stated
-from anomalygpt.datasets.records import DatasetError, find_photos, without_results
+from anomalygpt.datasets.records import DatasetError, find_photos, own_results
 from anomalygpt.errors import UserError, set_strict, user_errors
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def _check(arguments: Namespace) -> None:
 
 def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
     """How photos are read: as the saved references were, which the command line may not contradict."""
-    from anomalygpt.datasets.photos import embedded
+    from anomalygpt.datasets.ignored import embedded
     from anomalygpt.inference.reference_file import saved_photo_settings
 
     saved = saved_photo_settings(arguments.references) if arguments.references else None
@@ -302,7 +302,9 @@ def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
             matches = [path]
         else:
             files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-            matches = without_results(files)
+            names = {folder: {file.name for file in files} for folder in {file.parent for file in files}}
+            own = {folder: own_results(folder, names[folder]) for folder in names}
+            matches = [file for file in files if file.name not in own[file.parent]]
         if not matches:
             raise UserError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
         found |= dict.fromkeys(matches)

@@ -1,0 +1,3 @@
+"""What is excluded from inspection."""
+
+from anomalygpt.datasets.photos import embedded as embedded
