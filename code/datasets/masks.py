@@ -53,16 +53,15 @@ def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
 
 def own_values(record: ImageRecord, read: Image.Image) -> Image.Image:
     """The numbers of a mask that holds small ones (mode L), else ``read``, what :func:`read_mask` gives."""
-    with Image.open(record.masks[0]) as image:
-        if len(record.masks) == 1 and image.mode in ("L", "P") and image.size == read.size:
-            values = np.asarray(image)
-            return Image.fromarray(values) if values.max() < MOST_NUMBER else read
-    return read
+    values = values_of(record.masks[0])
+    is_alike = len(record.masks) == 1 and values.dtype == np.uint8 and values.shape == read.size[::-1]
+    return Image.fromarray(values) if is_alike and values.max() < MOST_NUMBER else read
 
 
 def values_of(path: Path) -> Values:
     """A mask's own numbers, (H, W): grey levels or labels. Raises :class:`DatasetError` if it can't be read."""
-    return np.asarray(ImageOps.exif_transpose(_open(path)[0]))
+    pages, _ = _open(path)
+    return np.asarray(ImageOps.exif_transpose(pages[0]))
 
 
 def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
@@ -75,8 +74,9 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
     if path.suffix.lower() == ".mat":
         yield read_cracks(path), f"segments {' and '.join(map(str, CRACK_SEGMENTS))}"
         return
-    for page in _open(path):
-        levels, coding = _levels(page, path)
+    pages, is_lossy = _open(path)
+    for page in pages:
+        levels, coding = _levels(page, is_lossy, path)
         own = page.getexif().get(ORIENTATION, 1)
         mask = turned(Image.fromarray(levels), own)
         fits_stored = orientation > 1 and own not in range(2, 9) and _same_shape(mask.size, stored)
@@ -94,18 +94,14 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
             raise DatasetError(f"{path}: {sizes}; expected the same aspect ratio")
 
 
-def _open(path: Path) -> list[Image.Image]:
-    """All pages, each with its ``format``. Raises :class:`DatasetError` if the file can't be read."""
+def _open(path: Path) -> tuple[list[Image.Image], bool]:
+    """All pages, and whether the file's format changes values. Raises DatasetError if it can't be read."""
     with decoding(path), Image.open(path) as image:
-        pages = [page.copy() for page in ImageSequence.Iterator(image)]
-        for page in pages:
-            page.format = image.format
-        return pages
+        return [page.copy() for page in ImageSequence.Iterator(image)], image.format in LOSSY
 
 
-def _levels(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
+def _levels(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
     """What an image marks, uint8 (H, W) from 0 to 255, and how it was read."""
-    lossy = image.format in LOSSY
     if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"))
         alpha, black = pixels[..., 3], ~pixels[..., :3].any(axis=-1)
