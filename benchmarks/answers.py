@@ -24,20 +24,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "code"))
 
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.build import INDEXERS
-from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text
+from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text, language_of
 from anomalygpt.datasets.findings_dialogue import draw_question, kinds
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process
+from anomalygpt.evaluation.cells import build_predictor
 from anomalygpt.evaluation.ground_truth import ground_truth
-from anomalygpt.evaluation.launch import build_predictor
 from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
-from anomalygpt.evaluation.provenance import Provenance, describe_references, of_run
-from anomalygpt.evaluation.published import Spread
+from anomalygpt.evaluation.provenance import describe_references, fact_lines, facts_of
 from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
-from anomalygpt.inference.answer_check import check_answer, language_of
+from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.answer_claims import ClaimReader
 from anomalygpt.inference.language_models import History
 from anomalygpt.inference.predictor import Predictor
@@ -216,15 +215,15 @@ def compare_with_mask(
     return found
 
 
-def write_report(folder: Path | None, about: Provenance, answers: Sequence[Answered]) -> str:
+def write_report(folder: Path | None, facts: dict[str, Any], answers: Sequence[Answered]) -> str:
     """Writes results.json and .md into a folder, if there is one; returns results.md's content."""
     frame = pd.DataFrame(answer.row() for answer in answers).astype(dict.fromkeys(SHARES, float))
-    page, tables = [f"# Answers in words: {about.config}", "", *about.lines()], {}
+    page, tables = [f"# Answers in words: {facts['config']}", "", *fact_lines(facts)], {}
     for by in ("turn", "kind"):
         groups = frame.groupby(["language", by])
         table = groups[SHARES].mean().assign(answers=groups.size()).join(groups[TIMES].median()).reset_index()
         tables[by] = json.loads(table.to_json(orient="records"))
-        table[SHARES] = table[SHARES].map(lambda share: percent(Spread(None if np.isnan(share) else share)))
+        table[SHARES] = table[SHARES].map(percent)
         page += ["", *markdown_table(table[["language", by, "answers", *SHARES]].astype(str), texts=2)]
     times = [f"{one['language']} {one['turn']} {one[TIMES[0]]:.2f} and {one[TIMES[1]]:.3f} s" for one in tables["turn"]]
     page += ["", f"Median time to the first sentence, and of a token of the whole answer: {', '.join(times)}."]
@@ -239,7 +238,7 @@ def write_report(folder: Path | None, about: Provenance, answers: Sequence[Answe
             page += [f"  * shown ({one.source}): {one.answer}"] * (one.answer != one.raw)
             page += [f"  * findings: {one.reference}"]
     if folder:
-        result = {"facts": asdict(about), **tables, "answers": [asdict(answer) for answer in answers]}
+        result = {"facts": facts, **tables, "answers": [asdict(answer) for answer in answers]}
         texts = {"results.json": json.dumps(result, indent=1, ensure_ascii=False), "results.md": "\n".join(page)}
         write_texts(folder, {name: text + "\n" for name, text in texts.items()})
     return "\n".join(page) + "\n"
@@ -268,11 +267,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictor = build_predictor(config, process, with_llm=True, needs_text_map=not arguments.shots)
     evaluator = WordsEvaluator(predictor, records, plan, root, arguments.photos)
     answers = [answer for cell in plan.cells(records) for answer in evaluator.measure(cell)]
-    photos, command = len({answer.photo for answer in answers}), shlex.join(["python", *sys.argv])
-    facts = of_run(config, command, process, plan.seed, time.monotonic() - started, photos)
-    notes = (f"data: {arguments.data}, {photos} photos",)
-    about = Provenance(**facts, references=describe_references(plan), notes=notes)
-    print(write_report(arguments.out, about, answers), end="")
+    photos = {answer.photo for answer in answers}
+    run = [{"names": photos, "seconds": time.monotonic() - started}]
+    facts = facts_of(config, shlex.join(["python", *sys.argv]), process, plan.seed, run)
+    facts |= {"references": describe_references(plan), "notes": [f"data: {arguments.data}, {len(photos)} photos"]}
+    print(write_report(arguments.out, facts, answers), end="")
 
 
 if __name__ == "__main__":

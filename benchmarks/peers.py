@@ -46,7 +46,7 @@ from anomalygpt.datasets.transforms import official_mvtec_mask  # noqa: E402
 from anomalygpt.datasets.tree import index_tree  # noqa: E402
 from anomalygpt.errors import UserError, user_errors  # noqa: E402
 from anomalygpt.evaluation.metrics import image_metrics  # noqa: E402
-from anomalygpt.evaluation.protocol import reference_records  # noqa: E402
+from anomalygpt.evaluation.protocol import Cell, Plan  # noqa: E402
 from anomalygpt.files import replacing  # noqa: E402
 
 MAP_SIDE = 224  # everybody's maps and masks are measured at this side
@@ -187,7 +187,7 @@ class Category:
 
     def references(self, shots: int, round: int) -> list[ImageRecord]:
         """Numbers ``4 * round + k`` of the good training photos."""
-        return reference_records(self.records, shots, round)
+        return Plan((shots,), (round,)).references(self.records, Cell(shots, round, self.name))
 
     def measure(self, scores: Sequence[float], maps: NDArray[np.float32]) -> list[float]:
         """The three metrics, 0..1; defective photos without a mask are left out of the last two."""

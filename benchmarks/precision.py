@@ -16,9 +16,9 @@ from answers import content
 from speed import generated_photo
 
 from anomalygpt.config.load import load_config
-from anomalygpt.datasets.findings import LANGUAGES, answer_text
+from anomalygpt.datasets.findings import LANGUAGES, answer_text, language_of
 from anomalygpt.datasets.findings_dialogue import draw_findings, draw_question, kinds
-from anomalygpt.inference.answer_check import check_answer, language_of
+from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.language_models import PromptedModel
 from anomalygpt.inference.predictor import Predictor
 

@@ -128,21 +128,14 @@ def whole_look(bench: Bench) -> Timed:
 def answer(bench: Bench) -> Timed:
     """Predictor.look against K references, and an answer of exactly ANSWER_TOKENS tokens."""
     bench.predictor.set_references(bench.references)
-    clocks: list[TokenClock] = []
-
-    def run() -> None:
-        clocks.append(_answer_by_clock(bench, stops))
-
-    stops = _stop_ids(bench.predictor.model.tokenizer)
-    whole = bench.median(run)
+    clocks: list[list[float]] = []
+    whole = bench.median(lambda: clocks.append(_answer_by_clock(bench)))
     counted = clocks[bench.warmup :]
-    looked = statistics.median(clock.times[0] - clock.start for clock in counted)
-    first = statistics.median(clock.times[1] - clock.times[0] for clock in counted)
-    further = statistics.median(clock.times[-1] - clock.times[1] for clock in counted)
+    further = statistics.median(clock[-1] - clock[1] for clock in counted)
     return {
         "whole": whole,
-        "map": looked,
-        "prefill, first token": first,
+        "map": statistics.median(clock[0] for clock in counted),
+        "prefill, first token": statistics.median(clock[1] - clock[0] for clock in counted),
         f"{ANSWER_TOKENS - 1} further tokens": further,
         "one further token": further / (ANSWER_TOKENS - 1),
     }, None
@@ -155,7 +148,7 @@ def answer_apart(bench: Bench) -> Timed:
 
 
 def conversation(bench: Bench) -> Timed:
-    """The first token with findings and without, that of a follow-up, and the whole answer in two ways, in turn."""
+    """The first token with findings and without, that of a follow-up, and the whole answer, in turn."""
     from anomalygpt.inference.language_models import PromptedModel
 
     predictor, first, follow_up = bench.predictor, "Is there any defect in the image?", "Where is it?"
@@ -177,14 +170,9 @@ def conversation(bench: Bench) -> Timed:
         follows.close()
         tokens = len(predictor.model.tokenizer.encode(answer))
         times["one further token"].append((start + streamed - begun) / tokens)  # the first one's place has the stop
-        start = time.perf_counter()
-        generated = predictor.answer(image, first)
-        times["a token of the whole answer by generate()"].append((time.perf_counter() - start) / tokens)
-        times["a token of the whole answer, streamed"].append(streamed / tokens)
-        if generated != answer:
-            raise RuntimeError(f"streamed {answer!r}, generated {generated!r}")
+        times["a token of the whole answer"].append(streamed / tokens)
     parts = {name: statistics.median(values[bench.warmup :]) for name, values in times.items()}
-    return {"whole": parts["a token of the whole answer, streamed"] * tokens, **parts}, None
+    return {"whole": parts["a token of the whole answer"] * tokens, **parts}, None
 
 
 def _until_first(pieces: Iterator[str]) -> float:
@@ -193,47 +181,21 @@ def _until_first(pieces: Iterator[str]) -> float:
     return time.perf_counter() - start
 
 
-class TokenClock:
-    """A streamer for ``generate`` that notes when each token comes.
-
-    times[0] is when the question is put, times[1] the first token, times[n] the n-th.
-    """
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.times: list[float] = []
-
-    def put(self, ids: Any) -> None:
-        """Called with the prompt's ids, of which embeddings have none, then with each new token."""
-        if ids.numel():
-            self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Called after the last token."""
-
-
-def _answer_by_clock(bench: Bench, stops: list[int]) -> TokenClock:
+def _answer_by_clock(bench: Bench) -> list[float]:
+    """Seconds until the map was there, and from the question on until each token was."""
+    from anomalygpt.config.settings import GenerationSettings
     from anomalygpt.datasets.dialogue import detection_question
     from anomalygpt.model.chat import chat_prompt
-    from anomalygpt.model.llm import GenerationSettings
+    from anomalygpt.model.generation import ConversationCache, stream_tokens
 
-    clock = TokenClock()
+    start, model = time.perf_counter(), bench.predictor.model
     look = bench.predictor.inspect(bench.query)
-    clock.times.append(time.perf_counter())
-    text = chat_prompt((), detection_question("bottle", with_description=False))
-    length = {"min_new_tokens": ANSWER_TOKENS, "suppress_tokens": stops}
+    times = [time.perf_counter() - start]
+    ids = model.tokenizer.encode(chat_prompt((), detection_question("bottle", with_description=False)))
+    prefix = model.prompt_embeds(look.features, look.model_map)
     settings = GenerationSettings(max_new_tokens=ANSWER_TOKENS)
-    bench.predictor.model.answer(look.features, look.model_map, [text], settings, streamer=clock, **length)
-    if len(clock.times) != 1 + ANSWER_TOKENS:
-        raise RuntimeError(f"{len(clock.times) - 1} tokens came, {ANSWER_TOKENS} were asked for")
-    return clock
-
-
-def _stop_ids(tokenizer: Any) -> list[int]:
-    """Every token that could end the answer before its length: those with a ``#``."""
-    sharp = tokenizer.encode("#" * 8) + tokenizer.encode("\n###")
-    size = max(max(sharp), tokenizer.eos_id, 32_000) + 1
-    return [number for number in range(size) if "#" in tokenizer.decode([number])]
+    tokens = stream_tokens(model.llama_model, prefix, ids, ConversationCache(), settings)
+    return [*times, *(time.perf_counter() - start for _ in tokens)]
 
 
 def references_added(bench: Bench, count: int = SHOTS) -> Timed:

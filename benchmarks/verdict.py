@@ -31,9 +31,9 @@ from anomalygpt.datasets.tree import index_tree
 from anomalygpt.errors import user_errors
 from anomalygpt.inference.anomaly_map import image_scores
 from anomalygpt.inference.calibration import LOWEST, calibrate
-from anomalygpt.inference.identity import save_known_parts
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.reference_report import foreign_ones, odd_ones
+from anomalygpt.model.checkpoint import save_tensors
 from anomalygpt.model.encoder import ImageFeatures
 
 Cell = dict[str, Any]  # one draw of references of one part
@@ -400,9 +400,8 @@ def main() -> int:
             predictor = Predictor.from_config(load_config(arguments.config, NOTHING_KNOWN), "cpu", with_llm=False)
             records = index_tree(source)
             parts = sorted({one.class_name for one in records})
-            save_known_parts(
-                arguments.known_parts, torch.cat([_tokens(predictor, records, part)["known"] for part in parts])
-            )
+            tokens = torch.cat([_tokens(predictor, records, part)["known"] for part in parts])
+            save_tensors({"embeddings": tokens.half()}, arguments.known_parts)
             return 0
         if source.is_file():
             found = json.loads(source.read_text(encoding="utf-8"))

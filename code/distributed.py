@@ -1,13 +1,11 @@
 """Joins the processes of one run: rank, device, and the few collectives that training and evaluation use."""
 
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 
 from anomalygpt.errors import UserError
@@ -20,10 +18,8 @@ LAUNCHERS = (
     ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
     ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
 )
-# Of the collectives except barriers, and for the processes to find each other; DeepSpeed reads the same variable.
+# Of the collectives, and for the processes to find each other; DeepSpeed reads the same variable.
 TIMEOUT = timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "10")))
-
-_barrier_group: list[Any] = []  # a process group with its own timeout, where one was asked for
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,12 @@ class Process:
         return self.rank == 0
 
 
-def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Process:
+def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
     """Joins the processes started by ``deepspeed``, ``torchrun``, ``mpirun`` or ``srun``; else a run of one process.
 
     Args:
         device: ``auto`` (CUDA if available), ``cuda`` or ``cpu``.
-        barrier_timeout: timeout of :func:`barrier`; None: ten minutes, as for every other collective.
+        timeout: how long a process waits for the others.
 
     Raises:
         UserError: the launcher left out a variable that the processes need to meet, or this process has no GPU.
@@ -66,19 +62,15 @@ def start(device: str = "auto", barrier_timeout: timedelta | None = None) -> Pro
         )
     local_rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
-        if (count := torch.cuda.device_count() if torch.cuda.is_available() else 0) == 0:
-            raise UserError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
-        if local_rank >= count:
+        if local_rank >= (count := torch.cuda.device_count()):
             raise UserError(
-                f"process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds {count}; start no "
-                f"more processes on a machine than it has GPUs"
+                f"--device cuda: process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds "
+                f"{count}; start no more processes on a machine than it has GPUs; --device cpu trains without one"
             )
         torch.cuda.set_device(local_rank)
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT, **alone)
-    if barrier_timeout is not None:
-        _barrier_group.append(torch.distributed.new_group(timeout=barrier_timeout))
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout, **alone)
     place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     return Process(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), place)
 
@@ -97,7 +89,6 @@ def adopt_launcher_environment() -> None:
 
 def stop() -> None:
     """Leaves the process group."""
-    _barrier_group.clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -136,11 +127,4 @@ def summed(values: Sequence[float]) -> list[float]:
 def barrier() -> None:
     """Waits until every process has called it."""
     if torch.distributed.is_initialized():
-        torch.distributed.barrier(group=_barrier_group[0] if _barrier_group else None)
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python's, NumPy's and PyTorch's generators."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (libraries still draw from the global generator)
-    torch.manual_seed(seed)
+        torch.distributed.barrier()

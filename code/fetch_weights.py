@@ -1,48 +1,45 @@
 """Fetches the compact model's weights: `python fetch_weights.py [names] [--root FOLDER] [--offline]`."""
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalygpt.errors import user_errors
-
-COMPACT = ("dinov2_vits14", "smollm2_135m_instruct")
+from anomalygpt.errors import UserError, did_you_mean, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetches what is missing and prints a line for each weight; 1 when one could not be had, 2 after a mistake."""
     from anomalygpt.config.load import PRETRAINED, resolve
-    from anomalygpt.weights.fetch import WeightsUnavailable, ensure, look_up, read_manifest
-    from anomalygpt.weights.sources import SOURCES_FILE, load_sources
+    from anomalygpt.weights.fetch import MANIFEST, WeightsUnavailable, ensure, load_sources
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=COMPACT, help=f"weights to fetch (default: {' '.join(COMPACT)})")
+    parser.add_argument("names", nargs="*", help="weights to fetch (default: all in the table of sources)")
     parser.add_argument("--root", type=Path, default=resolve(PRETRAINED), help="weights folder (default: %(default)s)")
     parser.add_argument("--offline", action="store_true", help="only report what is there, fetch nothing")
-    parser.add_argument("--sources", type=Path, default=SOURCES_FILE, help="another table of sources, as of a mirror")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # The HTTP libraries' own request lines would bury ours.
-    for noisy in ("httpx", "httpx2", "httpcore", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("anomalygpt").setLevel(logging.INFO)
     failed = 0
     with user_errors():
-        sources = load_sources(arguments.sources)
-        # A misspelt name is reported before anything is downloaded.
-        weights = {name: look_up(name, sources) for name in arguments.names}
-        for name, weight in weights.items():
+        sources = load_sources()
+        for name in arguments.names:
+            if name not in sources:
+                raise UserError(f"there is no weight called {name!r}{did_you_mean(name, sorted(sources))}")
+        for name in arguments.names or sources:
             try:
-                path = ensure(name, arguments.root, offline=arguments.offline, sources=sources)
+                path = ensure(name, arguments.root, offline=arguments.offline)
             except WeightsUnavailable as error:
                 print(error, file=sys.stderr)
                 failed = 1
                 continue
-            folder = arguments.root / weight.folder
+            folder = arguments.root / name
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-            source = read_manifest(folder).get("source", "files put there by hand")
-            print(f"{path}  {size:.0f} MiB  {weight.licence}  from {source}")
+            manifest = folder / MANIFEST
+            source = json.loads(manifest.read_text())["source"] if manifest.is_file() else "files put there by hand"
+            print(f"{path}  {size:.0f} MiB  {sources[name].licence}  from {source}")
     return failed
 
 

@@ -1,13 +1,12 @@
 """File reading and hashing, atomic file writes, folders that only one run at a time writes to, and sockets."""
 
 import hashlib
-import os
 import socket
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 from filelock import FileLock, Timeout
@@ -39,10 +38,7 @@ def sha256(path: Path) -> str:
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens at an address.
-
-    Args:
-        port: None: any free one.
+    """A socket that listens at an address; at any free port, where none is named.
 
     Raises:
         UserError: no such host, or the port is in use or not allowed; names the options ``--host`` and ``--port``.
@@ -63,12 +59,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # With all of a long name, the temporary one would be longer than file systems allow.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}{path.suffix}")
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp lets only the owner read
+        temporary.chmod(0o644)  # some libraries let only the owner read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -76,29 +70,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def claimed(folder: Path, option: str) -> Iterator[None]:
-    """Locks a folder against a second run while the block lasts. The lock ends with the process, however that ends.
-
-    Args:
-        folder: made if it does not exist.
-        option: the command-line option that chose the folder, for the error.
+    """Makes a folder and locks it against a second run while the block lasts, or until the process is killed.
 
     Raises:
-        UserError: another process holds the lock, or the folder can't be made.
+        UserError: another process holds the lock, or the folder can't be made; names the ``option`` that chose it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: can't be made ({error}); choose another {option}") from error
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{folder}: another run is writing there; wait until it has ended, or choose another {option}"
-        ) from None
-    except (OSError, NotImplementedError):
-        pass  # some network file systems have no locks
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(folder / ".lock", timeout=0))
+        except Timeout:
+            advice = f"wait until it has ended, or choose another {option}"
+            raise UserError(f"{folder}: another run is writing there; {advice}") from None
+        except (OSError, NotImplementedError):
+            pass  # some network file systems have no locks
         yield
-    finally:
-        lock.release()

@@ -10,33 +10,34 @@ import logging
 import os
 import signal
 import sys
+import time
 from argparse import ArgumentParser, Namespace
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from io import TextIOWrapper
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, stated
-from anomalygpt.datasets.records import DatasetError, find_photos, own_results
-from anomalygpt.errors import UserError, set_strict, user_errors
+from anomalygpt.datasets.records import IMAGE_SUFFIXES, DatasetError, find_photos, without_results
+from anomalygpt.errors import UserError, reading_warning, set_strict, user_errors
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from anomalygpt.config.schema import ExperimentConfig
     from anomalygpt.config.settings import PhotoSettings
-    from anomalygpt.datasets.findings import Language
     from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
 
-MARKS = {"good": ("✓", 32), "defective": ("✗", 31), "can't tell": ("?", 33)}  # with their colours on a terminal
 INTERRUPTED = 130  # the exit code after Ctrl-C
+INTERVAL = 0.5  # seconds, in which a complete file of a watched folder does not change
 
-Result = dict[str, Any]  # of a photo, as a line of results.jsonl
-Source = Iterable[dict[Path, dict[str, Any]]]  # photos, each with what is known of its file
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     set_strict(arguments.strict)
-    if arguments.ignore:
-        arguments.set.append(f"data.ignore={json.dumps(arguments.ignore)}")
-    if arguments.backend:
-        arguments.set.append(f"encoder.backend={arguments.backend}")
     with user_errors():
-        from anomalygpt.model.build import installed_config
-
         try:
-            return _run(arguments, load_config(arguments.config or installed_config(), arguments.set))
+            return _run(arguments)
         except KeyboardInterrupt:
             return INTERRUPTED
 
@@ -95,30 +90,42 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     add("--backend", choices=("torch", "onnx", "openvino", "openvino_bf16"), help="what encodes photos on a CPU")
     add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    for key, value in (("data.ignore", arguments.ignore), ("encoder.backend", arguments.backend)):
+        arguments.set += [f"{key}={json.dumps(value)}"] if value else []
+    return arguments
 
 
-def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
+def _run(arguments: Namespace) -> int:
     from anomalygpt.datasets.photos import configure, load_image
     from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.report import system_language
+    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
+    from anomalygpt.model.build import installed_config
 
+    config = load_config(arguments.config or installed_config(), arguments.set)
     _check(arguments)
     configure(_photo_settings(arguments, config))
+    arguments.lang = system_language() if arguments.lang == "auto" else arguments.lang
     given = arguments.photos, arguments.reference
     arguments.photos, references = (expand(patterns, arguments.recursive) for patterns in given)
     good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
     has_photos = bool(arguments.photos or arguments.watch)
     outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
     predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
-    if arguments.references:
-        predictor.load_references(arguments.references)
-    predictor.add_references(good)
-    _teach(arguments, predictor)
+    predictor.set_references(good, arguments.references)
+    if arguments.forget:
+        predictor.forget_feedback()
+    for paths, is_good in ((arguments.good, True), (arguments.bad, False)):
+        for path in expand(paths, arguments.recursive):
+            predictor.feedback(predictor.inspect(load_image(path), arguments.class_name or UNNAMED_CLASS), is_good)
+    predictor.adapts = arguments.adapt
     if arguments.unlabelled:
-        predictor.set_unlabelled(_readable(arguments.photos))
+        photos = (photo for _, photo in read_photos(arguments.photos))
+        predictor.set_unlabelled(photo for photo in photos if not isinstance(photo, DatasetError))
     if predictor.references:
-        print(*predictor.report().lines(_language(arguments)), sep="\n", file=sys.stderr)
+        print(*predictor.report().lines(arguments.lang), sep="\n", file=sys.stderr)
     if arguments.save_references:
         predictor.save_references(arguments.save_references)
     code = _inspect(arguments, config, predictor, outputs) if has_photos else 0
@@ -127,33 +134,43 @@ def _run(arguments: Namespace, config: "ExperimentConfig") -> int:
     return code
 
 
-def _language(arguments: Namespace) -> "Language":
-    from anomalygpt.inference.report import system_language
+def _check(arguments: Namespace) -> None:
+    """Raises :class:`UserError` if there is nothing to do, or options contradict each other."""
+    if arguments.references and arguments.references.is_dir():
+        arguments.reference.append(str(arguments.references))
+        arguments.references = None
+    photos, watch, file, saved = arguments.photos, arguments.watch, arguments.references, arguments.save_references
+    has_good = arguments.reference or file
+    needs_out = "--watch: takes no photos and no --coco, and needs --out, which remembers what was done"
+    nothing = "no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …"
+    own = "--unlabelled: the photos judge each other, so it takes photos and no references"
+    for is_wrong, mistake in (
+        (watch and (photos or arguments.coco or not arguments.out), needs_out),
+        (not (watch or photos or saved), nothing),
+        (saved and not has_good, f"--save-references {saved}: needs good photos, --reference GOOD …"),
+        (file and not file.is_file(), f"--references {file}: no such file; --save-references makes one"),
+        (arguments.adapt and not has_good, "--adapt: needs references, --reference GOOD … or --references FILE"),
+        (arguments.unlabelled and (has_good or not photos), own),
+    ):
+        if is_wrong:
+            raise UserError(mistake)
 
-    return system_language() if arguments.lang == "auto" else arguments.lang
 
+def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
+    """How photos are read: as the saved references were, which the command line may not contradict."""
+    from anomalygpt.datasets.photos import embedded
+    from anomalygpt.inference.references import saved_photo_settings
 
-def _teach(arguments: Namespace, predictor: "Predictor") -> None:
-    from anomalygpt.datasets.photos import load_image
-    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
-
-    if arguments.forget:
-        predictor.forget_feedback()
-    for paths, is_good in ((arguments.good, True), (arguments.bad, False)):
-        for path in expand(paths, arguments.recursive):
-            predictor.feedback(predictor.inspect(load_image(path), arguments.class_name or UNNAMED_CLASS), is_good)
-    if arguments.adapt and predictor.references is None:
-        raise UserError("--adapt: needs references, --reference GOOD … or --references FILE")
-    predictor.adapts = arguments.adapt
-
-
-def _readable(paths: Sequence[Path]) -> "Iterator[Image.Image]":
-    """The photos that can be read; the others are reported when their turn comes."""
-    from anomalygpt.datasets.photos import load_image
-
-    for path in paths:
-        with suppress(DatasetError):
-            yield load_image(path)
+    if not arguments.references:
+        return config.data
+    saved, given, changed = saved_photo_settings(arguments.references), embedded(config.data), stated(arguments.set)
+    others = ["inference.references"] if "references" in changed.get("inference", {}) else []
+    for name in {*changed.get("data", {})} & {*type(saved).model_fields} if saved else ():
+        others += [f"data.{name}"] if getattr(saved, name) != getattr(given, name) else []
+    if others:
+        advice = "for another one give the good photos, --reference GOOD …"
+        raise UserError(f"--references {arguments.references}: saved with its own {others[0]}; {advice}")
+    return saved or config.data
 
 
 def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predictor", outputs: "Outputs") -> int:
@@ -161,16 +178,14 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     from tqdm import tqdm
 
     from anomalygpt.datasets.dialogue import detection_question
-    from anomalygpt.inference.report import report_texts, verdict
-    from anomalygpt.inference.watch import new_photos, post
+    from anomalygpt.inference.report import report_texts, result_text, verdict
 
-    watched, is_json = arguments.watch, bool(arguments.json or arguments.watch)
-    language = _language(arguments)
+    watched, is_json, language = arguments.watch, bool(arguments.json or arguments.watch), arguments.lang
     texts, colour = report_texts(language), sys.stdout.isatty() and "NO_COLOR" not in os.environ
     # Without findings, the model reads English only, and its answer is the verdict.
     if language == "zh" and not is_json and predictor.language_model and config.inference.findings != "none":
         arguments.question = arguments.question or detection_question(arguments.class_name, None, False, language)
-    source: Source = [{path: {} for path in arguments.photos}]
+    source: Iterable[dict[Path, Any]] = [{path: {} for path in arguments.photos}]
     if watched:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
         source = new_photos(watched.resolve(), outputs.earlier, arguments.recursive, arguments.out.resolve())
@@ -184,7 +199,7 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
             if "error" in result:
                 tqdm.write(f"error: {result['error']}", file=sys.stderr)
             if watched or "error" not in result:
-                line = json.dumps(result, ensure_ascii=False) if is_json else as_text(result, language, colour)
+                line = json.dumps(result, ensure_ascii=False) if is_json else result_text(result, language, colour)
                 tqdm.write(line, file=sys.stdout)
             if arguments.post:
                 sender.submit(post, arguments.post, result)
@@ -203,14 +218,18 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     return 3 if arguments.fail_on and failing else 1 if counts["error"] else 0
 
 
-def _results(arguments: Namespace, predictor: "Predictor", outputs: "Outputs", source: Source) -> Iterator[Result]:
-    """Yields the result of each photo, with what the source knows of it, once its files are written."""
+def _results(
+    arguments: Namespace, predictor: "Predictor", outputs: "Outputs", source: Iterable[dict[Path, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yields the result of each photo, with what ``source`` knows of its file, once its files are written."""
+    size = max(1, arguments.batch_size)
     for known in source:
-        for batch in read_batches(list(known), arguments.batch_size):
-            photos = [photo for _, photo in batch if not isinstance(photo, DatasetError)]
-            predictions = predictor.predict_batch(photos, arguments.question, arguments.class_name)
+        photos = read_photos(known, size)
+        while batch := list(islice(photos, size)):
+            readable = [photo for _, photo in batch if not isinstance(photo, DatasetError)]
+            predictions = predictor.predict_batch(readable, arguments.question, arguments.class_name)
             for path, photo in batch:
-                result: Result = {"photo": str(path), **known[path]}
+                result = {"photo": str(path), **known[path]}
                 if isinstance(photo, DatasetError):
                     result["error"] = str(photo)
                 else:
@@ -220,71 +239,24 @@ def _results(arguments: Namespace, predictor: "Predictor", outputs: "Outputs", s
                 yield result
 
 
-def read_batches(paths: Sequence[Path], size: int) -> Iterator[list[tuple[Path, "Image.Image | DatasetError"]]]:
-    """Photos, or why they can't be read; a thread reads the next ones while the caller works on these."""
+def read_photos(paths: Iterable[Path], ahead: int = 1) -> "Iterator[tuple[Path, Image.Image | DatasetError]]":
+    """Photos, or why they can't be read; a thread reads so many ahead while the caller works on the one before."""
     from anomalygpt.datasets.photos import load_image
 
-    def read(start: int) -> "list[tuple[Path, Image.Image | DatasetError]]":
-        batch: list[tuple[Path, Image.Image | DatasetError]] = []
-        for path in paths[start : start + size]:
-            try:
-                batch.append((path, load_image(path)))
-            except DatasetError as error:
-                batch.append((path, error))
-        return batch
+    def read(path: Path) -> "tuple[Path, Image.Image | DatasetError]":
+        try:
+            return path, load_image(path)
+        except DatasetError as error:
+            return path, error
 
+    reading = deque[Future[Any]]()
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(read, 0)
-        for start in range(size, len(paths) + size, size):
-            current, following = following, pool.submit(read, start)
-            yield current.result()
-
-
-def _check(arguments: Namespace) -> None:
-    """Raises :class:`UserError` if there is nothing to do, options contradict each other, or a file is missing."""
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size {arguments.batch_size}: expected 1 or more")
-    if arguments.post and not arguments.post.startswith(("http://", "https://")):
-        raise UserError(f"--post {arguments.post}: expected an address that begins with http:// or https://")
-    if arguments.watch:
-        if not arguments.watch.is_dir():
-            raise UserError(f"--watch {arguments.watch}: no such folder")
-        if arguments.photos or arguments.coco or not arguments.out:
-            raise UserError("--watch: takes no photos and no --coco, and needs --out, which remembers what was done")
-    elif not arguments.photos and not arguments.save_references:
-        raise UserError("no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …")
-    if arguments.references and arguments.references.is_dir():
-        arguments.reference.append(str(arguments.references))
-        arguments.references = None
-    if arguments.save_references and not (arguments.reference or arguments.references):
-        raise UserError(f"--save-references {arguments.save_references}: needs good photos, --reference GOOD …")
-    if arguments.unlabelled and (arguments.reference or arguments.references or not arguments.photos):
-        raise UserError("--unlabelled: the photos judge each other, so it takes photos and no references")
-    if not arguments.references:
-        return
-    if not arguments.references.is_file():
-        raise UserError(f"--references {arguments.references}: no such file; --save-references makes one")
-    if "references" in stated(arguments.set).get("inference", {}):
-        raise UserError(
-            f"--references {arguments.references}: compared with the settings it was saved with; "
-            "for other inference.references give the good photos, --reference GOOD …"
-        )
-
-
-def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
-    """How photos are read: as the saved references were, which the command line may not contradict."""
-    from anomalygpt.datasets.ignored import embedded
-    from anomalygpt.inference.reference_file import saved_photo_settings
-
-    saved = saved_photo_settings(arguments.references) if arguments.references else None
-    if saved is None:
-        return config.data
-    given = embedded(config.data)
-    for name in {*stated(arguments.set).get("data", {})} & {*type(saved).model_fields}:
-        if getattr(saved, name) != getattr(given, name):
-            advice = "for another one give the good photos, --reference GOOD …"
-            raise UserError(f"--references {arguments.references}: saved with another data.{name}; {advice}")
-    return saved
+        for path in paths:
+            reading.append(pool.submit(read, path))
+            if len(reading) > ahead:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
 
 
 def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
@@ -302,31 +274,48 @@ def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
             matches = [path]
         else:
             files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-            names = {folder: {file.name for file in files} for folder in {file.parent for file in files}}
-            own = {folder: own_results(folder, names[folder]) for folder in names}
-            matches = [file for file in files if file.name not in own[file.parent]]
+            matches = without_results(files)
         if not matches:
             raise UserError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
         found |= dict.fromkeys(matches)
     return list(found)
 
 
-def as_text(result: dict[str, Any], language: "Language" = "en", colour: bool = False) -> str:
-    """A result for people: a line with mark, probability, photo, verdict and place, and the answer beneath."""
-    from anomalygpt.datasets.findings import probability_text
-    from anomalygpt.inference.report import details, report_texts, verdict
+def new_photos(
+    folder: Path, earlier: Iterable[dict[str, Any]], recursive: bool, out: Path
+) -> Iterator[dict[Path, dict[str, Any]]]:
+    """Yields, for ever, the complete photos in a folder that the earlier results don't hold; those in ``out`` are none.
 
-    texts, kind = report_texts(language), verdict(result)
-    mark, code = MARKS[kind]
-    place, percent = details(result, language), probability_text(result["probability"])
-    text = texts["detail"].format(verdict=texts[kind], text=place) if place else texts[kind]
-    mark = f"\033[{code}m{mark}\033[0m" if colour else mark
-    lines = [texts["line"].format(mark=mark, probability=percent, photo=result["photo"], text=text)]
-    if result["answer"]:
-        lines.append(f"  {result['answer']}{texts.get(result['answer_source'], '')}")
-    if not result["answer_agrees"] and result["verdict_from"] == "answer":
-        lines.append(f"  {texts['contradicts']}")
-    return "\n".join(lines)
+    Each comes with its size in bytes and its time: a file that was overwritten is a new one.
+    """
+    known = {(each["photo"], each.get("bytes"), each.get("modified")) for each in earlier}
+    before = set[tuple[str, int, float]]()
+    while True:
+        if not folder.is_dir():
+            reading_warning(f"{folder}: no such folder; waiting for it")
+        now = set()
+        for path in folder.rglob("*") if recursive else folder.glob("*"):
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." and path.parent != out:
+                with suppress(OSError):  # gone again
+                    state = path.stat()
+                    now |= {(str(path), state.st_size, state.st_mtime)} if state.st_size else set()
+        if complete := sorted((now & before) - known, key=itemgetter(2)):
+            yield {Path(path): {"bytes": size, "modified": modified} for path, size, modified in complete}
+        known |= {*complete}
+        before = now
+        time.sleep(INTERVAL)
+
+
+def post(url: str, result: dict[str, Any]) -> None:
+    """Sends a result as JSON; after some tries in vain, a warning says so."""
+    from urllib3 import PoolManager, Retry
+    from urllib3.exceptions import HTTPError
+
+    retries = Retry(4, backoff_factor=1, status_forcelist=range(400, 600), allowed_methods=None)
+    try:
+        PoolManager().request("POST", url, json=result, timeout=10, retries=retries)
+    except HTTPError as error:
+        logger.warning("warning: %s: not sent to --post (%s)", result["photo"], error)
 
 
 if __name__ == "__main__":

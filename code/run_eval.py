@@ -6,30 +6,27 @@ same command.
 """
 
 import argparse
-import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from anomalygpt.config.schema import Kind
-from anomalygpt.errors import UserError, set_strict
-from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
-
-if TYPE_CHECKING:
-    from anomalygpt.config.schema import ExperimentConfig
-    from anomalygpt.datasets.records import ImageRecord
-    from anomalygpt.distributed import Process
-    from anomalygpt.evaluation.cells import CellResult, CellStore
-    from anomalygpt.evaluation.protocol import Cell, Plan
+from anomalygpt.evaluation.launch import add_run_options, run, whole_number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when everything was measured."""
     arguments = _parse(sys.argv[1:] if argv is None else argv)
-    return run(lambda: _evaluate(arguments), arguments.out)
+
+    def program() -> None:
+        from anomalygpt.evaluation.evaluate import evaluate
+
+        evaluate(arguments)
+
+    return run(program, arguments.out)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,111 +63,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     # the folder that photos' names start at
     arguments.root = arguments.data.parent if arguments.kind == "csv" else arguments.data
     return arguments
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from anomalygpt import distributed
-    from anomalygpt.config.load import load_config
-    from anomalygpt.datasets.overview import overview
-    from anomalygpt.evaluation.cells import CellStore
-    from anomalygpt.evaluation.evaluate import Evaluator
-    from anomalygpt.evaluation.protocol import test_photos
-    from anomalygpt.evaluation.provenance import fingerprint
-    from anomalygpt.model.build import installed_config
-
-    # An option without effect would make the numbers look like those of another protocol.
-    if not any(arguments.shots) and (arguments.round or arguments.rounds > 1 or arguments.reference_choice == "random"):
-        raise UserError("--round, --rounds and --reference-choice choose references, and there are none; add --shots K")
-    config = load_config(arguments.config or installed_config(), arguments.set)
-    set_strict(arguments.strict)
-    plan, records = _plan(arguments, config.seed)
-    with_llm = not arguments.no_chat and config.llm is not None
-    with started(arguments.device, arguments.out) as (process, folder):
-        store = CellStore(folder)
-        settings = fingerprint(config, with_llm=with_llm, device=process.device.type) | {
-            "--kind": arguments.kind,
-            "--data": str(arguments.data.resolve()),
-            "--resolution": arguments.resolution,
-            "--reference-choice": plan.choice,
-            "--seed": plan.seed,
-        }
-        distributed.on_main(process.is_main, lambda: store.require(settings))
-
-        def build() -> "Callable[[Cell, Callable[[], object]], CellResult]":
-            if process.is_main:  # it reads every mask
-                print(*overview(records), "", sep="\n", file=sys.stderr)
-            predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
-            official = config.inference.geometry == "official"
-            options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm)
-            return Evaluator(predictor, records, plan, *options).measure
-
-        store.fill(plan.cells(records), process, lambda cell: len(test_photos(records, cell.class_name)), build)
-        if process.is_main:
-            _report(arguments, config, plan, records, store, process)
-
-
-def _plan(arguments: argparse.Namespace, seed: int) -> tuple["Plan", "Sequence[ImageRecord]"]:
-    """What is measured: the plan of references, with ``seed`` where the arguments name none, and the photos."""
-    from anomalygpt.datasets.build import INDEXERS
-    from anomalygpt.datasets.tree import index_pair
-    from anomalygpt.evaluation.protocol import Plan
-
-    rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
-    seed = seed if arguments.seed is None else arguments.seed
-    plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
-    if arguments.good:
-        records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
-    else:
-        records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
-    plan.check(records)
-    return plan, records
-
-
-def _report(
-    arguments: argparse.Namespace,
-    config: "ExperimentConfig",
-    plan: "Plan",
-    records: "Sequence[ImageRecord]",
-    store: "CellStore",
-    process: "Process",
-) -> None:
-    from anomalygpt.datasets.records import first_offenders
-    from anomalygpt.evaluation import provenance, published
-    from anomalygpt.evaluation.cells import CellResult
-    from anomalygpt.evaluation.figures import write_pictures
-    from anomalygpt.evaluation.ground_truth import CONNECTED, SATURATED
-    from anomalygpt.evaluation.protocol import photo_name, test_photos
-    from anomalygpt.evaluation.tables import Report, as_markdown, write_report
-
-    results = [store.load(cell, CellResult) for cell in plan.cells(records)]
-    for result in results:
-        expected = {photo_name(record, arguments.root) for record in test_photos(records, result.cell.class_name)}
-        if other := expected ^ {photo.photo for photo in result.photos}:
-            raise store.mismatch(f"on other photos ({first_offenders(sorted(other))})")
-    names = sorted({result.cell.class_name for result in results})
-    warnings = provenance.training_warnings(provenance.training_data(config), arguments.data, names)
-    for warning in warnings:
-        logging.getLogger("anomalygpt.run_eval").warning("warning: %s", warning)
-    seconds, photos = sum(result.seconds for result in results), sum(len(result.photos) for result in results)
-    notes = [f"data: {arguments.data} ({arguments.kind}), {len(names)} classes"]
-    notes += [f"maps and masks: {maps}" for maps in dict.fromkeys(result.maps for result in results)]
-    notes += [f"AUPRO: {SATURATED if any(result.saturated for result in results) else CONNECTED}"]
-    about = provenance.Provenance(
-        **provenance.of_run(config, arguments.command, process, plan.seed, seconds, photos),
-        references=provenance.describe_references(plan),
-        notes=tuple(notes),
-        warnings=tuple(warnings),
-    )
-    dataset = published.official_dataset(arguments.kind, records)
-    others = {shots: published.published(dataset, shots) for shots in plan.shots} if dataset else {}
-    title = published.table()["datasets"][dataset]["title"] if dataset else None
-    report = Report(about, results, title, others)
-    print(as_markdown(report), end="")
-    if arguments.out:
-        written = write_report(arguments.out, report)
-        if not arguments.no_pictures:
-            written += write_pictures(arguments.out, results)
-        print(f"\nwrote {', '.join(str(path.relative_to(arguments.out)) for path in written)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

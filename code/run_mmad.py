@@ -7,15 +7,10 @@ that was stopped or killed is continued by the same command.
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from anomalygpt.errors import UserError
-from anomalygpt.evaluation.launch import add_run_options, build_predictor, run, started, whole_number
-
-if TYPE_CHECKING:
-    from anomalygpt.evaluation.protocol import Cell
+from anomalygpt.evaluation.launch import add_run_options, run, whole_number
 
 METHODS = ("text", "letter", "generated")
 
@@ -23,7 +18,13 @@ METHODS = ("text", "letter", "generated")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when all questions were answered."""
     arguments = _parse(sys.argv[1:] if argv is None else argv)
-    return run(lambda: _answer(arguments), arguments.out)
+
+    def program() -> None:
+        from anomalygpt.evaluation.mmad import answer_questions
+
+        answer_questions(arguments)
+
+    return run(program, arguments.out)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,56 +44,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments.answer_by = [method for method in METHODS if method in (arguments.answer_by or METHODS)]
     arguments.command = shlex.join(["python", "run_mmad.py", *argv])
     return arguments
-
-
-def _answer(arguments: argparse.Namespace) -> None:
-    from anomalygpt import distributed
-    from anomalygpt.config.load import load_config
-    from anomalygpt.evaluation.cells import CellStore
-    from anomalygpt.evaluation.mmad import Answers, Asker, cells_of, read_questions, write_report
-    from anomalygpt.evaluation.provenance import Provenance, fingerprint, of_run
-    from anomalygpt.files import sha256
-    from anomalygpt.model.build import installed_config
-
-    config = load_config(arguments.config or installed_config(), arguments.set)
-    if config.own_llm is None:
-        raise UserError(f"questions need a language model of the model's own; {config.name} has none, or asks another")
-    shots, methods = arguments.shots, arguments.answer_by
-    root = arguments.data or arguments.questions.parent
-    cells = cells_of(read_questions(arguments.questions, root, arguments.templates, shots), shots)
-    seed = config.seed if arguments.seed is None else arguments.seed
-    with started(arguments.device, arguments.out) as (process, folder):
-        store = CellStore(folder)
-        settings = fingerprint(config, with_llm=True, device=process.device.type) | {
-            "--questions": str(arguments.questions.resolve()),
-            "contents of the questions": sha256(arguments.questions),
-            "--data": str(root.resolve()),
-            "--templates": arguments.templates,
-            "--answer-by": methods,
-            "--seed": seed,
-        }
-        distributed.on_main(process.is_main, lambda: store.require(settings))
-
-        def build() -> "Callable[[Cell, Callable[[], object]], Answers]":
-            predictor = build_predictor(config, process, with_llm=True, needs_text_map=not shots)
-            asker = Asker(predictor, root, shots, methods, seed)
-            return lambda cell, on_photo: asker.answer(cells[cell], on_photo)
-
-        store.fill(list(cells), process, lambda cell: len(cells[cell]), build)
-        if not process.is_main:
-            return
-        found = [store.load(cell, Answers) for cell in cells]
-        rows = sorted((row for answers in found for row in answers.rows), key=lambda row: row.key)
-        photos, seconds = sum(answers.photos for answers in found), sum(answers.seconds for answers in found)
-        references = f"the first {shots} of each photo's {arguments.templates} templates"
-        about = Provenance(
-            **of_run(config, arguments.command, process, seed, seconds, photos),
-            references=references if shots else "none; text map",
-            notes=(f"questions: {arguments.questions}, {len(rows)} about {photos} photos",),
-        )
-        print(write_report(arguments.out, about, rows, methods), end="")
-        if arguments.out:
-            print("\nwrote results.json, results.md, answers.csv", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
 
 from anomalygpt.config.load import load_config, resolve, to_yaml
 from anomalygpt.config.original_flags import original_settings
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError, set_strict, user_errors
 from anomalygpt.files import claimed
-
-if TYPE_CHECKING:
-    from anomalygpt.distributed import Process
-    from anomalygpt.training.loop import Trainer
 
 logger = logging.getLogger("anomalygpt.train")
 
@@ -72,9 +67,12 @@ def _dry_run(config: ExperimentConfig, processes: int | None) -> None:
 
 def _train(config: ExperimentConfig, device: str) -> None:
     from anomalygpt import distributed
-    from anomalygpt.training.engine import report_out_of_memory
 
     process = distributed.start(device)
+    # Only now, since it sets what DeepSpeed reads when any library first imports it.
+    from anomalygpt.training.engine import report_out_of_memory
+    from anomalygpt.training.loop import build_trainer
+
     level = logging.INFO if process.is_main else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -83,7 +81,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
         raise UserError(f"{fault}; training.precision=fp32 trains there")
     folder = resolve(config.training.output)
     with report_out_of_memory(config.training), ExitStack() as held:
-        trainer = _build(config, process)
+        trainer = build_trainer(config, process)
         distributed.on_main(process.is_main, lambda: held.enter_context(claimed(folder, "training.output")))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, trainer.request_stop)
@@ -93,46 +91,6 @@ def _train(config: ExperimentConfig, device: str) -> None:
             advice = "make room, or choose another training.output, then start again"
             raise UserError(f"{folder}: can't be written ({error}); {advice}") from error
     distributed.stop()
-
-
-def _build(config: ExperimentConfig, process: "Process") -> "Trainer":
-    from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
-    from anomalygpt.datasets.transforms import ImageTransform
-    from anomalygpt.distributed import seed_everything
-    from anomalygpt.model.anomalygpt import UNNAMED_CLASS
-    from anomalygpt.model.build import build_model, image_spec, trainable_parts
-    from anomalygpt.training.dry_run import parameter_table
-    from anomalygpt.training.engine import deepspeed_config, start_engine, total_steps
-    from anomalygpt.training.loop import Data, Trainer
-
-    settings = config.training
-    seed_everything(config.seed)
-    # Data first, so that a wrong path is reported before gigabytes of weights are read.
-    spec = image_spec(config.encoder)
-    transform = ImageTransform(spec.size, spec.mean, spec.std)
-    train: Any
-    validation: Any
-    if config.data.findings:
-        train, validation = build_findings(config.data, spec.embed_width, config.seed)
-    else:
-        train, validation = build_pairs(config.data, transform, config.seed, decode_all=True)
-    instructions = build_instructions(config.data, transform) if settings.answers else None
-    model = build_model(config, process.device, with_llm=settings.answers)
-    table = parameter_table(model, trainable_parts(model, settings.trainable))
-    logger.info("parameters\n%s", "\n".join(table))
-    if model.has_llm and settings.gradient_checkpointing:
-        model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
-    classes = {record.class_name for pairs in (train, validation) for record in getattr(pairs, "records", ())}
-    # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
-    # does not allow.
-    model.states([*sorted(classes), UNNAMED_CLASS])
-    seed_everything(config.seed + process.rank)  # all start from the same weights, but dropout must differ
-    steps = total_steps(settings, len(train))
-    unit = "conversations" if config.data.findings else "pairs"
-    logger.info("%d training %s, %d steps of %d", len(train), unit, steps, settings.batch_size)
-    micro_steps = 1 if instructions is None else 2
-    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps), steps)
-    return Trainer(engine, Data(train, validation, instructions), config, process, resolve(settings.output), steps)
 
 
 if __name__ == "__main__":

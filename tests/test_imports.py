@@ -35,9 +35,9 @@ def test_code_is_the_standard_librarys(folder: Path) -> None:
 
 
 def test_every_module_of_ours_has_one_name() -> None:
-    source = "import anomalygpt, anomalygpt.weights.sources as s"
+    source = "import anomalygpt, anomalygpt.weights.fetch as s"
     source += "; print(s.__name__, list(anomalygpt.__path__), 'weights' in sys.modules)"
-    assert python(source, CODE).split() == ["anomalygpt.weights.sources", f"['{CODE}']", "False"]
+    assert python(source, CODE).split() == ["anomalygpt.weights.fetch", f"['{CODE}']", "False"]
 
 
 def test_other_libraries_import_beside_our_datasets_folder_and_hugging_faces_wins_over_it(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_other_libraries_import_beside_our_datasets_folder_and_hugging_faces_win
 import gradio, peft, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_datasets_available
-import anomalygpt.weights.sources
+import anomalygpt.weights.fetch
 print(is_datasets_available())
 """
     assert python(source, CODE).strip().splitlines()[-1] in ("True", "False")

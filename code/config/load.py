@@ -10,9 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.config.settings import explain, leave_preset
+from anomalygpt.config.settings import explain
 from anomalygpt.errors import UserError
-from anomalygpt.files import read_yaml, replacing
+from anomalygpt.files import read_yaml
 
 CONFIG_FOLDER = Path(__file__).parent
 PRETRAINED = "pretrained_ckpt"  # the folder of all weights
@@ -98,8 +98,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
 
     Args:
         source: a shipped experiment's name (``compact``) or a YAML file's path.
-        overrides: ``key.sub=value`` each, the value in YAML's syntax. ``inference.references.preset`` drops values of
-            the file as :func:`leave_preset` does.
+        overrides: ``key.sub=value`` each, the value in YAML's syntax. Another ``inference.references.preset`` drops the
+            file's values of its own: all but the text map's, and for ``official``, which takes no others, these too.
 
     Raises:
         UserError: no such file, not YAML, or a setting that is unknown or of the wrong type; the message names the
@@ -108,9 +108,10 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
     path = _find(source)
     values = _read(path)
     preset = _nested(stated(overrides), "inference", "references").get("preset")
-    if preset is not None:
-        leave_preset(_nested(values, "inference"), preset)
-    _leave_weights(values, stated(overrides))
+    references = _nested(values, "inference", "references")
+    if preset not in (None, references.get("preset")):
+        for name in [name for name in references if preset == "official" or not name.startswith("text_")]:
+            del references[name]
     for override in overrides:
         _apply(values, override)
     try:
@@ -128,14 +129,8 @@ def stated(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def save_config(config: ExperimentConfig, path: Path) -> None:
-    """Writes every setting, defaults included, as YAML that :func:`load_config` reads back, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(to_yaml(config), encoding="utf-8")
-
-
 def to_yaml(config: ExperimentConfig) -> str:
-    """Every setting, defaults included."""
+    """Every setting, defaults included, as :func:`load_config` reads it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -164,15 +159,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"{path}: base: expected the name of one config, got {base!r:.80}")
     sibling = path.parent / f"{base}.yaml"
-    inherited = _read(sibling if sibling.is_file() else _find(base), (*seen, path))
-    _leave_weights(inherited, values)
-    return _merged(inherited, values)
-
-
-def _leave_weights(values: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Drops the language model's folder, in place, where changes name an endpoint in its stead."""
-    if _nested(changes, "llm").get("endpoint"):
-        _nested(values, "llm").pop("weights", None)
+    return _merged(_read(sibling if sibling.is_file() else _find(base), (*seen, path)), values)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -70,19 +70,15 @@ def original_settings(argv: Sequence[str] | None, default: str) -> tuple[list[st
 
 def _deepspeed(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The settings that a JSON file of DeepSpeed's states, and its keys that have no effect here."""
+    import pandas as pd  # here, so that --help does not wait for it
+
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--deepspeed_config {path}: not a JSON file of settings ({error})") from error
-
-    def value(dotted: str) -> Any:
-        found: Any = content
-        for key in dotted.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        return None if found == "auto" else found
-
-    settings = {ours: value(key) for key, ours in DEEPSPEED.items() if value(key) is not None}
-    settings["training.precision"] = next((kind for kind in ("fp16", "bf16") if value(f"{kind}.enabled")), "fp32")
-    settings["training.offload_optimizer"] = value("zero_optimization.offload_optimizer.device") == "cpu"
+    values = pd.json_normalize([content]).to_dict("records")[0]  # by dotted key
+    settings = {ours: values[key] for key, ours in DEEPSPEED.items() if values.get(key, "auto") != "auto"}
+    settings["training.precision"] = next((kind for kind in ("fp16", "bf16") if values.get(f"{kind}.enabled")), "fp32")
+    settings["training.offload_optimizer"] = values.get("zero_optimization.offload_optimizer.device") == "cpu"
     used = {key.partition(".")[0] for key in DEEPSPEED} | {"fp16", "bf16"}
     return settings, [key for key in content if key not in used]

@@ -63,7 +63,7 @@ class LlmConfig(Settings):
     """The language model: a folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint.
 
     Attributes:
-        weights: the folder; empty with an endpoint.
+        weights: the folder; without effect beside an endpoint.
         endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
         model: its name at the endpoint.
         attach_images: sends photo and overlay to the endpoint, for a model that sees.
@@ -89,8 +89,8 @@ class LlmConfig(Settings):
 
     @model_validator(mode="after")
     def _is_one_model(self) -> "LlmConfig":
-        if bool(self.weights) == bool(self.endpoint):
-            raise ValueError("weights and endpoint exclude each other; expected one of them")
+        if not self.weights and not self.endpoint:
+            raise ValueError("expected weights or an endpoint")
         if bool(self.endpoint) != bool(self.model) or (self.attach_images and not self.endpoint):
             raise ValueError("endpoint needs model, a model's name; model and attach_images are for an endpoint only")
         return self
@@ -234,7 +234,7 @@ class TrainingConfig(Settings):
         log: the folder of TensorBoard's events; None: ``tensorboard`` in the run's folder.
     """
 
-    trainable: Annotated[tuple[Part, ...], Field(min_length=1)] = ANOMALYGPT_PARTS
+    trainable: tuple[Part, ...] = ANOMALYGPT_PARTS
     answers: bool = True
     epochs: Positive = 50
     steps: Positive | None = None
@@ -250,7 +250,6 @@ class TrainingConfig(Settings):
     gradient_checkpointing: bool = True
     save_every: Positive = 500
     keep_checkpoints: Positive = 2
-    log_every: Positive = 1
     validate_every: Positive = 500
     validation_pairs: Positive = 64
     picture_every: Positive = 500
@@ -287,11 +286,13 @@ class ExperimentConfig(Settings):
     def _endpoint_gets_text_alone(cls, values: dict[str, Any]) -> dict[str, Any]:
         llm, inference = values.get("llm"), values.get("inference") or {}
         if isinstance(llm, dict) and llm.get("endpoint") and isinstance(inference, dict):
-            values = values | {"llm": {"weights": "", **llm}, "inference": inference | {"findings": "system"}}
+            values = values | {"llm": llm | {"weights": ""}, "inference": inference | {"findings": "system"}}
         return values
 
     @model_validator(mode="after")
     def _parts_exist(self) -> "ExperimentConfig":
+        if not self.training.trainable:
+            raise ValueError("training.trainable: expected at least one part")
         if self.encoder.kind in ("imagebind", "open_clip") and "states" in self.training.trainable:
             raise ValueError("training.trainable: 'states' are for encoders without a text tower; this one has it")
         if self.llm and self.llm.precision in ("8bit", "4bit") and self.training.zero_stage == 3:

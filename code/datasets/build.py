@@ -15,7 +15,7 @@ from anomalygpt.datasets.annotations import index_coco, index_labelme, index_yol
 from anomalygpt.datasets.class_info import ClassInfo, folder_infos
 from anomalygpt.datasets.csv_table import index_csv, index_visa
 from anomalygpt.datasets.dialogue import Wording
-from anomalygpt.datasets.findings_samples import FindingsConversations
+from anomalygpt.datasets.findings_dialogue import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
 from anomalygpt.datasets.overview import overview
@@ -116,7 +116,7 @@ def _hold_back(group: Sequence[ImageRecord], fraction: float, name: str, seed: i
     return kept, [photo for position, photo in enumerate(photos) if position in held]
 
 
-def readable(records: Sequence[ImageRecord], policy: str) -> list[ImageRecord]:
+def _readable(records: Sequence[ImageRecord], policy: str) -> list[ImageRecord]:
     """The records whose photos can be decoded; the others are refused, or left out and counted in the log."""
 
     def fault(record: ImageRecord) -> str | None:
@@ -148,31 +148,28 @@ def build_pairs(
     other data. Defects without a mask are left out and counted in the log.
     """
     configure(config)
-    records = build_records(config)
-    for line in overview(records, with_masks=config.defects == "real"):
+    records, is_real = build_records(config), config.defects == "real"
+    for line in overview(records, with_masks=is_real):
         logger.info(line)
     infos = build_cards(config)
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
-    if config.defects == "real":
-        unmarked = sum(record.is_anomalous and not record.masks for record in records)
-        if unmarked:
-            logger.warning("%d defect photos without a mask are left out", unmarked)
-        parts = supervised_split(records, config.validation_share, seed)
-        train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
-        kinds = {record.is_anomalous for record in held_back}
-        if len(kinds) == 1:
-            lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
-            message = "nothing is validated: the %d held-back photos hold no %s, and pairs need both"
-            logger.warning(message, len(held_back), lacking)
-        validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
-        return SupervisedPairs(train, transform, seed, wording), validation
-    parts = normal_split(records, config.validation_share, seed)
-    train, held_back = (readable(part, config.unreadable) if decode_all else part for part in parts)
-    if not train:
-        raise DatasetError("data.sources hold no normal training photos (train/good)")
-    changes = {name: info.nsa.model_dump(exclude_unset=True) for name, info in infos.items()}
-    options = (transform, seed, config.patch_source, config.drawn_share, wording, changes)
-    return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
+    parts = (supervised_split if is_real else normal_split)(records, config.validation_share, seed)
+    train, held_back = (_readable(part, config.unreadable) if decode_all else part for part in parts)
+    if not is_real:
+        if not train:
+            raise DatasetError("data.sources hold no normal training photos (train/good)")
+        options = (transform, seed, config.patch_source, config.drawn_share, wording)
+        return SimulatedPairs(train, *options), SimulatedPairs(held_back, *options) if held_back else None
+    unmarked = sum(record.is_anomalous and not record.masks for record in records)
+    if unmarked:
+        logger.warning("%d defect photos without a mask are left out", unmarked)
+    kinds = {record.is_anomalous for record in held_back}
+    if len(kinds) == 1:
+        lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
+        message = "nothing is validated: the %d held-back photos hold no %s, and pairs need both"
+        logger.warning(message, len(held_back), lacking)
+    validation = SupervisedPairs(held_back, transform, seed, wording) if len(kinds) == 2 else None
+    return SupervisedPairs(train, transform, seed, wording), validation
 
 
 def build_findings(

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalygpt.datasets.regions import Box, bounding_box
-from anomalygpt.datasets.synthesis import Flags, NSASettings, Pixels, Simulated, object_mask
+from anomalygpt.datasets.synthesis import Flags, NSASettings, Pixels, Plane, Simulated, object_mask
 
-Plane = NDArray[np.float32]  # (H, W)
 Canvas = NDArray[np.float32]  # (H, W, 3), grey levels 0..255
 Point = tuple[float, float]  # (x, y) in pixels
 
@@ -28,16 +27,7 @@ SUBPIXEL_BITS = 4
 
 
 def draw_defects(image: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
-    """Draws one defect, sometimes a second one of the same kind.
-
-    Args:
-        image: a normal photo, uint8 (H, W, 3).
-        settings: the class's; its background separates the object.
-
-    Returns:
-        The photo with its mask (1.0 where it changed visibly), one box per defect, and the kind's name; unchanged where
-        nothing could be drawn visibly.
-    """
+    """Draws one defect on the object, sometimes a second one of the same kind; the mask is 1.0 where it is visible."""
     objects = object_mask(image, settings.background)
     places = np.flatnonzero(objects)
     kind = list(KINDS)[int(rng.integers(len(KINDS)))]

@@ -1,14 +1,11 @@
 """What is known about one photo, as a record: the source of the badge, the table, JSON, prompt and answers."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from anomalygpt.datasets.class_info import noun_phrase
+from anomalygpt.datasets.class_info import noun_phrase, phrase_table
 
 Status = Literal["good", "defective", "can't tell"]
 Form = Literal["compact", "elongated", "scattered"]
@@ -23,21 +20,13 @@ SURE, FAIRLY_SURE = 0.9, 0.7  # probability of the verdict
 
 @dataclass(frozen=True)
 class RegionFinding:
-    """One defective region.
+    """One defective region."""
 
-    Attributes:
-        place: cell of the 3 x 3 grid, ``top left`` … ``bottom right``.
-        box: (left, top, right, bottom) in the photo's pixels, right and bottom exclusive.
-        area: share of the photo's area, 0..1.
-        peak: the map's largest value in it.
-        form: rough shape.
-    """
-
-    place: str
-    box: tuple[int, int, int, int]
-    area: float
-    peak: float
-    form: Form
+    place: str  # cell of the 3 x 3 grid, ``top left`` … ``bottom right``
+    box: tuple[int, int, int, int]  # (left, top, right, bottom) in the photo's pixels, right and bottom exclusive
+    area: float  # share of the photo's area, 0..1
+    peak: float  # the map's largest value in it
+    form: Form  # rough shape
 
 
 @dataclass(frozen=True)
@@ -45,23 +34,17 @@ class Findings:
     """All that is known about a photo; answers may state nothing else.
 
     Attributes:
-        status: the verdict; ``can't tell``: there is none, for ``reason``.
-        probability: that the photo is defective, 0..1.
         regions: largest first; at least one where the status is ``defective``, none where it is ``good``; where the
             map is highest, or none, where it is ``can't tell``.
-        class_name: of the part; ``object`` where it is not known.
-        references: how many reference photos it was compared with; 0: none.
-        image_size: (width, height) in pixels.
-        reason: why there is no verdict: ``other_part``, ``unknown_part`` or ``near_threshold``; else empty.
     """
 
     status: Status
-    probability: float
+    probability: float  # that the photo is defective, 0..1
     regions: tuple[RegionFinding, ...]
     class_name: str = UNKNOWN_CLASS
-    references: int = 0
-    image_size: tuple[int, int] = (224, 224)
-    reason: str = ""
+    references: int = 0  # how many reference photos it was compared with
+    image_size: tuple[int, int] = (224, 224)  # (width, height) in pixels
+    reason: str = ""  # why there is no verdict: ``other_part``, ``unknown_part`` or ``near_threshold``; else empty
 
     @property
     def number(self) -> int:
@@ -96,12 +79,16 @@ class Findings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the fields, a region's place as ``position``, and what follows from them."""
-        derived: dict[str, Any] = {"number": self.number, "total_area": self.total_area, "certainty": self.certainty}
-        derived["probability"] = self.shown_probability
         regions = [{"position": region.place, **asdict(region)} for region in self.regions]
         for region in regions:
             del region["place"]
-        return {**asdict(self), **derived, "places": list(self.places), "regions": regions}
+        found = {**asdict(self), "number": self.number, "total_area": self.total_area, "certainty": self.certainty}
+        return found | {"probability": self.shown_probability, "places": list(self.places), "regions": regions}
+
+
+def language_of(question: str) -> Language:
+    """The language to answer in: Chinese where the question has a Chinese character, else English."""
+    return "zh" if re.search("[㐀-鿿]", question) else "en"
 
 
 def size_word(area: float) -> str:
@@ -109,11 +96,9 @@ def size_word(area: float) -> str:
     return next((word for word, limit in SIZE_LIMITS if area < limit), "large")
 
 
-@cache
 def finding_phrases(language: Language) -> dict[str, Any]:
     """Questions, answers and words about findings in one language."""
-    path = Path(__file__).with_name("phrases") / f"findings_{language}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return phrase_table(f"findings_{language}")
 
 
 def percent(share: float, language: Language = "en") -> str:
@@ -139,18 +124,15 @@ def places_text(places: Sequence[str], language: Language) -> str:
 
 def findings_text(findings: Findings, language: Language = "en") -> str:
     """The findings as one line: what the language model reads before the question."""
-    phrases = finding_phrases(language)
-    lines = phrases["findings"]
-    slots = _slots(findings, language)
-    known = {"known": noun_phrase(findings.class_name, "en"), "zh": noun_phrase(findings.class_name, "zh")}
-    regions = lines[_number_case(findings)] if findings.number else ""
+    lines = finding_phrases(language)["findings"]
+    undecided = findings.status == "can't tell"
     parts = [
         lines[findings.status],
-        _undecided_text(findings, language) if findings.status == "can't tell" else regions,
+        _undecided_form(findings, language) if undecided else lines[_number_case(findings)] if findings.number else "",
         lines["part" if findings.knows_class else "no_part"],
         lines["references" if findings.references else "no_references"],
     ]
-    return " ".join(part.format(**slots, **known) for part in parts if part)
+    return " ".join(filter(None, parts)).format(**_slots(findings, language))
 
 
 def answer_text(kind: str, findings: Findings, language: Language, **claim: str) -> str:
@@ -160,56 +142,36 @@ def answer_text(kind: str, findings: Findings, language: Language, **claim: str)
         kind: a key of the phrases' ``questions``.
         claim: what the question claims: ``place`` (``claim_place``) or ``type`` (``claim_type``).
     """
+    slots, places = _slots(findings, language), finding_phrases(language)["words"]["place"]
+    slots |= {"claimed": places.get(claim.get("place")), "type": claim.get("type")}
     if findings.status == "can't tell":
-        return _undecided_text(findings, language)
-    phrases = finding_phrases(language)
-    forms = phrases["answers"][kind]
-    slots = _slots(findings, language)
-    if "place" in claim:
-        slots["claimed"] = phrases["words"]["place"][claim["place"]]
-    if "type" in claim:
-        slots["type"] = claim["type"]
-    return str(forms[_case(kind, findings, claim)].format(**slots))
+        return _undecided_form(findings, language).format(**slots)
+    verdict, known = findings.status, "known" if findings.knows_class else "unknown"
+    wrong = "wrong" if len(findings.places) == 1 else "wrong_several"
+    cases = ["any", f"{known}_{verdict}", *([] if findings.references else [f"none_{verdict}"]), verdict]
+    cases += ["right" if claim.get("place") in findings.places else wrong, _number_case(findings)]
+    forms = finding_phrases(language)["answers"][kind]
+    return next(forms[case] for case in cases if case in forms).format(**slots)
 
 
-def _undecided_text(findings: Findings, language: Language) -> str:
+def _undecided_form(findings: Findings, language: Language) -> str:
     forms = finding_phrases(language)["undecided"]
-    text = forms[findings.reason] + (forms["highest"] if findings.regions else forms["end"])
-    return str(text.format(**_slots(findings, language)))
+    return str(forms[findings.reason] + forms["highest" if findings.regions else "end"])
 
 
 def _number_case(findings: Findings) -> str:
     return "one" if findings.number == 1 else "several"
 
 
-def _case(kind: str, findings: Findings, claim: dict[str, str]) -> str:
-    good = findings.status == "good"
-    verdict = "good" if good else "defective"
-    if kind == "unrelated":
-        return "any"
-    if kind == "content":
-        return f"{'known' if findings.knows_class else 'unknown'}_{verdict}"
-    if kind == "comparison" and not findings.references:
-        return f"none_{verdict}"
-    if kind == "certainty":
-        return verdict
-    if good:
-        return "good"
-    if kind == "claim_place":
-        return (
-            "right" if claim["place"] in findings.places else "wrong" if len(findings.places) == 1 else "wrong_several"
-        )
-    return _number_case(findings)
-
-
 def _slots(findings: Findings, language: Language) -> dict[str, Any]:
-    words = finding_phrases(language)["words"]
-    count = findings.references
+    words, count = finding_phrases(language)["words"], findings.references
     slots: dict[str, Any] = {
         "probability": probability_text(findings.probability),
         "certainty": words["certainty"][findings.certainty],
         "number": findings.number,
         "noun_phrase": noun_phrase(findings.class_name, language),
+        "known": noun_phrase(findings.class_name, "en"),
+        "zh": noun_phrase(findings.class_name, "zh"),
         "references": words["references"]["one" if count == 1 else "several"].format(count=count),
     }
     if findings.regions:

@@ -2,11 +2,10 @@
 
 import json
 import logging
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,11 +21,11 @@ from anomalygpt.datasets.transforms import ImageTransform
 logger = logging.getLogger(__name__)
 
 TurnChoice = Literal["first", "all"]
-EXPECTED = 'expected {"image_name": …, "conversation": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}'
+EXPECTED = '{"image_name": …, "conversation": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}'
+OTHER_ROLES = {"user": "human", "gpt": "assistant"}
 
 
-@dataclass(frozen=True)
-class InstructionSample:
+class InstructionSample(NamedTuple):
     """A photo, (3, S, S) float32, normalised, and a conversation about it."""
 
     image: Tensor
@@ -43,7 +42,8 @@ class InstructionBatch(Batch):
 
 def collate_instructions(samples: Sequence[InstructionSample]) -> InstructionBatch:
     """B samples -> one batch."""
-    return InstructionBatch(torch.stack([sample.image for sample in samples]), [sample.turns for sample in samples])
+    images, conversations = zip(*samples, strict=True)
+    return InstructionBatch(torch.stack(images), list(conversations))
 
 
 class Instructions(Dataset[InstructionSample]):
@@ -61,74 +61,66 @@ class Instructions(Dataset[InstructionSample]):
     def __init__(
         self, conversations: Path, images: Path, transform: ImageTransform, turns: TurnChoice = "first"
     ) -> None:
-        self.images = require_folder(images)
-        self.transform = transform
-        # One block of bytes: worker processes share it, whereas reading Python objects would copy their pages.
-        self._packed = bytearray()
-        self._ends = array("q")
-        present = {path.name for path in self.images.iterdir()}
+        self.images, self.transform = require_folder(images), transform
+        self._entries = []
         missing, without = [], 0
-        try:
-            text = Path(conversations).read_text(encoding="utf-8-sig")
-            by_line = Path(conversations).suffix == ".jsonl"
-            entries = [json.loads(line) for line in text.split("\n") if line.strip()] if by_line else json.loads(text)
-        except FileNotFoundError:
-            raise DatasetError(f"{conversations}: no such file") from None
-        except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-            raise DatasetError(f"{conversations}: is not JSON, or the file is cut off ({error})") from error
-        if not isinstance(entries, list):
-            raise DatasetError(f"{conversations}: expected a JSON list, found a {type(entries).__name__}")
-        for number, entry in enumerate(entries, start=1):
-            name, texts = _parse_entry(entry, f"{conversations}: entry {number}", turns)
+        for number, entry in enumerate(_read_list(Path(conversations)), start=1):
+            name, parsed = _parse_entry(entry, f"{conversations}: entry {number}", turns)
             if name is None:
                 without += 1
-            elif name in present or ("/" in name and (self.images / name).is_file()):
-                self._packed += json.dumps([name, *texts]).encode()
-                self._ends.append(len(self._packed))
+            elif (self.images / name).is_file():
+                self._entries.append((name, parsed))
             else:
                 missing.append(name)
-        if not self._ends:
+        if not self._entries:
             reason = f"{len(missing)} photos are missing, the first is {missing[0]}" if missing else "none names one"
             raise DatasetError(f"{conversations}: no conversation whose photo is in {self.images}; {reason}")
         if without:
             logger.warning("%s: %d conversations are about no photo, or several; left out", conversations, without)
         if missing:
-            total = len(missing) + len(self._ends)
+            total = len(missing) + len(self._entries)
             logger.warning("%d of %d photos are missing in %s; left out", len(missing), total, self.images)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._entries)
 
     def __getitem__(self, index: int) -> InstructionSample:
         """Conversation ``index``. Raises :class:`DatasetError` when its photo cannot be read."""
-        start = self._ends[index - 1] if index else 0
-        name, *texts = json.loads(self._packed[start : self._ends[index]])
-        turns = tuple(Turn("assistant" if at % 2 else "human", text) for at, text in enumerate(texts))
+        name, turns = self._entries[index]
         return InstructionSample(self.transform(load_image(self.images / name, PhotoSettings())), turns)
 
 
-def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str | None, list[str]]:
-    """The photo's name, None for no photo or several, and the texts of human and assistant in turn."""
-    if not isinstance(entry, dict):
-        raise DatasetError(f"{where} is a {type(entry).__name__}; {EXPECTED}")
-    photos = next((entry[key] for key in ("image_name", "image", "images") if entry.get(key)), None)
-    name = photos[0] if isinstance(photos, list) and len(photos) == 1 else photos
-    name = name.get("path") if isinstance(name, dict) else name
-    turns = next((entry[key] for key in ("conversation", "conversations", "messages") if key in entry), None)
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise DatasetError(f"{where} has no conversation; {EXPECTED}")
-    turns = [turn for turn in turns if turn.get("from", turn.get("role")) != "system"]
-    if not isinstance(name, str):
-        return None, []
-    if len(turns) < 2:
-        raise DatasetError(f"{where} ({name}) has no question and answer; {EXPECTED}")
-    texts = []
-    for at, turn in enumerate(turns[: 2 if choice == "first" else len(turns) - len(turns) % 2]):
-        place, roles = f"{where} ({name}), turn {at + 1}", ("gpt", "assistant") if at % 2 else ("human", "user")
-        text = turn.get("value", turn.get("content"))
-        if turn.get("from", turn.get("role")) not in roles or not isinstance(text, str):
-            raise DatasetError(f"{place} is not of the form {{'from': '{roles[0]}', 'value': text}}")
-        texts.append(text.replace("<image>", "").strip())
-        if not texts[-1]:
-            raise DatasetError(f"{place} has no text")
-    return name, texts
+def _read_list(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        by_line = path.suffix == ".jsonl"
+        entries = [json.loads(line) for line in text.split("\n") if line.strip()] if by_line else json.loads(text)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
+        raise DatasetError(f"{path}: is not JSON, or the file is cut off ({error})") from error
+    if not isinstance(entries, list):
+        raise DatasetError(f"{path}: expected a JSON list, found a {type(entries).__name__}")
+    return entries
+
+
+def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str | None, tuple[Turn, ...]]:
+    """The photo's name, None for no photo or several, and the turns, which end with an answer."""
+    try:
+        photos = next((entry[key] for key in ("image_name", "image", "images") if entry.get(key)), None)
+        name = photos[0] if isinstance(photos, list) and len(photos) == 1 else photos
+        name = name.get("path") if isinstance(name, dict) else name
+        said = next(entry[key] for key in ("conversation", "conversations", "messages") if key in entry)
+        said = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in said]
+        if not isinstance(name, str):
+            return None, ()
+        where += f" ({name})"
+        said = [turn for turn in said if turn[0] != "system"]
+        said = said[: 2 if choice == "first" else len(said) - len(said) % 2]
+        turns = tuple(Turn(OTHER_ROLES.get(role, role), text.replace("<image>", "").strip()) for role, text in said)
+        expected = ["human", "assistant"] * (len(turns) // 2)
+        if not turns or [turn.role for turn in turns if turn.text] != expected:
+            raise ValueError
+    except (AttributeError, StopIteration, TypeError, ValueError):
+        raise DatasetError(f"{where} is not of the form {EXPECTED}") from None
+    return name, turns

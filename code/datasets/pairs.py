@@ -1,41 +1,35 @@
 """Training pairs of a normal photo and a defect: a simulated one, or a real one with the mask that people drew."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.drawn import draw_defects
 from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.photos import current_settings, load_image
-from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
+from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.regions import position_name, positions_of
 from anomalygpt.datasets.sample import AnomalySample, SamplePair
-from anomalygpt.datasets.synthesis import TRAINING_THRESHOLD, Pixels, nsa_settings, simulate
+from anomalygpt.datasets.synthesis import TRAINING_THRESHOLD, Flags, Pixels, nsa_settings, simulate
 from anomalygpt.datasets.transforms import ImageTransform
 
 PatchSource = Literal["same", "any"]
 
 
 class _Pairs(Dataset[SamplePair]):
-    """Pairs that depend on the seed, the epoch and the index alone, whatever the number of loader workers.
-
-    Attributes:
-        records: every photo that a pair may show.
-        paired: for each pair, the index of the record that gives it its class.
-    """
+    """Pairs that depend on the seed, the epoch and the index alone, whatever the number of loader workers."""
 
     def __init__(
         self, records: Sequence[ImageRecord], transform: ImageTransform, seed: int, wording: Wording | None
     ) -> None:
         self.records = list(records)
-        self.paired: Sequence[int] = range(len(self.records))
+        self.paired: Sequence[int] = range(len(self.records))  # the records that give the pairs their classes
         self.transform, self.seed, self.wording = transform, seed, wording or Wording()
         self.photo_settings = current_settings()  # for loader processes
         self._normal_of_class: defaultdict[str, list[int]] = defaultdict(list)
@@ -72,7 +66,7 @@ class _Pairs(Dataset[SamplePair]):
         self,
         index: int,
         pixels: Pixels,
-        target: NDArray[np.bool_],
+        target: Flags,
         positions: Sequence[str],
         defect: str | None,
         rng: np.random.Generator,
@@ -92,10 +86,6 @@ class SimulatedPairs(_Pairs):
         transform: the defect is made on the pixels that it shows the model, so that photo and mask agree.
         source: patches come from the ``same`` class or from ``any`` photo.
         drawn_share: how often a defect is drawn (``drawn.py``) in place of a pasted patch.
-        nsa_changes: by class name, what differs from the class's row in nsa_classes.yaml.
-
-    Raises:
-        DatasetError: one of the records is not a normal training photo.
     """
 
     def __init__(
@@ -106,13 +96,9 @@ class SimulatedPairs(_Pairs):
         source: PatchSource = "same",
         drawn_share: float = 0.0,
         wording: Wording | None = None,
-        nsa_changes: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        wrong = [record.image for record in records if record.is_anomalous or record.split == "test"]
-        if wrong:
-            raise DatasetError(f"{len(wrong)} records are not normal training photos: {first_offenders(wrong)}")
         super().__init__(records, transform, seed, wording)
-        self.source, self.drawn_share, self.nsa_changes = source, drawn_share, nsa_changes or {}
+        self.source, self.drawn_share = source, drawn_share
 
     def _pair(self, index: int) -> SamplePair:
         rng = self._generator(index)
@@ -121,17 +107,18 @@ class SimulatedPairs(_Pairs):
         pixels = self._pixels(index)
         reference = self._pixels(_another(index, same, rng))
         patches = self._pixels(_another(index, same if self.source == "same" else self.paired, rng))
-        settings = nsa_settings(class_name, self.nsa_changes.get(class_name))
+        info = self.wording.infos.get(class_name)
+        settings = nsa_settings(class_name, info.nsa.model_dump(exclude_unset=True) if info else None)
         # Fraction 0 draws no number, so that the paper's pairs do not depend on the option.
         draws = self.drawn_share > 0 and rng.random() < self.drawn_share
         simulated = draw_defects(pixels, settings, rng) if draws else None
-        if simulated is None or not simulated.is_anomalous:
+        if simulated is None or not simulated.boxes:
             simulated = simulate(pixels, patches, settings, rng)
         target = simulated.mask > TRAINING_THRESHOLD
         positions = [position_name(box, (self.transform.size, self.transform.size)) for box in simulated.boxes]
         # A pasted patch is of no kind that has a name, so without drawn defects no question asks for the kind.
         no_defect = "" if self.drawn_share else None
-        kind = (simulated.kind or None) if simulated.is_anomalous else no_defect
+        kind = (simulated.kind or None) if simulated.boxes else no_defect
         normal = self._sample(index, pixels, np.zeros_like(target), (), no_defect, rng)
         defect = self._sample(index, simulated.image, target, positions, kind, rng)
         return SamplePair(normal, defect, self.transform.normalise(reference))

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -60,21 +60,18 @@ def in_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder.
-
-    What ``predict.py --out`` wrote there is left out, and counted in the log.
-    """
-    paths = [path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
-    own = own_results(folder, {path.name for path in paths})
-    if own:
-        logger.warning("%s: %d overlays and maps of an earlier run are left out", folder, len(own))
-    return [path for path in paths if path.name not in own]
+    """The image files directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder."""
+    return without_results(p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
 
 
-def own_results(folder: Path, names: Set[str]) -> set[str]:
-    """Those of the file names in ``folder`` that are overlays and maps of ``predict.py --out``."""
+def without_results(files: Iterable[Path]) -> list[Path]:
+    """The files but for the overlays and maps that ``predict.py --out`` wrote; these are counted in the log."""
+    names = {str(path): path for path in files}
     stems = {name.removesuffix(OVERLAY) for name in names if name.endswith(OVERLAY)}
-    return {stem + ending for stem in stems if stem + MAP in names for ending in (OVERLAY, MAP)}
+    own = {stem + ending for stem in stems if stem + MAP in names for ending in (OVERLAY, MAP)}
+    if own:
+        logger.warning("%s: %d overlays and maps of an earlier run are left out", Path(min(own)).parent, len(own))
+    return [path for name, path in names.items() if name not in own]
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

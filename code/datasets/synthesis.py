@@ -1,21 +1,21 @@
 """Simulated anomalies (paper section 3.4): NSA blends a patch of one normal photo into another (Schlüter et al.)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from anomalygpt.config.settings import Settings
 from anomalygpt.datasets.regions import Box, bounding_box
 
 Pixels = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
+Plane = NDArray[np.float32]  # (H, W)
 
 NSA_CLASSES = yaml.safe_load(Path(__file__).with_name("nsa_classes.yaml").read_text(encoding="utf-8"))
 
@@ -52,14 +52,7 @@ class NSALabel(Settings):
 
 
 class NSASettings(Settings):
-    """How defects are simulated for one class: a row of nsa_classes.yaml, or ``nsa`` of a ``dataset.yaml``.
-
-    Attributes:
-        half_height, half_width: bounds of the patch's half sides, as fractions of the photo's side.
-        resize: bounds of the resize factor.
-        label: from the change of a pixel to its label.
-        background: (brightness, threshold) in grey levels, None where the object fills the photo.
-    """
+    """How defects are simulated for one class; nsa_classes.yaml, which has a row for each class, explains the keys."""
 
     half_height: SideBounds = (0.03, 0.4)
     half_width: SideBounds = (0.03, 0.4)
@@ -67,33 +60,14 @@ class NSASettings(Settings):
     label: NSALabel = NSALabel(softness=12, midpoint=24)
     background: tuple[GreyLevel, GreyLevel] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, row: Any) -> Any:
-        """Only ``background`` may be null; any other null means the default."""
-        return {k: v for k, v in row.items() if v is not None or k == "background"} if isinstance(row, dict) else row
 
+class Simulated(NamedTuple):
+    """A photo with simulated defects; without boxes it is unchanged."""
 
-@dataclass(frozen=True)
-class Simulated:
-    """A photo with simulated defects.
-
-    Attributes:
-        image: uint8 (H, W, 3).
-        mask: float32 (H, W) in 0..1, the logistic label; its training target is ``mask > 0.3``.
-        boxes: around the target pixels that each patch left, 0 to 2; patches whose traces meet share one box.
-        kind: what the defect is (``scratch``); empty for a pasted patch, or for none.
-    """
-
-    image: Pixels
-    mask: NDArray[np.float32]
-    boxes: tuple[Box, ...]
-    kind: str = ""
-
-    @property
-    def is_anomalous(self) -> bool:
-        """Whether the target marks anything: exactly when there are boxes."""
-        return bool(self.boxes)
+    image: Pixels  # (H, W, 3)
+    mask: Plane  # (H, W) in 0..1, the logistic label; its training target is ``mask > 0.3``
+    boxes: tuple[Box, ...]  # around the target pixels that each patch left, 0 to 2; traces that meet share one box
+    kind: str = ""  # what the defect is (``scratch``); empty for a pasted patch, or for none
 
 
 def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> NSASettings:
@@ -128,9 +102,7 @@ def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.rando
                 break
     mask = change_label(image, result, settings)
     boxes = _traces(mask > TRAINING_THRESHOLD, pasted)
-    if not boxes:
-        return Simulated(image, np.zeros(image.shape[:2], np.float32), ())
-    return Simulated(result, mask, boxes)
+    return Simulated(result, mask, boxes) if boxes else Simulated(image, np.zeros_like(mask), ())
 
 
 def object_mask(image: Pixels, background: tuple[float, float] | None) -> Flags:
@@ -144,11 +116,7 @@ def object_mask(image: Pixels, background: tuple[float, float] | None) -> Flags:
 def _place(
     objects: Flags, source_objects: Flags, settings: NSASettings, rng: np.random.Generator
 ) -> tuple[Box, Box] | None:
-    """Where to cut from the source and where to paste, so that enough object meets object. None when no try fits.
-
-    The half sides are 0.03 + Gamma(2, 0.05) of the source's sides and the resize factor is N(1, 0.5), both within the
-    class's bounds.
-    """
+    """Where to cut from the source and where to paste, so that enough object meets object. None when no try fits."""
     if min(objects.shape) - 2 * BLEND_MARGIN < SMALLEST_BLEND:
         return None
     for _ in range(MAX_TRIES):
@@ -194,7 +162,7 @@ def _poisson(image: Pixels, piece: Pixels, shape: Flags, box: Box) -> Pixels:
     return blended.astype(np.uint8, copy=False)
 
 
-def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> NDArray[np.float32]:
+def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> Plane:
     """NSA's logistic label: float32 (H, W) in 0..1, zero where nothing changed.
 
     The difference |after - before| is averaged over the channels (grey levels 0..255) and median-filtered (disk 5).

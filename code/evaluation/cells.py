@@ -1,146 +1,127 @@
-"""Stored results of cells, one file each, so that an interrupted run can be continued by the same command."""
+"""Measures cells by several processes, one file each, so that the same command continues an interrupted run."""
 
 import json
+import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from pydantic import Base64Bytes, TypeAdapter
+import torch
 from tqdm import tqdm
 
 from anomalygpt import distributed
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.datasets.photos import configure
+from anomalygpt.datasets.records import first_offenders
+from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
 from anomalygpt.evaluation.protocol import Cell
-from anomalygpt.files import replacing
+from anomalygpt.files import claimed, replacing
+from anomalygpt.inference.predictor import Predictor
+from anomalygpt.model.build import choose_device
 
-R = TypeVar("R")
+Measure = Callable[[Cell, Callable[[], object]], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class PhotoResult:
-    """The prediction for one test photo, and its ground truth.
+@contextmanager
+def _joined(device: str, out: Path | None) -> Iterator[tuple[Process, Path]]:
+    """Joins the launcher's processes, and locks the run's folder: this process, and ``out`` or a temporary folder."""
+    with ExitStack() as stack:
+        distributed.adopt_launcher_environment()
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            process = Process(0, 0, 1, choose_device(device))
+        else:
+            # The first process to finish its cells waits for the last.
+            process = distributed.start(device.partition(":")[0], timeout=timedelta(days=30))
+            stack.callback(distributed.stop)
+            if out is None:
+                raise UserError("several processes need a folder that all of them can access: name one, --out DIR")
+        if out:
+            distributed.on_main(process.is_main, lambda: stack.enter_context(claimed(out, "--out")))
+        yield process, out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="anomalygpt_eval_")))
 
-    Attributes:
-        threshold: map values above it are anomalous.
-        probability: calibrated probability that the photo is anomalous.
-        said: the answer's yes or no; None for neither.
-        own_said: the same of the language model's first answer, before the score overruled it.
-        positions: names of the marked defects' positions, largest first, in the photo as the model was shown it.
-        named: positions in the answer, in its order.
-        named_holds_defect: whether the first of ``named`` contains part of a defect; None without a yes or a mask.
+
+def measure_cells(
+    device: str,
+    out: Path | None,
+    settings: dict[str, Any],
+    cells: Mapping[Cell, Sequence[str]],
+    build: Callable[[Process], Measure],
+) -> tuple[Process, list[dict[str, Any]]]:
+    """Measures the cells that have no file in ``out / "state"`` yet, shared by the launcher's processes.
+
+    Args:
+        settings: what the numbers depend on; a folder with others is refused.
+        cells: the names of the photos of each.
+        build: makes the function that measures a cell and calls its second argument after each photo; it returns
+            JSON-ready values. Not called where a process has nothing to measure.
+
+    Returns:
+        This process and, on the main one, each cell's values and its ``shots``, ``round``, ``class`` and ``names``.
+
+    Raises:
+        UserError: the folder holds another run, or can't be written.
     """
-
-    photo: str
-    defect: str
-    is_anomalous: bool
-    score: float
-    threshold: float
-    probability: float
-    verdict: bool
-    verdict_from: str
-    answer: str
-    said: bool | None
-    own_said: bool | None
-    positions: tuple[str, ...]
-    named: tuple[str, ...]
-    named_holds_defect: bool | None
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """The result of one class in one round. Metrics are 0..1, None where undefined or not measured.
-
-    Attributes:
-        masked_photos: number of photos in the pixel metrics: good, or with a mask.
-        no_verdict: number of answers by the language model itself without a yes or no.
-        placed: number of answers in position accuracy: a correct yes about a photo with a mask.
-        maps: how photos, maps and masks were aligned, in words.
-        examples: by case, names and JPEGs of the best and worst photos.
-    """
-
-    cell: Cell
-    references: tuple[str, ...]
-    photos: tuple[PhotoResult, ...]
-    metrics: dict[str, float | None]
-    masked_photos: int
-    regions: int
-    no_verdict: int
-    placed: int
-    seconds: float
-    maps: str
-    saturated: bool
-    examples: dict[str, list[tuple[str, Base64Bytes]]]
-
-
-class CellStore:
-    """The result files of a run, written atomically into ``folder / "state"``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "state"
-
-    def require(self, settings: dict[str, Any]) -> None:
-        """Stores the settings that the numbers depend on; raises UserError where others are stored."""
-        path = self.folder / "settings.json"
-        new = json.loads(json.dumps(settings))
-        if not path.is_file():
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(new, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            return
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: can't be read ({error}); delete {self.folder} to start anew") from error
-        for key in {**new, **stored}:
-            if new.get(key) != stored.get(key):
-                before, now = (json.dumps(values.get(key), ensure_ascii=False)[:80] for values in (stored, new))
-                raise self.mismatch(f"with another {key} ({before}, now {now})")
-
-    def mismatch(self, difference: str) -> UserError:
-        """The error of a folder that holds another run."""
-        return UserError(
-            f"{self.folder.parent}: holds a run {difference}; name another --out, or delete {self.folder} to start anew"
-        )
-
-    def fill(
-        self,
-        cells: Sequence[Cell],
-        process: distributed.Process,
-        photos: Callable[[Cell], int],
-        build: Callable[[], Callable[[Cell, Callable[[], object]], object]],
-    ) -> None:
-        """Measures the cells without a result, distributed over the processes; all of them must call it.
-
-        Args:
-            photos: number of photos of a cell.
-            build: makes the function that measures a cell and calls its second argument after each photo; it returns
-                a dataclass. Not called where this process has nothing to measure.
-        """
-        missing = [cell for cell in cells if not self._path(cell).is_file()]
+    with _joined(device, out) as (process, folder):
+        state = folder / "state"
+        settings = settings | {"device": process.device.type}  # cpu and cuda differ in the last digits
+        distributed.on_main(process.is_main, lambda: _require(state, settings))
+        files = {
+            cell: state / f"{cell.shots}_shot_round_{cell.round}" / f"{quote(cell.class_name, safe='')}.json"
+            for cell in cells
+        }
+        missing = [cell for cell in cells if not files[cell].is_file()]
         distributed.barrier()  # every process has listed the files before one of them writes another
-        own = missing[process.rank :: process.world_size]
-        if own:
-            measure = build()
+        if own := missing[process.rank :: process.world_size]:
+            measure = build(process)
             quiet = not process.is_main or not sys.stderr.isatty()
-            with tqdm(total=sum(map(photos, own)), unit="photo", disable=quiet) as bar:
+            with tqdm(total=sum(len(cells[cell]) for cell in own), unit="photo", disable=quiet) as bar:
                 for cell in own:
                     bar.set_description(f"{cell.class_name}, {cell.shots}-shot {cell.round}")
-                    result = measure(cell, bar.update)
-                    with replacing(self._path(cell)) as temporary:
-                        temporary.write_bytes(TypeAdapter(type(result)).dump_json(result))
+                    about = {"shots": cell.shots, "round": cell.round, "class": cell.class_name, "names": cells[cell]}
+                    _write_json(files[cell], about | measure(cell, bar.update))
         distributed.barrier()
+        results = [json.loads(file.read_text(encoding="utf-8")) for file in files.values()] if process.is_main else []
+    for result, names in zip(results, cells.values(), strict=False):
+        if other := {*names} ^ {*result["names"]}:
+            raise _mismatch(state, f"on other photos ({first_offenders(sorted(other))})")
+    return process, results
 
-    def load(self, cell: Cell, kind: type[R]) -> R:
-        """Reads a cell's result; raises UserError where its file is damaged."""
-        path = self._path(cell)
-        try:
-            return TypeAdapter(kind).validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: can't be read ({reason}); delete it, the cell is measured again") from error
 
-    def _path(self, cell: Cell) -> Path:
-        name = quote(cell.class_name, safe=" ").replace(".", "%2E")  # class names from tables may hold any character
-        return self.folder / f"{cell.shots}_shot_round_{cell.round}" / f"{name}.json"
+def _require(state: Path, settings: dict[str, Any]) -> None:
+    """Stores the settings that the numbers depend on; raises UserError where others are stored."""
+    file, new = state / "settings.json", json.loads(json.dumps(settings))
+    if not file.is_file():
+        _write_json(file, new)
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    for key in {**new, **stored}:
+        if new.get(key) != stored.get(key):
+            before, now = (json.dumps(values.get(key), ensure_ascii=False)[:80] for values in (stored, new))
+            raise _mismatch(state, f"with another {key} ({before}, now {now})")
+
+
+def _mismatch(state: Path, difference: str) -> UserError:
+    return UserError(f"{state.parent}: holds a run {difference}; name another --out, or delete {state} to start anew")
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def build_predictor(config: ExperimentConfig, process: Process, *, with_llm: bool, needs_text_map: bool) -> Predictor:
+    """The predictor in the geometry of the paper's evaluation; ``needs_text_map``: also used without references."""
+    configure(config.data)
+    torch.manual_seed(config.seed)  # parts without a delta are random, and must be equal in all processes
+    predictor = Predictor.from_config(config, str(process.device), with_llm=with_llm)
+    predictor.use_evaluation_geometry()
+    if not config.deltas and (with_llm or needs_text_map):
+        message = "warning: no delta is loaded (deltas=[]), so answers and text maps come from untrained weights"
+        logging.getLogger(__name__).warning(message)
+    return predictor

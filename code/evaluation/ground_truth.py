@@ -1,7 +1,6 @@
 """A map and its ground truth on the same pixels, by a rule that is printed with the numbers (specification 2)."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -62,23 +61,14 @@ def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRu
     return (at_map_size.mask(mask)[0] > MVTEC_THRESHOLD).numpy()
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """A photo's map and marked defects.
+class GroundTruth(NamedTuple):
+    """A photo's map and marked defects."""
 
-    Attributes:
-        scores: (H, W) float32, the map.
-        mask: (H, W) bool, True where anomalous.
-        regions: the defects; None for the mask's connected regions.
-        model_mask: (S, S) bool, the mask of what the model was shown, on the pixels of its map.
-        coding: how the mask was read, None for a good photo.
-    """
-
-    scores: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    regions: list[Region] | None
-    model_mask: NDArray[np.bool_]
-    coding: str | None = None
+    scores: NDArray[np.float32]  # (H, W), the map
+    mask: NDArray[np.bool_]  # (H, W), True where anomalous
+    regions: list[Region] | None  # the defects; None for the mask's connected regions
+    model_mask: NDArray[np.bool_]  # (S, S), the mask of what the model was shown, on the pixels of its map
+    coding: str = ""  # how the mask was read; empty of a good photo
 
 
 def ground_truth(
@@ -104,7 +94,7 @@ def ground_truth(
     if saturated:
         regions = []
         for defect in loco.regions(record):
-            pixels = placed(Image.fromarray(np.where(defect.pixels, np.uint8(255), np.uint8(0))))
+            pixels = placed(transforms.binary_image(defect.pixels))
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))

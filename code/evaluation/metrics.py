@@ -1,6 +1,6 @@
 """Metrics over photos, and over all pixels of a class's test photos together (AnomalyGPT section 4)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,10 @@ MAX_SCORES = 12_000_000
 Counts = tuple[NDArray[np.floating], NDArray[np.float64]]  # (N,) distinct scores, ascending, and (C, N) counts of each
 
 
-def require_finite(scores: ArrayLike, what: str) -> None:
-    """Raises :class:`DatasetError` where a score is NaN or infinite; ``what`` the scores are of, for the message."""
-    wrong = np.count_nonzero(~np.isfinite(np.asarray(scores, dtype=np.float64)))
-    if wrong:
-        raise DatasetError(f"{wrong} {what} are not finite numbers; expected finite ones: the weights may be damaged")
+def require_finite(scores: ArrayLike) -> None:
+    """Raises :class:`DatasetError` where a score is NaN or infinite."""
+    if not np.isfinite(scores).all():
+        raise DatasetError("scores are not finite numbers; expected finite ones: the weights may be damaged")
 
 
 def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
@@ -31,63 +30,36 @@ def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict
 
     Raises:
         DatasetError: a score is not a finite number.
-        ValueError: scores and ground truth differ in number.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-    require_finite(scores, "scores of photos")
-    ground_truth = np.asarray(is_anomalous, dtype=bool)
-    if ground_truth.all() or not ground_truth.any():
+    require_finite(scores)
+    if len(set(is_anomalous)) < 2:
         return {}
-    precision, recall, _ = precision_recall_curve(ground_truth, scores)
+    precision, recall, _ = precision_recall_curve(is_anomalous, scores)
     both = precision + recall
     return {
-        "image_auroc": float(roc_auc_score(ground_truth, scores)),
-        "image_ap": float(average_precision_score(ground_truth, scores)),
+        "image_auroc": float(roc_auc_score(is_anomalous, scores)),
+        "image_ap": float(average_precision_score(is_anomalous, scores)),
         "image_f1_max": float((2 * precision * recall / np.where(both > 0, both, 1)).max()),
     }
 
 
-def accuracy(predicted: Sequence[bool | None], is_anomalous: Sequence[bool]) -> float | None:
-    """Fraction of photos with the right verdict, None without photos; a verdict of None counts as wrong."""
-    return fraction(verdict == anomalous for verdict, anomalous in zip(predicted, is_anomalous, strict=True))
-
-
-def verdict_metrics(predicted: Sequence[bool], is_anomalous: Sequence[bool]) -> dict[str, float | None]:
-    """``verdict_accuracy``, ``recall`` of anomalous photos, ``false_alarm_rate`` of good ones; None without such."""
-    pairs = list(zip(predicted, is_anomalous, strict=True))
-    return {
-        "verdict_accuracy": accuracy(predicted, is_anomalous),
-        "recall": fraction(verdict for verdict, anomalous in pairs if anomalous),
-        "false_alarm_rate": fraction(verdict for verdict, anomalous in pairs if not anomalous),
-    }
-
-
-def hindsight_accuracy(classes: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
+def hindsight_accuracy(classes: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     """The best accuracy, averaged over classes, that one score threshold for all classes reaches.
 
-    ``classes`` holds scores and ground truth of each. None where a class has no photo, or there is no class. Raises
-    :class:`DatasetError` where a score is not a finite number.
+    ``classes`` holds scores and ground truth of each, at least one photo.
     """
-    for class_scores, _ in classes:
-        require_finite(class_scores, "scores of photos")
-    if not classes or not all(scores for scores, _ in classes):
-        return None
     # A photo is called anomalous above the threshold: from below all scores to the highest of them.
     thresholds = np.unique(np.concatenate([[-np.inf], *(scores for scores, _ in classes)]))
     accuracies = []
-    for class_scores, is_anomalous in classes:
-        scores, anomalous = np.asarray(class_scores), np.asarray(is_anomalous, dtype=bool)
-        true_negatives = np.searchsorted(np.sort(scores[~anomalous]), thresholds, side="right")
-        false_negatives = np.searchsorted(np.sort(scores[anomalous]), thresholds, side="right")
-        accuracies.append((true_negatives + anomalous.sum() - false_negatives) / len(scores))
+    for scores, is_anomalous in classes:
+        values, anomalous = np.asarray(scores), np.asarray(is_anomalous, dtype=bool)
+        not_above = [
+            np.searchsorted(np.sort(own), thresholds, side="right") for own in (values[~anomalous], values[anomalous])
+        ]
+        accuracies.append((not_above[0] + anomalous.sum() - not_above[1]) / len(values))
     return float(np.mean(accuracies, axis=0).max())
-
-
-def fraction(flags: Iterable[bool]) -> float | None:
-    """The fraction that is true; None of an empty sequence."""
-    values = [bool(flag) for flag in flags]
-    return sum(values) / len(values) if values else None
 
 
 class PixelCounts:
@@ -113,11 +85,8 @@ class PixelCounts:
 
         Raises:
             DatasetError: a score is not a finite number.
-            ValueError: the shapes differ.
         """
-        if scores.shape != mask.shape:
-            raise ValueError(f"the map is {scores.shape} and the mask {mask.shape}; expected the same shape")
-        require_finite(scores, "values of a map")
+        require_finite(scores)
         if regions is None:
             labels, count = label_regions(mask)
             regions = [Region(labels == number) for number in range(1, count + 1)]

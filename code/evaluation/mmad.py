@@ -1,11 +1,11 @@
 """Reads, answers and scores multiple-choice questions about photos: MMAD's (ICLR 2025), RobustMAD's or your own."""
 
+import argparse
 import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,18 +14,23 @@ import torch
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from anomalygpt.config.load import load_config
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import first_offenders
+from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
+from anomalygpt.evaluation.cells import Measure, build_predictor, measure_cells
 from anomalygpt.evaluation.protocol import Cell, photo_seed
-from anomalygpt.evaluation.provenance import Provenance
-from anomalygpt.evaluation.published import Spread
-from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
-from anomalygpt.files import read_yaml
+from anomalygpt.evaluation.provenance import fact_lines, facts_of, fingerprint
+from anomalygpt.evaluation.tables import markdown_table, percent, publish
+from anomalygpt.files import read_yaml, sha256
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
+from anomalygpt.model.build import installed_config
+
+WORDING = read_yaml(Path(__file__).with_name("mmad.yaml"))
 
 Templates = Literal["similar", "random"]
 Method = Literal["text", "letter", "generated"]
@@ -40,22 +45,15 @@ EXPECTED = (
     '"similar_templates", "random_templates"}}, RobustMAD\'s {"images": [{"image_path", "questions", …}]}, or a list '
     'of {"image", "question", "options": {"A": …}, "answer"} with optional "task", "class" and "reference"'
 )
-MEANING = (
-    "Accuracy in percent. By likelihood: the option with the highest mean log-likelihood per token after the question, "
-    "of its text or of its letter. For letters and generated answers the prompt lists the options. A generated answer "
-    "that names no option is wrong. Anomaly detection is the mean over good and anomalous photos; the average is over "
-    "tasks within each data set, then over data sets, as in MMAD. Chance: expected accuracy of guessing."
-)
-
-
-@cache
-def wording() -> dict[str, Any]:
-    """How questions are worded, and the names of MMAD's tasks."""
-    return read_yaml(Path(__file__).with_name("mmad.yaml"))
-
+MEANING = "Accuracy in percent beside that of guessing (chance), as docs/evaluation.md defines it."
 
 Letter = Annotated[str, Field(pattern="^[A-Z]$")]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _named(*aliases: str, default: Any = ...) -> Any:
+    """A field that has one of these names in a file: your own, then MMAD's, then RobustMAD's."""
+    return Field(default, validation_alias=AliasChoices(*aliases))
 
 
 class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
@@ -67,28 +65,23 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
         references: good photos, below the same folder, all that the file names.
     """
 
-    image: str
-    number: int
-    question: Annotated[str, AfterValidator(str.strip)]
-    options: dict[Letter, Text] = Field(min_length=2)
-    answer: str
-    task: Annotated[str, AfterValidator(lambda task: wording()["tasks"].get(task, task))] = Field(
-        "questions", validation_alias=AliasChoices("task", "type")
+    image: str = _named("image", "image_path")
+    number: int = _named("question_id", "number")
+    question: Annotated[str, AfterValidator(str.strip)] = _named("question", "Question")
+    options: Annotated[dict[Letter, Text], Field(min_length=2)] = _named("options", "Options")
+    answer: str = _named("answer", "Answer")
+    task: Annotated[str, AfterValidator(lambda task: WORDING["tasks"].get(task, task))] = _named(
+        "task", "type", "robustness_category", default="questions"
     )
-    class_name: str = Field(UNNAMED_CLASS, validation_alias="class")
-    references: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = Field(
-        (), validation_alias=AliasChoices("reference", "references", "template", "templates")
+    class_name: str = _named("class", "category", default=UNNAMED_CLASS)
+    references: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = _named(
+        "reference", "references", "template", "templates", "reference_image_path", default=()
     )
 
     @property
     def key(self) -> str:
         """The photo and the question's number."""
         return f"{self.image}#{self.number}"
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """The folders of the photo's path; the first one names the data set."""
-        return Path(self.image).parts[:-1]
 
     @model_validator(mode="after")
     def _answer_is_an_option(self) -> Self:
@@ -108,25 +101,16 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
     Raises:
         UserError: the file or a photo is missing, the file has another form, or there are too few references.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read as JSON ({error})") from error
-    if not isinstance(content, dict | list):
-        raise UserError(f"{path}: {EXPECTED}")
     found: list[Question] = []
     try:
-        for entry in _entries(content, templates):
+        for entry in _entries(json.loads(path.read_text(encoding="utf-8")), templates):
             found.append(Question.model_validate(entry))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join([f"{path}: {entry.get('image')}, question {entry['number']}", *map(str, fault["loc"])])
-        raise UserError(f"{where}: {fault['msg']}; {EXPECTED}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: question {len(found) + 1} can't be read ({reason}); {EXPECTED}") from error
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        fault = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": repr(error)}
+        where = ".".join(map(str, (len(found) + 1, *fault["loc"])))
+        raise UserError(f"{path}: question {where} can't be read ({fault['msg']}); {EXPECTED}") from error
     if not found:
         raise UserError(f"{path}: no questions; {EXPECTED}")
     few = dict.fromkeys(question.image for question in found if len(question.references) < shots)
@@ -142,30 +126,28 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
     return found
 
 
-def _entries(content: dict[str, Any] | list[Any], templates: Templates) -> Iterator[dict[str, Any]]:
+def _entries(content: Any, templates: Templates) -> Iterator[dict[str, Any]]:
     """The fields of each question; null means absent."""
     if isinstance(content, list):
-        for number, entry in enumerate(content, start=1):
-            yield {key: value for key, value in entry.items() if value is not None} | {"number": number}
-        return
-    if isinstance(content.get("images"), list):
-        for entry in content["images"]:
-            about = {"image": entry["image_path"], "class": entry["category"]}
-            about["reference"] = entry["reference_image_path"]
-            for question in entry["questions"]:
-                yield {**question, **about, "task": question["robustness_category"], "number": question["question_id"]}
-        return
-    for image, entry in content.items():
-        parts, references = Path(image).parts, entry.get(f"{templates}_templates") or ()  # data set / class / …
-        about = {"image": image, "class": parts[1] if len(parts) > 2 else UNNAMED_CLASS, "references": references}
-        for number, question in enumerate(entry["conversation"], start=1):
-            yield {**{key.lower(): value for key, value in question.items()}, **about, "number": number}
+        photos = [({}, content)]
+    elif isinstance(content.get("images"), list):
+        photos = [(photo, photo["questions"]) for photo in content["images"]]
+    else:
+        photos = []
+        for image, photo in content.items():
+            parts = Path(image).parts  # data set / class / …
+            about = {"image": image, "class": parts[1] if len(parts) > 2 else None}
+            photos.append((about | {"templates": photo.get(f"{templates}_templates")}, photo["conversation"]))
+    for about, questions in photos:
+        for number, question in enumerate(questions, start=1):
+            fields = {"number": number, **about, **question}
+            yield {key: value for key, value in fields.items() if value is not None}
 
 
 def with_options(question: Question) -> str:
     """A question with its options listed, and how to answer."""
-    listed = [wording()["option"].format(letter=letter, text=text) for letter, text in question.options.items()]
-    return wording()["with_options"].format(question=question.question, options="\n".join(listed))
+    listed = [WORDING["option"].format(letter=letter, text=text) for letter, text in question.options.items()]
+    return WORDING["with_options"].format(question=question.question, options="\n".join(listed))
 
 
 def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
@@ -198,44 +180,14 @@ def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answers to one question.
-
-    Attributes:
-        options: number of options.
-        chosen: the letter chosen by each method, None where a generated answer names no option.
-    """
-
-    key: str
-    dataset: str
-    task: str
-    is_good: bool
-    right: str
-    options: int
-    chosen: dict[str, str | None]
-    generated: str
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The answers of a cell: all questions about ``PHOTOS_PER_CELL`` photos."""
-
-    rows: tuple[Answer, ...]
-    photos: int
-    seconds: float
-
-
 def cells_of(questions: Sequence[Question], shots: int) -> dict[Cell, list[list[Question]]]:
-    """The questions by cell, and within it by photo, in the order of their file."""
-    by_photo: dict[str, list[Question]] = {}
+    """The questions by cell of ``PHOTOS_PER_CELL`` photos, within it by photo with its class and references."""
+    photos: dict[Any, list[Question]] = {}
     for question in questions:
-        by_photo.setdefault(question.image, []).append(question)
-    photos = list(by_photo.values())
-    return {
-        Cell(shots, 0, f"photos from {start}"): photos[start : start + PHOTOS_PER_CELL]
-        for start in range(0, len(photos), PHOTOS_PER_CELL)
-    }
+        photos.setdefault((question.image, question.class_name, question.references), []).append(question)
+    listed = list(photos.values())
+    starts = range(0, len(listed), PHOTOS_PER_CELL)
+    return {Cell(shots, 0, f"photos from {start}"): listed[start : start + PHOTOS_PER_CELL] for start in starts}
 
 
 @dataclass
@@ -249,33 +201,48 @@ class Asker:
     seed: int
     _references: tuple[str, ...] | None = None
 
-    def answer(self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object] = lambda: None) -> Answers:
-        """Answers the questions of a cell; raises as :meth:`ask`."""
+    def answer(
+        self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object] = lambda: None
+    ) -> dict[str, Any]:
+        """Answers the questions of a cell: ``rows`` as of :meth:`ask`, and the time in ``seconds``."""
         started, rows = time.monotonic(), []
         for questions in photos:
             rows += self.ask(questions)
             on_photo()
-        return Answers(tuple(rows), len(photos), time.monotonic() - started)
+        return {"rows": rows, "seconds": time.monotonic() - started}
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers questions about one photo; raises DatasetError where it or a reference can't be read."""
-        photo = load_image(self.root / questions[0].image)
-        results: dict[tuple[tuple[str, ...], str], ImageResult] = {}  # references and class may differ by question
+    def ask(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        """Answers questions about one photo of one class and with the same references.
+
+        Returns:
+            Of each question its key, data set and task, whether its photo is good, the right letter, the number of
+            options, the letter chosen by each method, None where a generated answer names no option, and that answer.
+
+        Raises:
+            DatasetError: the photo or a reference can't be read.
+        """
+        first = questions[0]
+        references = first.references[: self.shots]
+        if references != self._references:
+            self.predictor.set_references([load_image(self.root / name) for name in references])
+            self._references = references
+        result = self.predictor.inspect(load_image(self.root / first.image), first.class_name)
         answers = []
         for question in questions:
-            references = question.references[: self.shots]
-            key = references, question.class_name
-            if key not in results:
-                if references != self._references:
-                    self.predictor.set_references([load_image(self.root / name) for name in references])
-                    self._references = references
-                results[key] = self.predictor.inspect(photo, question.class_name)
-            answers.append(self._answer(results[key], question))
+            torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, question.class_name), question.key))
+            folders = Path(question.image).parts[:-1]
+            about = {
+                "question": question.key,
+                "dataset": "".join(folders[:1]),
+                "task": question.task,
+                "good": int(WORDING["good_folder"] in folders),
+                "answer": question.answer,
+                "options": len(question.options),
+            }
+            answers.append(about | self._choices(result, question))
         return answers
 
-    def _answer(self, result: ImageResult, question: Question) -> Answer:
-        torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, question.class_name), question.key))
-
+    def _choices(self, result: ImageResult, question: Question) -> dict[str, str | None]:
         def likeliest(text: str, options: Mapping[str, str]) -> str:
             prompt, continuations = self.predictor.prompt(result, text), list(options.values())
             model = self.predictor.model
@@ -283,7 +250,7 @@ class Asker:
             return list(options)[int(found.argmax())]
 
         chosen: dict[str, str | None] = {}
-        generated, listed = "", with_options(question)
+        listed = with_options(question)
         if "text" in self.methods:
             # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
             texts = {letter: text.rstrip(" .。") or text for letter, text in question.options.items()}
@@ -292,26 +259,15 @@ class Asker:
             chosen["letter"] = likeliest(listed, {letter: letter for letter in question.options})
         if "generated" in self.methods:
             generated = self.predictor.answer(result, listed)
-            chosen["generated"] = parse_choice(generated, question.options)
-        return Answer(
-            key=question.key,
-            dataset="".join(question.folders[:1]),
-            task=question.task,
-            is_good=wording()["good_folder"] in question.folders,
-            right=question.answer,
-            options=len(question.options),
-            chosen=chosen,
-            generated=generated,
-        )
+            chosen |= {"generated": parse_choice(generated, question.options), "generated_answer": generated}
+        return chosen
 
 
-def answers_frame(rows: Sequence[Answer], methods: Sequence[Method]) -> pd.DataFrame:
-    """A row per question: data set, task, whether its photo is good, chance, and 1 or 0 for each method."""
-    return pd.DataFrame(
-        {"dataset": row.dataset, "task": row.task, "is_good": row.is_good, "chance": 1 / row.options}
-        | {method: float(row.chosen[method] == row.right) for method in methods}
-        for row in rows
-    )
+def answers_frame(rows: Sequence[dict[str, Any]], methods: Sequence[Method]) -> pd.DataFrame:
+    """The answers with the chance of guessing, and 1 or 0 for each method."""
+    frame = pd.DataFrame(rows)
+    right = {method: (frame[method] == frame["answer"]).astype(float) for method in methods}
+    return frame.assign(chance=1 / frame["options"], **right)
 
 
 def task_scores(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.DataFrame:
@@ -320,9 +276,9 @@ def task_scores(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.DataFrame:
     As in MMAD, anomaly detection is the mean of the accuracies on good and on anomalous photos, where there are both.
     """
     scores = frame.groupby("task")[list(methods)].mean()
-    balanced = wording()["balanced_task"]
+    balanced = WORDING["balanced_task"]
     if balanced in scores.index:
-        by_kind = frame[frame["task"] == balanced].groupby("is_good")[list(methods)].mean()
+        by_kind = frame[frame["task"] == balanced].groupby("good")[list(methods)].mean()
         scores.loc[balanced] = by_kind.mean()
     return scores
 
@@ -332,40 +288,64 @@ def mmad_average(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.Series:
     return pd.DataFrame([task_scores(own, methods).mean() for _, own in frame.groupby("dataset")]).mean()
 
 
-def write_report(folder: Path | None, about: Provenance, rows: Sequence[Answer], methods: Sequence[Method]) -> str:
-    """Writes results.json, .md and answers.csv into a folder, if there is one; returns results.md's content."""
+def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Sequence[Method]) -> dict[str, str]:
+    """The texts of results.json, .md and answers.csv, by name; ``rows`` as of :meth:`Asker.ask`."""
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
-    scores = task_scores(frame, methods)
-    scores.insert(0, "questions", by_task.size())
-    scores.insert(1, "chance", by_task["chance"].mean())
-    scores.loc["average"] = [len(rows), frame["chance"].mean(), *mmad_average(frame, methods)]
-    table = scores.astype({"questions": int}).reset_index()
-    unclear = sum("generated" in row.chosen and row.chosen["generated"] is None for row in rows)
-    content = {
-        "facts": asdict(about),
-        "unclear_answers": unclear,
-        "tasks": table.to_dict("records"),
-        "answers": [asdict(row) for row in rows],
-    }
+    table = pd.DataFrame({"questions": by_task.size(), "chance": by_task["chance"].mean()})
+    table = table.join(task_scores(frame, methods))
+    table.loc["average"] = [len(rows), frame["chance"].mean(), *mmad_average(frame, methods)]
+    table = table.astype({"questions": int}).reset_index(names="task")
+    lines = [f"# Multiple choice: {facts['config']}", "", *fact_lines(facts)]
+    content = {"facts": facts, "tasks": table.to_dict("records"), "answers": rows}
+    if "generated" in methods:
+        content["unclear_answers"] = sum(row["generated"] is None for row in rows)
+        lines += [f"* generated answers that name no option: {content['unclear_answers']}"]
     fractions = ["chance", *methods]
-    table[fractions] = table[fractions].map(lambda value: percent(Spread(value)))
+    table[fractions] = table[fractions].map(percent)
     table = table.astype(str).rename(columns=METHODS)
     table.iloc[-1, 0] = "**average**"
-    lines = [f"# Multiple choice: {about.config}", "", *about.lines()]
-    lines += [f"* generated answers that name no option: {unclear}"] if "generated" in methods else []
-    page = "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING]) + "\n"
-    csv = pd.DataFrame(
-        {"question": row.key, "dataset": row.dataset, "task": row.task, "good": int(row.is_good), "answer": row.right}
-        | {method: row.chosen[method] for method in methods}
-        | {"generated_answer": row.generated}
-        for row in rows
-    )
-    if folder:
-        texts = {
-            "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-            "results.md": page,
-            "answers.csv": csv.to_csv(index=False, lineterminator="\n"),
-        }
-        write_texts(folder, texts)
-    return page
+    return {
+        "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+        "results.md": "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING]) + "\n",
+        "answers.csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"),
+    }
+
+
+def answer_questions(arguments: argparse.Namespace) -> None:
+    """``run_mmad.py``: answers a file of questions, prints the report, and writes it.
+
+    Raises:
+        UserError: the questions can't be read or asked.
+    """
+    config = load_config(arguments.config or installed_config(), arguments.set)
+    if config.own_llm is None:
+        raise UserError(f"questions need a language model of the model's own; {config.name} has none, or asks another")
+    shots, methods = arguments.shots, arguments.answer_by
+    root = arguments.data or arguments.questions.parent
+    cells = cells_of(read_questions(arguments.questions, root, arguments.templates, shots), shots)
+    seed = config.seed if arguments.seed is None else arguments.seed
+    settings = fingerprint(config, with_llm=True) | {
+        "contents of the questions": sha256(arguments.questions),
+        "--data": str(root.resolve()),
+        "--templates": arguments.templates,
+        "--answer-by": methods,
+        "--seed": seed,
+    }
+
+    def build(process: Process) -> Measure:
+        predictor = build_predictor(config, process, with_llm=True, needs_text_map=not shots)
+        asker = Asker(predictor, root, shots, methods, seed)
+        return lambda cell, on_photo: asker.answer(cells[cell], on_photo)
+
+    names = {cell: [questions[0].image for questions in photos] for cell, photos in cells.items()}
+    process, results = measure_cells(arguments.device, arguments.out, settings, names, build)
+    if not results:
+        return
+    rows = sorted((row for result in results for row in result["rows"]), key=lambda row: row["question"])
+    references = f"the first {shots} of each photo's {arguments.templates} templates" if shots else "none; text map"
+    facts = facts_of(config, arguments.command, process, seed, results) | {
+        "references": references,
+        "notes": [f"questions: {arguments.questions}, {len(rows)} about {sum(map(len, cells.values()))} photos"],
+    }
+    publish(report(facts, rows, methods), arguments.out)

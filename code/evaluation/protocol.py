@@ -31,7 +31,8 @@ class Plan:
     """Which cells are measured, and which photos are references.
 
     Attributes:
-        choice: ``paper`` takes numbers ``4 * round + k`` of the sorted good training photos, ``random`` draws.
+        choice: ``paper`` takes numbers ``4 * round + k`` of the good training photos, sorted by path, k < K. For
+            K > 4 they are ``K * round + k``, so that no two rounds share a photo. ``random`` draws.
         seed: of the random choice and of sampled answers.
     """
 
@@ -43,22 +44,25 @@ class Plan:
     def cells(self, records: Sequence[ImageRecord]) -> list[Cell]:
         """Every cell, round after round, so that a run that is stopped early has complete rounds."""
         class_names = sorted({record.class_name for record in records})
-        return [
-            Cell(shots, round_, name)
-            for shots in self.shots
-            for round_ in (self.rounds if shots else (0,))
-            for name in class_names
-        ]
+        rounds = [(shots, number) for shots in self.shots for number in (self.rounds if shots else (0,))]
+        return [Cell(*of_round, name) for of_round in rounds for name in class_names]
 
     def references(self, records: Sequence[ImageRecord], cell: Cell) -> list[ImageRecord]:
         """The reference photos of a cell; raises UserError where there are too few good training photos."""
         own = [record for record in records if record.class_name == cell.class_name]
-        if self.choice == "paper":
-            return reference_records(own, cell.shots, cell.round)
-        good = _good_training_photos(own, cell.shots)
-        # The same photos for the same class, K, round and seed.
-        rng = np.random.default_rng([self.seed, cell.round, cell.shots, zlib.crc32(cell.class_name.encode())])
-        return [good[number] for number in sorted(rng.permutation(len(good))[: cell.shots])]
+        good = [record for record in own if record.split == "train" and not record.is_anomalous]
+        good.sort(key=lambda record: record.image)
+        shots = cell.shots
+        start = max(PAPER_SHOTS, shots) * cell.round if shots and self.choice == "paper" else 0
+        if start + shots > len(good):
+            advice = "" if good else "; photos without a training split can be measured with --shots 0 alone"
+            needed = f"the references need {start + shots} good training photos, there are {len(good)}"
+            raise UserError(f"{cell.class_name}: {needed}{advice}")
+        if self.choice == "random":
+            # The same photos for the same class, K, round and seed.
+            rng = np.random.default_rng([self.seed, cell.round, shots, zlib.crc32(cell.class_name.encode())])
+            return [good[number] for number in sorted(rng.permutation(len(good))[:shots])]
+        return good[start : start + shots]
 
     @property
     def good_photos_needed(self) -> int:
@@ -79,25 +83,6 @@ class Plan:
 def test_photos(records: Sequence[ImageRecord], class_name: str) -> list[ImageRecord]:
     """A class's test photos."""
     return [record for record in records if record.class_name == class_name and record.split == "test"]
-
-
-def reference_records(records: Sequence[ImageRecord], shots: int, round: int = 0) -> list[ImageRecord]:
-    """The K good training photos of a round: numbers ``4 * round + k`` of the list sorted by path, k < K.
-
-    For K > 4 they are numbers ``K * round + k``, so that no two rounds share a photo. ``records`` are of one class;
-    raises UserError where there are too few.
-    """
-    start = max(PAPER_SHOTS, shots) * round
-    return _good_training_photos(records, start + shots if shots else 0)[start : start + shots]
-
-
-def _good_training_photos(records: Sequence[ImageRecord], needed: int) -> list[ImageRecord]:
-    good = [record for record in records if record.split == "train" and not record.is_anomalous]
-    if needed > len(good):
-        name = records[0].class_name if records else "this class"
-        advice = "" if good else "; photos without a training split can be measured with --shots 0 alone"
-        raise UserError(f"{name}: the references need {needed} good training photos, there are {len(good)}{advice}")
-    return sorted(good, key=lambda record: record.image)
 
 
 def photo_name(record: ImageRecord, root: Path) -> str:

@@ -4,13 +4,11 @@ import resource
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
-from pydantic import ValidationError
 
 from anomalygpt.config.load import commit, resolve
 from anomalygpt.config.schema import DataConfig, ExperimentConfig
@@ -22,64 +20,42 @@ from anomalygpt.evaluation.protocol import PAPER_SHOTS, Plan
 from anomalygpt.files import sha256
 from anomalygpt.model.checkpoint import read_metadata
 
-TrainingData = Sequence[tuple[str, DataConfig | None]]  # per delta its path and training data; None: not in the file
 
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """How the numbers were made.
-
-    Attributes:
-        trained_on: a line per delta.
-        seconds_per_photo: of one process: encoding, map, answer and metrics together.
-        peak_memory: of the first process, in bytes.
-        notes: further lines, such as what was measured.
-        warnings: lines that stand first.
-    """
-
-    command: str
-    config: str
-    commit: str | None
-    seed: int
-    device: str
-    processes: int
-    trained_on: tuple[str, ...]
-    seconds_per_photo: float | None
-    peak_memory: int
-    references: str
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """A Markdown list."""
-        time = "" if self.seconds_per_photo is None else f"; {self.seconds_per_photo:.2f} s per photo and process"
-        return [
-            *(f"* **{warning}**" for warning in self.warnings),
-            f"* command: `{self.command}`",
-            f"* commit: {self.commit or 'unknown'}; device: {self.device}; processes: {self.processes}{time}",
-            f"* peak memory of the first process: {self.peak_memory / 1e9:.2f} GB",
-            *(f"* {note}" for note in self.notes),
-            *(f"* trained on: {line}" for line in self.trained_on),
-            f"* references: {self.references}; seed {self.seed}",
-        ]
-
-
-def of_run(
-    config: ExperimentConfig, command: str, process: Process, seed: int, seconds: float, photos: int
+def facts_of(
+    config: ExperimentConfig, command: str, process: Process, seed: int, cells: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The fields of :class:`Provenance` except ``references``."""
+    """How the numbers of a run were made; ``cells`` give their ``seconds`` and ``names`` of photos.
+
+    To it are added how ``references`` were chosen, ``notes`` such as what was measured, and ``warnings``.
+    """
+    photos = sum(len(cell["names"]) for cell in cells)
     return {
         "command": command,
         "config": config.name,
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "seed": seed,
         "device": str(process.device),
         "processes": process.world_size,
-        "trained_on": tuple(f"{path}: {describe_training(data)}" for path, data in training_data(config)),
-        "seconds_per_photo": seconds / photos if photos else None,
-        # kilobytes on Linux, bytes on macOS
+        "trained_on": [f"{path}: {describe_training(data)}" for path, data in training_data(config).items()],
+        # of one process: encoding, map, answer and metrics together
+        "seconds_per_photo": sum(cell["seconds"] for cell in cells) / photos,
+        # in bytes, of the first process: kilobytes on Linux, bytes on macOS
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
+
+
+def fact_lines(facts: dict[str, Any]) -> list[str]:
+    """A Markdown list of them."""
+    device = f"device: {facts['device']}; processes: {facts['processes']}"
+    return [
+        *(f"* **{warning}**" for warning in facts.get("warnings", ())),
+        f"* command: `{facts['command']}`",
+        f"* commit: {facts['commit']}; {device}; {facts['seconds_per_photo']:.2f} s per photo and process",
+        f"* peak memory of the first process: {facts['peak_memory'] / 1e9:.2f} GB",
+        *(f"* {note}" for note in facts["notes"]),
+        *(f"* trained on: {line}" for line in facts["trained_on"]),
+        f"* references: {facts['references']}; seed {facts['seed']}",
+    ]
 
 
 def describe_references(plan: Plan) -> str:
@@ -93,11 +69,8 @@ def describe_references(plan: Plan) -> str:
     )
 
 
-def fingerprint(config: ExperimentConfig, *, with_llm: bool, device: str) -> dict[str, Any]:
-    """The model's settings by dotted key, and a digest of each delta: equal for runs with equal numbers.
-
-    ``device`` is part of it: ``cpu`` and ``cuda`` differ in the last digits.
-    """
+def fingerprint(config: ExperimentConfig, with_llm: bool) -> dict[str, Any]:
+    """The model's settings by dotted key, and a digest of each delta: equal for runs with equal numbers."""
     # parts of a config that an evaluation does not read
     excluded = {"name", "data", "training"} | (set() if with_llm else {"llm"})
     settings = config.model_dump(mode="json", exclude=excluded)
@@ -106,19 +79,20 @@ def fingerprint(config: ExperimentConfig, *, with_llm: bool, device: str) -> dic
     # A missing delta is downloaded, and then checked, when the model is built.
     paths = {delta.path: resolve(delta.path) for delta in config.deltas}
     digests = {f"contents of {name}": sha256(path) for name, path in paths.items() if path.is_file()}
-    return {**flat, **digests, "chat": with_llm, "device": device}
+    return {**flat, **digests, "chat": with_llm}
 
 
-def training_data(config: ExperimentConfig) -> TrainingData:
-    """Reads from each delta's metadata what it was trained on; raises CheckpointError where a delta is damaged."""
-    found: list[tuple[str, DataConfig | None]] = []
+def training_data(config: ExperimentConfig) -> dict[str, DataConfig | None]:
+    """What each delta was trained on, by its path; None where its file does not say.
+
+    Raises:
+        CheckpointError: a delta is damaged.
+    """
+    found: dict[str, DataConfig | None] = {}
     for delta in config.deltas:
-        try:
-            data = yaml.safe_load(read_metadata(resolve(delta.path))["config"]).get("data", {})
-            known = {key: value for key, value in data.items() if key in DataConfig.model_fields}
-            found.append((delta.path, DataConfig.model_validate(known)))
-        except (KeyError, yaml.YAMLError, ValidationError, AttributeError):  # no metadata, or of another version
-            found.append((delta.path, None))
+        data = (yaml.safe_load(read_metadata(resolve(delta.path)).get("config", "")) or {}).get("data")
+        known = {key: value for key, value in (data or {}).items() if key in DataConfig.model_fields}
+        found[delta.path] = DataConfig.model_validate(known) if data else None
     return found
 
 
@@ -126,17 +100,14 @@ def describe_training(data: DataConfig | None) -> str:
     """Training data in words."""
     if data is None:
         return "not in the file"
-    sources = [
-        f"{source.root} ({source.kind}{', ' + ' '.join(source.classes) if source.classes else ''})"
-        for source in data.sources
-    ]
+    sources = [f"{one.root} ({one.kind}{', ' + ' '.join(one.classes) if one.classes else ''})" for one in data.sources]
     return f"{data.defects} defects on {', '.join(sources) or 'no photos'}"
 
 
-def training_warnings(training: TrainingData, root: Path, class_names: Sequence[str]) -> list[str]:
+def training_warnings(config: ExperimentConfig, root: Path, class_names: Sequence[str]) -> list[str]:
     """A warning per source that shares the folder ``root``, or the name of a measured class, with the test data."""
     warnings = []
-    for delta, data in training:
+    for delta, data in training_data(config).items():
         for source in data.sources if data else ():
             names: Sequence[str] = source.classes or ()
             if source.classes is None:
@@ -144,14 +115,12 @@ def training_warnings(training: TrainingData, root: Path, class_names: Sequence[
                     names = [record.class_name for record in INDEXERS[source.kind](resolve(source.root), None)]
             shared = sorted({*names} & {*class_names})
             same = resolve(source.root) == root.resolve()
-            if same and data is not None and data.defects == "real":
-                warnings.append(
-                    f"{delta} was trained on the real defects of {source.root}, which include test photos: these "
-                    "numbers do not hold for new photos"
-                )
+            if same and data and data.defects == "real":
+                real = f"the real defects of {source.root}, which include test photos"
+                warnings.append(f"{delta} was trained on {real}: these numbers do not hold for new photos")
             elif shared or same:
                 what = "the good photos of these classes" if same else "classes of the same names in other data"
                 listed = f": {', '.join(shared)}" if shared and len(shared) < len(class_names) else ""
-                where = f"{what} ({source.root}){listed}"
-                warnings.append(f"{delta} was trained on {where}: this is not a test on unseen classes")
-    return list(dict.fromkeys(warnings))
+                trained_on = f"{what} ({source.root}){listed}"
+                warnings.append(f"{delta} was trained on {trained_on}: this is not a test on unseen classes")
+    return warnings

@@ -1,35 +1,43 @@
-"""Results as Markdown, JSON and CSV, with what it takes to reproduce them."""
+"""Results as Markdown, JSON and CSV, with what it takes to reproduce them, beside published numbers."""
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from anomalygpt.evaluation.cells import CellResult
-from anomalygpt.evaluation.metrics import PRO_LIMIT, hindsight_accuracy
-from anomalygpt.evaluation.provenance import Provenance
-from anomalygpt.evaluation.published import MAP_METRICS, METRICS, VERDICT_METRICS, Published, Spread
-from anomalygpt.files import replacing
+from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.evaluation.metrics import hindsight_accuracy
+from anomalygpt.evaluation.provenance import fact_lines
+from anomalygpt.files import read_yaml, replacing
 
-UNDEFINED = "–"
+MAP_METRICS = {
+    "image_auroc": "image-AUROC",
+    "image_ap": "image-AP",
+    "image_f1_max": "image-F1-max",
+    "pixel_auroc": "pixel-AUROC",
+    "pixel_ap": "pixel-AP",
+    "pixel_f1_max": "pixel-F1-max",
+    "aupro": "AUPRO",
+}
+VERDICT_METRICS = {
+    "verdict_accuracy": "verdict accuracy",
+    "recall": "recall",
+    "false_alarm_rate": "false alarms",
+    "score_accuracy": "by score",
+    "hindsight_accuracy": "in hindsight",
+    "answer_accuracy": "answer accuracy",
+    "position_accuracy": "position",
+    "position_cell_accuracy": "position (cell)",
+}
+METRICS = MAP_METRICS | VERDICT_METRICS
 HINDSIGHT = "one_threshold_in_hindsight"
-CELL_COLUMNS = ("masked_photos", "regions", "no_verdict", "placed")
-MEANING = (
-    "All numbers are percentages. Mean: over classes. ±: standard deviation over rounds. Image metrics use the score "
-    "of each map. Pixel metrics use all pixels of a class's test photos together. AUPRO is integrated up to a "
-    f"false-positive rate of {PRO_LIMIT}. F1-max is the F1 score at the best threshold, chosen with the ground truth.",
-    "Verdict accuracy: of the final prediction, good or defective. Recall: fraction of defective photos predicted as "
-    "defective. False alarms: fraction of good photos predicted as defective. By score: accuracy of the calibrated "
-    "probability alone, at 0.5. In hindsight: accuracy at the best threshold for the class, chosen with the ground "
-    "truth. Answer accuracy: of the language model's first yes or no, before the score may overrule it; an answer "
-    "without yes or no is wrong. Position: of the photos with a mask that the answer correctly calls defective, the "
-    "fraction where the first position in the answer is that of the centre of a marked defect. Position (cell): the "
-    "same, where that cell of the 3 x 3 grid contains any part of a defect. An answer without a position is wrong in "
-    "both.",
-)
+CELL_COLUMNS = ["masked_photos", "regions", "no_verdict", "placed"]
+MEANING = "All numbers are percentages, as docs/evaluation.md defines them. Mean: over classes. ±: over rounds."
 
 
 def title_of(shots: int) -> str:
@@ -37,17 +45,33 @@ def title_of(shots: int) -> str:
     return f"{shots}-shot" if shots else "Zero-shot"
 
 
-def results_frame(results: Sequence[CellResult]) -> pd.DataFrame:
+@cache
+def published() -> dict[str, Any]:
+    """The content of published.yaml."""
+    return read_yaml(Path(__file__).with_name("published.yaml"))
+
+
+def official_dataset(kind: str, records: Sequence[ImageRecord]) -> str | None:
+    """The key in ``published()["datasets"]`` with these records' layout, classes and number of test photos, if any."""
+    names = sorted({record.class_name for record in records})
+    photos = sum(record.split == "test" for record in records)
+    for key, entry in published()["datasets"].items():
+        if entry["kind"] == kind and sorted(entry["classes"]) == names and entry["test_photos"] == photos:
+            return key
+    return None
+
+
+def results_frame(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row per cell, by shots, round and class: counts and metrics."""
     rows = [
         {
-            "shots": result.cell.shots,
-            "round": result.cell.round,
-            "class": result.cell.class_name,
-            "photos": len(result.photos),
-            "with_defect": sum(photo.is_anomalous for photo in result.photos),
-            **{name: getattr(result, name) for name in CELL_COLUMNS},
-            **result.metrics,
+            "shots": result["shots"],
+            "round": result["round"],
+            "class": result["class"],
+            "photos": len(result["photos"]),
+            "with_defect": sum(photo["is_anomalous"] for photo in result["photos"]),
+            **{name: result[name] for name in CELL_COLUMNS},
+            **result["metrics"],
         }
         for result in results
     ]
@@ -55,141 +79,97 @@ def results_frame(results: Sequence[CellResult]) -> pd.DataFrame:
     return frame.sort_values(["shots", "round", "class"], ignore_index=True)
 
 
-@dataclass(frozen=True)
 class Protocol:
-    """All classes and rounds with K references; ``frame`` is :func:`results_frame` of the results."""
+    """All classes and rounds with K references.
 
-    shots: int
-    results: Sequence[CellResult]
-    frame: pd.DataFrame
-    published: Sequence[Published] = ()
+    Attributes:
+        frame: :func:`results_frame` of the results.
+        classes: by class, mean and standard deviation over rounds, a row per metric; NaN where undefined.
+        mean: the same of the means over classes, and of the best accuracy with one threshold for all classes.
+    """
 
-    @property
-    def rounds(self) -> list[int]:
-        """The rounds by number."""
-        return sorted(self.frame["round"].unique().tolist())
-
-    def of_class(self, name: str) -> dict[str, Spread]:
-        """A class's metrics over rounds."""
-        return _spreads(self.frame.loc[self.frame["class"] == name, list(METRICS)])
-
-    def mean(self) -> dict[str, Spread]:
-        """The metrics' means over classes, over rounds; and the best accuracy with one threshold for all classes."""
+    def __init__(self, shots: int, results: Sequence[dict[str, Any]]) -> None:
+        self.shots = shots
+        self.results = [result for result in results if result["shots"] == shots]
+        self.frame = results_frame(self.results)
+        self.classes = {name: _spread(own[list(METRICS)]) for name, own in self.frame.groupby("class")}
         by_round = self.frame.groupby("round")[list(METRICS)].mean()
         for number in by_round.index:
-            cells = [result.photos for result in self.results if result.cell.round == number]
-            scores = [([p.score for p in photos], [p.is_anomalous for p in photos]) for photos in cells]
+            cells = [pd.DataFrame(result["photos"]) for result in self.results if result["round"] == number]
+            scores = [(photos["score"], photos["is_anomalous"]) for photos in cells]
             by_round.loc[number, HINDSIGHT] = hindsight_accuracy(scores)
-        return _spreads(by_round)
+        self.rounds = by_round.index.tolist()
+        self.mean = _spread(by_round)
 
-    def used(self, metrics: Iterable[str]) -> list[str]:
+    def as_json(self) -> dict[str, Any]:
+        """Means, and every class with each round and photo; scores and metrics are 0..1."""
+        classes = [
+            {
+                "class": name,
+                **_json(spread),
+                "rounds": [result for result in self.results if result["class"] == name],
+            }
+            for name, spread in self.classes.items()
+        ]
+        return {"shots": self.shots, "rounds": self.rounds, **_json(self.mean), "classes": classes}
+
+    def lines(self, config: str, dataset: str | None) -> list[str]:
+        """Its part of the page: a row per class, and what was published on the data set."""
+        lines = ["", f"## {title_of(self.shots)}", ""]
+        if self.shots:
+            rounds = (
+                f"{len(self.rounds)} round{'s' if len(self.rounds) > 1 else ''}: {', '.join(map(str, self.rounds))}."
+            )
+            references = f" References: {', '.join(self.results[0]['references'])}." if len(self.results) == 1 else ""
+            lines += [rounds + references, ""]
+        for metrics in (MAP_METRICS, VERDICT_METRICS):
+            lines += [*markdown_table(self._table(metrics), texts=1), ""]
+        hindsight = percent(*self.mean.loc[HINDSIGHT])
+        lines += [f"The best threshold for all classes together, in hindsight: {hindsight} (mean over classes)."]
+        others = [row for row in published()["rows"] if (row["dataset"], row["shots"]) == (dataset, self.shots)]
+        if others:
+            lines += ["", f"Beside published means on {published()['datasets'][dataset]['title']}:", ""]
+            lines += [*markdown_table(self._beside(others, config), texts=2), ""]
+            sources = dict.fromkeys(row["source"] for row in others)
+            lines += [f"* {published()['sources'][source]['text']}" for source in sources]
+        return lines
+
+    def _used(self, metrics: Iterable[str]) -> list[str]:
         """The metrics that any class has; the first one if none has any."""
         names = list(metrics)
         return [name for name in names if self.frame[name].notna().any()] or names[:1]
 
-    def table(self, metrics: dict[str, str]) -> pd.DataFrame:
-        """Formatted percentages: a row per class, then the mean."""
-        first = self.frame[self.frame["round"] == self.rounds[0]]
-        table = first[["class", "photos", "with_defect"]].rename(columns={"with_defect": "with a defect"})
-        table.loc["mean"] = ["mean", *table[["photos", "with a defect"]].sum()]
-        rows = [*(self.of_class(name) for name in first["class"]), self.mean()]
-        columns = {metrics[key]: [percent(row[key]) for row in rows] for key in self.used(metrics)}
-        return table.astype(str).assign(**columns)
+    def _table(self, metrics: dict[str, str]) -> pd.DataFrame:
+        table = self.frame.loc[self.frame["round"] == self.rounds[0], ["class", "photos", "with_defect"]]
+        table.loc["mean"] = ["**mean**", *table[["photos", "with_defect"]].sum()]
+        spreads = [*self.classes.values(), self.mean]
+        columns = {metrics[key]: [percent(*spread.loc[key]) for spread in spreads] for key in self._used(metrics)}
+        return table.astype(str).rename(columns={"with_defect": "with a defect"}).assign(**columns)
 
-    def beside_published(self, config: str) -> pd.DataFrame:
-        """Formatted percentages of this run, and below it the published ones."""
-        columns = [key for key in self.used(METRICS) if any(key in other.metrics for other in self.published)]
-        this_run = Published(f"this run ({config})", "few-shot" if self.shots else "see above", "", self.mean())
-        return pd.DataFrame(
-            {"method": row.method, "protocol": row.protocol}
-            | {METRICS[key]: percent(row.metrics.get(key, Spread(None))) for key in columns}
-            for row in (this_run, *self.published)
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Means, and every class with each round and photo; scores and metrics are 0..1."""
-        means = self.mean()
-        hindsight = asdict(means.pop(HINDSIGHT))
-        classes = [
-            {
-                "class": name,
-                **_mean_and_std(self.of_class(name)),
-                "rounds": [_cell_json(result) for result in self.results if result.cell.class_name == name],
-            }
-            for name in sorted(self.frame["class"].unique())
-        ]
-        about = {"shots": self.shots, "rounds": self.rounds, **_mean_and_std(means), HINDSIGHT: hindsight}
-        return about | {"classes": classes, "published": [asdict(other) for other in self.published]}
+    def _beside(self, others: Sequence[dict[str, Any]], config: str) -> pd.DataFrame:
+        keys = [key for key in self._used(METRICS) if any(key in row for row in others)]
+        this_run = {"method": f"this run ({config})", "protocol": "few-shot" if self.shots else "see above"}
+        rows = [this_run | {METRICS[key]: percent(*self.mean.loc[key]) for key in keys}]
+        for row in others:
+            values = {METRICS[key]: percent(*np.divide(row.get(key, [np.nan]), 100)) for key in keys}
+            rows.append({"method": row["method"], "protocol": row["protocol"], **values})
+        return pd.DataFrame(rows)
 
 
-def _spreads(rounds: pd.DataFrame) -> dict[str, Spread]:
-    """Each column's mean and, of two rounds or more, its standard deviation; NaN is left out."""
-    known = {name: rounds[name].dropna() for name in rounds}
-    return {
-        name: Spread(values.mean() if len(values) else None, values.std(ddof=0) if len(values) > 1 else None)
-        for name, values in known.items()
-    }
+def _spread(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Of each column the mean and, of two rounds or more, the standard deviation."""
+    return pd.DataFrame({"mean": rounds.mean(), "std": rounds.std(ddof=0).where(rounds.count() > 1)})
 
 
-def _mean_and_std(metrics: dict[str, Spread]) -> dict[str, Any]:
-    return {part: {key: getattr(value, part) for key, value in metrics.items()} for part in ("mean", "std")}
+def _json(spread: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    return spread.astype(object).where(spread.notna(), None).to_dict()
 
 
-def _cell_json(result: CellResult) -> dict[str, Any]:
-    columns = {name: getattr(result, name) for name in ("references", "metrics", *CELL_COLUMNS)}
-    return {"round": result.cell.round, **columns, "photos": [asdict(photo) for photo in result.photos]}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that is written; ``published`` by the number of references, ``dataset`` the official one's name."""
-
-    provenance: Provenance
-    results: Sequence[CellResult]
-    dataset: str | None = None
-    published: dict[int, list[Published]] = field(default_factory=dict)
-
-    @property
-    def protocols(self) -> list[Protocol]:
-        """The results by their number of references, in ascending order."""
-        found = []
-        for shots, frame in results_frame(self.results).groupby("shots"):
-            own = [result for result in self.results if result.cell.shots == shots]
-            found.append(Protocol(shots, own, frame, self.published.get(shots, ())))
-        return found
-
-
-def as_markdown(report: Report) -> str:
-    """A page: the provenance, and for each number of references a row per class."""
-    about = report.provenance
-    lines = [f"# {', '.join(title_of(one.shots) for one in report.protocols)}: {about.config}", ""]
-    lines += about.lines()
-    for protocol in report.protocols:
-        lines += ["", f"## {title_of(protocol.shots)}", ""]
-        if protocol.shots:
-            rounds = protocol.rounds
-            lines += [f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}: {', '.join(map(str, rounds))}.", ""]
-            if len(protocol.results) == 1:
-                lines[-2] += f" References: {', '.join(protocol.results[0].references)}."
-        for metrics in (MAP_METRICS, VERDICT_METRICS):
-            table = protocol.table(metrics)
-            table.iloc[-1, 0] = "**mean**"
-            lines += [*markdown_table(table, texts=1), ""]
-        hindsight = percent(protocol.mean()[HINDSIGHT])
-        lines += [f"The best threshold for all classes together, in hindsight: {hindsight} (mean over classes)."]
-        if protocol.published:
-            lines += ["", f"Beside published means on {report.dataset}:", ""]
-            lines += [*markdown_table(protocol.beside_published(about.config), texts=2), ""]
-            lines += [f"* {source}" for source in dict.fromkeys(other.source for other in protocol.published)]
-    return "\n".join([*lines, "", MEANING[0], "", MEANING[1]]) + "\n"
-
-
-def percent(value: Spread) -> str:
-    """A mean in percent, with its standard deviation where there is one."""
-    if value.mean is None:
-        return UNDEFINED
-    text = f"{100 * value.mean:.1f}"
-    return text if value.std is None else f"{text} ± {100 * value.std:.1f}"
+def percent(mean: float, std: float = np.nan) -> str:
+    """A mean in percent, with its standard deviation where there is one; a dash for NaN."""
+    if np.isnan(mean):
+        return "–"
+    return f"{100 * mean:.1f}" if np.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
 def markdown_table(table: pd.DataFrame, texts: int) -> list[str]:
@@ -199,21 +179,35 @@ def markdown_table(table: pd.DataFrame, texts: int) -> list[str]:
     return [header, rule, *rows]
 
 
-def write_texts(folder: Path, texts: dict[str, str]) -> list[Path]:
+def report(facts: dict[str, Any], results: Sequence[dict[str, Any]], dataset: str | None = None) -> dict[str, str]:
+    """The texts of results.json, .md and per_class.csv (metrics 0..1), by name.
+
+    Args:
+        results: of cells.
+        dataset: the official one's key in published.yaml.
+    """
+    protocols = [Protocol(shots, results) for shots in sorted({result["shots"] for result in results})]
+    content = {"facts": facts, "protocols": [one.as_json() for one in protocols]}
+    lines = [f"# {', '.join(title_of(one.shots) for one in protocols)}: {facts['config']}", "", *fact_lines(facts)]
+    for protocol in protocols:
+        lines += protocol.lines(facts["config"], dataset)
+    return {
+        "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+        "results.md": "\n".join([*lines, "", MEANING]) + "\n",
+        "per_class.csv": results_frame(results).to_csv(index=False, float_format="%.6f", lineterminator="\n"),
+    }
+
+
+def publish(texts: dict[str, str], folder: Path | None) -> None:
+    """Prints results.md, and writes all files into the folder, if there is one, as :func:`write_texts` does."""
+    print(texts["results.md"], end="")
+    if folder:
+        write_texts(folder, texts)
+        print(f"\nwrote {', '.join(texts)}", file=sys.stderr)
+
+
+def write_texts(folder: Path, texts: dict[str, str]) -> None:
     """Writes files by name atomically into a folder, CSV with the mark that Excel needs; raises OSError."""
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8-sig" if name.endswith(".csv") else "utf-8")
-    return [folder / name for name in texts]
-
-
-def write_report(folder: Path, report: Report) -> list[Path]:
-    """Writes results.json, .md and per_class.csv (metrics 0..1) atomically into a folder; raises OSError."""
-    content = {"facts": asdict(report.provenance), "protocols": [one.as_json() for one in report.protocols]}
-    frame = results_frame(report.results)
-    texts = {
-        "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "results.md": as_markdown(report),
-        "per_class.csv": frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
-    }
-    return write_texts(folder, texts)

@@ -12,7 +12,6 @@ from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import weighted_mean
-from anomalygpt.model.multiscale import encode_multiscale
 
 BACKGROUND = 0.8  # share of a map's pixels that belong to its background: most defects are smaller than the rest
 LOWEST = 0.0025  # of a background: a photo that is in the memory bank itself has none
@@ -26,8 +25,14 @@ def encode_scales(
     encoded = {}
     for scale in dict.fromkeys((OWN, *scales)):
         images = torch.stack([transform.enlarged(scale)(photo) for photo in photos])
-        encoded[scale] = encode_multiscale(model.encode, model.encoder.spec, images)
+        encoded[scale] = model.encode(images)
     return encoded
+
+
+def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
+    """Several batches as one."""
+    taps = tuple(torch.cat(layer) for layer in zip(*(part.taps for part in parts), strict=True))
+    return ImageFeatures(taps, torch.cat([part.embedding for part in parts]))
 
 
 def text_maps(

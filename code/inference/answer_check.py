@@ -1,21 +1,22 @@
-"""Whether an answer in free wording contradicts what is known about the photo.
+"""Whether an answer in free wording contradicts what is known about the photo, and answers that don't.
 
-Its claims (see ``answer_claims.py``) are compared with the findings. Conventions: `left` is true of a region at the top
-left, but not the reverse; `no defect at the left` is true unless a region is exactly there; a size word may be one step
-off; the name of a part that only repeats the question's claims nothing while the class is unknown; Markdown emphasis
-is ignored; up to three words (six Chinese characters) are a whole answer without a full stop.
+The claims of an answer (see ``answer_claims.py``) are compared with the findings. Conventions: `left` is true of a
+region at the top left, but not the reverse; `no defect at the left` is true unless a region is exactly there; a size
+word may be one step off; the name of a part that only repeats the question's claims nothing while the class is unknown;
+Markdown emphasis is ignored; up to three words (six Chinese characters) are a whole answer without a full stop.
 """
 
+import logging
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Generator, Iterator
+from functools import cache
+from typing import Literal, NamedTuple
 
 from anomalygpt.datasets.class_info import noun_phrase, spoken_name
-from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, size_word
+from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text, language_of, size_word
+from anomalygpt.errors import UserError
 from anomalygpt.inference.answer_claims import (
-    SIZES,
     Claim,
     ClaimReader,
     Subject,
@@ -24,6 +25,10 @@ from anomalygpt.inference.answer_claims import (
     pattern_of,
     word_table,
 )
+from anomalygpt.inference.language_models import History, LanguageModel
+from anomalygpt.inference.results import AnswerSource, ImageResult
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal[Subject, "language", "repetition", "cut_off", "empty", "markup"]
 MARKUP = re.compile(
@@ -34,25 +39,115 @@ MARKUP = re.compile(
 CHINESE = re.compile(r"[㐀-鿿]")
 NEUTRAL_LATIN = {"led", "roi"}  # of three letters and more; shorter ones (OK, NG, AI) are all neutral
 LIST_ITEM = re.compile(r"(?:^ *(?:[-•–+|]|\d+[.)]) |\n[^:：\n]{2,20}[:：])[^\n]*$(?!\n)", re.MULTILINE)
-SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)）」*]*$")
+ANSWER_END = re.compile(r"[.!?。！？…][\"'”’)）」*]*$")
+# Of a text that grows: a full stop after a digit may yet become a decimal point.
+SENTENCE_END = re.compile(r"[。！？]|[!?](?=\s|$)|(?<!\d)\.(?=\s|$)|\.(?=\s)")
+UNFINISHED = ("cut_off", "empty")  # faults that a text has only while more is to come
+# What is contradicted -> the kind of question that the findings' own sentence about it answers.
+KIND_OF_SENTENCE: dict[str, str] = {
+    "place": "where",
+    "number": "count",
+    "size": "size",
+    "probability": "certainty",
+    "form": "appearance",
+    "type": "type",
+    "class": "content",
+    "references": "comparison",
+}
 
 
-@dataclass(frozen=True)
-class Contradiction:
-    """One statement of an answer that the findings don't support.
-
-    Attributes:
-        kind: what it is about.
-        words: the statement, or a part of it.
-    """
+class Contradiction(NamedTuple):
+    """A statement of an answer (``words``, or a part of it) that the findings don't support."""
 
     kind: Kind
     words: str
 
 
-def language_of(question: str) -> Language:
-    """The language to answer in: Chinese where the question has a Chinese character, else English."""
-    return "zh" if CHINESE.search(question) else "en"
+class Answer(NamedTuple):
+    """A checked answer.
+
+    Attributes:
+        source: the language ``model``'s own words; ``corrected``: generated again from a forced opening, or cut before
+            a contradiction or where the model failed; ``findings``: their own sentence in place of the model's.
+        contradictions: of the model's own first answer.
+    """
+
+    text: str
+    source: AnswerSource
+    contradictions: tuple[Contradiction, ...] = ()
+
+
+def stream_checked(
+    model: LanguageModel, image: ImageResult, question: str, history: History = ()
+) -> Generator[str, None, Answer]:
+    """Yields an answer piece by piece: a sentence is released when it does not contradict the photo's findings.
+
+    A question without words, or in another script than Latin and Chinese, is answered by the findings' own sentence.
+
+    Args:
+        history: earlier (question, answer) pairs about the photo.
+
+    Returns:
+        The whole answer; its text is what was yielded.
+    """
+    findings, language, kind, faults = image.findings, language_of(question), None, ()
+    if is_readable(question):
+        first = yield from _stream_once(model, image, question, history)
+        faults = first.contradictions
+        if first.text:
+            return first
+        about = [fault.kind for fault in faults]
+        if "verdict" not in about:
+            kind = next(filter(None, map(KIND_OF_SENTENCE.get, about)), None)
+        if first.source != "findings":
+            opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
+            second = yield from _stream_once(model, image, question, history, opening)
+            if second.text:
+                return Answer(second.text, "corrected", faults)
+    elif history and not any(map(str.isalpha, question)):
+        language = language_of(history[-1][0])
+    sentence = answer_text(kind or "describe", findings, language)
+    yield sentence
+    return Answer(sentence, "findings", faults)
+
+
+def is_readable(question: str) -> bool:
+    """Whether a question has letters, most of them Latin ones or Chinese characters."""
+    scripts = [unicodedata.name(letter, "").partition(" ")[0] for letter in question if letter.isalpha()]
+    return 2 * sum(script in ("LATIN", "CJK", "FULLWIDTH") for script in scripts) >= max(1, len(scripts))
+
+
+def _stream_once(
+    model: LanguageModel, image: ImageResult, question: str, history: History, opening: str = ""
+) -> Generator[str, None, Answer]:
+    """One try: yields sentences as long as they are supported; the text is empty where not even the first is.
+
+    Where the model can't be reached, what was yielded until then is the answer; ``findings`` if that is nothing.
+    """
+    released, text = "", ""
+    try:
+        for text in model.texts(image, image.findings, question, history, opening):
+            ends = [match.end() for match in SENTENCE_END.finditer(text)]
+            if not ends or ends[-1] <= len(released):
+                continue
+            faults = check_answer(text[: ends[-1]], question, image.findings)
+            if faults := tuple(fault for fault in faults if fault.kind not in UNFINISHED):
+                return Answer(released, "corrected", faults)
+            yield text[len(released) : ends[-1]]
+            released = text[: ends[-1]]
+    except UserError as error:
+        _warn_once(f"{error}; answers are left to the findings")
+        return Answer(released, "corrected" if released else "findings")
+    if faults := check_answer(text, question, image.findings):
+        return Answer(released, "corrected", faults)
+    if text != released:
+        yield text[len(released) :]
+    return Answer(text, "model")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def check_answer(answer: str, question: str, findings: Findings) -> tuple[Contradiction, ...]:
@@ -68,9 +163,9 @@ def check_answer(answer: str, question: str, findings: Findings) -> tuple[Contra
     answer = re.sub(r"(\W)\1{3,}", r"\1\1\1", re.sub(r"[*`]+|\b_+|_+\b", "", answer)).strip()
     if faults := tuple(_faults_of_form(answer, question, findings)):
         return faults
-    reader = ClaimReader(language_of(question), findings, question)
-    wrong = [claim for claim in reader.claims_of_answer(answer) if not _is_supported(claim, findings)]
-    return tuple(dict.fromkeys(Contradiction(claim.kind, claim.words.strip()) for claim in wrong))
+    claims = ClaimReader(language_of(question), findings, question).claims_of_answer(answer)
+    wrong = [Contradiction(claim.kind, claim.words.strip()) for claim in claims if not _is_supported(claim, findings)]
+    return tuple(dict.fromkeys(wrong))
 
 
 # -- faults of form ---------------------------------------------------------------------------------------------------
@@ -87,9 +182,8 @@ def _faults_of_form(text: str, question: str, findings: Findings) -> Iterator[Co
         yield Contradiction("language", words)
     if words := _repeated(text):
         yield Contradiction("repetition", words)
-    stops = SENTENCE_END.search(text)
-    ends = stops or LIST_ITEM.search(text)
-    rest = "" if ends else re.split(r"[.!?。！？;；](?!\d)\s*|\n\s*", text)[-1]
+    stops = ANSWER_END.search(text)
+    rest = "" if stops or LIST_ITEM.search(text) else re.split(r"[.!?。！？;；](?!\d)\s*|\n\s*", text)[-1]
     dangles = pattern_of(language, "dangling").search(re.sub(r"[\s.…]+$", "", text)[-12:])
     items = re.split("[,，、]", rest)
     is_long = any(len(item.split()) > 3 if language == "en" else len(item) > 6 for item in items)
@@ -126,40 +220,39 @@ def _repeated(text: str) -> str:
 
 
 def _is_supported(claim: Claim, findings: Findings) -> bool:
-    defective, value, denied = findings.status == "defective", claim.value, claim.denied
-    of_scope = {"largest": findings.regions[:1], "smallest": findings.regions[-1:]}
-    regions = of_scope.get(claim.scope, findings.regions)
-    if claim.kind in ("verdict", "number") and findings.status == "can't tell":
-        return claim.kind == "number" and denied
-    if claim.kind == "verdict":
-        return (value != denied) == defective
-    if claim.kind == "place":
-        if denied:
-            return value not in findings.places
+    kind, value, denied, regions = claim.kind, claim.value, claim.denied, findings.regions
+    regions = {"largest": regions[:1], "smallest": regions[-1:]}.get(claim.scope, regions)
+    if kind in ("verdict", "number") and findings.status == "can't tell":
+        return kind == "number" and denied
+    if kind == "verdict":
+        return (value != denied) == (findings.status == "defective")
+    if kind == "place":
         is_there = [value == region.place or value in region.place.split() for region in regions]
-        return all(is_there) and bool(regions) if claim.scope == "every" else any(is_there)
-    if claim.kind == "number":
+        some = all(is_there) and bool(regions) if claim.scope == "every" else any(is_there)
+        return value not in findings.places if denied else some
+    if kind == "number":
         low, high, places = value
         at_places = {region for region in findings.regions if {region.place, *region.place.split()} & {*places}}
         exactly = [region for region in at_places if region.place in places]
         counts = {findings.number, *filter(None, (len(at_places), len(exactly)))}
         return any(low <= count <= high for count in counts) != denied
-    if isinstance(value, tuple) and claim.kind in ("size", "probability"):
+    if isinstance(value, tuple) and kind in ("size", "probability"):
         return _is_share(*value) != denied
-    if claim.kind == "size" and value:
-        actual = [SIZES.index(size_word(area)) for area in areas_of(claim.scope, findings)] if regions else []
-        size = SIZES.index(value)
+    if kind == "size" and value:
+        sizes = list(word_table("en")["size"])
+        actual = [sizes.index(size_word(area)) for area in areas_of(claim.scope, findings)] if regions else []
+        size = sizes.index(value)
         return not actual or (size != actual[0] if denied else any(abs(size - other) <= 1 for other in actual))
-    if claim.kind == "form":
+    if kind == "form":
         forms = {region.form for region in regions}
         return not forms or (forms != {value} if denied else value in forms)
-    if claim.kind == "type":
+    if kind == "type":
         return findings.status == "good" and denied
-    if claim.kind == "class":
+    if kind == "class":
         name, repeats = value
         same = findings.knows_class and _is_same_class(name, findings.class_name)
         return same != denied or (repeats and not findings.knows_class)
-    if claim.kind == "references":
+    if kind == "references":
         return (findings.references > 0 if value is None else findings.references == value) != denied
     return denied
 

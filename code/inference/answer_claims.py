@@ -1,21 +1,15 @@
 """What an answer in free wording states about a photo, in English or Chinese.
 
-An answer is cut into sentences and clauses. Each clause is searched for claims (verdict, place, number, …) by the
-regular expressions of ``datasets/phrases/check_{en,zh}.yaml``. A leading yes or no claims, or denies, what the question
-asks. Hedged clauses (`it may be a crack`), conditions, questions and reported speech claim nothing.
-A sentence from which no claim is read counts as an unsupported one, unless it plainly states no fact about the photo.
+Sentences and clauses are searched for claims by the regular expressions of ``datasets/phrases/check_{en,zh}.yaml``. A
+leading yes or no claims, or denies, what the question asks. Hedges, conditions, questions and reported speech claim
+nothing; any other sentence without a claim counts as unsupported, unless it plainly states no fact about the photo.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import yaml
-
-from anomalygpt.datasets import dialogue
 from anomalygpt.datasets.class_info import noun_phrase, phrase_table, spoken_name
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, finding_phrases
 
@@ -23,52 +17,33 @@ Subject = Literal[
     "verdict", "place", "number", "size", "probability", "form", "type", "class", "references", "unsupported"
 ]
 LONGEST = 500  # characters of a sentence that are read at a time: what bounds the time for a text without full stops
-SIZES = ("tiny", "small", "medium", "large")
-FORMS = ("compact", "elongated", "scattered")
 NUMERAL = re.compile(
     r"(?<=百分之)[零一二两三四五六七八九十百]+|[一二两三四五六七八九十百]+(?=[处个块片张成年根颗只枚支粒]|[。！]?$)"
 )
 PLACE = re.compile(r"<([a-z-]+)>")
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What a clause states.
-
-    Attributes:
-        value: what a kind is claimed to be; see ``answer_check.py``.
-        denied: it states that it is not so.
-        scope: which regions it is about: ``any``, ``largest``, ``smallest``, ``every`` or ``total``; of a verdict:
-            ``any``, ``local``, or what kind of word it is: ``bad_advice``, ``type``.
-        negative: the verdict is worded as a negation: `nothing is wrong`.
-    """
+class Claim(NamedTuple):
+    """What a clause states."""
 
     kind: Subject
-    value: Any
+    value: Any  # what a kind is claimed to be; see ``answer_check.py``
     words: str
-    denied: bool = False
+    denied: bool = False  # it states that it is not so
+    # Which regions it is about: ``any``, ``largest``, ``smallest``, ``every`` or ``total``; of a verdict: ``any``,
+    # ``local``, or what kind of word it is: ``bad_advice``, ``type``.
     scope: str = "any"
-    negative: bool = False
+    negative: bool = False  # the verdict is worded as a negation: `nothing is wrong`
 
 
-@dataclass
 class ClaimReader:
     """Reads the claims of answers to one question about one photo."""
 
-    language: Language
-    findings: Findings
-    question: str
-    table: dict[str, Any] = field(init=False)
-    asks: dict[str, bool] = field(init=False)
-    asked_places: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.table = word_table(self.language)
-        self.question = self._plain(self.question)
-        topics = ("type", "count", "references", "class", "cause", "content", "largest", "probability", "area")
-        places = PLACE.findall(_with_places(self.question, self.language))
+    def __init__(self, language: Language, findings: Findings, question: str) -> None:
+        self.language, self.findings, self.table = language, findings, word_table(language)
+        self.question = self._plain(question)
+        places = PLACE.findall(self._with_places(self.question))
         self.asked_places = places if len(places) == 1 else []
-        self.asks = {topic: self._has(f"asks_{topic}", self.question) for topic in topics}
 
     def claims_of_answer(self, answer: str) -> list[Claim]:
         """All claims of an answer."""
@@ -92,14 +67,13 @@ class ClaimReader:
         return claims + of_opener
 
     def _claims_of_opener(self, opener: re.Match[str], verdict_follows: bool) -> list[Claim]:
-        """What a leading yes claims, or a leading no denies."""
         asked, denies = self.question, opener["no"] is not None
         for pattern, plain in self.table["affirm"]:
             asked = re.sub(pattern, plain, asked)
         asked = self._regex("question_not").sub("", asked)
         claims = [c for c in self._claims(asked, asked=True) if c.kind != "unsupported"]
         of_verdict = any(claim.kind == "verdict" for claim in claims)
-        dropped = {"class": not self.asks["class"], "references": of_verdict}
+        dropped = {"class": not self._asks("class"), "references": of_verdict}
         claims = [claim for claim in claims if not dropped.get(claim.kind)]
         if self._has("asks_existence", asked):  # `any defects, however small?`: yes is no size
             claims = [claim for claim in claims if claim.kind not in ("size", "form")]
@@ -118,13 +92,10 @@ class ClaimReader:
             if self._has("every", asked) or len({claim.kind for claim in specific}) > 1:
                 return []
             claims = specific or [claim for claim in claims if claim.scope == "any"]
-        return [replace(c, words=opener[0], denied=c.denied != denies) for c in claims]
+        return [c._replace(words=opener[0], denied=c.denied != denies) for c in claims]
 
     def _claims(self, text: str, asked: bool = False) -> Iterator[Claim]:
-        """The claims of a plain text; ``asked``: what a question asks about.
-
-        A sentence without any claim counts as one that nothing supports, unless it plainly states no fact.
-        """
+        """The claims of a plain text; ``asked``: what a question asks about."""
         sentences = re.split(self.table["sentence_end"], text)
         for sentence in (s[i : i + LONGEST] for s in sentences for i in range(0, len(s), LONGEST)):
             if asked or not sentence.strip().endswith(("?", "？")):
@@ -139,9 +110,9 @@ class ClaimReader:
         return bool(re.search(r"[^\W\d]", sentence)) and not self._has("no_statement", sentence)
 
     def _claims_of_sentence(self, sentence: str, asked: bool) -> Iterator[Claim]:
-        sentence = re.sub(_source(self.language, "list"), r"\1 or ", _with_places(sentence.strip(), self.language))
+        sentence = re.sub(_source(self.language, "list"), r"\1 or ", self._with_places(sentence.strip()))
         sentence = self._regex("conditional").sub("", sentence)
-        scope, placed = self._scope(self.question, "any") if self.asks["largest"] else "any", False
+        scope, placed = self._scope(self.question, "any") if self._asks("largest") else "any", False
         for part in re.split(self.table["clause_end"], sentence):
             clause = self._regex("dropped").sub("", part.strip()).strip()
             scope = self._scope(clause, "any" if placed and "<" in clause else scope)
@@ -205,20 +176,20 @@ class ClaimReader:
     def _numbers(self, clause: str) -> Iterator[Claim]:
         if found := self._regex("more_than_one").search(clause):
             yield Claim("number", (int(found["n"] or 2), 999, ()), found[0], self._negated(clause, found))
-        elif (found := self._regex("only_one").search(clause)) and "<" not in clause and not self.asks["references"]:
+        elif (found := self._regex("only_one").search(clause)) and "<" not in clause and not self._asks("references"):
             yield Claim("number", (1, 1, ()), found[0], self._negated(clause, found))
         for found in self._regex("counted").finditer(clause):
             low, high = self._range(found["n"], clause[: found.start()])
             ahead = re.split(r"\d|\bone\b", clause[found.end() :])[0]
             behind = re.split(r"\d|\bone\b", clause[: found.start()])[-1]
             places = tuple(place.replace("-", " ") for place in PLACE.findall(ahead) or PLACE.findall(behind))
-            if high > 1 and not (self.asks["references"] and low == self.findings.references):
+            if high > 1 and not (self._asks("references") and low == self.findings.references):
                 yield Claim("number", (low, high, places), found[0], self._negated(clause, found))
         if found := self._regex("counted_alone").search(clause):
             low, high = self._range(found["n"], clause[: found.start("n")])
-            if self.asks["references"]:
+            if self._asks("references"):
                 yield Claim("references", low, found[0])
-            elif self.asks["count"] or found["lead"]:
+            elif self._asks("count") or found["lead"]:
                 yield Claim("number", (low, high, ()), found[0])
 
     def _range(self, word: str, before: str) -> tuple[int, int]:
@@ -231,7 +202,6 @@ class ClaimReader:
         return (0 if self._has("less", before) else low), high
 
     def _shares(self, clause: str, scope: str, asked: bool) -> Iterator[Claim]:
-        """Percentages, measures and how sure the answer is."""
         if found := self._regex("measure").search(clause):
             known = {*self.findings.image_size, *(n for region in self.findings.regions for n in region.box)}
             numbers = {float(number) for number in re.findall(r"\d+(?:\.\d+)?", found[0])}
@@ -241,7 +211,7 @@ class ClaimReader:
         if found and self.findings.certainty == "unsure" and not self._has("unsure", clause.replace(found[0], "")):
             yield Claim("probability", None, found[0])
         of_probability, of_area = self._has("probability", clause), self._has("area", clause)
-        of_probability = of_probability or (self.asks["probability"] and not of_area)
+        of_probability = of_probability or (self._asks("probability") and not of_area)
         if asked and not (of_probability or of_area):
             return
         for found in self._regex("percent").finditer(clause):
@@ -259,7 +229,7 @@ class ClaimReader:
             kind: Subject = "probability" if of_probability or found["decimal"] else "size"
             if kind == "size":
                 actual = areas_of(scope, self.findings)
-            if kind == "probability" or not (of_area or self.asks["area"]):
+            if kind == "probability" or not (of_area or self._asks("area")):
                 actual += self._probabilities(clause, found.start())
             denied = not compares and self._has("not_class", before)
             yield Claim(kind, (share, tolerance + 1e-6, compares, actual), found[0], denied)
@@ -270,7 +240,7 @@ class ClaimReader:
         of_verdict = bad if self.findings.status == "defective" else 1 - bad
         if self._has("of_error", clause):
             return (1 - of_verdict,)
-        asked = self._mentions(self.question) if self.asks["probability"] else ()
+        asked = self._mentions(self.question) if self._asks("probability") else ()
         if mentions := list(self._mentions(clause)) or list(asked):
             nearest = min(mentions, key=lambda mention: abs(mention[2].start() - position))
             return (bad if nearest[0] else 1 - bad,)
@@ -278,25 +248,25 @@ class ClaimReader:
 
     def _words(self, clause: str, scope: str) -> Iterator[Claim]:
         """Sizes and forms in words, kinds of defects, and facts that no finding is about."""
-        kinds: tuple[tuple[Subject, tuple[str, ...]], ...] = (("size", SIZES), ("form", FORMS))
-        for kind, options in kinds:
+        in_words: tuple[Subject, Subject] = ("size", "form")
+        for kind in in_words:
             text = self._regex(f"not_{kind}").sub(" ", clause)
-            for option in options:
+            for option in self.table[kind]:
                 if found := self._regex(kind, option).search(text):
                     yield Claim(kind, option, found[0], self._negated(text, found), scope)
                     text = text.replace(found[0], " ")
-        names: tuple[Subject, ...] = ("type", "unsupported")
-        for kind in names:
+        without_value: tuple[Subject, Subject] = ("type", "unsupported")
+        for kind in without_value:
             if found := self._regex(kind).search(clause):
                 yield Claim(kind, None, found[0], self._negated(clause, found))
-        if self.asks["cause"] and len(re.findall(r"\w", clause)) > 4 and not self._has("reason", clause):
+        if self._asks("cause") and len(re.findall(r"\w", clause)) > 4 and not self._has("reason", clause):
             yield Claim("unsupported", None, clause)
 
     def _classes(self, clause: str, asked: bool) -> Iterator[Claim]:
-        of_content = self.asks["content"] or self.asks["class"]
+        of_content = self._asks("content") or self._asks("class")
         pattern = _class_pattern(self.language, of_content)
         shown = self._regex("shows").search(clause)
-        if shown is None and (of_content or self.asks["type"]):
+        if shown is None and (of_content or self._asks("type")):
             shown = self._regex("named").search(clause)
         for found in pattern.finditer(clause):
             repeats = not asked and shown is None and found[0] in self.question
@@ -304,16 +274,16 @@ class ClaimReader:
             yield Claim("class", (found[0], repeats), found[0], denied)
         if shown:
             name = re.split(self.table["shows_end"], next(filter(None, shown.groups()), "").strip())[0].strip()
-            others = [self._regex("general"), *(self._regex("form", form) for form in FORMS)]
+            others = [self._regex("general"), *(self._regex("form", form) for form in self.table["form"])]
             others += [pattern, _verdict_pattern(self.language)]
             if name and not any(other.search(name) for other in others):
-                kind: Subject = "type" if self.asks["type"] else "class"
+                kind: Subject = "type" if self._asks("type") else "class"
                 yield Claim(kind, (name, False), name)
 
     def _references(self, clause: str) -> Iterator[Claim]:
         if found := self._regex("no_references").search(clause):
             yield Claim("references", 0, found[0])
-        elif found := self._regex("photos" if self.asks["references"] else "references").search(clause):
+        elif found := self._regex("photos" if self._asks("references") else "references").search(clause):
             number = re.search(r"\d+", found[0])
             yield Claim("references", int(number[0]) if number else None, found[0])
 
@@ -333,8 +303,24 @@ class ClaimReader:
         text = self._regex("fraction").sub(self._percentage, text)
         return re.sub(self.table["lead"], "", text)
 
+    def _with_places(self, sentence: str) -> str:
+        """The sentence with <top-left> for each place that it names."""
+
+        def token(found: re.Match[str]) -> str:
+            return _token([self.table["places"].get(word.split()[0], "center") for word in found.groups() if word])
+
+        def joined(found: re.Match[str]) -> str:
+            return _token(re.findall("[a-z]+", found[1] + found[2])) or found[0]
+
+        for source in _sources(self.language, "place"):
+            pattern = rf"(?<![a-z<-])(?:{source})(?![a-z>])" if self.language == "en" else source
+            sentence = re.sub(pattern, token, sentence)
+        sentence = " ".join(sentence.split())
+        for _ in range(2):
+            sentence = re.sub(self.table["joined_place"], joined, sentence)
+        return re.sub(self.table["place_list"], r"\1 ", sentence)
+
     def _percentage(self, fraction: re.Match[str]) -> str:
-        """A fraction in words as a percentage."""
         whole = self.table["fractions"][fraction["part"]] if self.language == "en" else _number(fraction["part"])
         return f"{self.table['nearly']}{100 * _number(fraction['n'] or '1') / max(whole, 1):.1f}%"
 
@@ -343,6 +329,9 @@ class ClaimReader:
 
     def _has(self, name: str, text: str) -> bool:
         return bool(pattern_of(self.language, name).search(text))
+
+    def _asks(self, topic: str) -> bool:
+        return self._has(f"asks_{topic}", self.question)
 
 
 def _number(numeral: str) -> int:
@@ -354,27 +343,6 @@ def _number(numeral: str) -> int:
     tens, ten, ones = rest.removeprefix("零").rpartition("十")
     value = 100 * digits.get(hundreds, 1) if hundred else 0
     return value + (10 * digits.get(tens, 1) if ten else 0) + digits.get(ones, 0)
-
-
-# -- places -----------------------------------------------------------------------------------------------------------
-
-
-def _with_places(sentence: str, language: Language) -> str:
-    """The sentence with <top-left> for each place that it names."""
-    names = word_table(language)["places"]
-
-    def token(found: re.Match[str]) -> str:
-        words = [word.split()[0] for word in found.groups() if word]
-        return _token([names.get(word, "center") for word in words])
-
-    for source in _sources(language, "place"):
-        pattern = rf"(?<![a-z<-])(?:{source})(?![a-z>])" if language == "en" else source
-        sentence = re.sub(pattern, token, sentence)
-    sentence = " ".join(sentence.split())
-    joined = re.compile(word_table(language)["joined_place"])
-    for _ in range(2):
-        sentence = joined.sub(lambda found: _token(re.findall("[a-z]+", found[1] + found[2])) or found[0], sentence)
-    return re.sub(word_table(language)["place_list"], r"\1 ", sentence)
 
 
 def _token(parts: list[str]) -> str:
@@ -395,10 +363,9 @@ def areas_of(scope: str, findings: Findings) -> tuple[float, ...]:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-@cache
 def word_table(language: Language) -> dict[str, Any]:
-    path = Path(dialogue.__file__).with_name("phrases") / f"check_{language}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    """The regular expressions and words of one language."""
+    return phrase_table(f"check_{language}")
 
 
 @cache

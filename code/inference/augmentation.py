@@ -1,16 +1,15 @@
 """Further views of the references, and which of them help (``augmentation: auto``)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.memory_bank import unit_patches
+from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.orientation import Orientation
 
 Augmentation = Literal["none", "rotations", "flips"]
@@ -24,8 +23,7 @@ ELONGATED = 1.6  # the aspect from which on the tilt of a part can be measured
 TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps within 3
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """Quarter turns, anticlockwise, of a photo or of its mirror image."""
 
     turns: int = 0
@@ -76,23 +74,13 @@ def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]
     """How much nearer further views bring K references to each other; given the features of each one's ``ALL_VIEWS``.
 
     Returns:
-        Kind of views -> distance with them over distance without, 0..1; empty for one reference.
+        Kind of views -> distance with them over distance without, 0..1.
     """
-    if len(references) < 2:
-        return {}
-    patches = [unit_patches(views) for views in references]
-    distances: dict[Augmentation, list[Tensor]] = {kind: [] for kind in VIEWS}
-    for number, query in enumerate(patches):
-        others = patches[:number] + patches[number + 1 :]
-        # Cosines of each upright patch to the nearest of each view of each other photo: (K - 1, L, V, N).
-        cosines = [
-            [(tap[:1] @ views.transpose(1, 2)).amax(dim=-1) for tap, views in zip(query, other, strict=True)]
-            for other in others
-        ]
-        similarity = torch.stack([torch.stack(layers) for layers in cosines])
-        for kind, views in VIEWS.items():
-            nearest = similarity[:, :, [ALL_VIEWS.index(view) for view in views]].amax(dim=(0, 2))  # (L, N)
-            distance = 1 - nearest.mean(dim=0)
-            distances[kind].append(distance.topk(max(1, round(TOP_FRACTION * len(distance)))).values.mean())
-    mean = {kind: float(torch.stack(values).mean()) for kind, values in distances.items()}
-    return {kind: mean[kind] / max(mean["none"], torch.finfo(torch.float32).eps) for kind in mean if kind != "none"}
+    distances = {}
+    for kind, views in VIEWS.items():
+        bank = MemoryBank([photo[[ALL_VIEWS.index(view) for view in views]] for photo in references])
+        queries = [bank.without(number).similarity(photo[:1]) for number, photo in enumerate(references)]
+        distance = 1 - torch.cat(queries).flatten(1)
+        distances[kind] = float(distance.topk(max(1, round(TOP_FRACTION * distance.shape[1]))).values.mean())
+    least = torch.finfo(torch.float32).eps
+    return {kind: distances[kind] / max(distances["none"], least) for kind in distances if kind != "none"}

@@ -12,25 +12,48 @@ logarithms and the sum S of squared deviations from it:
 Without numbers of other parts, by the references alone: m' = m + a log((K - 1) / K), since distances fall as K^-a and a
 held-out photo has K - 1 references; e_K^2 = s^2 / n. A single reference gives perturbations of one photo: n = 1, S = 0.
 
-Inspected photos then narrow m' and s^2, and the ones that a person called bad bound the threshold: ``learning``.
+Inspected photos then narrow m' and s^2. Photos of weight w, with weighted mean g and squares S about it, give
+
+    1 / e'^2 = 1 / e^2 + sum(w) / s^2        m'' = e'^2 (m' / e^2 + sum(w) g / s^2)        f' = f + sum(w)
+    s'^2 = (f s^2 + S) / f'
+
+A photo that was called good has weight 1. One without a label has the probability that it belongs to the good mode of
+a mixture, of which defective photos lie above the centre as they do on other parts (expectation maximisation). Photos
+that were called bad bound the threshold.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor
 
 from anomalygpt.config.settings import PartsPrior
-from anomalygpt.inference.learning import Belief, Observed, bounded, learned
 
 PRIOR_SD = 0.15  # s0: of the logarithm, between good photos of one part
 PRIOR_STRENGTH = 6.0  # k, by the references alone
 PARTS_STRENGTH = 30.0  # k, with the numbers of other parts
 K_EXPONENT = 0.12  # a
 SHARPNESS = 2.0  # of the probability: its log-odds rise by so much per sd
+# The least probability of a defect. On parts that the calibration has not seen, so many of the photos whose score is
+# far below the threshold have a defect that the map does not show.
+NOT_SHOWN = 0.08
 LOWEST = 0.05  # the smallest threshold: two equal references have no distance, and all else would be anomalous
+# On ten parts, log scores of defective photos lie so far above the centre, with this standard deviation.
+DEFECTIVE_ABOVE, DEFECTIVE_SD = 0.45, 0.26
+GOOD_BEFORE, DEFECTIVE_BEFORE = 7.0, 3.0  # photos that the mixture's shares are worth before any is seen
+ROUNDS = 30  # of expectation maximisation
+MOST_UNLABELLED = 200  # the latest ones count: conditions change
+LOWEST_SDS = 3.0  # a good photo counts as at most so far below the centre: it may be one of the references
+# The threshold is at most this quantile of the bad photos' scores, so that one wrong label of many does not decide it,
+# but not below the centre by less than so many standard deviations.
+BAD_QUANTILE, BOUND_SDS = 0.2, 0.5
+
+# The score of an inspected photo -> whether a person called it good; None: nobody did.
+Observed = Mapping[float, bool | None]
 
 
 @dataclass(frozen=True)
@@ -42,9 +65,13 @@ class Calibration:
     slope: float  # log-odds per unit of the score's logarithm
 
     def probability(self, score: float) -> float:
-        """That a photo with this image score is anomalous, 0..1: logistic in the logarithm of the score."""
+        """That a photo with this image score is anomalous: logistic in the logarithm of the score.
+
+        Below one half it is compressed to ``NOT_SHOWN``..0.5.
+        """
         odds = self.slope * math.log(max(score, LOWEST**2) / self.score_threshold)
-        return 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
+        probability = 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
+        return max(probability, NOT_SHOWN + (1 - 2 * NOT_SHOWN) * probability)
 
 
 @dataclass(frozen=True)
@@ -65,6 +92,50 @@ class TextCalibration:
         return 1 - (1 - min(1.0, score)) / (2 * (1 - self.threshold))
 
 
+@dataclass(frozen=True)
+class Belief:
+    """What is known of the logarithm of a good photo's score."""
+
+    centre: float
+    error: float  # standard deviation of the centre
+    freedom: float  # degrees of freedom of the variance
+    squares: float  # sum of squared deviations that these are worth
+
+    @property
+    def variance(self) -> float:
+        """Of one photo's about the centre."""
+        return self.squares / self.freedom
+
+    @property
+    def sd(self) -> float:
+        """Of a new photo's."""
+        return math.sqrt(self.variance + self.error**2)
+
+    def after(self, logs: NDArray[np.float64], weights: NDArray[np.float64]) -> "Belief":
+        """The belief after photos (N,) with these weights."""
+        total = float(weights.sum())
+        if not total:
+            return self
+        mean = float(weights @ logs) / total
+        precision = 1 / self.error**2 + total / self.variance
+        centre = (self.centre / self.error**2 + total * mean / self.variance) / precision
+        squares = self.squares + float(weights @ (logs - mean) ** 2)
+        return Belief(centre, precision**-0.5, self.freedom + total, squares)
+
+    def after_unlabelled(self, logs: NDArray[np.float64]) -> "Belief":
+        """The belief after photos (N,) of which any may be defective."""
+        belief, share = self, GOOD_BEFORE / (GOOD_BEFORE + DEFECTIVE_BEFORE)
+        for _ in range(ROUNDS if len(logs) else 0):
+            good, defective = (
+                np.exp(-0.5 * ((logs - centre) / sd) ** 2) / sd
+                for centre, sd in ((belief.centre, belief.sd), (belief.centre + DEFECTIVE_ABOVE, DEFECTIVE_SD))
+            )
+            weights = share * good / (share * good + (1 - share) * defective)
+            share = (weights.sum() + GOOD_BEFORE) / (len(logs) + GOOD_BEFORE + DEFECTIVE_BEFORE)
+            belief = self.after(logs, weights)
+        return belief
+
+
 def calibrate(
     held_out_scores: Sequence[float],
     held_out_maps: Tensor,
@@ -73,7 +144,7 @@ def calibrate(
     references: int,
     parts: PartsPrior | None = None,
     scale: float = 1.0,
-    observed: Observed | None = None,
+    observed: Observed = {},  # noqa: B006 (read only)
 ) -> Calibration:
     """Calibrates by good photos that the memory bank did not hold.
 
@@ -100,9 +171,19 @@ def calibrate(
         center = usual + math.log(scale) + weight * (mean - math.log(scale) - held_out)
         freedom = PARTS_STRENGTH + count - 1
         squares += PARTS_STRENGTH * parts.spread**2
-    belief = learned(Belief(center, error, freedom, squares), observed or {}, LOWEST**2)
+    belief = Belief(center, error, freedom, squares)
+    floor = max(2 * math.log(LOWEST), belief.centre - LOWEST_SDS * belief.sd)
+    good, bad, unlabelled = (
+        np.array([max(score, LOWEST**2) for score, is_good in observed.items() if is_good is label])
+        for label in (True, False, None)
+    )
+    belief = belief.after(np.log(good).clip(min=floor), np.ones(len(good)))
+    belief = belief.after_unlabelled(np.log(unlabelled).clip(min=floor))
     highest = belief.centre + belief.sd * float(stdtrit(belief.freedom, 1 - false_alarm_rate))
-    score_threshold = math.exp(bounded(highest, belief, observed or {}))
+    if len(bad):
+        lowest = belief.centre + BOUND_SDS * belief.sd
+        highest = min(highest, max(math.log(np.quantile(bad, BAD_QUANTILE)), lowest))
+    score_threshold = math.exp(highest)
     # A map's maximum lies above its score by the same factor as on the held-out maps.
     peaks = [math.log(max(value, LOWEST**2)) for value in held_out_maps.flatten(1).amax(dim=1).tolist()]
     above = math.exp(sum(peaks) / len(peaks) - mean)

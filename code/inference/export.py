@@ -17,7 +17,7 @@ from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 from anomalygpt.inference.anomaly_map import BACKGROUND, distance_map
 from anomalygpt.inference.anomaly_map import LOWEST as LOWEST_BACKGROUND
-from anomalygpt.inference.calibration import LOWEST, PARTS_STRENGTH, SHARPNESS
+from anomalygpt.inference.calibration import LOWEST, NOT_SHOWN, PARTS_STRENGTH, SHARPNESS
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.references import MOST_HELD_OUT, References
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
@@ -118,7 +118,8 @@ def _about(predictor: Predictor, references: References) -> dict[str, Any]:
     about: dict[str, Any] = {"size": spec.size, "mean": spec.mean, "std": spec.std, "grid": spec.grid}
     about |= {name: getattr(own, name) for name in ("top_share", "contrast", "text_weight", "text_trusted_below")}
     about |= {"background": BACKGROUND, "lowest_background": LOWEST_BACKGROUND, "lowest": LOWEST}
-    about |= {"other_part_above": settings.other_part_above, "undecided": settings.undecided, "sharpness": SHARPNESS}
+    about |= {"other_part_above": settings.other_part_above, "undecided": settings.undecided}
+    about |= {"sharpness": SHARPNESS, "not_shown": NOT_SHOWN}
     parts = settings.calibration.get(own.unchanged_preset or "")
     if parts is not None:
         counts = range(2, MOST_HELD_OUT + 1)

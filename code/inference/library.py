@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.config.load import load_config
-from anomalygpt.datasets.findings import Findings, RegionFinding, Status, probability_text
+from anomalygpt.datasets.findings import probability_text
 from anomalygpt.datasets.photos import configure, load_image, to_rgb
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
@@ -114,40 +114,18 @@ class Result:
     Attributes:
         image: the complete record.
         photo: as it was inspected.
+        findings: all that is known, JSON-ready by ``to_dict()``.
+        status: ``good``, ``defective`` or ``can't tell``.
+        reason: why it can't tell: ``other_part``, ``unknown_part`` or ``near_threshold``; else empty.
+        probability: that the photo is anomalous, 0..1; None of another part than was taught, or of an unknown one.
+        regions: the defects, largest first: box in pixels, place, share of the area.
+        map: (height, width) float32 on the photo's pixels; above ``image.threshold`` a pixel is anomalous.
     """
 
     def __init__(self, image: ImageResult, photo: Image.Image) -> None:
-        self.image, self.photo = image, photo
-
-    @property
-    def findings(self) -> Findings:
-        """All that is known, JSON-ready by ``to_dict()``."""
-        return self.image.findings
-
-    @property
-    def status(self) -> Status:
-        """``good``, ``defective`` or ``can't tell``."""
-        return self.image.status
-
-    @property
-    def reason(self) -> str:
-        """Why it can't tell: ``other_part``, ``unknown_part`` or ``near_threshold``; else empty."""
-        return self.image.reason
-
-    @property
-    def probability(self) -> float | None:
-        """That the photo is anomalous, 0..1; None of another part than was taught, or of an unknown one."""
-        return self.findings.shown_probability
-
-    @property
-    def regions(self) -> tuple[RegionFinding, ...]:
-        """The defects, largest first: box in pixels, place, share of the area."""
-        return self.image.regions
-
-    @property
-    def map(self) -> NDArray[np.float32]:
-        """(height, width) on the photo's pixels; above ``image.threshold`` a pixel is anomalous."""
-        return self.image.map
+        self.image, self.photo, self.findings, self.map = image, photo, image.findings, image.map
+        self.status, self.reason, self.regions = image.status, image.reason, image.regions
+        self.probability = self.findings.shown_probability
 
     def plot(self) -> Image.Image:
         """The photo with its map and numbered regions; a notebook shows it."""
@@ -156,11 +134,9 @@ class Result:
     def save(self, folder: str | PathLike[str], stem: str = "photo") -> None:
         """Writes STEM_overlay.png, STEM_map.tiff (32-bit float) and STEM.json into a folder."""
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        record = json.dumps(self.findings.to_dict(), indent=2, ensure_ascii=False)
         save_pictures(target, stem, self.photo, self.image)
         with replacing(target / f"{stem}.json") as path:
-            path.write_text(record + "\n", encoding="utf-8")
+            path.write_text(json.dumps(self.findings.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
         return f"Result({self.status}, probability {probability_text(self.probability)}, {len(self.regions)} regions)"

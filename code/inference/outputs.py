@@ -2,26 +2,32 @@
 
 import csv
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from anomalygpt.datasets.findings import Language
 from anomalygpt.datasets.records import OVERLAY, RESULTS, read_results
+from anomalygpt.datasets.regions import label_regions
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
-from anomalygpt.inference.coco import coco_annotations, coco_dataset
+from anomalygpt.inference.regions import PEAK_FRACTION
 from anomalygpt.inference.report import Result, report_html, verdict
-from anomalygpt.inference.results import Prediction
+from anomalygpt.inference.results import ImageResult, Prediction
 from anomalygpt.inference.visualize import save_pictures
 
 NUMBERS = ("probability", "score", "threshold", "score_threshold", "number", "total_area")
 COLUMNS = ("photo", "verdict", "reason", *NUMBERS, "places", "answer", "error", "overlay", "map")
+TOLERANCE = 0.4  # pixels, by which a polygon may be off a region's edge
+CATEGORY = {"id": 1, "name": "defect"}
 
 
 class Outputs:
@@ -104,10 +110,47 @@ def output_stem(path: Path, taken: Counter[str]) -> str:
     ``taken``: of each stem, how many photos had it so far: no number is tried twice.
     """
     parts = [part for part in path.with_suffix("").parts if part not in (path.anchor, "..")]
-    stem = "_".join(parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
-    free = stem
+    stem = free = "_".join(parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
     while free in taken:  # a photo's own name may end in ~2
         taken[stem] += 1
         free = f"{stem}~{taken[stem]}"
     taken[free] = 1
     return free
+
+
+def coco_annotations(image: ImageResult) -> list[dict[str, Any]]:
+    """A photo's regions, each with the photo's probability, where it has one, as its score.
+
+    A polygon in pixels, x, y, x, y …, goes around each region, without its holes.
+    """
+    from skimage.measure import approximate_polygon, find_contours  # here: imports scipy.signal, which takes its time
+
+    probability, annotations = image.findings.shown_probability, []
+    score = {} if probability is None else {"score": round(probability, 6)}
+    for region in image.regions:
+        left, top, right, bottom = region.box
+        # A region that is nowhere above the threshold was found at a lower one.
+        level = image.threshold if region.peak > image.threshold else PEAK_FRACTION * float(image.map.max())
+        labels, _ = label_regions(image.map[top:bottom, left:right] > level)  # others may reach into its box
+        sizes, area = np.bincount(labels.flat)[1:], round(region.area * image.map.size)
+        inside = ndimage.binary_fill_holes(labels == 1 + np.abs(sizes - area).argmin())
+        contour = max(find_contours(np.pad(inside, 1).astype(float), 0.5, fully_connected="high"), key=len)
+        # The pixel (0, 0) is at (1, 1) of the padded flags, and reaches from 0 to 1. The last point is the first.
+        points = approximate_polygon(contour, TOLERANCE)[:-1, ::-1] - 0.5 + (left, top)
+        shape = {"bbox": [left, top, right - left, bottom - top], "segmentation": [points.round(2).ravel().tolist()]}
+        annotations.append({"category_id": CATEGORY["id"], "iscrowd": 0, **shape, "area": area, **score})
+    return annotations
+
+
+def coco_dataset(photos: Mapping[Path, tuple[tuple[int, int], Sequence[dict[str, Any]]]]) -> dict[str, Any]:
+    """A data set that FiftyOne, Label Studio and CVAT import, of photos with the (width, height) and the annotations.
+
+    Their names are relative to the folder that holds them all.
+    """
+    root = os.path.commonpath([path.absolute().parent for path in photos]) if photos else ""
+    images, annotations = [], list[dict[str, Any]]()
+    for number, (path, ((width, height), found)) in enumerate(photos.items(), start=1):
+        name = path.absolute().relative_to(root).as_posix()
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        annotations += [{"id": len(annotations) + 1 + n, "image_id": number, **each} for n, each in enumerate(found)]
+    return {"images": images, "annotations": annotations, "categories": [CATEGORY]}

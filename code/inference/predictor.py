@@ -16,21 +16,19 @@ from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
+from anomalygpt.inference.answer_check import stream_checked
 from anomalygpt.inference.answers import class_in_prompt
-from anomalygpt.inference.calibration import Calibration, TextCalibration, calibrate
-from anomalygpt.inference.chat_models import build_chat_model
-from anomalygpt.inference.checked_answers import stream_checked
-from anomalygpt.inference.identity import cosine_distances, load_known_parts
-from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel
-from anomalygpt.inference.learning import MOST_UNLABELLED
+from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, TextCalibration, calibrate
+from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel, build_chat_model
 from anomalygpt.inference.reference_report import ReferenceReport, report
-from anomalygpt.inference.references import References
+from anomalygpt.inference.references import References, cosine_distances
 from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.results import ImageResult, Prediction, Reason, prediction
 from anomalygpt.inference.unlabelled import UnlabelledPhotos
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt, layout_of
+from anomalygpt.model.checkpoint import read_tensors
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import calibrate_map
 
@@ -60,7 +58,9 @@ class Predictor:
         official = self.settings.geometry == "official"
         self._with_references = ImageTransform(spec.size, spec.mean, spec.std, "crop" if official else "squash")
         known = self.settings.known_parts
-        self._known_parts = load_known_parts(resolve(known), spec.embed_width).to(model.device) if known else None
+        self._known_parts = read_tensors(resolve(known))["embeddings"].to(model.device) if known else None
+        if self._known_parts is not None and self._known_parts.shape[1] != spec.embed_width:
+            raise UserError(f"inference.known_parts: {known}: expected {spec.embed_width} numbers a photo")
         self.references: References | None = None  # the photos that maps are computed from
         self.unlabelled: UnlabelledPhotos | None = None  # without references: the photos that judge each other
         self._calibrations: dict[str, Calibration] = {}  # by class name
@@ -94,23 +94,23 @@ class Predictor:
         """Makes ``geometry: official`` crop photos without references too: as the paper evaluates (specification 2)."""
         self._without_references = self._with_references
 
-    def set_references(self, photos: Sequence[Image.Image]) -> None:
+    def set_references(self, photos: Sequence[Image.Image], saved: Path | None = None) -> None:
         """Replaces the references by these photos of good parts; without any, maps come from text features.
 
-        Raises:
-            UserError: the settings of ``inference.references`` do not fit the encoder.
-        """
-        made = References(self.model, self.settings.references, self._with_references, photos) if photos else None
-        self._use(made)
+        Args:
+            saved: a file of :meth:`save_references`, whose references these photos are added to.
 
-    def add_references(self, photos: Sequence[Image.Image]) -> None:
-        """Adds photos of good parts to the references."""
-        if self.references is None:
-            self.set_references(photos)
-        elif photos:
-            for photo in photos:
-                self.references.add(photo)
-            self._use(self.references)
+        Raises:
+            UserError: the settings of ``inference.references`` do not fit the encoder; or there is no such file, it is
+                damaged, or made with another encoder, other weights or another geometry.
+        """
+        if saved:
+            references = References.load(saved, self.model, self._with_references)
+        else:
+            references = References(self.model, self.settings.references, self._with_references)
+        for photo in photos:
+            references.add(photo)
+        self._use(references if len(references) else None)
 
     def set_unlabelled(self, photos: Iterable[Image.Image]) -> None:
         """Lets photos of one part judge each other, in place of references; only these can be inspected then.
@@ -133,12 +133,8 @@ class Predictor:
         self.references.save(path)
 
     def load_references(self, path: Path) -> None:
-        """Takes saved references in place of any earlier ones, with the settings that they were saved with.
-
-        Raises:
-            UserError: no such file, damaged, or made with another encoder, other weights or another geometry.
-        """
-        self._use(References.load(path, self.model, self._with_references))
+        """Takes saved references in place of any earlier ones, with the settings that they were saved with."""
+        self.set_references((), path)
 
     def _use(self, references: References | None) -> None:
         self.references, self.unlabelled, self._calibrations = references, None, {}
@@ -273,11 +269,10 @@ class Predictor:
         """
         if self.references is None:
             raise UserError("there are no references to judge")
-        scores = image_scores(self.references.held_out_maps(), self.references.settings).tolist()
         count, (parts, scale) = len(self.references), self._other_parts(self.references)
         return report(
             self.references.embeddings[:count],
-            scores,
+            image_scores(self.references.held_out_maps(), self.references.settings).tolist(),
             self.settings.false_alarm_rate,
             self.settings.other_part_above,
             self.references.sources,
@@ -307,7 +302,7 @@ class Predictor:
         """Yields the answer to a question about a photo piece by piece; closing the generator stops it.
 
         With ``inference.findings``, a sentence is yielded when it does not contradict the photo's findings (see
-        ``checked_answers``), and the verdict is the score's.
+        ``answer_check``), and the verdict is the score's.
 
         Args:
             history: earlier (question, answer) pairs about the photo.

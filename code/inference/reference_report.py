@@ -64,17 +64,15 @@ def report(
         embeddings: (K, D) unit class tokens.
         held_out_scores: one per reference, from its comparison with the others; fewer where not all were held out.
         other_part_above: see ``InferenceConfig``.
-        names: one per reference.
         usual: see :func:`odd_ones`.
     """
     count = len(embeddings)
     distances = 1 - embeddings.float() @ embeddings.float().T
-    pairs = [(one, two) for two in range(count) for one in range(two)]
     foreign = foreign_ones(distances, other_part_above)
     odd = odd_ones(held_out_scores, usual) if len(held_out_scores) == count else []
     return ReferenceReport(
         names=tuple(names),
-        distance=sum(float(distances[pair]) for pair in pairs) / len(pairs) if pairs else None,
+        distance=float(distances[~torch.eye(count, dtype=torch.bool)].mean()) if count > 1 else None,
         foreign=tuple(foreign),
         odd=tuple(index for index in odd if index not in foreign),
         false_alarm_rate=false_alarm_rate,
@@ -84,11 +82,10 @@ def report(
 
 def foreign_ones(distances: Tensor, other_part_above: float | None) -> list[int]:
     """The indices of references whose distances (K, K) from all others are above a limit; none of fewer than three."""
-    count = len(distances)
-    if count < FEWEST_COMPARED or other_part_above is None:
+    if len(distances) < FEWEST_COMPARED or other_part_above is None:
         return []
-    others = ~torch.eye(count, dtype=torch.bool)
-    return [one for one in range(count) if bool((distances[one].cpu()[others[one]] > other_part_above).all())]
+    far = (distances > other_part_above).fill_diagonal_(True)
+    return far.all(dim=1).nonzero()[:, 0].tolist()
 
 
 def odd_ones(held_out_scores: Sequence[float], usual: float | None = None) -> list[int]:

@@ -1,8 +1,10 @@
 """Reference photos of one part, and anomaly maps by comparison (AnomalyGPT section 3.2, eq. 2, and beyond)."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,33 +15,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from anomalygpt.config.settings import ReferenceSettings
+from anomalygpt.config.settings import PhotoSettings, ReferenceSettings
 from anomalygpt.datasets.photos import current_settings, to_rgb
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, reading_warning
-from anomalygpt.inference.anomaly_map import OWN, distance_map, encode_scales, top_mean
-from anomalygpt.inference.augmentation import (
-    ALL_VIEWS,
-    DECIDED_BY,
-    UPRIGHT,
-    VIEWS,
-    Augmentation,
-    View,
-    choose_augmentation,
-    view_gains,
-    view_positions,
-)
-from anomalygpt.inference.identity import cosine_distances
-from anomalygpt.inference.reference_file import Picture, encoder_identity, read_references, write_references
+from anomalygpt.inference import augmentation
+from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, top_mean
+from anomalygpt.inference.augmentation import ALL_VIEWS, UPRIGHT, VIEWS, Augmentation, View
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
+from anomalygpt.model.checkpoint import fingerprint, read_metadata, read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank, unit_patches
-from anomalygpt.model.multiscale import encode_multiscale
 from anomalygpt.model.orientation import orientation_of
 from anomalygpt.model.perturbations import perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
 from anomalygpt.model.prompt_learner import MAP_SIZE
 
+FORMAT, SUFFIX = "anomalygpt references 3", ".safetensors"
 MOST_HELD_OUT = 16  # so many references are held out; more of them take time and hardly change the calibration
 EXCLUSION_RADIUS = 2  # patches of the own grid around a position, where a photo is compared with itself
 # A bank above so many patches of one scale is replaced by a coreset of the other size. 16 references in four views have
@@ -61,6 +53,11 @@ class References:
         transform: brings a photo to the encoder's own side, in the geometry that queries have too.
         photos: at least one is needed before anything is compared.
 
+    Attributes:
+        tiles: rows and columns in which long photos are compared; by the first one.
+        sources: of each photo, its file, or what number it is.
+        observed: by class name, see ``calibration.Observed``.
+
     Raises:
         UserError: the settings do not fit each other or the encoder.
     """
@@ -81,57 +78,52 @@ class References:
                     f"inference.references.{what}_weights {list(weights)}: "
                     f"expected {count} numbers, one per {what}, not all zero"
                 )
-        self.model = model
-        self.settings = settings
-        self.transform = transform
+        self.model, self.settings, self.transform = model, settings, transform
         # References are also encoded at the encoder's own side where the text map has a weight.
-        self._compared_scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
-        self.tiles = 1, 1  # rows and columns in which long photos are compared; by the first one
-        self._photos: list[dict[Picture, NDArray[np.uint8]]] = []  # of each photo, the pixels (S, S, 3) of its pictures
+        self._scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
+        self.tiles = 1, 1
+        self._photos: list[dict[int, NDArray[np.uint8]]] = []  # of each, by scale, its T tiles (T, S, S, 3)
         self._thumbnails: list[NDArray[np.float32]] = []  # of each photo
-        self.sources: list[str] = []  # its file, or what number it is
-        self._features: dict[tuple[int, Picture, View], ImageFeatures] = {}  # (photo, picture, view) -> one image's
+        self.sources: list[str] = []
+        self._features: dict[tuple[int, int, View], ImageFeatures] = {}  # (photo, scale, view) -> of its T tiles
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
-        self.observed: dict[str, dict[float, bool | None]] = {}  # by class name: see ``learning.Observed``
+        self.observed: dict[str, dict[float, bool | None]] = {}
         for photo in photos:
             self.add(photo)
 
     def add(self, photo: Image.Image) -> None:
-        """Adds a photo, with the same result as if all had been given at once; the others are not encoded again.
-
-        Only where ``augmentation: auto`` now decides for views that were not needed before, these are encoded.
-        """
+        """Adds a photo, before anything is compared with the others."""
         number, source = len(self), photo.info.get("source") or f"reference {len(self) + 1}"
         if not number and self.transform.geometry == "squash":
             self.tiles = _tiles_of(photo)
-        pictures: dict[Picture, NDArray[np.uint8]] = {}
-        for scale in sorted({OWN, *self.settings.scales}):
-            images: dict[Picture, Image.Image] = {scale: photo}
-            images.update(zip(self._pictures(scale), self._crops(photo), strict=True))
-            transform = self.transform.enlarged(scale)
-            pictures |= {picture: np.asarray(transform.shown(image)) for picture, image in images.items()}
-        self._photos.append(pictures)
+        pictures = {scale: (self._crops(photo), self.transform.enlarged(scale)) for scale in self._scales}
+        pictures[self._whole] = [photo], self.transform
+        shown = {scale: np.stack([transform.shown(each) for each in of]) for scale, (of, transform) in pictures.items()}
+        self._photos.append(shown)
         self._thumbnails.append(_thumbnail(photo, self.transform))
         if (other := self._copied_by(number)) is not None:
             reading_warning(f"{source}: nearly the same photo as {self.sources[other]} (a copy, a burst); left out")
-            self._photos.pop(), self._thumbnails.pop(), self._features.pop((number, OWN, UPRIGHT), None)
+            self._photos.pop(), self._thumbnails.pop(), self._features.pop((number, self._whole, UPRIGHT), None)
             return
         self.sources.append(source)
         if self._thumbnails[number].std(axis=(0, 1)).max() < FLAT:
             reading_warning(f"{source}: a flat photo without any detail; expected a reference that shows a good part")
         if any(self.observed.values()):
             reading_warning(f"{source}: scores change with the references: photos called good or bad don't count")
-        self._held_out, self._text_weights, self.observed = {}, {}, {}
-        for name in ("augmentation", "banks", "embeddings"):
-            self.__dict__.pop(name, None)
+        self.observed = {}
+
+    @property
+    def _whole(self) -> int:
+        """The scale of whole photos at the encoder's own side: 0 beside the tiles of long ones."""
+        return OWN if self.tiles == (1, 1) else 0
 
     @torch.inference_mode()
     def _copied_by(self, number: int) -> int | None:
         """The first photo that another one repeats; two such photos would make the threshold far too low."""
         for other in range(number):
             if np.abs(self._thumbnails[number] - self._thumbnails[other]).mean() < ALIKE_PIXELS:
-                mine, others = (self._views(photo, OWN, [UPRIGHT]) for photo in (number, other))
+                mine, others = (self._views(photo, self._whole, [UPRIGHT]) for photo in (number, other))
                 similarity = MemoryBank(others).similarity(mine, self.settings.tap_weights)
                 map = distance_map([similarity], self.settings, MAP_SIZE, self.model.encoder.spec.grid)
                 if float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
@@ -151,7 +143,7 @@ class References:
         """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
         crops = [crop for photo in photos for crop in self._crops(photo)]
         encoded = encode_scales(self.model, crops, self.transform, self.settings.scales)
-        whole = encoded if self.tiles == (1, 1) else encode_scales(self.model, photos, self.transform, ())
+        whole = encoded if self._whole == OWN else encode_scales(self.model, photos, self.transform, ())
         maps = self._maps(self.banks, encoded, class_names)
         for photo, embedding in zip(photos, whole[OWN].embedding, strict=True):
             self._warn_if_reference(photo, embedding)
@@ -168,13 +160,8 @@ class References:
                 reading_warning(f"{source}: also a reference ({self.sources[number]}), so its score says nothing")
                 return
 
-    def _pictures(self, scale: int) -> list[Picture]:
-        """What is compared of a photo at one scale: the whole, or its tiles in reading order."""
-        rows, columns = self.tiles
-        tiles: list[Picture] = [(scale, row, column) for row in range(rows) for column in range(columns)]
-        return tiles if len(tiles) > 1 else [scale]
-
     def _crops(self, photo: Image.Image) -> list[Image.Image]:
+        """The tiles of a photo in reading order; of most photos, itself."""
         if self.tiles == (1, 1):
             return [photo]
         photo = to_rgb(photo)
@@ -215,11 +202,9 @@ class References:
     @torch.inference_mode()
     def embeddings(self) -> Tensor:
         """Unit class tokens at the encoder's own side: of the K photos, then of their further views, (N, D)."""
-        upright = [self._views(photo, OWN, [UPRIGHT]).embedding for photo in range(len(self))]
-        others = [
-            each.embedding for (_, scale, view), each in self._features.items() if scale == OWN and view != UPRIGHT
-        ]
-        return torch.cat([*upright, *others])
+        upright = [self._views(photo, self._whole, [UPRIGHT]).embedding for photo in range(len(self))]
+        whole = [key for key in self._features if key[1] == self._whole]
+        return torch.cat([*upright, *(self._features[key].embedding for key in whole if key[2] != UPRIGHT)])
 
     @torch.inference_mode()
     def text_weight(self, class_name: str = UNNAMED_CLASS) -> float:
@@ -230,7 +215,7 @@ class References:
         key = self.calibration_class(class_name)
         if key not in self._text_weights:
             chosen = _evenly_spaced(len(self), MOST_HELD_OUT)
-            upright = _concatenated([self._views(photo, OWN, [UPRIGHT]) for photo in chosen])
+            upright = concatenated([self._views(photo, self._whole, [UPRIGHT]) for photo in chosen])
             maps = self.model.anomaly_map(upright, [class_name] * len(chosen))
             trusted = float(top_mean(maps, self.settings.top_share).mean()) <= trusted_below
             self._text_weights[key] = weight if trusted else 0.0
@@ -256,7 +241,7 @@ class References:
         maps = []
         for photo in _evenly_spaced(len(self), MOST_HELD_OUT):
             banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
-            encoded = {scale: self._compared(photo, scale, [UPRIGHT]) for scale in self._compared_scales}
+            encoded = {scale: self._views(photo, scale, [UPRIGHT]) for scale in self._scales}
             maps.append(self._maps(banks, encoded, [class_name]))
         return maps
 
@@ -266,8 +251,8 @@ class References:
         The first kind is too similar to what the bank holds, the second misses what the part has only once.
         """
         encoded, names = {}, list[str]()
-        for scale in self._compared_scales:
-            tiles = [perturbed(self._pixels(0, picture)) for picture in self._pictures(scale)]
+        for scale in self._scales:
+            tiles = [perturbed(tile) for tile in self._pixels(0, scale)]
             encoded[scale] = self._encode(torch.stack(tiles, dim=1).flatten(0, 1))
             names = [class_name] * len(tiles[0])
         return [self._maps(self.banks, encoded, names, excluding) for excluding in (False, True)]
@@ -279,10 +264,11 @@ class References:
         if self.settings.augmentation != "auto":
             return self.settings.augmentation
         if len(self) == 1:  # decides without any features
-            return choose_augmentation({}, ())
-        views = [self._views(photo, OWN, ALL_VIEWS) for photo in range(min(len(self), DECIDED_BY))]
+            return augmentation.choose_augmentation({}, ())
+        chosen = range(min(len(self), augmentation.DECIDED_BY))
+        views = [self._views(photo, self._whole, ALL_VIEWS) for photo in chosen]
         orientations = [orientation_of(unit_patches(photo[:1])[-1][0]) for photo in views]
-        return choose_augmentation(view_gains(views), orientations)
+        return augmentation.choose_augmentation(augmentation.view_gains(views), orientations)
 
     @cached_property
     @torch.inference_mode()
@@ -290,41 +276,43 @@ class References:
         """The patches that photos are compared with, by scale."""
         views, banks = VIEWS[self.augmentation], {}
         for scale in self.settings.scales:
-            photos = [self._compared(photo, scale, views) for photo in range(len(self))]
-            positions = view_positions(views, photos[0].grid).repeat(len(self._pictures(scale)), 1)
-            bank = MemoryBank(photos, positions)
+            photos = [self._views(photo, scale, views) for photo in range(len(self))]
+            positions = augmentation.view_positions(views, photos[0].grid)
+            bank = MemoryBank(photos, positions.repeat_interleave(len(photos[0]) // len(views), dim=0))
             banks[scale] = bank.coreset(CORESET_SIZE) if len(bank) > CORESET_ABOVE else bank
         return banks
 
-    def _pixels(self, photo: int, picture: Picture) -> Tensor:
-        return self.transform.normalise(self._photos[photo][picture])
+    def _pixels(self, photo: int, scale: int) -> Tensor:
+        """(T, 3, S, S), normalised."""
+        return torch.stack([self.transform.normalise(tile) for tile in self._photos[photo][scale]])
 
     def _encode(self, images: Tensor) -> ImageFeatures:
-        return encode_multiscale(self.model.encode, self.model.encoder.spec, images)
+        return self.model.encode(images)
 
-    def _compared(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
-        """Features of V views of each tile of a reference."""
-        return _concatenated([self._views(photo, picture, views) for picture in self._pictures(scale)])
-
-    def _views(self, photo: int, picture: Picture, views: Sequence[View]) -> ImageFeatures:
-        """Features of V views of a reference; those that are not there yet are encoded."""
-        missing = [view for view in views if (photo, picture, view) not in self._features]
+    def _views(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
+        """Features of V views of the T tiles of a reference, (V * T, …); those that are not there yet are encoded."""
+        missing = [view for view in views if (photo, scale, view) not in self._features]
         if missing:
-            pixels = self._pixels(photo, picture)
-            encoded = self._encode(torch.stack([view.of(pixels) for view in missing]))
+            tiles = self._pixels(photo, scale)
+            encoded = self._encode(torch.cat([view.of(tiles) for view in missing]))
             for number, view in enumerate(missing):
-                self._features[photo, picture, view] = encoded[[number]]
-        return _concatenated([self._features[photo, picture, view] for view in views])
+                self._features[photo, scale, view] = encoded[number * len(tiles) : (number + 1) * len(tiles)]
+        return concatenated([self._features[photo, scale, view] for view in views])
 
     def save(self, path: Path) -> None:
-        """Writes the photos and the settings to a safetensors file, atomically.
+        """Writes photos, settings and observed scores to a safetensors file, atomically.
 
         Raises:
-            UserError: the file can't be written.
+            UserError: the name ends in something else, or it can't be written.
         """
-        pixels = {picture: np.stack([photo[picture] for photo in self._photos]) for picture in self._photos[0]}
-        identity = encoder_identity(self.model, self.transform)
-        write_references(path, identity, self.settings, pixels, current_settings(), self.observed)
+        if path.suffix != SUFFIX:
+            raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
+        names = {f"photos.{scale}": scale for scale in self._photos[0]}
+        pixels = {name: np.stack([photo[scale] for photo in self._photos]) for name, scale in names.items()}
+        about = {"identity": _identity(self.model, self.transform), "tiles": self.tiles, "observed": self.observed}
+        about |= {"settings": self.settings.model_dump(), "photos": current_settings().model_dump()}
+        written = {"format": FORMAT} | {name: json.dumps(value) for name, value in about.items()}
+        save_tensors({name: torch.from_numpy(value) for name, value in pixels.items()}, path, written)
 
     @classmethod
     def load(cls, path: Path, model: AnomalyGPT, transform: ImageTransform) -> "References":
@@ -333,15 +321,52 @@ class References:
         Raises:
             UserError: no such file, damaged, or it does not fit the encoder, its weights or the geometry.
         """
-        settings, pixels, observed = read_references(path, encoder_identity(model, transform))
-        references = cls(model, settings, transform)
+        about = read_metadata(path)
+        if about.get("format") != FORMAT:
+            what = "no file of references" if path.is_file() else "no such file"
+            raise UserError(f"{path}: {what}; expected one that --save-references wrote")
+        try:
+            saved = {name: json.loads(about[name]) for name in ("identity", "settings", "tiles", "observed")}
+            references = cls(model, ReferenceSettings.model_validate(saved["settings"]), transform)
+            pixels = {int(name.removeprefix("photos.")): value.numpy() for name, value in read_tensors(path).items()}
+        except (KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: damaged ({type(error).__name__}: {reason}); save them again") from error
+        theirs, ours = saved["identity"], _identity(model, transform)
+        if differ := [name for name in ours if theirs.get(name) != ours[name]]:
+            what = "; ".join(f"{name} is {theirs.get(name)} in the file and {ours[name]} here" for name in differ)
+            raise UserError(f"{path}: made for something else: {what}. Save the references again with this model")
+        references.tiles = tuple(saved["tiles"])
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
-        tiles = [picture for picture in pixels if isinstance(picture, tuple)]
-        references.tiles = max((1 + row, 1 + column) for _, row, column in [(0, 0, 0), *tiles])
-        references._thumbnails = [_thumbnail(Image.fromarray(photo[OWN]), transform) for photo in references._photos]
-        references.observed = {key: {float(score): good for score, good in of.items()} for key, of in observed.items()}
+        whole = [Image.fromarray(photo[references._whole][0]) for photo in references._photos]
+        references._thumbnails = [_thumbnail(photo, transform) for photo in whole]
+        for key, scores in saved["observed"].items():
+            references.observed[key] = {float(score): good for score, good in scores.items()}
         references.sources = [f"{path}, number {number + 1}" for number in range(len(references))]
         return references
+
+
+def saved_photo_settings(path: Path) -> PhotoSettings | None:
+    """How the photos of a file of references were read; None where it does not say so."""
+    about = read_metadata(path)
+    return PhotoSettings.model_validate_json(about["photos"]) if about.get("format") == FORMAT else None
+
+
+def cosine_distances(embedding: Tensor, known: Tensor) -> Tensor:
+    """From a unit vector (D,) to each of some others (N, D), (N,) 0..2."""
+    return 1 - known.float() @ embedding.float()
+
+
+def _identity(model: AnomalyGPT, transform: ImageTransform) -> dict[str, Any]:
+    """What the pixels and features of references depend on, beside the settings."""
+    encoder: Any = getattr(model.encoder, "torch", model.encoder)  # the same references, whatever runs it
+    return {
+        "encoder": type(encoder).__name__,
+        "weights": fingerprint(encoder),
+        "image_size": encoder.spec.size,
+        "taps": list(encoder.spec.taps),
+        "geometry": transform.geometry,
+    }
 
 
 def _tiles_of(photo: Image.Image) -> tuple[int, int]:
@@ -362,8 +387,3 @@ def _thumbnail(photo: Image.Image, transform: ImageTransform) -> NDArray[np.floa
 def _evenly_spaced(count: int, most: int) -> list[int]:
     """Up to ``most`` of the numbers below ``count``, evenly spaced."""
     return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]
-
-
-def _concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
-    taps = tuple(torch.cat(layer) for layer in zip(*(part.taps for part in parts), strict=True))
-    return ImageFeatures(taps, torch.cat([part.embedding for part in parts]))

@@ -24,7 +24,8 @@ LISTED = 5000  # photos in a report: browsers take long to open more, and result
 SIDE = 320  # of a picture in pixels
 BINS, WIDEST = 24, 8.0  # of the histogram; scores beyond this factor from the threshold are in its first and last bin
 PACKAGES = ("torch", "transformers", "numpy", "pillow")  # results depend on them
-ORDER = ("defective", "can't tell", "good")
+MARKS = {"good": ("✓", 32), "defective": ("✗", 31), "can't tell": ("?", 33)}  # with their colours on a terminal
+ORDER = ("defective", "can't tell", "good", "error")
 
 
 @cache
@@ -43,8 +44,12 @@ def verdict(result: Result) -> str:
     """``good``, ``defective``, ``can't tell``, or ``error`` of a photo that could not be read."""
     if "error" in result:
         return "error"
-    is_anomalous = result.get("is_anomalous", result.get("status") == "defective")
-    return "can't tell" if result["reason"] else "defective" if is_anomalous else "good"
+    return "can't tell" if result["reason"] else "defective" if result["is_anomalous"] else "good"
+
+
+def severity(result: Result) -> tuple[int, float, float]:
+    """A key that sorts results with the worst first, and those of photos that could not be read last."""
+    return ORDER.index(verdict(result)), -(result.get("probability") or 0), -result.get("score", 0.0)
 
 
 def details(result: Result, language: Language) -> str:
@@ -55,6 +60,21 @@ def details(result: Result, language: Language) -> str:
         return ""
     places, area = places_text(result["places"], language), percent(result["total_area"], language)
     return report_texts(language)["place"].format(places=places, area=area)
+
+
+def result_text(result: Result, language: Language = "en", colour: bool = False) -> str:
+    """A result on a terminal: a line with mark, probability, photo, verdict and place, and the answer beneath."""
+    texts, kind = report_texts(language), verdict(result)
+    mark, code = MARKS[kind]
+    place, share = details(result, language), probability_text(result["probability"])
+    text = texts["detail"].format(verdict=texts[kind], text=place) if place else texts[kind]
+    mark = f"\033[{code}m{mark}\033[0m" if colour else mark
+    lines = [texts["line"].format(mark=mark, probability=share, photo=result["photo"], text=text)]
+    if result["answer"]:
+        lines.append(f"  {result['answer']}{texts.get(result['answer_source'], '')}")
+    if not result["answer_agrees"] and result["verdict_from"] == "answer":
+        lines.append(f"  {texts['contradicts']}")
+    return "\n".join(lines)
 
 
 def data_uri(picture: Image.Image, side: int = SIDE) -> str:
@@ -80,8 +100,7 @@ def report_html(
     """
     from jinja2 import Environment, FileSystemLoader
 
-    photos = [each for each in results if "error" not in each]
-    photos.sort(key=lambda each: (ORDER.index(verdict(each)), -(each["probability"] or 0), -each.get("score", 0.0)))
+    photos = sorted((each for each in results if "error" not in each), key=severity)
     bins = histogram(photos)
     page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
     page |= {"photos": photos, "shown": PICTURES, "listed": LISTED}

@@ -71,7 +71,7 @@ class Prediction:
     is_anomalous: bool  # the verdict
     verdict_from: Verdict  # ``score`` where the answer has no yes or no, or where ``inference.verdict`` is ``score``
     answer_agrees: bool  # False where the language model's own verdict contradicts the score
-    answer_source: AnswerSource = "model"  # whose words the answer is, see ``checked_answers.Answer``
+    answer_source: AnswerSource = "model"  # whose words the answer is, see ``answer_check.Answer``
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: question, answer, verdict and findings; the map is left out."""

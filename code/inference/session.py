@@ -38,7 +38,7 @@ class Exchange:
     """A question and its answer.
 
     Attributes:
-        note: ``corrected`` or ``findings``: not the language model's own words (see ``checked_answers.Answer``);
+        note: ``corrected`` or ``findings``: not the language model's own words (see ``answer_check.Answer``);
             ``contradicts``: an answer that was not checked, against the findings; ``stopped``: not complete;
             ``too_long``: neither, because of ``ANSWER_SECONDS``.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError
-from anomalygpt.inference.anomaly_map import OWN, distance_map, encode_scales, image_scores
+from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, image_scores
 from anomalygpt.inference.calibration import Calibration, calibrate
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.encoder import ImageFeatures
@@ -49,10 +49,8 @@ class UnlabelledPhotos:
             encoded.append(encode_scales(model, [photo], transform, settings.scales))
         if len(encoded) < FEWEST:
             raise UserError(f"{len(encoded)} photos to judge each other: expected {FEWEST} or more, better dozens")
-        own = [scales[OWN] for scales in encoded]
-        taps = zip(*(each.taps for each in own), strict=True)
         self._numbers = numbers
-        self._features = ImageFeatures(tuple(map(torch.cat, taps)), torch.cat([each.embedding for each in own]))
+        self._features = concatenated([scales[OWN] for scales in encoded])
         groups = torch.arange(len(encoded)).chunk(max(1, round(len(encoded) / GROUP)))
         self._similarities = [  # by scale, (N, P, P)
             torch.cat([mutual_similarity([encoded[i][scale] for i in group], settings.tap_weights) for group in groups])
@@ -72,7 +70,7 @@ class UnlabelledPhotos:
         return self._features[numbers], self.maps(numbers)
 
     def calibration(self, false_alarm_rate: float) -> Calibration:
-        """Takes the scores' lower mode for the good photos': see ``learning``, and a typical one for a reference's."""
+        """Takes the scores' lower mode for the good photos', see ``calibrate``, and a typical one for a reference's."""
         maps = [self.maps([number]) for number in range(len(self._features))]
         scores = [float(image_scores(map, self.settings)) for map in maps]
         typical = sorted(range(len(maps)), key=scores.__getitem__)[round(TYPICAL * (len(maps) - 1))]

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.model.chat import TextBatch, Turn, layout_of, text_batch, training_batch
+from anomalygpt.errors import UserError
+from anomalygpt.model.chat import TextBatch, Turn, answer_text, layout_of, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
+from anomalygpt.model.generation import ConversationCache, stream_tokens, turn_tokens
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map, calibrate_map
-from anomalygpt.model.llm import generate
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss, token_accuracy
 from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.prompt_learner import MAP_SIZE, PromptLearner
@@ -40,10 +41,8 @@ class AnomalyGPT(nn.Module):
         encoder: frozen image encoder.
         states: class names -> (B, 2, D), the text features [normal, abnormal]: a :class:`PromptEnsemble`, or trained
             :class:`LearnedTextFeatures`.
-        image_decoder, prompt_learner: the paper's two trained parts.
-        llm: a Hugging Face causal LM, with or without LoRA; None for a model that only computes anomaly maps.
+        llm: a Hugging Face causal LM, with or without LoRA; None, as all that follows, where maps alone are computed.
         llama_proj: Linear D -> D_l for the image's embedding.
-        tokenizer: the language model's.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class AnomalyGPT(nn.Module):
         self.encoder = encoder
         self.states = states
         self.image_decoder = image_decoder
-        # None in a model without a language model, where ``_embedding`` raises the error.
         self.prompt_learner: Any = prompt_learner
         self.llama_model = llm
         self.llama_proj: Any = llama_proj
@@ -78,7 +76,14 @@ class AnomalyGPT(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> ImageFeatures:
-        """Normalised images (B, 3, S, S) -> features, without gradient: the encoder is always frozen."""
+        """Normalised images (B, 3, S, S) -> features, without gradient: the encoder is always frozen.
+
+        Raises:
+            UserError: S is not the encoder's own side, and it supports no other.
+        """
+        side, spec = images.shape[-1], self.encoder.spec
+        if side != spec.size and not spec.any_size:
+            raise UserError(f"scales: this encoder takes photos of {spec.size} pixels alone, not of {side}")
         parameter = next(self.encoder.parameters())  # type: ignore[attr-defined]
         return self.encoder.encode_image(images.to(parameter.device, parameter.dtype))
 
@@ -109,25 +114,29 @@ class AnomalyGPT(nn.Module):
         ]
         return torch.cat([piece.to(embed.weight.dtype) for piece in pieces], dim=1)
 
+    @torch.inference_mode()
     def answer(
         self,
         features: ImageFeatures,
         maps: Tensor,
         texts: Sequence[str],
-        settings: GenerationSettings | None = None,
-        **extra: Any,
+        settings: GenerationSettings,
+        whole: bool = False,
     ) -> list[str]:
-        """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images.
+        """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images, one by one.
 
         Args:
             maps: (B, 1, 224, 224).
-            extra: passed to the language model's ``generate``.
+            whole: calls the language model equally often for each answer, as all processes have to under ZeRO 3.
         """
-        with torch.inference_mode():
-            before = self.prompt_embeds(features, maps)
-            embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
-        settings = settings or GenerationSettings()
-        return generate(self.llama_model, embeds, attention, self.tokenizer, settings, **extra)
+        before = self.prompt_embeds(features, maps)
+        embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
+        answers = []
+        for row, kept in zip(embeds, attention, strict=True):
+            tokens = stream_tokens(self.llama_model, row[kept.bool()][None], [], ConversationCache(), settings)
+            turn = turn_tokens([*tokens] if whole else tokens, self.tokenizer)
+            answers.append(answer_text([*turn], self.tokenizer))
+        return answers
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""
@@ -145,22 +154,15 @@ class AnomalyGPT(nn.Module):
         The mean over tokens, not the sum, so that a long answer is not less likely merely because of its length.
 
         Args:
-            features: of one image.
-            maps: (1, 1, 224, 224) float32, its anomaly map.
+            features: of one image; ``maps`` (1, 1, 224, 224) is its anomaly map.
             text: ends in the assistant's mark, see ``chat_prompt``.
-            answers: n texts, each encoded separately, as in training.
+            answers: n texts, not empty, each encoded separately, as in training.
 
         Returns:
             (n,) float32 on the CPU, at most 0.
-
-        Raises:
-            ValueError: an answer is empty.
-            RuntimeError: the model has no language model.
         """
         before = self.prompt_embeds(features, maps).expand(len(answers), -1, -1)
         prompt, *rows = (self.tokenizer.encode(each) for each in (text, *answers))
-        if not all(rows):
-            raise ValueError("an answer is empty")
         batch = text_batch([(prompt + row, [IGNORE_INDEX] * len(prompt) + row) for row in rows], self.tokenizer.eos_id)
         logits, labels = self._answer_logits(before, batch)
         targets = labels[:, 1:]
@@ -185,35 +187,28 @@ class AnomalyGPT(nn.Module):
 
         Args:
             images: (B, 3, S, S), normalised; with ``maps``, features of which only the embedding is used.
-            conversations: B conversations, human first.
             max_length: longest text, in tokens; longer ones are cut.
             maps: (B, 1, 224, 224) for the prompt learner; the loss is then the text's alone. None computes them.
             class_names: B names; None (instruction data) stands for ``object`` in all.
             target: (B, 1, 224, 224), 1 where anomalous; None for instruction data.
-            references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The prompt
-                learner's input is then the map against them instead of the text map (the one-shot branch); the pixel
-                losses remain on the text map.
+            references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The map against
+                them is then the prompt learner's input (the one-shot branch); the pixel losses remain on the text map.
             one_shot_threshold: calibrates the one-shot map before the prompt learner (0.5 at the threshold); None
                 leaves it raw, as in the paper.
         """
         features = images if isinstance(images, ImageFeatures) else self.encode(images)
-        if maps is not None:
-            answer, accuracy = self._text_losses(features, maps, conversations, max_length)
-            nothing = torch.zeros_like(answer)
-            return Losses(answer, answer, nothing, nothing, accuracy)
-        probabilities = self.text_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
-        if self.has_llm:
+        answer, accuracy, focal, dice = torch.zeros(4, device=self.device)
+        if maps is None:
+            probabilities = self.text_probabilities(features, class_names or [UNNAMED_CLASS] * len(features))
+            if target is not None:
+                focal, dice = pixel_loss(probabilities, target.to(probabilities.device))
             # The text map is not detached: the language loss trains the image decoder too.
             maps = anomaly_map(probabilities)
             if references is not None:
                 maps = self._one_shot_maps(features, references)
                 maps = maps if one_shot_threshold is None else calibrate_map(maps, one_shot_threshold)
+        if self.has_llm:
             answer, accuracy = self._text_losses(features, maps, conversations, max_length)
-        else:
-            answer = accuracy = probabilities.new_zeros(())
-        focal = dice = torch.zeros_like(answer)
-        if target is not None:
-            focal, dice = pixel_loss(probabilities, target.to(probabilities.device))
         return Losses(answer + focal + dice, answer, focal, dice, accuracy)
 
     def _text_losses(
@@ -244,6 +239,4 @@ class AnomalyGPT(nn.Module):
         return logits, labels[:, -kept:]
 
     def _embedding(self) -> nn.Embedding:
-        if self.llama_model is None:
-            raise RuntimeError("this model was built without a language model: it computes maps, but can't answer")
         return self.llama_model.get_input_embeddings()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anomalygpt.config.load import PRETRAINED, home, load_config, names, nor, resolve
+from anomalygpt.config.load import PRETRAINED, load_config, names, nor, resolve
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -18,24 +18,25 @@ from anomalygpt.model.chat import TemplateTokenizer
 from anomalygpt.model.checkpoint import (
     PARTS,
     CheckpointError,
-    absent_file,
     check_names,
     delta_shapes,
-    file_shapes,
     load_delta,
     load_module,
     part_of,
+    read_tensors,
     shapes_of,
 )
 from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
-from anomalygpt.model.encoder import ImageSpec, TextImageEncoder
+from anomalygpt.model.dinov2 import Dinov2
+from anomalygpt.model.encoder import ImageSpec
 from anomalygpt.model.image_decoder import ImageDecoder
+from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
+from anomalygpt.model.library_encoders import OpenClip, TimmEncoder
 from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
-from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder
-from anomalygpt.weights.sources import load_sources
+from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder, load_sources
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +112,7 @@ def build_model(
         device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
             needed; a language model of unknown size (see :func:`planned_config`) is left out.
         with_llm: False leaves the language model out; the model then only computes maps.
-        inference: whether nothing will be trained: LoRA is merged, see ``merge_lora_weights``; on a GPU the text tower
-            leaves it while its features are cached, and ``llm.precision: auto`` goes by the free memory.
+        inference: nothing will be trained: LoRA is merged, the text tower leaves a GPU when its features are cached.
 
     Raises:
         CheckpointError: a file is missing, damaged or another model's.
@@ -129,12 +129,15 @@ def build_model(
     spec = encoder.spec
     with META if device == META else nullcontext():
         decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps), identity=spec.joint_taps).to(device)
-        has_text = isinstance(encoder, TextImageEncoder)
+        has_text = hasattr(encoder, "text_tower")
         offload = inference and device.type == "cuda"
         states = PromptEnsemble(encoder, offload) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
         answering = _build_llm(llm, spec.embed_width, device, dtype, inference) if llm else {}
         if device != META and config.encoder.backend != "torch":
-            encoder = _exported(config.encoder, encoder)
+            from anomalygpt.model.exported import ExportedEncoder
+
+            folder, graph = resolve(config.encoder.weights).parent / "exported", config.encoder.graph
+            encoder = ExportedEncoder(encoder, config.encoder.backend, folder, resolve(graph) if graph else None)
         model = AnomalyGPT(encoder, states, decoder, **answering)
     model.requires_grad_(False)
     if device == META:
@@ -159,7 +162,9 @@ def image_spec(config: EncoderConfig) -> ImageSpec:
 
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen image encoder with its weights; on ``meta`` without them."""
-    encoder = _encoder_without_weights(config, device)
+    # Only these two have no buffers outside of their files, which would stay without values.
+    with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
+        encoder = _encoder_without_weights(config)
     if device != META:
         file = available(config.weights, "encoder.weights")
         load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
@@ -169,32 +174,22 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
 
 def encoder_fault(config: EncoderConfig, file: Path) -> str:
     """Why a readable weight file is not this encoder's; empty where it is."""
-    expected = shapes_of(_tower(_encoder_without_weights(config, META)).state_dict())
+    expected = shapes_of(_tower(build_encoder(config, META, torch.float32)).state_dict())
     try:
-        check_names(expected, file_shapes(file), file, SKIPPED.get(config.kind))
+        check_names(expected, shapes_of(read_tensors(file)), file, SKIPPED.get(config.kind))
     except CheckpointError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
 
 
-def _encoder_without_weights(config: EncoderConfig, device: torch.device) -> Any:
-    # Only these two have no buffers outside of their files, which would stay without values.
-    with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
-        if config.kind == "imagebind":
-            from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
-
-            return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
-        if config.kind == "open_clip":
-            from anomalygpt.model.open_clip_encoder import OpenClip
-
-            return OpenClip(config.name, config.image_size, config.taps, config.windows)
-        if config.kind == "timm":
-            from anomalygpt.model.timm_encoder import TimmEncoder
-
-            return TimmEncoder(config.name, config.image_size, config.taps)
-        from anomalygpt.model.dinov2 import Dinov2
-
-        return Dinov2(config.image_size, config.taps)
+def _encoder_without_weights(config: EncoderConfig) -> Any:
+    if config.kind == "imagebind":
+        return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
+    if config.kind == "open_clip":
+        return OpenClip(config.name, config.image_size, config.taps, config.windows)
+    if config.kind == "timm":
+        return TimmEncoder(config.name, config.image_size, config.taps)
+    return Dinov2(config.image_size, config.taps)
 
 
 def _tower(encoder: Any) -> nn.Module:
@@ -202,17 +197,11 @@ def _tower(encoder: Any) -> nn.Module:
     return getattr(encoder, "vit", None) or getattr(encoder, "clip", encoder)
 
 
-def _exported(config: EncoderConfig, encoder: Any) -> Any:
-    from anomalygpt.model.exported import ExportedEncoder
-
-    folder = resolve(config.weights).parent / "exported"
-    return ExportedEncoder(encoder, config.backend, folder, resolve(config.graph) if config.graph else None)
-
-
 def _build_llm(
     config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype, inference: bool = False
 ) -> dict[str, Any]:
     """The language model, its tokeniser and the layers before it, as keyword arguments of :class:`AnomalyGPT`."""
+    llm: Any
     tokenizer: Tokenizer | None = None
     if device == META:
         from transformers import AutoModelForCausalLM
@@ -224,14 +213,11 @@ def _build_llm(
     else:
         folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
-        llm = _answering_llm(config, folder, device) if inference else None
-        if llm is None:
+        if inference and config.precision == "bf16" and device.type == "cpu" and supported(folder, config.lora):
+            llm = CpuLlama(folder, config.lora, cpu_dtype())
+        else:
             precision = "full" if config.precision in ("auto", "bf16") and not inference else config.precision
             llm = load_llm(folder, dtype, device, precision, trains=not inference)
-        rows = llm.get_input_embeddings().num_embeddings
-        if rows < tokenizer.size:
-            what = f"{rows} tokens in the weights, {tokenizer.size} in the tokeniser's files"
-            raise CheckpointError(f"{folder}: {what}; expected at least as many: take both from the same model")
     width = llm.get_input_embeddings().embedding_dim
     return {
         "prompt_learner": PromptLearner(width).to(device),
@@ -241,25 +227,16 @@ def _build_llm(
     }
 
 
-def _answering_llm(config: LlmConfig, folder: Path, device: torch.device) -> CpuLlama | None:
-    """The language model that only answers, where ``llm.precision`` asks for it and the folder and device suit it."""
-    if config.precision == "bf16" and device.type == "cpu" and supported(folder, config.lora):
-        return CpuLlama(folder, config.lora, cpu_dtype())
-    return None
-
-
 def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:
     """Marks the parts as trainable, in fp32, and all else as frozen; part -> its parameters.
 
     Raises:
         UserError: the model has no such part.
     """
-    groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
-        parameter.requires_grad_(part in groups)
-        if part in groups:
-            groups[part].append(parameter)
+    named = [(part_of(name), parameter) for name, parameter in model.named_parameters()]
+    for part, parameter in named:
+        parameter.requires_grad_(part in parts)
+    groups = {part: [parameter for own, parameter in named if own == part] for part in parts}
     if empty := [part for part, parameters in groups.items() if not parameters]:
         raise UserError(f"training.trainable: this model has no {', '.join(empty)}")
     return groups
@@ -273,6 +250,10 @@ def available(path: str, setting: str) -> Path:
         if name is None and setting == "llm.weights" and is_hub_name(path):
             return hub_folder(path)
         if name is None:
-            raise absent_file(full, nor(path), setting, home(), names())
+            advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or"
+            advice += " use `--config compact`, which needs none of the paper's weights; or name another"
+            if (run := full.parent.name) in names() and full.parent.parent == resolve("runs"):
+                advice = f"Train the experiment that writes it: python train.py --config {run}; or name another"
+            raise CheckpointError(f"{full}: not there{nor(path)}. {advice} ({setting})")
         ensure(name, resolve(PRETRAINED))
     return full

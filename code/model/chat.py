@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -10,11 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.model.losses import IGNORE_INDEX
-from anomalygpt.model.tokenizer import HuggingFaceTokenizer, Tokenizer
+from anomalygpt.model.tokenizer import Tokenizer
 
-IMAGE = ("<Img>", "</Img> ")  # around the image's token
-BEFORE_IMAGE = "### Human: " + IMAGE[0]
-AFTER_IMAGE = IMAGE[1]
+BEFORE_IMAGE, AFTER_IMAGE = "### Human: <Img>", "</Img> "  # around the image's token
 ASK = "\n### Assistant:"
 END_OF_TURN = "\n###"
 STOP_SUFFIX = "\n##"  # the part of END_OF_TURN that is generated when it stops at LLaMA's token ``##``
@@ -39,11 +38,16 @@ def layout_of(tokenizer: Tokenizer) -> Layout:
     return getattr(tokenizer, "layout", Layout())
 
 
-class TemplateTokenizer(HuggingFaceTokenizer):
+class TemplateTokenizer:
     """A tokeniser whose texts follow its chat template. Nothing is put before a piece, and special tokens are read."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = self._tokenizer
+        self.eos_id = tokenizer.eos_token_id
+        self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         turns = (("user", "\ue000"), ("assistant", "\ue001"), ("user", "\ue002"))  # letters that no template has
         messages = [{"role": role, "content": text} for role, text in turns]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -52,22 +56,22 @@ class TemplateTokenizer(HuggingFaceTokenizer):
         ends = [between.index(token) + len(token) for token in marks]
         end, opening = (between[: min(ends)], between[min(ends) :]) if ends else (tokenizer.eos_token, between)
         stops = tuple(self.encode(end)[-1:])
-        self.layout = Layout(f"{before}{IMAGE[0]}", IMAGE[1], ask, end, opening, space="", bos=False, stops=stops)
+        self.layout = Layout(f"{before}<Img>", AFTER_IMAGE, ask, end, opening, space="", bos=False, stops=stops)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        return super().decode([token for token in ids if token not in self.layout.stops])
+        kept = [token for token in ids if token not in self.layout.stops]
+        text = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.removeprefix(" ")
 
 
 class Turn(Protocol):
-    """One side's part of a conversation."""
+    """One side's part of a conversation; the role is ``human`` or ``assistant``."""
 
     @property
-    def role(self) -> str:
-        """``human`` or ``assistant``."""
-        ...
+    def role(self) -> str: ...
 
     @property
     def text(self) -> str: ...
@@ -83,22 +87,16 @@ class TextBatch:
 
 
 def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """One conversation -> (ids, labels), each turn encoded separately.
-
-    Raises:
-        ValueError: the turns do not alternate, human first.
-    """
+    """One conversation, human first -> (ids, labels), each turn encoded separately."""
     ids: list[int] = []
     labels: list[int] = []
     layout = layout_of(tokenizer)
     for number, turn in enumerate(turns):
-        expected = ("human", "assistant")[number % 2]
-        if turn.role != expected:
-            raise ValueError(f"turn {number + 1} of the conversation is {turn.role!r}; expected {expected!r}")
-        opening = layout.opening if number and turn.role == "human" else ""
-        piece = tokenizer.encode(opening + turn.text + (layout.ask if turn.role == "human" else layout.end))
+        human = turn.role == "human"
+        opening = layout.opening if number and human else ""
+        piece = tokenizer.encode(opening + turn.text + (layout.ask if human else layout.end))
         ids += piece
-        labels += [IGNORE_INDEX] * len(piece) if turn.role == "human" else piece
+        labels += [IGNORE_INDEX] * len(piece) if human else piece
     return ids, labels
 
 

@@ -5,12 +5,12 @@ import json
 import logging
 import pickle
 import re
-from codecs import getincrementaldecoder
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,16 +26,14 @@ Shape = tuple[int, ...]
 NAMES_SHOWN = 3  # an error lists so many names and counts the rest
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 CUT = "it is damaged or was not fully downloaded"
-# How files of other kinds begin, in lower case -> the kind (model/probe.py) and what to say.
-_PAGE = "not a weight file but a web page: download the file itself; of a Hugging Face link take /resolve/, not /blob/"
-FIRST_BYTES = {
-    b"version https://git-lfs": ("lfs_pointer", "not a weight file but a pointer of Git LFS to it: run `git lfs pull`"),
-    b"<!doctype": ("web_page", _PAGE),
-    b"<html": ("web_page", _PAGE),
-    b"\x1f\x8b": ("archive", "not a weight file but an archive: unpack it"),
-    b"gguf": ("gguf", "a GGUF file, for llama.cpp: get the weights in Hugging Face's layout"),
-}
-
+# How files of other kinds begin, their kind (model/probe.py), and what to say; the last that fits is said.
+OTHER_FILES = (
+    (rb"[\s\x20-\x7e]*$", "text", "text, which begins with {!r}"),
+    (rb"version https://git-lfs", "lfs_pointer", "a pointer of Git LFS to it: run `git lfs pull`"),
+    (rb"<!doctype|<html", "web_page", "a web page: download the file itself; of a Hugging Face link, with /resolve/"),
+    (rb"\x1f\x8b", "archive", "an archive: unpack it"),
+    (rb"gguf", "gguf", "a GGUF file, for llama.cpp: get the weights in Hugging Face's layout"),
+)
 # Under these names DeepSpeed, Lightning and training loops nest a model's tensors.
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
 
@@ -50,25 +48,12 @@ PARTS = {
 
 
 class CheckpointError(UserError, ValueError):
-    """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user."""
+    """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user.
 
-
-def absent_file(path: Path, nor: str, setting: str, home: Path, experiments: Iterable[str]) -> CheckpointError:
-    """The error for an absent weight file, named by a ``setting``; ``home`` is the folder of relative paths.
-
-    ``nor`` names the second place where it is not, if there is one.
+    ``kind`` is what an unreadable file is (see ``model/probe.py``); empty for any other fault.
     """
-    runs, *released = ((home / folder).resolve() for folder in ("runs", "pretrained_ckpt", "code/ckpt"))
-    if runs in path.parents:
-        run = path.relative_to(runs).parts[0]
-        command = f": python train.py --config {run}" if run in experiments else ""
-        advice = f"Train the experiment that writes it first, to its end{command}; or name another file ({setting})"
-    elif not set(released).isdisjoint(path.parents):
-        advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or name "
-        advice += "another path in the config; `--config compact` runs without the paper's weights"
-    else:
-        advice = f"The setting {setting} names it"
-    return CheckpointError(f"{path}: not there{nor}. {advice}")
+
+    kind = ""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -114,35 +99,25 @@ def _unwrapped(loaded: Any) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that could not be read: of another kind, cut off, damaged, or with objects."""
-    if found := damage(path):
-        return CheckpointError(f"{path}: {found[1]}")
-    if isinstance(error, pickle.UnpicklingError):
-        what = "it is damaged, or holds objects other than tensors, which are never loaded"
-        return CheckpointError(f"{path}: not a weight file; {what}")
     reason = " ".join(str(error).split()).split(". ")[0]
     reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's text is a mere number
-    return CheckpointError(f"{path}: can't be read; {CUT} ({reason})")
-
-
-def damage(path: Path) -> tuple[str, str] | None:
-    """The kind (see ``model/probe.py``) of an unreadable file and what to say of it, if its bytes tell."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-        for first, found in FIRST_BYTES.items():
-            if start.lstrip().lower().startswith(first):
-                return found
+    kind, what = "damaged", f"can't be read; {CUT} ({reason})"
+    if isinstance(error, pickle.UnpicklingError):
+        what = "not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
+    with path.open("rb") as file:
+        start = file.read(512)
+    for pattern, other, meaning in OTHER_FILES:
+        if re.match(pattern, start.lstrip(), re.IGNORECASE):
+            kind, what = other, f"not a weight file but {meaning.format(start.strip()[:64].decode(errors='replace'))}"
+    with suppress(BadZipFile):
         zipped, tensors = start.startswith(b"PK"), path.suffix == ".safetensors" and start[8:9] == b"{"
         if not start or tensors or (zipped and not is_zipfile(path)):
-            return "truncated", f"cut off at {path.stat().st_size} bytes: {CUT}"
-        if zipped and not any(name.endswith("data.pkl") for name in ZipFile(path).namelist()):
-            return FIRST_BYTES[b"\x1f\x8b"]
-        text = getincrementaldecoder("utf-8")().decode(start).strip()  # the last character may be cut
-    except Exception:  # damaged bytes can raise nearly anything
-        return None
-    if not text or not all(letter.isprintable() or letter.isspace() for letter in text):
-        return None
-    return "text", f"not a weight file but text, which begins with {text.splitlines()[0].strip()[:64]!r}"
+            kind, what = "truncated", f"cut off at {path.stat().st_size} bytes: {CUT}"
+        elif zipped and not any(name.endswith("data.pkl") for name in ZipFile(path).namelist()):
+            kind, what = "archive", "not a weight file but an archive: unpack it"
+    result = CheckpointError(f"{path}: {what}")
+    result.kind = kind
+    return result
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -161,11 +136,6 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def file_shapes(path: Path) -> dict[str, Shape]:
-    """Names and shapes in a weight file."""
-    return shapes_of(read_tensors(path))
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a Hugging Face model folder, sharded or not.
 
@@ -180,10 +150,10 @@ def weight_files(folder: Path) -> list[Path]:
     if present.suffix != ".json":
         return [present]
     try:
-        shards = sorted(set(map(str, json.loads(present.read_text(encoding="utf-8"))["weight_map"].values())))
+        shards = sorted({*json.loads(present.read_text(encoding="utf-8"))["weight_map"].values()})
+        absent = [shard for shard in shards if not (folder / shard).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{present}: not an index of weight shards ({type(error).__name__})") from error
-    absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise CheckpointError(f"{folder}: {len(absent)} of {len(shards)} weight shards are missing: {_few(absent)}")
     return [folder / shard for shard in shards]
@@ -191,25 +161,21 @@ def weight_files(folder: Path) -> list[Path]:
 
 def folder_shapes(folder: Path) -> dict[str, Shape]:
     """Names and shapes in a Hugging Face model folder; raises as :func:`weight_files` and :func:`read_tensors`."""
-    return {name: shape for file in weight_files(folder) for name, shape in file_shapes(file).items()}
+    return {name: shape for file in weight_files(folder) for name, shape in shapes_of(read_tensors(file)).items()}
 
 
 def check_names(
     expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path, ignore: str | None = None, advice: str = ""
 ) -> None:
-    """Compares two sets of names and shapes.
-
-    Args:
-        ignore: a regular expression of names that may be in the file without being expected.
-        advice: what to do, appended to the message.
+    """Compares two sets of names and shapes; names that match ``ignore`` may be in the file without being expected.
 
     Raises:
-        CheckpointError: they differ; says which file, what is missing, unexpected or of another shape.
+        CheckpointError: they differ; says which file, what is missing, unexpected or of another shape, and ``advice``.
     """
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(name for name in found.keys() - expected.keys() if not (ignore and re.match(ignore, name)))
     common = [(name, found[name], shape) for name, shape in expected.items() if name in found]
-    differ = [f"{name} is {_text(own)}, expected {_text(shape)}" for name, own, shape in common if own != shape]
+    differ = [f"{name} is {own}, expected {shape}" for name, own, shape in common if own != shape]
     faults = [f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})"] if missing else []
     faults += [f"{len(extra)} unexpected ({_few(extra)})"] if extra else []
     faults += [f"{len(differ)} of another shape ({_few(differ)})"] if differ else []
@@ -227,37 +193,27 @@ def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
     """
     models = defaultdict(lambda: "a language model", {4096: "7B", 5120: "13B"})
     sizes = {name.removeprefix("prompt_learner."): shape for name, shape in shapes.items() if len(shape) == 2}
-    if any(name.startswith("modality_trunks.") for name in shapes):
-        return "imagebind", f"an ImageBind checkpoint with {len(shapes)} tensors (imagebind_huge.pth has 1311)", 0
     if width := sizes.get("base_prompts", (0, 0))[1]:
         return "anomalygpt", f"an AnomalyGPT delta for {models[width]}: its prompts are {width} wide", width
     if width := sizes.get("llama_proj.weight", (0, 0))[0]:
         return "pandagpt", f"an upstream PandaGPT delta for {models[width]}: llama_proj is {width} wide", width
-    if any(name.startswith("image_decoder.") for name in shapes):
-        return "anomalygpt", "an AnomalyGPT delta for maps alone", 0
-    if any("lora_" in name for name in shapes):
-        return "lora", "a LoRA adapter without its llama_proj", 0
-    for kind, table, prefix in (
-        ("language_model", "model.embed_tokens.weight", "model.layers."),
-        ("llama_meta", "tok_embeddings.weight", "layers."),
+    for kind, pattern, table, what in (
+        ("imagebind", "modality_trunks", "", f"an ImageBind checkpoint with {len(shapes)} tensors, of 1311"),
+        ("anomalygpt", "image_decoder", "", "an AnomalyGPT delta for maps alone"),
+        ("lora", r".*\.lora_", "", "a LoRA adapter without its llama_proj"),
+        ("language_model", r"model\.(layers|embed_tokens)", "model.embed_tokens.weight", "a language model"),
+        ("llama_meta", "layers|tok_embeddings", "tok_embeddings.weight", "a language model in Meta's layout"),
+        ("open_clip", r"visual\.class_embedding", "", "a CLIP model in open_clip's layout"),
+        ("vit", "cls_token", "", "a Vision Transformer of timm"),
     ):
-        layers = {name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)}
-        rows, width = sizes.get(table, (0, 0))
-        if rows or layers:
-            what = f"a language model {width} wide with {rows} tokens" if rows else "a shard of a language model"
-            return kind, f"{what} and {len(layers)} layers in this file", width
-    if "visual.class_embedding" in shapes:
-        return "open_clip", "a CLIP model in open_clip's layout", 0
-    return ("vit", "a Vision Transformer of timm", 0) if {"cls_token", "pos_embed"} <= shapes.keys() else None
+        if any(re.match(pattern, name) for name in shapes):
+            return kind, what, sizes.get(table, (0, 0))[1]
+    return None
 
 
 def _few(names: Sequence[str]) -> str:
     rest = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _text(shape: Shape) -> str:
-    return "x".join(map(str, shape)) or "a scalar"
 
 
 def load_module(
@@ -266,9 +222,7 @@ def load_module(
     """Fills a module that was built on the meta device from a file that holds its tensors.
 
     Each tensor is moved from the mapped file to its device and dtype separately: there is never a second full copy.
-
-    Args:
-        skipped: a regular expression of names that may be in the file as well, but are not loaded.
+    Names that match ``skipped`` may be in the file as well, but are not loaded.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -296,14 +250,11 @@ def delta_shapes(model: nn.Module, parts: Collection[str]) -> dict[str, Shape]:
 
 
 def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequence[str] = ()) -> tuple[str, ...]:
-    """Loads a delta checkpoint into the model: every part that it holds, and each part completely.
+    """Loads a delta checkpoint into the model, each part completely; returns the parts that it holds.
 
     Args:
         required: the parts that must be there.
         skip: parts that this model was built without; they stay in the file.
-
-    Returns:
-        The parts that were loaded.
 
     Raises:
         CheckpointError: a required part is missing, a part is incomplete, or a tensor fits nothing in this model.

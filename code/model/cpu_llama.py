@@ -15,12 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalygpt.config.settings import LoraSettings
-from anomalygpt.model.checkpoint import Shape, check_names, read_tensors, shapes_of, weight_files
+from anomalygpt.model.checkpoint import CheckpointError, read_tensors, weight_files
 
-ATTENTION = {"q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj"}
-LINEAR = {**ATTENTION, "o_proj": "self_attn.o_proj", **{n: f"mlp.{n}" for n in ("gate_proj", "up_proj", "down_proj")}}
+# A layer's linear modules, those side by side that read the same input.
+JOINED = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+LINEAR = {module.partition(".")[2]: module for modules in JOINED for module in modules}
 NORMS = ("input_layernorm", "post_attention_layernorm")
-PEFT_PREFIX = "base_model.model."  # before the names of adapters in a delta
 # What a config.json must say, where it says anything: other architectures compute something else.
 SUPPORTED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
@@ -45,22 +50,18 @@ def cpu_dtype() -> torch.dtype:
 class Cache:
     """Keys and values of one sequence: (layers, 2, heads, positions, head width), of which ``length`` are filled."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int, heads: int, width: int) -> None:
         self.length = 0
-        self.store: Tensor | None = None
+        self.store = torch.zeros(layers, 2, heads, 256, width)
 
     def crop(self, length: int) -> None:
         """Forgets the last ``-length`` positions, as the caches of transformers do."""
         self.length += length
 
-    def reserve(self, length: int, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-        """Room for so many positions, doubled when it is used up."""
-        if self.store is None or self.store.shape[3] < length:
-            layers, heads, width = shape
-            store = like.new_zeros(layers, 2, heads, max(256, 2 * length), width)
-            if self.store is not None:
-                store[:, :, :, : self.length] = self.store[:, :, :, : self.length]
-            self.store = store
+    def reserve(self, length: int) -> Tensor:
+        """Room for so many positions."""
+        if length > self.store.shape[3]:
+            self.store = F.pad(self.store, (0, 0, 0, 2 * length - self.store.shape[3]))
         return self.store
 
 
@@ -75,85 +76,58 @@ class CpuLlama(nn.Module):
         dtype: of the weights of the linear layers.
 
     Raises:
-        CheckpointError: the weights are missing, incomplete, or of another model.
+        CheckpointError: the weights are missing or incomplete.
     """
 
     def __init__(self, folder: Path, lora: LoraSettings, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
         self.config = config = SimpleNamespace(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        tensors = {name: value for file in weight_files(folder) for name, value in read_tensors(file).items()}
+        self._tensors = {name: value for file in weight_files(folder) for name, value in read_tensors(file).items()}
         self.heads, width = config.num_attention_heads, config.hidden_size
         self.groups = getattr(config, "num_key_value_heads", None) or self.heads
         self.head_width = getattr(config, "head_dim", None) or width // self.heads
-        self.tied = getattr(config, "tie_word_embeddings", False)
-        rows = shapes_of(tensors).get("model.embed_tokens.weight", (config.vocab_size,))[0]
-        ignored = r".*rotary_emb\.inv_freq$" + (r"|lm_head\.weight$" if self.tied else "")
-        shapes = self._shapes(rows)
-        check_names(shapes, shapes_of(tensors), folder, ignore=ignored)
-        self._tensors: Mapping[str, Tensor] = tensors
-        self.embedding = nn.Embedding.from_pretrained(tensors["model.embed_tokens.weight"].float())
         self.scale = lora.alpha / lora.rank
         self.targets = [LINEAR[target] for target in lora.targets]
-        for layer in range(config.num_hidden_layers):
-            for module in self.targets:
-                out, inside = shapes[f"model.layers.{layer}.{module}.weight"]
-                for side, shape in (("A", (lora.rank, inside)), ("B", (out, lora.rank))):
-                    self._add(f"{PEFT_PREFIX}model.layers.{layer}.{module}.lora_{side}.default.weight", shape)
-
-    def _shapes(self, rows: int) -> dict[str, Shape]:
-        """Names and shapes in the weight files."""
-        width, hidden, head = self.config.hidden_size, self.config.intermediate_size, self.head_width
-        sizes = {
-            "q_proj": (self.heads * head, width), "k_proj": (self.groups * head, width),
-            "v_proj": (self.groups * head, width), "o_proj": (width, self.heads * head),
-            "gate_proj": (hidden, width), "up_proj": (hidden, width), "down_proj": (width, hidden),
-        }  # fmt: skip
-        shapes: dict[str, Shape] = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
-        for layer in range(self.config.num_hidden_layers):
-            shapes |= {f"model.layers.{layer}.{LINEAR[name]}.weight": size for name, size in sizes.items()}
-            shapes |= {f"model.layers.{layer}.{norm}.weight": (width,) for norm in NORMS}
-        return shapes if self.tied else shapes | {"lm_head.weight": (rows, width)}
-
-    def _add(self, name: str, shape: tuple[int, ...]) -> None:
-        """Registers a parameter below modules that are called as the parts of its name."""
-        *path, last = name.split(".")
-        module: nn.Module = self
-        for part in path:
-            if part not in module._modules:
-                module.add_module(part, nn.Module())
-            module = module._modules[part]  # type: ignore[assignment]
-        module.register_parameter(last, nn.Parameter(torch.zeros(shape), requires_grad=False))
+        try:
+            self.embedding = nn.Embedding.from_pretrained(self._tensors["model.embed_tokens.weight"].float())
+            for layer in range(config.num_hidden_layers):
+                for module in self.targets:
+                    out, inside = self._tensors[f"model.layers.{layer}.{module}.weight"].shape
+                    for side, shape in (("A", (lora.rank, inside)), ("B", (out, lora.rank))):
+                        # In place of modules that nest as the parts of the name.
+                        adapter = nn.Parameter(torch.zeros(shape), requires_grad=False)
+                        self._parameters[_adapter(layer, module, side)] = adapter
+        except KeyError as error:
+            raise CheckpointError(f"{folder}: not the expected weights: {error} is missing") from error
 
     @torch.no_grad()
     def merge(self) -> None:
         """Adds the adapters to the weights, and keeps these in their dtype alone."""
-        adapters = self.state_dict()
 
-        def weight(layer: int, name: str) -> Tensor:
-            stem = f"model.layers.{layer}.{LINEAR[name]}"
-            full = self._tensors[f"{stem}.weight"].float()
-            if LINEAR[name] not in self.targets:
+        def weight(layer: int, module: str) -> Tensor:
+            full = self._tensors[f"model.layers.{layer}.{module}.weight"].float()
+            if module not in self.targets:
                 return full
-            low, high = (adapters[f"{PEFT_PREFIX}{stem}.lora_{side}.default.weight"].float() for side in "AB")
+            low, high = (self._parameters[_adapter(layer, module, side)].float() for side in "AB")
             return full + self.scale * (high @ low)
-
-        def norm(name: str) -> Tensor:
-            return self._tensors[f"{name}.weight"].float()
 
         self.layers = []
         for layer in range(self.config.num_hidden_layers):
-            joined = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-            linear = [torch.cat([weight(layer, name) for name in names]).to(self.dtype) for names in joined]
-            self.layers.append((*(norm(f"model.layers.{layer}.{each}") for each in NORMS), *linear))
-        self.norm = norm("model.norm")
-        self.output = self._tensors["model.embed_tokens.weight" if self.tied else "lm_head.weight"].to(self.dtype)
+            norms = [self._tensors[f"model.layers.{layer}.{norm}.weight"].float() for norm in NORMS]
+            linear = [torch.cat([weight(layer, module) for module in modules]).to(self.dtype) for modules in JOINED]
+            self.layers.append((*norms, *linear))
+        self.norm = self._tensors["model.norm.weight"].float()
+        tied = getattr(self.config, "tie_word_embeddings", False)
+        self.output = self._tensors["model.embed_tokens.weight" if tied else "lm_head.weight"].to(self.dtype)
         self._tensors = {}
-        del self.base_model
+        self._parameters.clear()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of the tokens' embeddings."""
         return self.embedding
+
+    def new_cache(self) -> Cache:
+        return Cache(len(self.layers), self.groups, self.head_width)
 
     @torch.inference_mode()
     def forward(
@@ -171,8 +145,7 @@ class CpuLlama(nn.Module):
         """
         x, length = inputs_embeds.float(), inputs_embeds.shape[1]
         start = cache.length if cache is not None else 0
-        shape = (len(self.layers), self.groups, self.head_width)
-        store = None if cache is None else cache.reserve(start + length, shape, x)
+        store = None if cache is None else cache.reserve(start + length)
         turn = self._rotation(start, length)
         # Queries after the first see all that came before them.
         causal = torch.ones(length, start + length, dtype=torch.bool).tril(start) if start and length > 1 else None
@@ -210,6 +183,11 @@ class CpuLlama(nn.Module):
         swapped = torch.cat([-both[..., half:], both[..., :half]], dim=-1)
         both = both * turn[0] + swapped * turn[1]
         return both[:, : self.heads], both[:, self.heads :], value
+
+
+def _adapter(layer: int, module: str, side: str) -> str:
+    """The name that PEFT gives to one of an adapter's two tensors."""
+    return f"base_model.model.model.layers.{layer}.{module}.lora_{side}.default.weight"
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
-from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS, Mlp
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks
+from anomalygpt.model.imagebind.imagebind import LAYER_NORM_EPS, Mlp, attend
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,39 +21,20 @@ PATCH, WIDTH, DEPTH, HEADS = 14, 384, 12, 6
 TRAINED_GRID = 37  # patches a side of the photos that the positions were trained with
 
 
-class _Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.proj = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=HEADS)
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)"))
-
-
-class _LayerScale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
 class _Block(nn.Module):
+    """A pre-norm block with learned scales (LayerScale) of what attention and MLP add."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
-        self.attn = _Attention()
-        self.ls1 = _LayerScale()
-        self.norm2 = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+        self.norm1, self.norm2 = (nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS) for _ in range(2))
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(WIDTH, 3 * WIDTH), "proj": nn.Linear(WIDTH, WIDTH)})
         self.mlp = Mlp(WIDTH)
-        self.ls2 = _LayerScale()
+        self.ls1, self.ls2 = (nn.ParameterDict({"gamma": torch.ones(WIDTH)}) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        attended = self.attn["proj"](attend(self.attn["qkv"](self.norm1(x)), HEADS))
+        x = x + attended * self.ls1["gamma"]
+        return x + self.mlp(self.norm2(x)) * self.ls2["gamma"]
 
 
 class _VisionTransformer(nn.Module):
@@ -73,22 +54,14 @@ class _VisionTransformer(nn.Module):
         return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
 
     def positions(self, size: Sequence[int]) -> Tensor:
-        """Rows and columns of patches -> (1, 1 + rows * columns, 384)."""
-        own, places = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "b (h w) d -> b d h w", h=TRAINED_GRID)
-        if tuple(size) != places.shape[-2:]:
-            places = F.interpolate(places.float(), tuple(size), mode="bicubic", antialias=True).to(places.dtype)
-        return torch.cat([own, rearrange(places, "b d h w -> b (h w) d")], dim=1)
+        return resized_positions(self.pos_embed, size)
 
 
 class Dinov2(nn.Module):
     """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm.
 
-    Args:
-        image_size: side of the input in pixels, a multiple of 14.
-        taps: see :func:`tapped_blocks`.
-
     Raises:
-        UserError: the size is no multiple of the patch, or ``taps`` are wrong.
+        UserError: ``image_size`` is no multiple of the patch, 14, or ``taps`` are wrong, see :func:`tapped_blocks`.
     """
 
     def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:

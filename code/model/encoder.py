@@ -1,11 +1,14 @@
 """The interface between an image encoder and the rest of the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
 
 from anomalygpt.errors import UserError
 
@@ -42,6 +45,16 @@ def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     return chosen
 
 
+def resized_positions(positions: Tensor, size: Sequence[int]) -> Tensor:
+    """Positions of a class token and a square of patches, (1, 1 + N, D), for so many rows and columns of patches."""
+    grid = math.isqrt(positions.shape[1] - 1)
+    if tuple(size) == (grid, grid):
+        return positions
+    patches = rearrange(positions[:, 1:], "b (h w) d -> b d h w", h=grid)
+    resized = F.interpolate(patches.float(), tuple(size), mode="bicubic", antialias=True).to(positions.dtype)
+    return torch.cat([positions[:, :1], rearrange(resized, "b d h w -> b (h w) d")], dim=1)
+
+
 @dataclass(frozen=True)
 class ImageFeatures:
     """An encoded batch of images."""
@@ -63,23 +76,15 @@ class ImageFeatures:
         return ImageFeatures(tuple(tap[chosen] for tap in self.taps), self.embedding[chosen])
 
 
-@runtime_checkable
 class Encoder(Protocol):
-    """An image encoder; ``spec`` holds its input and output sizes."""
+    """An image encoder.
+
+    One with a text tower in the same space has ``text_tower``, the modules that only sentences need, and
+    ``encode_text``: sentences -> (B, D).
+    """
 
     spec: ImageSpec
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, size, size), or of other sides with ``spec.any_size`` -> features."""
-        ...
-
-
-@runtime_checkable
-class TextImageEncoder(Encoder, Protocol):
-    """An encoder with a text tower in the same joint space; ``text_tower`` are its modules, which photos don't need."""
-
-    text_tower: nn.Module
-
-    def encode_text(self, sentences: Sequence[str]) -> Tensor:
-        """Sentences -> (B, D)."""
         ...

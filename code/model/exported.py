@@ -1,7 +1,6 @@
 """The image encoder as an ONNX graph of fixed size, run by ONNX Runtime or OpenVINO in place of torch."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -50,20 +49,13 @@ def write_onnx(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outp
     """
     required("onnx"), required("onnxscript")
     names = list(inputs)
-    shapes = [{}, *({free: torch.export.Dim(f"size_{name}")} for name in names[1:])]
+    shapes: Any = ({}, *({free: torch.export.Dim(f"size_{name}")} for name in names[1:]))
+    named: dict[str, Any] = {"input_names": names, "output_names": outputs, "dynamic_shapes": shapes}
     with torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            input_names=names,
-            output_names=outputs,
-            dynamic_shapes=tuple(shapes),
-            dynamo=True,
-            verbose=False,
-        )
+        program: Any = torch.onnx.export(module.eval(), tuple(inputs.values()), dynamo=True, verbose=False, **named)
     try:
         with replacing(path) as temporary:
-            program.save(temporary, external_data=False)  # type: ignore[union-attr]
+            program.save(temporary, external_data=False)
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error})") from error
 
@@ -74,11 +66,7 @@ def write_encoder(encoder: Any, side: int, path: Path) -> None:
 
 
 def required(library: str) -> Any:
-    """A library of the optional extra ``deploy``.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """A library of the optional extra ``deploy``; a ``UserError`` where it is not installed."""
     try:
         return import_module(library)
     except ImportError as error:
@@ -89,7 +77,6 @@ class ExportedEncoder(nn.Module):
     """Takes the place of an encoder; graphs that are not there yet are written, one for each side.
 
     Args:
-        encoder: the encoder that the graphs are of.
         backend: ``onnx``, ``openvino``, or ``openvino_bf16``, which computes in bfloat16 where the CPU can.
         folder: of the graphs that are written here.
         graph: a graph of the encoder's own side in place of one from the folder: ``.onnx``, or OpenVINO's ``.xml``.
@@ -98,8 +85,6 @@ class ExportedEncoder(nn.Module):
     def __init__(self, encoder: Any, backend: str, folder: Path, graph: Path | None = None) -> None:
         super().__init__()
         self.torch, self.spec, self.backend, self.folder = encoder, encoder.spec, backend, folder
-        if graph is not None and not graph.is_file():
-            raise UserError(f"encoder.graph: {graph}: no such file; expected an encoder that export.py wrote")
         self._graphs: dict[int, Graph] = {self.spec.size: _run_by(backend, graph)} if graph else {}
         required("onnxruntime" if backend == "onnx" else "openvino")
 
@@ -118,24 +103,17 @@ class ExportedEncoder(nn.Module):
 
 
 def _run_by(backend: str, path: Path) -> Graph:
-    if backend == "onnx":
-        runtime = required("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        with _reading(path):
-            session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return lambda images: session.run(None, {"images": images})
-    precision = {} if backend == "openvino_bf16" else {"INFERENCE_PRECISION_HINT": "f32"}
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    with _reading(path):
-        compiled = required("openvino").Core().compile_model(path, "CPU", threads | precision)
-    return lambda images: [*compiled([images]).values()]
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
+    runtime = required("onnxruntime" if backend == "onnx" else "openvino")
     try:
-        yield
+        if backend == "onnx":
+            options = runtime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return lambda images: session.run(None, {"images": images})
+        precision = {} if backend == "openvino_bf16" else {"INFERENCE_PRECISION_HINT": "f32"}
+        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = runtime.Core().compile_model(path, "CPU", threads | precision)
+        return lambda images: [*compiled([images]).values()]
     except Exception as error:  # each runtime has exceptions of its own
         reason = " ".join(str(error).split())[-200:]
         raise UserError(f"{path}: can't be read as an encoder ({reason}); export.py writes one") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.model.chat import ends_turn
-from anomalygpt.model.cpu_llama import Cache, CpuLlama
+from anomalygpt.model.cpu_llama import CpuLlama
 from anomalygpt.model.tokenizer import Tokenizer
 
 INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of-turn mark is not generated yet
@@ -21,27 +21,19 @@ class ConversationCache:
     """Keys and values of all that one conversation has fed to the language model so far.
 
     A new turn repeats the earlier ones, so that only what differs from the cached ids is computed.
-
-    Attributes:
-        ids: the text tokens behind the prefix (image and prompts) that the cache covers.
-        past: the language model's cache; None before the first turn.
     """
 
-    ids: list[int] = field(default_factory=list)
-    past: Any = None
+    ids: list[int] = field(default_factory=list)  # the text behind the prefix (image and prompts) that is covered
+    past: Any = None  # the language model's cache
 
     def keep(self, ids: Sequence[int]) -> int:
         """Cuts the cache back to what it shares with ``ids``, and returns how many of them it covers.
 
         At least the last of the ids is left to be fed: its logits give the first new token.
         """
-        shared = 0
-        for cached, wanted in zip(self.ids, ids[:-1], strict=False):
-            if cached != wanted:
-                break
-            shared += 1
-        surplus = len(self.ids) - shared
-        if surplus:
+        same = [cached == wanted for cached, wanted in zip(self.ids, ids[:-1], strict=False)]
+        shared = [*same, False].index(False)
+        if surplus := len(self.ids) - shared:
             self.past.crop(-surplus)  # removes so many from the end
         self.ids = list(ids[:shared])
         return shared
@@ -54,7 +46,6 @@ def stream_tokens(
     """Yields new token ids one by one, at most ``settings.max_new_tokens``; the caller decides when to stop.
 
     Args:
-        llm: a Hugging Face causal LM.
         prefix: (1, N, D_l), what precedes the text; not read where ``cache`` holds it from an earlier call.
         ids: the text so far, at least one token where there is no prefix.
         cache: of this conversation; it is updated as tokens are generated.
@@ -63,7 +54,12 @@ def stream_tokens(
     covered = cache.keep(ids)
     text = embed(torch.tensor([ids[covered:]], dtype=torch.long, device=embed.weight.device))
     if cache.past is None:
-        cache.past = _new_cache(llm)
+        if isinstance(llm, CpuLlama):
+            cache.past = llm.new_cache()
+        else:
+            from transformers import DynamicCache
+
+            cache.past = DynamicCache()
         text = text if prefix is None else torch.cat([prefix.to(text.dtype), text], dim=1)
     pending = list(ids[covered:])
     name = _cache_argument(llm)
@@ -99,16 +95,8 @@ def growing_text(tokens: Iterable[int], begun: Sequence[int], decode: Callable[[
     yield decode(ids)
 
 
-def _new_cache(llm: Any) -> Any:
-    if isinstance(llm, CpuLlama):
-        return Cache()
-    from transformers import DynamicCache
-
-    return DynamicCache()
-
-
 def _cache_argument(llm: Any) -> str:
-    """The name of the cache among a causal LM's arguments; transformers 5.23 has renamed it for some models."""
+    """The name of the cache among a causal LM's arguments; transformers 5.24 has renamed it."""
     model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 

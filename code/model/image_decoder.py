@@ -38,15 +38,11 @@ class ImageDecoder(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, taps: Sequence[Tensor], states: Tensor, size: int) -> Tensor:
-        """Probabilities of normal and abnormal for each pixel, per layer.
+        """Probabilities of normal and abnormal per layer and pixel, (L, B, 2, size, size) float32.
 
         Args:
             taps: L tensors (B, P * P, D_v), any float dtype.
             states: (B, 2, D) of unit length, the text features [normal, abnormal].
-            size: side of the output, in pixels.
-
-        Returns:
-            (L, B, 2, size, size) float32, summing to 1 over the third dimension, see :func:`anomaly_map`.
         """
         layers = []
         for fc, tap in zip(self.fc, taps, strict=True):

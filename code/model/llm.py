@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from anomalygpt.config.settings import GenerationSettings, LoraSettings
+from anomalygpt.config.settings import LoraSettings
 from anomalygpt.errors import UserError, reading_warning
-from anomalygpt.model.chat import answer_text, ends_turn
-from anomalygpt.model.checkpoint import CheckpointError, check_names, folder_shapes, shapes_of
+from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, folder_shapes, shapes_of
 from anomalygpt.model.cpu_llama import CpuLlama
-from anomalygpt.model.generation import ConversationCache, stream_tokens, turn_tokens
 from anomalygpt.model.probe import probe
-from anomalygpt.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it warns then
@@ -54,21 +51,13 @@ def load_llm(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json there; expected a Hugging Face causal LM's folder")
-    config = _read_config(folder)
-    found = folder_shapes(folder)
+    config, found = _read_config(folder)
     recognised = probe(folder)
     advice = "python prepare_vicuna.py makes Vicuna version 0 (pretrained_ckpt/README.md)"
     if recognised.kind == "vicuna_delta":
         raise CheckpointError(f"{folder}: this is {recognised.what}; {advice}")
     if folder.name in ("7b_v0", "13b_v0") and recognised.kind != "vicuna_v0":
         reading_warning(f"{folder}: expected Vicuna version 0, found {recognised.what}; answers may be poor. {advice}")
-    rows = found.get(EMBEDDING, (config.vocab_size,))[0]
-    if rows != config.vocab_size:
-        # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
-        logger.info("%s: vocab_size %d in config.json, %d in the weights", folder, config.vocab_size, rows)
-        config.vocab_size = rows
     with torch.device("meta"):
         planned = AutoModelForCausalLM.from_config(config)
     expected = shapes_of(planned.state_dict())
@@ -114,18 +103,12 @@ def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
 
 
 def fitting_precision(llm: nn.Module, dtype: torch.dtype, free: int | None) -> str:
-    """The first of ``full``, ``8bit`` and ``4bit`` that fits so many free bytes; ``full`` without a number of them.
-
-    Raises:
-        UserError: the weights do not fit in full, and bitsandbytes is not installed.
-    """
+    """The first of ``full``, ``8bit`` and ``4bit`` that fits so many free bytes; ``full`` without a number of them."""
     sizes = {each: weight_bytes(llm, each, dtype.itemsize) for each in PRECISIONS}
-    installed, left = find_spec("bitsandbytes"), (free or 0) - sizes["full"] // WORKSPACE
-    if free is None or sizes["full"] <= (left if installed else free):
+    left = (free or 0) - (sizes["full"] // WORKSPACE if find_spec("bitsandbytes") else 0)
+    if free is None or sizes["full"] <= left:
         return "full"
     lack = f"{free / GIB:.1f} GiB of the GPU's memory are free, and the language model takes {sizes['full'] / GIB:.1f}"
-    if not installed:
-        raise UserError(f"{lack}. {BITSANDBYTES} for 8 or 4 bit, or choose the device cpu, or maps without answers")
     precision = "8bit" if sizes["8bit"] <= left else "4bit"
     logger.warning("%s: in %s it is %.1f (llm.precision)", lack, precision, sizes[precision] / GIB)
     return precision
@@ -144,14 +127,19 @@ def _quantization(precision: str, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
+    """A language model's config, and the names and shapes of its weights."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
+    shapes = folder_shapes(folder)
+    # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
+    config.vocab_size = shapes.get(EMBEDDING, (config.vocab_size,))[0]
+    return config, shapes
 
 
 def planned_config(folder: Path) -> tuple[Any, str | None]:
@@ -163,13 +151,10 @@ def planned_config(folder: Path) -> tuple[Any, str | None]:
     from transformers import LlamaConfig
 
     if (folder / "config.json").is_file():
-        config = None
         try:
-            config = _read_config(folder)
-            config.vocab_size = folder_shapes(folder).get(EMBEDDING, (config.vocab_size,))[0]
+            return _read_config(folder)[0], None
         except CheckpointError as error:
-            return config, f"{error}: sizes are config.json's" if config else str(error)
-        return config, None
+            return None, str(error)
     size = folder.name.lower().partition("_")[0]
     if size not in LLAMA_SIZES or "_" not in folder.name:
         return None, f"{folder}: no config.json there, so the language model's size is unknown and not counted"
@@ -180,96 +165,31 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     """Wraps the model in PEFT, whose tensor names the released deltas use.
 
     Raises:
-        UserError: a target is no module of this model, or no linear layer.
+        UserError: a target is no linear layer of this model, or there is none.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
-    modules = dict(llm.named_modules())
-    linear = dict.fromkeys(name.rpartition(".")[2] for name, m in modules.items() if isinstance(m, nn.Linear))
-    advice = f"its linear layers are called {', '.join(linear)}"
-    if not settings.targets:
-        raise UserError(f"llm.lora.targets []: names no module; {advice}")
+    kinds = nn.Linear, Conv1D
+    linear = dict.fromkeys(name.rpartition(".")[2] for name, m in llm.named_modules() if isinstance(m, kinds))
     # PEFT ignores a misspelt target where another one is found.
-    absent = [target for target in settings.targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
-    if absent:
-        raise UserError(f"llm.lora.targets [{', '.join(absent)}]: no such modules in this language model; {advice}")
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    wrong = [target for target in settings.targets if target.rpartition(".")[2] not in linear]
+    if wrong or not settings.targets:
+        which = f"expected linear layers of this language model, which are called {', '.join(linear)}"
+        raise UserError(f"llm.lora.targets [{', '.join(wrong)}]: {which}")
+    scale: dict[str, Any] = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    config = LoraConfig(**scale, target_modules=list(settings.targets), task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT still uses a flag that transformers has renamed
-        try:
-            return get_peft_model(llm, config)
-        except ValueError as error:  # the modules exist, but PEFT has no adapter for their class
-            targets = ", ".join(settings.targets)
-            raise UserError(f"llm.lora.targets [{targets}]: LoRA can't adapt all of these; {advice}") from error
+        return get_peft_model(llm, config)
 
 
 def merge_lora_weights(llm: Any) -> None:
     """Merges each adapter into its base weights: the same answers, faster; LoRA can't be trained afterwards.
 
-    Adapters stay separate in lower precision, which would round much of their small changes away, and where one is on
-    an output layer that shares its weights with the embedding.
+    Adapters stay separate in lower precision, which would round much of their small changes away.
     """
     if isinstance(llm, CpuLlama):
         llm.merge()
-        return
-    shared = llm.config.tie_word_embeddings and hasattr(llm.get_output_embeddings(), "lora_A")
-    if llm.dtype == torch.float32 and not shared and not getattr(llm, "is_quantized", False):
+    elif llm.dtype == torch.float32 and not getattr(llm, "is_quantized", False):
         llm.merge_adapter()
-
-
-@torch.inference_mode()
-def generate(
-    llm: nn.Module,
-    embeds: Tensor,
-    attention: Tensor,
-    tokenizer: Tokenizer,
-    settings: GenerationSettings,
-    **extra: Any,
-) -> list[str]:
-    """Continues B prompts given as embeddings.
-
-    Args:
-        embeds: (B, N, D_l), padded on the left.
-        attention: (B, N) int64, 1 where a position counts.
-        extra: passed to the model's ``generate`` (a streamer, for example).
-
-    Returns:
-        B answers, without the end-of-turn mark.
-    """
-    if isinstance(llm, CpuLlama):
-        prompts = (row[kept.bool()][None] for row, kept in zip(embeds, attention, strict=True))
-        turns = (stream_tokens(llm, prompt, [], ConversationCache(), settings) for prompt in prompts)
-        return [answer_text([*turn_tokens(turn, tokenizer)], tokenizer) for turn in turns]
-    done = [False] * len(embeds)
-
-    def turn_ended(ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        for number, row in enumerate(ids.tolist()):
-            done[number] = done[number] or ends_turn(row, tokenizer)
-        return torch.tensor(done, device=ids.device)
-
-    sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
-    if sampling["do_sample"]:
-        sampling |= {"top_p": settings.top_p, "top_k": settings.top_k, "temperature": settings.temperature}
-    ids = llm.generate(  # type: ignore[operator]
-        inputs_embeds=embeds,
-        attention_mask=attention,
-        max_new_tokens=settings.max_new_tokens,
-        stopping_criteria=[turn_ended],
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.eos_id,
-        bos_token_id=tokenizer.bos_id,
-        **sampling,
-        **extra,
-    )
-    answers = []
-    for row in ids.tolist():
-        end = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
-        answers.append(answer_text(row[:end], tokenizer))
-    return answers

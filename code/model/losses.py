@@ -11,14 +11,11 @@ DICE_SMOOTH = 1.0
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the next token, averaged over all answer tokens of the batch.
+    """Cross entropy of the next token, averaged over all answer tokens of the batch; zero when there is none.
 
     Args:
         logits: (B, N, vocabulary), any float dtype.
         labels: (B, N) int64, -100 where there is no answer token.
-
-    Returns:
-        A scalar, float32; zero when there is no answer token.
     """
     shifted, targets = logits[:, :-1], labels[:, 1:]
     chosen = targets != IGNORE_INDEX

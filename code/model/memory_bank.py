@@ -26,18 +26,12 @@ class MemoryBank:
             where each view is upright.
 
     Attributes:
-        taps: L tensors (M, D_v) float32, or float16 above ``HALF_ABOVE`` patches; rows of the same number belong to
-            one patch.
+        taps: L tensors (M, D_v) float32, or float16 above ``HALF_ABOVE`` patches.
         photos: (M,) int64, the number of the photo that a patch comes from.
         positions: (M,) int64, the patch's position on the upright photo.
-
-    Raises:
-        ValueError: there is no photo.
     """
 
     def __init__(self, references: ImageFeatures | Sequence[ImageFeatures], positions: Tensor | None = None) -> None:
-        if len(references) == 0:
-            raise ValueError("a memory bank needs at least one reference photo")
         if isinstance(references, ImageFeatures):
             references = [references[[photo]] for photo in range(len(references))]
         units = [unit_patches(photo) for photo in references]
@@ -73,16 +67,12 @@ class MemoryBank:
     def similarity(
         self, query: ImageFeatures, tap_weights: Sequence[float] = (), exclusion_radius: int | None = None
     ) -> Tensor:
-        """Cosine similarity to the nearest reference patch, averaged over the taps.
+        """Cosine similarity of B images to the nearest reference patch, averaged over the taps: (B, P, P) float32.
 
         Args:
-            query: features of B images.
             tap_weights: one per tap; empty weighs them equally.
             exclusion_radius: for a photo that is in the bank itself: reference patches up to so many rows and columns
-                from the query patch's own position are left out. None compares with all.
-
-        Returns:
-            (B, P, P) float32 in -1..1; -1 where no reference patch is left.
+                from the query patch's own position are left out; -1 where none is left. None compares with all.
         """
         grid, pairs = query.grid, list(zip(unit_patches(query), self.taps, strict=True))
         if exclusion_radius is None:
@@ -129,22 +119,9 @@ def weighted_mean(layers: Tensor, weights: Sequence[float]) -> Tensor:
 def k_centre(patches: Tensor, keep: int) -> Tensor:
     """Greedy k-centre selection (PatchCore, section 3.2): each time the patch furthest from all that were chosen.
 
-    The first is the one nearest to the mean, so that the choice depends on the patches only.
-
-    Args:
-        patches: (M, D), any float dtype.
-        keep: how many, at least 1; M or more keeps all.
-
-    Returns:
-        (min(keep, M),) int64, rising.
-
-    Raises:
-        ValueError: there is no patch, or none is to be kept.
+    The first is the one nearest to the mean, so that the choice depends on the patches only: (M, D) -> (keep,) int64,
+    rising; ``keep`` is at least 1 and at most M.
     """
-    if keep < 1 or len(patches) == 0:
-        raise ValueError(f"a coreset of {keep} from {len(patches)} patches: expected at least 1 of at least 1")
-    if keep >= len(patches):
-        return torch.arange(len(patches), device=patches.device)
     points = patches.float()
     if points.shape[1] > PROJECTED_WIDTH:
         generator = torch.Generator().manual_seed(0)  # on the CPU: the same patches are chosen on every device

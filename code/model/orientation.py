@@ -1,15 +1,14 @@
 """The orientation of a part in its photo, from the second moments of the patches that differ from the border."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Orientation:
+class Orientation(NamedTuple):
     """The orientation of a part."""
 
     aspect: float  # length divided by width, at least 1

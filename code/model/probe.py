@@ -15,7 +15,6 @@ from torch import Tensor
 from anomalygpt.model.checkpoint import (
     CheckpointError,
     Shape,
-    damage,
     delta_name,
     identify,
     part_of,
@@ -37,10 +36,10 @@ class Probe:
     """A file or folder, recognised.
 
     Attributes:
-        kind: ``imagebind``, ``vit``, ``pandagpt``, ``anomalygpt``, ``lora``, ``vicuna_v0``, ``vicuna_v1``, ``llama``,
-            ``llama_or_vicuna``, ``llama_2``, ``vicuna_delta``, ``llama_meta``, ``language_model``, ``unknown``;
-            or why it can't be read: ``missing``, ``zero_checkpoint``, ``lfs_pointer``, ``web_page``, ``text``,
-            ``archive``, ``gguf``, ``truncated``, ``damaged``.
+        kind: ``imagebind``, ``vit``, ``open_clip``, ``pandagpt``, ``anomalygpt``, ``lora``, ``vicuna_v0``,
+            ``vicuna_v1``, ``llama``, ``llama_or_vicuna``, ``llama_2``, ``vicuna_delta``, ``llama_meta``,
+            ``language_model``, ``unknown``; or why it can't be read: ``missing``, ``zero_checkpoint``, ``damaged``,
+            ``truncated``, or a kind of ``checkpoint.OTHER_FILES``.
         what: the same in words, and how sure that is.
         fault: what is missing or wrong in it; empty where it is complete.
         width: of the language model that it is, or is for; 0 where that is unknown.
@@ -74,13 +73,12 @@ def _probe_file(path: Path) -> Probe:
     try:
         tensors = read_tensors(path)
     except CheckpointError as error:
-        kind, what = damage(path) or ("damaged", _reason(error, path))
-        return Probe(kind, what, "it can't be loaded")
+        return Probe(error.kind, _reason(error, path), "it can't be loaded")
     shapes = {delta_name(name): shape for name, shape in shapes_of(tensors).items()}
     kind, what, width = identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
     parts = tuple(sorted({part for name in shapes if (part := part_of(name))}))
     if kind in ("language_model", "llama_meta"):
-        if norm_scale(tensors) < SMALLEST_NORM:
+        if max(_norm_scales(tensors), default=1.0) < SMALLEST_NORM:
             kind, what = "vicuna_delta", f"{what}, of a delta that was not applied to LLaMA"
         return Probe(kind, what, "it belongs into a folder with config.json and its other files", width)
     if kind in ("pandagpt", "anomalygpt") and width in SIZES:
@@ -96,10 +94,10 @@ def _probe_file(path: Path) -> Probe:
     return Probe(kind, what, fault, width, parts)
 
 
-def norm_scale(tensors: Mapping[str, Tensor]) -> float:
-    """The largest mean magnitude of a normalisation layer's weights; 1 where there are none."""
+def _norm_scales(tensors: Mapping[str, Tensor]) -> list[float]:
+    """The mean magnitude of the weights of each normalisation layer."""
     norms = [v for n, v in tensors.items() if n.endswith("norm.weight") and v.dim() == 1 and v.is_floating_point()]
-    return max((float(value[:8192].float().abs().mean()) for value in norms), default=1.0)
+    return [float(value[:8192].float().abs().mean()) for value in norms]
 
 
 def _probe_meta(folder: Path) -> Probe:
@@ -118,25 +116,26 @@ def _probe_meta(folder: Path) -> Probe:
 
 def _probe_language_model(folder: Path) -> Probe:
     shapes: dict[str, Shape] = {}
-    scales, file = [0.0], folder
+    scales, file = [], folder
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         for file in weight_files(folder):
             tensors = read_tensors(file)
             shapes |= shapes_of(tensors)
-            scales += [norm_scale(tensors)] if any(name.endswith("norm.weight") for name in tensors) else []
+            scales += _norm_scales(tensors)
     except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
-        kind, what = (file.is_file() and damage(file)) or ("language_model", _reason(error, file))
-        return Probe(kind, f"a language model's folder, with {file.name}", what)
+        kind = getattr(error, "kind", "") or "language_model"
+        return Probe(kind, f"a language model's folder, with {file.name}", _reason(error, file))
     rows, width = (*shapes.get("model.embed_tokens.weight", ()), 0, 0)[:2]
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
-    wanted = config.get("num_hidden_layers")
-    fault = f"{len(layers)} of {wanted} layers" if layers and len(layers) != wanted else ""
-    if not fault and not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    fault = ""
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         fault = "no tokeniser: tokenizer.model or tokenizer.json"
+    if layers and len(layers) != (wanted := config.get("num_hidden_layers")):
+        fault = f"{len(layers)} of {wanted} layers"
     kind, what = "language_model", f"a language model of type {config.get('model_type')} with {rows} rows"
     if config.get("model_type") == "llama" and rows in (LLAMA_ROWS, LLAMA_ROWS + 1):
-        kind, what = _llama(folder, config, rows, max(scales))
+        kind, what = _llama(folder, config, rows, max(scales, default=1.0))
     return Probe(kind, f"{what}, {_size(width)}", fault, width)
 
 

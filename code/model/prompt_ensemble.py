@@ -1,12 +1,11 @@
 """Text features [normal, abnormal] of a class: WinCLIP's state words and templates (specification 3)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from anomalygpt.model.encoder import TextImageEncoder
 
 NORMAL_STATES = (
     "{}",
@@ -29,13 +28,12 @@ def sentences(class_name: str, states: Sequence[str]) -> list[str]:
 
 
 class PromptEnsemble:
-    """The text features of a class from a text tower; each class is encoded once and cached.
+    """The text features of a class from an encoder with a text tower; each class is encoded once and cached.
 
-    Args:
-        offload: keeps the text tower on the CPU; it is on the encoder's device only while a new class is encoded.
+    ``offload`` keeps the text tower on the CPU; it is on the encoder's device only while a new class is encoded.
     """
 
-    def __init__(self, encoder: TextImageEncoder, offload: bool = False) -> None:
+    def __init__(self, encoder: Any, offload: bool = False) -> None:
         self.encoder, self.offload = encoder, offload
         self._cache: dict[str, Tensor] = {}
         if offload:

@@ -16,9 +16,6 @@ class PromptLearner(nn.Module):
     Its convolutions are initialised as in He et al. (ICCV 2015), so that a defect in the map moves the prompts by about
     the distance between word embeddings. PyTorch's default attenuates the map by a factor of 400 over the six layers;
     the language model then needed hundreds of steps before it responded to the map at all.
-
-    Args:
-        llm_width: D_l, the width of the language model's embeddings.
     """
 
     def __init__(self, llm_width: int) -> None:

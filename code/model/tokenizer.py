@@ -3,11 +3,9 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from anomalygpt.errors import UserError
-
-AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # transformers' classes that add nothing to tokenizer.json
 
 
 class Tokenizer(Protocol):
@@ -15,7 +13,6 @@ class Tokenizer(Protocol):
 
     bos_id: int
     eos_id: int
-    size: int  # one more than the largest id
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, none for the empty string."""
@@ -36,13 +33,8 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        try:
-            self._model = SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path}: no SentencePiece model; it is damaged or was not fully downloaded") from error
-        self.bos_id: int = self._model.bos_id()
-        self.eos_id: int = self._model.eos_id()
-        self.size: int = self._model.vocab_size()
+        self._model = SentencePieceProcessor(model_file=str(path))
+        self.bos_id, self.eos_id = self._model.bos_id(), self._model.eos_id()
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
@@ -53,17 +45,17 @@ class SentencePieceTokenizer:
 
 
 class JsonTokenizer:
-    """A ``tokenizer.json`` that transformers would use as it is; read by the tokenizers library, which starts at once.
+    """A ``tokenizer.json``, read by the tokenizers library, which starts sooner than transformers.
 
     A space goes before each piece, as SentencePiece does it: "### Assistant:" + "Yes" is then the same text in training
     as in a chat's history, "### Assistant: Yes".
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer as Reader
 
         self._tokenizer = Reader.from_file(str(folder / "tokenizer.json"))
-        self.size = self._tokenizer.get_vocab_size()
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         marks = (config.get(name) or "" for name in ("eos_token", "bos_token"))
         texts = (mark["content"] if isinstance(mark, dict) else mark for mark in marks)
         end, begin = (self._tokenizer.token_to_id(text) for text in texts)
@@ -79,39 +71,16 @@ class JsonTokenizer:
         return self._tokenizer.decode(list(ids)).removeprefix(" ")
 
 
-class HuggingFaceTokenizer:
-    """Any other tokeniser in a Hugging Face folder."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.size = len(tokenizer)
-        self.eos_id: int = tokenizer.eos_token_id
-        self.bos_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos_id
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
-
-    def decode(self, ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.removeprefix(" ")
-
-
-def load_tokenizer(folder: Path, kind: Callable[[Any], Tokenizer] | None = None) -> Tokenizer:
+def load_tokenizer(folder: Path, kind: Callable[[Path], Tokenizer] | None = None) -> Tokenizer:
     """The tokeniser of a language model's folder: SentencePiece if there is a ``tokenizer.model``, or of a ``kind``.
 
     Raises:
         UserError: the folder has no tokeniser, or a damaged one.
     """
-    if kind is None and (folder / "tokenizer.model").is_file():
-        return SentencePieceTokenizer(folder / "tokenizer.model")
     try:
-        path = folder / "tokenizer_config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if kind is None and config.get("tokenizer_class") in AS_IT_IS:
-            return JsonTokenizer(folder, config)
-        from transformers import AutoTokenizer
-
-        return (kind or HuggingFaceTokenizer)(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        if kind is None and (folder / "tokenizer.model").is_file():
+            return SentencePieceTokenizer(folder / "tokenizer.model")
+        return (kind or JsonTokenizer)(folder)
     except Exception as error:  # the tokenizers library raises no narrower one for a damaged file
         expected = "one with a chat template" if kind else "tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
-        raise UserError(f"{folder} holds no tokeniser: expected {expected}") from error
+        raise UserError(f"{folder} holds no tokeniser, or a damaged one: expected {expected}") from error

@@ -1,6 +1,7 @@
 """The server's routes: inspection, parts, and OpenAI's chat completions, around one predictor."""
 
 import io
+import json
 import time
 import uuid
 from asyncio import to_thread
@@ -25,10 +26,9 @@ from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.inference.session import MAX_REFERENCES, NO_ANSWER
 from anomalygpt.inference.visualize import overlay
-from anomalygpt.serving.batching import ModelThread
-from anomalygpt.serving.chat import ChatRequest, chunk, event, read_messages
 from anomalygpt.serving.gate import Gate, Limits, error_response
-from anomalygpt.serving.parts import NAME, NO_PART, Parts, from_data_uri, read_photo
+from anomalygpt.serving.messages import ChatRequest, from_data_uri, read_messages, read_photo
+from anomalygpt.serving.parts import NAME, NO_PART, ModelThread, Parts
 
 if TYPE_CHECKING:
     from anomalygpt.config.settings import PhotoSettings
@@ -103,20 +103,19 @@ class Service:
         named = class_name or class_in_prompt(question, self.predictor.settings.text_class_rule)
         return await self.model.inspect(part, named, photo)
 
-    def _require_words(self, question: str | None) -> None:
-        if question and self.predictor.language_model is None:
+    def _require_words(self) -> None:
+        if self.predictor.language_model is None:
             raise HTTPException(501, NO_ANSWER)
 
     async def _answer(self, result: ImageResult, question: str, history: History) -> Prediction:
-        async with aclosing(self.model.pieces(self.predictor.stream(result, question, history))) as pieces:
-            *_, found = [piece async for piece in pieces]
-        assert isinstance(found, Prediction)
+        *_, found = [piece async for piece in self.model.pieces(self.predictor.stream(result, question, history))]
         return found
 
     async def inspect(self, request: Request) -> JSONResponse:
         """Inspects a photo: verdict, probability, regions, on request the map and the answer to a question."""
         data, wanted = await read_inspection(request)
-        self._require_words(wanted.question)
+        if wanted.question:
+            self._require_words()
         question = wanted.question or detection_question(wanted.class_name, with_description=False)
         result = await self._inspect(data, wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
@@ -129,44 +128,40 @@ class Service:
 
     async def chat(self, body: ChatRequest) -> Response:
         """Answers a question about the latest photo of the messages, by OpenAI's protocol."""
-        self._require_words("chat")
+        self._require_words()
         data, question, history = read_messages(body.messages)
         question = question or detection_question(None, with_description=False)
         result = await self._inspect(data, body.model, None, " ".join([*(asked for asked, _ in history), question]))
+        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
         if body.stream:
-            return StreamingResponse(self._events(body, result, question, history), media_type="text/event-stream")
+            return StreamingResponse(self._events(about, result, question, history), media_type="text/event-stream")
         found = await self._answer(result, question, history)
         message = {"role": "assistant", "content": found.answer}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-        about = {**_about(body.model), "object": "chat.completion", "choices": [choice]}
-        usage = self._usage(result, question, history, found.answer)
-        return JSONResponse({**about, "usage": usage, "findings": found.to_dict()})
+        own = {"object": "chat.completion", "choices": [choice], "findings": found.to_dict()}
+        return JSONResponse({**about, **own})
 
     async def _events(
-        self, body: ChatRequest, result: ImageResult, question: str, history: History
+        self, about: dict[str, Any], result: ImageResult, question: str, history: History
     ) -> AsyncIterator[str]:
-        about, answer = _about(body.model), ""
-        yield chunk(about, {"role": "assistant", "content": ""})
+        def event(**content: Any) -> str:
+            return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+        def chunk(delta: dict[str, str], reason: str | None = None, **others: Any) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            return event(**about, object="chat.completion.chunk", choices=[choice], **others)
+
+        yield chunk({"role": "assistant", "content": ""})
         try:
             async with aclosing(self.model.pieces(self.predictor.stream(result, question, history))) as pieces:
                 async for piece in pieces:
-                    if isinstance(piece, Prediction):
-                        yield chunk(about, {}, "stop", findings=piece.to_dict())
+                    if isinstance(piece, str):
+                        yield chunk({"content": piece})
                     else:
-                        answer += piece
-                        yield chunk(about, {"content": piece})
-            if (body.stream_options or {}).get("include_usage"):
-                yield chunk(about, None, usage=self._usage(result, question, history, answer))
+                        yield chunk({}, "stop", findings=piece.to_dict())
         except UserError as error:
-            yield event({"error": {"message": str(error), "type": "server_error"}})
+            yield event(error={"message": str(error), "type": "server_error"})
         yield "data: [DONE]\n\n"
-
-    def _usage(self, result: ImageResult, question: str, history: History, answer: str) -> dict[str, int]:
-        """Tokens of the prompt's text and of the answer; zero where the language model is elsewhere."""
-        own = getattr(self.predictor.language_model, "tokenizer", None) or self.predictor.model.tokenizer
-        texts = self.predictor.prompt(result, question, history), answer
-        read, written = (len(own.encode(text)) if own else 0 for text in texts)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     async def teach(self, name: PartName, photos: list[UploadFile]) -> dict[str, Any]:
         """Teaches a part by photos of good ones, in place of what it was before."""
@@ -183,7 +178,7 @@ class Service:
 
     async def forget_corrections(self, name: PartName) -> None:
         """Withdraws all that was said of photos of a part."""
-        await self.model.run(self.parts.forget_corrections, name)
+        await self.model.run(self.parts.correct, name, None)
 
     async def part(self, name: PartName) -> dict[str, Any]:
         """A part that was taught, and what its references are worth."""
@@ -201,10 +196,6 @@ class Service:
         """What ``model`` can be in a chat: ``default`` and all parts."""
         about = {"object": "model", "created": 0, "owned_by": "anomalygpt"}
         return {"object": "list", "data": [{"id": name, **about} for name in (NO_PART, *self.parts.names())]}
-
-
-def _about(model: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
 def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
@@ -238,7 +229,7 @@ def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
     async def failed(_: Request, error: Any) -> Response:
         """Any error as OpenAI's clients read it."""
         if isinstance(error, AnyHTTPException):
-            return error_response(error.status_code, str(error.detail), **(error.headers or {}))
+            return error_response(error.status_code, str(error.detail), error.headers)
         if isinstance(error, RequestValidationError | ValidationError):
             faults = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors()[:3]]
             return error_response(400, "; ".join(faults))

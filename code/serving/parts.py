@@ -1,66 +1,27 @@
-"""Photos from requests, and parts: references that are saved in a folder and used by name."""
+"""Parts: references that are saved in a folder and used by name. And the one thread that runs the model with them."""
 
+import asyncio
 import re
-from base64 import b64decode
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from io import BytesIO
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
 from PIL import Image
 
-from anomalygpt.datasets.photos import load_image
-from anomalygpt.datasets.records import DatasetError
-from anomalygpt.inference.reference_file import SUFFIX, saved_photo_settings
+from anomalygpt.inference.references import SUFFIX, saved_photo_settings
 
 if TYPE_CHECKING:
     from anomalygpt.config.settings import PhotoSettings
     from anomalygpt.inference.predictor import Predictor
+    from anomalygpt.inference.results import ImageResult, Prediction
 
 NO_PART = "default"  # photos are compared with the text features
 NAME = r"^\w[\w .\-]{0,59}$"
 MAX_LOADED = 8  # parts: 60 MB each with the compact model, hundreds with ImageBind
-
-
-def from_data_uri(uri: str) -> bytes:
-    """The content of a base64 data URI. Raises HTTPException (400) for anything else: nothing is fetched."""
-    with suppress(ValueError):
-        if found := re.match(r"data:[^,]{0,100};base64,", uri):
-            return b64decode(uri[found.end() :], validate=True)
-    text = f"{uri[:60]!r} is not fetched: send the photo itself in base64, as in data:image/png;base64,iVBOR…"
-    raise HTTPException(400, text)
-
-
-def read_photo(data: bytes, name: str, settings: "PhotoSettings | None", megapixels: float) -> Image.Image:
-    """Decodes a photo from its file's bytes; ``info["source"]`` is its name.
-
-    Args:
-        settings: see ``photos.load_image``.
-
-    Raises:
-        HTTPException: 413 if it has more megapixels than allowed, 422 if it can't be read.
-    """
-
-    def check(image: Image.Image) -> None:
-        if (found := image.width * image.height / 1e6) > megapixels:
-            raise HTTPException(413, f"{name}: {found:.1f} megapixels; at most {megapixels:g} are accepted")
-
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(BytesIO(data)) as header:
-        check(header)
-    with NamedTemporaryFile(prefix="photo_") as file:
-        file.write(data)
-        file.flush()
-        try:
-            photo = load_image(Path(file.name), settings)
-        except DatasetError as error:
-            text = str(error).replace(file.name, name).replace(Path(file.name).name, name)
-            raise HTTPException(422, text) from None
-    check(photo)
-    photo.info = {"source": name}
-    return photo
+BATCH = 8  # photos in one pass of the encoder
 
 
 class Parts:
@@ -100,55 +61,100 @@ class Parts:
         if predictor is None or written != path.stat().st_mtime_ns:
             predictor = self._without_references.without_references()
             predictor.load_references(path)
-        return self._keep(path, predictor)
+        self._keep(path, predictor)
+        return predictor
 
-    def _keep(self, path: Path, predictor: "Predictor") -> "Predictor":
+    def _keep(self, path: Path, predictor: "Predictor") -> None:
         """Keeps a part that its file holds, too, and drops the one that was not used for longest."""
         self._loaded.pop(path, None)
         self._loaded[path] = path.stat().st_mtime_ns, predictor
         for oldest in list(self._loaded)[:-MAX_LOADED]:
             del self._loaded[oldest]
-        return predictor
 
     def teach(self, name: str, photos: Sequence[Image.Image]) -> dict[str, Any]:
-        """Encodes and saves good photos in place of what the part was before; returns what :func:`about` does."""
+        """Encodes and saves good photos in place of what the part was before; returns what :meth:`describe` does."""
         path, predictor = self._path(name, exists=False), self._without_references.without_references()
         predictor.set_references(photos)
         predictor.save_references(path)
-        return about(name, self._keep(path, predictor))
+        self._keep(path, predictor)
+        return self.describe(name)
 
-    def correct(self, name: str, photo: Image.Image, good: bool | None) -> dict[str, Any]:
-        """Counts a photo as good or bad, or by None as neither, from the next verdict on; its file keeps that."""
-        with self._changing(name) as predictor:
-            predictor.feedback(predictor.inspect(photo), good)
-        return about(name, predictor)
-
-    def forget_corrections(self, name: str) -> None:
-        """Withdraws all that :meth:`correct` added."""
-        with self._changing(name) as predictor:
-            predictor.forget_feedback()
-
-    @contextmanager
-    def _changing(self, name: str) -> "Iterator[Predictor]":
-        """A part to be changed. It is saved then, and kept only if that succeeds: a full disk leaves it as it was."""
+    def correct(self, name: str, photo: Image.Image | None, good: bool | None = None) -> dict[str, Any]:
+        """Counts a photo as good or bad, or by None as neither, from now on; without a photo withdraws all that."""
         path, predictor = self._path(name), self.predictor(name)
-        del self._loaded[path]
-        yield predictor
+        del self._loaded[path]  # until it is saved: a full disk leaves the part as it was
+        if photo:
+            predictor.feedback(predictor.inspect(photo), good)
+        else:
+            predictor.forget_feedback()
         predictor.save_references(path)
         self._keep(path, predictor)
+        return self.describe(name)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What :func:`about` says of a part."""
-        return about(name, self.predictor(name))
+        """A part's name, its number of references, and what they are worth, in lines for people."""
+        report = self.predictor(name).report()
+        return {"name": name, "references": len(report.names), "report": report.lines()}
 
     def forget(self, name: str) -> None:
         """Deletes a part and its file."""
-        path = self._path(name)
-        path.unlink()
-        self._loaded.pop(path, None)
+        self._path(name).unlink()
 
 
-def about(name: str, predictor: "Predictor") -> dict[str, Any]:
-    """A part's name, its number of references, and what they are worth, in lines for people."""
-    report = predictor.report()
-    return {"name": name, "references": len(report.names), "report": report.lines()}
+class ModelThread:
+    """Runs what needs the model, in the order in which it came; answers take turns piece by piece.
+
+    Attributes:
+        photos, batches: how many were inspected so far.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.photos, self.batches = parts, 0, 0
+        self._executor = ThreadPoolExecutor(1, "model")
+        self._waiting: list[SimpleNamespace] = []  # photos; those with the same key are inspected together
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a call in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def inspect(self, part: str, class_name: str, photo: Image.Image) -> "ImageResult":
+        """The result of a photo, compared with a part's references."""
+        self._waiting.append(job := SimpleNamespace(key=(part, class_name), photo=photo, result=None))
+        await self.run(self._inspect_oldest)  # that one or an earlier call takes this photo
+        if isinstance(job.result, Exception):
+            raise job.result
+        return job.result
+
+    def _inspect_oldest(self) -> None:
+        """Inspects the photo that waits longest, if any, with others like it."""
+        batch = [job for job in self._waiting if job.key == self._waiting[0].key][:BATCH]
+        for job in batch:
+            self._waiting.remove(job)
+        if not batch:
+            return
+        (part, class_name), photos = batch[0].key, [job.photo for job in batch]
+        found: Sequence[Any]
+        try:
+            found = self.parts.predictor(part).inspect_batch(photos, class_name)
+        except Exception as error:
+            found = [error] * len(batch)
+        self.photos, self.batches = self.photos + len(batch), self.batches + 1
+        for job, each in zip(batch, found, strict=True):
+            job.result = each
+
+    async def pieces(self, answer: "Generator[str, None, Prediction]") -> AsyncGenerator[Any, None]:
+        """The pieces of ``Predictor.stream``, then what it returns; generation stops when this is closed."""
+
+        def step() -> "str | Prediction":
+            try:
+                return next(answer)
+            except StopIteration as finished:
+                return finished.value
+
+        try:
+            piece: Any = ""
+            while isinstance(piece, str):
+                piece = await self.run(step)
+                yield piece
+        finally:
+            self._executor.submit(answer.close)

@@ -3,26 +3,15 @@
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
-from itertools import islice
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-
-
-class ResumableSampler(DistributedSampler[Any]):
-    """This process's part of an epoch, without the first ``skip`` samples, which came before the run stopped."""
-
-    skip = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return islice(super().__iter__(), self.skip, None)
 
 
 def endless_batches(
@@ -46,7 +35,7 @@ def endless_batches(
     Raises:
         UserError: the data set is smaller than one batch of all processes, or a photo can't be read.
     """
-    sampler = ResumableSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
+    sampler = DistributedSampler(dataset, process.world_size, process.rank, seed=seed, drop_last=True)
     per_epoch = sampler.num_samples // batch_size
     if per_epoch == 0:
         raise UserError(
@@ -55,23 +44,22 @@ def endless_batches(
         )
     if workers:
         _kill_workers_at_exit()
+    order: list[int] = []  # of this process's samples in an epoch
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=order,
         num_workers=workers,
         collate_fn=collate,
         drop_last=True,
         pin_memory=process.device.type == "cuda",
-        # A separate generator: a new epoch would draw from the one that dropout uses, and a resumed run would differ.
-        generator=torch.Generator(),
         worker_init_fn=_ignore_signals,
         persistent_workers=workers > 0,  # forking a process that holds a model of gigabytes takes seconds
     )
     epoch, skipped = divmod(start, per_epoch)
     while True:
         sampler.set_epoch(epoch)
-        sampler.skip = skipped * batch_size
+        order[:] = list(sampler)[skipped * batch_size :]
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(epoch)
         try:

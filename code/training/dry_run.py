@@ -1,20 +1,19 @@
 """What a run would do and need, without training: ``train.py --dry-run``. docs/training.md has the memory formulas."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from anomalygpt.config.load import resolve
-from anomalygpt.config.schema import ExperimentConfig, LlmConfig
+from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.build import MAP_PARTS, META, build_model, image_spec, local_llm, trainable_parts
-from anomalygpt.model.encoder import TextImageEncoder
+from anomalygpt.model.build import META, build_model, image_spec, local_llm, missing_weights, trainable_parts
 from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
@@ -22,7 +21,8 @@ from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_s
 UNKNOWN = "unknown"
 GIB = 2**30
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-CARD = 24 * GIB
+CARD = 24  # GiB, of the card that the plan is compared with
+CUDA = "CUDA and fragments"
 CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's buffers
 FRAGMENTED = 0.05  # of what is allocated: the allocator's loss
 PROCESS_BYTES = GIB  # Python with PyTorch, DeepSpeed, transformers and the data set's photos, measured
@@ -36,38 +36,28 @@ def describe(config: ExperimentConfig, processes: int) -> list[str]:
     """The plan of a run as lines of text.
 
     Raises:
-        UserError: the batch does not divide among the processes, or the model lacks a part that is to be trained.
+        UserError: the batch does not divide among the processes, the language model's size is unknown, or the model
+            lacks a part that is to be trained.
         DatasetError: data exist, but not as the settings say.
     """
-    settings = config.training
-    accumulation = accumulation_steps(settings, processes)
+    accumulation = accumulation_steps(config.training, processes)
     model, trained = planned_model(config)
-    try:
-        data, pairs, absent_data = _data(config)
-    except OSError as error:
-        raise DatasetError(f"data can't be read ({error})") from error
-    lines = ["parameters", *parameter_table(model, trained)]
-    if settings.answers and not model.has_llm:
-        unknown = ["language model", *(part for part in settings.trainable if part not in trained)]
-        lines.append(f"  {', '.join(unknown)}: {UNKNOWN}")
-    lines += ["", "data", *data, "", "steps", *_steps(config, pairs, accumulation, processes)]
+    data, pairs, absent = _data(config)
+    lines = ["parameters", *parameter_table(model, trained), "", "data", *data]
+    lines += ["", "steps", *_steps(config, pairs, accumulation, processes)]
     lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, model, processes)]
-    llm = config.llm if settings.answers else None
-    weights = [config.encoder.weights, *(delta.path for delta in config.deltas), *([llm.weights] if llm else [])]
-    absent = [f"{path}: not there yet" for path in weights if not local_llm(path).exists()]
-    if llm and (assumed := planned_config(local_llm(llm.weights))[1]):
+    absent += [f"{path}: not there yet" for path in missing_weights(config, all_absent=True)]
+    if config.llm and (assumed := planned_config(local_llm(config.llm.weights))[1]):
         absent.append(assumed)
-    if absent := absent + absent_data:
-        lines += ["", "not known here", *(f"  {line}" for line in absent)]
-    return lines
+    return lines + (["", "not known here", *(f"  {line}" for line in absent)] if absent else [])
 
 
 def planned_model(config: ExperimentConfig) -> tuple[AnomalyGPT, dict[str, list[nn.Parameter]]]:
-    """The run's model on the meta device, and its trained parameters by part, without parts of an unknown size."""
-    wanted = config.training.trainable
+    """The run's model on the meta device, and its trained parameters by part."""
     model = build_model(config, META, with_llm=config.training.answers)
-    known = wanted if model.has_llm or not config.training.answers else [part for part in wanted if part in MAP_PARTS]
-    return model, trainable_parts(model, known)
+    if config.llm and config.training.answers and not model.has_llm:
+        raise UserError(f"{planned_config(local_llm(config.llm.weights))[1]}: nothing can be planned without it")
+    return model, trainable_parts(model, config.training.trainable)
 
 
 def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Parameter]]) -> list[str]:
@@ -82,38 +72,37 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
 
 
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
-    """Lines that count pairs and conversations, the number of pairs (None: unknown), lines about absent files."""
+    """Lines that count pairs or conversations, the number of pairs (None: unknown), lines about absent files."""
     data, spec = config.data, image_spec(config.encoder)
-    if data.findings:
-        conversations, held_out = build_findings(data, spec.embed_width, config.seed)
-        counts = {"training conversations": len(conversations), "with held-out wordings": len(held_out or ())}
-        return [_row(name, number) for name, number in counts.items()], len(conversations), []
     transform = ImageTransform(spec.size, spec.mean, spec.std)
-    pairs: int | None = None
-    absent = _absent("data", {resolve(s.root): "file" if s.kind == "csv" else "folder" for s in data.sources})
-    if not data.sources:
-        absent = ["data: data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'"]
-    if absent:
-        lines = [f"  training pairs: {UNKNOWN}"]
-    else:
-        train, validation = build_pairs(data, transform, config.seed)
-        pairs = len(train)
+    if data.findings:
+        train, held_out = build_findings(data, spec.embed_width, config.seed)
+        counts = {"training conversations": len(train), "with held-out wordings": len(held_out or ())}
+        return [_row(name, number) for name, number in counts.items()], len(train), []
+    lines, pairs, absent = list[str](), None, list[str]()
+
+    def unless_absent(name: str, build: Callable[[], Any], paths: Iterable[str]) -> Any:
+        """What is built of files; None where some are not there."""
+        try:
+            return build()
+        except DatasetError as error:
+            if data.sources and all(resolve(path).exists() for path in paths):
+                raise
+            absent.append(str(error))
+            lines.append(f"  {name}: {UNKNOWN}")
+
+    roots, source = [each.root for each in data.sources], data.instructions
+    if found := unless_absent("training pairs", lambda: build_pairs(data, transform, config.seed), roots):
+        pairs = len(found[0])
         # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
-        classes = Counter(train.records[index].class_name for index in train.paired)
-        lines = [_row(name, number) for name, number in sorted(classes.items())]
-        lines += [_row("training pairs", pairs), _row("held-back pairs", 0 if validation is None else len(validation))]
-    if data.instructions is not None and config.training.answers:
-        files = {resolve(data.instructions.conversations): "file", resolve(data.instructions.images): "folder"}
-        if missing := _absent("instructions", files):
-            absent += missing
-            lines.append(f"  instructions: {UNKNOWN}")
-        else:
-            lines.append(_row("instructions", len(build_instructions(data, transform) or ())))
+        classes = Counter(found[0].records[index].class_name for index in found[0].paired)
+        counts = dict(sorted(classes.items())) | {"training pairs": pairs, "held-back pairs": len(found[1] or ())}
+        lines += [_row(name, number) for name, number in counts.items()]
+    if source and config.training.answers:
+        files = [source.conversations, source.images]
+        if instructions := unless_absent("instructions", lambda: build_instructions(data, transform), files):
+            lines.append(_row("instructions", len(instructions)))
     return lines, pairs, absent
-
-
-def _absent(what: str, paths: Mapping[Path, str]) -> list[str]:
-    return [f"{what}: {path}: no such {kind}" for path, kind in paths.items() if not path.exists()]
 
 
 def _steps(config: ExperimentConfig, pairs: int | None, accumulation: int, processes: int) -> Iterator[str]:
@@ -135,30 +124,25 @@ def _steps(config: ExperimentConfig, pairs: int | None, accumulation: int, proce
 
 def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iterator[str]:
     device, host = estimate_memory(config, model, processes)
-    excess = sum(device.values()) - CARD
-    verdict = "fits 24 GiB" if excess <= 0 else f"does NOT fit 24 GiB, {excess / GIB:.1f} GiB too much"
+    excess = sum(device.values()) / GIB - CARD
+    verdict = f"fits {CARD} GiB" if excess <= 0 else f"does NOT fit {CARD} GiB, {excess:.1f} GiB too much"
     yield f"  each GPU: {_sizes(device)}: {verdict}"
     yield f"  host, each process: {_sizes(host)}"
-    if config.training.precision != "fp16":
-        _, on_cpu = estimate_memory(config, model, processes, on_cpu=True)
-        yield f"  on a CPU instead, each process: {_sizes(on_cpu)}"
-    if model.has_llm:
-        yield from _by_precision(config, model, processes)
-
-
-def _by_precision(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iterator[str]:
-    """A GPU's memory by ``llm.precision``, for the language model alone, for this training and for the demo."""
-    rows: dict[str, list[int]] = {}
-    for precision in PRECISIONS:
-        changed = with_precision(config, precision)
-        demo, (training, _) = demo_memory(changed, model), estimate_memory(changed, model, processes)
-        sizes = {"the language model": demo["language model"], "this training, each GPU": sum(training.values())}
-        for name, size in (sizes | {"the demo, one GPU": sum(demo.values())}).items():
-            rows.setdefault(name, []).append(size)
+    if config.precision != "auto":  # which is fp32 there
+        yield f"  on a CPU instead, each process: {_sizes(host | device | {CUDA: 0})}"
+    if not model.has_llm:
+        return
+    each = [with_precision(config, precision) for precision in PRECISIONS]
+    demos = [demo_memory(changed, model) for changed in each]
+    rows = {
+        "the language model": [demo["language model"] for demo in demos],
+        "this training, each GPU": [sum(estimate_memory(changed, model, processes)[0].values()) for changed in each],
+        "the demo, one GPU": [sum(demo.values()) for demo in demos],
+    }
     yield f"  {'GiB of a GPU by llm.precision':<30} " + "".join(f"{precision:>8}" for precision in PRECISIONS)
-    for name, numbers in rows.items():
-        yield f"    {name:<28} " + "".join(f"{size / GIB:8.1f}" for size in numbers)
-    yield f"  the demo at 4bit: {_sizes(demo_memory(with_precision(config, '4bit'), model))}"
+    for name, sizes in rows.items():
+        yield f"    {name:<28} " + "".join(f"{size / GIB:8.1f}" for size in sizes)
+    yield f"  the demo at 4bit: {_sizes(demos[-1])}"
 
 
 def with_precision(config: ExperimentConfig, precision: str) -> ExperimentConfig:
@@ -168,19 +152,20 @@ def with_precision(config: ExperimentConfig, precision: str) -> ExperimentConfig
 
 def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
     """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
-    llm, settings, encoder = model.llama_model, config.llm or LlmConfig(), model.encoder
+    assert config.llm is not None
+    llm, encoder = model.llama_model, model.encoder
     width = BYTES["fp16" if config.precision == "auto" else config.precision]
-    text = _count(encoder.text_tower.parameters()) if isinstance(encoder, TextImageEncoder) else 0
+    text = _count(encoder.text_tower.parameters()) if hasattr(encoder, "text_tower") else 0
     lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
     parts = {name: _count(part.parameters()) for name, part in model.named_children()}
-    tokens = settings.max_target_tokens + FRAME_TOKENS
-    numbers = 2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens
+    tokens = config.llm.max_target_tokens + FRAME_TOKENS
     return {
-        "language model": weight_bytes(llm, settings.precision, width),
+        "language model": weight_bytes(llm, config.llm.precision, width),
         "encoder": width * (parts.pop("encoder") - text),
         "trained parts and LoRA": 4 * (sum(parts.values()) - parts["llama_model"] + lora),
         # By turns: a class's sentences are encoded before an answer begins.
-        "keys and values, or the text tower": width * max(numbers, text),
+        "keys and values, or the text tower": width
+        * max(2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens, text),
         "CUDA": CUDA_BYTES // 2,  # one process, without exchange of gradients
     }
 
@@ -199,9 +184,9 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def estimate_memory(
-    config: ExperimentConfig, model: AnomalyGPT, processes: int, *, on_cpu: bool = False
+    config: ExperimentConfig, model: AnomalyGPT, processes: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """One process's memory in bytes by use: of its GPU (none ``on_cpu``), and of the host.
+    """One process's memory in bytes by use: of its GPU, and of the host. On a CPU the host has both, without ``CUDA``.
 
     The model's trained parameters are marked, as :func:`planned_model` does.
     """
@@ -210,8 +195,7 @@ def estimate_memory(
     trained = _count(p for p in model.parameters() if p.requires_grad)
     frozen = _count(p for p in model.parameters() if not p.requires_grad)
     # Every parameter once: in the engine's half precision, or in fp32 with the frozen ones as they were loaded.
-    loaded = ("fp32" if on_cpu else "fp16") if config.precision == "auto" else config.precision
-    each = BYTES[loaded] if settings.precision == "fp32" else width
+    each = BYTES["fp16" if config.precision == "auto" else config.precision] if settings.precision == "fp32" else width
     weights = frozen * each + trained * width
     if model.has_llm and config.llm:
         weights += weight_bytes(model.llama_model, config.llm.precision, each)
@@ -229,9 +213,7 @@ def estimate_memory(
     device, host = {"weights": weights, "gradients": gradients}, {"libraries": PROCESS_BYTES}
     (host if settings.offloads else device)["optimiser"] = optimizer
     device["activations"] = _activations(config, model)
-    if on_cpu:
-        return {}, host | device
-    device["CUDA and fragments"] = CUDA_BYTES + round(FRAGMENTED * sum(device.values()))
+    device[CUDA] = CUDA_BYTES + round(FRAGMENTED * sum(device.values()))
     return device, host
 
 

@@ -70,13 +70,11 @@ def deepspeed_config(
 
     ``micro_steps`` are the backward passes per micro-batch: 2 where an instruction step follows each anomaly step.
     """
-    chosen, offloads = settings.optimizer, settings.offloads
-    # torch_adam: DeepSpeed's fused Adam is compiled at the first start; PyTorch's needs no compiler.
-    adam = {"lr": chosen.lr, "betas": list(chosen.betas), "eps": chosen.eps, "weight_decay": chosen.weight_decay}
+    offloads, adam = settings.offloads, settings.optimizer.model_dump(include={"lr", "betas", "eps", "weight_decay"})
     warmup = warmup_steps(settings, total_steps)
     schedule = {
         "warmup_min_lr": 0.0,
-        "warmup_max_lr": chosen.lr,
+        "warmup_max_lr": settings.optimizer.lr,
         "warmup_num_steps": warmup,
         "warmup_type": "linear",
         "total_num_steps": total_steps,
@@ -88,8 +86,9 @@ def deepspeed_config(
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(settings, world_size) * micro_steps,
-        "gradient_clipping": chosen.clip_norm,
+        "gradient_clipping": settings.optimizer.clip_norm,
         "steps_per_print": 10**9,  # the trainer has its own log
+        # DeepSpeed's fused Adam is compiled at the first start; PyTorch's needs no compiler.
         "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": not offloads}},
         **scheduler,
         "zero_optimization": {"stage": settings.zero_stage, **offload},

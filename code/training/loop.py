@@ -5,7 +5,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,26 +18,26 @@ from tqdm import tqdm
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
+from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
+from anomalygpt.datasets.findings_dialogue import FindingsBatch, collate_findings
 from anomalygpt.datasets.instructions import InstructionBatch, Instructions, collate_instructions
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs
+from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
-from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
-from anomalygpt.model.encoder import ImageFeatures
+from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT, Losses
+from anomalygpt.model.build import build_model, image_spec, trainable_parts
 from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import endless_batches
-from anomalygpt.training.engine import accumulation_steps
+from anomalygpt.training.dry_run import parameter_table
+from anomalygpt.training.engine import accumulation_steps, deepspeed_config, start_engine, total_steps
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
-from anomalygpt.training.trackers import Tracker
-from anomalygpt.training.validation import LOSS_PARTS, draw_samples, validate
+from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, validate
 
 logger = logging.getLogger(__name__)
 
-# Metric -> its name on the progress bar.
-SHOWN = {"total": "loss"} | {name: name for name in ("answer", "focal", "dice", "instruction", "lr")}
-SHOWN |= {"samples_per_second": "samples/s"}
+SHOWN = ("total", "answer", "focal", "dice", "instruction", "lr", "samples_per_second")  # on the progress bar
 
 
 @dataclass(frozen=True)
@@ -70,21 +69,17 @@ class Trainer:
         # A resumed run finds its place in the data by these and the number of processes. micro_batch_size may change,
         # so that a run can be resumed with less memory: at most an epoch's incomplete last micro-batch differs.
         self._identity = {
-            "number of processes": process.world_size,
-            "training.zero_stage": self.settings.zero_stage,
-            "training.precision": self.settings.precision,
+            **{f"training.{name}": getattr(self.settings, name) for name in ("zero_stage", "precision", "batch_size")},
             "training.offload_optimizer": self.settings.offloads,
             "training.trainable": sorted(self.settings.trainable),
-            "training.batch_size": self.settings.batch_size,
+            "number of processes": process.world_size,
             "seed": config.seed,
             "training pairs": len(data.train),  # type: ignore[arg-type]
             "held-back pairs": len(data.validation) if data.validation is not None else 0,  # type: ignore[arg-type]
             "instructions": len(data.instructions) if data.instructions is not None else 0,
         }
         self._log: MetricsLog | None = None
-        self._tracker: Tracker | None = None
         self._not_finite: list[str] = []  # photos of the step whose losses are not
-        self._best: checkpoints.BestWeights | None = None
         self._stop_requested = False
 
     def run(self) -> None:
@@ -95,15 +90,13 @@ class Trainer:
                 :meth:`request_stop` was called.
             OSError: something else in the folder can't be written.
         """
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # Under ZeRO 3 a parameter's own size is 0.
-        self._identity["number of trained parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
         step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
         # Second: a refused run must not overwrite the settings that the folder's run has recorded.
         on_main(self.process.is_main, lambda: checkpoints.record_run(self.config, self.folder))
-        self._best = checkpoints.BestWeights(self.folder, self.process, resumed=step > 0)
-        board = resolve(self.settings.log) if self.settings.log else None
-        self._log = MetricsLog(self.folder, step, board) if self.process.is_main else None
+        if self.process.is_main:
+            self._log = MetricsLog(self.folder, self.config, step)
+            if step == 0:
+                (self.folder / checkpoints.BEST).unlink(missing_ok=True)  # another run's
         batches = partial(
             endless_batches,
             batch_size=self.settings.micro_batch_size,
@@ -112,15 +105,9 @@ class Trainer:
             workers=self.config.data.workers,
             start=step * self.accumulation,
         )
-        if self.process.is_main:
-            self._tracker = Tracker(self.config)
-        with ExitStack() as stack:  # an error must end the loader processes, too
-            collate = collate_findings if self.config.data.findings else collate_pairs
-            pairs = stack.enter_context(closing(batches(self.data.train, collate)))
-            instructions = None
-            if self.data.instructions is not None:
-                instructions = stack.enter_context(closing(batches(self.data.instructions, collate_instructions)))
-            self._steps(step, pairs, instructions)
+        pairs = batches(self.data.train, collate_findings if self.config.data.findings else collate_pairs)
+        instructions = self.data.instructions and batches(self.data.instructions, collate_instructions)
+        self._steps(step, pairs, instructions)
         if self._log:
             self._log.close()
             draw_curves(self.folder)
@@ -149,24 +136,31 @@ class Trainer:
                 numbers["lr"] = self.engine.get_lr()[0]
                 numbers["samples_per_second"] = self.settings.batch_size / (time.monotonic() - started)
                 bar.update()
-                bar.set_postfix({name: f"{numbers[key]:.3g}" for key, name in SHOWN.items() if key in numbers})
-                if step % self.settings.log_every == 0:
-                    self._write("train", step, numbers)
+                bar.set_postfix({name: f"{numbers[name]:.3g}" for name in SHOWN if name in numbers})
+                if self._log:
+                    self._log.write("train", step, **numbers)
                 self._after_step(step)
 
     def _after_step(self, step: int) -> None:
         last = step == self.total_steps
         stopping = not all_agree(not self._stop_requested)
-        if last or (step % self.settings.validate_every == 0 and not stopping):  # launchers give a stop 30 seconds
-            self._validate(step)
-        picture = not self.config.data.findings  # which has no photos
-        if picture and (last or (step % self.settings.picture_every == 0 and not stopping)):
+
+        def due(every: int) -> bool:
+            return last or (step % every == 0 and not stopping)  # launchers give a stop 30 seconds
+
+        if self.data.validation is not None and due(self.settings.validate_every):
+            numbers = validate(self.model, self.data.validation, self.config, self.process)
+            _require_finite(step, numbers)
+            logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
+            trainable = self.settings.trainable
+            checkpoints.keep_best(self.model, trainable, self.folder, step, numbers["total"], self.process)
+            if self._log:
+                self._log.write("validation", step, **numbers)
+        if not self.config.data.findings and due(self.settings.picture_every):  # findings have no photos
             path = self.folder / "samples" / f"step{step:07d}.png"
             draw_samples(self.model, self.data.validation or self.data.train, self.config, self.process, path)
-            if self._log and self._tracker:
+            if self._log:
                 self._log.write_picture(step, path)
-                self._tracker.write_picture(step, path)
-        stopping = stopping or not all_agree(not self._stop_requested)
         if last or stopping or step % self.settings.save_every == 0:
             weights = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
             if not all_agree(all(bool(weight.isfinite().all()) for weight in weights)):
@@ -186,7 +180,10 @@ class Trainer:
         self.model.train()
         sums = dict.fromkeys(LOSS_PARTS, 0.0)
         for micro in range(self.accumulation):
-            pair_batch = next(pairs)
+            pair_batch, batch = next(pairs), next(instructions) if instructions is not None else None
+            # Dropout's draws depend on the place in the run alone, so that a resumed run has the same.
+            place = [self.config.seed, step, micro, self.process.rank]
+            torch.manual_seed(int(np.random.default_rng(place).integers(2**62)))
             losses = self._losses(pair_batch, step, micro)
             if not losses.total.isfinite():
                 self._not_finite += getattr(pair_batch, "photos", ())
@@ -194,8 +191,8 @@ class Trainer:
             self.engine.step()  # changes weights only at the last micro-step
             for part in LOSS_PARTS:
                 sums[part] += float(getattr(losses, part).detach()) / self.accumulation
-            if instructions is not None:
-                batch = next(instructions).to(self.process.device)
+            if batch is not None:
+                batch = batch.to(self.process.device)
                 losses = self.engine(batch.images, batch.conversations, max_length=self.max_length)
                 self.engine.backward(losses.total)
                 self.engine.step()
@@ -205,8 +202,7 @@ class Trainer:
     def _losses(self, batch: AnomalyBatch | FindingsBatch, step: int, micro: int) -> Losses:
         batch, settings = batch.to(self.process.device), self.settings
         if isinstance(batch, FindingsBatch):
-            features = ImageFeatures((), batch.embeddings)
-            return self.engine(features, batch.conversations, max_length=self.max_length, maps=batch.maps)
+            return losses_of(self.engine, batch, self.max_length)
         # Under ZeRO 3 every process has to call the same layers: all draw alike, and all need references.
         partitioned = settings.zero_stage == 3
         # Seeded with the run's position, so that a resumed run draws the same.
@@ -216,31 +212,38 @@ class Trainer:
         if one_shot and (all_agree(batch.references is not None) if partitioned else batch.references is not None):
             assert batch.references is not None
             views = reference_views(batch.references, rotated=settings.rotated_references)
-        return self.engine(
-            batch.images,
-            batch.conversations,
-            max_length=self.max_length,
-            class_names=batch.class_names,
-            target=batch.masks,
-            references=views,
-            one_shot_threshold=settings.one_shot_threshold,
-        )
+        one_shot_map = {"references": views, "one_shot_threshold": settings.one_shot_threshold}
+        return losses_of(self.engine, batch, self.max_length, **one_shot_map)
 
-    def _validate(self, step: int) -> None:
-        if self.data.validation is None:
-            return
-        numbers = validate(self.model, self.data.validation, self.config, self.process)
-        _require_finite(step, numbers)
-        logger.info("step %d, held back: %s", step, ", ".join(f"{key} {numbers[key]:.4f}" for key in numbers))
-        if self._best:
-            self._best.offer(self.model, self.settings.trainable, step, numbers["total"])
-        self._write("validation", step, numbers)
 
-    def _write(self, kind: str, step: int, numbers: dict[str, float]) -> None:
-        """Records numbers, on the main process."""
-        if self._log and self._tracker:
-            self._log.write(kind, step, **numbers)
-            self._tracker.write(kind, step, numbers)
+def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
+    """Data, model and engine of a run."""
+    settings = config.training
+    torch.manual_seed(config.seed)
+    # Data first, so that a wrong path is reported before gigabytes of weights are read.
+    spec = image_spec(config.encoder)
+    transform = ImageTransform(spec.size, spec.mean, spec.std)
+    train: Any
+    validation: Any
+    if config.data.findings:
+        train, validation = build_findings(config.data, spec.embed_width, config.seed)
+    else:
+        train, validation = build_pairs(config.data, transform, config.seed, decode_all=True)
+    instructions = build_instructions(config.data, transform) if settings.answers else None
+    model = build_model(config, process.device, with_llm=settings.answers)
+    logger.info("parameters\n%s", "\n".join(parameter_table(model, trainable_parts(model, settings.trainable))))
+    if model.has_llm and settings.gradient_checkpointing:
+        model.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
+    classes = {record.class_name for pairs in (train, validation) for record in getattr(pairs, "records", ())}
+    # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
+    # does not allow.
+    model.states([*sorted(classes), UNNAMED_CLASS])
+    steps = total_steps(settings, len(train))
+    unit = "conversations" if config.data.findings else "pairs"
+    logger.info("%d training %s, %d steps of %d", len(train), unit, steps, settings.batch_size)
+    micro_steps = 1 if instructions is None else 2
+    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps), steps)
+    return Trainer(engine, Data(train, validation, instructions), config, process, resolve(settings.output), steps)
 
 
 def _require_finite(step: int, losses: Mapping[str, float], photos: Sequence[str] = ()) -> None:

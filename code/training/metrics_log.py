@@ -1,14 +1,19 @@
-"""A run's metrics: one JSON object per line, readable during the run and after a kill; and TensorBoard's events."""
+"""A run's metrics: one JSON object per line, readable during the run and after a kill; TensorBoard's events; and
+Weights & Biases, MLflow or trackio, each installed and configured as its own pages say."""
 
 import json
 import math
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from anomalygpt.config.load import resolve
+from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 
 FILE = "metrics.jsonl"
@@ -16,37 +21,57 @@ COLUMNS = 4  # of curves
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and to TensorBoard's events in the run's folder.
+    """Appends to ``metrics.jsonl``, to TensorBoard's events (``training.log``) and to ``training.tracker``.
 
     Args:
-        board: the folder of TensorBoard's events; None: ``tensorboard`` in the run's.
+        folder: the run's.
         start: the step that the run resumes from; lines of later steps, written before it was killed, are removed.
 
     Raises:
+        UserError: the tracker's library is not installed.
         OSError: the folder can't be written; also from its methods.
     """
 
-    def __init__(self, folder: Path, start: int = 0, board: Path | None = None) -> None:
+    def __init__(self, folder: Path, config: ExperimentConfig, start: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.tracker = name = config.training.tracker
+        try:
+            self._library: Any = import_module(name) if name else None
+        except ImportError as error:
+            raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
         self.path = folder / FILE
         lines = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
-        self._board = SummaryWriter(str(board or folder / "tensorboard"), purge_step=start + 1)
+        board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
+        self._board = SummaryWriter(str(board), purge_step=start + 1)
+        if name == "mlflow":
+            self._library.start_run(run_name=config.name)
+        elif name:
+            self._library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
 
     def write(self, kind: str, step: int, **values: float) -> None:
-        """Writes a line: the kind of numbers (``train``, ``validation``), their step, and the numbers."""
+        """Writes the kind of numbers (``train``, ``validation``), their step, and the numbers."""
         line = {"kind": kind, "step": step} | {key: round(value, 6) for key, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for key, value in values.items():
-            self._board.add_scalar(f"{kind}/{key}", value, step)
+        named = {f"{kind}/{key}": value for key, value in values.items()}
+        for key, value in named.items():
+            self._board.add_scalar(key, value, step)
+        if self.tracker == "mlflow":
+            self._library.log_metrics(named, step)
+        elif self.tracker:
+            self._library.log(named, step=step)
 
     def write_picture(self, step: int, path: Path) -> None:
-        """Copies a PNG to TensorBoard."""
+        """Passes a PNG on to TensorBoard and the tracker."""
         with Image.open(path) as picture:
             self._board.add_image("samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        if self.tracker == "mlflow":
+            self._library.log_artifact(str(path))
+        elif self.tracker:
+            self._library.log({"samples": self._library.Image(str(path))}, step=step)
 
     def close(self) -> None:
         """Writes out TensorBoard's buffer."""

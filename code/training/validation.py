@@ -1,27 +1,26 @@
 """Losses and verdicts on held-back pairs, and pictures of maps and answers, computed by all processes together."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.utils import save_image
 
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.datasets.findings_samples import FindingsBatch, collate_findings
+from anomalygpt.datasets.findings_dialogue import FindingsBatch, collate_findings
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
 from anomalygpt.files import replacing
 from anomalygpt.inference.answers import parse_verdict
-from anomalygpt.model.anomalygpt import AnomalyGPT
+from anomalygpt.model.anomalygpt import AnomalyGPT, Losses
 from anomalygpt.model.chat import chat_prompt, layout_of
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.training.checkpoints import gathered
 
 LOSS_PARTS = ("total", "answer", "focal", "dice", "token_accuracy")
 VERDICT_TOKENS = 8
@@ -40,29 +39,36 @@ def validate(
     """
     model.eval()
     chosen = evenly_spaced(held_back, config.training.validation_pairs)
-    batches = split_batches(len(chosen), config.training.micro_batch_size, process)
     max_length = config.llm.max_target_tokens if config.llm else 0
     sums = np.zeros(len(LOSS_PARTS) + 3)  # then the pairs, the correct verdicts, and all verdicts
     collate = collate_findings if config.data.findings else collate_pairs
-    loader = _loader(chosen, [positions for positions, _ in batches], collate)
-    for batch, (_, counted) in zip(loader, batches, strict=True):
+    # Every process gets the same number of batches, since under ZeRO 3 none may call the model alone: where the pairs
+    # do not divide, the first ones count twice.
+    sampler = DistributedSampler(chosen, process.world_size, process.rank, shuffle=False)
+    for batch in DataLoader(chosen, config.training.micro_batch_size, sampler=sampler, collate_fn=collate):
         batch = batch.to(process.device)
         count, correct = len(batch.conversations), list[bool]()
-        if isinstance(batch, FindingsBatch):
-            features = ImageFeatures((), batch.embeddings)
-            losses = model(features, batch.conversations, max_length=max_length, maps=batch.maps)
-        else:
-            options = {"max_length": max_length, "class_names": batch.class_names, "target": batch.masks}
-            losses = model(batch.images, batch.conversations, **options)
+        losses = losses_of(model, batch, max_length)
+        if isinstance(batch, AnomalyBatch):
             answers, _ = _answers(model, batch, config, VERDICT_TOKENS)
             anomalous = (batch.masks.flatten(1).amax(dim=1) > 0).tolist()
             correct = [parse_verdict(a) == truth for a, truth in zip(answers, anomalous, strict=True) if a is not None]
-        if counted:
-            parts = [float(getattr(losses, part)) * count for part in LOSS_PARTS]
-            sums += [*parts, count, sum(correct), len(correct)]
+        parts = [float(getattr(losses, part)) * count for part in LOSS_PARTS]
+        sums += [*parts, count, sum(correct), len(correct)]
     means, (total, right, verdicts) = np.split(np.array(summed(sums.tolist())), [len(LOSS_PARTS)])
     numbers = dict(zip(LOSS_PARTS, (means / total).tolist(), strict=True))
     return numbers | ({"verdict_accuracy": float(right / verdicts)} if verdicts else {})
+
+
+def losses_of(
+    model: Callable[..., Losses], batch: AnomalyBatch | FindingsBatch, max_length: int, **options: Any
+) -> Losses:
+    """The losses of a batch; see :meth:`AnomalyGPT.forward` for ``options``."""
+    if isinstance(batch, FindingsBatch):
+        features = ImageFeatures((), batch.embeddings)
+        return model(features, batch.conversations, max_length=max_length, maps=batch.maps)
+    options |= {"class_names": batch.class_names, "target": batch.masks}
+    return model(batch.images, batch.conversations, max_length=max_length, **options)
 
 
 @torch.no_grad()
@@ -75,8 +81,7 @@ def draw_samples(
     """
     model.eval()
     chosen = evenly_spaced(pairs, PICTURE_PAIRS)
-    [batch] = _loader(chosen, [list(range(len(chosen)))], collate_pairs)
-    batch = batch.to(process.device)
+    batch = collate_pairs([chosen[position] for position in range(len(chosen))]).to(process.device)
     answers, maps = _answers(model, batch, config, PICTURE_TOKENS)
     if not process.is_main:
         return
@@ -96,9 +101,13 @@ def _answers(
 ) -> tuple[list[str | None], torch.Tensor]:
     """The model's answers to the first questions (None without a language model), and its maps."""
     # DeepSpeed gathers a module's parameters when it is called. These methods call submodules alone, so the parameters
-    # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here.
-    composites = [module for module in model.modules() if next(module.children(), None) is not None]
-    with gathered(parameter for module in composites for parameter in module.parameters(recurse=False)):
+    # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here, and those
+    # of dictionaries, which are never called.
+    import deepspeed  # here, since it takes seconds
+
+    holders = [m for m in model.modules() if isinstance(m, nn.ParameterDict) or next(m.children(), None) is not None]
+    direct = (parameter for module in holders for parameter in module.parameters(recurse=False))
+    with deepspeed.zero.GatheredParameters(direct):
         features = model.encode(batch.images)
         maps = model.anomaly_map(features, batch.class_names)
     if not model.has_llm:
@@ -106,28 +115,10 @@ def _answers(
     questions = [chat_prompt([], turns[0].text, layout_of(model.tokenizer)) for turns in batch.conversations]
     settings = GenerationSettings(max_new_tokens=tokens, temperature=0)
     # Under ZeRO 3 each layer needs all processes: one that has finished its answers continues with the others.
-    synced: dict[str, Any] = {"synced_gpus": True} if config.training.zero_stage == 3 else {}
-    return list(model.answer(features, maps, questions, settings, **synced)), maps
+    return list(model.answer(features, maps, questions, settings, whole=config.training.zero_stage == 3)), maps
 
 
 def evenly_spaced(pairs: Dataset[Any], count: int) -> Subset[Any]:
     """At most ``count`` of the pairs, evenly spaced, since they are sorted by class."""
     total = len(pairs)  # type: ignore[arg-type]
     return Subset(pairs, np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
-
-
-def split_batches(pairs: int, size: int, process: Process) -> list[tuple[list[int], bool]]:
-    """A process's batches of the pairs 0, 1, … as (positions, whether they count).
-
-    Every process gets the same number of batches, since under ZeRO 3 none may call the model alone: a process without
-    pairs left repeats pair 0, which does not count.
-    """
-    own = list(range(process.rank, pairs, process.world_size))
-    batches = [(own[at : at + size], True) for at in range(0, len(own), size)]
-    needed = math.ceil(math.ceil(pairs / process.world_size) / size)
-    return batches + [([0], False)] * (needed - len(batches))
-
-
-def _loader(samples: Dataset[Any], batches: list[list[int]], collate: Callable[[Any], Any]) -> Iterator[Any]:
-    # A separate generator: the loader would draw from the one that dropout uses, and a resumed run would differ.
-    return iter(DataLoader(samples, batch_sampler=batches, collate_fn=collate, generator=torch.Generator()))

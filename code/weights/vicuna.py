@@ -4,15 +4,16 @@ import hashlib
 import json
 import logging
 import shutil
-from math import prod
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from anomalygpt.errors import UserError
-from anomalygpt.files import claimed, replacing, sha256
+from anomalygpt.files import claimed, sha256
 from anomalygpt.model import checkpoint
 from anomalygpt.model.checkpoint import CheckpointError, read_tensors, save_tensors
 from anomalygpt.model.probe import probe
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2**30
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # have a row for each token
-TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Meta's names -> Hugging Face's, and the dimension that is divided among the files; -1: each file holds all.
 META_NAMES = {
     "tok_embeddings": ("model.embed_tokens", 1), "norm": ("model.norm", -1), "output": ("lm_head", 0),
@@ -34,29 +34,21 @@ META_NAMES = {
 }  # fmt: skip
 
 
-class Mapped(NamedTuple):
-    """A tensor on disk: its parts, the dimension that divides them, and the heads of a Q or K of Meta's, else 0."""
+def joined(parts: list[Tensor], dimension: int = 0, heads: int = 0, device: str = "cpu") -> Tensor:
+    """A tensor in Hugging Face's layout; still mapped where nothing is joined or permuted; on ``meta`` a shape alone.
 
-    parts: list[Tensor]
-    dimension: int = 0
-    heads: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape = list(self.parts[0].shape)
-        shape[self.dimension] = sum(part.shape[self.dimension] for part in self.parts)
-        return tuple(shape)
-
-    def read(self) -> Tensor:
-        """The values in Hugging Face's layout; still mapped, where nothing has to be joined or permuted."""
-        value = torch.cat(self.parts, self.dimension) if len(self.parts) > 1 else self.parts[0]
-        if self.heads:  # Meta rotates neighbouring rows of a head as pairs, Hugging Face a row of each half
-            value = value.view(self.heads, -1, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
-        return value
+    Args:
+        dimension: the one that divides the parts.
+        heads: of a Q or K of Meta's, else 0.
+    """
+    value = torch.cat([part.to(device) for part in parts], dimension) if len(parts) > 1 else parts[0].to(device)
+    if heads:  # Meta rotates neighbouring rows of a head as pairs, Hugging Face a row of each half
+        value = value.view(heads, -1, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
+    return value
 
 
-def map_folder(folder: Path, kinds: tuple[str, ...], expected: str) -> tuple[dict[str, Mapped], list[Path]]:
-    """The tensors of a folder in either layout, under Hugging Face's names, and its files.
+def map_folder(folder: Path, kinds: tuple[str, ...], expected: str) -> tuple[dict[str, Any], list[Path]]:
+    """Functions that read the tensors of a folder in either layout, by Hugging Face's names; and its files.
 
     Raises:
         CheckpointError: it is incomplete or none of the kinds of ``model/probe.py``; ``expected`` is them in words.
@@ -68,7 +60,7 @@ def map_folder(folder: Path, kinds: tuple[str, ...], expected: str) -> tuple[dic
     files = sorted(folder.glob("consolidated.*.pth")) or checkpoint.weight_files(folder)
     opened = [read_tensors(file) for file in files]
     if files[0].suffix != ".pth":
-        return {name: Mapped([value]) for tensors in opened for name, value in tensors.items()}, files
+        return {name: partial(joined, [value]) for tensors in opened for name, value in tensors.items()}, files
     heads = json.loads((folder / "params.json").read_text(encoding="utf-8"))["n_heads"]
     mapped = {}
     for name in opened[0]:
@@ -76,8 +68,8 @@ def map_folder(folder: Path, kinds: tuple[str, ...], expected: str) -> tuple[dic
         if stem in META_NAMES:  # rope.freqs is not: it is computed
             ours, dimension = META_NAMES[stem]
             parts = [tensors[name] for tensors in opened[: 1 if dimension < 0 else None]]
-            place = Mapped(parts, dimension, heads if stem.endswith(("wq", "wk")) else 0)
-            mapped[".".join([*(["model", *layer] if layer else []), ours, "weight"])] = place
+            read = partial(joined, parts, dimension, heads if stem.endswith(("wq", "wk")) else 0)
+            mapped[".".join([*(["model", *layer] if layer else []), ours, "weight"])] = read
     return mapped, files
 
 
@@ -94,71 +86,47 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
     """
     base, base_files = map_folder(llama, ("llama", "llama_or_vicuna", "llama_meta"), "LLaMA (the first; 7B or 13B)")
     change, files = map_folder(delta, ("vicuna_delta",), "Vicuna's delta, version 0")
-    shapes = {name: value.shape for name, value in change.items() if not name.endswith("rotary_emb.inv_freq")}
-    own = {name: value.shape for name, value in base.items()}
+    planned = {name: read(device="meta").half() for name, read in change.items() if not name.endswith("inv_freq")}
+    shapes = checkpoint.shapes_of(planned)
+    own = checkpoint.shapes_of({name: read(device="meta") for name, read in base.items()})
     if shapes[EMBEDDING] == own[EMBEDDING]:
         raise CheckpointError(f"{delta}: has LLaMA's number of rows, as version 1.1 has; expected version 0")
     # The delta's further row, for padding, is added to zeros.
     own |= {name: (own[name][0] + 1, *own[name][1:]) for name in (EMBEDDING, OUTPUT) if name in own}
     checkpoint.check_names(shapes, own, llama, ".*inv_freq$", advice=f"It has to be of the size of {delta}.")
+    shards = split_torch_state_dict_into_shards(planned, max_shard_size=SHARD_BYTES)
     with claimed(out, "--out"):
         logger.info("hashing %d files", len(base_files + files))
         sources = {"llama": base_files, "delta": files}
         digests = {what: {file.name: sha256(file) for file in paths} for what, paths in sources.items()}
         identity = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-        shards = _shards(shapes)
-        names = {f"model-{n + 1:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards)}
+        names = shards.filename_to_tensors
         done = [name for name in names if checkpoint.read_metadata(out / name).get("sources") == identity]
         others = {file.name for kind in ("*.safetensors", "*.bin") for file in out.glob(kind)}.difference(done)
         if others:
             raise UserError(f"{out}: holds other weights ({min(others)}); empty it, or choose another --out")
-        size = sum(2 * prod(shapes[name]) for file, shard in names.items() if file not in done for name in shard)
-        if (free := shutil.disk_usage(out).free) < size:
-            raise UserError(f"{out}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room")
         for file, shard in names.items():
             logger.info("%s: %s", out / file, "there already" if file in done else "writing")
             if file not in done:
-                tensors = {name: _sum(name, base, change) for name in shard}
+                tensors = {name: _sum(name, base[name](), change[name]()) for name in shard}
                 save_tensors(tensors, out / file, {"format": "pt", "sources": identity})
-        _copy_tokenizer([delta, llama, llama.parent], out)  # Meta's lies beside the models' folders
+        for source in delta.glob("*token*"):
+            shutil.copyfile(source, out / source.name)
         config = json.loads((delta / "config.json").read_text(encoding="utf-8")) | {"torch_dtype": "float16"}
-        _write_json(out / "config.json", config | {"vocab_size": shapes[EMBEDDING][0]})
-        _write_json(out / MANIFEST, {"name": "Vicuna version 0", "sources": digests})
-        index = {name: file for file, shard in names.items() for name in shard}
-        checkpoint.check_names(shapes, {n: s for f in names for n, s in checkpoint.file_shapes(out / f).items()}, out)
-        _write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})  # nothing loads before
+        written = {name: value for file in names for name, value in read_tensors(out / file).items()}
+        checkpoint.check_names(shapes, checkpoint.shapes_of(written), out)
+        # The index comes last: nothing loads before.
+        for name, content in (
+            ("config.json", config | {"vocab_size": shapes[EMBEDDING][0]}),
+            (MANIFEST, {"name": "Vicuna version 0", "sources": digests}),
+            ("model.safetensors.index.json", {"metadata": {}, "weight_map": shards.tensor_to_filename}),
+        ):
+            (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _shards(shapes: dict[str, checkpoint.Shape]) -> list[list[str]]:
-    """Names in their order, divided so that each shard's float16 tensors have at most SHARD_BYTES, or are one."""
-    shards: list[list[str]] = []
-    size = SHARD_BYTES
-    for name, shape in shapes.items():
-        size += 2 * prod(shape)
-        if size > SHARD_BYTES:
-            shards.append([])
-            size = 2 * prod(shape)
-        shards[-1].append(name)
-    return shards
-
-
-def _sum(name: str, base: dict[str, Mapped], change: dict[str, Mapped]) -> Tensor:
-    total, own = change[name].read().to(torch.float32, copy=True), base[name].read()
-    total[: len(own)] += own
+def _sum(name: str, base: Tensor, change: Tensor) -> Tensor:
+    total = change.to(torch.float32, copy=True)
+    total[: len(base)] += base
     if not (total := total.half()).isfinite().all():
         raise CheckpointError(f"{name}: not finite after the sum; a file of LLaMA or of the delta is damaged")
     return total
-
-
-def _copy_tokenizer(folders: list[Path], out: Path) -> None:
-    for name in TOKENIZER:
-        if found := next((folder / name for folder in folders if (folder / name).is_file()), None):
-            with replacing(out / name) as temporary:
-                shutil.copyfile(found, temporary)
-        elif name == TOKENIZER[0]:
-            raise UserError(f"{folders[0]}: no {name} there, nor in {folders[1]}; put LLaMA's into one of them")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

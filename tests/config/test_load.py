@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalygpt.config.load import CONFIG_FOLDER, commit, home, load_config, names, resolve, save_config
+from anomalygpt.config.load import CONFIG_FOLDER, commit, home, load_config, names, resolve, to_yaml
 from anomalygpt.config.schema import ANOMALYGPT_PARTS, ExperimentConfig
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.errors import UserError
@@ -39,7 +39,7 @@ def test_every_shipped_yaml_loads_under_its_own_name_and_reads_back_equal(path: 
     assert config.name == path.stem and path.stem in names()
     assert load_config(path) == config
     changed = load_config(path.stem, ["seed=7", "name=瓶子", "training.optimizer.lr=3e-5"])
-    save_config(changed, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(to_yaml(changed), encoding="utf-8")
     assert load_config(tmp_path / "config.yaml") == changed
 
 
@@ -68,9 +68,12 @@ def test_both_vicunas_read_pandagpts_delta_and_then_anomalygpts() -> None:
     ("override", "words"),
     [
         ("traning.steps=3", "unknown key 'traning'; did you mean 'training'?"),
-        ("training.optimizer.lrr=3", "unknown key 'training.optimizer.lrr'; did you mean 'lr'?"),
-        ("data.sources=[{kind: mvtec, root: x, clases: [a]}]", "'data.sources.0.clases'; did you mean 'classes'?"),
-        ("inference.xyzzy=1", "unknown key 'inference.xyzzy'; expected one of geometry, text_class_rule"),
+        ("training.optimizer.lrr=3", "training.optimizer: unknown key 'lrr'; did you mean 'lr'?"),
+        (
+            "data.sources=[{kind: mvtec, root: x, clases: [a]}]",
+            "data.sources.0: unknown key 'clases'; did you",
+        ),
+        ("inference.xyzzy=1", "inference: unknown key 'xyzzy'; expected one of geometry, text_class_rule"),
         ("training.optimizer.lr=hot", "training.optimizer.lr: Input should be a valid number"),
         ("training.optimizer.lr=-1", "training.optimizer.lr: Input should be greater than 0 (got -1)"),
         ("training.optimizer.betas=[0.9, 2]", "training.optimizer.betas.1: Input should be less than 1 (got 2)"),
@@ -81,7 +84,7 @@ def test_both_vicunas_read_pandagpts_delta_and_then_anomalygpts() -> None:
         ("training.trainable=[lor]", "training.trainable.0: Input should be 'image_decoder'"),
         ("training.trainable=[states]", "'states' are for encoders without a text tower"),
         ("data.findings=9", "training.trainable: data.findings has no photos to train image_decoder or states on"),
-        ("training.trainable=[]", "training.trainable: Tuple should have at least 1 item"),
+        ("training.trainable=[]", "training.trainable: expected at least one part"),
     ],
 )
 def test_unknown_key_or_value_is_reported_with_what_was_expected(override: str, words: str) -> None:
@@ -111,9 +114,9 @@ def test_fault_is_reported_with_the_file_and_all_overrides(write: Callable[..., 
 
 def test_unknown_keys_are_reported_each_with_a_similar_one(write: Callable[..., Path]) -> None:
     path = write(top="training: {cache: 2, stepz: 3}\n")
-    unknown, similar = refused(path).splitlines()
-    assert unknown.startswith(f"{path}: unknown key 'training.cache'")
-    assert similar == f"{path}: unknown key 'training.stepz'; did you mean 'steps'?"
+    line = refused(path)
+    assert line.startswith(f"{path}: training: unknown key 'cache'")
+    assert line.endswith("; unknown key 'stepz'; did you mean 'steps'?")
 
 
 @pytest.mark.parametrize("override", [OFFICIAL, "inference.references={preset: official}"])
@@ -130,7 +133,7 @@ def test_preset_override_keeps_other_overrides_and_a_file_of_that_preset(write: 
 @pytest.mark.parametrize("overrides", [[], [OFFICIAL], ["inference.references.preset=best"]])
 def test_config_written_in_full_loads_again_and_takes_another_preset(tmp_path: Path, overrides: list[str]) -> None:
     for name in ("compact", PAPER):
-        save_config(load_config(name), tmp_path / "config.yaml")
+        (tmp_path / "config.yaml").write_text(to_yaml(load_config(name)), encoding="utf-8")
         again = load_config(tmp_path / "config.yaml", overrides).inference
         assert again == load_config(name, overrides).inference
 
@@ -219,7 +222,7 @@ def test_endpoint_takes_the_place_of_the_weights_of_any_config(write: Callable[.
     for config in (load_config(PAPER, SERVER), load_config("compact", SERVER), load_config(child)):
         assert config.llm is not None and config.own_llm is None
         assert (config.llm.weights, config.inference.findings) == ("", "system")
-        save_config(config, tmp_path / "full.yaml")
+        (tmp_path / "full.yaml").write_text(to_yaml(config), encoding="utf-8")
         assert load_config(tmp_path / "full.yaml") == config
     assert load_config(child).llm.generation.max_new_tokens == 96  # type: ignore[union-attr]
     assert load_config("compact").own_llm is not None
@@ -229,8 +232,7 @@ def test_endpoint_takes_the_place_of_the_weights_of_any_config(write: Callable[.
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([*SERVER, "llm.weights=folder"], "weights and endpoint exclude each other"),
-        (["llm.weights=''"], "weights and endpoint exclude each other; expected one of them"),
+        (["llm.weights=''"], "expected weights or an endpoint"),
         (SERVER[:1], "endpoint needs model"),
         (SERVER[1:], "model and attach_images are for an endpoint only"),
         (["llm.attach_images=true"], "model and attach_images are for an endpoint only"),

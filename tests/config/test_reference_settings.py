@@ -37,9 +37,8 @@ def test_what_is_named_goes_before_the_preset_and_none_does_not() -> None:
     ("settings", "words"),
     [
         ({"smoothing": 1.0}, "takes no other setting, but smoothing is set: name 'custom'"),
-        ({"preset": "custom", "neighbourhood": 3}, r"unknown \['neighbourhood'\]"),
+        ({"preset": "custom", "neighbourhood": 3}, "unknown key 'neighbourhood'"),
         ({"preset": "custom", "scales": ()}, "at least 1"),
-        ({"preset": "custom", "scales": (1, 2, 1)}, "expected each once"),
         ({"preset": "custom", "text_weight": 1.5}, "less than or equal to 1"),
         ({"preset": "custom", "augmentation": "turns"}, "'none', 'rotations', 'flips' or 'auto'"),
         ({"preset": ["best"]}, "'official', 'best', 'fast' or 'custom'"),

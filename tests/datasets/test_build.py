@@ -54,7 +54,7 @@ def test_a_folders_own_words_reach_the_questions(parts, transform):
     assert validation is None
     said = {turn.text for index in range(len(train)) for turn in train[index].normal.turns if turn.role == "human"}
     assert any("a gear wheel for anomaly detection, which should be round." in text for text in said)
-    assert train.nsa_changes == {"gear": {"half_width": (0.3, 0.4)}}
+    assert train.wording.infos["gear"].nsa.half_width == (0.3, 0.4)
 
 
 def test_real_defects_are_trained_on_where_the_config_says_so(parts, transform, caplog):

@@ -69,12 +69,12 @@ def test_llavas_and_ms_swifts_entries_are_the_same_conversations(data, transform
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([ENTRIES[0], "x"], r"entry 2 is a str; expected \{\"image_name\""),
-        ([ENTRIES[0], {"image": "a.jpg", "text": "q"}], "entry 2 has no conversation"),
-        ([{"image_name": "a.jpg", "conversation": talk("q")}], r"entry 1 \(a\.jpg\) has no question and answer"),
-        ([{"image_name": "a.jpg", "conversation": talk("q", "a")[::-1]}], r"turn 1 is not of the form .*'human'"),
-        ([{"image_name": "a.jpg", "conversation": talk("q", 3)}], r"turn 2 is not of the form \{'from': 'gpt'"),
-        ([{"image_name": "a.jpg", "conversation": talk("<image>", "a")}], r"turn 1 has no text"),
+        ([ENTRIES[0], "x"], r"entry 2 is not of the form \{\"image_name\""),
+        ([ENTRIES[0], {"image": "a.jpg", "text": "q"}], "entry 2 is not of the form"),
+        ([{"image_name": "a.jpg", "conversation": talk("q")}], r"entry 1 \(a\.jpg\) is not of the form"),
+        ([{"image_name": "a.jpg", "conversation": talk("q", "a")[::-1]}], r"entry 1 \(a\.jpg\) is not of the form"),
+        ([{"image_name": "a.jpg", "conversation": talk("q", 3)}], r"entry 1 \(a\.jpg\) is not of the form"),
+        ([{"image_name": "a.jpg", "conversation": talk("<image>", "a")}], r"entry 1 \(a\.jpg\) is not of the form"),
         ('{"a": 1}', "expected a JSON list, found a dict"),
         (json.dumps(ENTRIES)[:-30], "is not JSON, or the file is cut off .*line 1 column"),
         ('[{"image_name": "a.jpg",}]', "is not JSON"),

@@ -20,7 +20,7 @@ SIDE = 32
 # Rows and columns of the defect, whose centre lies in the middle ninth; it reaches into the top left one.
 SQUARE = (8, 16)
 
-RUN = {  # the fields of Provenance
+RUN = {  # the facts of a run
     "command": "python run_eval.py --x",
     "config": "compact",
     "commit": "abc123",
@@ -28,7 +28,8 @@ RUN = {  # the fields of Provenance
     "seed": 42,
     "device": "cpu",
     "processes": 1,
-    "trained_on": ("delta: simulated defects on elsewhere",),
+    "trained_on": ["delta: simulated defects on elsewhere"],
+    "notes": ["questions: file"],
     "seconds_per_photo": 0.5,
     "peak_memory": 10**9,
 }

@@ -8,7 +8,6 @@ from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.evaluation.protocol import Cell, Plan
-from anomalygpt.evaluation.provenance import Provenance
 from benchmarks import answers
 from benchmarks.answers import WordsEvaluator, compare_with_mask, content, sample
 from tests.evaluation.conftest import RUN, write_class
@@ -95,6 +94,6 @@ def test_real_answers_are_checked_and_compared(predictor, tmp_path, monkeypatch)
         assert one.faults == () and 0 < one.first_text <= one.seconds
         assert one.source != "model" or one.raw == one.answer
     assert [one.question for one in evaluator.measure(Cell(2, 0, "plate"))] == [one.question for one in result]
-    page = answers.write_report(tmp_path / "out", Provenance(**RUN), result)
+    page = answers.write_report(tmp_path / "out", RUN, result)
     assert "| en | first | 2 |" in page and "| zh | where | 1 |" in page
     assert (tmp_path / "out" / "results.md").read_text(encoding="utf-8") == page

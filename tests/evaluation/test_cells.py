@@ -1,6 +1,8 @@
-"""The run's folder: cells that are there are not measured again, settings are not mixed, damaged files are reported."""
+"""The run's folder: cells that are there are not measured again, settings and photos are not mixed."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 
 import pytest
@@ -9,11 +11,12 @@ import torch
 from anomalygpt import distributed
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.cells import CellResult, CellStore
+from anomalygpt.evaluation import cells
+from anomalygpt.evaluation.cells import measure_cells
 from anomalygpt.evaluation.protocol import Cell, Plan
 
-ALONE = Process(0, 0, 1, torch.device("cpu"))
 CELLS = [Cell(shots, 0, "bottle") for shots in (0, 1, 2, 3, 4)]
+NAMES = [f"bottle/test/{kind}/00{number}.png" for kind in ("good", "hole") for number in (0, 1)]
 
 
 def noisy(dark):
@@ -25,25 +28,23 @@ def noisy(dark):
 def fill(evaluator, fake_predictor):
     """Measures the tree's cells into a folder; returns the results, all but their times, and what was measured."""
 
-    def run(folder, process=ALONE, cells=CELLS):
-        store, measured = CellStore(folder), []
+    def run(folder, cells=CELLS, settings=None, names=NAMES):
+        measured = []
 
-        def build():
+        def build(process):
             measure = evaluator(fake_predictor(noisy), plan=Plan((0, 1, 2, 3, 4))).measure
             return lambda cell, on_photo: (measured.append(cell), measure(cell, on_photo))[1]
 
-        store.fill(cells, process, lambda cell: 4, build)
-        results = [store.load(cell, CellResult) for cell in cells]
-        return [{**vars(result), "seconds": None} for result in results], measured
+        _, results = measure_cells("cpu", folder, settings or {}, dict.fromkeys(cells, names), build)
+        return [result | {"seconds": None} for result in results], measured
 
     return run
 
 
 def test_a_result_is_read_as_it_was_measured(evaluator, fake_predictor, tmp_path):
     measured = evaluator(fake_predictor(noisy)).measure(CELLS[0])
-    store = CellStore(tmp_path)
-    store.fill(CELLS[:1], ALONE, lambda cell: 4, lambda: lambda cell, on_photo: measured)
-    assert store.load(CELLS[0], CellResult) == measured
+    _, [found] = measure_cells("cpu", tmp_path, {}, {CELLS[0]: NAMES}, lambda _: lambda cell, on_photo: measured)
+    assert found == json.loads(json.dumps(measured)) | {"shots": 0, "round": 0, "class": "bottle", "names": NAMES}
 
 
 def test_a_run_goes_on_with_the_cells_that_are_left(fill, tmp_path):
@@ -59,37 +60,35 @@ def test_a_run_goes_on_with_the_cells_that_are_left(fill, tmp_path):
 def test_processes_share_the_cells_and_measure_what_one_does(fill, tmp_path, monkeypatch, count):
     alone, _ = fill(tmp_path / "alone")
     monkeypatch.setattr(distributed, "barrier", Barrier(count, timeout=60).wait)
-    processes = [Process(rank, rank, count, torch.device("cpu")) for rank in range(count)]
+    monkeypatch.setattr(distributed, "on_main", lambda is_main, act: act() if is_main else None)
+    ranks = iter(range(count))
+
+    @contextmanager
+    def joined(device, out):
+        rank = next(ranks)
+        yield Process(rank, rank, count, torch.device("cpu")), out
+
+    monkeypatch.setattr(cells, "_joined", joined)
     with ThreadPoolExecutor(count) as pool:
-        found = list(pool.map(lambda process: fill(tmp_path / "shared", process), processes))
-    assert all(results == alone for results, _ in found)
-    assert [measured for _, measured in found] == [CELLS[rank::count] for rank in range(count)]
+        found = list(pool.map(lambda _: fill(tmp_path / "shared"), range(count)))
+    assert [results for results, _ in found if results] == [alone], "the main process reads them"
+    assert sorted(len(measured) for _, measured in found) == sorted(len(CELLS[rank::count]) for rank in range(count))
 
 
-def test_another_setting_is_refused_by_name(tmp_path):
-    CellStore(tmp_path).require({"seed": 1, "precision": "fp32"})
-    CellStore(tmp_path).require({"seed": 1, "precision": "fp32"})
+def test_another_setting_is_refused_by_name(fill, tmp_path):
+    fill(tmp_path, CELLS[:1], {"seed": 1, "precision": "fp32"})
     with pytest.raises(UserError, match='another precision \\("fp32", now "fp16"\\); name another --out, or delete'):
-        CellStore(tmp_path).require({"seed": 1, "precision": "fp16"})
+        fill(tmp_path, CELLS[:1], {"seed": 1, "precision": "fp16"})
     with pytest.raises(UserError, match="another new setting"):
-        CellStore(tmp_path).require({"seed": 1, "precision": "fp32", "new setting": True})
-
-
-def test_a_damaged_file_is_reported_and_measured_again_once_it_is_deleted(fill, tmp_path):
-    whole, _ = fill(tmp_path)
-    path = tmp_path / "state" / "0_shot_round_0" / "bottle.json"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"bottle.json: can't be read .* delete it"):
-        fill(tmp_path)
-    path.unlink()
-    assert fill(tmp_path) == (whole, CELLS[:1])
+        fill(tmp_path, CELLS[:1], {"seed": 1, "precision": "fp32", "new setting": True})
+    with pytest.raises(UserError, match="on other photos .bottle/new.png"):
+        fill(tmp_path, CELLS[:1], {"seed": 1, "precision": "fp32"}, [*NAMES, "bottle/new.png"])
 
 
 def test_a_class_may_have_any_name(evaluator, fake_predictor, tmp_path):
     measured = evaluator(fake_predictor()).measure(CELLS[0])
-    cells = [Cell(0, 0, name) for name in ("a/b", "..", "x.part1", "[*]", "螺丝", "b", "x")]
-    store = CellStore(tmp_path / "run")
-    store.fill(cells, ALONE, lambda cell: 4, lambda: lambda cell, on_photo: measured)
-    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert {path.parent for path in files} == {tmp_path / "run" / "state" / "0_shot_round_0"}
-    assert len(files) == len(cells)
+    cells = {Cell(0, 0, name): NAMES for name in ("a/b", "..", "x.part1", "[*]", "螺丝", "b", "x")}
+    _, results = measure_cells("cpu", tmp_path / "run", {}, cells, lambda _: lambda cell, on_photo: measured)
+    assert [result["class"] for result in results] == [cell.class_name for cell in cells]
+    files = list((tmp_path / "run" / "state" / "0_shot_round_0").rglob("*"))
+    assert len(files) == len(cells) and all(file.is_file() for file in files)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.tree import index_tree
+from anomalygpt.evaluation.evaluate import summarise
+from anomalygpt.evaluation.metrics import PixelCounts
 from anomalygpt.evaluation.protocol import Cell, Plan
 from tests.evaluation.conftest import SIDE
 
@@ -17,7 +19,7 @@ ZERO = Cell(0, 0, "bottle")
 
 
 def test_a_map_of_the_defect_is_perfect(evaluator, fake_predictor):
-    metrics = evaluator(fake_predictor()).measure(ZERO).metrics
+    metrics = evaluator(fake_predictor()).measure(ZERO)["metrics"]
     assert metrics.pop("false_alarm_rate") == 0
     assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0))
 
@@ -26,16 +28,16 @@ def test_an_inverted_map_is_as_wrong_as_can_be(evaluator, fake_predictor):
     def inverted(dark):
         return (1 - dark) * (1 - dark.max())  # the darker the darkest pixel, the lower the photo's score
 
-    assert evaluator(fake_predictor(inverted)).measure(ZERO).metrics["image_auroc"] == 0
-    pixels = evaluator(fake_predictor(lambda dark: 1 - dark)).measure(ZERO).metrics
+    assert evaluator(fake_predictor(inverted)).measure(ZERO)["metrics"]["image_auroc"] == 0
+    pixels = evaluator(fake_predictor(lambda dark: 1 - dark)).measure(ZERO)["metrics"]
     assert (pixels["pixel_auroc"], pixels["aupro"]) == (pytest.approx(0), pytest.approx(0))
 
 
 def test_the_references_of_the_round_reach_the_predictor_and_zero_shot_removes_them(evaluator, fake_predictor, tree):
     predictor = fake_predictor()
     found = evaluator(predictor, plan=Plan((2,), (1,))).measure(Cell(2, 1, "bottle"))
-    assert found.references == ("bottle/train/good/004.png", "bottle/train/good/005.png")
-    expected = [Image.open(tree / name) for name in found.references]
+    assert found["references"] == ["bottle/train/good/004.png", "bottle/train/good/005.png"]
+    expected = [Image.open(tree / name) for name in found["references"]]
     assert all(np.array_equal(a, b) for a, b in zip(predictor.references, expected, strict=True))
     evaluator(predictor).measure(ZERO)
     assert predictor.references == []
@@ -44,8 +46,8 @@ def test_the_references_of_the_round_reach_the_predictor_and_zero_shot_removes_t
 
 def test_a_silent_answer_is_wrong_but_leaves_the_verdict_to_the_score(evaluator, fake_predictor):
     found = evaluator(fake_predictor(words=lambda is_dark: "Nothing comes to mind.")).measure(ZERO)
-    assert (found.metrics["answer_accuracy"], found.no_verdict, found.metrics["verdict_accuracy"]) == (0, 4, 1)
-    assert found.metrics["position_accuracy"] is None, "nobody said yes"
+    assert (found["metrics"]["answer_accuracy"], found["no_verdict"], found["metrics"]["verdict_accuracy"]) == (0, 4, 1)
+    assert found["metrics"]["position_accuracy"] is None, "nobody said yes"
 
 
 @pytest.mark.parametrize(
@@ -55,14 +57,14 @@ def test_a_silent_answer_is_wrong_but_leaves_the_verdict_to_the_score(evaluator,
 def test_a_position_is_right_by_the_defects_centre_or_by_any_of_it(evaluator, fake_predictor, place, strict, cell):
     # The square's centre lies in the middle ninth; pixels 8 to 10 of 32 reach into the top left one.
     found = evaluator(fake_predictor(words=lambda is_dark: f"Yes, {place}." if is_dark else "No.")).measure(ZERO)
-    assert found.placed == 2
-    assert (found.metrics["position_accuracy"], found.metrics["position_cell_accuracy"]) == (strict, cell)
+    assert found["placed"] == 2
+    assert (found["metrics"]["position_accuracy"], found["metrics"]["position_cell_accuracy"]) == (strict, cell)
 
 
 def test_without_chat_answers_are_not_counted(evaluator, fake_predictor):
     found = evaluator(fake_predictor(words=lambda is_dark: ""), with_llm=False).measure(ZERO)
-    assert found.metrics["answer_accuracy"] is None and found.metrics["position_accuracy"] is None
-    assert (found.metrics["image_auroc"], found.metrics["verdict_accuracy"]) == (1, 1)
+    assert found["metrics"]["answer_accuracy"] is None and found["metrics"]["position_accuracy"] is None
+    assert (found["metrics"]["image_auroc"], found["metrics"]["verdict_accuracy"]) == (1, 1)
 
 
 def test_a_defect_without_a_mask_counts_for_the_image_only(evaluator, fake_predictor, tree):
@@ -71,8 +73,8 @@ def test_a_defect_without_a_mask_counts_for_the_image_only(evaluator, fake_predi
         for record in index_tree(tree)
     ]
     found = evaluator(fake_predictor(), records=records).measure(ZERO)
-    assert (len(found.photos), found.masked_photos, found.regions) == (4, 3, 1)
-    assert found.metrics["pixel_auroc"] == pytest.approx(1)
+    assert (len(found["photos"]), found["masked_photos"], found["regions"]) == (4, 3, 1)
+    assert found["metrics"]["pixel_auroc"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("has_table", [True, False])
@@ -93,5 +95,26 @@ def test_locos_masks_saturate_where_its_table_of_defects_is_there(evaluator, fak
         kind = {"defect_name": "hole", "pixel_value": 255, "saturation_threshold": 0.25, "relative_saturation": True}
         (tree / "bottle" / "defects_config.json").write_text(json.dumps([kind]))
     found = dataclasses.replace(measured, records=records).measure(ZERO)
-    assert (found.saturated, found.regions) == (has_table, 2)
-    assert found.metrics["aupro"] == pytest.approx(1 if has_table else 0.5)
+    assert (found["saturated"], found["regions"]) == (has_table, 2)
+    assert found["metrics"]["aupro"] == pytest.approx(1 if has_table else 0.5)
+
+
+def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():
+    def row(is_anomalous: bool, verdict: bool) -> dict[str, object]:
+        names = ("photo", "said", "own_said", "positions", "named", "named_holds_defect")
+        return {**dict.fromkeys(names), "is_anomalous": is_anomalous, "verdict": verdict, "score": 0, "probability": 0}
+
+    verdicts = [(True, True), (True, False), (False, True), (False, False), (False, False)]
+    for pairs, expected in ((verdicts, (0.6, 0.5, 1 / 3)), (verdicts[-1:], (1, None, 0)), (verdicts[:1], (1, 1, None))):
+        found = summarise([row(*pair) | {"photo": n} for n, pair in enumerate(pairs)], PixelCounts())["metrics"]
+        assert tuple(found[key] for key in ("verdict_accuracy", "recall", "false_alarm_rate")) == expected
+
+
+def test_a_sheet_is_drawn_of_the_first_round_alone(evaluator, fake_predictor, tmp_path):
+    measure = evaluator(fake_predictor(), plan=Plan((0, 2), (1, 2)), pictures=tmp_path).measure
+    measure(Cell(2, 2, "bottle"))
+    assert not list(tmp_path.glob("cases*"))
+    measure(ZERO)
+    measure(Cell(2, 1, "bottle"))
+    drawn = sorted(path.parent.name for path in tmp_path.glob("cases*/bottle.png"))
+    assert drawn == ["cases_2-shot", "cases_zero-shot"]

@@ -5,11 +5,15 @@ import pytest
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, reference_records
+from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed
+
+
+def references(records: list[ImageRecord], shots: int, round_: int = 0, **choice: object) -> list[ImageRecord]:
+    return Plan((shots,), (round_,), **choice).references(records, Cell(shots, round_, "bottle"))
 
 
 def random_references(records: list[ImageRecord], shots: int, round_: int, seed: int) -> list[ImageRecord]:
-    return Plan((shots,), (round_,), "random", seed).references(records, Cell(shots, round_, "bottle"))
+    return references(records, shots, round_, choice="random", seed=seed)
 
 
 def numbers(records: list[ImageRecord]) -> list[int]:
@@ -22,14 +26,14 @@ def numbers(records: list[ImageRecord]) -> list[int]:
     + [(2, 2, [8, 9]), (4, 1, [4, 5, 6, 7]), (5, 1, [5, 6, 7, 8, 9])],
 )
 def test_a_round_starts_four_good_photos_further_on(tree, shots, round_, expected):
-    chosen = reference_records(index_tree(tree)[::-1], shots, round_)
+    chosen = references(index_tree(tree)[::-1], shots, round_)
     assert numbers(chosen) == expected
     assert all(record.split == "train" and not record.is_anomalous for record in chosen)
 
 
 def test_too_few_photos_are_reported(tree):
     with pytest.raises(UserError, match="need 12 good training photos, there are 10"):
-        reference_records(index_tree(tree), 4, 2)
+        references(index_tree(tree), 4, 2)
     with pytest.raises(UserError, match="need 11 good training photos, there are 10"):
         random_references(index_tree(tree), 11, 0, seed=0)
     tested = [record for record in index_tree(tree) if record.split == "test"]

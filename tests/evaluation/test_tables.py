@@ -9,25 +9,22 @@ import pytest
 from PIL import Image
 
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.evaluation.cells import PhotoResult
 from anomalygpt.evaluation.evaluate import summarise
-from anomalygpt.evaluation.figures import CASES, Examples, write_pictures
+from anomalygpt.evaluation.figures import CASES, Examples, write_sheet
 from anomalygpt.evaluation.metrics import PixelCounts
 from anomalygpt.evaluation.protocol import Cell
-from anomalygpt.evaluation.provenance import Provenance
-from anomalygpt.evaluation.published import METRICS, official_dataset, published, table
-from anomalygpt.evaluation.tables import Report, as_markdown, write_report
+from anomalygpt.evaluation.tables import METRICS, official_dataset, published, report, write_texts
 from tests.evaluation.conftest import RUN
 
-ABOUT = Provenance(
-    **RUN, notes=("data: data/tree (mvtec), 2 classes", "maps: squash; as its photo", "connected"), warnings=("seen",)
-)
+NOTES = ["data: data/tree (mvtec), 2 classes", "maps: squash; as its photo", "connected"]
+ABOUT = RUN | {"notes": NOTES, "warnings": ["seen"]}
 
 
-def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> PhotoResult:
-    said = is_anomalous
-    found = PhotoResult(photo, "cut", is_anomalous, score, 0.5, score, said, "answer", "Yes.", said, said, (), (), None)
-    return dataclasses.replace(found, **changes)
+def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> dict[str, object]:
+    scores = {"score": score, "threshold": 0.5, "probability": score}
+    verdict = {"verdict": is_anomalous, "verdict_from": "answer", "said": is_anomalous, "own_said": is_anomalous}
+    answer = {"answer": "Yes.", "positions": (), "named": (), "named_holds_defect": None}
+    return {"photo": photo, "defect": "cut", "is_anomalous": is_anomalous, **scores, **verdict, **answer, **changes}
 
 
 def category(name: str, scores: tuple[float, ...], shots: int = 4, round: int = 0, with_llm: bool = False):
@@ -35,32 +32,32 @@ def category(name: str, scores: tuple[float, ...], shots: int = 4, round: int = 
     photos = [row(f"{name}/{n}.png", n > 0, score) for n, score in enumerate(scores)]
     counts = PixelCounts()
     counts.add(np.array([[0.1, 0.3, 0.2]], np.float32), np.array([[False, False, True]]))
-    cell = Cell(shots, round, name)
-    return summarise(cell, ("good/000.png",), photos, counts, Examples(), "squash", with_llm=with_llm)
+    cell = {"shots": shots, "round": round, "class": name, "references": ["good/000.png"]}
+    return cell | summarise(photos, counts, with_llm)
 
 
 BOTTLE, SCREW = (0.1, 0.9, 0.8), (0.5, 0.9, 0.1)  # image-AUROC 1 and 1/2
 
 
-def report(*results, **more) -> Report:
-    return Report(ABOUT, results, **more)
+def page_of(*results, dataset: str | None = None) -> str:
+    return report(ABOUT, results, dataset)["results.md"]
 
 
 def test_the_table_has_a_row_per_class_and_the_mean_over_classes_where_defined():
-    page = as_markdown(report(category("bottle", BOTTLE), category("screw", SCREW)))
+    page = page_of(category("bottle", BOTTLE), category("screw", SCREW))
     assert "| class | photos | with a defect | image-AUROC |" in page
     assert "| bottle | 3 | 2 | 100.0 | 100.0 | 100.0 | 50.0 |" in page
     assert "| **mean** | 6 | 4 | 75.0 |" in page
     assert "answer accuracy |" not in page, "without a language model"
-    page = as_markdown(report(category("cup", (0.1,)), category("screw", SCREW)))
+    page = page_of(category("cup", (0.1,)), category("screw", SCREW))
     assert "| cup | 1 | 0 | – |" in page and "| **mean** | 4 | 2 | 50.0 |" in page
-    page = as_markdown(report(category("bottle", (0.1, 0.3, 0.3)), category("screw", (0.4, 0.6, 0.6))))
+    page = page_of(category("bottle", (0.1, 0.3, 0.3)), category("screw", (0.4, 0.6, 0.6)))
     assert "together, in hindsight: 83.3 (mean over classes)." in page  # at .1 one good photo of the screws is wrong
 
 
 def test_rounds_are_given_by_mean_and_standard_deviation_of_the_means_over_classes():
     cells = (("bottle", BOTTLE, 0), ("screw", BOTTLE, 0), ("bottle", BOTTLE, 1), ("screw", SCREW, 1))
-    page = as_markdown(report(*(category(name, scores, round=number) for name, scores, number in cells)))
+    page = page_of(*(category(name, scores, round=number) for name, scores, number in cells))
     assert "2 rounds: 0, 1." in page
     assert "| screw | 3 | 2 | 75.0 ± 25.0 |" in page
     assert "| **mean** | 6 | 4 | 87.5 ± 12.5 |" in page
@@ -72,12 +69,13 @@ def test_rounds_are_given_by_mean_and_standard_deviation_of_the_means_over_class
     + ["elsewhere", "**seen**", "0.50 s per photo", "1.00 GB", "data/tree"],
 )
 def test_the_page_says_how_it_was_made(fact):
-    assert fact in as_markdown(report(category("bottle", BOTTLE)))
+    assert fact in page_of(category("bottle", BOTTLE))
 
 
 def test_files_are_written_whole_and_leave_nothing_else(tmp_path):
     folder = tmp_path / "new" / "folder"
-    write_report(folder, report(category("bottle", BOTTLE, with_llm=True), category("bottle", SCREW, shots=1)))
+    results = category("bottle", BOTTLE, with_llm=True), category("bottle", SCREW, shots=1)
+    write_texts(folder, report(ABOUT, results))
     names = ["per_class.csv", "results.json", "results.md"]
     assert sorted(path.name for path in folder.iterdir()) == names
     found = json.loads((folder / "results.json").read_text())
@@ -89,16 +87,18 @@ def test_files_are_written_whole_and_leave_nothing_else(tmp_path):
 
 def test_chinese_classes_reach_excel_and_figures_without_a_warning(tmp_path, recwarn, caplog):
     results = [category(name, BOTTLE) for name in ("齿轮", "a $x$ b", "gear")]
-    write_report(tmp_path, report(*results))
+    write_texts(tmp_path, report(ABOUT, results))
     data = (tmp_path / "per_class.csv").read_bytes()
     assert data.startswith(b"\xef\xbb\xbf") and "齿轮" in data.decode("utf-8-sig")
-    assert len(write_pictures(tmp_path, results)) == 3
+    for result in results:
+        write_sheet(tmp_path, Cell(4, 0, result["class"]), result, Examples())
+    assert len(list(tmp_path.glob("*.png"))) == 3
     assert not recwarn.list and not caplog.records
 
 
 def test_csv_has_a_line_per_class_and_round(tmp_path):
     results = category("bottle", BOTTLE), category("screw", SCREW), category("screw", BOTTLE, round=1)
-    write_report(tmp_path, report(*results))
+    write_texts(tmp_path, report(ABOUT, results))
     lines = list(csv.DictReader((tmp_path / "per_class.csv").open(encoding="utf-8-sig")))
     found = [(line["class"], line["round"], float(line["image_auroc"])) for line in lines]
     assert found == [("bottle", "0", 1), ("screw", "0", 0.5), ("screw", "1", 1)]
@@ -107,7 +107,7 @@ def test_csv_has_a_line_per_class_and_round(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["mvtec", "visa"])
 def test_published_numbers_stand_beside_the_official_data_alone(dataset):
-    official = table()["datasets"][dataset]
+    official = published()["datasets"][dataset]
     names = [official["classes"][number % len(official["classes"])] for number in range(official["test_photos"])]
     records = [ImageRecord(None, name, "test", False, "good", None) for name in names]
     assert official_dataset(dataset, records) == dataset
@@ -118,27 +118,26 @@ def test_published_numbers_stand_beside_the_official_data_alone(dataset):
 
 
 def test_the_table_of_published_numbers_is_sound():
-    rows = table()["rows"]
+    rows = published()["rows"]
     assert len({(r["dataset"], r["shots"], r["method"]) for r in rows}) == len(rows)
     for entry in rows:
         values = entry.keys() - {"dataset", "shots", "protocol", "method", "source"}
         assert values and values <= METRICS.keys(), entry
-        assert entry["source"] in table()["sources"] and entry["dataset"] in table()["datasets"]
+        assert entry["source"] in published()["sources"] and entry["dataset"] in published()["datasets"]
         assert all(0 < entry[key][0] < 100 and all(0 <= s < 10 for s in entry[key][1:]) for key in values), entry
-    [ours] = [found for found in published("mvtec", 1) if found.method == "AnomalyGPT"]
-    assert (ours.metrics["image_auroc"].mean, ours.metrics["answer_accuracy"].std) == pytest.approx((0.941, 0.011))
+    [ours] = [row for row in rows if (row["dataset"], row["shots"], row["method"]) == ("mvtec", 1, "AnomalyGPT")]
+    assert (ours["image_auroc"][0], ours["answer_accuracy"][1]) == (94.1, 1.1)
 
 
 def test_published_numbers_are_printed_with_their_source():
-    others = {4: published("mvtec", 4)}
-    page = as_markdown(report(category("bottle", BOTTLE, with_llm=True), published=others, dataset="MVTec-AD"))
+    page = page_of(category("bottle", BOTTLE, with_llm=True), dataset="mvtec")
     assert "Beside published means on MVTec-AD:" in page
     assert "| this run (compact) | few-shot | 100.0 |" in page
     assert "| AnomalyGPT | few-shot | 96.3 ± 0.3 | – |" in page and "arXiv 2308.15366" in page
-    assert "WinCLIP" not in as_markdown(report(category("bottle", BOTTLE)))
+    assert "WinCLIP" not in page_of(category("bottle", BOTTLE))
 
 
-def test_pictures_are_written_of_the_first_round(tmp_path, fake_predictor):
+def test_the_best_and_the_worst_photos_are_drawn(tmp_path, fake_predictor):
     photos, examples = [], Examples()
     for number in range(6):
         photo = Image.new("RGB", (40, 30), (10 * number,) * 3)
@@ -146,10 +145,8 @@ def test_pictures_are_written_of_the_first_round(tmp_path, fake_predictor):
         is_anomalous = number % 2 == 1
         photos.append(row(f"cup/{number}.png", is_anomalous, found.score, answer="有，位于左上角。" * 30))
         examples.offer(f"cup/{number}.png", is_anomalous, photo, np.eye(30, 40, dtype=bool), found)
-    result = summarise(Cell(1, 0, "cup/1"), (), photos, PixelCounts(), examples, "squash")
-    assert {case: [name for name, _ in found] for case, found in result.examples.items()} == dict(
+    assert {case: [name for _, name, _ in found] for case, found in examples.items()} == dict(
         zip(CASES, [[f"cup/{n}.png" for n in pair] for pair in ((5, 3), (0, 2), (1, 3), (4, 2))], strict=True)
     ), "the darkest have the highest scores"
-    written = write_pictures(tmp_path, [result])
-    assert written == [tmp_path / "cases_1-shot" / "cup_1.png"]
-    assert all(Image.open(path).width > 500 for path in written)
+    write_sheet(tmp_path / "new", Cell(1, 0, "cup/1"), summarise(photos, PixelCounts()), examples)
+    assert Image.open(tmp_path / "new" / "cup_1.png").width > 500

@@ -11,9 +11,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, RegionFinding, answer_text, findings_text
+from anomalygpt.datasets.findings import (
+    LANGUAGES,
+    Findings,
+    Language,
+    RegionFinding,
+    answer_text,
+    findings_text,
+    language_of,
+)
 from anomalygpt.datasets.findings_dialogue import PLACES, draw_findings, draw_question, kinds
-from anomalygpt.inference.answer_check import check_answer, language_of
+from anomalygpt.inference.answer_check import check_answer
 
 TABLE = yaml.safe_load(Path(__file__).with_name("answer_check_cases.yaml").read_text(encoding="utf-8"))
 CASES = [case for name, cases in TABLE.items() if name != "findings" for case in cases]

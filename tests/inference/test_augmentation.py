@@ -70,8 +70,7 @@ def as_views(part: torch.Tensor) -> ImageFeatures:
     return ImageFeatures((tap,), torch.zeros(len(ALL_VIEWS), 4))
 
 
-def test_single_reference_has_no_gain_and_is_rotated_in_any_case() -> None:
-    assert view_gains([as_views(torch.randn(8, 8, 4))]) == {}
+def test_single_reference_is_rotated_in_any_case() -> None:
     assert all(choose_augmentation({}, [part]) == "rotations" for part in (ROUND, UPRIGHT_BAR, TILTED_BAR))
 
 
@@ -110,7 +109,6 @@ def test_auto_chooses_the_views_of_real_parts(compact_predictor, part: str, expe
     good = shared(f"data/mvtec_layout/{part}/train/good")
     photos = [Image.open(path) for path in sorted(good.iterdir())[:2]]
     settings = ReferenceSettings(preset="custom", augmentation="auto")
-    references = References(compact_predictor.model, settings, compact_predictor.transform)
-    for photo, views in zip(photos, ("rotations", expected), strict=True):
-        references.add(photo)
+    for count, views in ((1, "rotations"), (2, expected)):
+        references = References(compact_predictor.model, settings, compact_predictor.transform, photos[:count])
         assert references.augmentation == views

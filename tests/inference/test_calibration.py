@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomalygpt.config.settings import PartsPrior
-from anomalygpt.inference.calibration import LOWEST, Calibration, TextCalibration, calibrate
+from anomalygpt.inference.calibration import LOWEST, NOT_SHOWN, Calibration, TextCalibration, calibrate
 
 
 def from_maxima(*values: float, rate: float = 0.05, references: int | None = None) -> Calibration:
@@ -21,7 +21,7 @@ def test_probability_is_one_half_at_the_score_threshold_and_rises() -> None:
     assert found.probability(found.score_threshold) == pytest.approx(0.5)
     rising = [found.probability(score) for score in (-1.0, 0.0, 0.1, 0.2, found.score_threshold, 0.4, 0.9, 1e9)]
     assert rising == sorted(rising)
-    assert 0 <= rising[0] < 0.01
+    assert rising[0] == pytest.approx(NOT_SHOWN, abs=0.01)
     assert 0.99 < rising[-2] <= rising[-1] <= 1
 
 

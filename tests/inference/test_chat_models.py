@@ -35,10 +35,9 @@ from anomalygpt.config.load import load_config
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.findings import answer_text, findings_text
 from anomalygpt.errors import UserError
-from anomalygpt.inference import checked_answers
-from anomalygpt.inference.answer_check import check_answer
-from anomalygpt.inference.chat_models import API_KEY, ChatModel, EndpointModel, build_chat_model
-from anomalygpt.inference.checked_answers import Answer, stream_checked
+from anomalygpt.inference import answer_check
+from anomalygpt.inference.answer_check import Answer, check_answer, stream_checked
+from anomalygpt.inference.language_models import API_KEY, ChatModel, EndpointModel, build_chat_model
 from anomalygpt.model.build import missing_weights
 from tests.fake_predictor import TOP_LEFT, result_with
 from tests.processes import started, wait_until
@@ -264,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint]]:
     monkeypatch.setenv(API_KEY, "secret-key")
-    checked_answers._warn_once.cache_clear()
+    answer_check._warn_once.cache_clear()
     made: list[Endpoint] = []
 
     def start(*replies: tuple[int, list[bytes | None]]) -> Endpoint:
@@ -457,6 +456,6 @@ def test_real_server_answers_as_the_same_weights_do_here(real_endpoint: str) -> 
 @pytest.mark.weights
 @pytest.mark.slow
 def test_real_server_without_the_named_model(real_endpoint: str, caplog) -> None:
-    checked_answers._warn_once.cache_clear()
+    answer_check._warn_once.cache_clear()
     assert asked(endpoint_model(real_endpoint, model="another", timeout=100)).source == "findings"
     assert "BadRequestError" in caplog.text

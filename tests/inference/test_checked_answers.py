@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from anomalygpt.datasets.findings import answer_text
-from anomalygpt.inference.answer_check import check_answer
-from anomalygpt.inference.checked_answers import Answer, stream_checked
+from anomalygpt.inference.answer_check import Answer, check_answer, stream_checked
 from tests.fake_predictor import TOP_LEFT, result_with
 
 IMAGE = result_with(TOP_LEFT, "nut")  # defective at the top left

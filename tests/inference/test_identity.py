@@ -8,8 +8,8 @@ from PIL import Image
 
 from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.errors import UserError
-from anomalygpt.inference.identity import load_known_parts, save_known_parts
 from anomalygpt.inference.predictor import Predictor
+from anomalygpt.model.checkpoint import save_tensors
 from tests.shared_data import shared
 
 
@@ -22,8 +22,9 @@ def first(folder: Path, count: int) -> list[Image.Image]:
 def test_screw_is_no_bottle(predictor: Predictor, bottle_folder: Path, tmp_path: Path, with_references: bool) -> None:
     bottles = first(bottle_folder / "train" / "good", 4)
     tokens = torch.cat([predictor.inspect(bottle).features.embedding for bottle in bottles])
-    save_known_parts(tmp_path / "known", tokens)
-    settings = InferenceConfig(other_part_above=0.5, known_parts=str(tmp_path / "known"), findings="prompt")
+    save_tensors({"embeddings": tokens.half()}, tmp_path / "known.safetensors")
+    known = str(tmp_path / "known.safetensors")
+    settings = InferenceConfig(other_part_above=0.5, known_parts=known, findings="prompt")
     careful = Predictor(predictor.model, settings, predictor.generation)
     careful.set_references(bottles if with_references else [])
     [screw] = first(shared("data/mvtec_layout/screw/test/good"), 1)
@@ -46,10 +47,11 @@ def test_score_near_the_threshold_may_get_no_verdict(predictor: Predictor, photo
         assert careful.inspect(query).reason == reason
 
 
-def test_known_parts_of_another_encoder_are_refused(tmp_path: Path) -> None:
-    save_known_parts(tmp_path / "known", torch.eye(3))
-    assert load_known_parts(tmp_path / "known", 3).shape == (3, 3)
-    with pytest.raises(UserError, match="expected 4 numbers a photo"):
-        load_known_parts(tmp_path / "known", 4)
-    with pytest.raises(UserError, match="known_parts"):
-        load_known_parts(tmp_path / "none", 4)
+@pytest.mark.weights
+def test_known_parts_of_another_encoder_are_refused(predictor: Predictor, tmp_path: Path) -> None:
+    known = tmp_path / "known.safetensors"
+    with pytest.raises(UserError, match="no such file"):
+        Predictor(predictor.model, InferenceConfig(known_parts=str(known)))
+    save_tensors({"embeddings": torch.eye(3)}, known)
+    with pytest.raises(UserError, match="expected 384 numbers a photo"):
+        Predictor(predictor.model, InferenceConfig(known_parts=str(known)))

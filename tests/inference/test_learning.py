@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from anomalygpt.errors import UserError
-from anomalygpt.inference.calibration import calibrate
-from anomalygpt.inference.learning import MOST_UNLABELLED
+from anomalygpt.inference.calibration import MOST_UNLABELLED, calibrate
 from anomalygpt.inference.predictor import Predictor
 
 MAPS = torch.full((4, 1, 8, 8), 0.3)

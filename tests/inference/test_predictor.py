@@ -201,14 +201,14 @@ def test_words_agree_with_the_findings(predictor: Predictor, photo, scratch) -> 
     assert (found.verdict_from, found.image.findings.references) == ("score", 4)
 
 
-def test_adding_references_equals_giving_all_at_once(predictor: Predictor, photo) -> None:
+def test_adding_to_saved_references_equals_giving_all_at_once(predictor: Predictor, photo, tmp_path: Path) -> None:
     photos, query = [photo(seed=seed) for seed in range(3)], photo(scratch=(0.3, 0.6), seed=9)
+    predictor.set_references(photos[:1])
+    predictor.save_references(tmp_path / "one.safetensors")
+    predictor.set_references(photos[1:], tmp_path / "one.safetensors")
+    later = predictor.inspect(query)
     predictor.set_references(photos)
     at_once = predictor.inspect(query)
-    predictor.set_references([])
-    for some in (photos[:1], photos[1:]):
-        predictor.add_references(some)
-    later = predictor.inspect(query)
     assert np.allclose(later.map, at_once.map, atol=1e-5)
     assert later.threshold == pytest.approx(at_once.threshold, abs=1e-5)
 

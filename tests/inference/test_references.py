@@ -1,7 +1,5 @@
 """References: added one by one, compared, held out, saved and loaded."""
 
-import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -94,27 +92,12 @@ def test_official_map_equals_the_papers_exactly(build, thin_model, thin_transfor
     assert torch.equal(found, MemoryBank(together).anomaly_map(features, MAP_SIZE))
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_adding_a_photo_equals_giving_all_at_once(build, photos, name: str) -> None:
-    settings = CHANGES[name]
-    grown = build(photos[:1], settings)
-    inspect(grown, photos[5])  # so that there is something to invalidate
-    for photo in photos[1:3]:
-        grown.add(photo)
-        grown.held_out_maps()
-    full = build(photos[:3], settings)
-    assert len(grown) == len(full) == 3
-    assert close(inspect(grown, photos[5])[1], inspect(full, photos[5])[1])
-    assert close(grown.held_out_maps(), full.held_out_maps())
-
-
-def test_adding_encodes_the_new_photo_only_and_a_query_is_encoded_once(build, photos, encoded) -> None:
+def test_each_photo_is_encoded_once(build, photos, encoded) -> None:
     references = build(photos[:3], custom(augmentation="rotations", text_weight=0.5))
     inspect(references, photos[5])
-    encoded.clear()
-    references.add(photos[3])
-    inspect(references, photos[5])
-    assert sorted(encoded) == [1, 4]
+    references.held_out_maps()
+    inspect(references, photos[4])
+    assert sorted(encoded) == [1, 1, 4, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -167,10 +150,7 @@ def test_trust_in_the_text_map_depends_on_all_references_and_on_the_class(build,
     one, both = mean_score(photos[:1], "bottle"), mean_score(photos[:2], "bottle")
     other = mean_score(photos[:2], "screw")
     between = custom(text_weight=0.25, text_trusted_below=(one + both) / 2)
-    references = build(photos[:1], between)
-    before = references.text_weight("bottle")
-    references.add(photos[1])
-    assert {before, references.text_weight("bottle")} == {0.0, 0.25}
+    assert {build(photos[:count], between).text_weight("bottle") for count in (1, 2)} == {0.0, 0.25}
     by_class = build(photos[:2], custom(text_weight=0.25, text_trusted_below=(both + other) / 2))
     assert {by_class.text_weight("bottle"), by_class.text_weight("screw")} == {0.0, 0.25}
 
@@ -209,17 +189,15 @@ def test_many_references_are_not_all_held_out(build, photos, monkeypatch: pytest
 def test_loaded_references_are_equal_and_can_be_added_to(
     build, thin_model, thin_transform, photos, tmp_path, name
 ) -> None:
-    saved = build(photos[:2], CHANGES[name])
     path = tmp_path / "part.safetensors"
-    saved.save(path)
-    loaded = References.load(path, thin_model, thin_transform)
-    for photo in (None, photos[2]):
-        if photo is not None:
-            saved.add(photo)
+    build(photos[:2], CHANGES[name]).save(path)
+    for added in ([], photos[2:3]):
+        given, loaded = build([*photos[:2], *added], CHANGES[name]), References.load(path, thin_model, thin_transform)
+        for photo in added:
             loaded.add(photo)
-        assert (len(loaded), loaded.settings, loaded.augmentation) == (len(saved), saved.settings, saved.augmentation)
-        assert torch.equal(inspect(loaded, photos[5])[1], inspect(saved, photos[5])[1])
-        assert torch.equal(loaded.held_out_maps(), saved.held_out_maps())
+        assert (len(loaded), loaded.settings, loaded.augmentation) == (len(given), given.settings, given.augmentation)
+        assert torch.equal(inspect(loaded, photos[5])[1], inspect(given, photos[5])[1])
+        assert torch.equal(loaded.held_out_maps(), given.held_out_maps())
 
 
 @pytest.mark.parametrize("upright", [False, True], ids=["row", "column"])
@@ -313,44 +291,6 @@ def test_file_whose_metadata_do_not_fit_is_refused(
     path = tmp_path / "part.safetensors"
     save_tensors(read_tensors(saved), path, read_metadata(saved) | changes)
     assert words in fault(path, thin_model, thin_transform)
-
-
-@pytest.fixture
-def earlier(saved: Path, tmp_path: Path):
-    """Writes a file as the earlier version did: a PNG per photo and scale, the features, options since removed."""
-    removed = {"tiling": False, "neighbourhood": 1, "distance": "cosine", "normalise": False, "foreground": "off"}
-    removed |= {"coreset_share": 1.0, "coreset_from": 0}
-
-    def write(**options: object) -> Path:
-        tensors = {"taps.1.0": torch.zeros(2, 1, 64, 32, dtype=torch.float16)}
-        for number, pixels in enumerate(read_tensors(saved)["photos.1"].numpy()):
-            Image.fromarray(pixels).save(file := io.BytesIO(), format="PNG")
-            tensors[f"photo.{number}.1"] = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-        about = {"augmentation": "none", "photos": "2", "scales": "[1]", "compared": "[1]", "thinned": "false"}
-        about |= {"format": "anomalygpt references 1", "identity": read_metadata(saved)["identity"]}
-        about["settings"] = json.dumps(OFFICIAL.options | removed | options)
-        save_tensors(tensors, tmp_path / "part.safetensors", about)
-        return tmp_path / "part.safetensors"
-
-    return write
-
-
-def test_file_of_the_earlier_version_gives_the_same_map(earlier, saved, thin_model, thin_transform, photos) -> None:
-    old, new = (References.load(path, thin_model, thin_transform) for path in (earlier(), saved))
-    assert old.settings.options == new.settings.options
-    assert torch.equal(inspect(old, photos[5])[1], inspect(new, photos[5])[1])
-    assert References.load(earlier(top_share=0.25), thin_model, thin_transform).settings.top_share == 0.25
-
-
-def test_file_of_the_earlier_version_is_checked(earlier, thin_model, thin_transform) -> None:
-    removed = fault(earlier(distance="euclid"), thin_model, thin_transform)
-    assert "saved with distance 'euclid', an option that was removed" in removed
-    assert "damaged (ValidationError: " in fault(earlier(colour=1), thin_model, thin_transform)
-    path = earlier()
-    assert "weights is" in fault(path, thin(seed=1), thin_transform)
-    tensors = {name: value for name, value in read_tensors(path).items() if name != "photo.1.1"}
-    save_tensors(tensors | {"photo.0.1": torch.zeros(9, dtype=torch.uint8)}, path, read_metadata(path))
-    assert "damaged (UnidentifiedImageError: " in fault(path, thin_model, thin_transform)
 
 
 def test_other_ending_and_unwritable_folder_are_one_line(build, photos, tmp_path: Path) -> None:

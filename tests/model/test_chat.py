@@ -1,7 +1,5 @@
 """Turns -> ids, labels and attention; the chat's history; where an answer stops (specification 6)."""
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 
@@ -30,15 +28,6 @@ def test_labels_are_the_assistants_tokens_with_their_end_mark() -> None:
     assert len(ids) == len(labels)
     assert Letters().decode([label for label in labels if label != IGNORE_INDEX]) == "No.\n###At the top.\n###"
     assert all(label in (IGNORE_INDEX, i) for i, label in zip(ids, labels, strict=True))
-
-
-UNORDERED = [(TALK[1],), (TALK[0], TALK[0]), (TALK[0], TALK[1], TALK[3]), (Said("system", "Be kind."), TALK[0])]
-
-
-@pytest.mark.parametrize("turns", UNORDERED)
-def test_turns_that_do_not_alternate_are_refused(turns: Sequence[Said]) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        conversation_ids(turns, Letters())
 
 
 def test_batch_is_padded_on_the_right_with_eos_and_cut_at_max_length() -> None:

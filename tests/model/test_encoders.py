@@ -1,6 +1,8 @@
-"""Encoders of timm and open_clip, from files of their libraries' layout."""
+"""Encoders, those of timm and open_clip from files of their libraries' layout."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import open_clip
 import pytest
@@ -13,7 +15,11 @@ from anomalygpt.config.load import load_config
 from anomalygpt.config.schema import EncoderConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model.build import build_encoder, build_model, image_spec
+from anomalygpt.model.dinov2 import Dinov2
+from anomalygpt.model.encoder import resized_positions
+from anomalygpt.model.imagebind.imagebind import ImageBind
 from anomalygpt.model.prompt_ensemble import PromptEnsemble
+from tests.helpers import TINY
 
 CPU = torch.device("cpu")
 TINY_CLIP = {
@@ -139,3 +145,23 @@ def test_clip_draws_text_maps_without_a_delta(clip, caplog):
     assert torch.allclose(corners, (100 * cosines[[0, 3, 12, 15]]).softmax(dim=-1)[:, 1], atol=1e-4)
     with pytest.raises(UserError, match=r"open_clip_model\.safetensors: not there"):
         build_model(load_config("winclip"), CPU)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [partial(Dinov2, image_size=56), partial(ImageBind, replace(TINY, image_size=56))])
+def test_a_larger_photo_is_encoded_with_interpolated_positions(kind):
+    encoder = kind().eval()
+    found = encoder.encode_image(torch.rand(1, 3, 112, 112))
+    assert found.grid == 8 and {tap.shape[1] for tap in found.taps} == {64}
+    positions = torch.arange(17.0).view(1, 17, 1)
+    assert resized_positions(positions, (4, 4)) is positions
+    larger = resized_positions(positions, (8, 8))[0, :, 0]
+    patches = larger[1:].view(8, 8)  # they rise in reading order
+    assert larger[0] == 0 and patches.mean() == pytest.approx(8.5, abs=1e-4)
+    assert patches.diff(dim=0).min() > 0 and patches.diff(dim=1).min() > 0
+
+
+def test_clip_refuses_a_larger_photo(clip):
+    model = build_model(load_config("winclip").model_copy(update={"encoder": EncoderConfig(**clip[1])}), CPU)
+    with pytest.raises(UserError, match="takes photos of 32 pixels alone, not of 64"):
+        model.encode(torch.rand(1, 3, 64, 64))

@@ -4,7 +4,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import AutoTokenizer, LlamaForCausalLM
 
-from anomalygpt.config.schema import LlmConfig
 from anomalygpt.errors import UserError
 from anomalygpt.model import llm as language_model
-from anomalygpt.model.build import _build_llm
-from anomalygpt.model.chat import END_OF_TURN
+from anomalygpt.model.chat import END_OF_TURN, answer_text
 from anomalygpt.model.checkpoint import CheckpointError
+from anomalygpt.model.generation import turn_tokens
 from anomalygpt.model.llm import (
     GIB,
-    GenerationSettings,
     LoraSettings,
     _quantization,
     add_lora,
     fitting_precision,
-    generate,
     load_llm,
     merge_lora_weights,
     weight_bytes,
 )
 from anomalygpt.model.tokenizer import (
-    HuggingFaceTokenizer,
     JsonTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
@@ -139,8 +135,8 @@ def test_folder_without_weights_or_with_an_index_that_is_none(tmp_path: Path) ->
 def test_wrong_width_and_missing_layers_are_reported_with_what_the_file_is(tmp_path: Path) -> None:
     write_folder(tmp_path, tiny_llama(width=64, layers=3), "single safetensors", hidden_size=32)
     text = refused(tmp_path)
-    assert "model.embed_tokens.weight is 320x64, expected 320x32" in text
-    assert "a language model 64 wide with 320 tokens and 3 layers" in text
+    assert "model.embed_tokens.weight is (320, 64), expected (320, 32)" in text
+    assert "This looks like a language model." in text
     tensors = {name: value for name, value in tiny_llama().state_dict().items() if "layers.1." not in name}
     write_folder(tmp_path, tiny_llama(), "single safetensors", tensors)
     assert "9 of 21 tensors missing (model.layers.1." in refused(tmp_path)
@@ -198,10 +194,10 @@ def test_lora_stands_on_the_four_projections_of_each_layer_under_the_released_na
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        (("foo",), "llm.lora.targets [foo]: no such modules in this language model; its linear layers are called q_pr"),
-        (("q_proj", "foo"), "[foo]: no such modules"),  # PEFT would train the other one without a warning
-        (("mlp",), "[mlp]: LoRA can't adapt all of these"),
-        ((), "[]: names no module"),
+        (("foo",), "llm.lora.targets [foo]: expected linear layers of this language model, which are called q_proj"),
+        (("q_proj", "foo"), "[foo]: expected"),  # PEFT would train the other one without a warning
+        (("mlp",), "[mlp]: expected"),
+        ((), "[]: expected"),
     ],
 )
 def test_lora_on_a_module_that_is_not_there_is_told_with_those_that_are(targets: tuple[str, ...], words: str) -> None:
@@ -211,17 +207,10 @@ def test_lora_on_a_module_that_is_not_there_is_told_with_those_that_are(targets:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tied", "targets", "folds"),
-    [
-        (torch.float32, False, LoraSettings().targets, True),
-        (torch.bfloat16, False, LoraSettings().targets, False),
-        (torch.float32, True, ("q_proj", "lm_head"), False),
-    ],
-    ids=["float32", "half precision keeps them apart", "on an output layer that is the embedding too"],
+    ("dtype", "folds"), [(torch.float32, True), (torch.bfloat16, False)], ids=["float32", "half precision: apart"]
 )
-def test_folded_lora_gives_the_same_logits(dtype, tied: bool, targets: tuple[str, ...], folds: bool) -> None:
-    llama = tiny_llama(tie_word_embeddings=tied).to(dtype)
-    llm = add_lora(llama, LoraSettings(rank=4, targets=targets)).eval()
+def test_folded_lora_gives_the_same_logits(dtype: torch.dtype, folds: bool) -> None:
+    llm = add_lora(tiny_llama().to(dtype), LoraSettings(rank=4)).eval()
     for name, parameter in llm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -304,40 +293,20 @@ def test_precision_that_fits_the_free_memory_is_chosen_and_said(caplog, monkeypa
         assert all(f"in {expected} it is {sizes[expected]:.1f} (llm.precision)" in line for line in caplog.messages)
     monkeypatch.setattr(language_model, "find_spec", lambda name: None)
     assert fitting_precision(llama, torch.float16, 13 * GIB) == "full", "it is tried"
-    for choose in (lambda: fitting_precision(llama, torch.float16, 8 * GIB), lambda: _quantization("4bit", torch.half)):
-        with pytest.raises(UserError, match="pip install 'bitsandbytes"):
-            choose()
+    with pytest.raises(UserError, match="pip install 'bitsandbytes"):
+        _quantization("4bit", torch.half)
 
 
-class Recite(LogitsProcessor):
-    """Makes the model write given ids: row i of the batch recites ``scripts[i]``, then its last id over and over."""
+def recited(tokenizer: Tokenizer, script: Sequence[int], limit: int = 64) -> tuple[str, int]:
+    """The answer of a model that writes a script, its last id over and over, and after how many steps it ended."""
+    steps: list[int] = []
 
-    def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
-        self.scripts = scripts
-        self.step = 0
+    def tokens() -> Iterator[int]:
+        for step in range(limit):
+            steps.append(step)
+            yield script[min(step, len(script) - 1)]
 
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        forced = torch.full_like(scores, -1e4)
-        for row, script in enumerate(self.scripts):
-            forced[row, script[min(self.step, len(script) - 1)]] = 0
-        self.step += 1
-        return forced
-
-
-def test_fewer_rows_than_the_tokeniser_has_tokens_are_refused(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "llm", tiny_llama(), "single safetensors")
-    (folder / "tokenizer.model").write_bytes(shared("parity/llama_tokenizer.model").read_bytes())
-    config = LlmConfig(weights=str(folder))
-    with pytest.raises(CheckpointError, match="320 tokens in the weights, 32000 in the tokeniser"):
-        _build_llm(config, 8, CPU, torch.float32)
-
-
-def recited(tokenizer: Tokenizer, scripts: Sequence[Sequence[int]], limit: int = 64) -> tuple[list[str], int]:
-    """What ``generate`` makes of a model that writes the scripts, and after how many steps it ended."""
-    llm, script = tiny_llama(rows=50000, layers=1), LogitsProcessorList([Recite(scripts)])
-    embeds, attention = torch.zeros(len(scripts), 2, 32), torch.ones(len(scripts), 2, dtype=torch.long)
-    settings = GenerationSettings(max_new_tokens=limit)
-    return generate(llm, embeds, attention, tokenizer, settings, logits_processor=script), script[0].step
+    return answer_text([*turn_tokens(tokens(), tokenizer)], tokenizer), len(steps)
 
 
 @pytest.fixture(scope="module", params=["llama", "smollm2"])
@@ -350,8 +319,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 def test_answer_ends_at_the_mark(tokenizer: Tokenizer) -> None:
     script = tokenizer.encode("No. Item #3 is fine." + END_OF_TURN + " Human: and the rest?")
-    answers, steps = recited(tokenizer, [script])
-    assert answers == ["No. Item #3 is fine."]
+    answer, steps = recited(tokenizer, script)
+    assert answer == "No. Item #3 is fine."
     assert steps == script.index(2277) + 1 if isinstance(tokenizer, SentencePieceTokenizer) else steps < len(script)
 
 
@@ -359,16 +328,9 @@ def test_answer_ends_at_the_mark(tokenizer: Tokenizer) -> None:
 def test_answer_that_is_cut_by_length_or_ended_by_eos_loses_nothing(tokenizer: Tokenizer, cut_by_length: bool) -> None:
     answer = tokenizer.encode("Yes, there is one #")
     script = answer if cut_by_length else [*answer, tokenizer.eos_id, *tokenizer.encode("rubbish")]
-    answers, steps = recited(tokenizer, [script], limit=len(answer) if cut_by_length else 64)
-    assert answers == ["Yes, there is one #"]
+    found, steps = recited(tokenizer, script, limit=len(answer) if cut_by_length else 64)
+    assert found == "Yes, there is one #"
     assert steps == len(answer) + (not cut_by_length)
-
-
-def test_each_answer_of_a_batch_ends_by_itself(tokenizer: Tokenizer) -> None:
-    texts = ["No.", "Yes, at the top right, and it is a large one.", "Yes."]
-    scripts = [tokenizer.encode(text + END_OF_TURN + " more and more words follow here") for text in texts]
-    answers, _ = recited(tokenizer, scripts)
-    assert answers == texts
 
 
 @pytest.mark.parametrize("text", ["Yes.", "有异常，在左上角。", "crack 🔧 at 3 °C", "a  b", "two\nlines", "# é", ""])
@@ -388,12 +350,14 @@ def test_plain_tokeniser_is_that_of_transformers(tmp_path: Path) -> None:
         (tmp_path / "older" / name).write_text(text if "config" in name else (tmp_path / name).read_text())
     assert load_tokenizer(tmp_path / "older").eos_id == load_tokenizer(tmp_path).eos_id
     for folder in (each for each in folders if each.is_dir()):
-        own, theirs = load_tokenizer(folder), HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder))
+        own, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
         assert isinstance(own, JsonTokenizer)
-        assert (own.size, own.bos_id, own.eos_id) == (theirs.size, theirs.bos_id, theirs.eos_id)
+        assert (own.bos_id, own.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
         for text in ("Yes.", "有异常，在左上角。", "a  b\n", " 3 °C <|im_end|>", "don 't , it 's"):
-            assert own.encode(text) == theirs.encode(text)
-            assert own.decode(own.encode(text)) == theirs.decode(theirs.encode(text))
+            ids = theirs.encode(f" {text}", add_special_tokens=False)
+            assert own.encode(text) == ids
+            options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+            assert own.decode(ids) == theirs.decode(ids, **options).removeprefix(" ")
 
 
 def test_damaged_tokeniser_is_the_users_to_mend(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_lost_process_is_reported_in_one_line():
 def test_the_papers_defaults_reach_deepspeed():
     config = deepspeed_config(TrainingConfig(), total_steps=1000, world_size=2)
     optimizer = config["optimizer"]["params"]
-    assert (optimizer["lr"], optimizer["betas"], optimizer["eps"]) == (1e-3, [0.9, 0.95], 1e-8)
+    assert (optimizer["lr"], optimizer["betas"], optimizer["eps"]) == (1e-3, (0.9, 0.95), 1e-8)
     assert optimizer["weight_decay"] == 1e-3
     assert config["gradient_clipping"] == 1.0
     assert config["fp16"]["enabled"]

@@ -17,7 +17,7 @@ from anomalygpt.training.validation import evenly_spaced
 def trainer(tmp_path) -> Trainer:
     """A trainer without a model, which validates and draws after every step."""
     config = load_config("train_mvtec", ["training.validate_every=1", "training.picture_every=1"])
-    data, process = Data(train=range(4)), Process(0, 0, 1, torch.device("cpu"))
+    data, process = Data(train=range(4), validation=range(2)), Process(0, 0, 1, torch.device("cpu"))
     return Trainer(SimpleNamespace(module=torch.nn.Linear(1, 1)), data, config, process, tmp_path, total_steps=10)
 
 
@@ -33,14 +33,15 @@ def test_a_stop_saves_and_says_how_to_go_on(trainer, monkeypatch):
 def test_a_stop_skips_the_validation_and_the_picture_of_its_step(trainer, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_state", lambda *_: True)
     done = []
-    monkeypatch.setattr(trainer, "_validate", lambda step: done.append(step))
+    monkeypatch.setattr(loop, "validate", lambda *_: done.append("validated") or {"total": 1.0})
+    monkeypatch.setattr(checkpoints, "keep_best", lambda *_: None)
     monkeypatch.setattr(loop, "draw_samples", lambda *arguments: done.append(arguments[-1].name))
     trainer._after_step(6)
     trainer.request_stop()
     with pytest.raises(UserError):
         trainer._after_step(7)
     trainer._after_step(10)
-    assert done == [6, "step0000006.png", 10, "step0000010.png"]
+    assert done == ["validated", "step0000006.png", "validated", "step0000010.png"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(trainer, monkeypatch):
@@ -54,6 +55,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(trainer, monkeypa
 def test_weights_that_are_not_finite_take_no_checkpoints_place(trainer, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_state", lambda *_: pytest.fail("saved"))
     monkeypatch.setattr(loop, "draw_samples", lambda *_: None)
+    trainer.data = Data(train=range(4))
     torch.nn.init.constant_(trainer.model.weight, torch.inf)
     with pytest.raises(UserError, match=r"step 10: .*\(of the weights nan\); the last checkpoint stays"):
         trainer._after_step(10)

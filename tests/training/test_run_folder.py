@@ -1,7 +1,5 @@
 """What a run leaves in its folder: the exported delta, the best weights, and its settings."""
 
-import math
-
 import pytest
 import torch
 import yaml
@@ -13,7 +11,7 @@ from anomalygpt.distributed import Process
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import load_delta, read_metadata, read_tensors
 from anomalygpt.model.llm import LoraSettings
-from anomalygpt.training.checkpoints import BEST, BestWeights, export_delta
+from anomalygpt.training.checkpoints import BEST, export_delta, keep_best
 from tests.helpers import tiny_model
 
 ALONE = Process(0, 0, 1, torch.device("cpu"))
@@ -76,28 +74,9 @@ class Decoder(nn.Module):
         self.image_decoder = nn.Linear(2, 1)
 
 
-@pytest.fixture
-def offered(tmp_path):
-    """Offers losses, step after step, and returns the one that the file then holds."""
-
-    def offer(*losses: float, resumed: bool = False) -> float | None:
-        best = BestWeights(tmp_path, ALONE, resumed=resumed)
-        for step, loss in enumerate(losses, start=1):
-            best.offer(Decoder(), ["image_decoder"], step, loss)
-        kept = read_metadata(tmp_path / BEST).get("validation_loss")
-        return float(kept) if kept is not None else None
-
-    return offer
-
-
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_the_lowest_finite_loss_is_kept(offered, loss):
-    assert offered(loss) is None
-    assert offered(loss, 0.5, 0.3, loss, 0.4) == 0.3
-
-
-def test_a_resumed_run_replaces_a_higher_loss_or_a_damaged_file_and_a_new_run_any(tmp_path, offered):
-    losses = [(0.3, False), (0.4, True), (0.2, True), (0.4, False)]
-    assert [offered(loss, resumed=resumed) for loss, resumed in losses] == [0.3, 0.3, 0.2, 0.4]
-    (tmp_path / BEST).write_bytes(b"damaged")
-    assert offered(0.5, resumed=True) == 0.5
+def test_the_tensors_of_the_lowest_loss_are_kept(tmp_path):
+    kept = []
+    for step, loss in enumerate((0.5, 0.3, 0.4, 0.2), start=1):
+        keep_best(Decoder(), ["image_decoder"], tmp_path, step, loss, ALONE)
+        kept.append(float(read_metadata(tmp_path / BEST)["validation_loss"]))
+    assert kept == [0.5, 0.3, 0.3, 0.2]

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from anomalygpt.files import claimed
-from anomalygpt.model.checkpoint import PARTS, file_shapes, part_of, read_metadata, read_tensors
+from anomalygpt.model.checkpoint import PARTS, part_of, read_metadata, read_tensors, shapes_of
 from anomalygpt.train import main
 from anomalygpt.training.checkpoints import complete_checkpoints
 from anomalygpt.training.metrics_log import read_metrics
@@ -74,10 +74,10 @@ def test_a_frozen_base_of_4_bit_is_trained_through(experiment):
 
 def test_a_run_leaves_a_delta_with_its_config_inside(finished):
     delta = finished / "model.safetensors"
-    names = file_shapes(delta)
+    names = shapes_of(read_tensors(delta))
     assert {part_of(name) for name in names} == set(PARTS)
     assert yaml.safe_load(read_metadata(delta)["config"])["name"] == "tiny"
-    assert file_shapes(finished / "pytorch_model.pt") == names
+    assert shapes_of(read_tensors(finished / "pytorch_model.pt")) == names
     assert yaml.safe_load((finished / "config.yaml").read_text())["seed"] == 42
     assert json.loads((finished / "environment.json").read_text())["packages"]["torch"]
 
@@ -133,7 +133,7 @@ def test_findings_train_lora_alone_without_photos_and_a_stopped_run_resumes_to_t
     whole, stopped = (words.runs / name for name in ("words_whole", "words_stopped"))
     plain = ok(train(words, f"training.output={whole}"))
     assert "10 training conversations, 4 steps of 2" in plain.stderr
-    assert {part_of(name) for name in file_shapes(whole / "model.safetensors")} == {"lora"}
+    assert {part_of(name) for name in read_tensors(whole / "model.safetensors")} == {"lora"}
     assert [line["focal"] for line in numbers(whole)] == [0] * 4
     [validation] = numbers(whole, "validation")
     assert validation["answer"] > 0 and "verdict_accuracy" not in validation
@@ -285,16 +285,15 @@ def test_a_lost_process_ends_the_other_with_one_line(experiment):
 LOST_IN_SAVE = """
 import os, signal, sys
 from anomalygpt import train
-from anomalygpt.training import checkpoints
 
-flush = checkpoints._flush
+saved = []
 
-def flush_or_die(path):
-    if os.environ["RANK"] == "1" and "step0000004" in str(path):
+def sync_or_die():
+    saved.append(1)
+    if os.environ["RANK"] == "1" and len(saved) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    flush(path)
 
-checkpoints._flush = flush_or_die
+os.sync = sync_or_die
 sys.exit(train.main())
 """
 

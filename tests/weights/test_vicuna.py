@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from anomalygpt.errors import UserError
 from anomalygpt.model.checkpoint import read_tensors
 from anomalygpt.model.llm import load_llm
 from anomalygpt.model.probe import probe
@@ -88,7 +87,7 @@ def test_metas_rotation_of_neighbours_is_hugging_faces_rotation_of_halves(tmp_pa
         return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(2)
 
     def converted(name: str) -> Tensor:
-        projected = hidden @ source[f"model.layers.0.self_attn.{name}.weight"].read().float().T
+        projected = hidden @ source[f"model.layers.0.self_attn.{name}.weight"]().float().T
         first, second = projected.view(positions, heads, side).chunk(2, dim=-1)
         cos, sin = angles.cos()[:, None], angles.sin()[:, None]
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -126,7 +125,7 @@ def test_killed_process_leaves_nothing_that_loads_and_the_next_one_finishes(tmp_
     base, delta, out = write_llama(tmp_path, "Meta 2"), write_delta(tmp_path), tmp_path / "7b_v0"
     script = "import os, signal, sys; from anomalygpt import prepare_vicuna; from anomalygpt.weights import vicuna\n"
     script += "vicuna.SHARD_BYTES = 2**20\n"
-    script += f"vicuna._copy_tokenizer = lambda *a: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+    script += f"vicuna.shutil.copyfile = lambda *a: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
     command = ["--llama", str(base), "--delta", str(delta), "--out", str(out)]
     done = subprocess.run([sys.executable, "-c", f"{script}prepare_vicuna.main({command!r})"], cwd=ROOT / "code",
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, capture_output=True)  # fmt: skip
@@ -147,6 +146,7 @@ def test_killed_process_leaves_nothing_that_loads_and_the_next_one_finishes(tmp_
         ("base", "damaged", "not finite after the sum"),
         ("half", "delta", "parts are missing"),
         ("absent", "delta", "found not there"),
+        ("base", "no tokeniser", "no tokeniser: tokenizer.model"),
     ],
 )
 def test_wrong_folder_is_one_line(tmp_path: Path, capsys, base: str, delta: str, words: str) -> None:
@@ -162,6 +162,7 @@ def test_wrong_folder_is_one_line(tmp_path: Path, capsys, base: str, delta: str,
         "wider": lambda: write_hf(tmp_path / "wide", llama(width=32, intermediate_size=48), "bin"),
         "half": lambda: (write_llama(tmp_path, "Meta 2") / "consolidated.01.pth").unlink() or tmp_path / "LLaMA/7B",
         "absent": lambda: tmp_path / "absent",
+        "no tokeniser": lambda: (write_delta(tmp_path) / "tokenizer.model").unlink() or tmp_path / "delta",
     }
     with pytest.raises(SystemExit) as ended:
         run(write[base](), write[delta](), tmp_path / "out")
@@ -169,10 +170,3 @@ def test_wrong_folder_is_one_line(tmp_path: Path, capsys, base: str, delta: str,
     line = [line for line in error.splitlines() if line.startswith("error: ")]
     assert ended.value.code == 2 and len(line) == 1 and words in line[0]
     assert not list((tmp_path / "out").glob("*.json"))
-
-
-def test_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(vicuna.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="GB are needed"):
-        vicuna.prepare_vicuna(write_llama(tmp_path, "bin"), write_delta(tmp_path), tmp_path / "out")

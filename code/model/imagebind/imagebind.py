@@ -1,20 +1,21 @@
 """ImageBind (Girdhar et al., CVPR 2023): vision and text towers with the released tensor names (specification 1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks
 from anomalygpt.model.imagebind.tokenizer import CONTEXT_LENGTH, tokenize
-from anomalygpt.model.imagebind.transformer import LAYER_NORM_EPS, Trunk
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+LAYER_NORM_EPS, MLP_RATIO = 1e-6, 4
 FRAMES = 2  # ImageBind treats a still image as a clip of two identical frames
 
 
@@ -33,19 +34,71 @@ class ImageBindSize:
     joint_width: int = 1024
 
 
-class PatchProjection(nn.Module):
-    """The clip's patch embedding, stored as the released 3-D kernel and applied as the equivalent 2-D one."""
+def attend(packed: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """Multi-head attention on packed queries, keys and values: (B, N, 3 * width) -> (B, N, width)."""
+    q, k, v = rearrange(packed, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=heads)
+    return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), "b heads n d -> b n (heads d)")
 
-    def __init__(self, width: int, patch: int) -> None:
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the parameter names of ``nn.MultiheadAttention``, as in the released file."""
+
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, 3, FRAMES, patch, patch))
-        nn.init.trunc_normal_(self.weight, std=0.02)
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, P * P, width), P = S / patch."""
-        # Both frames are the same image, so the kernel is summed over its time axis.
-        kernel = self.weight.sum(dim=2)
-        return rearrange(F.conv2d(images, kernel, stride=kernel.shape[-1]), "b d h w -> b (h w) d")
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        return self.out_proj(attend(packed, self.heads, causal))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """One pre-norm block: attention, then MLP, each added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = SelfAttention(width, heads), Mlp(width)
+        self.norm_1, self.norm_2 = (nn.LayerNorm(width, eps=LAYER_NORM_EPS) for _ in range(2))
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        x = x + self.attn(self.norm_1(x), causal)
+        return x + self.mlp(self.norm_2(x))
+
+
+class Trunk(nn.Module):
+    """A stack of pre-norm blocks: ``causal`` for text, else with a LayerNorm before the first."""
+
+    def __init__(self, width: int, depth: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.pre_transformer_layer = nn.Sequential(*([] if causal else [nn.LayerNorm(width, eps=LAYER_NORM_EPS)]))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+
+    def forward(self, x: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """(B, N, width) -> the last block's output (B, N, width), and that of each tapped block, in block order."""
+        x = self.pre_transformer_layer(x)
+        tapped = []
+        for index, block in enumerate(self.blocks):
+            x = block(x, self.causal)
+            if index in taps:
+                tapped.append(x)
+        return x, tapped
 
 
 class VisionStem(nn.Module):
@@ -53,24 +106,22 @@ class VisionStem(nn.Module):
 
     def __init__(self, width: int, image_size: int, patch: int) -> None:
         super().__init__()
-        self.image_size = image_size
-        self.grid = image_size // patch
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.rgbt_stem = nn.ModuleDict({"proj": nn.ModuleDict({"1": PatchProjection(width, patch)})})
-        positions = nn.Parameter(torch.empty(1, 1 + self.grid**2, width))  # CLS first, then patches in reading order
+        kernel = nn.ParameterDict(
+            {"weight": nn.init.trunc_normal_(torch.empty(width, 3, FRAMES, patch, patch), std=0.02)}
+        )
+        self.rgbt_stem = nn.ModuleDict({"proj": nn.ModuleDict({"1": kernel})})
+        positions = torch.empty(1, 1 + (image_size // patch) ** 2, width)  # CLS first
         self.pos_embedding_helper = nn.ParameterDict({"pos_embed": nn.init.trunc_normal_(positions, std=0.02)})
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first.
-
-        Raises:
-            ValueError: the images do not have the size that the positions were trained for.
-        """
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(f"images are {tuple(images.shape)}; expected (B, 3, {self.image_size}, {self.image_size})")
-        patches = self.rgbt_stem["proj"]["1"](images)  # type: ignore[index]
+        """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first."""
+        # Both frames are the same image, so the kernel is summed over its time axis.
+        kernel = self.rgbt_stem["proj"]["1"]["weight"].sum(dim=2)  # type: ignore[index]
+        patches = F.conv2d(images, kernel, stride=kernel.shape[-1])
+        positions = resized_positions(self.pos_embedding_helper["pos_embed"], patches.shape[-2:])
         cls = self.cls_token.expand(len(patches), -1, -1)
-        return torch.cat([cls, patches], dim=1) + self.pos_embedding_helper["pos_embed"]
+        return torch.cat([cls, rearrange(patches, "b d h w -> b (h w) d")], dim=1) + positions
 
 
 class TextStem(nn.Module):
@@ -88,37 +139,10 @@ class TextStem(nn.Module):
         return self.token_embedding(ids) + self.pos_embed[:, : ids.shape[1]]
 
 
-class TextHead(nn.Module):
-    """The end-of-text token (the largest id of a sentence) -> unnormalised joint embedding."""
-
-    def __init__(self, width: int, joint_width: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(nn.LayerNorm(width, eps=LAYER_NORM_EPS), nn.Linear(width, joint_width, bias=False))
-
-    def forward(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """(B, N, width), (B, N) -> (B, joint_width)."""
-        ends = ids.argmax(dim=1)
-        return self.proj(tokens[torch.arange(len(tokens), device=tokens.device), ends])
-
-
-class LogitScale(nn.Module):
-    """Scales embeddings to the length of a learned, clipped temperature."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """(B, D) -> (B, D)."""
-        return F.normalize(embedding, dim=-1) * self.log_logit_scale.exp().clamp(max=100)
-
-
 class ImageBind(nn.Module):
     """Vision and text towers in one joint space. The other modalities of the released file are not built.
 
-    Args:
-        size: widths and depths.
-        taps: vision blocks, see :func:`tapped_blocks`, which raises a ``UserError`` for wrong ones.
+    ``taps`` are vision blocks, see :func:`tapped_blocks`, which raises a ``UserError`` for wrong ones.
     """
 
     def __init__(self, size: ImageBindSize | None = None, taps: Sequence[int] | None = None) -> None:
@@ -132,26 +156,29 @@ class ImageBind(nn.Module):
             tap_width=size.vision_width,
             taps=tapped_blocks(taps, size.vision_depth),
             embed_width=size.joint_width,
+            any_size=True,
         )
-        vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False, norm_first=True)
-        text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True, norm_first=False)
+        vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False)
+        text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True)
         stem = VisionStem(size.vision_width, size.image_size, size.patch)
         # The four dictionaries give the released names, and the identities keep the layer numbers.
         self.modality_preprocessors = nn.ModuleDict({"vision": stem, "text": TextStem(size.text_width)})
-        norm = nn.LayerNorm(size.vision_width, eps=LAYER_NORM_EPS)
-        head = nn.Sequential(norm, nn.Identity(), nn.Linear(size.vision_width, size.joint_width, bias=False))
         self.modality_trunks = nn.ModuleDict({"vision": vision, "text": text})
-        self.modality_heads = nn.ModuleDict({"vision": head, "text": TextHead(size.text_width, size.joint_width)})
-        self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(nn.Identity(), LogitScale())})
+        norms = [nn.LayerNorm(width, eps=LAYER_NORM_EPS) for width in (size.vision_width, size.text_width)]
+        projections = [nn.Linear(norm.weight.numel(), size.joint_width, bias=False) for norm in norms]
+        vision_head = nn.Sequential(norms[0], nn.Identity(), projections[0])
+        text_head = nn.ModuleDict({"proj": nn.Sequential(norms[1], projections[1])})
+        self.modality_heads = nn.ModuleDict({"vision": vision_head, "text": text_head})
+        scale = nn.ParameterDict({"log_logit_scale": torch.tensor(math.log(1 / 0.07))})
+        self.modality_postprocessors = nn.ModuleDict({"text": nn.ModuleList([nn.Identity(), scale])})
 
     @property
     def text_tower(self) -> nn.Module:
-        """The modules that only sentences need."""
         groups = self.modality_preprocessors, self.modality_trunks, self.modality_heads, self.modality_postprocessors
         return nn.ModuleList(group["text"] for group in groups)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Images (B, 3, 224, 224), CLIP-normalised -> taps of (B, 256, 1280) and a unit embedding (B, 1024)."""
+        """Images (B, 3, S, S), CLIP-normalised -> taps of (B, (S / 14)^2, 1280) and a unit embedding (B, 1024)."""
         tokens = self.modality_preprocessors["vision"](images)
         tokens, taps = self.modality_trunks["vision"](tokens, self.spec.taps)
         embedding = F.normalize(self.modality_heads["vision"](tokens[:, 0]), dim=-1)
@@ -159,9 +186,11 @@ class ImageBind(nn.Module):
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Sentences -> (B, 1024): unit embeddings times the learned, clipped temperature."""
-        head = self.modality_heads["text"]
-        ids = tokenize(sentences).to(head.proj[1].weight.device)  # type: ignore[union-attr, index]  # (B, 77) int64
-        # Causal attention: nothing after the last end-of-text token can change a sentence's embedding.
-        ids = ids[:, : int(ids.argmax(dim=1).max()) + 1]
-        tokens, _ = self.modality_trunks["text"](self.modality_preprocessors["text"](ids))
-        return self.modality_postprocessors["text"](head(tokens, ids))
+        stem: Any = self.modality_preprocessors["text"]
+        ids = tokenize(sentences).to(stem.pos_embed.device)  # (B, 77) int64
+        ends = ids.argmax(dim=1)  # the end-of-text token has the largest id
+        # Causal attention: nothing after the last of them can change a sentence's embedding.
+        tokens, _ = self.modality_trunks["text"](stem(ids[:, : int(ends.max()) + 1]))
+        embedded = self.modality_heads["text"]["proj"](tokens[torch.arange(len(ids)), ends])  # type: ignore[index]
+        scale = self.modality_postprocessors["text"][1]["log_logit_scale"]  # type: ignore[index]
+        return F.normalize(embedded, dim=-1) * scale.exp().clamp(max=100)

@@ -6,7 +6,7 @@ import torch
 
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.build import build_findings
-from anomalygpt.datasets.findings_samples import FindingsConversations, collate_findings, draw_map
+from anomalygpt.datasets.findings_dialogue import FindingsConversations, collate_findings, draw_map
 
 
 def test_a_sample_depends_on_seed_split_epoch_and_index_alone():

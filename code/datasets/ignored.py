@@ -1,3 +1,0 @@
-"""What is excluded from inspection."""
-
-from anomalygpt.datasets.photos import embedded as embedded
