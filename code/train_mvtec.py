@@ -1,8 +1,8 @@
 """The original's name for ``train.py --config train_mvtec``; takes its flags."""
 
+import runpy
 import sys
 
 if __name__ == "__main__":
-    from anomalygpt.train import main
-
-    sys.exit(main(["--config", "train_mvtec", *sys.argv[1:]]))
+    sys.argv[1:1] = ["--config", "train_mvtec"]
+    runpy.run_module("anomalygpt.train", run_name="__main__")

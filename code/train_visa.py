@@ -1,8 +1,8 @@
 """The original's name for ``train.py --config train_visa``; takes its flags."""
 
+import runpy
 import sys
 
 if __name__ == "__main__":
-    from anomalygpt.train import main
-
-    sys.exit(main(["--config", "train_visa", *sys.argv[1:]]))
+    sys.argv[1:1] = ["--config", "train_visa"]
+    runpy.run_module("anomalygpt.train", run_name="__main__")
