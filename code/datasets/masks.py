@@ -126,7 +126,7 @@ def _palette(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.ui
     counts = np.bincount(indices.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     colours = np.array([shown[indices == index][0] for index in used])
-    black: NDArray[np.bool_] = ~colours.any(axis=1)
+    black: NDArray[np.bool_] = (colours == 0).all(axis=1)
     if len(np.unique(colours, axis=0)) < len(used) or (used[0] == 0 and not black.any()):  # numbers, not colours
         return _grey(indices, lossy, path)
     if used[0] == 0 and not black[0] and counts[0] >= counts[used[black]].max():
