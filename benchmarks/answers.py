@@ -31,11 +31,9 @@ from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process
-from anomalygpt.evaluation.cells import build_predictor
-from anomalygpt.evaluation.ground_truth import ground_truth
-from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
-from anomalygpt.evaluation.provenance import describe_references, fact_lines, facts_of
-from anomalygpt.evaluation.tables import markdown_table, percent, write_texts
+from anomalygpt.evaluation.cells import Cell, Plan, build_predictor, photo_name, photo_seed, test_photos
+from anomalygpt.evaluation.evaluate import ground_truth
+from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent, write_texts
 from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.answer_claims import ClaimReader
 from anomalygpt.inference.language_models import History
@@ -270,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     photos = {answer.photo for answer in answers}
     run = [{"names": photos, "seconds": time.monotonic() - started}]
     facts = facts_of(config, shlex.join(["python", *sys.argv]), process, plan.seed, run)
-    facts |= {"references": describe_references(plan), "notes": [f"data: {arguments.data}, {len(photos)} photos"]}
+    facts |= {"references": str(plan), "data": f"{arguments.data}, {len(photos)} photos"}
     print(write_report(arguments.out, facts, answers), end="")
 
 

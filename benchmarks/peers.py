@@ -42,11 +42,12 @@ sys.path.insert(0, str(ROOT / "code"))
 from anomalygpt.datasets.masks import load_mask  # noqa: E402
 from anomalygpt.datasets.photos import load_image  # noqa: E402
 from anomalygpt.datasets.records import ImageRecord  # noqa: E402
-from anomalygpt.datasets.transforms import official_mvtec_mask  # noqa: E402
+from anomalygpt.datasets.transforms import ImageTransform  # noqa: E402
 from anomalygpt.datasets.tree import index_tree  # noqa: E402
 from anomalygpt.errors import UserError, user_errors  # noqa: E402
+from anomalygpt.evaluation.cells import Cell, Plan  # noqa: E402
+from anomalygpt.evaluation.evaluate import on_map  # noqa: E402
 from anomalygpt.evaluation.metrics import image_metrics  # noqa: E402
-from anomalygpt.evaluation.protocol import Cell, Plan  # noqa: E402
 from anomalygpt.files import replacing  # noqa: E402
 
 MAP_SIDE = 224  # everybody's maps and masks are measured at this side
@@ -187,7 +188,7 @@ class Category:
 
     def references(self, shots: int, round: int) -> list[ImageRecord]:
         """Numbers ``4 * round + k`` of the good training photos."""
-        return Plan((shots,), (round,)).references(self.records, Cell(shots, round, self.name))
+        return Plan((shots,)).references(self.records, Cell(shots, round, self.name))
 
     def measure(self, scores: Sequence[float], maps: NDArray[np.float32]) -> list[float]:
         """The three metrics, 0..1; defective photos without a mask are left out of the last two."""
@@ -203,7 +204,8 @@ def load_category(root: Path, name: str) -> Category:
     records = index_tree(root, [name])
     tested = [record for record in records if record.split == "test"]
     blank = np.zeros((MAP_SIDE, MAP_SIDE), dtype=bool)
-    masks = [official_mvtec_mask(load_mask(r), MAP_SIDE)[0].numpy() if r.masks else blank for r in tested]
+    squash = ImageTransform(MAP_SIDE, (0.0,) * 3, (1.0,) * 3)
+    masks = [on_map(load_mask(r), squash, MAP_SIDE, "official_mvtec") if r.masks else blank for r in tested]
     return Category(name, records, tested, [r.is_anomalous for r in tested], np.stack(masks))
 
 

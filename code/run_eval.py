@@ -43,7 +43,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--classes", nargs="+", action="extend", metavar="CLASS", help="default: all")
     shots = "references per class (default: 0)"
     add("--shots", type=whole_number(0), nargs="+", action="extend", metavar="K", help=shots)
-    add("--round", type=whole_number(0), default=0, help="the first round (default: 0)")
     add("--rounds", type=whole_number(1), default=1, metavar="R", help="how many rounds (default: 1)")
     rule = "paper: numbers 4 * round + k of the sorted good training photos (default)"
     add("--reference-choice", choices=choices, default="paper", help=rule)

@@ -117,7 +117,7 @@ def test_two_folders_are_measured_and_the_table_of_what_was_found_is_printed(tre
     for line in ("train  train  good  1", "train  test   good  1", "train  test   hole  1       1      binary 0/255"):
         assert f"{line}\n" in captured.err
     assert "| plate | 2 | 1 |" not in captured.out and "| train | 2 | 1 |" in captured.out
-    assert "masks read as binary 0/255\n" in captured.out
+    assert "masks read as binary 0/255; AUPRO" in captured.out
 
 
 @pytest.mark.parametrize("words", [(), ("--good", "x"), ("--data", "x", "--bad", "x"), ("--masks", "x", "--bad", "y")])
@@ -151,7 +151,7 @@ def test_what_cannot_be_measured_ends_in_one_line_before_the_model_is_loaded(tre
 
 
 def test_a_choice_of_references_without_references_is_refused_in_one_line(tree, capsys):
-    for words in (("--round", "1"), ("--rounds", "2"), ("--reference-choice", "random", "--shots", "0")):
+    for words in (("--rounds", "2"), ("--reference-choice", "random", "--shots", "0")):
         assert "there are none; add --shots K" in fails(capsys, "--data", str(tree), *words)
 
 

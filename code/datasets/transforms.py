@@ -14,18 +14,9 @@ from anomalygpt.datasets.photos import to_rgb
 Geometry = Literal["squash", "crop"]
 
 
-MVTEC_THRESHOLD = 0.1
-VISA_SHARE_OF_MAXIMUM = 0.01
-
-
 def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
     """(H, W) bool -> mode L, 0 and 255."""
     return Image.fromarray(255 * flags.astype(np.uint8))
-
-
-def mask_on_photo(mask: Image.Image, photo_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask (mode L) on its photo's own pixels, (height, width): ``> 0.1``, bilinear where it is of another size."""
-    return np.asarray(mask.resize(photo_size, Image.Resampling.BILINEAR), dtype=np.float32) / 255 > MVTEC_THRESHOLD
 
 
 class ImageTransform:
@@ -97,14 +88,3 @@ class ImageTransform:
 
     def _resized(self, side: int, short: int) -> int:
         return self.size if self.geometry == "squash" or side == short else int(self.size * side / short)
-
-
-def official_mvtec_mask(mask: Image.Image, size: int) -> Tensor:
-    """MVTec AD's evaluation mask as the paper's code makes it: squash, bilinear, ``> 0.1``. (1, size, size) bool."""
-    return ImageTransform(size, (), (), "squash").mask(mask) > MVTEC_THRESHOLD
-
-
-def official_visa_mask(mask: Image.Image, size: int) -> Tensor:
-    """VisA's evaluation mask as the paper's code makes it: short side, crop, ``> max / 100``. (1, size, size) bool."""
-    values = ImageTransform(size, (), (), "crop").mask(mask)
-    return values > values.max() * VISA_SHARE_OF_MAXIMUM

@@ -1,46 +1,130 @@
-"""Measures cells with the same calls as ``predict.py`` and the demo, and computes their metrics."""
+"""Measures a model with the same calls as ``predict.py`` and the demo, and compares it with the ground truth."""
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from anomalygpt.config.load import load_config
-from anomalygpt.datasets import loco
+from anomalygpt.datasets import loco, masks
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.datasets.regions import marks_position, positions_of
+from anomalygpt.datasets.regions import Region, marks_position, positions_of
+from anomalygpt.datasets.transforms import Geometry, ImageTransform, binary_image
 from anomalygpt.datasets.tree import index_pair
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError, set_strict
-from anomalygpt.evaluation.cells import Measure, build_predictor, measure_cells
-from anomalygpt.evaluation.figures import Examples, write_sheet
-from anomalygpt.evaluation.ground_truth import (
-    CONNECTED,
-    SATURATED,
-    Resolution,
-    choose_mask_rule,
-    describe_rule,
-    ground_truth,
+from anomalygpt.evaluation.cells import (
+    Cell,
+    Measure,
+    Plan,
+    build_predictor,
+    fingerprint,
+    measure_cells,
+    photo_name,
+    photo_seed,
+    test_photos,
 )
+from anomalygpt.evaluation.figures import Examples, write_sheet
 from anomalygpt.evaluation.metrics import PixelCounts, hindsight_accuracy, image_metrics
-from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed, test_photos
-from anomalygpt.evaluation.provenance import describe_references, facts_of, fingerprint, training_warnings
-from anomalygpt.evaluation.tables import METRICS, official_dataset, publish, report, title_of
+from anomalygpt.evaluation.tables import (
+    METRICS,
+    facts_of,
+    official_dataset,
+    publish,
+    report,
+    title_of,
+    training_warnings,
+)
 from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult, Prediction
 from anomalygpt.model.build import installed_config
+
+MVTEC_THRESHOLD = 0.1
+VISA_SHARE_OF_MAXIMUM = 0.01
+
+MaskRule = Literal["official_mvtec", "official_visa", "as_photo", "photo"]
+MASK_RULES: dict[MaskRule, str] = {
+    "official_mvtec": f"mask squashed to the map's size, bilinear, > {MVTEC_THRESHOLD} (the paper's rule for MVTec-AD)",
+    "official_visa": "mask's short side resized to the map's size, centre crop, bilinear, > "
+    f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)",
+    "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
+    "photo": f"map resized to the photo's own pixels, bilinear, and the mask as it is, > {MVTEC_THRESHOLD}; "
+    "pixels outside a centre crop score 0",
+}
+DEFECTS = {  # by whether they saturate
+    False: "a defect is a connected part of a mask, corners touching; all weigh alike",
+    True: "each of LOCO's masks is a defect, whose overlap saturates at the threshold of its kind (saturated PRO)",
+}
+
+
+def choose_mask_rule(kind: str, official: bool, resolution: str) -> MaskRule:
+    """The rule for masks of a kind of data set; ``official``: in the released code's geometry."""
+    if resolution == "photo":
+        return "photo"
+    official_rules: dict[str, MaskRule] = {"mvtec": "official_mvtec", "visa": "official_visa"}
+    return official_rules.get(kind, "as_photo") if official else "as_photo"
+
+
+def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
+    """A mask on the map's pixels, (side, side) bool; ``transform`` is that of its photo."""
+    official: dict[MaskRule, Geometry] = {"official_mvtec": "squash", "official_visa": "crop"}
+    geometry = official.get(rule, transform.geometry)
+    values = ImageTransform(side, transform.mean, transform.std, geometry).mask(mask)[0]
+    return (values > (values.max() * VISA_SHARE_OF_MAXIMUM if rule == "official_visa" else MVTEC_THRESHOLD)).numpy()
+
+
+class GroundTruth(NamedTuple):
+    """A photo's map and marked defects."""
+
+    scores: NDArray[np.float32]  # (H, W), the map
+    mask: NDArray[np.bool_]  # (H, W), True where anomalous
+    regions: list[Region] | None  # the defects; None for the mask's connected regions
+    model_mask: NDArray[np.bool_]  # (S, S), the mask of what the model was shown, on the pixels of its map
+    coding: str = ""  # how the mask was read; empty of a good photo
+
+
+def ground_truth(
+    record: ImageRecord, result: ImageResult, transform: ImageTransform, rule: MaskRule, saturated: bool = False
+) -> GroundTruth:
+    """A photo's map and mask on the same pixels; raises DatasetError where the mask can't be read.
+
+    ``saturated``: each of LOCO's masks is one region, with the saturation threshold of its kind.
+    """
+    side = result.model_map.shape[-1]
+    scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
+    if not record.masks:
+        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
+
+    def placed(mask: Image.Image) -> NDArray[np.bool_]:
+        if rule == "photo":
+            resized = mask.resize(result.map.shape[::-1], Image.Resampling.BILINEAR)
+            return np.asarray(resized, dtype=np.float32) / 255 > MVTEC_THRESHOLD
+        return on_map(mask, transform, side, rule)
+
+    image, coding = masks.read_mask(record)
+    mask = placed(masks.own_values(record, image) if rule == "official_visa" else image)
+    regions: list[Region] | None = None
+    if saturated:
+        regions = []
+        for defect in loco.regions(record):
+            pixels = placed(binary_image(defect.pixels))
+            if pixels.any():
+                needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
+                regions.append(Region(pixels & mask, float(needed)))
+    model_mask = mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
+    return GroundTruth(scores, mask, regions, model_mask, coding)
 
 
 @dataclass(frozen=True)
@@ -48,9 +132,8 @@ class Evaluator:
     """Measures one cell after the other.
 
     Attributes:
-        root: the data's root, or the folder of their table.
-        official: whether the config selects the released code's geometry.
-        resolution: measure on the pixels of the ``map`` or of the ``photo``.
+        root: the folder that photos' names start at.
+        rule: how maps and masks are aligned.
         pictures: a folder for a sheet per class and number of references, of the first round.
     """
 
@@ -58,31 +141,23 @@ class Evaluator:
     records: Sequence[ImageRecord]
     plan: Plan
     root: Path
-    kind: str
-    official: bool = False
-    resolution: Resolution = "map"
+    rule: MaskRule = "as_photo"
     with_llm: bool = True
     pictures: Path | None = None
 
     def measure(self, cell: Cell, on_photo: Callable[[], object] = lambda: None) -> dict[str, Any]:
-        """Measures a cell, and calls ``on_photo`` after each photo.
+        """Measures a cell, and calls ``on_photo`` after each photo; raises DatasetError where one can't be read.
 
         Returns:
-            JSON-ready values: those of :func:`summarise`, the names of the references, the time in seconds, how
-            photos, maps and masks were aligned in words, and whether AUPRO saturates.
-
-        Raises:
-            UserError: there are too few references.
-            DatasetError: a photo or a mask can't be read.
+            JSON-ready values: those of :func:`summarise`, the names of the references, and how photos, maps and masks
+            were aligned, in words.
         """
         references = self.plan.references(self.records, cell)
         torch.manual_seed(photo_seed(self.plan.seed, cell, cell.class_name))
         self.predictor.set_references([load_image(record.image) for record in references])
-        transform, rule = self.predictor.transform, choose_mask_rule(self.kind, self.official, self.resolution)
-        saturated = loco.can_saturate(self.records)
+        transform, saturated = self.predictor.transform, loco.can_saturate(self.records)
         counts, examples, photos, codings = PixelCounts(), Examples(), [], set()
-        draws = self.pictures is not None and cell.round in (0, self.plan.rounds[0])
-        started = time.monotonic()
+        draws = self.pictures is not None and cell.round == 0
         for record in test_photos(self.records, cell.class_name):
             name = photo_name(record, self.root)
             torch.manual_seed(photo_seed(self.plan.seed, cell, name))
@@ -91,7 +166,7 @@ class Evaluator:
             prediction = self.predictor.ask(result, detection_question(cell.class_name, with_description=False))
             model_mask = np.zeros((1, 1), dtype=bool)
             if record.masks or not record.is_anomalous:
-                target = ground_truth(record, result, transform, rule, saturated)
+                target = ground_truth(record, result, transform, self.rule, saturated)
                 counts.add(target.scores, target.mask, target.regions)
                 if draws:
                     examples.offer(name, record.is_anomalous, photo, target.mask, result)
@@ -99,13 +174,12 @@ class Evaluator:
                 codings.add(target.coding)
             photos.append(_photo_row(name, record, result, prediction, model_mask))
             on_photo()
-        maps = describe_rule(rule, transform, result.model_map.shape[-1])
-        codings.discard("")
+        side = result.model_map.shape[-1]
+        maps = f"photos: {transform.geometry}; {'' if self.rule == 'photo' else f'measured at {side} x {side}; '}"
+        read = [f"masks read as {coding}" for coding in sorted(codings) if coding]
         found = summarise(photos, counts, self.with_llm) | {
             "references": [photo_name(record, self.root) for record in references],
-            "seconds": time.monotonic() - started,
-            "maps": f"{maps}; masks read as {', '.join(sorted(codings))}" if codings else maps,
-            "saturated": saturated,
+            "maps": "; ".join([maps + MASK_RULES[self.rule], *read, f"AUPRO: {DEFECTS[saturated]}"]),
         }
         if draws and self.pictures:
             write_sheet(self.pictures / f"cases_{title_of(cell.shots).lower()}", cell, found, examples)
@@ -177,19 +251,14 @@ def _share(flags: Iterable[object]) -> float | None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """``run_eval.py``: measures what its arguments ask for, prints the report, and writes it.
-
-    Raises:
-        UserError: the photos or the options can't be measured so.
-    """
+    """``run_eval.py``: measures what its arguments ask for, prints the report, and writes it; raises UserError."""
     # An option without effect would make the numbers look like those of another protocol.
-    if not any(arguments.shots) and (arguments.round or arguments.rounds > 1 or arguments.reference_choice == "random"):
-        raise UserError("--round, --rounds and --reference-choice choose references, and there are none; add --shots K")
+    if not any(arguments.shots) and (arguments.rounds > 1 or arguments.reference_choice == "random"):
+        raise UserError("--rounds and --reference-choice choose references, and there are none; add --shots K")
     config = load_config(arguments.config or installed_config(), arguments.set)
     set_strict(arguments.strict)
     seed = config.seed if arguments.seed is None else arguments.seed
-    rounds = tuple(range(arguments.round, arguments.round + arguments.rounds))
-    plan = Plan(tuple(arguments.shots), rounds, arguments.reference_choice, seed)
+    plan = Plan(tuple(arguments.shots), arguments.rounds, arguments.reference_choice, seed)
     if arguments.good:
         records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
     else:
@@ -208,9 +277,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if process.is_main:  # it reads every mask
             print(*overview(records), "", sep="\n", file=sys.stderr)
         predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
-        official, pictures = config.inference.geometry == "official", None if arguments.no_pictures else arguments.out
-        options = (arguments.root, arguments.kind, official, arguments.resolution, with_llm, pictures)
-        return Evaluator(predictor, records, plan, *options).measure
+        rule = choose_mask_rule(arguments.kind, config.inference.geometry == "official", arguments.resolution)
+        pictures = None if arguments.no_pictures else arguments.out
+        return Evaluator(predictor, records, plan, arguments.root, rule, with_llm, pictures).measure
 
     cells = {
         cell: [photo_name(record, arguments.root) for record in test_photos(records, cell.class_name)]
@@ -220,13 +289,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if not results:
         return
     names = sorted({cell.class_name for cell in cells})
-    facts = facts_of(config, arguments.command, process, seed, results) | {
-        "references": describe_references(plan),
-        "notes": [
-            f"data: {arguments.data} ({arguments.kind}), {len(names)} classes",
-            *(f"maps and masks: {maps}" for maps in dict.fromkeys(result["maps"] for result in results)),
-            f"AUPRO: {SATURATED if any(result['saturated'] for result in results) else CONNECTED}",
-        ],
-        "warnings": training_warnings(config, arguments.data, names),
+    facts = {
+        "**warning**": training_warnings(config, arguments.data, names),
+        **facts_of(config, arguments.command, process, seed, results),
+        "references": str(plan),
+        "data": f"{arguments.data} ({arguments.kind}), {len(names)} classes",
+        "maps and masks": sorted({result["maps"] for result in results}),
     }
     publish(report(facts, results, official_dataset(arguments.kind, records)), arguments.out)

@@ -3,6 +3,8 @@
 import re
 import textwrap
 import warnings
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from anomalygpt.datasets.photos import to_rgb
 from anomalygpt.datasets.transforms import binary_image
-from anomalygpt.evaluation.protocol import Cell
+from anomalygpt.evaluation.cells import Cell
 from anomalygpt.evaluation.tables import METRICS, title_of
 from anomalygpt.files import replacing
 from anomalygpt.inference.results import ImageResult
@@ -29,8 +31,8 @@ CASES = {
 KEPT = 2  # photos per case
 TILE = 180  # the longer side of a picture, in pixels
 AREAS = ("image_auroc", "pixel_auroc", "aupro")
-# matplotlib's default font, then those that have Chinese characters.
-FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
+CHINESE = re.compile("[⺀-鿿豈-﫿︰-﹏！-￮]")
+NO_FONT = "“?”: Chinese, for which this system has no font (install one such as Noto Sans CJK)"
 TILES = ("photo", "mask", "map", "overlay")
 GOOD, BAD = "#14612f", "#b41e1e"
 
@@ -67,19 +69,38 @@ def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> 
     return strip
 
 
+@cache
+def chinese_font() -> Path | None:
+    """A font of the system with Chinese characters; matplotlib's own list is as old as its cache, so files are read."""
+    from matplotlib.font_manager import findSystemFonts
+    from matplotlib.ft2font import FT2Font
+
+    for path in sorted(findSystemFonts(), key=lambda path: ("Regular" not in path, path)):
+        with suppress(RuntimeError):  # not a font that FreeType can read
+            if "LastResort" not in path and FT2Font(path).get_char_index(ord("齿")):
+                return Path(path)
+    return None
+
+
 def write_sheet(folder: Path, cell: Cell, result: dict[str, Any], examples: Examples) -> None:
     """Draws the examples of a class into a PNG file: photo, mask, map, verdict and answer, the worst first."""
     from matplotlib.figure import Figure
-    from matplotlib.font_manager import fontManager
 
-    installed = {font.name for font in fontManager.ttflist}
-    fonts = [name for name in FONTS if name in installed]
     shown = [(case, kept) for case in CASES if (kept := examples.get(case))]
     areas = [f"{METRICS[key]} {100 * area:.1f}" for key in AREAS if (area := result["metrics"][key]) is not None]
     title = f"{cell.class_name}, {title_of(cell.shots).lower()}: {', '.join(areas) or 'no areas'}"
     figure = Figure(figsize=(15, 0.8 + 2.7 * len(shown)), layout="constrained")
-    figure.suptitle(f"{title}\n{', '.join(TILES)}", family=fonts, parse_math=False)
     photos = {photo["photo"]: photo for photo in result["photos"]}
+    texts = [title, *(photos[name]["answer"] + name for _, kept in shown for _, name, _ in kept)]
+    chinese = any(map(CHINESE.search, texts))
+    font = chinese_font() if chinese else None
+    style: dict[str, Any] = {"font": font or "DejaVu Sans", "parse_math": False}
+
+    def drawn(text: str) -> str:
+        return CHINESE.sub("?", text) if chinese and not font else text
+
+    lines = [drawn(title), ", ".join(TILES), *([NO_FONT] if chinese and not font else [])]
+    figure.suptitle("\n".join(lines), **style)
     panels = figure.subplots(max(1, len(shown)), KEPT, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -92,9 +113,8 @@ def write_sheet(folder: Path, cell: Cell, result: dict[str, Any], examples: Exam
             lines = [f"{case}: {name}", f"{scores}; {verdict} ({photo['verdict_from']})"]
             lines += [textwrap.fill(photo["answer"], 100, max_lines=2, placeholder="…")] if photo["answer"] else []
             axes.imshow(strip)
-            style = {"fontsize": 8, "family": fonts, "color": GOOD if right else BAD, "parse_math": False}
-            axes.set_title("\n".join(lines), loc="left", **style)
+            axes.set_title(drawn("\n".join(lines)), loc="left", fontsize=8, color=GOOD if right else BAD, **style)
     name = re.sub(r"[^\w -]", "_", cell.class_name)
     with replacing(folder / f"{name}.png") as path, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about long texts, and letters that no font has
+        warnings.simplefilter("ignore")  # about long texts, and other letters that no font has
         figure.savefig(path, dpi=110)

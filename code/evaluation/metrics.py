@@ -26,10 +26,7 @@ def require_finite(scores: ArrayLike) -> None:
 def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
     """``image_auroc``, ``image_ap`` and ``image_f1_max`` (the best F1 at any threshold), 0..1.
 
-    Empty where the photos are all good or all anomalous.
-
-    Raises:
-        DatasetError: a score is not a finite number.
+    Empty where the photos are all good or all anomalous. Raises DatasetError where a score is not a finite number.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
@@ -37,11 +34,10 @@ def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict
     if len(set(is_anomalous)) < 2:
         return {}
     precision, recall, _ = precision_recall_curve(is_anomalous, scores)
-    both = precision + recall
     return {
         "image_auroc": float(roc_auc_score(is_anomalous, scores)),
         "image_ap": float(average_precision_score(is_anomalous, scores)),
-        "image_f1_max": float((2 * precision * recall / np.where(both > 0, both, 1)).max()),
+        "image_f1_max": float((2 * precision * recall / np.maximum(precision + recall, 1e-12)).max()),
     }
 
 
@@ -55,19 +51,13 @@ def hindsight_accuracy(classes: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     accuracies = []
     for scores, is_anomalous in classes:
         values, anomalous = np.asarray(scores), np.asarray(is_anomalous, dtype=bool)
-        not_above = [
-            np.searchsorted(np.sort(own), thresholds, side="right") for own in (values[~anomalous], values[anomalous])
-        ]
-        accuracies.append((not_above[0] + anomalous.sum() - not_above[1]) / len(values))
+        good, bad = (np.searchsorted(np.sort(values[own]), thresholds, side="right") for own in (~anomalous, anomalous))
+        accuracies.append((good + anomalous.sum() - bad) / len(values))
     return float(np.mean(accuracies, axis=0).max())
 
 
 class PixelCounts:
-    """Counts, by score, of the pixels of all maps of a class.
-
-    Args:
-        max_scores: how many distinct scores are kept before neighbours are counted as one.
-    """
+    """Counts, by score, of the pixels of all maps of a class; ``max_scores`` are kept apart."""
 
     def __init__(self, max_scores: int = MAX_SCORES) -> None:
         self.regions = self.photos = 0
@@ -76,15 +66,9 @@ class PixelCounts:
         self._parts: list[Counts] = []
 
     def add(self, scores: NDArray[Any], mask: NDArray[np.bool_], regions: Sequence[Region] | None = None) -> None:
-        """Counts one photo.
+        """Counts a photo's (H, W) scores, the higher the more anomalous, by its mask and the defects in that.
 
-        Args:
-            scores: (H, W), the higher the more anomalous.
-            mask: (H, W), True where anomalous.
-            regions: the defects in the mask; by default its connected regions.
-
-        Raises:
-            DatasetError: a score is not a finite number.
+        ``regions`` are the mask's connected ones by default. Raises DatasetError where a score is not a finite number.
         """
         require_finite(scores)
         if regions is None:
@@ -115,11 +99,9 @@ class PixelCounts:
         return distinct, np.stack([np.bincount(places, row) for row in counts])
 
     def metrics(self) -> dict[str, float]:
-        """Metrics over all pixels together; empty where no pixel, or every one, is anomalous.
+        """Metrics over all pixels together, 0..1; empty where no pixel, or every one, is anomalous.
 
-        Returns:
-            ``pixel_auroc``, ``pixel_ap`` (sum over thresholds of precision times gained recall), ``pixel_f1_max`` and,
-            where there are regions, ``aupro``: 0..1.
+        ``pixel_ap`` is the sum over thresholds of precision times gained recall.
         """
         from sklearn.metrics import auc
 

@@ -3,11 +3,10 @@
 import argparse
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
@@ -19,10 +18,8 @@ from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.cells import Measure, build_predictor, measure_cells
-from anomalygpt.evaluation.protocol import Cell, photo_seed
-from anomalygpt.evaluation.provenance import fact_lines, facts_of, fingerprint
-from anomalygpt.evaluation.tables import markdown_table, percent, publish
+from anomalygpt.evaluation.cells import Cell, Measure, build_predictor, fingerprint, measure_cells, photo_seed
+from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent, publish
 from anomalygpt.files import read_yaml, sha256
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.inference.predictor import Predictor
@@ -32,13 +29,7 @@ from anomalygpt.model.build import installed_config
 
 WORDING = read_yaml(Path(__file__).with_name("mmad.yaml"))
 
-Templates = Literal["similar", "random"]
-Method = Literal["text", "letter", "generated"]
-METHODS: dict[Method, str] = {
-    "text": "likelihood of the text",
-    "letter": "likelihood of the letter",
-    "generated": "generated",
-}
+METHODS = {"text": "likelihood of the text", "letter": "likelihood of the letter", "generated": "generated"}
 PHOTOS_PER_CELL = 20
 EXPECTED = (
     'expected MMAD\'s {"image path": {"conversation": [{"Question", "Options", "Answer", "type"}], '
@@ -47,9 +38,6 @@ EXPECTED = (
 )
 MEANING = "Accuracy in percent beside that of guessing (chance), as docs/evaluation.md defines it."
 
-Letter = Annotated[str, Field(pattern="^[A-Z]$")]
-Text = Annotated[str, Field(min_length=1)]
-
 
 def _named(*aliases: str, default: Any = ...) -> Any:
     """A field that has one of these names in a file: your own, then MMAD's, then RobustMAD's."""
@@ -57,22 +45,16 @@ def _named(*aliases: str, default: Any = ...) -> Any:
 
 
 class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
-    """One question about one photo.
-
-    Attributes:
-        image: path below the photos' folder, as in the file.
-        number: of the question; MMAD's are counted within a photo.
-        references: good photos, below the same folder, all that the file names.
-    """
+    """One question about one photo; ``image`` and ``references`` are paths below the photos' folder."""
 
     image: str = _named("image", "image_path")
     number: int = _named("question_id", "number")
     question: Annotated[str, AfterValidator(str.strip)] = _named("question", "Question")
-    options: Annotated[dict[Letter, Text], Field(min_length=2)] = _named("options", "Options")
-    answer: str = _named("answer", "Answer")
-    task: Annotated[str, AfterValidator(lambda task: WORDING["tasks"].get(task, task))] = _named(
-        "task", "type", "robustness_category", default="questions"
+    options: Annotated[dict[Annotated[str, Field(pattern="^[A-Z]$")], str], Field(min_length=2)] = _named(
+        "options", "Options"
     )
+    answer: str = _named("answer", "Answer")
+    task: str = _named("task", "type", "robustness_category", default="questions")
     class_name: str = _named("class", "category", default=UNNAMED_CLASS)
     references: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = _named(
         "reference", "references", "template", "templates", "reference_image_path", default=()
@@ -80,7 +62,7 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
 
     @property
     def key(self) -> str:
-        """The photo and the question's number."""
+        """The photo and the question's number; MMAD's are counted within a photo."""
         return f"{self.image}#{self.number}"
 
     @model_validator(mode="after")
@@ -90,16 +72,12 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
         return self
 
 
-def read_questions(path: Path, root: Path, templates: Templates = "similar", shots: int = 0) -> list[Question]:
+def read_questions(path: Path, root: Path, templates: str = "similar", shots: int = 0) -> list[Question]:
     """Reads all questions of a file, in MMAD's or RobustMAD's form or as a list.
 
-    Args:
-        root: the folder that the photos' paths start at.
-        templates: which of MMAD's two lists of good photos are the references.
-        shots: how many references each question must have.
-
     Raises:
-        UserError: the file or a photo is missing, the file has another form, or there are too few references.
+        UserError: the file or a photo below ``root`` is missing, the file has another form, or a question has fewer
+            than ``shots`` references (in MMAD's file the ``similar`` or the ``random`` templates).
     """
     found: list[Question] = []
     try:
@@ -113,27 +91,23 @@ def read_questions(path: Path, root: Path, templates: Templates = "similar", sho
         raise UserError(f"{path}: question {where} can't be read ({fault['msg']}); {EXPECTED}") from error
     if not found:
         raise UserError(f"{path}: no questions; {EXPECTED}")
-    few = dict.fromkeys(question.image for question in found if len(question.references) < shots)
-    if few:
+    if few := dict.fromkeys(question.image for question in found if len(question.references) < shots):
         raise UserError(f"{path}: {len(few)} photos have fewer than {shots} references: {first_offenders(few)}")
     photos = dict.fromkeys(name for question in found for name in (question.image, *question.references[:shots]))
-    missing = [name for name in photos if not (root / name).is_file()]
-    if missing:
-        raise UserError(
-            f"{root}: {len(missing)} of {len(photos)} photos are not there: {first_offenders(missing)}; "
-            "--data names the folder that paths start at"
-        )
+    if missing := [name for name in photos if not (root / name).is_file()]:
+        absent = f"{len(missing)} of {len(photos)} photos are not there: {first_offenders(missing)}"
+        raise UserError(f"{root}: {absent}; --data names the folder that paths start at")
     return found
 
 
-def _entries(content: Any, templates: Templates) -> Iterator[dict[str, Any]]:
+def _entries(content: Any, templates: str) -> Iterator[dict[str, Any]]:
     """The fields of each question; null means absent."""
+    photos: list[tuple[dict[str, Any], Any]] = []
     if isinstance(content, list):
         photos = [({}, content)]
     elif isinstance(content.get("images"), list):
         photos = [(photo, photo["questions"]) for photo in content["images"]]
     else:
-        photos = []
         for image, photo in content.items():
             parts = Path(image).parts  # data set / class / …
             about = {"image": image, "class": parts[1] if len(parts) > 2 else None}
@@ -156,25 +130,21 @@ def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
     In this order: a letter that the answer begins with or names (``B.``, ``(B)``, ``the answer is B``), the one option
     whose text occurs in it, the one option with the same yes or no. The article in "A scratch" is no letter.
     """
-    letters = "".join(options)
-    text = " ".join(answer.split())
+    letters, text = "".join(options), " ".join(answer.split())
     patterns = (
         rf"^\W*([{letters}])(?=$|[.):,;]|\s*$)",
         rf"(?i:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([{letters}])\b(?!\w)",
         rf"\(([{letters}])\)",
     )
     for pattern in patterns:
-        named = re.search(pattern, text)
-        if named:
-            return named.group(1)
+        if named := re.search(pattern, text):
+            return named[1]
     plain = {letter: option.lower().strip(" .") for letter, option in options.items()}
     held = [letter for letter, option in plain.items() if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text.lower())]
-    if len(held) > 1:  # "top left" also holds "left"
-        longest = max(held, key=lambda letter: len(plain[letter]))
-        others = [plain[letter] for letter in held if letter != longest]
-        held = [longest] if all(other in plain[longest] and other != plain[longest] for other in others) else []
-    if held:
-        return held[0]
+    longest = max(held, key=lambda letter: len(plain[letter]), default="")
+    others = [plain[letter] for letter in held if letter != longest]  # "top left" also holds "left"
+    if longest and all(other in plain[longest] and other != plain[longest] for other in others):
+        return longest
     verdict = parse_verdict(answer)
     same = [letter for letter, option in options.items() if verdict is not None and parse_verdict(option) == verdict]
     return same[0] if len(same) == 1 else None
@@ -197,98 +167,78 @@ class Asker:
     predictor: Predictor
     root: Path
     shots: int
-    methods: Sequence[Method]
+    methods: Sequence[str]
     seed: int
     _references: tuple[str, ...] | None = None
 
     def answer(
         self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object] = lambda: None
     ) -> dict[str, Any]:
-        """Answers the questions of a cell: ``rows`` as of :meth:`ask`, and the time in ``seconds``."""
-        started, rows = time.monotonic(), []
-        for questions in photos:
-            rows += self.ask(questions)
-            on_photo()
-        return {"rows": rows, "seconds": time.monotonic() - started}
-
-    def ask(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """Answers questions about one photo of one class and with the same references.
+        """Answers the questions about photos, each of one class and with the same references.
 
         Returns:
-            Of each question its key, data set and task, whether its photo is good, the right letter, the number of
-            options, the letter chosen by each method, None where a generated answer names no option, and that answer.
-
-        Raises:
-            DatasetError: the photo or a reference can't be read.
+            ``rows``: of each question what it is, the right letter, the number of options, the letter chosen by each
+            method, None where a generated answer names no option, and that answer.
         """
-        first = questions[0]
-        references = first.references[: self.shots]
-        if references != self._references:
-            self.predictor.set_references([load_image(self.root / name) for name in references])
-            self._references = references
-        result = self.predictor.inspect(load_image(self.root / first.image), first.class_name)
-        answers = []
-        for question in questions:
-            torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, question.class_name), question.key))
-            folders = Path(question.image).parts[:-1]
-            about = {
-                "question": question.key,
-                "dataset": "".join(folders[:1]),
-                "task": question.task,
-                "good": int(WORDING["good_folder"] in folders),
-                "answer": question.answer,
-                "options": len(question.options),
-            }
-            answers.append(about | self._choices(result, question))
-        return answers
+        rows = []
+        for questions in photos:
+            first = questions[0]
+            references = first.references[: self.shots]
+            if references != self._references:
+                self.predictor.set_references([load_image(self.root / name) for name in references])
+                self._references = references
+            result = self.predictor.inspect(load_image(self.root / first.image), first.class_name)
+            folders = Path(first.image).parts[:-1]
+            photo = {"dataset": "".join(folders[:1]), "good": int(WORDING["good_folder"] in folders)}
+            for question in questions:
+                torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, first.class_name), question.key))
+                asked = {
+                    "task": WORDING["tasks"].get(question.task, question.task),
+                    "answer": question.answer,
+                    "options": len(question.options),
+                }
+                rows.append({"question": question.key, **photo, **asked, **self._choices(result, question)})
+            on_photo()
+        return {"rows": rows}
 
     def _choices(self, result: ImageResult, question: Question) -> dict[str, str | None]:
-        def likeliest(text: str, options: Mapping[str, str]) -> str:
-            prompt, continuations = self.predictor.prompt(result, text), list(options.values())
-            model = self.predictor.model
-            found = model.answer_likelihoods(result.features, result.prompt_map, prompt, continuations)
-            return list(options)[int(found.argmax())]
-
         chosen: dict[str, str | None] = {}
         listed = with_options(question)
-        if "text" in self.methods:
-            # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
-            texts = {letter: text.rstrip(" .。") or text for letter, text in question.options.items()}
-            chosen["text"] = likeliest(question.question, texts)
-        if "letter" in self.methods:
-            chosen["letter"] = likeliest(listed, {letter: letter for letter in question.options})
+        # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
+        texts = [text.rstrip(" .。") or text for text in question.options.values()]
+        for method, asked, answers in (("text", question.question, texts), ("letter", listed, list(question.options))):
+            if method in self.methods:
+                prompt, model = self.predictor.prompt(result, asked), self.predictor.model
+                likelihoods = model.answer_likelihoods(result.features, result.prompt_map, prompt, answers)
+                chosen[method] = list(question.options)[int(likelihoods.argmax())]
         if "generated" in self.methods:
             generated = self.predictor.answer(result, listed)
             chosen |= {"generated": parse_choice(generated, question.options), "generated_answer": generated}
         return chosen
 
 
-def answers_frame(rows: Sequence[dict[str, Any]], methods: Sequence[Method]) -> pd.DataFrame:
+def answers_frame(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> pd.DataFrame:
     """The answers with the chance of guessing, and 1 or 0 for each method."""
     frame = pd.DataFrame(rows)
     right = {method: (frame[method] == frame["answer"]).astype(float) for method in methods}
     return frame.assign(chance=1 / frame["options"], **right)
 
 
-def task_scores(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.DataFrame:
+def task_scores(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """A row per task, sorted: accuracy by each method.
 
     As in MMAD, anomaly detection is the mean of the accuracies on good and on anomalous photos, where there are both.
     """
-    scores = frame.groupby("task")[list(methods)].mean()
-    balanced = WORDING["balanced_task"]
-    if balanced in scores.index:
-        by_kind = frame[frame["task"] == balanced].groupby("good")[list(methods)].mean()
-        scores.loc[balanced] = by_kind.mean()
-    return scores
+    kind = frame["good"].where(frame["task"] == WORDING["balanced_task"], 0)
+    return frame.groupby(["task", kind])[list(methods)].mean().groupby("task").mean()
 
 
-def mmad_average(frame: pd.DataFrame, methods: Sequence[Method]) -> pd.Series:
+def mmad_average(frame: pd.DataFrame, methods: Sequence[str]) -> pd.Series:
     """Accuracy by each method as MMAD averages: over tasks within each data set, then over data sets."""
     return pd.DataFrame([task_scores(own, methods).mean() for _, own in frame.groupby("dataset")]).mean()
 
 
-def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Sequence[Method]) -> dict[str, str]:
+def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, str]:
     """The texts of results.json, .md and answers.csv, by name; ``rows`` as of :meth:`Asker.ask`."""
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
@@ -307,17 +257,13 @@ def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Seque
     table.iloc[-1, 0] = "**average**"
     return {
         "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "results.md": "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING]) + "\n",
+        "results.md": "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING, ""]),
         "answers.csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"),
     }
 
 
 def answer_questions(arguments: argparse.Namespace) -> None:
-    """``run_mmad.py``: answers a file of questions, prints the report, and writes it.
-
-    Raises:
-        UserError: the questions can't be read or asked.
-    """
+    """``run_mmad.py``: answers a file of questions, prints the report, and writes it; raises UserError."""
     config = load_config(arguments.config or installed_config(), arguments.set)
     if config.own_llm is None:
         raise UserError(f"questions need a language model of the model's own; {config.name} has none, or asks another")
@@ -343,9 +289,10 @@ def answer_questions(arguments: argparse.Namespace) -> None:
     if not results:
         return
     rows = sorted((row for result in results for row in result["rows"]), key=lambda row: row["question"])
-    references = f"the first {shots} of each photo's {arguments.templates} templates" if shots else "none; text map"
     facts = facts_of(config, arguments.command, process, seed, results) | {
-        "references": references,
-        "notes": [f"questions: {arguments.questions}, {len(rows)} about {sum(map(len, cells.values()))} photos"],
+        "references": f"the first {shots} of each photo's {arguments.templates} templates"
+        if shots
+        else "none; text map",
+        "questions": f"{arguments.questions}, {len(rows)} about {sum(map(len, cells.values()))} photos",
     }
     publish(report(facts, rows, methods), arguments.out)

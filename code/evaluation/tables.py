@@ -1,19 +1,25 @@
 """Results as Markdown, JSON and CSV, with what it takes to reproduce them, beside published numbers."""
 
 import json
+import resource
 import sys
 from collections.abc import Iterable, Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.config.load import commit, resolve
+from anomalygpt.config.schema import DataConfig, ExperimentConfig
+from anomalygpt.datasets.build import INDEXERS
+from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.distributed import Process
 from anomalygpt.evaluation.metrics import hindsight_accuracy
-from anomalygpt.evaluation.provenance import fact_lines
 from anomalygpt.files import read_yaml, replacing
+from anomalygpt.model.checkpoint import read_metadata
 
 MAP_METRICS = {
     "image_auroc": "image-AUROC",
@@ -36,8 +42,9 @@ VERDICT_METRICS = {
 }
 METRICS = MAP_METRICS | VERDICT_METRICS
 HINDSIGHT = "one_threshold_in_hindsight"
-CELL_COLUMNS = ["masked_photos", "regions", "no_verdict", "placed"]
+CELL_COLUMNS = ["shots", "round", "class", "photos", "with_defect", "masked_photos", "regions", "no_verdict", "placed"]
 MEANING = "All numbers are percentages, as docs/evaluation.md defines them. Mean: over classes. ±: over rounds."
+PUBLISHED = read_yaml(Path(__file__).with_name("published.yaml"))
 
 
 def title_of(shots: int) -> str:
@@ -45,17 +52,11 @@ def title_of(shots: int) -> str:
     return f"{shots}-shot" if shots else "Zero-shot"
 
 
-@cache
-def published() -> dict[str, Any]:
-    """The content of published.yaml."""
-    return read_yaml(Path(__file__).with_name("published.yaml"))
-
-
 def official_dataset(kind: str, records: Sequence[ImageRecord]) -> str | None:
-    """The key in ``published()["datasets"]`` with these records' layout, classes and number of test photos, if any."""
+    """The key in ``PUBLISHED["datasets"]`` with these records' layout, classes and number of test photos, if any."""
     names = sorted({record.class_name for record in records})
     photos = sum(record.split == "test" for record in records)
-    for key, entry in published()["datasets"].items():
+    for key, entry in PUBLISHED["datasets"].items():
         if entry["kind"] == kind and sorted(entry["classes"]) == names and entry["test_photos"] == photos:
             return key
     return None
@@ -64,18 +65,12 @@ def official_dataset(kind: str, records: Sequence[ImageRecord]) -> str | None:
 def results_frame(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row per cell, by shots, round and class: counts and metrics."""
     rows = [
-        {
-            "shots": result["shots"],
-            "round": result["round"],
-            "class": result["class"],
-            "photos": len(result["photos"]),
-            "with_defect": sum(photo["is_anomalous"] for photo in result["photos"]),
-            **{name: result[name] for name in CELL_COLUMNS},
-            **result["metrics"],
-        }
-        for result in results
+        cell
+        | cell["metrics"]
+        | {"photos": len(cell["photos"]), "with_defect": sum(photo["is_anomalous"] for photo in cell["photos"])}
+        for cell in results
     ]
-    frame = pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
+    frame = pd.DataFrame(rows, columns=CELL_COLUMNS + list(METRICS)).astype(dict.fromkeys(METRICS, float))
     return frame.sort_values(["shots", "round", "class"], ignore_index=True)
 
 
@@ -84,6 +79,7 @@ class Protocol:
 
     Attributes:
         frame: :func:`results_frame` of the results.
+        used: the metrics that any class has.
         classes: by class, mean and standard deviation over rounds, a row per metric; NaN where undefined.
         mean: the same of the means over classes, and of the best accuracy with one threshold for all classes.
     """
@@ -92,62 +88,47 @@ class Protocol:
         self.shots = shots
         self.results = [result for result in results if result["shots"] == shots]
         self.frame = results_frame(self.results)
+        self.used = [name for name in METRICS if self.frame[name].notna().any()]
         self.classes = {name: _spread(own[list(METRICS)]) for name, own in self.frame.groupby("class")}
         by_round = self.frame.groupby("round")[list(METRICS)].mean()
         for number in by_round.index:
             cells = [pd.DataFrame(result["photos"]) for result in self.results if result["round"] == number]
-            scores = [(photos["score"], photos["is_anomalous"]) for photos in cells]
-            by_round.loc[number, HINDSIGHT] = hindsight_accuracy(scores)
+            by_round.loc[number, HINDSIGHT] = hindsight_accuracy([(one["score"], one["is_anomalous"]) for one in cells])
         self.rounds = by_round.index.tolist()
         self.mean = _spread(by_round)
 
     def as_json(self) -> dict[str, Any]:
         """Means, and every class with each round and photo; scores and metrics are 0..1."""
-        classes = [
-            {
-                "class": name,
-                **_json(spread),
-                "rounds": [result for result in self.results if result["class"] == name],
-            }
-            for name, spread in self.classes.items()
-        ]
+        rounds = {name: [result for result in self.results if result["class"] == name] for name in self.classes}
+        classes = [{"class": name, **_json(self.classes[name]), "rounds": own} for name, own in rounds.items()]
         return {"shots": self.shots, "rounds": self.rounds, **_json(self.mean), "classes": classes}
 
     def lines(self, config: str, dataset: str | None) -> list[str]:
         """Its part of the page: a row per class, and what was published on the data set."""
         lines = ["", f"## {title_of(self.shots)}", ""]
-        if self.shots:
-            rounds = (
-                f"{len(self.rounds)} round{'s' if len(self.rounds) > 1 else ''}: {', '.join(map(str, self.rounds))}."
-            )
-            references = f" References: {', '.join(self.results[0]['references'])}." if len(self.results) == 1 else ""
-            lines += [rounds + references, ""]
+        lines += [f"Rounds: {', '.join(map(str, self.rounds))}.", ""] if self.shots else []
         for metrics in (MAP_METRICS, VERDICT_METRICS):
             lines += [*markdown_table(self._table(metrics), texts=1), ""]
         hindsight = percent(*self.mean.loc[HINDSIGHT])
         lines += [f"The best threshold for all classes together, in hindsight: {hindsight} (mean over classes)."]
-        others = [row for row in published()["rows"] if (row["dataset"], row["shots"]) == (dataset, self.shots)]
+        others = [row for row in PUBLISHED["rows"] if (row["dataset"], row["shots"]) == (dataset, self.shots)]
         if others:
-            lines += ["", f"Beside published means on {published()['datasets'][dataset]['title']}:", ""]
+            lines += ["", f"Beside published means on {PUBLISHED['datasets'][dataset]['title']}:", ""]
             lines += [*markdown_table(self._beside(others, config), texts=2), ""]
             sources = dict.fromkeys(row["source"] for row in others)
-            lines += [f"* {published()['sources'][source]['text']}" for source in sources]
+            lines += [f"* {PUBLISHED['sources'][source]['text']}" for source in sources]
         return lines
-
-    def _used(self, metrics: Iterable[str]) -> list[str]:
-        """The metrics that any class has; the first one if none has any."""
-        names = list(metrics)
-        return [name for name in names if self.frame[name].notna().any()] or names[:1]
 
     def _table(self, metrics: dict[str, str]) -> pd.DataFrame:
         table = self.frame.loc[self.frame["round"] == self.rounds[0], ["class", "photos", "with_defect"]]
         table.loc["mean"] = ["**mean**", *table[["photos", "with_defect"]].sum()]
         spreads = [*self.classes.values(), self.mean]
-        columns = {metrics[key]: [percent(*spread.loc[key]) for spread in spreads] for key in self._used(metrics)}
+        used = [key for key in metrics if key in self.used]
+        columns = {metrics[key]: [percent(*spread.loc[key]) for spread in spreads] for key in used}
         return table.astype(str).rename(columns={"with_defect": "with a defect"}).assign(**columns)
 
     def _beside(self, others: Sequence[dict[str, Any]], config: str) -> pd.DataFrame:
-        keys = [key for key in self._used(METRICS) if any(key in row for row in others)]
+        keys = [key for key in self.used if any(key in row for row in others)]
         this_run = {"method": f"this run ({config})", "protocol": "few-shot" if self.shots else "see above"}
         rows = [this_run | {METRICS[key]: percent(*self.mean.loc[key]) for key in keys}]
         for row in others:
@@ -193,7 +174,7 @@ def report(facts: dict[str, Any], results: Sequence[dict[str, Any]], dataset: st
         lines += protocol.lines(facts["config"], dataset)
     return {
         "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "results.md": "\n".join([*lines, "", MEANING]) + "\n",
+        "results.md": "\n".join([*lines, "", MEANING, ""]),
         "per_class.csv": results_frame(results).to_csv(index=False, float_format="%.6f", lineterminator="\n"),
     }
 
@@ -211,3 +192,72 @@ def write_texts(folder: Path, texts: dict[str, str]) -> None:
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8-sig" if name.endswith(".csv") else "utf-8")
+
+
+def facts_of(
+    config: ExperimentConfig, command: str, process: Process, seed: int, cells: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """How the numbers of a run were made; ``cells`` give their ``seconds`` and ``names`` of photos."""
+    seconds, photos = sum(cell["seconds"] for cell in cells), sum(len(cell["names"]) for cell in cells)
+    # kilobytes on Linux, bytes on macOS
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "command": command,
+        "config": config.name,
+        "commit": commit() or "unknown",
+        "seed": seed,
+        "device": str(process.device),
+        "processes": process.world_size,
+        "seconds per photo and process": round(seconds / photos, 2),
+        "GB of the first process at most": round(peak_memory / 1e9, 2),
+        "trained on": [f"{path}: {describe_training(data)}" for path, data in training_data(config).items()],
+    }
+
+
+def fact_lines(facts: dict[str, Any]) -> list[str]:
+    """A Markdown list of them, and of each entry of a list."""
+    listed = {name: value if isinstance(value, list) else [value] for name, value in facts.items()}
+    return [f"* {name}: {one}" for name, values in listed.items() for one in values]
+
+
+def training_data(config: ExperimentConfig) -> dict[str, DataConfig | None]:
+    """What each delta was trained on, by its path; None where its file does not say.
+
+    Raises:
+        CheckpointError: a delta is damaged.
+    """
+    found: dict[str, DataConfig | None] = {}
+    for delta in config.deltas:
+        data = (yaml.safe_load(read_metadata(resolve(delta.path)).get("config", "")) or {}).get("data")
+        known = {key: value for key, value in (data or {}).items() if key in DataConfig.model_fields}
+        found[delta.path] = DataConfig.model_validate(known) if data else None
+    return found
+
+
+def describe_training(data: DataConfig | None) -> str:
+    """Training data in words."""
+    if data is None:
+        return "not in the file"
+    sources = [f"{one.root} ({', '.join([one.kind, *(one.classes or ())])})" for one in data.sources]
+    return f"{data.defects} defects on {', '.join(sources) or 'no photos'}"
+
+
+def training_warnings(config: ExperimentConfig, root: Path, class_names: Sequence[str]) -> list[str]:
+    """A warning per source that shares the folder ``root``, or the name of a measured class, with the test data."""
+    warnings = []
+    for delta, data in training_data(config).items():
+        for source in data.sources if data else ():
+            names: Sequence[str] = source.classes or ()
+            if source.classes is None:
+                with suppress(DatasetError):  # the folder is not here
+                    names = [record.class_name for record in INDEXERS[source.kind](resolve(source.root), None)]
+            shared = ", ".join(sorted({*names} & {*class_names}))
+            seen = f"({source.root}): this is not a test on unseen classes"
+            if resolve(source.root) != root.resolve():
+                warnings += [f"{delta} was trained on other data with {shared} {seen}"] if shared else []
+            elif data and data.defects == "real":
+                real = f"the real defects of {source.root}, which include test photos"
+                warnings.append(f"{delta} was trained on {real}: these numbers do not hold for new photos")
+            else:
+                warnings.append(f"{delta} was trained on the good photos of these classes {seen}")
+    return warnings

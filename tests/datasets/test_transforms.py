@@ -7,7 +7,7 @@ from PIL import Image
 
 from anomalygpt.datasets.photos import load_image, to_rgb
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.transforms import ImageTransform, official_mvtec_mask, official_visa_mask
+from anomalygpt.datasets.transforms import ImageTransform
 
 
 def plain(size, geometry="squash"):
@@ -93,17 +93,3 @@ def test_unreadable_photos_are_one_line_errors(tmp_path, write_photo):
         with pytest.raises(DatasetError, match=name) as caught:
             load_image(tmp_path / name)
         assert "\n" not in str(caught.value)
-
-
-def test_the_official_masks_by_hand():
-    # Two columns melt into one: a white and a black one give 0.5 everywhere, which both rules mark.
-    stripes = Image.fromarray(np.tile(np.array([255, 0], np.uint8), (8, 4)))
-    assert official_mvtec_mask(stripes, 4).all()
-    faint = Image.new("L", (8, 8), 20)  # 20 / 255 = 0.08
-    assert not official_mvtec_mask(faint, 4).any()
-    assert official_visa_mask(faint, 4).all()
-    assert not official_visa_mask(Image.new("L", (8, 8), 0), 4).any()
-    wide = Image.new("L", (12, 4), 0)
-    wide.paste(1, (0, 0, 4, 4))  # outside the centre crop
-    assert not official_visa_mask(wide, 4).any()
-    assert official_visa_mask(Image.new("L", (12, 4), 1), 4).shape == (1, 4, 4)

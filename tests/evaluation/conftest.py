@@ -11,8 +11,8 @@ from PIL import Image
 
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
+from anomalygpt.evaluation.cells import Plan
 from anomalygpt.evaluation.evaluate import Evaluator
-from anomalygpt.evaluation.protocol import Plan
 from anomalygpt.inference.regions import find_regions
 from anomalygpt.inference.results import ImageResult, Prediction, prediction
 
@@ -28,10 +28,8 @@ RUN = {  # the facts of a run
     "seed": 42,
     "device": "cpu",
     "processes": 1,
-    "trained_on": ["delta: simulated defects on elsewhere"],
-    "notes": ["questions: file"],
-    "seconds_per_photo": 0.5,
-    "peak_memory": 10**9,
+    "trained on": ["delta: simulated defects on elsewhere"],
+    "data": "data/tree (mvtec), 2 classes",
 }
 
 
@@ -111,7 +109,7 @@ def evaluator(tree: Path) -> Callable[..., Evaluator]:
     """Makes an evaluator of the tree's one class."""
 
     def make(predictor: FakePredictor, **options: object) -> Evaluator:
-        given = {"records": index_tree(tree), "plan": Plan((0,)), "root": tree, "kind": "mvtec"} | options
+        given = {"records": index_tree(tree), "plan": Plan((0,)), "root": tree} | options
         return Evaluator(predictor, **given)
 
     return make

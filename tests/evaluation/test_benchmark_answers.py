@@ -7,7 +7,7 @@ from PIL import Image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
-from anomalygpt.evaluation.protocol import Cell, Plan
+from anomalygpt.evaluation.cells import Cell, Plan
 from benchmarks import answers
 from benchmarks.answers import WordsEvaluator, compare_with_mask, content, sample
 from tests.evaluation.conftest import RUN, write_class

@@ -11,7 +11,7 @@ from PIL import Image
 
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.evaluation.ground_truth import choose_mask_rule, describe_rule, ground_truth, on_map
+from anomalygpt.evaluation.evaluate import choose_mask_rule, ground_truth, on_map
 from anomalygpt.evaluation.metrics import PRO_LIMIT, PixelCounts
 
 SQUASH = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "squash")
@@ -40,12 +40,6 @@ def test_the_rule_follows_data_geometry_and_resolution(kind, official, resolutio
     assert choose_mask_rule(kind, official, resolution) == rule
 
 
-def test_the_rule_is_described():
-    assert describe_rule("as_photo", SQUASH, 224).startswith("photos: squash, measured at 224 x 224; mask resized")
-    words = describe_rule("photo", CROP, 224)
-    assert words.startswith("photos: crop; map resized to the photo's own pixels") and "measured at" not in words
-
-
 def test_a_mask_follows_its_photo_and_the_official_ones_do_as_the_paper():
     assert not on_map(left_quarter(), CROP, 32, "as_photo").any()
     squashed = on_map(left_quarter(), CROP, 32, "official_mvtec")
@@ -55,6 +49,19 @@ def test_a_mask_follows_its_photo_and_the_official_ones_do_as_the_paper():
     faint.paste(4, (0, 0, 32, 32))  # more than 1 % of the maximum, less than a tenth of white
     assert on_map(faint, CROP, 32, "official_visa").all()
     assert not on_map(faint, CROP, 32, "as_photo")[:, :15].any()
+
+
+def test_the_official_masks_by_hand():
+    # Two columns melt into one: a white and a black one give 0.5 everywhere, which both rules mark.
+    stripes = Image.fromarray(np.tile(np.array([255, 0], np.uint8), (8, 4)))
+    assert on_map(stripes, CROP, 4, "official_mvtec").all()
+    faint = Image.new("L", (8, 8), 20)  # 20 / 255 = 0.08
+    assert not on_map(faint, CROP, 4, "official_mvtec").any()
+    assert on_map(faint, SQUASH, 4, "official_visa").all()
+    assert not on_map(Image.new("L", (8, 8), 0), SQUASH, 4, "official_visa").any()
+    wide = Image.new("L", (12, 4), 0)
+    wide.paste(1, (0, 0, 4, 4))  # outside the centre crop
+    assert not on_map(wide, SQUASH, 4, "official_visa").any()
 
 
 def record(mask: Path) -> ImageRecord:

@@ -5,11 +5,11 @@ import pytest
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.protocol import Cell, Plan, photo_name, photo_seed
+from anomalygpt.evaluation.cells import Cell, Plan, photo_name, photo_seed
 
 
 def references(records: list[ImageRecord], shots: int, round_: int = 0, **choice: object) -> list[ImageRecord]:
-    return Plan((shots,), (round_,), **choice).references(records, Cell(shots, round_, "bottle"))
+    return Plan((shots,), **choice).references(records, Cell(shots, round_, "bottle"))
 
 
 def random_references(records: list[ImageRecord], shots: int, round_: int, seed: int) -> list[ImageRecord]:
@@ -55,8 +55,8 @@ def test_random_references_differ_between_rounds_and_seeds_and_are_drawn_again_t
 
 def test_a_plan_goes_round_after_round_and_measures_zero_shot_once():
     records = [ImageRecord(None, name, "test", False, "good", None) for name in "bab"]
-    cells = Plan((0, 2), (3, 4)).cells(records)
-    assert cells == [Cell(*key, name) for key in ((0, 0), (2, 3), (2, 4)) for name in "ab"]
+    cells = Plan((0, 2), 2).cells(records)
+    assert cells == [Cell(*key, name) for key in ((0, 0), (2, 0), (2, 1)) for name in "ab"]
 
 
 def test_each_photo_round_and_seed_has_its_own_seed(tree):

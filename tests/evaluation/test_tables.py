@@ -3,21 +3,24 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findSystemFonts
 from PIL import Image
 
 from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.evaluation import figures
+from anomalygpt.evaluation.cells import Cell
 from anomalygpt.evaluation.evaluate import summarise
 from anomalygpt.evaluation.figures import CASES, Examples, write_sheet
 from anomalygpt.evaluation.metrics import PixelCounts
-from anomalygpt.evaluation.protocol import Cell
-from anomalygpt.evaluation.tables import METRICS, official_dataset, published, report, write_texts
+from anomalygpt.evaluation.tables import METRICS, PUBLISHED, official_dataset, report, write_texts
 from tests.evaluation.conftest import RUN
 
-NOTES = ["data: data/tree (mvtec), 2 classes", "maps: squash; as its photo", "connected"]
-ABOUT = RUN | {"notes": NOTES, "warnings": ["seen"]}
+ABOUT = {"**warning**": ["seen"]} | RUN
 
 
 def row(photo: str, is_anomalous: bool, score: float, **changes: object) -> dict[str, object]:
@@ -58,15 +61,15 @@ def test_the_table_has_a_row_per_class_and_the_mean_over_classes_where_defined()
 def test_rounds_are_given_by_mean_and_standard_deviation_of_the_means_over_classes():
     cells = (("bottle", BOTTLE, 0), ("screw", BOTTLE, 0), ("bottle", BOTTLE, 1), ("screw", SCREW, 1))
     page = page_of(*(category(name, scores, round=number) for name, scores, number in cells))
-    assert "2 rounds: 0, 1." in page
+    assert "Rounds: 0, 1." in page
     assert "| screw | 3 | 2 | 75.0 ± 25.0 |" in page
     assert "| **mean** | 6 | 4 | 87.5 ± 12.5 |" in page
 
 
 @pytest.mark.parametrize(
     "fact",
-    ["python run_eval.py --x", "compact", "abc123", "as its photo", "as in the paper", "seed 42", "connected"]
-    + ["elsewhere", "**seen**", "0.50 s per photo", "1.00 GB", "data/tree"],
+    ["python run_eval.py --x", "compact", "abc123", "as in the paper", "seed: 42", "**warning**: seen"]
+    + ["trained on: delta: simulated defects on elsewhere", "data/tree"],
 )
 def test_the_page_says_how_it_was_made(fact):
     assert fact in page_of(category("bottle", BOTTLE))
@@ -85,15 +88,28 @@ def test_files_are_written_whole_and_leave_nothing_else(tmp_path):
     assert found["facts"]["commit"] == "abc123"
 
 
-def test_chinese_classes_reach_excel_and_figures_without_a_warning(tmp_path, recwarn, caplog):
+def test_chinese_classes_reach_excel_and_figures_without_a_warning(tmp_path, recwarn, caplog, monkeypatch):
     results = [category(name, BOTTLE) for name in ("齿轮", "a $x$ b", "gear")]
     write_texts(tmp_path, report(ABOUT, results))
     data = (tmp_path / "per_class.csv").read_bytes()
     assert data.startswith(b"\xef\xbb\xbf") and "齿轮" in data.decode("utf-8-sig")
-    for result in results:
-        write_sheet(tmp_path, Cell(4, 0, result["class"]), result, Examples())
-    assert len(list(tmp_path.glob("*.png"))) == 3
-    assert not recwarn.list and not caplog.records
+    titles, suptitle = [], Figure.suptitle
+    monkeypatch.setattr(
+        Figure,
+        "suptitle",
+        lambda *given, **style: (titles.append((given[1], style["font"])), suptitle(*given, **style)),
+    )
+    for fonts in (findSystemFonts, list):  # as on this system, and without a font for Chinese
+        figures.chinese_font.cache_clear()
+        monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", fonts)
+        for result in results:
+            write_sheet(tmp_path, Cell(4, 0, result["class"]), result, Examples())
+    figures.chinese_font.cache_clear()
+    assert len(list(tmp_path.glob("*.png"))) == 3 and not recwarn.list and not caplog.records
+    (drawn, font), _, (plain, usual), (lost, fallback), *_ = titles
+    assert usual == fallback == "DejaVu Sans" and plain.startswith("gear, 4-shot")
+    assert lost.startswith("??, 4-shot") and "no font" in lost
+    assert drawn.startswith("齿轮, 4-shot" if isinstance(font, Path) else "??, 4-shot")
 
 
 def test_csv_has_a_line_per_class_and_round(tmp_path):
@@ -107,7 +123,7 @@ def test_csv_has_a_line_per_class_and_round(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["mvtec", "visa"])
 def test_published_numbers_stand_beside_the_official_data_alone(dataset):
-    official = published()["datasets"][dataset]
+    official = PUBLISHED["datasets"][dataset]
     names = [official["classes"][number % len(official["classes"])] for number in range(official["test_photos"])]
     records = [ImageRecord(None, name, "test", False, "good", None) for name in names]
     assert official_dataset(dataset, records) == dataset
@@ -118,12 +134,12 @@ def test_published_numbers_stand_beside_the_official_data_alone(dataset):
 
 
 def test_the_table_of_published_numbers_is_sound():
-    rows = published()["rows"]
+    rows = PUBLISHED["rows"]
     assert len({(r["dataset"], r["shots"], r["method"]) for r in rows}) == len(rows)
     for entry in rows:
         values = entry.keys() - {"dataset", "shots", "protocol", "method", "source"}
         assert values and values <= METRICS.keys(), entry
-        assert entry["source"] in published()["sources"] and entry["dataset"] in published()["datasets"]
+        assert entry["source"] in PUBLISHED["sources"] and entry["dataset"] in PUBLISHED["datasets"]
         assert all(0 < entry[key][0] < 100 and all(0 <= s < 10 for s in entry[key][1:]) for key in values), entry
     [ours] = [row for row in rows if (row["dataset"], row["shots"], row["method"]) == ("mvtec", 1, "AnomalyGPT")]
     assert (ours["image_auroc"][0], ours["answer_accuracy"][1]) == (94.1, 1.1)
