@@ -1,6 +1,8 @@
 """Reads masks of any coding, one file or several of a photo, on the pixels of the upright photo."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from PIL import Image, ImageOps, ImageSequence
 from anomalygpt.datasets.annotations import draw_shapes
 from anomalygpt.datasets.photos import ORIENTATION, decoding, load_image, turned
 from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.regions import Region
 from anomalygpt.datasets.transforms import binary_image
 from anomalygpt.errors import reading_warning
 
@@ -24,6 +27,8 @@ SOFT_THRESHOLD = 0.1  # of white; as the paper's rule for MVTec-AD
 # CrackForest's segments: 1 road, 2 cracks, 3 undamaged road enclosed by cracks, 4 further cracks. Segment 3 covers up
 # to a third of a photo; counted as crack it would mark undamaged road.
 CRACK_SEGMENTS = (2, 4)
+LOCO_KINDS = "defects_config.json"  # in a class's folder of MVTec LOCO AD
+LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.png
 
 
 def load_mask(record: ImageRecord) -> Image.Image:
@@ -212,3 +217,37 @@ def read_cracks(path: Path) -> Image.Image:
     with decoding(path, "CrackForest's groundTruth.Segmentation"), path.open("rb") as file:
         segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
         return binary_image(np.isin(segments, CRACK_SEGMENTS))
+
+
+def can_saturate(records: Sequence[ImageRecord]) -> bool:
+    """Whether these are LOCO's photos, with the file of the area that must be found of each kind of defect."""
+    folders = {mask.absolute().parents[LOCO_FOLDER] for record in records for mask in record.masks}
+    return bool(folders) and all((folder / LOCO_KINDS).is_file() for folder in folders)
+
+
+@cache
+def _thresholds(path: Path) -> dict[int, tuple[float, bool]]:
+    """By a region's value in masks: the area that must be found, and whether that is a fraction of the region's."""
+    with decoding(path, "a list of kinds of defect"):
+        return {
+            int(kind["pixel_value"]): (float(kind["saturation_threshold"]), bool(kind["relative_saturation"]))
+            for kind in json.loads(path.read_text(encoding="utf-8"))
+        }
+
+
+def loco_regions(record: ImageRecord) -> list[Region]:
+    """The marked regions of LOCO's photo, one per mask, and how much must be found of each (Bergmann et al., 2022).
+
+    Raises:
+        DatasetError: a mask's value belongs to no kind of ``defects_config.json``, or that can't be read.
+    """
+    found = []
+    for path in record.masks:
+        thresholds, values = _thresholds(path.absolute().parents[LOCO_FOLDER] / LOCO_KINDS), values_of(path)
+        value = int(values.max(initial=0))
+        if value not in thresholds:
+            raise DatasetError(f"{path}: value {value} is no kind of defect in {LOCO_KINDS}")
+        threshold, relative = thresholds[value]
+        area = float(np.count_nonzero(values))
+        found.append(Region(values > 0, threshold * area if relative else min(threshold, area)))
+    return found

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.config.load import load_config
-from anomalygpt.datasets import loco, masks
+from anomalygpt.datasets import masks
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.overview import overview
@@ -118,7 +118,7 @@ def ground_truth(
     regions: list[Region] | None = None
     if saturated:
         regions = []
-        for defect in loco.regions(record):
+        for defect in masks.loco_regions(record):
             pixels = placed(binary_image(defect.pixels))
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
@@ -155,7 +155,7 @@ class Evaluator:
         references = self.plan.references(self.records, cell)
         torch.manual_seed(photo_seed(self.plan.seed, cell, cell.class_name))
         self.predictor.set_references([load_image(record.image) for record in references])
-        transform, saturated = self.predictor.transform, loco.can_saturate(self.records)
+        transform, saturated = self.predictor.transform, masks.can_saturate(self.records)
         counts, examples, photos, codings = PixelCounts(), Examples(), [], set()
         draws = self.pictures is not None and cell.round == 0
         for record in test_photos(self.records, cell.class_name):
