@@ -5,7 +5,6 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 
 from anomalygpt.config.settings import Settings, explain
@@ -21,7 +20,7 @@ LANGUAGES = ("en", "zh")
 @cache
 def phrase_table(language: str) -> dict[str, Any]:
     """The contents of ``phrases/<language>.yaml``."""
-    return yaml.safe_load((PHRASES / f"{language}.yaml").read_text(encoding="utf-8"))
+    return read_yaml(PHRASES / f"{language}.yaml")
 
 
 def class_table() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from anomalygpt.datasets.annotations import Annotated, index_annotated
-from anomalygpt.datasets.masks import read_cracks, read_mask
+from anomalygpt.datasets.masks import load_mask, read_cracks
 from anomalygpt.datasets.photos import decoding
 from anomalygpt.datasets.records import (
     SPLITS,
@@ -54,7 +54,7 @@ def _marked(root: Path) -> Iterator[Annotated]:
         masks = {found[1].casefold(): image for image in images if (found := MASK.fullmatch(image.stem))}
         for image in (image for image in images if not MASK.fullmatch(image.stem)):
             mask = masks.pop(image.stem.casefold(), None)
-            is_bad = mask and read_mask(ImageRecord(image, "", split, True, "defect", (mask,)))[0].getbbox()
+            is_bad = mask and load_mask(ImageRecord(image, "", split, True, "defect", (mask,))).getbbox()
             yield image, split, [("defect", ())] if is_bad else [], mask or image
         if masks:
             raise DatasetError(f"{folder}: {len(masks)} masks have no photo: {first_offenders(masks.values())}")

@@ -32,12 +32,7 @@ LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.p
 
 
 def load_mask(record: ImageRecord) -> Image.Image:
-    """What marks a photo's defect, as :func:`read_mask` reads it."""
-    return read_mask(record)[0]
-
-
-def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
-    """What the masks of a photo mark together, and how they were read, such as ``binary 0/255``.
+    """What the masks of a photo mark together; ``info["coding"]`` says how they were read, such as ``binary 0/255``.
 
     Returns:
         An image of mode L: 0 and 255, or grey levels where the mask's edges are soft. It has the upright photo's
@@ -53,11 +48,13 @@ def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
     sizes = sorted({f"{image.width} x {image.height}" for image in images})
     if len(sizes) != 1:
         raise DatasetError(f"{record.masks[0].parent}: expected masks of one size, found {', '.join(sizes)}")
-    return Image.fromarray(np.max(list(map(np.asarray, images)), axis=0)), ", ".join(sorted({*codings}))
+    together = Image.fromarray(np.max(list(map(np.asarray, images)), axis=0))
+    together.info["coding"] = ", ".join(sorted({*codings}))
+    return together
 
 
 def own_values(record: ImageRecord, read: Image.Image) -> Image.Image:
-    """The numbers of a mask that holds small ones (mode L), else ``read``, what :func:`read_mask` gives."""
+    """The numbers of a mask that holds small ones (mode L), else ``read``, what :func:`load_mask` gives."""
     values = values_of(record.masks[0])
     is_alike = len(record.masks) == 1 and values.dtype == np.uint8 and values.shape == read.size[::-1]
     return Image.fromarray(values) if is_alike and values.max() < MOST_NUMBER else read

@@ -113,7 +113,7 @@ def ground_truth(
             return np.asarray(resized, dtype=np.float32) / 255 > MVTEC_THRESHOLD
         return on_map(mask, transform, side, rule)
 
-    image, coding = masks.read_mask(record)
+    image = masks.load_mask(record)
     mask = placed(masks.own_values(record, image) if rule == "official_visa" else image)
     regions: list[Region] | None = None
     if saturated:
@@ -124,7 +124,7 @@ def ground_truth(
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))
     model_mask = mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
-    return GroundTruth(scores, mask, regions, model_mask, coding)
+    return GroundTruth(scores, mask, regions, model_mask, image.info["coding"])
 
 
 @dataclass(frozen=True)
