@@ -1,20 +1,10 @@
-"""What is known of a class by its name: its words in each language, and what a folder's ``dataset.yaml`` adds.
-
-    classes:
-      gear:
-        name: gear wheel                     # or {en: gear wheel, zh: 齿轮}
-        description: round, with 24 whole teeth
-        nsa: {half_height: [0.03, 0.2], background: [200, 60]}
-
-Every key may be left out: the defaults are in phrases/*.yaml and nsa_classes.yaml.
-"""
+"""What is known of a class by its name: its words in each language, and what a folder's ``dataset.yaml`` adds."""
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 
 from anomalygpt.config.settings import Settings, explain
@@ -30,7 +20,7 @@ LANGUAGES = ("en", "zh")
 @cache
 def phrase_table(language: str) -> dict[str, Any]:
     """The contents of ``phrases/<language>.yaml``."""
-    return yaml.safe_load((PHRASES / f"{language}.yaml").read_text(encoding="utf-8"))
+    return read_yaml(PHRASES / f"{language}.yaml")
 
 
 def class_table() -> dict[str, Any]:

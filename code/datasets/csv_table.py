@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from anomalygpt.datasets.masks import read_mask
+from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.photos import decoding
 from anomalygpt.datasets.records import (
     GOOD,
@@ -153,7 +153,7 @@ def _record(row: Row, root: Path, where: str) -> ImageRecord:
         image, row["class"], split, bad, (row.get("defect") or "defect") if bad else GOOD, tuple(masks)
     )
     if good and masks:
-        if read_mask(record)[0].getbbox():
+        if load_mask(record).getbbox():
             raise DatasetError(f"{where}: a mask of a normal photo")
         return replace(record, masks=())
     return record

@@ -5,19 +5,17 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from anomalygpt.datasets.annotations import Annotated, index_annotated
-from anomalygpt.datasets.masks import read_cracks, read_mask
+from anomalygpt.datasets.masks import load_mask, read_cracks
 from anomalygpt.datasets.photos import decoding
 from anomalygpt.datasets.records import (
-    GOOD,
+    SPLITS,
     DatasetError,
     ImageRecord,
     Split,
     choose_classes,
     first_offenders,
-    in_order,
     list_folders,
     list_images,
     require_folder,
@@ -43,21 +41,23 @@ def index_marked(root: Path, classes: Sequence[str] | None = None) -> list[Image
     """
     root = require_folder(root)
     folders = {root.resolve().name: root} if _splits(root) else {s.name: s for s in list_folders(root) if _splits(s)}
-    records = []
-    for name in choose_classes(root, list(folders), classes):
-        for folder, split in _splits(folders[name]).items():
-            images = [image for place in (folder, *list_folders(folder)) for image in list_images(place)]
-            masks = {found[1].casefold(): image for image in images if (found := MASK.fullmatch(image.stem))}
-            for image in (image for image in images if not MASK.fullmatch(image.stem)):
-                mask = masks.pop(image.stem.casefold(), None)
-                marked = ImageRecord(image, name, split, True, "defect", (mask,)) if mask else None
-                is_bad = marked and read_mask(marked)[0].getbbox()
-                records.append(marked if marked and is_bad else ImageRecord(image, name, split, False, GOOD))
-            if masks:
-                raise DatasetError(f"{folder}: {len(masks)} masks have no photo: {first_offenders(masks.values())}")
+    chosen = choose_classes(root, list(folders), classes)
+    records = [record for name in chosen for record in index_annotated(_marked, folders[name], name=name)]
     if not any(record.is_anomalous for record in records):
         raise DatasetError(f"{root}: no photo with a mask that marks something; {EXPECTED}")
-    return in_order(records)
+    return records
+
+
+def _marked(root: Path) -> Iterator[Annotated]:
+    for folder, split in _splits(root).items():
+        images = [image for place in (folder, *list_folders(folder)) for image in list_images(place)]
+        masks = {found[1].casefold(): image for image in images if (found := MASK.fullmatch(image.stem))}
+        for image in (image for image in images if not MASK.fullmatch(image.stem)):
+            mask = masks.pop(image.stem.casefold(), None)
+            is_bad = mask and load_mask(ImageRecord(image, "", split, True, "defect", (mask,))).getbbox()
+            yield image, split, [("defect", ())] if is_bad else [], mask or image
+        if masks:
+            raise DatasetError(f"{folder}: {len(masks)} masks have no photo: {first_offenders(masks.values())}")
 
 
 def _splits(folder: Path) -> dict[Path, Split]:
@@ -82,21 +82,21 @@ def index_real_iad(root: Path, classes: Sequence[str] | None = None) -> list[Ima
     sides = [side for above in (root, *root.parents[:2]) for side in above.glob("realiad_[0-9]*")]
     if not tables or not sides:
         raise DatasetError(f"{root}: expected realiad_jsons/<class>.json beside realiad_1024, or those JSON files")
-    largest, records = max(sides, key=lambda side: int(re.sub(r"\D", "", side.name))), []
-    for name in choose_classes(root, list(tables), classes):
-        with decoding(tables[name], "a split of Real-IAD"):
-            content = json.loads(tables[name].read_text(encoding="utf-8"))
-            base = largest / content["meta"]["prefix"]
-            rows: list[tuple[Split, dict[str, Any]]] = [("train", row) for row in content["train"]]
-            for split, row in [*rows, *(("test", row) for row in content["test"])]:
-                kind, mask = row["anomaly_class"], row.get("mask_path")
-                bad = kind != content["meta"]["normal_class"]
-                defect, masks = (DEFECTS.get(kind, kind) if bad else GOOD), ((base / mask,) if bad and mask else ())
-                records.append(ImageRecord(base / row["image_path"], name, split, bad, defect, masks))
-    missing = [file for record in records for file in (record.image, *record.masks) if not file.is_file()]
-    if missing:
-        raise DatasetError(f"{root}: {len(missing)} files are not there: {first_offenders(missing)}")
-    return in_order(records)
+    largest = max(sides, key=lambda side: int(re.sub(r"\D", "", side.name)))
+    chosen = choose_classes(root, list(tables), classes)
+    readers = {name: partial(_real_iad, tables[name], largest) for name in chosen}
+    return [record for name, read in readers.items() for record in index_annotated(read, root, name=name)]
+
+
+def _real_iad(table: Path, photos: Path, _: Path) -> Iterator[Annotated]:
+    with decoding(table, "a split of Real-IAD"):
+        content = json.loads(table.read_text(encoding="utf-8"))
+        base = photos / content["meta"]["prefix"]
+        rows = [(split, row) for split in SPLITS for row in content.get(split, ())]
+        for split, row in rows:
+            kind = row["anomaly_class"]
+            defects = [(DEFECTS.get(kind, kind), ())] if kind != content["meta"]["normal_class"] else []
+            yield base / row["image_path"], split, defects, base / (row["mask_path"] or "")
 
 
 def _crack_forest(root: Path) -> Iterator[Annotated]:

@@ -1,6 +1,8 @@
 """Reads masks of any coding, one file or several of a photo, on the pixels of the upright photo."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from PIL import Image, ImageOps, ImageSequence
 from anomalygpt.datasets.annotations import draw_shapes
 from anomalygpt.datasets.photos import ORIENTATION, decoding, load_image, turned
 from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.regions import Region
+from anomalygpt.datasets.transforms import binary_image
 from anomalygpt.errors import reading_warning
 
 Values = NDArray[Any]  # (H, W)
@@ -23,15 +27,12 @@ SOFT_THRESHOLD = 0.1  # of white; as the paper's rule for MVTec-AD
 # CrackForest's segments: 1 road, 2 cracks, 3 undamaged road enclosed by cracks, 4 further cracks. Segment 3 covers up
 # to a third of a photo; counted as crack it would mark undamaged road.
 CRACK_SEGMENTS = (2, 4)
+LOCO_KINDS = "defects_config.json"  # in a class's folder of MVTec LOCO AD
+LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.png
 
 
 def load_mask(record: ImageRecord) -> Image.Image:
-    """What marks a photo's defect, as :func:`read_mask` reads it."""
-    return read_mask(record)[0]
-
-
-def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
-    """What the masks of a photo mark together, and how they were read, such as ``binary 0/255``.
+    """What the masks of a photo mark together; ``info["coding"]`` says how they were read, such as ``binary 0/255``.
 
     Returns:
         An image of mode L: 0 and 255, or grey levels where the mask's edges are soft. It has the upright photo's
@@ -47,21 +48,22 @@ def read_mask(record: ImageRecord) -> tuple[Image.Image, str]:
     sizes = sorted({f"{image.width} x {image.height}" for image in images})
     if len(sizes) != 1:
         raise DatasetError(f"{record.masks[0].parent}: expected masks of one size, found {', '.join(sizes)}")
-    return Image.fromarray(np.max(list(map(np.asarray, images)), axis=0)), ", ".join(sorted({*codings}))
+    together = Image.fromarray(np.max(list(map(np.asarray, images)), axis=0))
+    together.info["coding"] = ", ".join(sorted({*codings}))
+    return together
 
 
 def own_values(record: ImageRecord, read: Image.Image) -> Image.Image:
-    """The numbers of a mask that holds small ones (mode L), else ``read``, what :func:`read_mask` gives."""
-    with Image.open(record.masks[0]) as image:
-        if len(record.masks) == 1 and image.mode in ("L", "P") and image.size == read.size:
-            values = np.asarray(image)
-            return Image.fromarray(values) if values.max() < MOST_NUMBER else read
-    return read
+    """The numbers of a mask that holds small ones (mode L), else ``read``, what :func:`load_mask` gives."""
+    values = values_of(record.masks[0])
+    is_alike = len(record.masks) == 1 and values.dtype == np.uint8 and values.shape == read.size[::-1]
+    return Image.fromarray(values) if is_alike and values.max() < MOST_NUMBER else read
 
 
 def values_of(path: Path) -> Values:
     """A mask's own numbers, (H, W): grey levels or labels. Raises :class:`DatasetError` if it can't be read."""
-    return np.asarray(ImageOps.exif_transpose(_open(path)[0]))
+    pages, _ = _open(path)
+    return np.asarray(ImageOps.exif_transpose(pages[0]))
 
 
 def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
@@ -74,8 +76,9 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
     if path.suffix.lower() == ".mat":
         yield read_cracks(path), f"segments {' and '.join(map(str, CRACK_SEGMENTS))}"
         return
-    for page in _open(path):
-        levels, coding = _levels(page, path)
+    pages, is_lossy = _open(path)
+    for page in pages:
+        levels, coding = _levels(page, is_lossy, path)
         own = page.getexif().get(ORIENTATION, 1)
         mask = turned(Image.fromarray(levels), own)
         fits_stored = orientation > 1 and own not in range(2, 9) and _same_shape(mask.size, stored)
@@ -93,18 +96,14 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
             raise DatasetError(f"{path}: {sizes}; expected the same aspect ratio")
 
 
-def _open(path: Path) -> list[Image.Image]:
-    """All pages, each with its ``format``. Raises :class:`DatasetError` if the file can't be read."""
+def _open(path: Path) -> tuple[list[Image.Image], bool]:
+    """All pages, and whether the file's format changes values. Raises DatasetError if it can't be read."""
     with decoding(path), Image.open(path) as image:
-        pages = [page.copy() for page in ImageSequence.Iterator(image)]
-        for page in pages:
-            page.format = image.format
-        return pages
+        return [page.copy() for page in ImageSequence.Iterator(image)], image.format in LOSSY
 
 
-def _levels(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
+def _levels(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
     """What an image marks, uint8 (H, W) from 0 to 255, and how it was read."""
-    lossy = image.format in LOSSY
     if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"))
         alpha, black = pixels[..., 3], ~pixels[..., :3].any(axis=-1)
@@ -129,7 +128,7 @@ def _palette(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.ui
     counts = np.bincount(indices.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     colours = np.array([shown[indices == index][0] for index in used])
-    black: NDArray[np.bool_] = ~colours.any(axis=1)
+    black: NDArray[np.bool_] = (colours == 0).all(axis=1)
     if len(np.unique(colours, axis=0)) < len(used) or (used[0] == 0 and not black.any()):  # numbers, not colours
         return _grey(indices, lossy, path)
     if used[0] == 0 and not black[0] and counts[0] >= counts[used[black]].max():
@@ -214,4 +213,38 @@ def read_cracks(path: Path) -> Image.Image:
 
     with decoding(path, "CrackForest's groundTruth.Segmentation"), path.open("rb") as file:
         segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
-        return Image.fromarray(_white(np.isin(segments, CRACK_SEGMENTS)))
+        return binary_image(np.isin(segments, CRACK_SEGMENTS))
+
+
+def can_saturate(records: Sequence[ImageRecord]) -> bool:
+    """Whether these are LOCO's photos, with the file of the area that must be found of each kind of defect."""
+    folders = {mask.absolute().parents[LOCO_FOLDER] for record in records for mask in record.masks}
+    return bool(folders) and all((folder / LOCO_KINDS).is_file() for folder in folders)
+
+
+@cache
+def _thresholds(path: Path) -> dict[int, tuple[float, bool]]:
+    """By a region's value in masks: the area that must be found, and whether that is a fraction of the region's."""
+    with decoding(path, "a list of kinds of defect"):
+        return {
+            int(kind["pixel_value"]): (float(kind["saturation_threshold"]), bool(kind["relative_saturation"]))
+            for kind in json.loads(path.read_text(encoding="utf-8"))
+        }
+
+
+def loco_regions(record: ImageRecord) -> list[Region]:
+    """The marked regions of LOCO's photo, one per mask, and how much must be found of each (Bergmann et al., 2022).
+
+    Raises:
+        DatasetError: a mask's value belongs to no kind of ``defects_config.json``, or that can't be read.
+    """
+    found = []
+    for path in record.masks:
+        thresholds, values = _thresholds(path.absolute().parents[LOCO_FOLDER] / LOCO_KINDS), values_of(path)
+        value = int(values.max(initial=0))
+        if value not in thresholds:
+            raise DatasetError(f"{path}: value {value} is no kind of defect in {LOCO_KINDS}")
+        threshold, relative = thresholds[value]
+        area = float(np.count_nonzero(values))
+        found.append(Region(values > 0, threshold * area if relative else min(threshold, area)))
+    return found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalygpt.datasets.masks import read_mask
+from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.records import ImageRecord, first_offenders
 from anomalygpt.errors import reading_warning
 from anomalygpt.files import sha256
@@ -32,8 +32,8 @@ def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list
         codings = set()
         marking = [record for record in own if record.masks]
         for record in marking if with_masks else ():
-            image, coding = read_mask(record)
-            codings.add(coding)
+            image = load_mask(record)
+            codings.add(image.info["coding"])
             marked[name].append((float(np.mean(np.asarray(image) > 0)), record.masks[0]))
         without = [record.image.name for record in own if record.is_anomalous and not record.masks]
         if with_masks and marking and without:

@@ -263,8 +263,8 @@ def _eight_bits(values: Values, bits: int, most: float | None, what: str, settin
                 what, "range", f"{found} lie outside {low:g}..{high:g}, which data.bits or data.range states; cut off"
             )
     else:
-        is_stated = most is not None and smallest >= 0 and largest <= most
-        low, high = 0.0, float(most) if is_stated else _white_of_type(values, bits, what)
+        is_stated = smallest >= 0 and largest <= (most or -1)
+        low, high = 0.0, most if most and is_stated else _white_of_type(values, bits, what)
     numbers: NDArray[np.floating] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     pixels = np.clip(np.rint((numbers - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
     return to_rgb(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)))

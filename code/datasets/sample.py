@@ -1,6 +1,6 @@
 """What a data set gives and what a training step takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -46,16 +46,9 @@ class SamplePair(NamedTuple):
 class Batch:
     """A batch of which all tensors move together."""
 
-    def to(self: AnyBatch, device: torch.device | str, non_blocking: bool = False) -> AnyBatch:
+    def to(self: AnyBatch, device: torch.device | str) -> AnyBatch:
         """The batch with its tensors on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self: AnyBatch) -> AnyBatch:
-        """The batch in page-locked memory; a DataLoader with ``pin_memory=True`` calls it."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
-        return replace(self, **{name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)})
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)})
 
 
 @dataclass(frozen=True)

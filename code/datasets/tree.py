@@ -205,11 +205,11 @@ def _match_masks(
     orphans: list[tuple[str | None, Path]] = []
     inside = _masks_in(mask_folders, {kind for kind, _ in owners if kind})
     for place, mask, stem in (*inside, *((kind, mask, mask.stem) for mask, kind in besides.items() if kind)):
-        stems = [stem.casefold(), *_without_words(stem, names()["mask_words"]), _without_number(stem.casefold())]
-        own = next((owners[place, s] for s in stems if (place, s) in owners), [])
+        named = [stem.casefold(), *_without_words(stem, names()["mask_words"]), _without_number(stem.casefold())]
+        own = next((owners[place, s] for s in named if (place, s) in owners), [])
         if own:
             found[_the_one(mask, own)].append(mask)
-        elif place or not any(("", s) in owners for s in stems):  # of a flat folder some masks may be of good photos
+        elif place or not any(("", s) in owners for s in named):  # of a flat folder some masks may be of good photos
             orphans.append((place, mask))
     unmarked = {place for (place, _), own in owners.items() if place != "" and not found.keys() >= {*own}}
     if orphans:  # a misspelt mask would silently turn a marked defect into an unmarked one

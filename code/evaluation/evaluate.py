@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.config.load import load_config
-from anomalygpt.datasets import loco, masks
+from anomalygpt.datasets import masks
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.overview import overview
@@ -113,18 +113,18 @@ def ground_truth(
             return np.asarray(resized, dtype=np.float32) / 255 > MVTEC_THRESHOLD
         return on_map(mask, transform, side, rule)
 
-    image, coding = masks.read_mask(record)
+    image = masks.load_mask(record)
     mask = placed(masks.own_values(record, image) if rule == "official_visa" else image)
     regions: list[Region] | None = None
     if saturated:
         regions = []
-        for defect in loco.regions(record):
+        for defect in masks.loco_regions(record):
             pixels = placed(binary_image(defect.pixels))
             if pixels.any():
                 needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
                 regions.append(Region(pixels & mask, float(needed)))
     model_mask = mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
-    return GroundTruth(scores, mask, regions, model_mask, coding)
+    return GroundTruth(scores, mask, regions, model_mask, image.info["coding"])
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Evaluator:
         references = self.plan.references(self.records, cell)
         torch.manual_seed(photo_seed(self.plan.seed, cell, cell.class_name))
         self.predictor.set_references([load_image(record.image) for record in references])
-        transform, saturated = self.predictor.transform, loco.can_saturate(self.records)
+        transform, saturated = self.predictor.transform, masks.can_saturate(self.records)
         counts, examples, photos, codings = PixelCounts(), Examples(), [], set()
         draws = self.pictures is not None and cell.round == 0
         for record in test_photos(self.records, cell.class_name):

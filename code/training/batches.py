@@ -81,7 +81,6 @@ def endless_batches(
         num_workers=workers,
         collate_fn=collate,
         drop_last=True,
-        pin_memory=process.device.type == "cuda",
         worker_init_fn=_ignore_signals,
         persistent_workers=workers > 0,  # forking a process that holds a model of gigabytes takes seconds
     )

@@ -150,7 +150,7 @@ def test_real_iad(tmp_path, write_photo, mask):
     assert summary("real_iad", tmp_path) == summary("real_iad", tmp_path / "realiad_jsons_sv") == expected
     assert "realiad_1024" in INDEXERS["real_iad"](tmp_path, None)[0].image.parts
     (tmp_path / "realiad_1024" / "usb" / "OK" / "S0002" / "2.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"1 files are not there: .*2\.jpg"):
+    with pytest.raises(DatasetError, match=r"1 annotated photos are not there: .*2\.jpg"):
         summary("real_iad", tmp_path)
     (tmp_path / "realiad_jsons" / "usb.json").write_text("{}")
     with pytest.raises(DatasetError, match=r"usb\.json: cannot be read as a split of Real-IAD \('meta'\)"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from anomalygpt.datasets.masks import load_mask, own_values, read_mask
+from anomalygpt.datasets.masks import load_mask, own_values
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.errors import set_strict
 
@@ -127,17 +127,17 @@ def test_masks_of_any_coding_mark_the_same_pixels(record, marked, coding, capsys
     ],
 )
 def test_how_a_mask_was_read_is_said(record, image, coding):
-    assert read_mask(record(image))[1] == coding
+    assert load_mask(record(image)).info["coding"] == coding
 
 
 def test_soft_edges_stay_grey_levels(record, marked):
     large = Image.fromarray(np.kron(marked, np.ones((8, 8))).astype(np.uint8) * 255)
     soft = large.filter(ImageFilter.GaussianBlur(9))
-    image, coding = read_mask(record(soft))
-    assert coding == "grey levels" and np.array_equal(image, soft)
+    image = load_mask(record(soft))
+    assert image.info["coding"] == "grey levels" and np.array_equal(image, soft)
     deep = Image.fromarray(np.asarray(soft).astype(np.uint16) * 16)  # 12 bits
-    image, coding = read_mask(record(deep))
-    assert coding == "grey levels" and np.abs(np.asarray(image).astype(int) - np.asarray(soft)).max() <= 1
+    image = load_mask(record(deep))
+    assert image.info["coding"] == "grey levels" and np.abs(np.asarray(image).astype(int) - np.asarray(soft)).max() <= 1
 
 
 @pytest.mark.parametrize(
