@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks
-from anomalygpt.model.imagebind.imagebind import LAYER_NORM_EPS, MLP_RATIO, attend
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks, through_blocks
+from anomalygpt.model.imagebind.imagebind import LAYER_NORM_EPS, attend, mlp
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,27 +27,18 @@ TRAINED_GRID = 37  # patches a side of the photos that the positions were traine
 class _Linear(nn.Linear):
     """A linear layer that oneDNN computes once it is packed, faster than ``F.linear``: on a CPU, without gradient."""
 
-    packed: tuple[Tensor, Tensor] | None = None  # weights in oneDNN's own layout, and the bias
+    packed: Tensor | None = None  # weights in oneDNN's own layout
 
-    def pack(self, scale: Tensor | None = None) -> None:
-        """Packs the weights; ``scale`` (D_out,) is the one that :meth:`forward` will be given with ``onto``."""
-        scale = torch.ones_like(self.bias) if scale is None else scale
-        weight = torch.ops.mkldnn._reorder_linear_weight(self.weight * scale[:, None], 1 + USUAL_GRID**2)
-        self.packed = weight, self.bias * scale
+    def pack(self) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1 + USUAL_GRID**2)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"packed": None}  # which can't be copied
 
-    def forward(self, x: Tensor, gelu: bool = False, onto: Tensor | None = None, scale: Any = 1.0) -> Tensor:
-        """(B, N, D_in) -> (B, N, D_out); with ``onto`` it is scaled, and added to that."""
+    def forward(self, x: Tensor) -> Tensor:
         if self.packed is None or torch.compiler.is_compiling():
-            x = F.linear(x, self.weight, self.bias)
-            x = F.gelu(x) if gelu else x
-            return x if onto is None else onto + x * scale
-        if onto is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, onto, *self.packed, "add")
-        after: tuple[Any, ...] = ("gelu", [], "none") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, *self.packed, *after)
+            return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class _Block(nn.Module):
@@ -56,20 +47,14 @@ class _Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS) for _ in range(2))
-        self.attn: Any = nn.ModuleDict({"qkv": _Linear(WIDTH, 3 * WIDTH), "proj": _Linear(WIDTH, WIDTH)})
-        hidden = MLP_RATIO * WIDTH
-        self.mlp: Any = nn.ModuleDict({"fc1": _Linear(WIDTH, hidden), "fc2": _Linear(hidden, WIDTH)})
+        self.attn = nn.ModuleDict({"qkv": _Linear(WIDTH, 3 * WIDTH), "proj": _Linear(WIDTH, WIDTH)})
+        self.mlp = mlp(WIDTH, _Linear)
         self.ls1, self.ls2 = (nn.ParameterDict({"gamma": torch.ones(WIDTH)}) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         attended = attend(self.attn["qkv"](self.norm1(x)), HEADS)
-        x = self.attn["proj"](attended, onto=x, scale=self.ls1["gamma"])
-        hidden = self.mlp["fc1"](self.norm2(x), gelu=True)
-        return self.mlp["fc2"](hidden, onto=x, scale=self.ls2["gamma"])
-
-    def pack(self) -> None:
-        self.attn["qkv"].pack(), self.attn["proj"].pack(self.ls1["gamma"])
-        self.mlp["fc1"].pack(), self.mlp["fc2"].pack(self.ls2["gamma"])
+        x = x + self.attn["proj"](attended) * self.ls1["gamma"]
+        return x + self.mlp(self.norm2(x)) * self.ls2["gamma"]
 
 
 class _VisionTransformer(nn.Module):
@@ -80,18 +65,13 @@ class _VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED_GRID**2, WIDTH))
         self.blocks = nn.ModuleList(_Block() for _ in range(DEPTH))
         self.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
-        self.kept_positions: dict[Sequence[int], Tensor] = {}
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + H / 14 * W / 14, 384): class token first, positions added."""
         patches = self.patch_embed["proj"](images)
         tokens = rearrange(patches, "b d h w -> b (h w) d")
-        positions = self.positions(patches.shape[-2:])
+        positions = resized_positions(self.pos_embed, patches.shape[-2:])
         return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
-
-    def positions(self, size: Sequence[int]) -> Tensor:
-        kept = self.kept_positions.get(tuple(size))
-        return resized_positions(self.pos_embed, size) if kept is None else kept
 
 
 class Dinov2(nn.Module):
@@ -119,18 +99,14 @@ class Dinov2(nn.Module):
 
     def pack(self) -> None:
         """For speed where nothing is trained, on a CPU in float32; the weights stay as they are beside the packed."""
-        own = self.spec.grid, self.spec.grid
-        self.vit.kept_positions = {own: self.vit.positions(own)}
         with suppress(RuntimeError, AttributeError):  # builds without oneDNN, or with other names of its operators
-            for block in self.vit.blocks:
-                block.pack()  # type: ignore[operator]
+            for module in self.modules():
+                if isinstance(module, _Linear):
+                    module.pack()
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""
-        tokens, taps = self.vit.embed(images), []
-        for index, block in enumerate(self.vit.blocks):
-            tokens = block(tokens)
-            if index in self.spec.taps:
-                taps.append(tokens[:, 1:])
+        tokens, taps = through_blocks(self.vit.blocks, self.vit.embed(images), self.spec.taps)
         # Only the class token of the last block is normalised; the taps stay raw.
-        return ImageFeatures(taps=tuple(taps), embedding=F.normalize(self.vit.norm(tokens[:, 0]), dim=-1))
+        embedding = F.normalize(self.vit.norm(tokens[:, 0]), dim=-1)
+        return ImageFeatures(tuple(tap[:, 1:] for tap in taps), embedding)

@@ -1,14 +1,14 @@
 """The interface between an image encoder and the rest of the model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
 
@@ -43,6 +43,16 @@ def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
         raise UserError(f"encoder.taps {chosen}: expected rising block numbers below {depth}")
     return chosen
+
+
+def through_blocks(blocks: Iterable[nn.Module], tokens: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
+    """(B, N, width) -> the last block's output (B, N, width), and that of each tapped block, in block order."""
+    tapped = []
+    for index, block in enumerate(blocks):
+        tokens = block(tokens)
+        if index in taps:
+            tapped.append(tokens)
+    return tokens, tapped
 
 
 def resized_positions(positions: Tensor, size: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 from anomalygpt.model.checkpoint import fingerprint
-from anomalygpt.model.encoder import ImageFeatures
+from anomalygpt.model.encoder import ImageFeatures, resized_positions
 
 Graph = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]  # one image -> its taps and embedding
 
@@ -28,9 +28,9 @@ class EncoderGraph(nn.Module):
         vit: Any = getattr(self.encoder, "vit", None)
         if hasattr(vit, "set_input_size"):  # timm
             vit.set_input_size((side, side))
-        elif hasattr(vit, "positions"):
-            positions = vit.positions((side // encoder.spec.patch,) * 2)
-            vit.positions = lambda size: positions
+        elif vit is not None:
+            positions = resized_positions(vit.pos_embed, (side // encoder.spec.patch,) * 2)
+            vit.pos_embed = nn.Parameter(positions)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.encoder.encode_image(images)

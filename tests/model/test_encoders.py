@@ -170,7 +170,7 @@ def test_packed_weights_compute_the_same():
         block.ls1["gamma"].normal_(), block.ls2["gamma"].normal_()
     expected = encoder.encode_image(photos)
     encoder.pack()
-    assert encoder.vit.blocks[0].mlp["fc1"].packed is not None
+    assert encoder.vit.blocks[0].mlp.fc1.packed is not None
     copied = copy.deepcopy(encoder)  # as export does, without what is packed
     for model, tolerance in ((encoder, 1e-4), (copied, 0)):
         found = model.encode_image(photos)

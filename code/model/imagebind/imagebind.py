@@ -1,6 +1,7 @@
 """ImageBind (Girdhar et al., CVPR 2023): vision and text towers with the released tensor names (specification 1)."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks, through_blocks
 from anomalygpt.model.imagebind.tokenizer import CONTEXT_LENGTH, tokenize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -40,44 +41,31 @@ def attend(packed: Tensor, heads: int, causal: bool = False) -> Tensor:
     return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), "b heads n d -> b n (heads d)")
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with the parameter names of ``nn.MultiheadAttention``, as in the released file."""
+class SelfAttention(nn.MultiheadAttention):
+    """Multi-head self-attention; the base class has the parameters by the released names."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, causal: bool) -> Tensor:  # type: ignore[override]
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return self.out_proj(attend(packed, self.heads, causal))
+        return self.out_proj(attend(packed, self.num_heads, causal))
 
 
-class Mlp(nn.Module):
+def mlp(width: int, linear: type[nn.Linear] = nn.Linear) -> nn.Sequential:
     """Two linear layers with the exact (erf) GELU between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, MLP_RATIO * width)
-        self.fc2 = nn.Linear(MLP_RATIO * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+    first, second = linear(width, MLP_RATIO * width), linear(MLP_RATIO * width, width)
+    return nn.Sequential(OrderedDict(fc1=first, gelu=nn.GELU(), fc2=second))
 
 
 class Block(nn.Module):
     """One pre-norm block: attention, then MLP, each added to its input."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.attn, self.mlp = SelfAttention(width, heads), Mlp(width)
+        self.causal = causal
+        self.attn, self.mlp = SelfAttention(width, heads), mlp(width)
         self.norm_1, self.norm_2 = (nn.LayerNorm(width, eps=LAYER_NORM_EPS) for _ in range(2))
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = x + self.attn(self.norm_1(x), causal)
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm_1(x), self.causal)
         return x + self.mlp(self.norm_2(x))
 
 
@@ -86,19 +74,11 @@ class Trunk(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.causal = causal
         self.pre_transformer_layer = nn.Sequential(*([] if causal else [nn.LayerNorm(width, eps=LAYER_NORM_EPS)]))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, causal) for _ in range(depth))
 
     def forward(self, x: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """(B, N, width) -> the last block's output (B, N, width), and that of each tapped block, in block order."""
-        x = self.pre_transformer_layer(x)
-        tapped = []
-        for index, block in enumerate(self.blocks):
-            x = block(x, self.causal)
-            if index in taps:
-                tapped.append(x)
-        return x, tapped
+        return through_blocks(self.blocks, self.pre_transformer_layer(x), taps)
 
 
 class VisionStem(nn.Module):
@@ -107,9 +87,7 @@ class VisionStem(nn.Module):
     def __init__(self, width: int, image_size: int, patch: int) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        kernel = nn.ParameterDict(
-            {"weight": nn.init.trunc_normal_(torch.empty(width, 3, FRAMES, patch, patch), std=0.02)}
-        )
+        kernel = nn.Conv3d(3, width, (FRAMES, patch, patch), bias=False)
         self.rgbt_stem = nn.ModuleDict({"proj": nn.ModuleDict({"1": kernel})})
         positions = torch.empty(1, 1 + (image_size // patch) ** 2, width)  # CLS first
         self.pos_embedding_helper = nn.ParameterDict({"pos_embed": nn.init.trunc_normal_(positions, std=0.02)})
@@ -117,7 +95,7 @@ class VisionStem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first."""
         # Both frames are the same image, so the kernel is summed over its time axis.
-        kernel = self.rgbt_stem["proj"]["1"]["weight"].sum(dim=2)  # type: ignore[index]
+        kernel = self.rgbt_stem["proj"]["1"].weight.sum(dim=2)  # type: ignore[index]
         patches = F.conv2d(images, kernel, stride=kernel.shape[-1])
         positions = resized_positions(self.pos_embedding_helper["pos_embed"], patches.shape[-2:])
         cls = self.cls_token.expand(len(patches), -1, -1)
