@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.errors import UserError
-from anomalygpt.model.chat import TextBatch, Turn, answer_text, layout_of, text_batch, training_batch
+from anomalygpt.model.chat import Turn, answer_text, layout_of, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
 from anomalygpt.model.generation import ConversationCache, stream_tokens, turn_tokens
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map, calibrate_map
@@ -66,7 +66,6 @@ class AnomalyGPT(nn.Module):
 
     @property
     def has_llm(self) -> bool:
-        """Whether there is a language model."""
         return self.llama_model is not None
 
     @property
@@ -125,17 +124,16 @@ class AnomalyGPT(nn.Module):
     ) -> list[str]:
         """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images, one by one.
 
-        Args:
-            maps: (B, 1, 224, 224).
-            whole: calls the language model equally often for each answer, as all processes have to under ZeRO 3.
+        ``maps`` are (B, 1, 224, 224). ``whole`` calls the language model equally often for each answer, as all
+        processes have to under ZeRO 3.
         """
         before = self.prompt_embeds(features, maps)
         embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
         answers = []
         for row, kept in zip(embeds, attention, strict=True):
             tokens = stream_tokens(self.llama_model, row[kept.bool()][None], [], ConversationCache(), settings)
-            turn = turn_tokens([*tokens] if whole else tokens, self.tokenizer)
-            answers.append(answer_text([*turn], self.tokenizer))
+            turn = turn_tokens(list(tokens) if whole else tokens, self.tokenizer)
+            answers.append(answer_text(list(turn), self.tokenizer))
         return answers
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -149,22 +147,16 @@ class AnomalyGPT(nn.Module):
 
     @torch.inference_mode()
     def answer_likelihoods(self, features: ImageFeatures, maps: Tensor, text: str, answers: Sequence[str]) -> Tensor:
-        """The mean log-likelihood of each answer's tokens, all answers in one forward pass.
+        """The mean log-likelihood of the tokens of each of n answers, not empty: (n,) float32 on the CPU.
 
-        The mean over tokens, not the sum, so that a long answer is not less likely merely because of its length.
-
-        Args:
-            features: of one image; ``maps`` (1, 1, 224, 224) is its anomaly map.
-            text: ends in the assistant's mark, see ``chat_prompt``.
-            answers: n texts, not empty, each encoded separately, as in training.
-
-        Returns:
-            (n,) float32 on the CPU, at most 0.
+        The mean, not the sum, so that a long answer is not less likely merely because of its length. ``features`` and
+        ``maps`` (1, 1, 224, 224) are of one image; ``text`` ends in the assistant's mark. Answers are encoded
+        separately, as in training, and go through the model in one pass.
         """
         before = self.prompt_embeds(features, maps).expand(len(answers), -1, -1)
         prompt, *rows = (self.tokenizer.encode(each) for each in (text, *answers))
         batch = text_batch([(prompt + row, [IGNORE_INDEX] * len(prompt) + row) for row in rows], self.tokenizer.eos_id)
-        logits, labels = self._answer_logits(before, batch)
+        logits, labels = self._answer_logits(before, *batch)
         targets = labels[:, 1:]
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")
         return -(losses.view_as(targets).sum(dim=1) / (targets != IGNORE_INDEX).sum(dim=1)).cpu()
@@ -193,8 +185,7 @@ class AnomalyGPT(nn.Module):
             target: (B, 1, 224, 224), 1 where anomalous; None for instruction data.
             references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The map against
                 them is then the prompt learner's input (the one-shot branch); the pixel losses remain on the text map.
-            one_shot_threshold: calibrates the one-shot map before the prompt learner (0.5 at the threshold); None
-                leaves it raw, as in the paper.
+            one_shot_threshold: calibrates the one-shot map (0.5 at the threshold); None leaves it raw, as in the paper.
         """
         features = images if isinstance(images, ImageFeatures) else self.encode(images)
         answer, accuracy, focal, dice = torch.zeros(4, device=self.device)
@@ -208,16 +199,10 @@ class AnomalyGPT(nn.Module):
                 maps = self._one_shot_maps(features, references)
                 maps = maps if one_shot_threshold is None else calibrate_map(maps, one_shot_threshold)
         if self.has_llm:
-            answer, accuracy = self._text_losses(features, maps, conversations, max_length)
+            batch = training_batch(conversations, self.tokenizer, max_length)
+            logits, labels = self._answer_logits(self.prompt_embeds(features, maps), *batch)
+            answer, accuracy = answer_loss(logits, labels), token_accuracy(logits, labels)
         return Losses(answer + focal + dice, answer, focal, dice, accuracy)
-
-    def _text_losses(
-        self, features: ImageFeatures, maps: Tensor, conversations: Sequence[Sequence[Turn]], max_length: int
-    ) -> tuple[Tensor, Tensor]:
-        """(cross entropy on the answers, token accuracy)."""
-        text = training_batch(conversations, self.tokenizer, max_length)
-        logits, labels = self._answer_logits(self.prompt_embeds(features, maps), text)
-        return answer_loss(logits, labels), token_accuracy(logits, labels)
 
     def _one_shot_maps(self, features: ImageFeatures, references: Tensor) -> Tensor:
         """B images and (G, R, 3, S, S) -> (B, 1, 224, 224), each image against the references of its group."""
@@ -225,17 +210,15 @@ class AnomalyGPT(nn.Module):
         banks = [MemoryBank(encoded[each]) for each in torch.arange(len(encoded)).chunk(len(references))]
         return torch.cat([bank.anomaly_map(features[each], MAP_SIZE) for bank, each in zip(banks, rows, strict=True)])
 
-    def _answer_logits(self, before: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
+    def _answer_logits(self, before: Tensor, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K, vocabulary) and labels (B, K) of the last K positions, from just before the first answer on."""
-        embeds = torch.cat([before, self._embedding()(text.ids.to(before.device))], dim=1)
-        ones = torch.ones(before.shape[:2], dtype=torch.long)
-        labels = torch.cat([IGNORE_INDEX * ones, text.labels], dim=1).to(before.device)
-        attention = torch.cat([ones, text.attention], dim=1).to(before.device)
+        embeds = torch.cat([before, self._embedding()(ids.to(before.device))], dim=1)
+        labels = F.pad(labels, (before.shape[1], 0), value=IGNORE_INDEX).to(before.device)
         answered = (labels != IGNORE_INDEX).any(dim=0).nonzero()
         first = int(answered[0]) if len(answered) else labels.shape[1] - 1
         # Logits before the first answer are never used, and the vocabulary makes them the largest tensor here.
         kept = labels.shape[1] - first + 1
-        logits = self.llama_model(inputs_embeds=embeds, attention_mask=attention, logits_to_keep=kept).logits
+        logits = self.llama_model(inputs_embeds=embeds, logits_to_keep=kept).logits
         return logits, labels[:, -kept:]
 
     def _embedding(self) -> nn.Embedding:

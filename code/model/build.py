@@ -13,29 +13,21 @@ from torch import nn
 from anomalygpt.config.load import PRETRAINED, load_config, names, nor, resolve
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
+from anomalygpt.model import checkpoint
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import TemplateTokenizer
-from anomalygpt.model.checkpoint import (
-    PARTS,
-    CheckpointError,
-    check_names,
-    delta_shapes,
-    load_delta,
-    load_module,
-    part_of,
-    read_tensors,
-    shapes_of,
-)
+from anomalygpt.model.checkpoint import PARTS, CheckpointError, shapes_of
 from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
 from anomalygpt.model.dinov2 import Dinov2
 from anomalygpt.model.encoder import ImageSpec
+from anomalygpt.model.exported import ExportedEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 from anomalygpt.model.library_encoders import OpenClip, TimmEncoder
 from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
-from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
+from anomalygpt.model.tokenizer import load_tokenizer
 from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder, load_sources
 
 logger = logging.getLogger(__name__)
@@ -136,8 +128,6 @@ def build_model(
         states = PromptEnsemble(encoder, offload) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
         answering = _build_llm(llm, spec.embed_width, device, dtype, inference) if llm else {}
         if device != META and config.encoder.backend != "torch":
-            from anomalygpt.model.exported import ExportedEncoder
-
             folder, graph = resolve(config.encoder.weights).parent / "exported", config.encoder.graph
             encoder = ExportedEncoder(encoder, config.encoder.backend, folder, resolve(graph) if graph else None)
         model = AnomalyGPT(encoder, states, decoder, **answering)
@@ -147,10 +137,9 @@ def build_model(
     skipped = [] if model.has_llm else [part for part in PARTS if part not in MAP_PARTS]
     loaded: set[str] = set()
     for delta, file in zip(needed, files, strict=True):
-        loaded |= {*load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
-    works_untrained = ["image_decoder"] if spec.joint_taps else []
-    untrained = [part for part in PARTS if part not in [*loaded, *works_untrained] and delta_shapes(model, [part])]
-    if untrained:
+        loaded |= {*checkpoint.load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
+    loaded |= {"image_decoder"} if spec.joint_taps else set()  # which works untrained
+    if untrained := [part for part in PARTS if part not in loaded and checkpoint.delta_shapes(model, [part])]:
         logger.warning("no file in `deltas` holds %s: initialised at random", ", ".join(untrained))
     if inference:
         if device.type == "cpu" and dtype == torch.float32 and hasattr(encoder, "pack"):
@@ -172,7 +161,7 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
         encoder = _encoder_without_weights(config)
     if device != META:
         file = available(config.weights, "encoder.weights")
-        load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
+        checkpoint.load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
         encoder.to(device, dtype)
     return encoder.requires_grad_(False).eval()
 
@@ -181,7 +170,7 @@ def encoder_fault(config: EncoderConfig, file: Path) -> str:
     """Why a readable weight file is not this encoder's; empty where it is."""
     expected = shapes_of(_tower(build_encoder(config, META, torch.float32)).state_dict())
     try:
-        check_names(expected, shapes_of(read_tensors(file)), file, SKIPPED.get(config.kind))
+        checkpoint.check_names(expected, shapes_of(checkpoint.read_tensors(file)), file, SKIPPED.get(config.kind))
     except CheckpointError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
@@ -203,11 +192,11 @@ def _tower(encoder: Any) -> nn.Module:
 
 
 def _build_llm(
-    config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype, inference: bool = False
+    config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype, inference: bool
 ) -> dict[str, Any]:
     """The language model, its tokeniser and the layers before it, as keyword arguments of :class:`AnomalyGPT`."""
     llm: Any
-    tokenizer: Tokenizer | None = None
+    tokenizer = None
     if device == META:
         from transformers import AutoModelForCausalLM
 
@@ -238,10 +227,12 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
     Raises:
         UserError: the model has no such part.
     """
-    named = [(part_of(name), parameter) for name, parameter in model.named_parameters()]
-    for part, parameter in named:
-        parameter.requires_grad_(part in parts)
-    groups = {part: [parameter for own, parameter in named if own == part] for part in parts}
+    groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
+    for name, parameter in model.named_parameters():
+        part = checkpoint.part_of(name)
+        parameter.requires_grad_(part in groups)
+        if part in groups:
+            groups[part].append(parameter)
     if empty := [part for part, parameters in groups.items() if not parameters]:
         raise UserError(f"training.trainable: this model has no {', '.join(empty)}")
     return groups
@@ -250,15 +241,15 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
 def available(path: str, setting: str) -> Path:
     """The weight's path on disk, downloaded first where that is possible; else raises a ``CheckpointError``."""
     full = resolve(path)
-    if not full.exists():
-        name = fetchable(full)
-        if name is None and setting == "llm.weights" and is_hub_name(path):
-            return hub_folder(path)
-        if name is None:
-            advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or"
-            advice += " use `--config compact`, which needs none of the paper's weights; or name another"
-            if (run := full.parent.name) in names() and full.parent.parent == resolve("runs"):
-                advice = f"Train the experiment that writes it: python train.py --config {run}; or name another"
-            raise CheckpointError(f"{full}: not there{nor(path)}. {advice} ({setting})")
+    if full.exists():
+        return full
+    if name := fetchable(full):
         ensure(name, resolve(PRETRAINED))
-    return full
+        return full
+    if setting == "llm.weights" and is_hub_name(path):
+        return hub_folder(path)
+    advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or use"
+    advice += " `--config compact`, which needs none of the paper's weights"
+    if (run := full.parent.name) in names() and full.parent.parent == resolve("runs"):
+        advice = f"Train the experiment that writes it: python train.py --config {run}"
+    raise CheckpointError(f"{full}: not there{nor(path)}. {advice}; or name another ({setting})")

@@ -5,12 +5,10 @@ import json
 import logging
 import pickle
 import re
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,16 +21,17 @@ from anomalygpt.files import replacing
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+LLAMA = {4096: ("7B", 32), 5120: ("13B", 40)}  # the sizes of LLaMA and Vicuna, by width: name and layers
 NAMES_SHOWN = 3  # an error lists so many names and counts the rest
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 CUT = "it is damaged or was not fully downloaded"
-# How files of other kinds begin, their kind (model/probe.py), and what to say; the last that fits is said.
+# How files of other kinds begin, and what to say; the last that fits is said.
 OTHER_FILES = (
-    (rb"[\s\x20-\x7e]*$", "text", "text, which begins with {!r}"),
-    (rb"version https://git-lfs", "lfs_pointer", "a pointer of Git LFS to it: run `git lfs pull`"),
-    (rb"<!doctype|<html", "web_page", "a web page: download the file itself; of a Hugging Face link, with /resolve/"),
-    (rb"\x1f\x8b", "archive", "an archive: unpack it"),
-    (rb"gguf", "gguf", "a GGUF file, for llama.cpp: get the weights in Hugging Face's layout"),
+    (rb"[\s\x20-\x7e]+$", "text, which begins with {!r}"),
+    (rb"version https://git-lfs", "a pointer of Git LFS to it: run `git lfs pull`"),
+    (rb"<!doctype|<html", "a web page: download the file itself; of a Hugging Face link, with /resolve/"),
+    (rb"\x1f\x8b", "an archive: unpack it"),
+    (rb"gguf", "a GGUF file, for llama.cpp: get the weights in Hugging Face's layout"),
 )
 # Under these names DeepSpeed, Lightning and training loops nest a model's tensors.
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
@@ -41,12 +40,7 @@ PARTS = ("image_decoder", "prompt_learner", "states", "llama_proj", "lora")  # o
 
 
 class CheckpointError(UserError, ValueError):
-    """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user.
-
-    ``kind`` is what an unreadable file is (see ``model/probe.py``); empty for any other fault.
-    """
-
-    kind = ""
+    """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -92,25 +86,21 @@ def _unwrapped(loaded: Any) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that could not be read: of another kind, cut off, damaged, or with objects."""
-    reason = " ".join(str(error).split()).split(". ")[0]
-    reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's text is a mere number
-    kind, what = "damaged", f"can't be read; {CUT} ({reason})"
-    if isinstance(error, pickle.UnpicklingError):
-        what = "not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
     with path.open("rb") as file:
         start = file.read(512)
-    for pattern, other, meaning in OTHER_FILES:
-        if re.match(pattern, start.lstrip(), re.IGNORECASE):
-            kind, what = other, f"not a weight file but {meaning.format(start.strip()[:64].decode(errors='replace'))}"
-    with suppress(BadZipFile):
-        zipped, tensors = start.startswith(b"PK"), path.suffix == ".safetensors" and start[8:9] == b"{"
-        if not start or tensors or (zipped and not is_zipfile(path)):
-            kind, what = "truncated", f"cut off at {path.stat().st_size} bytes: {CUT}"
-        elif zipped and not any(name.endswith("data.pkl") for name in ZipFile(path).namelist()):
-            kind, what = "archive", "not a weight file but an archive: unpack it"
-    result = CheckpointError(f"{path}: {what}")
-    result.kind = kind
-    return result
+    kinds = [meaning for pattern, meaning in OTHER_FILES if re.match(pattern, start.lstrip(), re.IGNORECASE)]
+    zipped, tensors = start.startswith(b"PK"), path.suffix == ".safetensors" and start[8:9] == b"{"
+    if kinds:
+        what = f"not a weight file but {kinds[-1].format(start.strip()[:64].decode(errors='replace'))}"
+    elif not start or tensors or (zipped and not is_zipfile(path)):
+        what = f"cut off at {path.stat().st_size} bytes: {CUT}"
+    elif isinstance(error, pickle.UnpicklingError):
+        what = "not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
+    else:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        # A KeyError's text is a mere number.
+        what = f"can't be read; {CUT} ({reason if any(map(str.isalpha, reason)) else type(error).__name__})"
+    return CheckpointError(f"{path}: {what}")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -125,7 +115,6 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Name -> shape of named tensors."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
@@ -152,11 +141,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def folder_shapes(folder: Path) -> dict[str, Shape]:
-    """Names and shapes in a Hugging Face model folder; raises as :func:`weight_files` and :func:`read_tensors`."""
-    return {name: shape for file in weight_files(folder) for name, shape in shapes_of(read_tensors(file)).items()}
-
-
 def check_names(
     expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path, ignore: str | None = None, advice: str = ""
 ) -> None:
@@ -169,13 +153,11 @@ def check_names(
     extra = sorted(name for name in found.keys() - expected.keys() if not (ignore and re.match(ignore, name)))
     common = [(name, found[name], shape) for name, shape in expected.items() if name in found]
     differ = [f"{name} is {own}, expected {shape}" for name, own, shape in common if own != shape]
-    faults = [f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})"] if missing else []
-    faults += [f"{len(extra)} unexpected ({_few(extra)})"] if extra else []
-    faults += [f"{len(differ)} of another shape ({_few(differ)})"] if differ else []
-    if faults:
+    faults = ((missing, f"of {len(expected)} tensors missing"), (extra, "unexpected"), (differ, "of another shape"))
+    if told := "; ".join(f"{len(names)} {fault} ({_few(names)})" for names, fault in faults if names):
         kind = identify(found)
         guess = f" This looks like {kind[1]}." if kind else ""
-        raise CheckpointError(f"{path}: not the expected weights: {'; '.join(faults)}.{guess}{advice and ' ' + advice}")
+        raise CheckpointError(f"{path}: not the expected weights: {told}.{guess}{advice and ' ' + advice}")
 
 
 def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
@@ -184,12 +166,13 @@ def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
     Returns:
         The kind (see ``model/probe.py``), the same in words, and the width of the language model, 0 where it has none.
     """
-    models = defaultdict(lambda: "a language model", {4096: "7B", 5120: "13B"})
     sizes = {name.removeprefix("prompt_learner."): shape for name, shape in shapes.items() if len(shape) == 2}
-    if width := sizes.get("base_prompts", (0, 0))[1]:
-        return "anomalygpt", f"an AnomalyGPT delta for {models[width]}: its prompts are {width} wide", width
-    if width := sizes.get("llama_proj.weight", (0, 0))[0]:
-        return "pandagpt", f"an upstream PandaGPT delta for {models[width]}: llama_proj is {width} wide", width
+    for kind, whose, table, index in (
+        ("anomalygpt", "an AnomalyGPT delta for {}: its prompts are {} wide", "base_prompts", 1),
+        ("pandagpt", "an upstream PandaGPT delta for {}: llama_proj is {} wide", "llama_proj.weight", 0),
+    ):
+        if width := sizes.get(table, (0, 0))[index]:
+            return kind, whose.format(LLAMA.get(width, ("a language model",))[0], width), width
     for kind, pattern, table, what in (
         ("imagebind", "modality_trunks", "", f"an ImageBind checkpoint with {len(shapes)} tensors, of 1311"),
         ("anomalygpt", "image_decoder", "", "an AnomalyGPT delta for maps alone"),
@@ -215,10 +198,7 @@ def load_module(
     """Fills a module that was built on the meta device from a file that holds its tensors.
 
     Each tensor is moved from the mapped file to its device and dtype separately: there is never a second full copy.
-    Names that match ``skipped`` may be in the file as well, but are not loaded.
-
-    Raises:
-        CheckpointError: names or shapes differ.
+    Names that match ``skipped`` may be in the file as well, but are not loaded. Raises as :func:`check_names`.
     """
     own, tensors = shapes_of(module.state_dict()), read_tensors(path)
     check_names(own, shapes_of(tensors), path, skipped, "`python check_weights.py` says where it comes from.")

@@ -12,7 +12,7 @@ from torch import nn
 
 from anomalygpt.config.settings import LoraSettings
 from anomalygpt.errors import UserError, reading_warning
-from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, folder_shapes, shapes_of
+from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, read_tensors, shapes_of, weight_files
 from anomalygpt.model.cpu_llama import CpuLlama
 from anomalygpt.model.probe import probe
 
@@ -21,7 +21,6 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it whe
 
 GIB = 2**30
 PRECISIONS = ("full", "8bit", "4bit")
-BITSANDBYTES = "Install it with: pip install 'bitsandbytes>=0.50'"
 WORKSPACE = 10  # part of fp16 weights that is needed beside them: LoRA and prompt learner in fp32, keys and values
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a number, its share of the scales included
 EMBEDDING = "model.embed_tokens.weight"
@@ -36,13 +35,10 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
 def load_llm(
     folder: Path, dtype: torch.dtype, device: torch.device, precision: str = "full", *, trains: bool = False
 ) -> Any:
-    """Reads a causal LM's folder (config.json with sharded or single .safetensors / .bin) directly into ``dtype``.
-
-    Its linear layers are in 8 or 4 bit where ``precision`` says so, see :class:`LlmConfig`. ``trains``: gradients will
-    go through it.
+    """Reads a causal LM's folder in Hugging Face's layout directly into ``dtype``, or in the precision of the config.
 
     Names and shapes are compared before any weights are copied. A folder called ``…_v0`` that does not hold Vicuna
-    version 0 is loaded with a warning.
+    version 0 is loaded with a warning. ``trains``: gradients will go through it.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, of another model, or a delta that was not applied.
@@ -76,13 +72,20 @@ def load_llm(
 
 def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, precision: str) -> dict[str, Any]:
     """What ``from_pretrained`` takes for a precision of ``llm.precision``; ``planned`` is the model on ``meta``."""
+    from transformers import BitsAndBytesConfig
+
     if precision in ("auto", "bf16"):  # bf16 is for the decoder of cpu_llama.py alone
         free = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
             free = torch.cuda.mem_get_info(device)[0]
         precision = fitting_precision(planned, dtype, free)
-    return {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantization(precision, dtype)}
+    if precision != "full" and not find_spec("bitsandbytes"):
+        raise UserError(f"llm.precision {precision}: needs bitsandbytes: pip install 'bitsandbytes>=0.50'")
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    options = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True, **nf4}}
+    quantization = BitsAndBytesConfig(**options[precision]) if precision in options else None
+    return {"dtype": dtype, "device_map": {"": device}, "quantization_config": quantization}
 
 
 def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
@@ -114,19 +117,6 @@ def fitting_precision(llm: nn.Module, dtype: torch.dtype, free: int | None) -> s
     return precision
 
 
-def _quantization(precision: str, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if precision == "full":
-        return None
-    if not find_spec("bitsandbytes"):
-        raise UserError(f"llm.precision {precision}: bitsandbytes is not installed. {BITSANDBYTES}")
-    if precision == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
-
-
 def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
     """A language model's config, and the names and shapes of its weights."""
     from transformers import AutoConfig
@@ -136,7 +126,7 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
-    shapes = folder_shapes(folder)
+    shapes = {name: shape for file in weight_files(folder) for name, shape in shapes_of(read_tensors(file)).items()}
     # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
     config.vocab_size = shapes.get(EMBEDDING, (config.vocab_size,))[0]
     return config, shapes

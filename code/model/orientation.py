@@ -21,21 +21,13 @@ def orientation_of(patches: Tensor) -> Orientation:
     rows, columns = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(grid)] * 2, indexing="ij"))
     border = (torch.minimum(rows, columns) == 0) | (torch.maximum(rows, columns) == grid - 1)
     distances = 1 - patches @ F.normalize(patches[border.to(patches.device)].mean(dim=0), dim=0)
-    part = (distances > _otsu_threshold(distances)).float().cpu()
+    # Otsu's threshold: it splits the values into two groups of least variance.
+    ordered, count = distances.sort().values.double(), torch.arange(1, len(distances), device=distances.device)
+    excess = ordered.cumsum(dim=0)[:-1] - count * ordered.mean()
+    part = (distances > ordered[(excess**2 / (count * (len(distances) - count))).argmax()]).float().cpu()
     points = torch.stack([columns, rows]).float()
     centred = points - (points * part).sum(dim=1, keepdim=True) / part.sum()
     covariance = (part * centred) @ centred.T / part.sum() + torch.eye(2) / 12  # the variance within a patch
     variances, axes = torch.linalg.eigh(covariance)  # ascending
     angle = math.degrees(math.atan2(float(axes[1, 1]), float(axes[0, 1]))) % 90
     return Orientation(float((variances[1] / variances[0]).sqrt()), min(angle, 90 - angle))
-
-
-def _otsu_threshold(values: Tensor) -> float:
-    """The threshold that splits the values into two groups of least variance (Otsu)."""
-    ordered = values.sort().values.double()
-    count = torch.arange(1, len(ordered), device=values.device)
-    total = ordered.sum()
-    low = ordered.cumsum(dim=0)[:-1]
-    between = (low / count - (total - low) / (len(ordered) - count)) ** 2 * count * (len(ordered) - count)
-    split = int(between.argmax())
-    return float((ordered[split] + ordered[split + 1]) / 2)

@@ -12,23 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from anomalygpt.model.checkpoint import (
-    CheckpointError,
-    Shape,
-    delta_name,
-    identify,
-    part_of,
-    read_tensors,
-    shapes_of,
-    weight_files,
-)
+from anomalygpt.model import checkpoint
+from anomalygpt.model.checkpoint import LLAMA, CheckpointError, Shape, read_tensors, shapes_of
 
 LLAMA_ROWS = 32000  # tokens of LLaMA; Vicuna version 0 has one more, for padding
 # RMSNorm's weights average between 0.3 and 2 in trained LLaMAs. A delta holds their change by fine-tuning, about 0.01.
 SMALLEST_NORM = 0.1
-SIZES = {4096: ("7B", 32), 5120: ("13B", 40)}  # LLaMA's, by width: name and layers
-# Which of several deltas with equal names and shapes a file is, only its path may say.
-VARIANT = re.compile(r"max_len_\d+|train_(?:mvtec|visa|supervised)")
 
 
 @dataclass(frozen=True)
@@ -38,8 +27,7 @@ class Probe:
     Attributes:
         kind: ``imagebind``, ``vit``, ``open_clip``, ``pandagpt``, ``anomalygpt``, ``lora``, ``vicuna_v0``,
             ``vicuna_v1``, ``llama``, ``llama_or_vicuna``, ``llama_2``, ``vicuna_delta``, ``llama_meta``,
-            ``language_model``, ``unknown``; or why it can't be read: ``missing``, ``zero_checkpoint``, ``damaged``,
-            ``truncated``, or a kind of ``checkpoint.OTHER_FILES``.
+            ``language_model``, ``unknown``; or why it can't be read: ``missing``, ``zero_checkpoint``, ``unreadable``.
         what: the same in words, and how sure that is.
         fault: what is missing or wrong in it; empty where it is complete.
         width: of the language model that it is, or is for; 0 where that is unknown.
@@ -73,19 +61,17 @@ def _probe_file(path: Path) -> Probe:
     try:
         tensors = read_tensors(path)
     except CheckpointError as error:
-        return Probe(error.kind, _reason(error, path), "it can't be loaded")
-    shapes = {delta_name(name): shape for name, shape in shapes_of(tensors).items()}
-    kind, what, width = identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
-    parts = tuple(sorted({part for name in shapes if (part := part_of(name))}))
+        return Probe("unreadable", _reason(error, path), "it can't be loaded")
+    shapes = {checkpoint.delta_name(name): shape for name, shape in shapes_of(tensors).items()}
+    kind, what, width = checkpoint.identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
+    parts = tuple(sorted({part for name in shapes if (part := checkpoint.part_of(name))}))
     if kind in ("language_model", "llama_meta"):
         if max(_norm_scales(tensors), default=1.0) < SMALLEST_NORM:
             kind, what = "vicuna_delta", f"{what}, of a delta that was not applied to LLaMA"
         return Probe(kind, what, "it belongs into a folder with config.json and its other files", width)
-    if kind in ("pandagpt", "anomalygpt") and width in SIZES:
-        variant = VARIANT.search(str(path.absolute()))
-        says = f"by its path the one called {variant[0]}" if variant else "its path does not say which of them"
-        what = f"{what}; {says}, and the tensors of all are alike"
-    layers = SIZES.get(width, ("", 0))[1]
+    layers = LLAMA[width][1] if width in LLAMA else 0
+    if kind in ("pandagpt", "anomalygpt") and layers:
+        what += "; which of this size the tensors do not say"
     # Of PandaGPT the projection, and A and B of q, k, v and o in each layer; of AnomalyGPT the prompt learner.
     counts = {"imagebind": ("", 1311), "pandagpt": ("ll", 2 + 8 * layers), "anomalygpt": ("prompt_learner.", 13)}
     prefix, wanted = counts.get(kind, ("", 0))
@@ -119,7 +105,7 @@ def _probe_language_model(folder: Path) -> Probe:
     scales, file = [], folder
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        for file in weight_files(folder):
+        for file in checkpoint.weight_files(folder):
             tensors = read_tensors(file)
             shapes |= shapes_of(tensors)
             scales += _norm_scales(tensors)
@@ -128,8 +114,7 @@ def _probe_language_model(folder: Path) -> Probe:
         if config.get("model_type") == "llama" and rows in (LLAMA_ROWS, LLAMA_ROWS + 1):
             kind, what = _llama(folder, config, rows, max(scales, default=1.0))
     except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
-        kind = getattr(error, "kind", "") or "language_model"
-        return Probe(kind, f"a language model's folder, with {file.name}", _reason(error, file))
+        return Probe("language_model", f"a language model's folder, with {file.name}", _reason(error, file))
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     fault = ""
     if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
@@ -166,7 +151,7 @@ def _is_llama_2(config: Mapping[str, Any]) -> bool:
 
 
 def _size(width: int) -> str:
-    return SIZES[width][0] if width in SIZES else f"{width} wide"
+    return LLAMA[width][0] if width in LLAMA else f"{width} wide"
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -22,11 +22,11 @@ from anomalygpt.model.generation import turn_tokens
 from anomalygpt.model.llm import (
     GIB,
     LoraSettings,
-    _quantization,
     add_lora,
     fitting_precision,
     load_llm,
     merge_lora_weights,
+    placement,
     weight_bytes,
 )
 from anomalygpt.model.tokenizer import (
@@ -294,7 +294,7 @@ def test_precision_that_fits_the_free_memory_is_chosen_and_said(caplog, monkeypa
     monkeypatch.setattr(language_model, "find_spec", lambda name: None)
     assert fitting_precision(llama, torch.float16, 13 * GIB) == "full", "it is tried"
     with pytest.raises(UserError, match="pip install 'bitsandbytes"):
-        _quantization("4bit", torch.half)
+        placement(llama, torch.half, CPU, "4bit")
 
 
 def recited(tokenizer: Tokenizer, script: Sequence[int], limit: int = 64) -> tuple[str, int]:
