@@ -37,12 +37,8 @@ class Losses:
 class AnomalyGPT(nn.Module):
     """The complete model. The parts are built elsewhere; tensor names are those of the released delta checkpoints.
 
-    Args:
-        encoder: frozen image encoder.
-        states: class names -> (B, 2, D), the text features [normal, abnormal]: a :class:`PromptEnsemble`, or trained
-            :class:`LearnedTextFeatures`.
-        llm: a Hugging Face causal LM, with or without LoRA; None, as all that follows, where maps alone are computed.
-        llama_proj: Linear D -> D_l for the image's embedding.
+    ``states`` are text features: class names -> (B, 2, D), [normal, abnormal]. ``llm`` is a Hugging Face causal LM;
+    None, as all that follows, where maps alone are computed. ``llama_proj``, D -> D_l, is for the image's embedding.
     """
 
     def __init__(
@@ -56,9 +52,7 @@ class AnomalyGPT(nn.Module):
         tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.states = states
-        self.image_decoder = image_decoder
+        self.encoder, self.states, self.image_decoder = encoder, states, image_decoder
         self.prompt_learner: Any = prompt_learner
         self.llama_model = llm
         self.llama_proj: Any = llama_proj
@@ -70,15 +64,13 @@ class AnomalyGPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the trained parts."""
         return self.image_decoder.fc[0].weight.device  # type: ignore[return-value]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, S, S) -> features, without gradient: the encoder is always frozen.
 
-        Raises:
-            UserError: S is not the encoder's own side, and it supports no other.
+        Raises :class:`UserError`: S is not the encoder's own side, and it supports no other.
         """
         side, spec = images.shape[-1], self.encoder.spec
         if side != spec.size and not spec.any_size:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from anomalygpt.model.exported import ExportedEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 from anomalygpt.model.library_encoders import OpenClip, TimmEncoder
-from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
+from anomalygpt.model.llm import add_lora, load_llm, planned_config
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import load_tokenizer
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else with_llm
-PAPER, COMPACT = "imagebind_vicuna7b", "compact"
+PAPER = "imagebind_vicuna7b"
 META = torch.device("meta")
 # What files have beside the encoder, by its kind: a classifier; ImageBind's other modalities and its causal mask.
 SKIPPED = {
@@ -45,11 +45,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # of a language model on the Hugging 
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto``: the first CUDA device where there is one, else the CPU.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """``auto``: the first CUDA device where there is one, else the CPU. Raises :class:`UserError`: no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -92,7 +88,7 @@ def fetchable(path: Path) -> str | None:
 
 def installed_config() -> str:
     """The paper's experiment where all of its weights are there, else the compact one."""
-    return PAPER if not missing_weights(load_config(PAPER)) else COMPACT
+    return PAPER if not missing_weights(load_config(PAPER)) else "compact"
 
 
 def build_model(
@@ -137,15 +133,15 @@ def build_model(
     skipped = [] if model.has_llm else [part for part in PARTS if part not in MAP_PARTS]
     loaded: set[str] = set()
     for delta, file in zip(needed, files, strict=True):
-        loaded |= {*checkpoint.load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
+        loaded |= checkpoint.load_delta(model, file, set(delta.parts).difference(skipped), skipped)
     loaded |= {"image_decoder"} if spec.joint_taps else set()  # which works untrained
     if untrained := [part for part in PARTS if part not in loaded and checkpoint.delta_shapes(model, [part])]:
         logger.warning("no file in `deltas` holds %s: initialised at random", ", ".join(untrained))
     if inference:
         if device.type == "cpu" and dtype == torch.float32 and hasattr(encoder, "pack"):
             encoder.pack()
-        if model.has_llm:
-            merge_lora_weights(model.llama_model)
+        if isinstance(model.llama_model, CpuLlama):
+            model.llama_model.merge()
     return model.eval()
 
 
@@ -156,9 +152,15 @@ def image_spec(config: EncoderConfig) -> ImageSpec:
 
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen image encoder with its weights; on ``meta`` without them."""
+    make: dict[str, Callable[[], Any]] = {
+        "imagebind": lambda: ImageBind(ImageBindSize(image_size=config.image_size), config.taps),
+        "dinov2": lambda: Dinov2(config.image_size, config.taps),
+        "timm": lambda: TimmEncoder(config.name, config.image_size, config.taps),
+        "open_clip": lambda: OpenClip(config.name, config.image_size, config.taps, config.windows),
+    }
     # Only these two have no buffers outside of their files, which would stay without values.
     with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
-        encoder = _encoder_without_weights(config)
+        encoder = make[config.kind]()
     if device != META:
         file = available(config.weights, "encoder.weights")
         checkpoint.load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
@@ -174,16 +176,6 @@ def encoder_fault(config: EncoderConfig, file: Path) -> str:
     except CheckpointError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
-
-
-def _encoder_without_weights(config: EncoderConfig) -> Any:
-    if config.kind == "imagebind":
-        return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
-    if config.kind == "open_clip":
-        return OpenClip(config.name, config.image_size, config.taps, config.windows)
-    if config.kind == "timm":
-        return TimmEncoder(config.name, config.image_size, config.taps)
-    return Dinov2(config.image_size, config.taps)
 
 
 def _tower(encoder: Any) -> nn.Module:
@@ -224,8 +216,7 @@ def _build_llm(
 def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:
     """Marks the parts as trainable, in fp32, and all else as frozen; part -> its parameters.
 
-    Raises:
-        UserError: the model has no such part.
+    Raises :class:`UserError`: the model has no such part.
     """
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
     for name, parameter in model.named_parameters():

@@ -34,7 +34,6 @@ class Layout:
 
 
 def layout_of(tokenizer: Tokenizer) -> Layout:
-    """How a language model's chats are laid out."""
     return getattr(tokenizer, "layout", Layout())
 
 

@@ -44,12 +44,9 @@ class CheckpointError(UserError, ValueError):
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors, .pt, .pth or .bin file, memory-mapped: values are read when they are used.
+    """Every tensor of a .safetensors, .pt, .pth or .bin file, memory-mapped; no code in the file is run.
 
-    No code in the file is run (``weights_only``).
-
-    Raises:
-        CheckpointError: the file is missing, truncated, or holds something other than named tensors.
+    Raises :class:`CheckpointError`: it is missing, damaged, or holds something other than named tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'this is a folder, a file was expected' if path.is_dir() else 'no such file'}")
@@ -119,11 +116,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face model folder, sharded or not.
-
-    Raises:
-        CheckpointError: there are no weights, or the index names shards that do not exist.
-    """
+    """The weight files of a Hugging Face folder, sharded or not. Raises :class:`CheckpointError`: one is not there."""
     # In transformers' order.
     names = [name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")]
     present = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -146,8 +139,7 @@ def check_names(
 ) -> None:
     """Compares two sets of names and shapes; names that match ``ignore`` may be in the file without being expected.
 
-    Raises:
-        CheckpointError: they differ; says which file, what is missing, unexpected or of another shape, and ``advice``.
+    Raises :class:`CheckpointError`: they differ; says what is missing, unexpected or of another shape, and ``advice``.
     """
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(name for name in found.keys() - expected.keys() if not (ignore and re.match(ignore, name)))
@@ -163,8 +155,7 @@ def check_names(
 def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
     """What a file probably is, judged by names and shapes; None when it resembles nothing known.
 
-    Returns:
-        The kind (see ``model/probe.py``), the same in words, and the width of the language model, 0 where it has none.
+    The kind of ``model/probe.py``, the same in words, and the width of the language model, 0 where it has none.
     """
     sizes = {name.removeprefix("prompt_learner."): shape for name, shape in shapes.items() if len(shape) == 2}
     for kind, whose, table, index in (
@@ -198,7 +189,7 @@ def load_module(
     """Fills a module that was built on the meta device from a file that holds its tensors.
 
     Each tensor is moved from the mapped file to its device and dtype separately: there is never a second full copy.
-    Names that match ``skipped`` may be in the file as well, but are not loaded. Raises as :func:`check_names`.
+    Names that match ``skipped`` are not loaded. Raises as :func:`check_names`.
     """
     own, tensors = shapes_of(module.state_dict()), read_tensors(path)
     check_names(own, shapes_of(tensors), path, skipped, "`python check_weights.py` says where it comes from.")
@@ -223,24 +214,19 @@ def delta_shapes(model: nn.Module, parts: Collection[str]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes_of(model.state_dict()).items() if part_of(name) in parts}
 
 
-def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequence[str] = ()) -> tuple[str, ...]:
+def load_delta(model: nn.Module, path: Path, required: Collection[str], skip: Collection[str] = ()) -> set[str]:
     """Loads a delta checkpoint into the model, each part completely; returns the parts that it holds.
 
-    Args:
-        required: the parts that must be there.
-        skip: parts that this model was built without; they stay in the file.
-
-    Raises:
-        CheckpointError: a required part is missing, a part is incomplete, or a tensor fits nothing in this model.
+    Parts in ``skip``, which this model was built without, stay in the file. Raises as :func:`check_names`.
     """
     tensors = {delta_name(name): value for name, value in read_tensors(path).items()}
     tensors = {name: value for name, value in tensors.items() if part_of(name) not in skip}
-    present = {part_of(name) for name in tensors} | set(required)
-    parts = tuple(part for part in PARTS if part in present)
-    advice = f"It should hold {', '.join(required)} for this model; check the path in the config."
+    parts = {part for name in tensors if (part := part_of(name))} | set(required)
+    needs = ", ".join(part for part in PARTS if part in required)
+    advice = f"It should hold {needs} for this model; check the path in the config."
     check_names(delta_shapes(model, parts), shapes_of(tensors), path, advice=advice)
     model.load_state_dict(tensors, strict=False)  # the sets were compared above
-    logger.info("%s: loaded %s (%d tensors)", path, ", ".join(parts), len(tensors))
+    logger.info("%s: loaded %s (%d tensors)", path, ", ".join(sorted(parts)), len(tensors))
     return parts
 
 
@@ -251,11 +237,7 @@ def delta_tensors(model: nn.Module, parts: Collection[str], dtype: torch.dtype |
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes .safetensors (with text metadata) or .pt; the file appears whole or not at all.
-
-    Raises:
-        CheckpointError: the disk is full or the folder can't be written.
-    """
+    """Writes .safetensors (with metadata) or .pt, whole or not at all. Raises :class:`CheckpointError`: it can't."""
     try:
         with replacing(path) as temporary:
             if path.suffix == ".safetensors":

@@ -61,15 +61,9 @@ class Cache:
 class CpuLlama(nn.Module):
     """A causal LM with the part of transformers' interface that answering needs.
 
-    After construction it holds LoRA's tensors under the names that they have in a delta, to be loaded; :meth:`merge`
-    adds them to the weights, and makes the model ready. All but the matrix products is in float32.
-
-    Args:
-        folder: in Hugging Face's layout, of an architecture that is :func:`supported`.
-        dtype: of the weights of the linear layers.
-
-    Raises:
-        CheckpointError: the weights are missing or incomplete.
+    It holds LoRA's tensors under the names that they have in a delta, to be loaded; then :meth:`merge` adds them to the
+    weights, and makes the model ready. All but the matrix products is in float32. ``dtype`` is of the linear layers'
+    weights. Raises :class:`CheckpointError`: weights are missing.
     """
 
     def __init__(self, folder: Path, lora: LoraSettings, dtype: torch.dtype) -> None:
@@ -148,7 +142,8 @@ class CpuLlama(nn.Module):
             gate, up = _linear(self._normed(x, second_norm), widen).chunk(2, dim=-1)
             x = x + _linear(F.silu(gate) * up, narrow)
         cache.length = end
-        return SimpleNamespace(logits=_linear(self._normed(x[:, -logits_to_keep:], self.norm), self.output))
+        logits = _linear(self._normed(x[:, -logits_to_keep:], self.norm), self.output)
+        return SimpleNamespace(logits=logits, cache=cache)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)

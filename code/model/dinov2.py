@@ -1,7 +1,6 @@
-"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) as an encoder. It has no text tower.
+"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) as an encoder, with timm's tensor names. It has no text tower.
 
-Written out with the tensor names of timm's ``vit_small_patch14_dinov2.lvd142m``: importing timm takes longer than
-loading this model and encoding a photo.
+Importing timm takes longer than loading this model and encoding a photo.
 """
 
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
@@ -57,45 +55,25 @@ class _Block(nn.Module):
         return x + self.mlp(self.norm2(x)) * self.ls2["gamma"]
 
 
-class _VisionTransformer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED_GRID**2, WIDTH))
-        self.blocks = nn.ModuleList(_Block() for _ in range(DEPTH))
-        self.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1 + H / 14 * W / 14, 384): class token first, positions added."""
-        patches = self.patch_embed["proj"](images)
-        tokens = rearrange(patches, "b d h w -> b (h w) d")
-        positions = resized_positions(self.pos_embed, patches.shape[-2:])
-        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
-
-
 class Dinov2(nn.Module):
     """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm.
 
-    Raises:
-        UserError: ``image_size`` is no multiple of the patch, 14, or ``taps`` are wrong, see :func:`tapped_blocks`.
+    Raises :class:`UserError`: ``image_size`` is no multiple of the patch, 14, or ``taps`` are wrong, see
+    :func:`tapped_blocks`.
     """
 
     def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         if image_size % PATCH:
             raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {PATCH}")
-        self.spec = ImageSpec(
-            size=image_size,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            grid=image_size // PATCH,
-            tap_width=WIDTH,
-            taps=tapped_blocks(taps, DEPTH),
-            embed_width=WIDTH,
-            any_size=True,
-        )
-        self.vit = _VisionTransformer()
+        grid, blocks = image_size // PATCH, tapped_blocks(taps, DEPTH)
+        self.spec = ImageSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, grid, WIDTH, blocks, WIDTH, any_size=True)
+        self.vit: Any = nn.Module()
+        self.vit.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
+        self.vit.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.vit.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED_GRID**2, WIDTH))
+        self.vit.blocks = nn.ModuleList(_Block() for _ in range(DEPTH))
+        self.vit.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
 
     def pack(self) -> None:
         """For speed where nothing is trained, on a CPU in float32; the weights stay as they are beside the packed."""
@@ -106,7 +84,10 @@ class Dinov2(nn.Module):
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""
-        tokens, taps = through_blocks(self.vit.blocks, self.vit.embed(images), self.spec.taps)
+        patches = self.vit.patch_embed["proj"](images)
+        positions = resized_positions(self.vit.pos_embed, patches.shape[-2:])
+        tokens = torch.cat([self.vit.cls_token.expand(len(images), -1, -1), patches.flatten(2).mT], dim=1) + positions
+        tokens, taps = through_blocks(self.vit.blocks, tokens, self.spec.taps)
         # Only the class token of the last block is normalised; the taps stay raw.
         embedding = F.normalize(self.vit.norm(tokens[:, 0]), dim=-1)
         return ImageFeatures(tuple(tap[:, 1:] for tap in taps), embedding)

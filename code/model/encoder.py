@@ -27,17 +27,11 @@ class ImageSpec:
     any_size: bool = False  # whether other sides, multiples of the patch size, are supported as well
     joint_taps: bool = False  # whether the taps are in the joint space of embedding and text, D wide
 
-    @property
-    def patch(self) -> int:
-        """Side of a patch in pixels."""
-        return self.size // self.grid
-
 
 def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     """The blocks (0-based) from which patch features are taken; by default the last of each quarter.
 
-    Raises:
-        UserError: the numbers are not increasing, or there is no such block.
+    Raises :class:`UserError`: the numbers are not increasing, or there is no such block.
     """
     chosen = tuple(taps) if taps is not None else tuple(depth // 4 * (i + 1) - 1 for i in range(4))
     if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
@@ -81,20 +75,14 @@ class ImageFeatures:
         return len(self.embedding)
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> "ImageFeatures":
-        """The features of some of the images."""
         chosen = index if isinstance(index, slice | Tensor) else torch.as_tensor(list(index))
         return ImageFeatures(tuple(tap[chosen] for tap in self.taps), self.embedding[chosen])
 
 
 class Encoder(Protocol):
-    """An image encoder.
-
-    One with a text tower in the same space has ``text_tower``, the modules that only sentences need, and
-    ``encode_text``: sentences -> (B, D).
-    """
+    """An image encoder; one with a text tower in the same space has ``text_tower`` and ``encode_text``, too."""
 
     spec: ImageSpec
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, size, size), or of other sides with ``spec.any_size`` -> features."""
-        ...

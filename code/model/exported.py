@@ -29,7 +29,7 @@ class EncoderGraph(nn.Module):
         if hasattr(vit, "set_input_size"):  # timm
             vit.set_input_size((side, side))
         elif vit is not None:
-            positions = resized_positions(vit.pos_embed, (side // encoder.spec.patch,) * 2)
+            positions = resized_positions(vit.pos_embed, (side * encoder.spec.grid // encoder.spec.size,) * 2)
             vit.pos_embed = nn.Parameter(positions)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,19 +40,15 @@ class EncoderGraph(nn.Module):
 def write_onnx(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: list[str], free: int = 0) -> None:
     """Writes a module as one ONNX file of fixed shapes, atomically.
 
-    Args:
-        inputs: name -> an example.
-        free: the dimension of all inputs but the first that may have any size.
-
-    Raises:
-        UserError: the libraries that write ONNX are missing, or the file can't be written.
+    ``inputs`` are examples by name; all but the first may have any size in dimension ``free``. Raises
+    :class:`UserError`: the libraries that write ONNX are missing, or the file can't be written.
     """
     required("onnx"), required("onnxscript")
     names = list(inputs)
     shapes: Any = ({}, *({free: torch.export.Dim(f"size_{name}")} for name in names[1:]))
-    named: dict[str, Any] = {"input_names": names, "output_names": outputs, "dynamic_shapes": shapes}
+    options: Any = {"input_names": names, "output_names": outputs, "dynamic_shapes": shapes, "verbose": False}
     with torch.no_grad():
-        program: Any = torch.onnx.export(module.eval(), tuple(inputs.values()), dynamo=True, verbose=False, **named)
+        program: Any = torch.onnx.export(module.eval(), tuple(inputs.values()), dynamo=True, **options)
     try:
         with replacing(path) as temporary:
             program.save(temporary, external_data=False)
@@ -74,12 +70,9 @@ def required(library: str) -> Any:
 
 
 class ExportedEncoder(nn.Module):
-    """Takes the place of an encoder; graphs that are not there yet are written, one for each side.
+    """Takes the place of an encoder; a graph that is not in ``folder`` yet is written, one for each side.
 
-    Args:
-        backend: ``onnx``, ``openvino``, or ``openvino_bf16``, which computes in bfloat16 where the CPU can.
-        folder: of the graphs that are written here.
-        graph: a graph of the encoder's own side in place of one from the folder: ``.onnx``, or OpenVINO's ``.xml``.
+    ``graph`` is one of the encoder's own side, ``.onnx`` or OpenVINO's ``.xml``, in place of that from the folder.
     """
 
     def __init__(self, encoder: Any, backend: str, folder: Path, graph: Path | None = None) -> None:

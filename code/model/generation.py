@@ -10,7 +10,6 @@ from torch import Tensor
 
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.model.chat import ends_turn
-from anomalygpt.model.cpu_llama import CpuLlama
 from anomalygpt.model.tokenizer import Tokenizer
 
 INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of-turn mark is not generated yet
@@ -50,23 +49,18 @@ def stream_tokens(
         ids: the text so far, at least one token where there is no prefix.
         cache: of this conversation; it is updated as tokens are generated.
     """
-    embed = llm.get_input_embeddings()
-    covered = cache.keep(ids)
-    text = embed(torch.tensor([ids[covered:]], dtype=torch.long, device=embed.weight.device))
-    if cache.past is None:
-        if isinstance(llm, CpuLlama):
-            cache.past = llm.new_cache()
-        else:
-            from transformers import DynamicCache
-
-            cache.past = DynamicCache()
-        text = text if prefix is None else torch.cat([prefix.to(text.dtype), text], dim=1)
-    pending = list(ids[covered:])
-    name = _cache_argument(llm)
+    embed, pending = llm.get_input_embeddings(), list(ids[cache.keep(ids) :])
+    text = embed(torch.tensor([pending], dtype=torch.long, device=embed.weight.device))
+    if cache.past is None and prefix is not None:
+        text = torch.cat([prefix.to(text.dtype), text], dim=1)
+    model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+    # transformers 5.24 has renamed its argument and result.
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     for _ in range(settings.max_new_tokens):
-        logits = llm(inputs_embeds=text, use_cache=True, logits_to_keep=1, **{name: cache.past}).logits[0, -1]
+        result = llm(inputs_embeds=text, use_cache=True, logits_to_keep=1, **{name: cache.past})
+        cache.past = getattr(result, name)
         cache.ids.extend(pending)
-        token = sample(logits.float(), settings)
+        token = sample(result.logits[0, -1].float(), settings)
         yield token
         pending = [token]
         text = embed(torch.tensor([pending], device=embed.weight.device))
@@ -93,12 +87,6 @@ def growing_text(tokens: Iterable[int], begun: Sequence[int], decode: Callable[[
         if not text.endswith(INCOMPLETE):
             yield text
     yield decode(ids)
-
-
-def _cache_argument(llm: Any) -> str:
-    """The name of the cache among a causal LM's arguments; transformers 5.24 has renamed it."""
-    model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
-    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def sample(logits: Tensor, settings: GenerationSettings) -> int:

@@ -38,12 +38,7 @@ class ImageDecoder(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, taps: Sequence[Tensor], states: Tensor, size: int) -> Tensor:
-        """Probabilities of normal and abnormal per layer and pixel, (L, B, 2, size, size) float32.
-
-        Args:
-            taps: L tensors (B, P * P, D_v), any float dtype.
-            states: (B, 2, D) of unit length, the text features [normal, abnormal].
-        """
+        """L taps (B, P * P, D_v), unit text features (B, 2, D) [normal, abnormal] -> (L, B, 2, size, size) float32."""
         layers = []
         for fc, tap in zip(self.fc, taps, strict=True):
             tokens = fc(tap)  # in float32: logits at scale 100 need more than half precision

@@ -13,7 +13,6 @@ from torch import nn
 from anomalygpt.config.settings import LoraSettings
 from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, read_tensors, shapes_of, weight_files
-from anomalygpt.model.cpu_llama import CpuLlama
 from anomalygpt.model.probe import probe
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 # LLaMA's published sizes (Touvron et al., 2023, table 2), which Vicuna shares, by the prefix of a folder's name.
 LLAMA_SIZES: dict[str, dict[str, Any]] = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "7b": {},  # the default of transformers
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
 }
 
@@ -38,10 +37,8 @@ def load_llm(
     """Reads a causal LM's folder in Hugging Face's layout directly into ``dtype``, or in the precision of the config.
 
     Names and shapes are compared before any weights are copied. A folder called ``…_v0`` that does not hold Vicuna
-    version 0 is loaded with a warning. ``trains``: gradients will go through it.
-
-    Raises:
-        CheckpointError: the folder is missing, incomplete, of another model, or a delta that was not applied.
+    version 0 is loaded with a warning. ``trains``: gradients will go through it. Raises :class:`CheckpointError`: the
+    folder is missing, incomplete, of another model, or a delta that was not applied.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -153,8 +150,7 @@ def planned_config(folder: Path) -> tuple[Any, str | None]:
 def add_lora(llm: Any, settings: LoraSettings) -> Any:
     """Wraps the model in PEFT, whose tensor names the released deltas use.
 
-    Raises:
-        UserError: a target is no linear layer of this model, or there is none.
+    Raises :class:`UserError`: a target is no linear layer of this model, or there is none.
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
@@ -171,14 +167,3 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT still uses a flag that transformers has renamed
         return get_peft_model(llm, config)
-
-
-def merge_lora_weights(llm: Any) -> None:
-    """Merges each adapter into its base weights: the same answers, faster; LoRA can't be trained afterwards.
-
-    Adapters stay separate in lower precision, which would round much of their small changes away.
-    """
-    if isinstance(llm, CpuLlama):
-        llm.merge()
-    elif llm.dtype == torch.float32 and not getattr(llm, "is_quantized", False):
-        llm.merge_adapter()

@@ -18,10 +18,9 @@ PROJECTED_WIDTH = 128  # distances survive a random projection to this width (Jo
 class MemoryBank:
     """Unit-length patch features of reference photos.
 
-    Args:
-        references: the features of K photos; or of each of K photos, the features of its V views.
-        positions: of each photo, (V, P * P) int64: where the patches of its views lie on the upright photo, in reading
-            order; None where each view is upright.
+    ``references`` are the features of K photos; or, of each of K photos, the features of its V views. ``positions`` are
+    of each photo, (V, P * P) int64: where the patches of its views lie on the upright photo, in reading order; None
+    where each view is upright.
 
     Attributes:
         taps: L tensors (M, D_v) float32.
@@ -67,10 +66,9 @@ class MemoryBank:
     ) -> Tensor:
         """Cosine similarity of B images to the nearest reference patch, averaged over the taps: (B, P, P) float32.
 
-        Args:
-            tap_weights: one per tap; empty weighs them equally.
-            exclusion_radius: for a photo that is in the bank itself: reference patches up to so many rows and columns
-                from the query patch's own position are left out; -1 where none is left. None compares with all.
+        ``tap_weights`` are one per tap; empty weighs them equally. ``exclusion_radius`` is for a photo that is in the
+        bank itself: reference patches up to so many rows and columns from the query patch's own position are left out;
+        -1 where none is left.
         """
         grid, near = query.grid, None
         if exclusion_radius is not None:

@@ -25,9 +25,8 @@ class Probe:
     """A file or folder, recognised.
 
     Attributes:
-        kind: ``imagebind``, ``vit``, ``open_clip``, ``pandagpt``, ``anomalygpt``, ``lora``, ``vicuna_v0``,
-            ``vicuna_v1``, ``llama``, ``llama_or_vicuna``, ``llama_2``, ``vicuna_delta``, ``llama_meta``,
-            ``language_model``, ``unknown``; or why it can't be read: ``missing``, ``zero_checkpoint``, ``unreadable``.
+        kind: one of weights/paper.yaml, or ``lora``, ``vicuna_v1``, ``vicuna_delta``, ``llama``, ``llama_or_vicuna``,
+            ``llama_2``, ``llama_meta``, ``unknown``, ``missing``, ``unreadable``.
         what: the same in words, and how sure that is.
         fault: what is missing or wrong in it; empty where it is complete.
         width: of the language model that it is, or is for; 0 where that is unknown.
@@ -117,10 +116,10 @@ def _probe_language_model(folder: Path) -> Probe:
         return Probe("language_model", f"a language model's folder, with {file.name}", _reason(error, file))
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     fault = ""
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        fault = "no tokeniser: tokenizer.model or tokenizer.json"
     if layers and len(layers) != (wanted := config.get("num_hidden_layers")):
         fault = f"{len(layers)} of {wanted} layers"
+    elif not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        fault = "no tokeniser: tokenizer.model or tokenizer.json"
     return Probe(kind, f"{what}, {_size(width)}", fault, width)
 
 

@@ -16,18 +16,15 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, none for the empty string."""
-        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text, without special tokens and the leading space of :meth:`encode`."""
-        ...
 
 
 class SentencePieceTokenizer:
-    """LLaMA's ``tokenizer.model``.
+    """LLaMA's ``tokenizer.model``, by the library whose ids the weights were trained with.
 
-    Read by the sentencepiece library: the weights were trained with its ids, and transformers' fast tokeniser splits
-    runs of spaces differently.
+    transformers' fast tokeniser splits runs of spaces differently.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,8 +44,7 @@ class SentencePieceTokenizer:
 class JsonTokenizer:
     """A ``tokenizer.json``, read by the tokenizers library, which starts sooner than transformers.
 
-    A space goes before each piece, as SentencePiece does it: "### Assistant:" + "Yes" is then the same text in training
-    as in a chat's history, "### Assistant: Yes".
+    A space goes before each piece, as by SentencePiece: pieces and a whole chat are then the same text.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,8 +70,7 @@ class JsonTokenizer:
 def load_tokenizer(folder: Path, kind: Callable[[Path], Tokenizer] | None = None) -> Tokenizer:
     """The tokeniser of a language model's folder: SentencePiece if there is a ``tokenizer.model``, or of a ``kind``.
 
-    Raises:
-        UserError: the folder has no tokeniser, or a damaged one.
+    Raises :class:`UserError`: the folder has no tokeniser, or a damaged one.
     """
     try:
         if kind is None and (folder / "tokenizer.model").is_file():

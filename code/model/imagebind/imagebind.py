@@ -89,8 +89,8 @@ class VisionStem(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         kernel = nn.Conv3d(3, width, (FRAMES, patch, patch), bias=False)
         self.rgbt_stem = nn.ModuleDict({"proj": nn.ModuleDict({"1": kernel})})
-        positions = torch.empty(1, 1 + (image_size // patch) ** 2, width)  # CLS first
-        self.pos_embedding_helper = nn.ParameterDict({"pos_embed": nn.init.trunc_normal_(positions, std=0.02)})
+        positions = 0.02 * torch.randn(1, 1 + (image_size // patch) ** 2, width)  # CLS first
+        self.pos_embedding_helper = nn.ParameterDict({"pos_embed": positions})
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first."""
@@ -102,50 +102,30 @@ class VisionStem(nn.Module):
         return torch.cat([cls, rearrange(patches, "b d h w -> b (h w) d")], dim=1) + positions
 
 
-class TextStem(nn.Module):
-    """Token ids -> tokens with their positions."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(49408, width)
-        self.pos_embed = nn.Parameter(torch.empty(1, CONTEXT_LENGTH, width))
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.pos_embed, std=0.01)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, N <= 77) int64 -> (B, N, width)."""
-        return self.token_embedding(ids) + self.pos_embed[:, : ids.shape[1]]
-
-
 class ImageBind(nn.Module):
-    """Vision and text towers in one joint space. The other modalities of the released file are not built.
+    """Vision and text towers in one joint space; ``taps`` are vision blocks, see :func:`tapped_blocks`.
 
-    ``taps`` are vision blocks, see :func:`tapped_blocks`, which raises a ``UserError`` for wrong ones.
+    The other modalities of the released file are not built.
     """
 
     def __init__(self, size: ImageBindSize | None = None, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         size = size or ImageBindSize()
-        self.spec = ImageSpec(
-            size=size.image_size,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-            grid=size.image_size // size.patch,
-            tap_width=size.vision_width,
-            taps=tapped_blocks(taps, size.vision_depth),
-            embed_width=size.joint_width,
-            any_size=True,
-        )
-        vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False)
-        text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True)
-        stem = VisionStem(size.vision_width, size.image_size, size.patch)
+        width, text_width, joint_width = size.vision_width, size.text_width, size.joint_width
+        grid, blocks = size.image_size // size.patch, tapped_blocks(taps, size.vision_depth)
+        self.spec = ImageSpec(size.image_size, CLIP_MEAN, CLIP_STD, grid, width, blocks, joint_width, any_size=True)
+        vision = Trunk(width, size.vision_depth, size.vision_heads, causal=False)
+        text = Trunk(text_width, size.text_depth, size.text_heads, causal=True)
+        vision_stem = VisionStem(width, size.image_size, size.patch)
+        text_stem = nn.Module()
+        text_stem.token_embedding = nn.Embedding(49408, text_width)
+        text_stem.pos_embed = nn.Parameter(0.01 * torch.randn(1, CONTEXT_LENGTH, text_width))
         # The four dictionaries give the released names, and the identities keep the layer numbers.
-        self.modality_preprocessors = nn.ModuleDict({"vision": stem, "text": TextStem(size.text_width)})
+        self.modality_preprocessors = nn.ModuleDict({"vision": vision_stem, "text": text_stem})
         self.modality_trunks = nn.ModuleDict({"vision": vision, "text": text})
-        norms = [nn.LayerNorm(width, eps=LAYER_NORM_EPS) for width in (size.vision_width, size.text_width)]
-        projections = [nn.Linear(norm.weight.numel(), size.joint_width, bias=False) for norm in norms]
-        vision_head = nn.Sequential(norms[0], nn.Identity(), projections[0])
-        text_head = nn.ModuleDict({"proj": nn.Sequential(norms[1], projections[1])})
+        norms = [nn.LayerNorm(each, eps=LAYER_NORM_EPS) for each in (width, text_width)]
+        vision_head = nn.Sequential(norms[0], nn.Identity(), nn.Linear(width, joint_width, bias=False))
+        text_head = nn.ModuleDict({"proj": nn.Sequential(norms[1], nn.Linear(text_width, joint_width, bias=False))})
         self.modality_heads = nn.ModuleDict({"vision": vision_head, "text": text_head})
         # A buffer, for it is never trained, and DeepSpeed's broadcast fails at a parameter without dimensions.
         scale = nn.Module()
@@ -170,7 +150,9 @@ class ImageBind(nn.Module):
         ids = tokenize(sentences).to(stem.pos_embed.device)  # (B, 77) int64
         ends = ids.argmax(dim=1)  # the end-of-text token has the largest id
         # Causal attention: nothing after the last of them can change a sentence's embedding.
-        tokens, _ = self.modality_trunks["text"](stem(ids[:, : int(ends.max()) + 1]))
+        longest = int(ends.max()) + 1
+        tokens = stem.token_embedding(ids[:, :longest]) + stem.pos_embed[:, :longest]
+        tokens, _ = self.modality_trunks["text"](tokens)
         embedded = self.modality_heads["text"]["proj"](tokens[torch.arange(len(ids)), ends])  # type: ignore[index]
         scale = self.modality_postprocessors["text"][1].log_logit_scale  # type: ignore[index]
         return F.normalize(embedded, dim=-1) * scale.exp().clamp(max=100)
