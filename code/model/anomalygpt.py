@@ -35,10 +35,10 @@ class Losses:
 
 
 class AnomalyGPT(nn.Module):
-    """The complete model. The parts are built elsewhere; tensor names are those of the released delta checkpoints.
+    """The complete model, of parts that are built elsewhere; tensor names are those of the released delta checkpoints.
 
-    ``states`` are text features: class names -> (B, 2, D), [normal, abnormal]. ``llm`` is a Hugging Face causal LM;
-    None, as all that follows, where maps alone are computed. ``llama_proj``, D -> D_l, is for the image's embedding.
+    ``states`` maps class names to text features (B, 2, D), [normal, abnormal]; ``llm`` is a Hugging Face causal LM, or
+    None, as all that follows, where maps alone are computed; ``llama_proj`` projects the image's embedding to D_l.
     """
 
     def __init__(
@@ -68,10 +68,7 @@ class AnomalyGPT(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> ImageFeatures:
-        """Normalised images (B, 3, S, S) -> features, without gradient: the encoder is always frozen.
-
-        Raises :class:`UserError`: S is not the encoder's own side, and it supports no other.
-        """
+        """Normalised images (B, 3, S, S) -> features, without gradient. Raises :class:`UserError`: S is wrong."""
         side, spec = images.shape[-1], self.encoder.spec
         if side != spec.size and not spec.any_size:
             raise UserError(f"scales: this encoder takes photos of {spec.size} pixels alone, not of {side}")
@@ -139,11 +136,10 @@ class AnomalyGPT(nn.Module):
 
     @torch.inference_mode()
     def answer_likelihoods(self, features: ImageFeatures, maps: Tensor, text: str, answers: Sequence[str]) -> Tensor:
-        """The mean log-likelihood of the tokens of each of n answers, not empty: (n,) float32 on the CPU.
+        """The mean log-likelihood of the tokens of each of n answers, which are encoded separately: (n,) float32, CPU.
 
         The mean, not the sum, so that a long answer is not less likely merely because of its length. ``features`` and
-        ``maps`` (1, 1, 224, 224) are of one image; ``text`` ends in the assistant's mark. Answers are encoded
-        separately, as in training, and go through the model in one pass.
+        ``maps`` (1, 1, 224, 224) are of one image; ``text`` ends in the assistant's mark.
         """
         before = self.prompt_embeds(features, maps).expand(len(answers), -1, -1)
         prompt, *rows = (self.tokenizer.encode(each) for each in (text, *answers))
@@ -166,8 +162,6 @@ class AnomalyGPT(nn.Module):
         one_shot_threshold: float | None = None,
     ) -> Losses:
         """The loss of one micro-step: cross entropy on the answers, and with a target focal + dice on the map.
-
-        A model without a language model has the map's losses only.
 
         Args:
             images: (B, 3, S, S), normalised; with ``maps``, features of which only the embedding is used.

@@ -100,11 +100,9 @@ def build_model(
         device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
             needed; a language model of unknown size (see :func:`planned_config`) is left out.
         with_llm: False leaves the language model out; the model then only computes maps.
-        inference: nothing will be trained: LoRA is merged, the text tower leaves a GPU when its features are cached.
+        inference: nothing will be trained: the text tower leaves a GPU when its features are cached.
 
-    Raises:
-        CheckpointError: a file is missing, damaged or another model's.
-        WeightsUnavailable: a file that can be fetched could not be.
+    Raises :class:`CheckpointError` or :class:`WeightsUnavailable`: a file is missing, damaged or another model's.
     """
     device = device or choose_device()
     auto = "fp32" if device.type == "cpu" else "fp16"  # fp16 as in the released code
@@ -214,10 +212,7 @@ def _build_llm(
 
 
 def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:
-    """Marks the parts as trainable, in fp32, and all else as frozen; part -> its parameters.
-
-    Raises :class:`UserError`: the model has no such part.
-    """
+    """Marks these parts as trainable, all else as frozen. Raises :class:`UserError`: the model has no such part."""
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
     for name, parameter in model.named_parameters():
         part = checkpoint.part_of(name)

@@ -92,10 +92,7 @@ def training_batch(
 
 
 def text_batch(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos: int) -> tuple[Tensor, Tensor]:
-    """B pairs of ids and labels -> both as (B, N) int64.
-
-    Padding, by EOS and -100, is on the right, where no causal model needs a mask: no token sees a later one.
-    """
+    """B pairs of ids and labels -> (B, N) int64 each, padded on the right, where no causal model needs a mask."""
     ids = pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True, padding_value=eos)
     labels = pad_sequence([torch.tensor(labels) for _, labels in rows], batch_first=True, padding_value=IGNORE_INDEX)
     return ids, labels

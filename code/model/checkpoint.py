@@ -153,10 +153,7 @@ def check_names(
 
 
 def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
-    """What a file probably is, judged by names and shapes; None when it resembles nothing known.
-
-    The kind of ``model/probe.py``, the same in words, and the width of the language model, 0 where it has none.
-    """
+    """What a file probably is: the kind of ``model/probe.py``, the same in words, and a language model's width or 0."""
     sizes = {name.removeprefix("prompt_learner."): shape for name, shape in shapes.items() if len(shape) == 2}
     for kind, whose, table, index in (
         ("anomalygpt", "an AnomalyGPT delta for {}: its prompts are {} wide", "base_prompts", 1),
@@ -186,10 +183,9 @@ def _few(names: Sequence[str]) -> str:
 def load_module(
     module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, skipped: str | None = None
 ) -> None:
-    """Fills a module that was built on the meta device from a file that holds its tensors.
+    """Fills a module that was built on the meta device from a file; names that match ``skipped`` are not loaded.
 
     Each tensor is moved from the mapped file to its device and dtype separately: there is never a second full copy.
-    Names that match ``skipped`` are not loaded. Raises as :func:`check_names`.
     """
     own, tensors = shapes_of(module.state_dict()), read_tensors(path)
     check_names(own, shapes_of(tensors), path, skipped, "`python check_weights.py` says where it comes from.")
@@ -215,10 +211,7 @@ def delta_shapes(model: nn.Module, parts: Collection[str]) -> dict[str, Shape]:
 
 
 def load_delta(model: nn.Module, path: Path, required: Collection[str], skip: Collection[str] = ()) -> set[str]:
-    """Loads a delta checkpoint into the model, each part completely; returns the parts that it holds.
-
-    Parts in ``skip``, which this model was built without, stay in the file. Raises as :func:`check_names`.
-    """
+    """Loads a delta into the model, each part completely but those in ``skip``; returns the parts that it holds."""
     tensors = {delta_name(name): value for name, value in read_tensors(path).items()}
     tensors = {name: value for name, value in tensors.items() if part_of(name) not in skip}
     parts = {part for name in tensors if (part := part_of(name))} | set(required)

@@ -1,7 +1,6 @@
-"""LLaMA's decoder (Touvron et al., 2023) for answers on a CPU: LoRA merged, weights in bfloat16, no transformers.
+"""LLaMA's decoder (Touvron et al., 2023) for answers on a CPU: LoRA merged, weights in bfloat16.
 
-A short answer of a small model is mostly waiting: for the imports of transformers and PEFT, and for each token's pass
-over all weights. This decoder needs neither library, and reads half of the bytes (benchmarks/speed.md).
+It needs neither transformers nor PEFT, whose imports take longer than a short answer (benchmarks/startup.md).
 """
 
 import json
@@ -59,11 +58,10 @@ class Cache:
 
 
 class CpuLlama(nn.Module):
-    """A causal LM with the part of transformers' interface that answering needs.
+    """A causal LM with the part of transformers' interface that answering needs; ``dtype`` is of its linear layers.
 
-    It holds LoRA's tensors under the names that they have in a delta, to be loaded; then :meth:`merge` adds them to the
-    weights, and makes the model ready. All but the matrix products is in float32. ``dtype`` is of the linear layers'
-    weights. Raises :class:`CheckpointError`: weights are missing.
+    LoRA's tensors are loaded by the names that they have in a delta; then :meth:`merge` makes the model ready. All but
+    the matrix products is in float32. Raises :class:`CheckpointError`: weights are missing.
     """
 
     def __init__(self, folder: Path, lora: LoraSettings, dtype: torch.dtype) -> None:
@@ -121,10 +119,7 @@ class CpuLlama(nn.Module):
     def forward(
         self, inputs_embeds: Tensor, use_cache: bool = True, logits_to_keep: int = 0, cache: Cache | None = None
     ) -> SimpleNamespace:
-        """Logits (B, K, vocabulary) of the last K positions, 0 for all, of embeddings (B, N, D_l).
-
-        The embeddings follow what is in the cache, which grows by them. Rows may be padded on the right.
-        """
+        """Embeddings (B, N, D_l), which follow those in the cache -> logits of the last K positions, of all for 0."""
         x, length = inputs_embeds.float(), inputs_embeds.shape[1]
         cache = self.new_cache(len(x)) if cache is None else cache
         start, end = cache.length, cache.length + length

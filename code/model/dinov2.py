@@ -1,7 +1,4 @@
-"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) as an encoder, with timm's tensor names. It has no text tower.
-
-Importing timm takes longer than loading this model and encoding a photo.
-"""
+"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024), written out with timm's tensor names: importing timm takes seconds."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -56,11 +53,7 @@ class _Block(nn.Module):
 
 
 class Dinov2(nn.Module):
-    """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm.
-
-    Raises :class:`UserError`: ``image_size`` is no multiple of the patch, 14, or ``taps`` are wrong, see
-    :func:`tapped_blocks`.
-    """
+    """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm."""
 
     def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         super().__init__()

@@ -29,10 +29,7 @@ class ImageSpec:
 
 
 def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    """The blocks (0-based) from which patch features are taken; by default the last of each quarter.
-
-    Raises :class:`UserError`: the numbers are not increasing, or there is no such block.
-    """
+    """The tapped blocks, from 0; by default the last of each quarter. Raises :class:`UserError`: they are wrong."""
     chosen = tuple(taps) if taps is not None else tuple(depth // 4 * (i + 1) - 1 for i in range(4))
     if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
         raise UserError(f"encoder.taps {chosen}: expected rising block numbers below {depth}")

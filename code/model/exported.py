@@ -38,10 +38,9 @@ class EncoderGraph(nn.Module):
 
 
 def write_onnx(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: list[str], free: int = 0) -> None:
-    """Writes a module as one ONNX file of fixed shapes, atomically.
+    """Writes a module as one ONNX file, whose inputs but the first may have any size in dimension ``free``.
 
-    ``inputs`` are examples by name; all but the first may have any size in dimension ``free``. Raises
-    :class:`UserError`: the libraries that write ONNX are missing, or the file can't be written.
+    ``inputs`` are examples by name. Raises :class:`UserError`: a library is missing, or the file can't be written.
     """
     required("onnx"), required("onnxscript")
     names = list(inputs)
@@ -70,10 +69,7 @@ def required(library: str) -> Any:
 
 
 class ExportedEncoder(nn.Module):
-    """Takes the place of an encoder; a graph that is not in ``folder`` yet is written, one for each side.
-
-    ``graph`` is one of the encoder's own side, ``.onnx`` or OpenVINO's ``.xml``, in place of that from the folder.
-    """
+    """Takes the place of an encoder. Graphs are in ``folder``, written when needed, or ``graph`` for the own side."""
 
     def __init__(self, encoder: Any, backend: str, folder: Path, graph: Path | None = None) -> None:
         super().__init__()

@@ -17,19 +17,13 @@ INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of
 
 @dataclass
 class ConversationCache:
-    """Keys and values of all that one conversation has fed to the language model so far.
-
-    A new turn repeats the earlier ones, so that only what differs from the cached ids is computed.
-    """
+    """What the language model has read of one conversation: a new turn computes only what differs from it."""
 
     ids: list[int] = field(default_factory=list)  # the text behind the prefix (image and prompts) that is covered
     past: Any = None  # the language model's cache
 
     def keep(self, ids: Sequence[int]) -> int:
-        """Cuts the cache back to what it shares with ``ids``, and returns how many of them it covers.
-
-        At least the last of the ids is left to be fed: its logits give the first new token.
-        """
+        """Cuts the cache back to what it shares with ``ids`` before the last; returns how many of them it covers."""
         same = [cached == wanted for cached, wanted in zip(self.ids, ids[:-1], strict=False)]
         shared = [*same, False].index(False)
         if surplus := len(self.ids) - shared:
@@ -44,10 +38,8 @@ def stream_tokens(
 ) -> Iterator[int]:
     """Yields new token ids one by one, at most ``settings.max_new_tokens``; the caller decides when to stop.
 
-    Args:
-        prefix: (1, N, D_l), what precedes the text; not read where ``cache`` holds it from an earlier call.
-        ids: the text so far, at least one token where there is no prefix.
-        cache: of this conversation; it is updated as tokens are generated.
+    ``prefix`` (1, N, D_l) precedes the text; it is not read where ``cache``, which is updated, holds it from an earlier
+    call. ``ids`` are the text so far, at least one token where there is no prefix.
     """
     embed, pending = llm.get_input_embeddings(), list(ids[cache.keep(ids) :])
     text = embed(torch.tensor([pending], dtype=torch.long, device=embed.weight.device))

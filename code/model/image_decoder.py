@@ -25,10 +25,7 @@ class FloatLinear(nn.Linear):
 
 
 class ImageDecoder(nn.Module):
-    """Scores each patch of each tap by its similarity to the text features [normal, abnormal].
-
-    One linear layer per tap projects into the joint space; the released names are ``image_decoder.fc.i``.
-    """
+    """Scores each patch of each tap by its similarity to the text features, after a linear layer for each tap."""
 
     def __init__(self, tap_width: int, joint_width: int, num_taps: int, *, identity: bool = False) -> None:
         super().__init__()

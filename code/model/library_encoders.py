@@ -14,10 +14,7 @@ from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 
 
 class TimmEncoder(nn.Module):
-    """A Vision Transformer that timm lists by ``name``. The embedding is pooled as its classifier would.
-
-    Raises :class:`UserError`: no such model, not one whose blocks all have one width, a wrong size, or wrong ``taps``.
-    """
+    """A Vision Transformer of timm, pooled as by its classifier. Raises :class:`UserError`: no such, wrong size."""
 
     def __init__(self, name: str, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         import timm
@@ -47,10 +44,9 @@ class TimmEncoder(nn.Module):
 class OpenClip(nn.Module):
     """A CLIP model with a plain Vision Transformer, of the image size that its weights have positions for.
 
-    Its taps are raw block outputs, see :func:`tapped_blocks`; or there is one for each of ``windows``, sides in
-    patches: embeddings in the joint space, whose text maps need no training. In the manner of WinCLIP (Jeong et al.,
-    CVPR 2023) each window is encoded by itself, and a patch gets the mean of those around it. Raises
-    :class:`UserError`: no such model, one of another kind, another image size, or wrong ``taps``.
+    Its taps are raw block outputs; or embeddings in the joint space, one for each of ``windows``, sides in patches,
+    whose text maps need no training. In the manner of WinCLIP (Jeong et al., CVPR 2023) each window is encoded by
+    itself, and a patch gets the mean of those around it. Raises :class:`UserError`: the settings fit no such model.
     """
 
     def __init__(

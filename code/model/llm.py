@@ -34,11 +34,10 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
 def load_llm(
     folder: Path, dtype: torch.dtype, device: torch.device, precision: str = "full", *, trains: bool = False
 ) -> Any:
-    """Reads a causal LM's folder in Hugging Face's layout directly into ``dtype``, or in the precision of the config.
+    """Reads a causal LM's folder in Hugging Face's layout directly into ``dtype``, or the precision of the config.
 
-    Names and shapes are compared before any weights are copied. A folder called ``…_v0`` that does not hold Vicuna
-    version 0 is loaded with a warning. ``trains``: gradients will go through it. Raises :class:`CheckpointError`: the
-    folder is missing, incomplete, of another model, or a delta that was not applied.
+    A folder called ``…_v0`` that does not hold Vicuna version 0 is loaded with a warning. ``trains``: gradients will go
+    through it. Raises :class:`CheckpointError`: it is missing, incomplete, of another model, or an unapplied delta.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -86,12 +85,10 @@ def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, prec
 
 
 def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
-    """Bytes of a language model's own parameters, LoRA's apart; also of one on ``meta``.
+    """Bytes of a language model's own parameters, LoRA's apart, ``width`` of each that is not quantized.
 
-    Args:
-        precision: in ``8bit`` and ``4bit`` all linear layers but the output are quantized: to a byte a number and four
-            a row, or by NF4 to half a byte a number, one per 64 numbers, and four per 256 of these blocks.
-        width: bytes of a number that is not quantized.
+    In ``8bit`` and ``4bit`` all linear layers but the output are quantized: to a byte a number and four a row, or by
+    NF4 to half a byte a number, one per 64 numbers, and four per 256 of these blocks.
     """
     own = [module for name, module in llm.named_modules() if "lora_" not in name]
     total = sum({id(p): p.numel() for module in own for p in module.parameters(recurse=False)}.values())
@@ -130,10 +127,7 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
 
 
 def planned_config(folder: Path) -> tuple[Any, str | None]:
-    """The Hugging Face config of a language model with possibly absent files, for a memory estimate.
-
-    It is None where the model's size is unknown; the second is a note on its source, None where all files exist.
-    """
+    """A language model's config, None where its size is unknown, and a note where files are absent."""
     from transformers import LlamaConfig
 
     if (folder / "config.json").is_file():
@@ -148,10 +142,7 @@ def planned_config(folder: Path) -> tuple[Any, str | None]:
 
 
 def add_lora(llm: Any, settings: LoraSettings) -> Any:
-    """Wraps the model in PEFT, whose tensor names the released deltas use.
-
-    Raises :class:`UserError`: a target is no linear layer of this model, or there is none.
-    """
+    """Wraps the model in PEFT, by the released tensor names. Raises :class:`UserError`: a target is no linear layer."""
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 

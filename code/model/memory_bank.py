@@ -66,9 +66,8 @@ class MemoryBank:
     ) -> Tensor:
         """Cosine similarity of B images to the nearest reference patch, averaged over the taps: (B, P, P) float32.
 
-        ``tap_weights`` are one per tap; empty weighs them equally. ``exclusion_radius`` is for a photo that is in the
-        bank itself: reference patches up to so many rows and columns from the query patch's own position are left out;
-        -1 where none is left.
+        With an ``exclusion_radius``, for a photo that is in the bank itself, reference patches up to so many rows and
+        columns from the query patch's own position are left out; -1 where none is left.
         """
         grid, near = query.grid, None
         if exclusion_radius is not None:
@@ -106,10 +105,9 @@ def weighted_mean(layers: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def k_centre(patches: Tensor, keep: int) -> Tensor:
-    """Greedy k-centre selection (PatchCore, section 3.2): each time the patch furthest from all that were chosen.
+    """Greedy k-centre selection (PatchCore, section 3.2): (M, D) -> (keep,) int64, rising; 1 <= keep <= M.
 
-    The first is the one nearest to the mean, so that the choice depends on the patches only: (M, D) -> (keep,) int64,
-    rising; ``keep`` is at least 1 and at most M.
+    The first is nearest to the mean, so that the choice depends on the patches only; each next is furthest from all.
     """
     points = patches.float()
     if points.shape[1] > PROJECTED_WIDTH:

@@ -1,7 +1,4 @@
-"""What a weight file or folder is, judged by what it holds: names, shapes, a few values, and the files beside them.
-
-Nothing in a file is run, and values are read from the mapped file only where they are needed.
-"""
+"""What a weight file or folder is, judged by names, shapes, a few values, and the files beside them. Nothing is run."""
 
 import json
 import re

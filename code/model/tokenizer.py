@@ -22,10 +22,7 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """LLaMA's ``tokenizer.model``, by the library whose ids the weights were trained with.
-
-    transformers' fast tokeniser splits runs of spaces differently.
-    """
+    """LLaMA's ``tokenizer.model``; transformers' fast tokeniser splits runs of spaces differently."""
 
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -68,10 +65,7 @@ class JsonTokenizer:
 
 
 def load_tokenizer(folder: Path, kind: Callable[[Path], Tokenizer] | None = None) -> Tokenizer:
-    """The tokeniser of a language model's folder: SentencePiece if there is a ``tokenizer.model``, or of a ``kind``.
-
-    Raises :class:`UserError`: the folder has no tokeniser, or a damaged one.
-    """
+    """A language model's tokeniser: SentencePiece, JSON, or of a ``kind``. Raises :class:`UserError`: none, damaged."""
     try:
         if kind is None and (folder / "tokenizer.model").is_file():
             return SentencePieceTokenizer(folder / "tokenizer.model")

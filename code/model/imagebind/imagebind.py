@@ -103,10 +103,7 @@ class VisionStem(nn.Module):
 
 
 class ImageBind(nn.Module):
-    """Vision and text towers in one joint space; ``taps`` are vision blocks, see :func:`tapped_blocks`.
-
-    The other modalities of the released file are not built.
-    """
+    """Vision and text towers in one joint space; the other modalities of the released file are not built."""
 
     def __init__(self, size: ImageBindSize | None = None, taps: Sequence[int] | None = None) -> None:
         super().__init__()
