@@ -127,8 +127,7 @@ class AnomalyGPT(nn.Module):
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""
-        embed = self._embedding()
-        texts = [embed(torch.tensor(row, dtype=torch.long, device=before.device)) for row in rows]
+        texts = [self._embedding()(torch.tensor(row, dtype=torch.long, device=before.device)) for row in rows]
         embeds = [torch.cat(pair) for pair in zip(before, texts, strict=True)]
         masks = [torch.ones(len(row), dtype=torch.long, device=before.device) for row in embeds]
         padded, mask = (pad_sequence(each, batch_first=True, padding_side="left") for each in (embeds, masks))

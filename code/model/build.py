@@ -34,14 +34,12 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else with_llm
-PAPER = "imagebind_vicuna7b"
 META = torch.device("meta")
 # What files have beside the encoder, by its kind: a classifier; ImageBind's other modalities and its causal mask.
 SKIPPED = {
     "timm": r"head\.",
     "imagebind": r"modality_[a-z]+\.(audio|depth|thermal|imu)\.|modality_preprocessors\.text\.mask$",
 }
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # of a language model on the Hugging Face hub, instead of a folder
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -64,7 +62,7 @@ def missing_weights(config: ExperimentConfig, *, all_absent: bool = False) -> li
 
 def is_hub_name(path: str) -> bool:
     """Whether ``llm.weights`` is the name of a model on the Hugging Face hub, ``owner/name``, and no folder here."""
-    return bool(HUB_NAME.fullmatch(path)) and not resolve(path).parent.exists()
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not resolve(path).parent.exists()
 
 
 def local_llm(path: str) -> Path:
@@ -88,7 +86,7 @@ def fetchable(path: Path) -> str | None:
 
 def installed_config() -> str:
     """The paper's experiment where all of its weights are there, else the compact one."""
-    return PAPER if not missing_weights(load_config(PAPER)) else "compact"
+    return "compact" if missing_weights(load_config("imagebind_vicuna7b")) else "imagebind_vicuna7b"
 
 
 def build_model(

@@ -107,10 +107,7 @@ def chat_prompt(history: Sequence[tuple[str, str]], question: str, layout: Layou
 
 def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """Generated ids -> the answer, without the end-of-turn mark if there is one."""
-    text = tokenizer.decode(ids)
-    for mark in (END_OF_TURN, STOP_SUFFIX):
-        text = text.removesuffix(mark)
-    return text.strip()
+    return tokenizer.decode(ids).removesuffix(END_OF_TURN).removesuffix(STOP_SUFFIX).strip()
 
 
 def ends_turn(ids: Sequence[int], tokenizer: Tokenizer) -> bool:

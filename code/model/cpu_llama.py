@@ -81,8 +81,7 @@ class CpuLlama(nn.Module):
                     out, inside = self._tensors[f"model.layers.{layer}.{module}.weight"].shape
                     for side, shape in (("A", (lora.rank, inside)), ("B", (out, lora.rank))):
                         # In place of modules that nest as the parts of the name.
-                        adapter = nn.Parameter(torch.zeros(shape), requires_grad=False)
-                        self._parameters[_adapter(layer, module, side)] = adapter
+                        self._parameters[_adapter(layer, module, side)] = nn.Parameter(torch.zeros(shape), False)
         except KeyError as error:
             raise CheckpointError(f"{folder}: not the expected weights: {error} is missing") from error
 

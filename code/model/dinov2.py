@@ -24,9 +24,6 @@ class _Linear(nn.Linear):
 
     packed: Tensor | None = None  # weights in oneDNN's own layout
 
-    def pack(self) -> None:
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1 + USUAL_GRID**2)
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"packed": None}  # which can't be copied
 
@@ -73,7 +70,7 @@ class Dinov2(nn.Module):
         with suppress(RuntimeError, AttributeError):  # builds without oneDNN, or with other names of its operators
             for module in self.modules():
                 if isinstance(module, _Linear):
-                    module.pack()
+                    module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight, 1 + USUAL_GRID**2)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""

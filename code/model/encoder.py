@@ -60,12 +60,11 @@ def resized_positions(positions: Tensor, size: Sequence[int]) -> Tensor:
 class ImageFeatures:
     """An encoded batch of images."""
 
-    taps: tuple[Tensor, ...]  # L of (B, P * P, D_v): the raw patch tokens of the tapped layers, in reading order
+    taps: tuple[Tensor, ...]  # L of (B, P * P, D_v), P being ``grid``: the raw patch tokens in reading order
     embedding: Tensor  # (B, D), of unit length
 
     @property
     def grid(self) -> int:
-        """P, the patches along one side."""
         return round(self.taps[0].shape[1] ** 0.5)
 
     def __len__(self) -> int:

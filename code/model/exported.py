@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 from anomalygpt.model.checkpoint import fingerprint
 from anomalygpt.model.encoder import ImageFeatures, resized_positions
-
-Graph = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]  # one image -> its taps and embedding
 
 
 class EncoderGraph(nn.Module):
@@ -74,7 +71,7 @@ class ExportedEncoder(nn.Module):
     def __init__(self, encoder: Any, backend: str, folder: Path, graph: Path | None = None) -> None:
         super().__init__()
         self.torch, self.spec, self.backend, self.folder = encoder, encoder.spec, backend, folder
-        self._graphs: dict[int, Graph] = {self.spec.size: _run_by(backend, graph)} if graph else {}
+        self._graphs: dict[int, Callable[..., Any]] = {self.spec.size: _run_by(backend, graph)} if graph else {}
         required("onnxruntime" if backend == "onnx" else "openvino")
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
@@ -91,7 +88,8 @@ class ExportedEncoder(nn.Module):
         return ImageFeatures(taps.to(images.device).unbind(dim=1), embedding.to(images.device))
 
 
-def _run_by(backend: str, path: Path) -> Graph:
+def _run_by(backend: str, path: Path) -> Callable[..., Any]:
+    """A function: one image -> its taps and embedding, all of numpy."""
     runtime = required("onnxruntime" if backend == "onnx" else "openvino")
     try:
         if backend == "onnx":

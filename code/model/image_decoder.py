@@ -2,19 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 LOGIT_SCALE = 100.0
 SMALLEST_THRESHOLD = 1e-6  # with a threshold of zero, everything above it is anomalous
-
-Values = TypeVar("Values", Tensor, NDArray[np.float32])
 
 
 class FloatLinear(nn.Linear):
@@ -55,10 +51,9 @@ def anomaly_map(probabilities: Tensor) -> Tensor:
     return probabilities[:, :, 1:].mean(dim=0)
 
 
-def calibrate_map(anomaly_map: Values, threshold: float) -> Values:
-    """A map of any shape -> the same shape in 0..1: 0.5 at the threshold, 1 at twice the threshold.
+def calibrate_map(anomaly_map: Any, threshold: float) -> Any:
+    """A map, tensor or array, of any shape -> the same in 0..1: 0.5 at the threshold, 1 at twice the threshold.
 
-    Never scaled per image: a value means the same for every photo, part and set of references. The prompt learner and
-    the heat maps use it.
+    Never scaled per image: a value means the same for every photo, part and set of references.
     """
-    return (anomaly_map / (2 * max(threshold, SMALLEST_THRESHOLD))).clip(0, 1)  # type: ignore[return-value]
+    return (anomaly_map / (2 * max(threshold, SMALLEST_THRESHOLD))).clip(0, 1)

@@ -22,7 +22,6 @@ GIB = 2**30
 PRECISIONS = ("full", "8bit", "4bit")
 WORKSPACE = 10  # part of fp16 weights that is needed beside them: LoRA and prompt learner in fp32, keys and values
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a number, its share of the scales included
-EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 # LLaMA's published sizes (Touvron et al., 2023, table 2), which Vicuna shares, by the prefix of a folder's name.
 LLAMA_SIZES: dict[str, dict[str, Any]] = {
@@ -122,7 +121,7 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
         raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
     shapes = {name: shape for file in weight_files(folder) for name, shape in shapes_of(read_tensors(file)).items()}
     # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
-    config.vocab_size = shapes.get(EMBEDDING, (config.vocab_size,))[0]
+    config.vocab_size = shapes.get("model.embed_tokens.weight", (config.vocab_size,))[0]
     return config, shapes
 
 

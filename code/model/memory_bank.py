@@ -18,9 +18,8 @@ PROJECTED_WIDTH = 128  # distances survive a random projection to this width (Jo
 class MemoryBank:
     """Unit-length patch features of reference photos.
 
-    ``references`` are the features of K photos; or, of each of K photos, the features of its V views. ``positions`` are
-    of each photo, (V, P * P) int64: where the patches of its views lie on the upright photo, in reading order; None
-    where each view is upright.
+    ``references`` are the features of K photos; or, of each of K photos, the features of its V views. ``positions``, of
+    each photo (V, P * P) int64, say where the patches of its views lie on the upright photo, in reading order.
 
     Attributes:
         taps: L tensors (M, D_v) float32.
@@ -43,7 +42,6 @@ class MemoryBank:
         self.positions = torch.cat([each.flatten() for each in positions]).to(device)
 
     def __len__(self) -> int:
-        """M, the number of patches."""
         return len(self.photos)
 
     def __getitem__(self, rows: Tensor) -> "MemoryBank":

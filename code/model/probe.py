@@ -19,22 +19,15 @@ SMALLEST_NORM = 0.1
 
 @dataclass(frozen=True)
 class Probe:
-    """A file or folder, recognised.
+    """A file or folder, recognised."""
 
-    Attributes:
-        kind: one of weights/paper.yaml, or ``lora``, ``vicuna_v1``, ``vicuna_delta``, ``llama``, ``llama_or_vicuna``,
-            ``llama_2``, ``llama_meta``, ``unknown``, ``missing``, ``unreadable``.
-        what: the same in words, and how sure that is.
-        fault: what is missing or wrong in it; empty where it is complete.
-        width: of the language model that it is, or is for; 0 where that is unknown.
-        parts: of a delta.
-    """
-
+    # One of weights/paper.yaml, or ``lora``, ``vicuna_v1``, ``vicuna_delta``, ``llama``, ``llama_or_vicuna``,
+    # ``llama_2``, ``llama_meta``, ``unknown``, ``missing``, ``unreadable``.
     kind: str
-    what: str
-    fault: str = ""
-    width: int = 0
-    parts: tuple[str, ...] = ()
+    what: str  # the same in words, and how sure that is
+    fault: str = ""  # what is missing or wrong in it; empty where it is complete
+    width: int = 0  # of the language model that it is, or is for; 0 where that is unknown
+    parts: tuple[str, ...] = ()  # of a delta
 
 
 def probe(path: Path) -> Probe:
@@ -92,8 +85,9 @@ def _probe_meta(folder: Path) -> Probe:
         kind, what = ("llama_2", "Llama 2") if _is_llama_2(settings) else ("llama_meta", "LLaMA")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Probe("llama_meta", "LLaMA in Meta's own layout", f"unreadable ({_reason(error, folder)})")
+    size = LLAMA.get(width, (f"{width} wide",))[0]
     fault = "" if rows == width else f"{len(parts)} consolidated.*.pth hold {rows} of {width} rows: parts are missing"
-    return Probe(kind, f"{what} {_size(width)} in Meta's own layout", fault, width)
+    return Probe(kind, f"{what} {size} in Meta's own layout", fault, width)
 
 
 def _probe_language_model(folder: Path) -> Probe:
@@ -111,13 +105,14 @@ def _probe_language_model(folder: Path) -> Probe:
             kind, what = _llama(folder, config, rows, max(scales, default=1.0))
     except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
         return Probe("language_model", f"a language model's folder, with {file.name}", _reason(error, file))
+    size = LLAMA.get(width, (f"{width} wide",))[0]
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     fault = ""
     if layers and len(layers) != (wanted := config.get("num_hidden_layers")):
         fault = f"{len(layers)} of {wanted} layers"
     elif not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         fault = "no tokeniser: tokenizer.model or tokenizer.json"
-    return Probe(kind, f"{what}, {_size(width)}", fault, width)
+    return Probe(kind, f"{what}, {size}", fault, width)
 
 
 def _llama(folder: Path, config: Mapping[str, Any], rows: int, scale: float) -> tuple[str, str]:
@@ -144,10 +139,6 @@ def _is_llama_2(config: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` or ``params.json`` is that of Llama 2, or of a model made of it."""
     epsilon = config.get("rms_norm_eps", config.get("norm_eps", 0))
     return config.get("max_position_embeddings", 0) >= 4096 or epsilon > 5e-6
-
-
-def _size(width: int) -> str:
-    return LLAMA[width][0] if width in LLAMA else f"{width} wide"
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -39,10 +39,7 @@ class SentencePieceTokenizer:
 
 
 class JsonTokenizer:
-    """A ``tokenizer.json``, read by the tokenizers library, which starts sooner than transformers.
-
-    A space goes before each piece, as by SentencePiece: pieces and a whole chat are then the same text.
-    """
+    """A ``tokenizer.json``, read by the tokenizers library. As by SentencePiece, a space goes before each piece."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer as Reader
