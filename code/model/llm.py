@@ -78,7 +78,7 @@ def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, prec
     if precision != "full" and not find_spec("bitsandbytes"):
         raise UserError(f"llm.precision {precision}: needs bitsandbytes: pip install 'bitsandbytes>=0.50'")
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-    options = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True, **nf4}}
+    options: dict[str, Any] = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True, **nf4}}
     quantization = BitsAndBytesConfig(**options[precision]) if precision in options else None
     return {"dtype": dtype, "device_map": {"": device}, "quantization_config": quantization}
 
