@@ -46,9 +46,10 @@ class ReleasedMaps:
         encoder, means = self.model.encoder, []
         for kind in (NORMAL_STATES, ABNORMAL_STATES):
             ids = tokenize(sentences(class_name, kind)).to(self.model.device)
-            tokens, _ = encoder.modality_trunks["text"](encoder.modality_preprocessors["text"](ids))
+            stem = encoder.modality_preprocessors["text"]
+            tokens, _ = encoder.modality_trunks["text"](stem.token_embedding(ids) + stem.pos_embed)
             ends = tokens[torch.arange(len(ids)), ids.argmax(dim=1)]
-            scale = encoder.modality_postprocessors["text"][1]["log_logit_scale"].exp().clamp(max=100)
+            scale = encoder.modality_postprocessors["text"][1].log_logit_scale.exp().clamp(max=100)
             embedded = scale * F.normalize(encoder.modality_heads["text"]["proj"](ends), dim=-1)
             means.append(embedded.float().mean(dim=0))
         return F.normalize(torch.stack(means), dim=-1)[None]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank
-from anomalygpt.model.orientation import Orientation
+from anomalygpt.model.photo_geometry import Orientation
 
 Augmentation = Literal["none", "rotations", "flips"]
 Camera = Literal["own", "noisy", "compressed"]

@@ -27,8 +27,7 @@ from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.checkpoint import fingerprint, read_metadata, read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank, unit_patches
-from anomalygpt.model.orientation import orientation_of
-from anomalygpt.model.perturbations import perturbed
+from anomalygpt.model.photo_geometry import orientation_of, perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
 from anomalygpt.model.prompt_learner import MAP_SIZE
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.errors import UserError
-from anomalygpt.model.chat import TextBatch, Turn, answer_text, layout_of, text_batch, training_batch
+from anomalygpt.model.chat import Turn, answer_text, layout_of, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
 from anomalygpt.model.generation import ConversationCache, stream_tokens, turn_tokens
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map, calibrate_map
@@ -35,14 +35,10 @@ class Losses:
 
 
 class AnomalyGPT(nn.Module):
-    """The complete model. The parts are built elsewhere; tensor names are those of the released delta checkpoints.
+    """The complete model, of parts that are built elsewhere; tensor names are those of the released delta checkpoints.
 
-    Args:
-        encoder: frozen image encoder.
-        states: class names -> (B, 2, D), the text features [normal, abnormal]: a :class:`PromptEnsemble`, or trained
-            :class:`LearnedTextFeatures`.
-        llm: a Hugging Face causal LM, with or without LoRA; None, as all that follows, where maps alone are computed.
-        llama_proj: Linear D -> D_l for the image's embedding.
+    ``states`` maps class names to text features (B, 2, D), [normal, abnormal]; ``llm`` is a Hugging Face causal LM, or
+    None, as all that follows, where maps alone are computed; ``llama_proj`` projects the image's embedding to D_l.
     """
 
     def __init__(
@@ -56,9 +52,7 @@ class AnomalyGPT(nn.Module):
         tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.states = states
-        self.image_decoder = image_decoder
+        self.encoder, self.states, self.image_decoder = encoder, states, image_decoder
         self.prompt_learner: Any = prompt_learner
         self.llama_model = llm
         self.llama_proj: Any = llama_proj
@@ -66,21 +60,15 @@ class AnomalyGPT(nn.Module):
 
     @property
     def has_llm(self) -> bool:
-        """Whether there is a language model."""
         return self.llama_model is not None
 
     @property
     def device(self) -> torch.device:
-        """The device of the trained parts."""
         return self.image_decoder.fc[0].weight.device  # type: ignore[return-value]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> ImageFeatures:
-        """Normalised images (B, 3, S, S) -> features, without gradient: the encoder is always frozen.
-
-        Raises:
-            UserError: S is not the encoder's own side, and it supports no other.
-        """
+        """Normalised images (B, 3, S, S) -> features, without gradient. Raises :class:`UserError`: S is wrong."""
         side, spec = images.shape[-1], self.encoder.spec
         if side != spec.size and not spec.any_size:
             raise UserError(f"scales: this encoder takes photos of {spec.size} pixels alone, not of {side}")
@@ -125,23 +113,21 @@ class AnomalyGPT(nn.Module):
     ) -> list[str]:
         """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images, one by one.
 
-        Args:
-            maps: (B, 1, 224, 224).
-            whole: calls the language model equally often for each answer, as all processes have to under ZeRO 3.
+        ``maps`` are (B, 1, 224, 224). ``whole`` calls the language model equally often for each answer, as all
+        processes have to under ZeRO 3.
         """
         before = self.prompt_embeds(features, maps)
         embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
         answers = []
         for row, kept in zip(embeds, attention, strict=True):
             tokens = stream_tokens(self.llama_model, row[kept.bool()][None], [], ConversationCache(), settings)
-            turn = turn_tokens([*tokens] if whole else tokens, self.tokenizer)
-            answers.append(answer_text([*turn], self.tokenizer))
+            turn = turn_tokens(list(tokens) if whole else tokens, self.tokenizer)
+            answers.append(answer_text(list(turn), self.tokenizer))
         return answers
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""
-        embed = self._embedding()
-        texts = [embed(torch.tensor(row, dtype=torch.long, device=before.device)) for row in rows]
+        texts = [self._embedding()(torch.tensor(row, dtype=torch.long, device=before.device)) for row in rows]
         embeds = [torch.cat(pair) for pair in zip(before, texts, strict=True)]
         masks = [torch.ones(len(row), dtype=torch.long, device=before.device) for row in embeds]
         padded, mask = (pad_sequence(each, batch_first=True, padding_side="left") for each in (embeds, masks))
@@ -149,22 +135,15 @@ class AnomalyGPT(nn.Module):
 
     @torch.inference_mode()
     def answer_likelihoods(self, features: ImageFeatures, maps: Tensor, text: str, answers: Sequence[str]) -> Tensor:
-        """The mean log-likelihood of each answer's tokens, all answers in one forward pass.
+        """The mean log-likelihood of the tokens of each of n answers, which are encoded separately: (n,) float32, CPU.
 
-        The mean over tokens, not the sum, so that a long answer is not less likely merely because of its length.
-
-        Args:
-            features: of one image; ``maps`` (1, 1, 224, 224) is its anomaly map.
-            text: ends in the assistant's mark, see ``chat_prompt``.
-            answers: n texts, not empty, each encoded separately, as in training.
-
-        Returns:
-            (n,) float32 on the CPU, at most 0.
+        The mean, not the sum, so that a long answer is not less likely merely because of its length. ``features`` and
+        ``maps`` (1, 1, 224, 224) are of one image; ``text`` ends in the assistant's mark.
         """
         before = self.prompt_embeds(features, maps).expand(len(answers), -1, -1)
         prompt, *rows = (self.tokenizer.encode(each) for each in (text, *answers))
         batch = text_batch([(prompt + row, [IGNORE_INDEX] * len(prompt) + row) for row in rows], self.tokenizer.eos_id)
-        logits, labels = self._answer_logits(before, batch)
+        logits, labels = self._answer_logits(before, *batch)
         targets = labels[:, 1:]
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")
         return -(losses.view_as(targets).sum(dim=1) / (targets != IGNORE_INDEX).sum(dim=1)).cpu()
@@ -183,8 +162,6 @@ class AnomalyGPT(nn.Module):
     ) -> Losses:
         """The loss of one micro-step: cross entropy on the answers, and with a target focal + dice on the map.
 
-        A model without a language model has the map's losses only.
-
         Args:
             images: (B, 3, S, S), normalised; with ``maps``, features of which only the embedding is used.
             max_length: longest text, in tokens; longer ones are cut.
@@ -193,8 +170,7 @@ class AnomalyGPT(nn.Module):
             target: (B, 1, 224, 224), 1 where anomalous; None for instruction data.
             references: (G, R, 3, S, S): R views of a normal photo for each B / G consecutive images. The map against
                 them is then the prompt learner's input (the one-shot branch); the pixel losses remain on the text map.
-            one_shot_threshold: calibrates the one-shot map before the prompt learner (0.5 at the threshold); None
-                leaves it raw, as in the paper.
+            one_shot_threshold: calibrates the one-shot map (0.5 at the threshold); None leaves it raw, as in the paper.
         """
         features = images if isinstance(images, ImageFeatures) else self.encode(images)
         answer, accuracy, focal, dice = torch.zeros(4, device=self.device)
@@ -208,16 +184,10 @@ class AnomalyGPT(nn.Module):
                 maps = self._one_shot_maps(features, references)
                 maps = maps if one_shot_threshold is None else calibrate_map(maps, one_shot_threshold)
         if self.has_llm:
-            answer, accuracy = self._text_losses(features, maps, conversations, max_length)
+            batch = training_batch(conversations, self.tokenizer, max_length)
+            logits, labels = self._answer_logits(self.prompt_embeds(features, maps), *batch)
+            answer, accuracy = answer_loss(logits, labels), token_accuracy(logits, labels)
         return Losses(answer + focal + dice, answer, focal, dice, accuracy)
-
-    def _text_losses(
-        self, features: ImageFeatures, maps: Tensor, conversations: Sequence[Sequence[Turn]], max_length: int
-    ) -> tuple[Tensor, Tensor]:
-        """(cross entropy on the answers, token accuracy)."""
-        text = training_batch(conversations, self.tokenizer, max_length)
-        logits, labels = self._answer_logits(self.prompt_embeds(features, maps), text)
-        return answer_loss(logits, labels), token_accuracy(logits, labels)
 
     def _one_shot_maps(self, features: ImageFeatures, references: Tensor) -> Tensor:
         """B images and (G, R, 3, S, S) -> (B, 1, 224, 224), each image against the references of its group."""
@@ -225,17 +195,15 @@ class AnomalyGPT(nn.Module):
         banks = [MemoryBank(encoded[each]) for each in torch.arange(len(encoded)).chunk(len(references))]
         return torch.cat([bank.anomaly_map(features[each], MAP_SIZE) for bank, each in zip(banks, rows, strict=True)])
 
-    def _answer_logits(self, before: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
+    def _answer_logits(self, before: Tensor, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K, vocabulary) and labels (B, K) of the last K positions, from just before the first answer on."""
-        embeds = torch.cat([before, self._embedding()(text.ids.to(before.device))], dim=1)
-        ones = torch.ones(before.shape[:2], dtype=torch.long)
-        labels = torch.cat([IGNORE_INDEX * ones, text.labels], dim=1).to(before.device)
-        attention = torch.cat([ones, text.attention], dim=1).to(before.device)
+        embeds = torch.cat([before, self._embedding()(ids.to(before.device))], dim=1)
+        labels = F.pad(labels, (before.shape[1], 0), value=IGNORE_INDEX).to(before.device)
         answered = (labels != IGNORE_INDEX).any(dim=0).nonzero()
         first = int(answered[0]) if len(answered) else labels.shape[1] - 1
         # Logits before the first answer are never used, and the vocabulary makes them the largest tensor here.
         kept = labels.shape[1] - first + 1
-        logits = self.llama_model(inputs_embeds=embeds, attention_mask=attention, logits_to_keep=kept).logits
+        logits = self.llama_model(inputs_embeds=embeds, logits_to_keep=kept).logits
         return logits, labels[:, -kept:]
 
     def _embedding(self) -> nn.Embedding:

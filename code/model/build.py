@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -13,51 +13,37 @@ from torch import nn
 from anomalygpt.config.load import PRETRAINED, load_config, names, nor, resolve
 from anomalygpt.config.schema import DeltaConfig, EncoderConfig, ExperimentConfig, LlmConfig
 from anomalygpt.errors import UserError
+from anomalygpt.model import checkpoint
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import TemplateTokenizer
-from anomalygpt.model.checkpoint import (
-    PARTS,
-    CheckpointError,
-    check_names,
-    delta_shapes,
-    load_delta,
-    load_module,
-    part_of,
-    read_tensors,
-    shapes_of,
-)
+from anomalygpt.model.checkpoint import PARTS, CheckpointError, shapes_of
 from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
 from anomalygpt.model.dinov2 import Dinov2
 from anomalygpt.model.encoder import ImageSpec
+from anomalygpt.model.exported import ExportedEncoder
 from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 from anomalygpt.model.library_encoders import OpenClip, TimmEncoder
-from anomalygpt.model.llm import add_lora, load_llm, merge_lora_weights, planned_config
+from anomalygpt.model.llm import add_lora, load_llm, planned_config
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
-from anomalygpt.model.tokenizer import Tokenizer, load_tokenizer
+from anomalygpt.model.tokenizer import load_tokenizer
 from anomalygpt.weights.fetch import WeightsUnavailable, ensure, hub_folder, load_sources
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAP_PARTS = ("image_decoder", "states")  # what draws the map; all else with_llm
-PAPER, COMPACT = "imagebind_vicuna7b", "compact"
 META = torch.device("meta")
 # What files have beside the encoder, by its kind: a classifier; ImageBind's other modalities and its causal mask.
 SKIPPED = {
     "timm": r"head\.",
     "imagebind": r"modality_[a-z]+\.(audio|depth|thermal|imu)\.|modality_preprocessors\.text\.mask$",
 }
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # of a language model on the Hugging Face hub, instead of a folder
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto``: the first CUDA device where there is one, else the CPU.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """``auto``: the first CUDA device where there is one, else the CPU. Raises :class:`UserError`: no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -76,7 +62,7 @@ def missing_weights(config: ExperimentConfig, *, all_absent: bool = False) -> li
 
 def is_hub_name(path: str) -> bool:
     """Whether ``llm.weights`` is the name of a model on the Hugging Face hub, ``owner/name``, and no folder here."""
-    return bool(HUB_NAME.fullmatch(path)) and not resolve(path).parent.exists()
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not resolve(path).parent.exists()
 
 
 def local_llm(path: str) -> Path:
@@ -100,7 +86,7 @@ def fetchable(path: Path) -> str | None:
 
 def installed_config() -> str:
     """The paper's experiment where all of its weights are there, else the compact one."""
-    return PAPER if not missing_weights(load_config(PAPER)) else COMPACT
+    return "compact" if missing_weights(load_config("imagebind_vicuna7b")) else "imagebind_vicuna7b"
 
 
 def build_model(
@@ -112,11 +98,9 @@ def build_model(
         device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
             needed; a language model of unknown size (see :func:`planned_config`) is left out.
         with_llm: False leaves the language model out; the model then only computes maps.
-        inference: nothing will be trained: LoRA is merged, the text tower leaves a GPU when its features are cached.
+        inference: nothing will be trained: the text tower leaves a GPU when its features are cached.
 
-    Raises:
-        CheckpointError: a file is missing, damaged or another model's.
-        WeightsUnavailable: a file that can be fetched could not be.
+    Raises :class:`CheckpointError` or :class:`WeightsUnavailable`: a file is missing, damaged or another model's.
     """
     device = device or choose_device()
     auto = "fp32" if device.type == "cpu" else "fp16"  # fp16 as in the released code
@@ -136,8 +120,6 @@ def build_model(
         states = PromptEnsemble(encoder, offload) if has_text else LearnedTextFeatures(spec.embed_width).to(device)
         answering = _build_llm(llm, spec.embed_width, device, dtype, inference) if llm else {}
         if device != META and config.encoder.backend != "torch":
-            from anomalygpt.model.exported import ExportedEncoder
-
             folder, graph = resolve(config.encoder.weights).parent / "exported", config.encoder.graph
             encoder = ExportedEncoder(encoder, config.encoder.backend, folder, resolve(graph) if graph else None)
         model = AnomalyGPT(encoder, states, decoder, **answering)
@@ -147,16 +129,15 @@ def build_model(
     skipped = [] if model.has_llm else [part for part in PARTS if part not in MAP_PARTS]
     loaded: set[str] = set()
     for delta, file in zip(needed, files, strict=True):
-        loaded |= {*load_delta(model, file, [part for part in delta.parts if part not in skipped], skipped)}
-    works_untrained = ["image_decoder"] if spec.joint_taps else []
-    untrained = [part for part in PARTS if part not in [*loaded, *works_untrained] and delta_shapes(model, [part])]
-    if untrained:
+        loaded |= checkpoint.load_delta(model, file, set(delta.parts).difference(skipped), skipped)
+    loaded |= {"image_decoder"} if spec.joint_taps else set()  # which works untrained
+    if untrained := [part for part in PARTS if part not in loaded and checkpoint.delta_shapes(model, [part])]:
         logger.warning("no file in `deltas` holds %s: initialised at random", ", ".join(untrained))
     if inference:
         if device.type == "cpu" and dtype == torch.float32 and hasattr(encoder, "pack"):
             encoder.pack()
-        if model.has_llm:
-            merge_lora_weights(model.llama_model)
+        if isinstance(model.llama_model, CpuLlama):
+            model.llama_model.merge()
     return model.eval()
 
 
@@ -167,12 +148,18 @@ def image_spec(config: EncoderConfig) -> ImageSpec:
 
 def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen image encoder with its weights; on ``meta`` without them."""
+    make: dict[str, Callable[[], Any]] = {
+        "imagebind": lambda: ImageBind(ImageBindSize(image_size=config.image_size), config.taps),
+        "dinov2": lambda: Dinov2(config.image_size, config.taps),
+        "timm": lambda: TimmEncoder(config.name, config.image_size, config.taps),
+        "open_clip": lambda: OpenClip(config.name, config.image_size, config.taps, config.windows),
+    }
     # Only these two have no buffers outside of their files, which would stay without values.
     with META if device == META or config.kind in ("imagebind", "dinov2") else nullcontext():
-        encoder = _encoder_without_weights(config)
+        encoder = make[config.kind]()
     if device != META:
         file = available(config.weights, "encoder.weights")
-        load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
+        checkpoint.load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
         encoder.to(device, dtype)
     return encoder.requires_grad_(False).eval()
 
@@ -181,20 +168,10 @@ def encoder_fault(config: EncoderConfig, file: Path) -> str:
     """Why a readable weight file is not this encoder's; empty where it is."""
     expected = shapes_of(_tower(build_encoder(config, META, torch.float32)).state_dict())
     try:
-        check_names(expected, shapes_of(read_tensors(file)), file, SKIPPED.get(config.kind))
+        checkpoint.check_names(expected, shapes_of(checkpoint.read_tensors(file)), file, SKIPPED.get(config.kind))
     except CheckpointError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
-
-
-def _encoder_without_weights(config: EncoderConfig) -> Any:
-    if config.kind == "imagebind":
-        return ImageBind(ImageBindSize(image_size=config.image_size), config.taps)
-    if config.kind == "open_clip":
-        return OpenClip(config.name, config.image_size, config.taps, config.windows)
-    if config.kind == "timm":
-        return TimmEncoder(config.name, config.image_size, config.taps)
-    return Dinov2(config.image_size, config.taps)
 
 
 def _tower(encoder: Any) -> nn.Module:
@@ -203,11 +180,11 @@ def _tower(encoder: Any) -> nn.Module:
 
 
 def _build_llm(
-    config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype, inference: bool = False
+    config: LlmConfig, embed_width: int, device: torch.device, dtype: torch.dtype, inference: bool
 ) -> dict[str, Any]:
     """The language model, its tokeniser and the layers before it, as keyword arguments of :class:`AnomalyGPT`."""
     llm: Any
-    tokenizer: Tokenizer | None = None
+    tokenizer = None
     if device == META:
         from transformers import AutoModelForCausalLM
 
@@ -233,15 +210,13 @@ def _build_llm(
 
 
 def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:
-    """Marks the parts as trainable, in fp32, and all else as frozen; part -> its parameters.
-
-    Raises:
-        UserError: the model has no such part.
-    """
-    named = [(part_of(name), parameter) for name, parameter in model.named_parameters()]
-    for part, parameter in named:
-        parameter.requires_grad_(part in parts)
-    groups = {part: [parameter for own, parameter in named if own == part] for part in parts}
+    """Marks these parts as trainable, all else as frozen. Raises :class:`UserError`: the model has no such part."""
+    groups: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
+    for name, parameter in model.named_parameters():
+        part = checkpoint.part_of(name)
+        parameter.requires_grad_(part in groups)
+        if part in groups:
+            groups[part].append(parameter)
     if empty := [part for part, parameters in groups.items() if not parameters]:
         raise UserError(f"training.trainable: this model has no {', '.join(empty)}")
     return groups
@@ -250,15 +225,15 @@ def trainable_parts(model: AnomalyGPT, parts: Sequence[str]) -> dict[str, list[n
 def available(path: str, setting: str) -> Path:
     """The weight's path on disk, downloaded first where that is possible; else raises a ``CheckpointError``."""
     full = resolve(path)
-    if not full.exists():
-        name = fetchable(full)
-        if name is None and setting == "llm.weights" and is_hub_name(path):
-            return hub_folder(path)
-        if name is None:
-            advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or"
-            advice += " use `--config compact`, which needs none of the paper's weights; or name another"
-            if (run := full.parent.name) in names() and full.parent.parent == resolve("runs"):
-                advice = f"Train the experiment that writes it: python train.py --config {run}; or name another"
-            raise CheckpointError(f"{full}: not there{nor(path)}. {advice} ({setting})")
+    if full.exists():
+        return full
+    if name := fetchable(full):
         ensure(name, resolve(PRETRAINED))
-    return full
+        return full
+    if setting == "llm.weights" and is_hub_name(path):
+        return hub_folder(path)
+    advice = "Put it there as pretrained_ckpt/README.md says (`python check_weights.py` prints the link), or use"
+    advice += " `--config compact`, which needs none of the paper's weights"
+    if (run := full.parent.name) in names() and full.parent.parent == resolve("runs"):
+        advice = f"Train the experiment that writes it: python train.py --config {run}"
+    raise CheckpointError(f"{full}: not there{nor(path)}. {advice}; or name another ({setting})")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ class Layout:
 
 
 def layout_of(tokenizer: Tokenizer) -> Layout:
-    """How a language model's chats are laid out."""
     return getattr(tokenizer, "layout", Layout())
 
 
@@ -67,23 +66,7 @@ class TemplateTokenizer:
         return text.removeprefix(" ")
 
 
-class Turn(Protocol):
-    """One side's part of a conversation; the role is ``human`` or ``assistant``."""
-
-    @property
-    def role(self) -> str: ...
-
-    @property
-    def text(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class TextBatch:
-    """The text part of a batch, padded on the right; each tensor is (B, N) int64."""
-
-    ids: Tensor
-    attention: Tensor  # 1 for a token, 0 for padding
-    labels: Tensor  # -100 except on the assistant's tokens
+Turn = Any  # one side's part of a conversation: its ``role``, ``human`` or ``assistant``, and ``text``
 
 
 def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -100,19 +83,19 @@ def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[
     return ids, labels
 
 
-def training_batch(conversations: Sequence[Sequence[Turn]], tokenizer: Tokenizer, max_length: int) -> TextBatch:
-    """B conversations -> their text part, padded with EOS on the right and cut at ``max_length`` tokens."""
+def training_batch(
+    conversations: Sequence[Sequence[Turn]], tokenizer: Tokenizer, max_length: int
+) -> tuple[Tensor, Tensor]:
+    """B conversations, cut at ``max_length`` tokens -> see :func:`text_batch`."""
     encoded = [conversation_ids(turns, tokenizer) for turns in conversations]
-    cut = [(ids[:max_length], labels[:max_length]) for ids, labels in encoded]
-    return text_batch(cut, tokenizer.eos_id)
+    return text_batch([(ids[:max_length], labels[:max_length]) for ids, labels in encoded], tokenizer.eos_id)
 
 
-def text_batch(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos: int) -> TextBatch:
-    """B pairs of ids and labels -> a batch, padded with EOS on the right."""
+def text_batch(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos: int) -> tuple[Tensor, Tensor]:
+    """B pairs of ids and labels -> (B, N) int64 each, padded on the right, where no causal model needs a mask."""
     ids = pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True, padding_value=eos)
     labels = pad_sequence([torch.tensor(labels) for _, labels in rows], batch_first=True, padding_value=IGNORE_INDEX)
-    attention = pad_sequence([torch.ones(len(row), dtype=torch.long) for row, _ in rows], batch_first=True)
-    return TextBatch(ids=ids, attention=attention, labels=labels)
+    return ids, labels
 
 
 def chat_prompt(history: Sequence[tuple[str, str]], question: str, layout: Layout = Layout()) -> str:
@@ -124,10 +107,7 @@ def chat_prompt(history: Sequence[tuple[str, str]], question: str, layout: Layou
 
 def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """Generated ids -> the answer, without the end-of-turn mark if there is one."""
-    text = tokenizer.decode(ids)
-    for mark in (END_OF_TURN, STOP_SUFFIX):
-        text = text.removesuffix(mark)
-    return text.strip()
+    return tokenizer.decode(ids).removesuffix(END_OF_TURN).removesuffix(STOP_SUFFIX).strip()
 
 
 def ends_turn(ids: Sequence[int], tokenizer: Tokenizer) -> bool:

@@ -5,12 +5,10 @@ import json
 import logging
 import pickle
 import re
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,16 +21,17 @@ from anomalygpt.files import replacing
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+LLAMA = {4096: ("7B", 32), 5120: ("13B", 40)}  # the sizes of LLaMA and Vicuna, by width: name and layers
 NAMES_SHOWN = 3  # an error lists so many names and counts the rest
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 CUT = "it is damaged or was not fully downloaded"
-# How files of other kinds begin, their kind (model/probe.py), and what to say; the last that fits is said.
+# How files of other kinds begin, and what to say; the last that fits is said.
 OTHER_FILES = (
-    (rb"[\s\x20-\x7e]*$", "text", "text, which begins with {!r}"),
-    (rb"version https://git-lfs", "lfs_pointer", "a pointer of Git LFS to it: run `git lfs pull`"),
-    (rb"<!doctype|<html", "web_page", "a web page: download the file itself; of a Hugging Face link, with /resolve/"),
-    (rb"\x1f\x8b", "archive", "an archive: unpack it"),
-    (rb"gguf", "gguf", "a GGUF file, for llama.cpp: get the weights in Hugging Face's layout"),
+    (rb"[\s\x20-\x7e]+$", "text, which begins with {!r}"),
+    (rb"version https://git-lfs", "a pointer of Git LFS to it: run `git lfs pull`"),
+    (rb"<!doctype|<html", "a web page: download the file itself; of a Hugging Face link, with /resolve/"),
+    (rb"\x1f\x8b", "an archive: unpack it"),
+    (rb"gguf", "a GGUF file, for llama.cpp: get the weights in Hugging Face's layout"),
 )
 # Under these names DeepSpeed, Lightning and training loops nest a model's tensors.
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
@@ -41,21 +40,13 @@ PARTS = ("image_decoder", "prompt_learner", "states", "llama_proj", "lora")  # o
 
 
 class CheckpointError(UserError, ValueError):
-    """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user.
-
-    ``kind`` is what an unreadable file is (see ``model/probe.py``); empty for any other fault.
-    """
-
-    kind = ""
+    """A weight file is missing, damaged, or not the one that the model needs; the message is meant for the user."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors, .pt, .pth or .bin file, memory-mapped: values are read when they are used.
+    """Every tensor of a .safetensors, .pt, .pth or .bin file, memory-mapped; no code in the file is run.
 
-    No code in the file is run (``weights_only``).
-
-    Raises:
-        CheckpointError: the file is missing, truncated, or holds something other than named tensors.
+    Raises :class:`CheckpointError`: it is missing, damaged, or holds something other than named tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'this is a folder, a file was expected' if path.is_dir() else 'no such file'}")
@@ -92,25 +83,21 @@ def _unwrapped(loaded: Any) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that could not be read: of another kind, cut off, damaged, or with objects."""
-    reason = " ".join(str(error).split()).split(". ")[0]
-    reason = reason if any(map(str.isalpha, reason)) else type(error).__name__  # a KeyError's text is a mere number
-    kind, what = "damaged", f"can't be read; {CUT} ({reason})"
-    if isinstance(error, pickle.UnpicklingError):
-        what = "not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
     with path.open("rb") as file:
         start = file.read(512)
-    for pattern, other, meaning in OTHER_FILES:
-        if re.match(pattern, start.lstrip(), re.IGNORECASE):
-            kind, what = other, f"not a weight file but {meaning.format(start.strip()[:64].decode(errors='replace'))}"
-    with suppress(BadZipFile):
-        zipped, tensors = start.startswith(b"PK"), path.suffix == ".safetensors" and start[8:9] == b"{"
-        if not start or tensors or (zipped and not is_zipfile(path)):
-            kind, what = "truncated", f"cut off at {path.stat().st_size} bytes: {CUT}"
-        elif zipped and not any(name.endswith("data.pkl") for name in ZipFile(path).namelist()):
-            kind, what = "archive", "not a weight file but an archive: unpack it"
-    result = CheckpointError(f"{path}: {what}")
-    result.kind = kind
-    return result
+    kinds = [meaning for pattern, meaning in OTHER_FILES if re.match(pattern, start.lstrip(), re.IGNORECASE)]
+    zipped, tensors = start.startswith(b"PK"), path.suffix == ".safetensors" and start[8:9] == b"{"
+    if kinds:
+        what = f"not a weight file but {kinds[-1].format(start.strip()[:64].decode(errors='replace'))}"
+    elif not start or tensors or (zipped and not is_zipfile(path)):
+        what = f"cut off at {path.stat().st_size} bytes: {CUT}"
+    elif isinstance(error, pickle.UnpicklingError):
+        what = "not a weight file; it is damaged, or holds objects other than tensors, which are never loaded"
+    else:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        # A KeyError's text is a mere number.
+        what = f"can't be read; {CUT} ({reason if any(map(str.isalpha, reason)) else type(error).__name__})"
+    return CheckpointError(f"{path}: {what}")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -125,16 +112,11 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Name -> shape of named tensors."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face model folder, sharded or not.
-
-    Raises:
-        CheckpointError: there are no weights, or the index names shards that do not exist.
-    """
+    """The weight files of a Hugging Face folder, sharded or not. Raises :class:`CheckpointError`: one is not there."""
     # In transformers' order.
     names = [name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")]
     present = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -152,44 +134,33 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def folder_shapes(folder: Path) -> dict[str, Shape]:
-    """Names and shapes in a Hugging Face model folder; raises as :func:`weight_files` and :func:`read_tensors`."""
-    return {name: shape for file in weight_files(folder) for name, shape in shapes_of(read_tensors(file)).items()}
-
-
 def check_names(
     expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path, ignore: str | None = None, advice: str = ""
 ) -> None:
     """Compares two sets of names and shapes; names that match ``ignore`` may be in the file without being expected.
 
-    Raises:
-        CheckpointError: they differ; says which file, what is missing, unexpected or of another shape, and ``advice``.
+    Raises :class:`CheckpointError`: they differ; says what is missing, unexpected or of another shape, and ``advice``.
     """
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(name for name in found.keys() - expected.keys() if not (ignore and re.match(ignore, name)))
     common = [(name, found[name], shape) for name, shape in expected.items() if name in found]
     differ = [f"{name} is {own}, expected {shape}" for name, own, shape in common if own != shape]
-    faults = [f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})"] if missing else []
-    faults += [f"{len(extra)} unexpected ({_few(extra)})"] if extra else []
-    faults += [f"{len(differ)} of another shape ({_few(differ)})"] if differ else []
-    if faults:
+    faults = ((missing, f"of {len(expected)} tensors missing"), (extra, "unexpected"), (differ, "of another shape"))
+    if told := "; ".join(f"{len(names)} {fault} ({_few(names)})" for names, fault in faults if names):
         kind = identify(found)
         guess = f" This looks like {kind[1]}." if kind else ""
-        raise CheckpointError(f"{path}: not the expected weights: {'; '.join(faults)}.{guess}{advice and ' ' + advice}")
+        raise CheckpointError(f"{path}: not the expected weights: {told}.{guess}{advice and ' ' + advice}")
 
 
 def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
-    """What a file probably is, judged by names and shapes; None when it resembles nothing known.
-
-    Returns:
-        The kind (see ``model/probe.py``), the same in words, and the width of the language model, 0 where it has none.
-    """
-    models = defaultdict(lambda: "a language model", {4096: "7B", 5120: "13B"})
+    """What a file probably is: the kind of ``model/probe.py``, the same in words, and a language model's width or 0."""
     sizes = {name.removeprefix("prompt_learner."): shape for name, shape in shapes.items() if len(shape) == 2}
-    if width := sizes.get("base_prompts", (0, 0))[1]:
-        return "anomalygpt", f"an AnomalyGPT delta for {models[width]}: its prompts are {width} wide", width
-    if width := sizes.get("llama_proj.weight", (0, 0))[0]:
-        return "pandagpt", f"an upstream PandaGPT delta for {models[width]}: llama_proj is {width} wide", width
+    for kind, whose, table, index in (
+        ("anomalygpt", "an AnomalyGPT delta for {}: its prompts are {} wide", "base_prompts", 1),
+        ("pandagpt", "an upstream PandaGPT delta for {}: llama_proj is {} wide", "llama_proj.weight", 0),
+    ):
+        if width := sizes.get(table, (0, 0))[index]:
+            return kind, whose.format(LLAMA.get(width, ("a language model",))[0], width), width
     for kind, pattern, table, what in (
         ("imagebind", "modality_trunks", "", f"an ImageBind checkpoint with {len(shapes)} tensors, of 1311"),
         ("anomalygpt", "image_decoder", "", "an AnomalyGPT delta for maps alone"),
@@ -212,13 +183,9 @@ def _few(names: Sequence[str]) -> str:
 def load_module(
     module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, skipped: str | None = None
 ) -> None:
-    """Fills a module that was built on the meta device from a file that holds its tensors.
+    """Fills a module that was built on the meta device from a file; names that match ``skipped`` are not loaded.
 
     Each tensor is moved from the mapped file to its device and dtype separately: there is never a second full copy.
-    Names that match ``skipped`` may be in the file as well, but are not loaded.
-
-    Raises:
-        CheckpointError: names or shapes differ.
     """
     own, tensors = shapes_of(module.state_dict()), read_tensors(path)
     check_names(own, shapes_of(tensors), path, skipped, "`python check_weights.py` says where it comes from.")
@@ -243,24 +210,16 @@ def delta_shapes(model: nn.Module, parts: Collection[str]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes_of(model.state_dict()).items() if part_of(name) in parts}
 
 
-def load_delta(model: nn.Module, path: Path, required: Sequence[str], skip: Sequence[str] = ()) -> tuple[str, ...]:
-    """Loads a delta checkpoint into the model, each part completely; returns the parts that it holds.
-
-    Args:
-        required: the parts that must be there.
-        skip: parts that this model was built without; they stay in the file.
-
-    Raises:
-        CheckpointError: a required part is missing, a part is incomplete, or a tensor fits nothing in this model.
-    """
+def load_delta(model: nn.Module, path: Path, required: Collection[str], skip: Collection[str] = ()) -> set[str]:
+    """Loads a delta into the model, each part completely but those in ``skip``; returns the parts that it holds."""
     tensors = {delta_name(name): value for name, value in read_tensors(path).items()}
     tensors = {name: value for name, value in tensors.items() if part_of(name) not in skip}
-    present = {part_of(name) for name in tensors} | set(required)
-    parts = tuple(part for part in PARTS if part in present)
-    advice = f"It should hold {', '.join(required)} for this model; check the path in the config."
+    parts = {part for name in tensors if (part := part_of(name))} | set(required)
+    needs = ", ".join(part for part in PARTS if part in required)
+    advice = f"It should hold {needs} for this model; check the path in the config."
     check_names(delta_shapes(model, parts), shapes_of(tensors), path, advice=advice)
     model.load_state_dict(tensors, strict=False)  # the sets were compared above
-    logger.info("%s: loaded %s (%d tensors)", path, ", ".join(parts), len(tensors))
+    logger.info("%s: loaded %s (%d tensors)", path, ", ".join(sorted(parts)), len(tensors))
     return parts
 
 
@@ -271,11 +230,7 @@ def delta_tensors(model: nn.Module, parts: Collection[str], dtype: torch.dtype |
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes .safetensors (with text metadata) or .pt; the file appears whole or not at all.
-
-    Raises:
-        CheckpointError: the disk is full or the folder can't be written.
-    """
+    """Writes .safetensors (with metadata) or .pt, whole or not at all. Raises :class:`CheckpointError`: it can't."""
     try:
         with replacing(path) as temporary:
             if path.suffix == ".safetensors":

@@ -1,7 +1,6 @@
-"""LLaMA's decoder (Touvron et al., 2023) for answers on a CPU: LoRA merged, weights in bfloat16, no transformers.
+"""LLaMA's decoder (Touvron et al., 2023) for answers on a CPU: LoRA merged, weights in bfloat16.
 
-A short answer of a small model is mostly waiting: for the imports of transformers and PEFT, and for each token's pass
-over all weights. This decoder needs neither library, and reads half of the bytes (benchmarks/speed.md).
+It needs neither transformers nor PEFT, whose imports take longer than a short answer (benchmarks/startup.md).
 """
 
 import json
@@ -48,35 +47,21 @@ def cpu_dtype() -> torch.dtype:
 
 
 class Cache:
-    """Keys and values of one sequence: (layers, 2, heads, positions, head width), of which ``length`` are filled."""
+    """Keys and values (layers, 2, B, heads, positions, head width), of which ``length`` positions are filled."""
 
-    def __init__(self, layers: int, heads: int, width: int) -> None:
-        self.length = 0
-        self.store = torch.zeros(layers, 2, heads, 256, width)
+    def __init__(self, *sizes: int) -> None:
+        self.length, self.store = 0, torch.zeros(*sizes)
 
     def crop(self, length: int) -> None:
         """Forgets the last ``-length`` positions, as the caches of transformers do."""
         self.length += length
 
-    def reserve(self, length: int) -> Tensor:
-        """Room for so many positions."""
-        if length > self.store.shape[3]:
-            self.store = F.pad(self.store, (0, 0, 0, 2 * length - self.store.shape[3]))
-        return self.store
-
 
 class CpuLlama(nn.Module):
-    """A causal LM with the part of transformers' interface that answering needs.
+    """A causal LM with the part of transformers' interface that answering needs; ``dtype`` is of its linear layers.
 
-    After construction it holds LoRA's tensors under the names that they have in a delta, to be loaded; :meth:`merge`
-    adds them to the weights, and makes the model ready. All but the matrix products is in float32.
-
-    Args:
-        folder: in Hugging Face's layout, of an architecture that is :func:`supported`.
-        dtype: of the weights of the linear layers.
-
-    Raises:
-        CheckpointError: the weights are missing or incomplete.
+    LoRA's tensors are loaded by the names that they have in a delta; then :meth:`merge` makes the model ready. All but
+    the matrix products is in float32. Raises :class:`CheckpointError`: weights are missing.
     """
 
     def __init__(self, folder: Path, lora: LoraSettings, dtype: torch.dtype) -> None:
@@ -96,8 +81,7 @@ class CpuLlama(nn.Module):
                     out, inside = self._tensors[f"model.layers.{layer}.{module}.weight"].shape
                     for side, shape in (("A", (lora.rank, inside)), ("B", (out, lora.rank))):
                         # In place of modules that nest as the parts of the name.
-                        adapter = nn.Parameter(torch.zeros(shape), requires_grad=False)
-                        self._parameters[_adapter(layer, module, side)] = adapter
+                        self._parameters[_adapter(layer, module, side)] = nn.Parameter(torch.zeros(shape), False)
         except KeyError as error:
             raise CheckpointError(f"{folder}: not the expected weights: {error} is missing") from error
 
@@ -127,43 +111,33 @@ class CpuLlama(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
 
-    def new_cache(self) -> Cache:
-        return Cache(len(self.layers), self.groups, self.head_width)
+    def new_cache(self, batch: int = 1) -> Cache:
+        return Cache(len(self.layers), 2, batch, self.groups, 0, self.head_width)
 
     @torch.inference_mode()
     def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int = 0,
-        cache: Cache | None = None,
+        self, inputs_embeds: Tensor, use_cache: bool = True, logits_to_keep: int = 0, cache: Cache | None = None
     ) -> SimpleNamespace:
-        """Logits (B, K, vocabulary) of the last K positions, 0 for all, of embeddings (B, N, D_l).
-
-        Rows may be padded on the right, so that the mask changes nothing. With a cache, B is 1, and the embeddings
-        follow what is in the cache, which grows by them.
-        """
+        """Embeddings (B, N, D_l), which follow those in the cache -> logits of the last K positions, of all for 0."""
         x, length = inputs_embeds.float(), inputs_embeds.shape[1]
-        start = cache.length if cache is not None else 0
-        store = None if cache is None else cache.reserve(start + length)
+        cache = self.new_cache(len(x)) if cache is None else cache
+        start, end = cache.length, cache.length + length
+        if end > cache.store.shape[-2]:
+            cache.store = F.pad(cache.store, (0, 0, 0, 2 * end - cache.store.shape[-2]))
         turn = self._rotation(start, length)
-        # Queries after the first see all that came before them.
-        causal = torch.ones(length, start + length, dtype=torch.bool).tril(start) if start and length > 1 else None
+        # The last query sees all positions, each one before it one less.
+        causal = torch.ones(length, end, dtype=torch.bool).tril(start) if length > 1 else None
         for number, (first_norm, second_norm, project, out, widen, narrow) in enumerate(self.layers):
             query, key, value = self._heads(_linear(self._normed(x, first_norm), project), turn)
-            if store is not None:
-                kept = store[number, :, :, : start + length]
-                kept[0, :, start:], kept[1, :, start:] = key[0], value[0]
-                key, value = kept[:1], kept[1:]
-            options: dict[str, Any] = {"is_causal": not start and length > 1, "attn_mask": causal, "enable_gqa": True}
-            mixed = F.scaled_dot_product_attention(query, key, value, **options)
+            kept = cache.store[number, ..., :end, :]
+            kept[0, ..., start:, :], kept[1, ..., start:, :] = key, value
+            mixed = F.scaled_dot_product_attention(query, kept[0], kept[1], attn_mask=causal, enable_gqa=True)
             x = x + _linear(mixed.transpose(1, 2).flatten(2), out)
             gate, up = _linear(self._normed(x, second_norm), widen).chunk(2, dim=-1)
             x = x + _linear(F.silu(gate) * up, narrow)
-        if cache is not None:
-            cache.length += length
-        return SimpleNamespace(logits=_linear(self._normed(x[:, -logits_to_keep:], self.norm), self.output))
+        cache.length = end
+        logits = _linear(self._normed(x[:, -logits_to_keep:], self.norm), self.output)
+        return SimpleNamespace(logits=logits, cache=cache)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
@@ -178,11 +152,9 @@ class CpuLlama(nn.Module):
     def _heads(self, projected: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, all heads' width) -> queries, keys and values (B, heads, N, head width), the first two turned."""
         split = projected.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        value = split[:, self.heads + self.groups :]
-        both = split[:, : self.heads + self.groups]
-        half = self.head_width // 2
-        swapped = torch.cat([-both[..., half:], both[..., :half]], dim=-1)
-        both = both * turn[0] + swapped * turn[1]
+        both, value = split.tensor_split([self.heads + self.groups], dim=1)
+        first, second = both.chunk(2, dim=-1)
+        both = both * turn[0] + torch.cat([-second, first], dim=-1) * turn[1]
         return both[:, : self.heads], both[:, self.heads :], value
 
 

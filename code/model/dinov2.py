@@ -1,8 +1,4 @@
-"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024) as an encoder. It has no text tower.
-
-Written out with the tensor names of timm's ``vit_small_patch14_dinov2.lvd142m``: importing timm takes longer than
-loading this model and encoding a photo.
-"""
+"""DINOv2 ViT-S/14 (Oquab et al., TMLR 2024), written out with timm's tensor names: importing timm takes seconds."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,12 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks
-from anomalygpt.model.imagebind.imagebind import LAYER_NORM_EPS, MLP_RATIO, attend
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks, through_blocks
+from anomalygpt.model.imagebind.imagebind import LAYER_NORM_EPS, attend, mlp
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,27 +22,15 @@ TRAINED_GRID = 37  # patches a side of the photos that the positions were traine
 class _Linear(nn.Linear):
     """A linear layer that oneDNN computes once it is packed, faster than ``F.linear``: on a CPU, without gradient."""
 
-    packed: tuple[Tensor, Tensor] | None = None  # weights in oneDNN's own layout, and the bias
-
-    def pack(self, scale: Tensor | None = None) -> None:
-        """Packs the weights; ``scale`` (D_out,) is the one that :meth:`forward` will be given with ``onto``."""
-        scale = torch.ones_like(self.bias) if scale is None else scale
-        weight = torch.ops.mkldnn._reorder_linear_weight(self.weight * scale[:, None], 1 + USUAL_GRID**2)
-        self.packed = weight, self.bias * scale
+    packed: Tensor | None = None  # weights in oneDNN's own layout
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"packed": None}  # which can't be copied
 
-    def forward(self, x: Tensor, gelu: bool = False, onto: Tensor | None = None, scale: Any = 1.0) -> Tensor:
-        """(B, N, D_in) -> (B, N, D_out); with ``onto`` it is scaled, and added to that."""
+    def forward(self, x: Tensor) -> Tensor:
         if self.packed is None or torch.compiler.is_compiling():
-            x = F.linear(x, self.weight, self.bias)
-            x = F.gelu(x) if gelu else x
-            return x if onto is None else onto + x * scale
-        if onto is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, onto, *self.packed, "add")
-        after: tuple[Any, ...] = ("gelu", [], "none") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, *self.packed, *after)
+            return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class _Block(nn.Module):
@@ -56,81 +39,45 @@ class _Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS) for _ in range(2))
-        self.attn: Any = nn.ModuleDict({"qkv": _Linear(WIDTH, 3 * WIDTH), "proj": _Linear(WIDTH, WIDTH)})
-        hidden = MLP_RATIO * WIDTH
-        self.mlp: Any = nn.ModuleDict({"fc1": _Linear(WIDTH, hidden), "fc2": _Linear(hidden, WIDTH)})
+        self.attn = nn.ModuleDict({"qkv": _Linear(WIDTH, 3 * WIDTH), "proj": _Linear(WIDTH, WIDTH)})
+        self.mlp = mlp(WIDTH, _Linear)
         self.ls1, self.ls2 = (nn.ParameterDict({"gamma": torch.ones(WIDTH)}) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         attended = attend(self.attn["qkv"](self.norm1(x)), HEADS)
-        x = self.attn["proj"](attended, onto=x, scale=self.ls1["gamma"])
-        hidden = self.mlp["fc1"](self.norm2(x), gelu=True)
-        return self.mlp["fc2"](hidden, onto=x, scale=self.ls2["gamma"])
-
-    def pack(self) -> None:
-        self.attn["qkv"].pack(), self.attn["proj"].pack(self.ls1["gamma"])
-        self.mlp["fc1"].pack(), self.mlp["fc2"].pack(self.ls2["gamma"])
-
-
-class _VisionTransformer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED_GRID**2, WIDTH))
-        self.blocks = nn.ModuleList(_Block() for _ in range(DEPTH))
-        self.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
-        self.kept_positions: dict[Sequence[int], Tensor] = {}
-
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1 + H / 14 * W / 14, 384): class token first, positions added."""
-        patches = self.patch_embed["proj"](images)
-        tokens = rearrange(patches, "b d h w -> b (h w) d")
-        positions = self.positions(patches.shape[-2:])
-        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
-
-    def positions(self, size: Sequence[int]) -> Tensor:
-        kept = self.kept_positions.get(tuple(size))
-        return resized_positions(self.pos_embed, size) if kept is None else kept
+        x = x + self.attn["proj"](attended) * self.ls1["gamma"]
+        return x + self.mlp(self.norm2(x)) * self.ls2["gamma"]
 
 
 class Dinov2(nn.Module):
-    """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm.
-
-    Raises:
-        UserError: ``image_size`` is no multiple of the patch, 14, or ``taps`` are wrong, see :func:`tapped_blocks`.
-    """
+    """DINOv2 ViT-S/14. The taps are raw block outputs; the embedding is the class token after the last norm."""
 
     def __init__(self, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         if image_size % PATCH:
             raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {PATCH}")
-        self.spec = ImageSpec(
-            size=image_size,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            grid=image_size // PATCH,
-            tap_width=WIDTH,
-            taps=tapped_blocks(taps, DEPTH),
-            embed_width=WIDTH,
-            any_size=True,
-        )
-        self.vit = _VisionTransformer()
+        grid, blocks = image_size // PATCH, tapped_blocks(taps, DEPTH)
+        self.spec = ImageSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, grid, WIDTH, blocks, WIDTH, any_size=True)
+        self.vit: Any = nn.Module()
+        self.vit.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
+        self.vit.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.vit.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED_GRID**2, WIDTH))
+        self.vit.blocks = nn.ModuleList(_Block() for _ in range(DEPTH))
+        self.vit.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
 
     def pack(self) -> None:
         """For speed where nothing is trained, on a CPU in float32; the weights stay as they are beside the packed."""
-        own = self.spec.grid, self.spec.grid
-        self.vit.kept_positions = {own: self.vit.positions(own)}
         with suppress(RuntimeError, AttributeError):  # builds without oneDNN, or with other names of its operators
-            for block in self.vit.blocks:
-                block.pack()  # type: ignore[operator]
+            for module in self.modules():
+                if isinstance(module, _Linear):
+                    module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight, 1 + USUAL_GRID**2)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""
-        tokens, taps = self.vit.embed(images), []
-        for index, block in enumerate(self.vit.blocks):
-            tokens = block(tokens)
-            if index in self.spec.taps:
-                taps.append(tokens[:, 1:])
+        patches = self.vit.patch_embed["proj"](images)
+        positions = resized_positions(self.vit.pos_embed, patches.shape[-2:])
+        tokens = torch.cat([self.vit.cls_token.expand(len(images), -1, -1), patches.flatten(2).mT], dim=1) + positions
+        tokens, taps = through_blocks(self.vit.blocks, tokens, self.spec.taps)
         # Only the class token of the last block is normalised; the taps stay raw.
-        return ImageFeatures(taps=tuple(taps), embedding=F.normalize(self.vit.norm(tokens[:, 0]), dim=-1))
+        embedding = F.normalize(self.vit.norm(tokens[:, 0]), dim=-1)
+        return ImageFeatures(tuple(tap[:, 1:] for tap in taps), embedding)

@@ -1,14 +1,14 @@
 """The interface between an image encoder and the rest of the model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
 
@@ -27,22 +27,23 @@ class ImageSpec:
     any_size: bool = False  # whether other sides, multiples of the patch size, are supported as well
     joint_taps: bool = False  # whether the taps are in the joint space of embedding and text, D wide
 
-    @property
-    def patch(self) -> int:
-        """Side of a patch in pixels."""
-        return self.size // self.grid
-
 
 def tapped_blocks(taps: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    """The blocks (0-based) from which patch features are taken; by default the last of each quarter.
-
-    Raises:
-        UserError: the numbers are not increasing, or there is no such block.
-    """
+    """The tapped blocks, from 0; by default the last of each quarter. Raises :class:`UserError`: they are wrong."""
     chosen = tuple(taps) if taps is not None else tuple(depth // 4 * (i + 1) - 1 for i in range(4))
     if list(chosen) != sorted(set(chosen)) or not all(0 <= tap < depth for tap in chosen):
         raise UserError(f"encoder.taps {chosen}: expected rising block numbers below {depth}")
     return chosen
+
+
+def through_blocks(blocks: Iterable[nn.Module], tokens: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
+    """(B, N, width) -> the last block's output (B, N, width), and that of each tapped block, in block order."""
+    tapped = []
+    for index, block in enumerate(blocks):
+        tokens = block(tokens)
+        if index in taps:
+            tapped.append(tokens)
+    return tokens, tapped
 
 
 def resized_positions(positions: Tensor, size: Sequence[int]) -> Tensor:
@@ -59,32 +60,25 @@ def resized_positions(positions: Tensor, size: Sequence[int]) -> Tensor:
 class ImageFeatures:
     """An encoded batch of images."""
 
-    taps: tuple[Tensor, ...]  # L of (B, P * P, D_v): the raw patch tokens of the tapped layers, in reading order
+    taps: tuple[Tensor, ...]  # L of (B, P * P, D_v), P being ``grid``: the raw patch tokens in reading order
     embedding: Tensor  # (B, D), of unit length
 
     @property
     def grid(self) -> int:
-        """P, the patches along one side."""
         return round(self.taps[0].shape[1] ** 0.5)
 
     def __len__(self) -> int:
         return len(self.embedding)
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> "ImageFeatures":
-        """The features of some of the images."""
         chosen = index if isinstance(index, slice | Tensor) else torch.as_tensor(list(index))
         return ImageFeatures(tuple(tap[chosen] for tap in self.taps), self.embedding[chosen])
 
 
 class Encoder(Protocol):
-    """An image encoder.
-
-    One with a text tower in the same space has ``text_tower``, the modules that only sentences need, and
-    ``encode_text``: sentences -> (B, D).
-    """
+    """An image encoder; one with a text tower in the same space has ``text_tower`` and ``encode_text``, too."""
 
     spec: ImageSpec
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, size, size), or of other sides with ``spec.any_size`` -> features."""
-        ...

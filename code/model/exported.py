@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 from anomalygpt.model.checkpoint import fingerprint
-from anomalygpt.model.encoder import ImageFeatures
-
-Graph = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]  # one image -> its taps and embedding
+from anomalygpt.model.encoder import ImageFeatures, resized_positions
 
 
 class EncoderGraph(nn.Module):
@@ -28,9 +25,9 @@ class EncoderGraph(nn.Module):
         vit: Any = getattr(self.encoder, "vit", None)
         if hasattr(vit, "set_input_size"):  # timm
             vit.set_input_size((side, side))
-        elif hasattr(vit, "positions"):
-            positions = vit.positions((side // encoder.spec.patch,) * 2)
-            vit.positions = lambda size: positions
+        elif vit is not None:
+            positions = resized_positions(vit.pos_embed, (side * encoder.spec.grid // encoder.spec.size,) * 2)
+            vit.pos_embed = nn.Parameter(positions)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.encoder.encode_image(images)
@@ -38,21 +35,16 @@ class EncoderGraph(nn.Module):
 
 
 def write_onnx(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: list[str], free: int = 0) -> None:
-    """Writes a module as one ONNX file of fixed shapes, atomically.
+    """Writes a module as one ONNX file, whose inputs but the first may have any size in dimension ``free``.
 
-    Args:
-        inputs: name -> an example.
-        free: the dimension of all inputs but the first that may have any size.
-
-    Raises:
-        UserError: the libraries that write ONNX are missing, or the file can't be written.
+    ``inputs`` are examples by name. Raises :class:`UserError`: a library is missing, or the file can't be written.
     """
     required("onnx"), required("onnxscript")
     names = list(inputs)
     shapes: Any = ({}, *({free: torch.export.Dim(f"size_{name}")} for name in names[1:]))
-    named: dict[str, Any] = {"input_names": names, "output_names": outputs, "dynamic_shapes": shapes}
+    options: Any = {"input_names": names, "output_names": outputs, "dynamic_shapes": shapes, "verbose": False}
     with torch.no_grad():
-        program: Any = torch.onnx.export(module.eval(), tuple(inputs.values()), dynamo=True, verbose=False, **named)
+        program: Any = torch.onnx.export(module.eval(), tuple(inputs.values()), dynamo=True, **options)
     try:
         with replacing(path) as temporary:
             program.save(temporary, external_data=False)
@@ -74,18 +66,12 @@ def required(library: str) -> Any:
 
 
 class ExportedEncoder(nn.Module):
-    """Takes the place of an encoder; graphs that are not there yet are written, one for each side.
-
-    Args:
-        backend: ``onnx``, ``openvino``, or ``openvino_bf16``, which computes in bfloat16 where the CPU can.
-        folder: of the graphs that are written here.
-        graph: a graph of the encoder's own side in place of one from the folder: ``.onnx``, or OpenVINO's ``.xml``.
-    """
+    """Takes the place of an encoder. Graphs are in ``folder``, written when needed, or ``graph`` for the own side."""
 
     def __init__(self, encoder: Any, backend: str, folder: Path, graph: Path | None = None) -> None:
         super().__init__()
         self.torch, self.spec, self.backend, self.folder = encoder, encoder.spec, backend, folder
-        self._graphs: dict[int, Graph] = {self.spec.size: _run_by(backend, graph)} if graph else {}
+        self._graphs: dict[int, Callable[..., Any]] = {self.spec.size: _run_by(backend, graph)} if graph else {}
         required("onnxruntime" if backend == "onnx" else "openvino")
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
@@ -102,7 +88,8 @@ class ExportedEncoder(nn.Module):
         return ImageFeatures(taps.to(images.device).unbind(dim=1), embedding.to(images.device))
 
 
-def _run_by(backend: str, path: Path) -> Graph:
+def _run_by(backend: str, path: Path) -> Callable[..., Any]:
+    """A function: one image -> its taps and embedding, all of numpy."""
     runtime = required("onnxruntime" if backend == "onnx" else "openvino")
     try:
         if backend == "onnx":

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.model.chat import ends_turn
-from anomalygpt.model.cpu_llama import CpuLlama
 from anomalygpt.model.tokenizer import Tokenizer
 
 INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of-turn mark is not generated yet
@@ -18,19 +17,13 @@ INCOMPLETE = ("\ufffd", "#")  # the end of a text whose last character or end-of
 
 @dataclass
 class ConversationCache:
-    """Keys and values of all that one conversation has fed to the language model so far.
-
-    A new turn repeats the earlier ones, so that only what differs from the cached ids is computed.
-    """
+    """What the language model has read of one conversation: a new turn computes only what differs from it."""
 
     ids: list[int] = field(default_factory=list)  # the text behind the prefix (image and prompts) that is covered
     past: Any = None  # the language model's cache
 
     def keep(self, ids: Sequence[int]) -> int:
-        """Cuts the cache back to what it shares with ``ids``, and returns how many of them it covers.
-
-        At least the last of the ids is left to be fed: its logits give the first new token.
-        """
+        """Cuts the cache back to what it shares with ``ids`` before the last; returns how many of them it covers."""
         same = [cached == wanted for cached, wanted in zip(self.ids, ids[:-1], strict=False)]
         shared = [*same, False].index(False)
         if surplus := len(self.ids) - shared:
@@ -45,28 +38,21 @@ def stream_tokens(
 ) -> Iterator[int]:
     """Yields new token ids one by one, at most ``settings.max_new_tokens``; the caller decides when to stop.
 
-    Args:
-        prefix: (1, N, D_l), what precedes the text; not read where ``cache`` holds it from an earlier call.
-        ids: the text so far, at least one token where there is no prefix.
-        cache: of this conversation; it is updated as tokens are generated.
+    ``prefix`` (1, N, D_l) precedes the text; it is not read where ``cache``, which is updated, holds it from an earlier
+    call. ``ids`` are the text so far, at least one token where there is no prefix.
     """
-    embed = llm.get_input_embeddings()
-    covered = cache.keep(ids)
-    text = embed(torch.tensor([ids[covered:]], dtype=torch.long, device=embed.weight.device))
-    if cache.past is None:
-        if isinstance(llm, CpuLlama):
-            cache.past = llm.new_cache()
-        else:
-            from transformers import DynamicCache
-
-            cache.past = DynamicCache()
-        text = text if prefix is None else torch.cat([prefix.to(text.dtype), text], dim=1)
-    pending = list(ids[covered:])
-    name = _cache_argument(llm)
+    embed, pending = llm.get_input_embeddings(), list(ids[cache.keep(ids) :])
+    text = embed(torch.tensor([pending], dtype=torch.long, device=embed.weight.device))
+    if cache.past is None and prefix is not None:
+        text = torch.cat([prefix.to(text.dtype), text], dim=1)
+    model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+    # transformers 5.24 has renamed its argument and result.
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     for _ in range(settings.max_new_tokens):
-        logits = llm(inputs_embeds=text, use_cache=True, logits_to_keep=1, **{name: cache.past}).logits[0, -1]
+        result = llm(inputs_embeds=text, use_cache=True, logits_to_keep=1, **{name: cache.past})
+        cache.past = getattr(result, name)
         cache.ids.extend(pending)
-        token = sample(logits.float(), settings)
+        token = sample(result.logits[0, -1].float(), settings)
         yield token
         pending = [token]
         text = embed(torch.tensor([pending], device=embed.weight.device))
@@ -93,12 +79,6 @@ def growing_text(tokens: Iterable[int], begun: Sequence[int], decode: Callable[[
         if not text.endswith(INCOMPLETE):
             yield text
     yield decode(ids)
-
-
-def _cache_argument(llm: Any) -> str:
-    """The name of the cache among a causal LM's arguments; transformers 5.24 has renamed it."""
-    model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
-    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def sample(logits: Tensor, settings: GenerationSettings) -> int:

@@ -2,19 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 LOGIT_SCALE = 100.0
 SMALLEST_THRESHOLD = 1e-6  # with a threshold of zero, everything above it is anomalous
-
-Values = TypeVar("Values", Tensor, NDArray[np.float32])
 
 
 class FloatLinear(nn.Linear):
@@ -25,10 +21,7 @@ class FloatLinear(nn.Linear):
 
 
 class ImageDecoder(nn.Module):
-    """Scores each patch of each tap by its similarity to the text features [normal, abnormal].
-
-    One linear layer per tap projects into the joint space; the released names are ``image_decoder.fc.i``.
-    """
+    """Scores each patch of each tap by its similarity to the text features, after a linear layer for each tap."""
 
     def __init__(self, tap_width: int, joint_width: int, num_taps: int, *, identity: bool = False) -> None:
         super().__init__()
@@ -38,12 +31,7 @@ class ImageDecoder(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, taps: Sequence[Tensor], states: Tensor, size: int) -> Tensor:
-        """Probabilities of normal and abnormal per layer and pixel, (L, B, 2, size, size) float32.
-
-        Args:
-            taps: L tensors (B, P * P, D_v), any float dtype.
-            states: (B, 2, D) of unit length, the text features [normal, abnormal].
-        """
+        """L taps (B, P * P, D_v), unit text features (B, 2, D) [normal, abnormal] -> (L, B, 2, size, size) float32."""
         layers = []
         for fc, tap in zip(self.fc, taps, strict=True):
             tokens = fc(tap)  # in float32: logits at scale 100 need more than half precision
@@ -63,10 +51,9 @@ def anomaly_map(probabilities: Tensor) -> Tensor:
     return probabilities[:, :, 1:].mean(dim=0)
 
 
-def calibrate_map(anomaly_map: Values, threshold: float) -> Values:
-    """A map of any shape -> the same shape in 0..1: 0.5 at the threshold, 1 at twice the threshold.
+def calibrate_map(anomaly_map: Any, threshold: float) -> Any:
+    """A map, tensor or array, of any shape -> the same in 0..1: 0.5 at the threshold, 1 at twice the threshold.
 
-    Never scaled per image: a value means the same for every photo, part and set of references. The prompt learner and
-    the heat maps use it.
+    Never scaled per image: a value means the same for every photo, part and set of references.
     """
-    return (anomaly_map / (2 * max(threshold, SMALLEST_THRESHOLD))).clip(0, 1)  # type: ignore[return-value]
+    return (anomaly_map / (2 * max(threshold, SMALLEST_THRESHOLD))).clip(0, 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError, did_you_mean
@@ -13,11 +14,7 @@ from anomalygpt.model.encoder import ImageFeatures, ImageSpec, tapped_blocks
 
 
 class TimmEncoder(nn.Module):
-    """A Vision Transformer that timm lists by ``name``. The embedding is pooled as its classifier would.
-
-    Raises:
-        UserError: no such model, not one whose blocks all have one width, a wrong size, or wrong ``taps``.
-    """
+    """A Vision Transformer of timm, pooled as by its classifier. Raises :class:`UserError`: no such, wrong size."""
 
     def __init__(self, name: str, image_size: int = 224, taps: Sequence[int] | None = None) -> None:
         import timm
@@ -26,26 +23,16 @@ class TimmEncoder(nn.Module):
         try:
             vit: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
             depth, patch = len(vit.blocks), vit.patch_embed.patch_size[0]
-        except (TypeError, AttributeError) as error:
-            message = f"encoder.name {name!r}: expected a Vision Transformer that takes images of any size"
-            raise UserError(f"{message}; timm.list_models('vit_*') has them") from error
-        except RuntimeError as error:
-            raise UserError(
-                f"encoder.name {name!r}: no model of timm{did_you_mean(name, timm.list_models())}"
-            ) from error
+        except (TypeError, AttributeError, RuntimeError) as error:  # a RuntimeError where timm knows no such name
+            hint = did_you_mean(name, timm.list_models("*vit*"))
+            message = f"encoder.name {name!r}: expected a Vision Transformer of timm that takes images of any size"
+            raise UserError(f"{message}{hint}") from error
         self.vit = vit
         if image_size % patch:
             raise UserError(f"encoder.image_size {image_size}: expected a multiple of the patch, {patch}")
-        self.spec = ImageSpec(
-            size=image_size,
-            mean=vit.pretrained_cfg["mean"],
-            std=vit.pretrained_cfg["std"],
-            grid=image_size // patch,
-            tap_width=vit.embed_dim,
-            taps=tapped_blocks(taps, depth),
-            embed_width=vit.num_features,
-            any_size=True,
-        )
+        mean, std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
+        sizes = {"tap_width": vit.embed_dim, "taps": tapped_blocks(taps, depth), "embed_width": vit.num_features}
+        self.spec = ImageSpec(image_size, mean, std, image_size // patch, **sizes, any_size=True)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Normalised images (B, 3, S, S) -> taps of (B, P * P, width) and a unit embedding (B, D)."""
@@ -57,13 +44,9 @@ class TimmEncoder(nn.Module):
 class OpenClip(nn.Module):
     """A CLIP model with a plain Vision Transformer, of the image size that its weights have positions for.
 
-    Its taps are raw block outputs, see :func:`tapped_blocks`, on which the image decoder is trained. Or there is one
-    for each of ``windows``, sides in patches: embeddings in the joint space, whose text maps need no training. In the
-    manner of WinCLIP (Jeong et al., CVPR 2023) each window is encoded by itself, and a patch gets the mean of those
-    around it.
-
-    Raises:
-        UserError: no such model, one of another kind, another image size, or wrong ``taps``.
+    Its taps are raw block outputs; or embeddings in the joint space, one for each of ``windows``, sides in patches,
+    whose text maps need no training. In the manner of WinCLIP (Jeong et al., CVPR 2023) each window is encoded by
+    itself, and a patch gets the mean of those around it. Raises :class:`UserError`: the settings fit no such model.
     """
 
     def __init__(
@@ -85,21 +68,13 @@ class OpenClip(nn.Module):
         if not isinstance(tower, open_clip.transformer.VisionTransformer) or tower.attn_pool is not None:
             raise UserError(f"encoder.name {name!r}: expected a plain Vision Transformer, such as ViT-B-16")
         if tower.image_size != (image_size, image_size) or max(windows, default=0) > tower.grid_size[0]:
-            sizes = f"{tower.image_size[0]} pixels in {tower.grid_size[0]} patches"
-            raise UserError(
-                f"encoder.image_size {image_size}, windows {list(windows)}: {name} has positions for {sizes}"
-            )
+            here = f"encoder.image_size {image_size}, windows {list(windows)}: {name} has positions for"
+            raise UserError(f"{here} {tower.image_size[0]} pixels in {tower.grid_size[0]} patches")
         self.tokenize, self.windows = open_clip.get_tokenizer(name), tuple(windows)
-        self.spec = ImageSpec(
-            size=image_size,
-            mean=tower.image_mean or open_clip.OPENAI_DATASET_MEAN,
-            std=tower.image_std or open_clip.OPENAI_DATASET_STD,
-            grid=tower.grid_size[0],
-            tap_width=tower.output_dim if windows else tower.transformer.width,
-            taps=self.windows or tapped_blocks(taps, tower.transformer.layers),
-            embed_width=tower.output_dim,
-            joint_taps=bool(windows),
-        )
+        mean, std = tower.image_mean or open_clip.OPENAI_DATASET_MEAN, tower.image_std or open_clip.OPENAI_DATASET_STD
+        sizes = {"tap_width": tower.output_dim if windows else tower.transformer.width, "embed_width": tower.output_dim}
+        blocks = self.windows or tapped_blocks(taps, tower.transformer.layers)
+        self.spec = ImageSpec(image_size, mean, std, tower.grid_size[0], taps=blocks, **sizes, joint_taps=bool(windows))
 
     @property
     def text_tower(self) -> nn.Module:
@@ -119,13 +94,13 @@ class OpenClip(nn.Module):
 
     def _window_tap(self, tokens: Tensor, side: int) -> Tensor:
         """(B, 1 + P * P, width) -> (B, P * P, D): the mean embedding of the windows around each patch."""
-        patches = torch.arange(self.spec.grid**2, device=tokens.device).view(self.spec.grid, -1)
-        windows = patches.unfold(0, side, 1).unfold(1, side, 1).flatten(0, 1).flatten(1)  # (N, side^2)
-        inside = torch.cat([tokens[:, :1, None].expand(-1, len(windows), -1, -1), tokens[:, 1:][:, windows]], dim=2)
-        embedded = self._embedding(self.clip.visual.transformer(inside.flatten(0, 1)))  # (B * N, D)
-        spread = embedded.view(len(tokens), len(windows), 1, -1).expand(-1, -1, side**2, -1).flatten(1, 2)
-        sums = spread.new_zeros(len(tokens), patches.numel(), spread.shape[-1]).index_add(1, windows.flatten(), spread)
-        return sums / windows.flatten().bincount().view(1, -1, 1)
+        patches = rearrange(tokens[:, 1:], "b (h w) d -> b d h w", h=self.spec.grid)
+        windows = rearrange(F.unfold(patches, side), "b (d k) n -> b n k d", k=side**2)
+        classes = tokens[:, :1, None].expand(-1, windows.shape[1], -1, -1)
+        embedded = self._embedding(self.clip.visual.transformer(torch.cat([classes, windows], dim=2).flatten(0, 1)))
+        spread = repeat(embedded, "(b n) d -> b (d k) n", b=len(tokens), k=side**2)
+        sums, counts = (F.fold(each, self.spec.grid, side) for each in (spread, torch.ones_like(spread)))
+        return rearrange(sums / counts, "b d h w -> b (h w) d")
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Sentences -> (B, D), of unit length."""

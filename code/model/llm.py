@@ -12,8 +12,7 @@ from torch import nn
 
 from anomalygpt.config.settings import LoraSettings
 from anomalygpt.errors import UserError, reading_warning
-from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, folder_shapes, shapes_of
-from anomalygpt.model.cpu_llama import CpuLlama
+from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, read_tensors, shapes_of, weight_files
 from anomalygpt.model.probe import probe
 
 logger = logging.getLogger(__name__)
@@ -21,14 +20,12 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it whe
 
 GIB = 2**30
 PRECISIONS = ("full", "8bit", "4bit")
-BITSANDBYTES = "Install it with: pip install 'bitsandbytes>=0.50'"
 WORKSPACE = 10  # part of fp16 weights that is needed beside them: LoRA and prompt learner in fp32, keys and values
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a number, its share of the scales included
-EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 # LLaMA's published sizes (Touvron et al., 2023, table 2), which Vicuna shares, by the prefix of a folder's name.
 LLAMA_SIZES: dict[str, dict[str, Any]] = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "7b": {},  # the default of transformers
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
 }
 
@@ -36,16 +33,10 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
 def load_llm(
     folder: Path, dtype: torch.dtype, device: torch.device, precision: str = "full", *, trains: bool = False
 ) -> Any:
-    """Reads a causal LM's folder (config.json with sharded or single .safetensors / .bin) directly into ``dtype``.
+    """Reads a causal LM's folder in Hugging Face's layout directly into ``dtype``, or the precision of the config.
 
-    Its linear layers are in 8 or 4 bit where ``precision`` says so, see :class:`LlmConfig`. ``trains``: gradients will
-    go through it.
-
-    Names and shapes are compared before any weights are copied. A folder called ``…_v0`` that does not hold Vicuna
-    version 0 is loaded with a warning.
-
-    Raises:
-        CheckpointError: the folder is missing, incomplete, of another model, or a delta that was not applied.
+    A folder called ``…_v0`` that does not hold Vicuna version 0 is loaded with a warning. ``trains``: gradients will go
+    through it. Raises :class:`CheckpointError`: it is missing, incomplete, of another model, or an unapplied delta.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -76,22 +67,27 @@ def load_llm(
 
 def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, precision: str) -> dict[str, Any]:
     """What ``from_pretrained`` takes for a precision of ``llm.precision``; ``planned`` is the model on ``meta``."""
+    from transformers import BitsAndBytesConfig
+
     if precision in ("auto", "bf16"):  # bf16 is for the decoder of cpu_llama.py alone
         free = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
             free = torch.cuda.mem_get_info(device)[0]
         precision = fitting_precision(planned, dtype, free)
-    return {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantization(precision, dtype)}
+    if precision != "full" and not find_spec("bitsandbytes"):
+        raise UserError(f"llm.precision {precision}: needs bitsandbytes: pip install 'bitsandbytes>=0.50'")
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    options: dict[str, Any] = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True, **nf4}}
+    quantization = BitsAndBytesConfig(**options[precision]) if precision in options else None
+    return {"dtype": dtype, "device_map": {"": device}, "quantization_config": quantization}
 
 
 def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
-    """Bytes of a language model's own parameters, LoRA's apart; also of one on ``meta``.
+    """Bytes of a language model's own parameters, LoRA's apart, ``width`` of each that is not quantized.
 
-    Args:
-        precision: in ``8bit`` and ``4bit`` all linear layers but the output are quantized: to a byte a number and four
-            a row, or by NF4 to half a byte a number, one per 64 numbers, and four per 256 of these blocks.
-        width: bytes of a number that is not quantized.
+    In ``8bit`` and ``4bit`` all linear layers but the output are quantized: to a byte a number and four a row, or by
+    NF4 to half a byte a number, one per 64 numbers, and four per 256 of these blocks.
     """
     own = [module for name, module in llm.named_modules() if "lora_" not in name]
     total = sum({id(p): p.numel() for module in own for p in module.parameters(recurse=False)}.values())
@@ -114,19 +110,6 @@ def fitting_precision(llm: nn.Module, dtype: torch.dtype, free: int | None) -> s
     return precision
 
 
-def _quantization(precision: str, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if precision == "full":
-        return None
-    if not find_spec("bitsandbytes"):
-        raise UserError(f"llm.precision {precision}: bitsandbytes is not installed. {BITSANDBYTES}")
-    if precision == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
-
-
 def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
     """A language model's config, and the names and shapes of its weights."""
     from transformers import AutoConfig
@@ -136,17 +119,14 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
-    shapes = folder_shapes(folder)
+    shapes = {name: shape for file in weight_files(folder) for name, shape in shapes_of(read_tensors(file)).items()}
     # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
-    config.vocab_size = shapes.get(EMBEDDING, (config.vocab_size,))[0]
+    config.vocab_size = shapes.get("model.embed_tokens.weight", (config.vocab_size,))[0]
     return config, shapes
 
 
 def planned_config(folder: Path) -> tuple[Any, str | None]:
-    """The Hugging Face config of a language model with possibly absent files, for a memory estimate.
-
-    It is None where the model's size is unknown; the second is a note on its source, None where all files exist.
-    """
+    """A language model's config, None where its size is unknown, and a note where files are absent."""
     from transformers import LlamaConfig
 
     if (folder / "config.json").is_file():
@@ -161,11 +141,7 @@ def planned_config(folder: Path) -> tuple[Any, str | None]:
 
 
 def add_lora(llm: Any, settings: LoraSettings) -> Any:
-    """Wraps the model in PEFT, whose tensor names the released deltas use.
-
-    Raises:
-        UserError: a target is no linear layer of this model, or there is none.
-    """
+    """Wraps the model in PEFT, by the released tensor names. Raises :class:`UserError`: a target is no linear layer."""
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
@@ -181,14 +157,3 @@ def add_lora(llm: Any, settings: LoraSettings) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT still uses a flag that transformers has renamed
         return get_peft_model(llm, config)
-
-
-def merge_lora_weights(llm: Any) -> None:
-    """Merges each adapter into its base weights: the same answers, faster; LoRA can't be trained afterwards.
-
-    Adapters stay separate in lower precision, which would round much of their small changes away.
-    """
-    if isinstance(llm, CpuLlama):
-        llm.merge()
-    elif llm.dtype == torch.float32 and not getattr(llm, "is_quantized", False):
-        llm.merge_adapter()

@@ -11,12 +11,7 @@ DICE_SMOOTH = 1.0
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the next token, averaged over all answer tokens of the batch; zero when there is none.
-
-    Args:
-        logits: (B, N, vocabulary), any float dtype.
-        labels: (B, N) int64, -100 where there is no answer token.
-    """
+    """Cross entropy of the next token, (B, N, vocabulary) and (B, N), averaged over all answer tokens; 0 without."""
     shifted, targets = logits[:, :-1], labels[:, 1:]
     chosen = targets != IGNORE_INDEX
     if not chosen.any():
@@ -33,23 +28,15 @@ def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
-    """Focal loss (Lin et al., ICCV 2017), gamma 2, averaged over the pixels.
-
-    ``probabilities`` are (B, 2, S, S) float32, softmax over [normal, abnormal]; ``target`` is (B, 1, S, S), 1 where
-    anomalous.
-    """
+    """Focal loss (Lin et al., ICCV 2017), gamma 2, of (B, 2, S, S) and (B, 1, S, S), averaged over the pixels."""
     abnormal = target[:, 0].long()
-    onehot = F.one_hot(abnormal, num_classes=2).movedim(-1, 1).to(probabilities.dtype)
-    onehot = onehot.clamp(SMOOTH, 1 - SMOOTH)
+    onehot = F.one_hot(abnormal, num_classes=2).movedim(-1, 1).to(probabilities.dtype).clamp(SMOOTH, 1 - SMOOTH)
     p = (onehot * probabilities).sum(dim=1) + SMOOTH
     return (-((1 - p) ** FOCAL_GAMMA) * p.log()).mean()
 
 
 def dice_loss(abnormal: Tensor, target: Tensor) -> Tensor:
-    """Dice loss (Milletari et al., 3DV 2016) with unsquared sums, per image, averaged over the batch.
-
-    ``abnormal`` is (B, S, S) float32 in 0..1; ``target`` as above.
-    """
+    """Dice loss (Milletari et al., 3DV 2016) with unsquared sums, (B, S, S) in 0..1, averaged over the images."""
     p, g = abnormal.flatten(1), target.flatten(1).to(abnormal.dtype)
     overlap = 2 * (p * g).sum(dim=1) + DICE_SMOOTH
     return (1 - overlap / (p.sum(dim=1) + g.sum(dim=1) + DICE_SMOOTH)).mean()

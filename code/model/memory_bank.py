@@ -11,22 +11,18 @@ from torch import Tensor
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import upsample
 
-# Query and reference patches compared at a time: bounds the similarity matrix, not the result.
-QUERY_CHUNK, BANK_CHUNK = 4096, 2**15
-HALF_ABOVE = 2**17  # patches from which a bank is kept in float16, 0.8 GiB at 2**18; they are compared in float32
+QUERY_CHUNK = 512  # patches compared at a time: bounds the similarity matrix, not the result
 PROJECTED_WIDTH = 128  # distances survive a random projection to this width (Johnson and Lindenstrauss)
 
 
 class MemoryBank:
     """Unit-length patch features of reference photos.
 
-    Args:
-        references: the features of K photos; or of each of K photos, the features of its V views.
-        positions: of each photo, (V, P * P) int64: where the patches of its views lie on the upright photo, in reading
-            order; None where each view is upright.
+    ``references`` are the features of K photos; or, of each of K photos, the features of its V views. ``positions``, of
+    each photo (V, P * P) int64, say where the patches of its views lie on the upright photo, in reading order.
 
     Attributes:
-        taps: L tensors (M, D_v) float32, or float16 above ``HALF_ABOVE`` patches.
+        taps: L tensors (M, D_v) float32.
         photos: (M,) int64, the number of the photo that a patch comes from.
         positions: (M,) int64, the patch's position on the upright photo.
     """
@@ -37,10 +33,7 @@ class MemoryBank:
         if isinstance(references, ImageFeatures):
             references = [references[[photo]] for photo in range(len(references))]
         units = [unit_patches(photo) for photo in references]
-        patches = sum(photo[0].shape[0] * photo[0].shape[1] for photo in units)
-        kept = torch.float16 if patches > HALF_ABOVE else torch.float32
-        layers = zip(*units, strict=True)
-        self.taps = tuple(torch.cat([tap.flatten(0, 1).to(kept) for tap in layer]) for layer in layers)
+        self.taps = tuple(torch.cat([tap.flatten(0, 1) for tap in layer]) for layer in zip(*units, strict=True))
         if positions is None:
             positions = [torch.arange(taps[0].shape[1]).expand(len(taps[0]), -1) for taps in units]
         device = self.taps[0].device
@@ -49,7 +42,6 @@ class MemoryBank:
         self.positions = torch.cat([each.flatten() for each in positions]).to(device)
 
     def __len__(self) -> int:
-        """M, the number of patches."""
         return len(self.photos)
 
     def __getitem__(self, rows: Tensor) -> "MemoryBank":
@@ -72,23 +64,17 @@ class MemoryBank:
     ) -> Tensor:
         """Cosine similarity of B images to the nearest reference patch, averaged over the taps: (B, P, P) float32.
 
-        Args:
-            tap_weights: one per tap; empty weighs them equally.
-            exclusion_radius: for a photo that is in the bank itself: reference patches up to so many rows and columns
-                from the query patch's own position are left out; -1 where none is left. None compares with all.
+        With an ``exclusion_radius``, for a photo that is in the bank itself, reference patches up to so many rows and
+        columns from the query patch's own position are left out; -1 where none is left.
         """
-        grid, pairs = query.grid, list(zip(unit_patches(query), self.taps, strict=True))
-        if exclusion_radius is None:
-            layers = [nearest_similarity(tap, bank) for tap, bank in pairs]
-        else:
+        grid, near = query.grid, None
+        if exclusion_radius is not None:
             own = torch.arange(grid * grid, device=self.positions.device)[:, None]
             rows, columns = own // grid - self.positions // grid, own % grid - self.positions % grid
             near = torch.maximum(rows.abs(), columns.abs()) <= exclusion_radius  # (P * P, M)
-            layers = [
-                torch.stack([(image @ bank.to(image.dtype).T).masked_fill_(near, -1.0).amax(dim=1) for image in tap])
-                for tap, bank in pairs
-            ]
-        return rearrange(weighted_mean(torch.stack(layers), tap_weights), "b (h w) -> b h w", h=grid)
+        pairs = zip(unit_patches(query), self.taps, strict=True)
+        layers = torch.stack([nearest_similarity(tap, bank, near) for tap, bank in pairs])
+        return rearrange(weighted_mean(layers, tap_weights), "b (h w) -> b h w", h=grid)
 
     def anomaly_map(self, query: ImageFeatures, size: int) -> Tensor:
         """Features of B images -> (B, 1, size, size) float32: 1 - similarity, upsampled, as in the paper."""
@@ -100,15 +86,12 @@ def unit_patches(features: ImageFeatures) -> list[Tensor]:
     return [F.normalize(tap.float(), dim=-1) for tap in features.taps]
 
 
-def nearest_similarity(query: Tensor, bank: Tensor) -> Tensor:
-    """Unit vectors (B, N, D) against a bank (M, D) -> the largest cosine of each, (B, N)."""
-    flat = query.flatten(0, 1)
-    best = torch.full_like(flat[:, 0], -1.0)
-    for block in bank.split(BANK_CHUNK):
-        columns = block.to(flat.dtype).T
-        nearest = [(part @ columns).amax(dim=1) for part in flat.split(QUERY_CHUNK)]
-        best = torch.maximum(best, torch.cat(nearest))
-    return best.unflatten(0, query.shape[:2])
+def nearest_similarity(query: Tensor, bank: Tensor, excluded: Tensor | None = None) -> Tensor:
+    """Unit vectors (B, N, D) against a bank (M, D), less what is ``excluded`` (N, M) -> the largest cosines (B, N)."""
+    if excluded is not None:
+        return torch.stack([(image @ bank.T).masked_fill_(excluded, -1.0).amax(dim=1) for image in query])
+    parts = query.flatten(0, 1).split(QUERY_CHUNK)
+    return torch.cat([(part @ bank.T).amax(dim=1) for part in parts]).unflatten(0, query.shape[:2])
 
 
 def weighted_mean(layers: Tensor, weights: Sequence[float]) -> Tensor:
@@ -120,10 +103,9 @@ def weighted_mean(layers: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def k_centre(patches: Tensor, keep: int) -> Tensor:
-    """Greedy k-centre selection (PatchCore, section 3.2): each time the patch furthest from all that were chosen.
+    """Greedy k-centre selection (PatchCore, section 3.2): (M, D) -> (keep,) int64, rising; 1 <= keep <= M.
 
-    The first is the one nearest to the mean, so that the choice depends on the patches only: (M, D) -> (keep,) int64,
-    rising; ``keep`` is at least 1 and at most M.
+    The first is nearest to the mean, so that the choice depends on the patches only; each next is furthest from all.
     """
     points = patches.float()
     if points.shape[1] > PROJECTED_WIDTH:

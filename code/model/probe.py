@@ -1,7 +1,4 @@
-"""What a weight file or folder is, judged by what it holds: names, shapes, a few values, and the files beside them.
-
-Nothing in a file is run, and values are read from the mapped file only where they are needed.
-"""
+"""What a weight file or folder is, judged by names, shapes, a few values, and the files beside them. Nothing is run."""
 
 import json
 import re
@@ -12,45 +9,25 @@ from typing import Any
 
 from torch import Tensor
 
-from anomalygpt.model.checkpoint import (
-    CheckpointError,
-    Shape,
-    delta_name,
-    identify,
-    part_of,
-    read_tensors,
-    shapes_of,
-    weight_files,
-)
+from anomalygpt.model import checkpoint
+from anomalygpt.model.checkpoint import LLAMA, CheckpointError, Shape, read_tensors, shapes_of
 
 LLAMA_ROWS = 32000  # tokens of LLaMA; Vicuna version 0 has one more, for padding
 # RMSNorm's weights average between 0.3 and 2 in trained LLaMAs. A delta holds their change by fine-tuning, about 0.01.
 SMALLEST_NORM = 0.1
-SIZES = {4096: ("7B", 32), 5120: ("13B", 40)}  # LLaMA's, by width: name and layers
-# Which of several deltas with equal names and shapes a file is, only its path may say.
-VARIANT = re.compile(r"max_len_\d+|train_(?:mvtec|visa|supervised)")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A file or folder, recognised.
+    """A file or folder, recognised."""
 
-    Attributes:
-        kind: ``imagebind``, ``vit``, ``open_clip``, ``pandagpt``, ``anomalygpt``, ``lora``, ``vicuna_v0``,
-            ``vicuna_v1``, ``llama``, ``llama_or_vicuna``, ``llama_2``, ``vicuna_delta``, ``llama_meta``,
-            ``language_model``, ``unknown``; or why it can't be read: ``missing``, ``zero_checkpoint``, ``damaged``,
-            ``truncated``, or a kind of ``checkpoint.OTHER_FILES``.
-        what: the same in words, and how sure that is.
-        fault: what is missing or wrong in it; empty where it is complete.
-        width: of the language model that it is, or is for; 0 where that is unknown.
-        parts: of a delta.
-    """
-
+    # One of weights/paper.yaml, or ``lora``, ``vicuna_v1``, ``vicuna_delta``, ``llama``, ``llama_or_vicuna``,
+    # ``llama_2``, ``llama_meta``, ``unknown``, ``missing``, ``unreadable``.
     kind: str
-    what: str
-    fault: str = ""
-    width: int = 0
-    parts: tuple[str, ...] = ()
+    what: str  # the same in words, and how sure that is
+    fault: str = ""  # what is missing or wrong in it; empty where it is complete
+    width: int = 0  # of the language model that it is, or is for; 0 where that is unknown
+    parts: tuple[str, ...] = ()  # of a delta
 
 
 def probe(path: Path) -> Probe:
@@ -73,19 +50,17 @@ def _probe_file(path: Path) -> Probe:
     try:
         tensors = read_tensors(path)
     except CheckpointError as error:
-        return Probe(error.kind, _reason(error, path), "it can't be loaded")
-    shapes = {delta_name(name): shape for name, shape in shapes_of(tensors).items()}
-    kind, what, width = identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
-    parts = tuple(sorted({part for name in shapes if (part := part_of(name))}))
+        return Probe("unreadable", _reason(error, path), "it can't be loaded")
+    shapes = {checkpoint.delta_name(name): shape for name, shape in shapes_of(tensors).items()}
+    kind, what, width = checkpoint.identify(shapes) or ("unknown", f"{len(shapes)} tensors of an unknown model", 0)
+    parts = tuple(sorted({part for name in shapes if (part := checkpoint.part_of(name))}))
     if kind in ("language_model", "llama_meta"):
         if max(_norm_scales(tensors), default=1.0) < SMALLEST_NORM:
             kind, what = "vicuna_delta", f"{what}, of a delta that was not applied to LLaMA"
         return Probe(kind, what, "it belongs into a folder with config.json and its other files", width)
-    if kind in ("pandagpt", "anomalygpt") and width in SIZES:
-        variant = VARIANT.search(str(path.absolute()))
-        says = f"by its path the one called {variant[0]}" if variant else "its path does not say which of them"
-        what = f"{what}; {says}, and the tensors of all are alike"
-    layers = SIZES.get(width, ("", 0))[1]
+    layers = LLAMA[width][1] if width in LLAMA else 0
+    if kind in ("pandagpt", "anomalygpt") and layers:
+        what += "; which of this size the tensors do not say"
     # Of PandaGPT the projection, and A and B of q, k, v and o in each layer; of AnomalyGPT the prompt learner.
     counts = {"imagebind": ("", 1311), "pandagpt": ("ll", 2 + 8 * layers), "anomalygpt": ("prompt_learner.", 13)}
     prefix, wanted = counts.get(kind, ("", 0))
@@ -110,8 +85,9 @@ def _probe_meta(folder: Path) -> Probe:
         kind, what = ("llama_2", "Llama 2") if _is_llama_2(settings) else ("llama_meta", "LLaMA")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Probe("llama_meta", "LLaMA in Meta's own layout", f"unreadable ({_reason(error, folder)})")
+    size = LLAMA.get(width, (f"{width} wide",))[0]
     fault = "" if rows == width else f"{len(parts)} consolidated.*.pth hold {rows} of {width} rows: parts are missing"
-    return Probe(kind, f"{what} {_size(width)} in Meta's own layout", fault, width)
+    return Probe(kind, f"{what} {size} in Meta's own layout", fault, width)
 
 
 def _probe_language_model(folder: Path) -> Probe:
@@ -119,7 +95,7 @@ def _probe_language_model(folder: Path) -> Probe:
     scales, file = [], folder
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        for file in weight_files(folder):
+        for file in checkpoint.weight_files(folder):
             tensors = read_tensors(file)
             shapes |= shapes_of(tensors)
             scales += _norm_scales(tensors)
@@ -128,15 +104,15 @@ def _probe_language_model(folder: Path) -> Probe:
         if config.get("model_type") == "llama" and rows in (LLAMA_ROWS, LLAMA_ROWS + 1):
             kind, what = _llama(folder, config, rows, max(scales, default=1.0))
     except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
-        kind = getattr(error, "kind", "") or "language_model"
-        return Probe(kind, f"a language model's folder, with {file.name}", _reason(error, file))
+        return Probe("language_model", f"a language model's folder, with {file.name}", _reason(error, file))
+    size = LLAMA.get(width, (f"{width} wide",))[0]
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     fault = ""
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        fault = "no tokeniser: tokenizer.model or tokenizer.json"
     if layers and len(layers) != (wanted := config.get("num_hidden_layers")):
         fault = f"{len(layers)} of {wanted} layers"
-    return Probe(kind, f"{what}, {_size(width)}", fault, width)
+    elif not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        fault = "no tokeniser: tokenizer.model or tokenizer.json"
+    return Probe(kind, f"{what}, {size}", fault, width)
 
 
 def _llama(folder: Path, config: Mapping[str, Any], rows: int, scale: float) -> tuple[str, str]:
@@ -163,10 +139,6 @@ def _is_llama_2(config: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` or ``params.json`` is that of Llama 2, or of a model made of it."""
     epsilon = config.get("rms_norm_eps", config.get("norm_eps", 0))
     return config.get("max_position_embeddings", 0) >= 4096 or epsilon > 5e-6
-
-
-def _size(width: int) -> str:
-    return SIZES[width][0] if width in SIZES else f"{width} wide"
 
 
 def _reason(error: Exception, path: Path) -> str:

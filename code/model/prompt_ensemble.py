@@ -28,10 +28,7 @@ def sentences(class_name: str, states: Sequence[str]) -> list[str]:
 
 
 class PromptEnsemble:
-    """The text features of a class from an encoder with a text tower; each class is encoded once and cached.
-
-    ``offload`` keeps the text tower on the CPU; it is on the encoder's device only while a new class is encoded.
-    """
+    """The text features of a class, cached; with ``offload`` the text tower is on the CPU between new classes."""
 
     def __init__(self, encoder: Any, offload: bool = False) -> None:
         self.encoder, self.offload = encoder, offload

@@ -13,9 +13,8 @@ PROMPTS_FROM_MAP = (MAP_SIZE // 2 ** (len(CHANNELS) - 1) - LAST_KERNEL + 1) ** 2
 class PromptLearner(nn.Module):
     """Learned base prompts, then prompts that a small convolutional network computes from the map.
 
-    Its convolutions are initialised as in He et al. (ICCV 2015), so that a defect in the map moves the prompts by about
-    the distance between word embeddings. PyTorch's default attenuates the map by a factor of 400 over the six layers;
-    the language model then needed hundreds of steps before it responded to the map at all.
+    Its convolutions are initialised as in He et al. (ICCV 2015): PyTorch's default attenuates the map by a factor of
+    400, and the language model then needs hundreds of steps before it responds to the map at all.
     """
 
     def __init__(self, llm_width: int) -> None:

@@ -16,19 +16,13 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, none for the empty string."""
-        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text, without special tokens and the leading space of :meth:`encode`."""
-        ...
 
 
 class SentencePieceTokenizer:
-    """LLaMA's ``tokenizer.model``.
-
-    Read by the sentencepiece library: the weights were trained with its ids, and transformers' fast tokeniser splits
-    runs of spaces differently.
-    """
+    """LLaMA's ``tokenizer.model``; transformers' fast tokeniser splits runs of spaces differently."""
 
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -45,11 +39,7 @@ class SentencePieceTokenizer:
 
 
 class JsonTokenizer:
-    """A ``tokenizer.json``, read by the tokenizers library, which starts sooner than transformers.
-
-    A space goes before each piece, as SentencePiece does it: "### Assistant:" + "Yes" is then the same text in training
-    as in a chat's history, "### Assistant: Yes".
-    """
+    """A ``tokenizer.json``, read by the tokenizers library. As by SentencePiece, a space goes before each piece."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer as Reader
@@ -72,11 +62,7 @@ class JsonTokenizer:
 
 
 def load_tokenizer(folder: Path, kind: Callable[[Path], Tokenizer] | None = None) -> Tokenizer:
-    """The tokeniser of a language model's folder: SentencePiece if there is a ``tokenizer.model``, or of a ``kind``.
-
-    Raises:
-        UserError: the folder has no tokeniser, or a damaged one.
-    """
+    """A language model's tokeniser: SentencePiece, JSON, or of a ``kind``. Raises :class:`UserError`: none, damaged."""
     try:
         if kind is None and (folder / "tokenizer.model").is_file():
             return SentencePieceTokenizer(folder / "tokenizer.model")

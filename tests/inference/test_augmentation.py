@@ -19,7 +19,7 @@ from anomalygpt.inference.augmentation import (
 )
 from anomalygpt.inference.references import References
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.orientation import Orientation
+from anomalygpt.model.photo_geometry import Orientation
 from tests.shared_data import shared
 
 ROUND, UPRIGHT_BAR, TILTED_BAR = Orientation(1.0, 40.0), Orientation(2.5, 1.0), Orientation(2.5, 30.0)

@@ -19,7 +19,7 @@ from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import read_metadata, read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank
-from anomalygpt.model.perturbations import PERTURBATIONS
+from anomalygpt.model.photo_geometry import PERTURBATIONS
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from tests.inference.conftest import batch_sizes, thin
 

@@ -12,7 +12,7 @@ from anomalygpt.config.settings import GenerationSettings, LoraSettings
 from anomalygpt.model.checkpoint import CheckpointError
 from anomalygpt.model.cpu_llama import LINEAR, CpuLlama, supported
 from anomalygpt.model.generation import ConversationCache, stream_tokens
-from anomalygpt.model.llm import add_lora, merge_lora_weights
+from anomalygpt.model.llm import add_lora
 from tests.helpers import tiny_llama
 
 LORA = LoraSettings(rank=3, alpha=6, dropout=0, targets=tuple(LINEAR))
@@ -30,7 +30,7 @@ def pair(
     for model in (theirs, own):
         model.load_state_dict(adapters, strict=False)
     assert adapters.keys() == {name for name in own.state_dict() if "lora_" in name}
-    merge_lora_weights(own)
+    own.merge()
     return theirs, own
 
 

@@ -51,14 +51,14 @@ def test_a_vision_transformer_of_timm_gives_its_own_tokens(tmp_path, name, size)
         pooled = F.normalize(original.forward_head(last, pre_logits=True), dim=-1)
     assert torch.equal(found.embedding, pooled)
     assert all(torch.equal(mine, own) for mine, own in zip(found.taps, expected, strict=True))
-    assert found.grid == size // encoder.spec.patch
+    assert found.grid == encoder.spec.grid
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "test_vitt"}, "no model of timm; did you mean 'test_vit'"),
-        ({"name": "test_resnet"}, "expected a Vision Transformer that takes images of any size"),
+        ({"name": "test_vitt"}, "images of any size; did you mean 'test_vit'"),
+        ({"name": "test_resnet"}, "expected a Vision Transformer of timm that takes images of any size"),
         ({"name": "test_vit", "image_size": 50}, "expected a multiple of the patch, 16"),
         ({"kind": "open_clip", "name": "ViT-B-61"}, "no model of open_clip; did you mean 'ViT-B-"),
         ({"kind": "open_clip", "name": "RN50"}, "expected a plain Vision Transformer"),
@@ -170,7 +170,7 @@ def test_packed_weights_compute_the_same():
         block.ls1["gamma"].normal_(), block.ls2["gamma"].normal_()
     expected = encoder.encode_image(photos)
     encoder.pack()
-    assert encoder.vit.blocks[0].mlp["fc1"].packed is not None
+    assert encoder.vit.blocks[0].mlp.fc1.packed is not None
     copied = copy.deepcopy(encoder)  # as export does, without what is packed
     for model, tolerance in ((encoder, 1e-4), (copied, 0)):
         found = model.encode_image(photos)

@@ -22,11 +22,10 @@ from anomalygpt.model.generation import turn_tokens
 from anomalygpt.model.llm import (
     GIB,
     LoraSettings,
-    _quantization,
     add_lora,
     fitting_precision,
     load_llm,
-    merge_lora_weights,
+    placement,
     weight_bytes,
 )
 from anomalygpt.model.tokenizer import (
@@ -206,24 +205,6 @@ def test_lora_on_a_module_that_is_not_there_is_told_with_those_that_are(targets:
     assert words in str(error.value) and "down_proj" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "folds"), [(torch.float32, True), (torch.bfloat16, False)], ids=["float32", "half precision: apart"]
-)
-def test_folded_lora_gives_the_same_logits(dtype: torch.dtype, folds: bool) -> None:
-    llm = add_lora(tiny_llama().to(dtype), LoraSettings(rank=4)).eval()
-    for name, parameter in llm.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    ids = torch.arange(3, 9)[None]
-    weights = llm.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
-    with torch.inference_mode():
-        apart, before = llm(ids).logits, weights.clone()
-        merge_lora_weights(llm)
-        folded = llm(ids).logits
-    assert torch.allclose(folded, apart, atol=1e-5)
-    assert torch.equal(weights, before) == (not folds)
-
-
 def test_lora_of_a_half_precision_model_is_float32_and_runs() -> None:
     llm = add_lora(tiny_llama().half(), LoraSettings(rank=4)).eval()
     adapters = {p.dtype for name, p in llm.named_parameters() if "lora_" in name}
@@ -249,12 +230,6 @@ def test_quantized_model_is_as_small_as_computed_and_answers_nearly_the_same(tmp
     with torch.inference_mode():
         expected, found = llama(ids).logits, llm(ids).logits
         assert 0 < (found - expected).norm() / expected.norm() < off
-        for name, parameter in llm.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-        apart = llm(ids).logits
-        merge_lora_weights(llm)
-        assert torch.equal(llm(ids).logits, apart) and not torch.equal(apart, found), "adapters stay apart"
 
 
 def test_gradients_through_a_4_bit_base_are_those_of_its_weights_also_after_evaluation(tmp_path) -> None:
@@ -294,7 +269,7 @@ def test_precision_that_fits_the_free_memory_is_chosen_and_said(caplog, monkeypa
     monkeypatch.setattr(language_model, "find_spec", lambda name: None)
     assert fitting_precision(llama, torch.float16, 13 * GIB) == "full", "it is tried"
     with pytest.raises(UserError, match="pip install 'bitsandbytes"):
-        _quantization("4bit", torch.half)
+        placement(llama, torch.half, CPU, "4bit")
 
 
 def recited(tokenizer: Tokenizer, script: Sequence[int], limit: int = 64) -> tuple[str, int]:

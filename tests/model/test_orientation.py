@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomalygpt.model.orientation import orientation_of
+from anomalygpt.model.photo_geometry import orientation_of
 
 GRID, WIDTH = 16, 32
 ROWS, COLUMNS = torch.meshgrid(torch.arange(GRID) - 7.5, torch.arange(GRID) - 7.5, indexing="ij")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalygpt.model.perturbations import PERTURBATIONS, affine_map, perturbed
+from anomalygpt.model.photo_geometry import PERTURBATIONS, affine_map, perturbed
 
 
 def dot(row: int, column: int, side: int = 33) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """ImageBind (Girdhar et al., CVPR 2023): vision and text towers with the released tensor names (specification 1)."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks
+from anomalygpt.model.encoder import ImageFeatures, ImageSpec, resized_positions, tapped_blocks, through_blocks
 from anomalygpt.model.imagebind.tokenizer import CONTEXT_LENGTH, tokenize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -40,44 +41,31 @@ def attend(packed: Tensor, heads: int, causal: bool = False) -> Tensor:
     return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), "b heads n d -> b n (heads d)")
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with the parameter names of ``nn.MultiheadAttention``, as in the released file."""
+class SelfAttention(nn.MultiheadAttention):
+    """Multi-head self-attention; the base class has the parameters by the released names."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, causal: bool) -> Tensor:  # type: ignore[override]
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return self.out_proj(attend(packed, self.heads, causal))
+        return self.out_proj(attend(packed, self.num_heads, causal))
 
 
-class Mlp(nn.Module):
+def mlp(width: int, linear: type[nn.Linear] = nn.Linear) -> nn.Sequential:
     """Two linear layers with the exact (erf) GELU between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, MLP_RATIO * width)
-        self.fc2 = nn.Linear(MLP_RATIO * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+    first, second = linear(width, MLP_RATIO * width), linear(MLP_RATIO * width, width)
+    return nn.Sequential(OrderedDict(fc1=first, gelu=nn.GELU(), fc2=second))
 
 
 class Block(nn.Module):
     """One pre-norm block: attention, then MLP, each added to its input."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.attn, self.mlp = SelfAttention(width, heads), Mlp(width)
+        self.causal = causal
+        self.attn, self.mlp = SelfAttention(width, heads), mlp(width)
         self.norm_1, self.norm_2 = (nn.LayerNorm(width, eps=LAYER_NORM_EPS) for _ in range(2))
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = x + self.attn(self.norm_1(x), causal)
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm_1(x), self.causal)
         return x + self.mlp(self.norm_2(x))
 
 
@@ -86,19 +74,11 @@ class Trunk(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.causal = causal
         self.pre_transformer_layer = nn.Sequential(*([] if causal else [nn.LayerNorm(width, eps=LAYER_NORM_EPS)]))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, causal) for _ in range(depth))
 
     def forward(self, x: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """(B, N, width) -> the last block's output (B, N, width), and that of each tapped block, in block order."""
-        x = self.pre_transformer_layer(x)
-        tapped = []
-        for index, block in enumerate(self.blocks):
-            x = block(x, self.causal)
-            if index in taps:
-                tapped.append(x)
-        return x, tapped
+        return through_blocks(self.blocks, self.pre_transformer_layer(x), taps)
 
 
 class VisionStem(nn.Module):
@@ -107,67 +87,42 @@ class VisionStem(nn.Module):
     def __init__(self, width: int, image_size: int, patch: int) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        kernel = nn.ParameterDict(
-            {"weight": nn.init.trunc_normal_(torch.empty(width, 3, FRAMES, patch, patch), std=0.02)}
-        )
+        kernel = nn.Conv3d(3, width, (FRAMES, patch, patch), bias=False)
         self.rgbt_stem = nn.ModuleDict({"proj": nn.ModuleDict({"1": kernel})})
-        positions = torch.empty(1, 1 + (image_size // patch) ** 2, width)  # CLS first
-        self.pos_embedding_helper = nn.ParameterDict({"pos_embed": nn.init.trunc_normal_(positions, std=0.02)})
+        positions = 0.02 * torch.randn(1, 1 + (image_size // patch) ** 2, width)  # CLS first
+        self.pos_embedding_helper = nn.ParameterDict({"pos_embed": positions})
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 1 + P * P, width), CLS first."""
         # Both frames are the same image, so the kernel is summed over its time axis.
-        kernel = self.rgbt_stem["proj"]["1"]["weight"].sum(dim=2)  # type: ignore[index]
+        kernel = self.rgbt_stem["proj"]["1"].weight.sum(dim=2)  # type: ignore[index]
         patches = F.conv2d(images, kernel, stride=kernel.shape[-1])
         positions = resized_positions(self.pos_embedding_helper["pos_embed"], patches.shape[-2:])
         cls = self.cls_token.expand(len(patches), -1, -1)
         return torch.cat([cls, rearrange(patches, "b d h w -> b (h w) d")], dim=1) + positions
 
 
-class TextStem(nn.Module):
-    """Token ids -> tokens with their positions."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(49408, width)
-        self.pos_embed = nn.Parameter(torch.empty(1, CONTEXT_LENGTH, width))
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.pos_embed, std=0.01)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, N <= 77) int64 -> (B, N, width)."""
-        return self.token_embedding(ids) + self.pos_embed[:, : ids.shape[1]]
-
-
 class ImageBind(nn.Module):
-    """Vision and text towers in one joint space. The other modalities of the released file are not built.
-
-    ``taps`` are vision blocks, see :func:`tapped_blocks`, which raises a ``UserError`` for wrong ones.
-    """
+    """Vision and text towers in one joint space; the other modalities of the released file are not built."""
 
     def __init__(self, size: ImageBindSize | None = None, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         size = size or ImageBindSize()
-        self.spec = ImageSpec(
-            size=size.image_size,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-            grid=size.image_size // size.patch,
-            tap_width=size.vision_width,
-            taps=tapped_blocks(taps, size.vision_depth),
-            embed_width=size.joint_width,
-            any_size=True,
-        )
-        vision = Trunk(size.vision_width, size.vision_depth, size.vision_heads, causal=False)
-        text = Trunk(size.text_width, size.text_depth, size.text_heads, causal=True)
-        stem = VisionStem(size.vision_width, size.image_size, size.patch)
+        width, text_width, joint_width = size.vision_width, size.text_width, size.joint_width
+        grid, blocks = size.image_size // size.patch, tapped_blocks(taps, size.vision_depth)
+        self.spec = ImageSpec(size.image_size, CLIP_MEAN, CLIP_STD, grid, width, blocks, joint_width, any_size=True)
+        vision = Trunk(width, size.vision_depth, size.vision_heads, causal=False)
+        text = Trunk(text_width, size.text_depth, size.text_heads, causal=True)
+        vision_stem = VisionStem(width, size.image_size, size.patch)
+        text_stem = nn.Module()
+        text_stem.token_embedding = nn.Embedding(49408, text_width)
+        text_stem.pos_embed = nn.Parameter(0.01 * torch.randn(1, CONTEXT_LENGTH, text_width))
         # The four dictionaries give the released names, and the identities keep the layer numbers.
-        self.modality_preprocessors = nn.ModuleDict({"vision": stem, "text": TextStem(size.text_width)})
+        self.modality_preprocessors = nn.ModuleDict({"vision": vision_stem, "text": text_stem})
         self.modality_trunks = nn.ModuleDict({"vision": vision, "text": text})
-        norms = [nn.LayerNorm(width, eps=LAYER_NORM_EPS) for width in (size.vision_width, size.text_width)]
-        projections = [nn.Linear(norm.weight.numel(), size.joint_width, bias=False) for norm in norms]
-        vision_head = nn.Sequential(norms[0], nn.Identity(), projections[0])
-        text_head = nn.ModuleDict({"proj": nn.Sequential(norms[1], projections[1])})
+        norms = [nn.LayerNorm(each, eps=LAYER_NORM_EPS) for each in (width, text_width)]
+        vision_head = nn.Sequential(norms[0], nn.Identity(), nn.Linear(width, joint_width, bias=False))
+        text_head = nn.ModuleDict({"proj": nn.Sequential(norms[1], nn.Linear(text_width, joint_width, bias=False))})
         self.modality_heads = nn.ModuleDict({"vision": vision_head, "text": text_head})
         # A buffer, for it is never trained, and DeepSpeed's broadcast fails at a parameter without dimensions.
         scale = nn.Module()
@@ -192,7 +147,9 @@ class ImageBind(nn.Module):
         ids = tokenize(sentences).to(stem.pos_embed.device)  # (B, 77) int64
         ends = ids.argmax(dim=1)  # the end-of-text token has the largest id
         # Causal attention: nothing after the last of them can change a sentence's embedding.
-        tokens, _ = self.modality_trunks["text"](stem(ids[:, : int(ends.max()) + 1]))
+        longest = int(ends.max()) + 1
+        tokens = stem.token_embedding(ids[:, :longest]) + stem.pos_embed[:, :longest]
+        tokens, _ = self.modality_trunks["text"](tokens)
         embedded = self.modality_heads["text"]["proj"](tokens[torch.arange(len(ids)), ends])  # type: ignore[index]
         scale = self.modality_postprocessors["text"][1].log_logit_scale  # type: ignore[index]
         return F.normalize(embedded, dim=-1) * scale.exp().clamp(max=100)
