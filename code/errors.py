@@ -14,6 +14,11 @@ class UserError(Exception):
     """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """An error's message without what libraries append to it; its class's name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
 _strict = False
 _warned: set[str] = set()
 _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)

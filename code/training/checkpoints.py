@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from anomalygpt.config.load import commit, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.distributed import Process, all_agree, barrier
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, first_line
 from anomalygpt.files import replacing
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import delta_tensors, part_of, read_metadata, save_tensors
@@ -103,7 +103,7 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         free = shutil.disk_usage(folder).free / 2**20  # torch's message does not name a full disk
         raise UserError(
-            f"{target}: the checkpoint could not be written ({_first_line(error)}; {free:,.0f} MiB free there); make "
+            f"{target}: the checkpoint could not be written ({first_line(error)}; {free:,.0f} MiB free there); make "
             "room, then start the same command again to go on from the one before"
         ) from error
     if hasattr(os, "sync"):
@@ -146,11 +146,7 @@ def load_state(engine: Any, folder: Path, process: Process, identity: Mapping[st
         _, client = engine.load_checkpoint(str(newest.parent), tag=newest.name, load_module_strict=False)
         step = int(client["step"])
     except Exception as error:  # DeepSpeed and the unpickler raise nearly anything for a damaged file
-        reason = f"it is damaged or of another model ({_first_line(error)})"
+        reason = f"it is damaged or of another model ({first_line(error)})"
         raise UserError(f"{newest}: can't be read, {reason}; delete it to go on from the one before") from error
     logger.info("resumed %s at step %d", newest, step)
     return step
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
