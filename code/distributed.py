@@ -10,14 +10,6 @@ import torch
 
 from anomalygpt.errors import UserError
 
-# Launchers that set no RANK: their variables for the rank, the local rank (the first that is set) and the number of
-# processes. The order matters: inside a Slurm allocation, mpirun runs as one Slurm task per machine. The number of
-# tasks is the step's, as SLURM_NTASKS is also set in a batch script, where a single process runs.
-LAUNCHERS = (
-    ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",), "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
-    ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
-)
 # Of the collectives, and for the processes to find each other; DeepSpeed reads the same variable.
 TIMEOUT = timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "10")))
 
@@ -38,7 +30,7 @@ class Process:
 
 
 def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
-    """Joins the processes started by ``deepspeed``, ``torchrun``, ``mpirun`` or ``srun``; else a run of one process.
+    """Joins the processes started by ``deepspeed`` or ``torchrun``; else a run of one process.
 
     Args:
         device: ``auto`` (CUDA if available), ``cuda`` or ``cpu``.
@@ -49,7 +41,6 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    adopt_launcher_environment()
     alone: dict[str, Any] = {}
     missing = [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if "RANK" not in os.environ:
@@ -73,18 +64,6 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout, **alone)
     place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     return Process(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), place)
-
-
-def adopt_launcher_environment() -> None:
-    """Sets RANK, LOCAL_RANK and WORLD_SIZE from the variables of ``mpirun`` or ``srun``, unless RANK is set."""
-    if "RANK" in os.environ:
-        return
-    for rank, local_ranks, size in LAUNCHERS:
-        if rank in os.environ and int(os.environ.get(size, "1")) > 1:
-            os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[size])
-            found = [os.environ[name] for name in local_ranks if name in os.environ]
-            os.environ.update({"LOCAL_RANK": found[0]} if found else {})
-            return
 
 
 def stop() -> None:
