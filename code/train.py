@@ -52,10 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: ExperimentConfig, processes: int | None) -> None:
     """Prints the settings as YAML with the plan as comments, so that the output can be used as a config file."""
-    from anomalygpt.distributed import adopt_launcher_environment
     from anomalygpt.training.dry_run import describe
 
-    adopt_launcher_environment()
     if os.environ.get("RANK", "0") != "0":  # a launcher starts this once for each GPU
         return
     processes = processes if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
@@ -70,7 +68,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
 
     process = distributed.start(device)
     # Only now, since it sets what DeepSpeed reads when any library first imports it.
-    from anomalygpt.training.engine import report_out_of_memory
+    from anomalygpt.training.engine import report_device_errors
     from anomalygpt.training.loop import build_trainer
 
     level = logging.INFO if process.is_main else logging.ERROR
@@ -80,7 +78,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
         fault = "training.precision fp16 needs a GPU, and this run is on the CPU"
         raise UserError(f"{fault}; training.precision=fp32 trains there")
     folder = resolve(config.training.output)
-    with report_out_of_memory(config.training), ExitStack() as held:
+    with report_device_errors(), ExitStack() as held:
         trainer = build_trainer(config, process)
         distributed.on_main(process.is_main, lambda: held.enter_context(claimed(folder, "training.output")))
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -27,7 +27,7 @@ from anomalygpt.model.build import build_model, trainable_parts
 from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import Data, build_data, endless_batches
 from anomalygpt.training.dry_run import parameter_table
-from anomalygpt.training.engine import accumulation_steps, deepspeed_config, start_engine, total_steps
+from anomalygpt.training.engine import accumulation_steps, start_engine, total_steps
 from anomalygpt.training.feature_cache import FeatureCache
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
 from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, validate
@@ -219,8 +219,7 @@ def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
     steps = total_steps(settings, len(data.train))
     unit = "conversations" if config.data.findings else "pairs"
     logger.info("%d training %s, %d steps of %d", len(data.train), unit, steps, settings.batch_size)
-    micro_steps = 1 if data.instructions is None else 2
-    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps), steps)
+    engine = start_engine(model, settings, process.world_size, steps, micro_steps=1 if data.instructions is None else 2)
     return Trainer(engine, data, config, process, resolve(settings.output), steps)
 
 
