@@ -90,7 +90,7 @@ class Trainer:
         self.open_batches(step)
         self._steps(step)
         if self._log:
-            self._log.close()
+            self._log.board.close()
             draw_curves(self.folder)
         logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
 
