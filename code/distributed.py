@@ -47,22 +47,19 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
         alone = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed requires it
     elif missing:
-        raise UserError(
-            f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}: the processes of a run meet at "
-            f"MASTER_ADDR (rank 0's machine) and MASTER_PORT (a free port there); export them, or start with torchrun"
-        )
-    local_rank = int(os.environ["LOCAL_RANK"])
+        raise UserError(f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}; torchrun sets all of them")
+    local_rank, place = int(os.environ["LOCAL_RANK"]), torch.device(device)
     if device == "cuda":
         if local_rank >= (count := torch.cuda.device_count()):
             raise UserError(
                 f"--device cuda: process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds "
                 f"{count}; start no more processes on a machine than it has GPUs; --device cpu trains without one"
             )
-        torch.cuda.set_device(local_rank)
+        place = torch.device(device, local_rank)
+        torch.cuda.set_device(place)
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout, **alone)
-    place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     return Process(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), place)
 
 

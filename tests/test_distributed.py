@@ -23,7 +23,7 @@ def environment(monkeypatch) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("variables", "missing"),
     [
-        ({"RANK": "3"}, "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set, beside RANK 3"),
+        ({"RANK": "3"}, "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set, beside RANK 3; torchrun sets"),
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "LOCAL_RANK not set"),
     ],
 )

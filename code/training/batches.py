@@ -5,7 +5,6 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -72,7 +71,7 @@ def endless_batches(
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )
     if workers:
-        _kill_workers_at_exit()
+        atexit.register(_kill_workers)
     order: list[int] = []  # of this process's samples in an epoch
     loader = DataLoader(
         dataset,
@@ -106,15 +105,8 @@ def _ignore_signals(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-@cache
-def _kill_workers_at_exit() -> None:
+def _kill_workers() -> None:
     """Python's exit with open loaders would send SIGTERM, which they ignore, and wait; for a stuck one forever."""
-
-    def kill() -> None:
-        if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for a worker that is killed
-        for child in multiprocessing.active_children():
-            if child.daemon:
-                child.kill()
-
-    atexit.register(kill)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for a worker that is killed
+    for child in multiprocessing.active_children():
+        child.kill()

@@ -27,20 +27,17 @@ from anomalygpt.model.checkpoint import delta_tensors, part_of, read_metadata, s
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 BEST = "best.safetensors"
 LOSS = "validation_loss"
 FOLDER = "checkpoints"
 IDENTITY = "run.json"  # what has to be the same in the run that resumes; marks a complete checkpoint
-RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "timm", "numpy", "opencv-python-headless")
 
 
 def record_run(config: ExperimentConfig, folder: Path) -> None:
     """Writes ``config.yaml`` (every setting) and ``environment.json`` (commit, command, package versions)."""
-    versions = {package.name: package.version for package in distributions()}
-    packages = {name: versions.get(name) for name in RECORDED_PACKAGES}
+    packages = {package.name: package.version for package in distributions()}
     environment = {"commit": commit(), "command": sys.argv, "packages": packages}
-    files = {CONFIG: to_yaml(config), "environment.json": json.dumps(environment, indent=2) + "\n"}
+    files = {"config.yaml": to_yaml(config), "environment.json": json.dumps(environment, indent=2) + "\n"}
     for name, text in files.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -56,8 +53,7 @@ def _gathered_delta(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]
 
 def export_delta(model: AnomalyGPT, config: ExperimentConfig, folder: Path, process: Process) -> Path:
     """Writes the trained tensors in half precision: ``model.safetensors``, which carries its config, and
-    ``pytorch_model.pt``, the released deltas' format. Every process has to call it; rank 0 writes, or raises
-    :class:`CheckpointError` where it can't.
+    ``pytorch_model.pt``, the released deltas' format. Every process has to call it; rank 0 writes.
     """
     tensors = _gathered_delta(model, config.training.trainable)
     path = folder / "model.safetensors"
@@ -72,15 +68,13 @@ def keep_best(
 ) -> None:
     """Writes the trained tensors to ``best.safetensors`` if their validation loss is below that of the file there.
 
-    Every process has to call it; rank 0 writes, or raises :class:`CheckpointError` where it can't.
+    Every process has to call it; rank 0 writes.
     """
     path = folder / BEST
-    better = not process.is_main or not path.exists() or loss < float(read_metadata(path)[LOSS])
-    if not all_agree(better):
-        return
-    tensors = _gathered_delta(model, trainable)
-    if process.is_main:
-        save_tensors(tensors, path, {"step": str(step), LOSS: f"{loss:.6f}"})
+    if all_agree(not process.is_main or not path.exists() or loss < float(read_metadata(path)[LOSS])):
+        tensors = _gathered_delta(model, trainable)
+        if process.is_main:
+            save_tensors(tensors, path, {"step": str(step), LOSS: f"{loss:.6f}"})
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -91,10 +85,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int, identity: Mapping[str, Any]) -> None:
     """Saves everything that a run needs to resume, then removes all but the last ``keep`` checkpoints.
 
-    Every process has to call it. ``identity`` is what has to be the same in the run that resumes.
-
-    Raises:
-        UserError: it can't be written, as on a full disk; the checkpoints before it stay.
+    Every process has to call it. ``identity`` is what has to be the same in the run that resumes. Raises
+    :class:`UserError` where it can't be written, as on a full disk; the checkpoints before it stay.
     """
     target = folder / FOLDER / f"step{step:07d}"
     try:
@@ -106,8 +98,7 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
             f"{target}: the checkpoint could not be written ({first_line(error)}; {free:,.0f} MiB free there); make "
             "room, then start the same command again to go on from the one before"
         ) from error
-    if hasattr(os, "sync"):
-        os.sync()  # a power cut must not leave run.json without the other files
+    os.sync()  # a power cut must not leave run.json without the other files
     barrier()
     if process.is_main:
         with replacing(target / IDENTITY) as temporary:
@@ -119,10 +110,7 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
 
 
 def load_state(engine: Any, folder: Path, process: Process, identity: Mapping[str, Any]) -> int:
-    """Restores the newest complete checkpoint.
-
-    Returns:
-        The step to resume from, 0 without a checkpoint.
+    """Restores the newest complete checkpoint and returns its step, 0 where there is none.
 
     Raises:
         UserError: the checkpoint's identity is another, or it is damaged.

@@ -17,7 +17,6 @@ from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.batches import build_data
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 
-UNKNOWN = "unknown"
 GIB = 2**30
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 CARD = 24  # GiB, of the card that the plan is compared with
@@ -66,7 +65,7 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
 
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
     """Lines that count the samples, the number of training samples (None: unknown), a line about absent files."""
-    settings, unit = config.data, _unit(config)
+    settings = config.data
     paths = [source.root for source in settings.sources]
     if settings.instructions:
         paths += [settings.instructions.conversations, settings.instructions.images]
@@ -75,29 +74,23 @@ def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
     except DatasetError as error:
         if settings.sources and all(resolve(path).exists() for path in paths):
             raise
-        return [f"  training {unit}: {UNKNOWN}"], None, [str(error)]
+        return ["  training samples: unknown"], None, [str(error)]
     # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
     classes = Counter(data.train.records[index].class_name for index in getattr(data.train, "paired", ()))
-    counts = dict(sorted(classes.items())) | {f"training {unit}": len(data.train)}
-    counts |= {f"held-back {unit}": len(data.validation or ()), "instructions": len(data.instructions or ())}
+    counts = dict(sorted(classes.items())) | {"training samples": len(data.train)}
+    counts |= {"held-back samples": len(data.validation or ()), "instructions": len(data.instructions or ())}
     return [_row(name, number) for name, number in counts.items()], len(data.train), []
 
 
-def _unit(config: ExperimentConfig) -> str:
-    return "conversations" if config.data.findings else "pairs"
-
-
 def _steps(config: ExperimentConfig, pairs: int | None, accumulation: int, processes: int) -> Iterator[str]:
-    settings, unit = config.training, _unit(config)
+    settings = config.training
     alternating = ", each followed by one of instructions" if config.data.instructions and settings.answers else ""
-    yield (
-        f"  batch {settings.batch_size} {unit} = micro-batch {settings.micro_batch_size} x accumulation {accumulation} "
-        f"x {processes} process(es){alternating}"
-    )
+    shares = f"micro-batch {settings.micro_batch_size} x accumulation {accumulation} x {processes} process(es)"
+    yield f"  batch {settings.batch_size} samples = {shares}{alternating}"
     if pairs is not None:
         yield f"  an epoch: {pairs / settings.batch_size:,.1f} steps"
     elif settings.steps is None:
-        yield f"  steps: {UNKNOWN}"
+        yield "  steps: unknown"
         return
     steps = total_steps(settings, pairs or 0)
     epochs = f", {steps * settings.batch_size / pairs:.1f} epochs" if pairs else ""

@@ -115,9 +115,8 @@ class Trainer:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _steps(self, step: int) -> None:
-        with tqdm(
-            total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main
-        ) as bar:  # closed before an error is printed
+        silent = not self.process.is_main
+        with tqdm(total=self.total_steps, initial=step, unit="step", disable=silent) as bar:
             while step < self.total_steps:
                 started = time.monotonic()
                 numbers = self._optimizer_step(step)
@@ -217,8 +216,7 @@ def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
     # does not allow.
     model.states([*sorted(classes), UNNAMED_CLASS])
     steps = total_steps(settings, len(data.train))
-    unit = "conversations" if config.data.findings else "pairs"
-    logger.info("%d training %s, %d steps of %d", len(data.train), unit, steps, settings.batch_size)
+    logger.info("%d training samples, %d steps of %d", len(data.train), steps, settings.batch_size)
     engine = start_engine(model, settings, process.world_size, steps, micro_steps=1 if data.instructions is None else 2)
     return Trainer(engine, data, config, process, resolve(settings.output), steps)
 
