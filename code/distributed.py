@@ -70,11 +70,7 @@ def stop() -> None:
 
 
 def on_main(is_main: bool, act: Callable[[], object]) -> None:
-    """Calls ``act`` on the main process only. If it fails, the other processes exit silently with code 2.
-
-    Raises:
-        UserError, OSError: from ``act``, on the main process.
-    """
+    """Calls ``act`` on the main process only. If that raises UserError or OSError, the others exit with code 2."""
     failure: UserError | OSError | None = None
     if is_main:
         try:

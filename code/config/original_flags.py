@@ -24,8 +24,7 @@ def original_settings(argv: Sequence[str] | None, default: str) -> tuple[list[st
 
     Args:
         argv: None takes the program's own.
-        default: the config where there are such flags and no ``--config``; for ``--save_path …/NAME`` it is the shipped
-            experiment NAME, if there is one.
+        default: the config where there are such flags, no ``--config``, and no shipped one named by ``--save_path``.
 
     Returns:
         The rest of the command line, and settings as ``key.sub=value``.
