@@ -36,8 +36,7 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
         device: ``auto`` (CUDA if available), ``cuda`` or ``cpu``.
         timeout: how long a process waits for the others.
 
-    Raises:
-        UserError: the launcher left out a variable that the processes need to meet, or this process has no GPU.
+    Raises :class:`UserError` where a launcher's variable is missing, or this process has no GPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,5 +97,4 @@ def summed(values: Sequence[float]) -> list[float]:
 
 def barrier() -> None:
     """Waits until every process has called it."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    summed([0.0])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,11 @@ def _typed(value: Any, key: str = "") -> Any:
 def commit() -> str | None:
     """The commit of this code, with ``-dirty`` where tracked files have changed; None outside a checkout."""
     checkout = CONFIG_FOLDER.parents[1]
-    if not (checkout / ".git").exists():  # git would go up, to the repository that an environment is installed in
-        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    if (checkout / ".git").exists():  # else git would go up, to the repository that an environment is installed in
+        with suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def names() -> list[str]:
@@ -92,15 +91,12 @@ def names() -> list[str]:
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Reads an experiment.
+    """Reads an experiment. Raises :class:`UserError` for a file or a setting that is none.
 
     Args:
         source: a shipped experiment's name (``compact``) or a YAML file's path.
         overrides: ``key.sub=value`` each, the value in YAML's syntax. Another ``inference.references.preset`` drops the
             file's values of its own: all but the text map's, and for ``official``, which takes no others, these too.
-
-    Raises:
-        UserError: no such file, not YAML, or a setting that is unknown or of the wrong type.
     """
     path = _find(source)
     values = _read(path)

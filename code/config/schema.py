@@ -63,8 +63,7 @@ class LlmConfig(Settings):
     Attributes:
         weights: the folder; without effect beside an endpoint.
         endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
-        chat: how turns are marked for a model that is trained here: as in the paper (``vicuna``), or by the chat
-            ``template`` and stop tokens of the model's folder.
+        chat: how turns are marked for a model that is trained here: as in the paper, or by its own chat template.
         precision: of its own, frozen weights: ``full`` is the experiment's, ``8bit`` and ``4bit`` (NF4) are
             bitsandbytes'. ``auto``: on a GPU whose free memory is too small, 8 or 4 bit for inference; else ``full``.
             ``bf16``: where a LLaMA model only answers on a CPU, bfloat16 without transformers; else as ``auto``.
@@ -110,8 +109,7 @@ class InferenceConfig(Settings):
             ``prompt``: findings stand before the question, for a model that was trained to answer from them.
             ``system``: they are the system message of any chat model, as it is; the map's prompts are left out.
         verdict: which wins where the answer's yes or no and the calibrated score contradict each other.
-        prompt_map: what the prompt learner sees of the map of the references: its ``raw`` distances, as in the paper,
-            or ``calibrated``, one half at the threshold.
+        prompt_map: the prompt learner sees the references' ``raw`` distances (the paper), or one half at the threshold.
     """
 
     geometry: Literal["squash", "official"] = "squash"
@@ -197,7 +195,7 @@ class TrainingConfig(Settings):
 
     Attributes:
         answers: False trains the map alone, without loading the language model: a quick first stage.
-        steps: optimiser steps; None derives them from ``epochs``.
+        steps: None derives them from ``epochs``.
         one_shot_probability: how often the prompt learner sees the one-shot map in place of the text map.
         one_shot_threshold: calibrates that map by this typical threshold, as ``inference.prompt_map`` will; None: raw.
         rotated_references: whether the one-shot reference counts in its four rotations.

@@ -1,4 +1,4 @@
-"""A run's data, and endless batches of them, epoch after epoch, which a resumed run continues where it stopped."""
+"""A run's data, and endless batches of them, which a resumed run continues where it stopped."""
 
 import atexit
 import multiprocessing
@@ -50,13 +50,9 @@ def endless_batches(
     workers: int = 0,
     start: int = 0,
 ) -> Generator[Any]:
-    """Yields batches without end; closing it ends the loader processes.
+    """Yields batches without end, from number ``start`` of this process on; closing it ends the loader processes.
 
     The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out.
-
-    Args:
-        dataset: its ``set_epoch``, if it has one, is called with each epoch.
-        start: the number of batches that this process had before it was resumed.
 
     Raises:
         UserError: the data set is smaller than one batch of all processes, or a photo can't be read.

@@ -112,8 +112,7 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
 def load_state(engine: Any, folder: Path, process: Process, identity: Mapping[str, Any]) -> int:
     """Restores the newest complete checkpoint and returns its step, 0 where there is none.
 
-    Raises:
-        UserError: the checkpoint's identity is another, or it is damaged.
+    Raises :class:`UserError` where its identity is another, or it is damaged.
     """
     found = complete_checkpoints(folder)
     if not found:

@@ -9,7 +9,6 @@ from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
-from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import META, build_model, local_llm, missing_weights, trainable_parts
 from anomalygpt.model.llm import planned_config
 from anomalygpt.training.batches import build_data
@@ -19,22 +18,16 @@ from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_s
 def describe(config: ExperimentConfig, processes: int) -> list[str]:
     """The plan of a run as lines of text. Raises :class:`UserError` where the settings and what is there do not fit."""
     accumulation = accumulation_steps(config.training, processes)
-    model, trained = planned_model(config)
-    data, pairs, absent = _data(config)
-    lines = ["parameters", *parameter_table(model, trained), "", "data", *data]
-    lines += ["", "steps", *_steps(config, pairs, accumulation, processes)]
-    absent += [f"{path}: not there yet" for path in missing_weights(config, all_absent=True)]
-    if config.llm and (assumed := planned_config(local_llm(config.llm.weights))[1]):
-        absent.append(assumed)
-    return lines + (["", "not known here", *(f"  {line}" for line in absent)] if absent else [])
-
-
-def planned_model(config: ExperimentConfig) -> tuple[AnomalyGPT, dict[str, list[nn.Parameter]]]:
-    """The run's model on the meta device, and its trained parameters by part."""
     model = build_model(config, META, with_llm=config.training.answers)
-    if config.llm and config.training.answers and not model.has_llm:
-        raise UserError(f"{planned_config(local_llm(config.llm.weights))[1]}: nothing can be planned without it")
-    return model, trainable_parts(model, config.training.trainable)
+    assumed = planned_config(local_llm(config.llm.weights))[1] if config.llm else None
+    if assumed and config.training.answers and not model.has_llm:
+        raise UserError(f"{assumed}: nothing can be planned without it")
+    data, pairs, absent = _data(config)
+    lines = ["parameters", *parameter_table(model, trainable_parts(model, config.training.trainable))]
+    lines += ["", "data", *data, "", "steps", *_steps(config, pairs, accumulation, processes)]
+    absent += [f"{path}: not there yet" for path in missing_weights(config, all_absent=True)]
+    absent += [assumed] if assumed else []
+    return lines + (["", "not known here", *(f"  {line}" for line in absent)] if absent else [])
 
 
 def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Parameter]]) -> list[str]:

@@ -76,11 +76,7 @@ def deepspeed_config(settings: TrainingConfig, world_size: int, micro_steps: int
 
 
 def start_engine(model: nn.Module, settings: TrainingConfig, world_size: int, steps: int, micro_steps: int = 1) -> Any:
-    """A DeepSpeed engine of the trainable parameters, whose learning rate rises and falls within ``steps``.
-
-    Raises:
-        UserError: CPU Adam can't be compiled.
-    """
+    """A DeepSpeed engine of the trainable parameters, whose learning rate rises and falls within ``steps``."""
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns about its defaults at every start

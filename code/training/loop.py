@@ -42,7 +42,7 @@ class Trainer:
 
     Args:
         engine: DeepSpeed's, around an :class:`AnomalyGPT`.
-        folder: the run's folder, for metrics, pictures and checkpoints.
+        folder: for metrics, pictures and checkpoints.
     """
 
     def __init__(
@@ -76,8 +76,7 @@ class Trainer:
         """Trains to the last step with checkpoints on the way, and exports the trained tensors at the end.
 
         Raises:
-            UserError: the folder's checkpoint is damaged or does not fit this run, a checkpoint can't be written, or
-                :meth:`request_stop` was called.
+            UserError: the folder's checkpoint does not fit, one can't be written, or :meth:`request_stop` was called.
             OSError: something else in the folder can't be written.
         """
         step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
@@ -184,13 +183,11 @@ class Trainer:
         batch, settings = batch.to(self.process.device), self.settings
         if isinstance(batch, FindingsBatch):
             return losses_of(self.engine, batch, self.max_length)
-        # Under ZeRO 3 every process has to call the same layers: all draw alike, and all need references.
-        partitioned = settings.zero_stage == 3
-        # Seeded with the run's position, so that a resumed run draws the same.
-        rng = np.random.default_rng([self.config.seed, step, micro, 0 if partitioned else self.process.rank])
-        one_shot = bool(rng.random() < settings.one_shot_probability) and self.model.has_llm
+        # Seeded with the run's position, so that a resumed run draws the same. All processes draw alike, and all need
+        # references, since under ZeRO 3 every one has to call the same layers.
+        draw = np.random.default_rng([self.config.seed, step, micro]).random()
         views = None
-        if one_shot and (all_agree(batch.references is not None) if partitioned else batch.references is not None):
+        if self.model.has_llm and draw < settings.one_shot_probability and all_agree(batch.references is not None):
             assert batch.references is not None
             # A quarter turn of a square photo leaves no corner to fill: the paper's reflection padding has no effect.
             turns = range(4 if settings.rotated_references else 1)

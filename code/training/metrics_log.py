@@ -21,11 +21,7 @@ class MetricsLog:
     """Appends to ``metrics.jsonl`` and to TensorBoard's events (``training.log``).
 
     Args:
-        folder: the run's.
         start: the step that the run resumes from; lines of later steps, written before it was killed, are removed.
-
-    Raises:
-        OSError: the folder can't be written; also from its methods.
     """
 
     def __init__(self, folder: Path, config: ExperimentConfig, start: int = 0) -> None:

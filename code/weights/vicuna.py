@@ -18,15 +18,13 @@ from anomalygpt.model.probe import probe
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2**30
-INDEX = "model.safetensors.index.json"
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # have a row for each token
 
 
 def mapped_folder(folder: Path, kinds: tuple[str, ...], expected: str) -> dict[str, Tensor]:
     """The tensors of a folder in Hugging Face's layout, mapped, without computed ones.
 
-    Raises:
-        CheckpointError: it is incomplete or none of the kinds of ``model/probe.py``; ``expected`` is them in words.
+    Raises :class:`CheckpointError` where it is incomplete or none of the kinds of ``model/probe.py``.
     """
     found = probe(folder)
     if found.fault or found.kind not in kinds:
@@ -38,10 +36,6 @@ def mapped_folder(folder: Path, kinds: tuple[str, ...], expected: str) -> dict[s
 
 def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
     """Writes the folder of Vicuna version 0: float16 shards, config and tokeniser.
-
-    Args:
-        llama: LLaMA in Hugging Face's layout.
-        delta: the folder of ``vicuna-7b-delta-v0`` or ``vicuna-13b-delta-v0``.
 
     Raises:
         UserError: a folder is incomplete or something else, the two do not fit, or ``out`` holds a model.
@@ -69,7 +63,8 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
         config = json.loads((delta / "config.json").read_text(encoding="utf-8"))
         config |= {"torch_dtype": "float16", "vocab_size": shapes[EMBEDDING][0]}
         index = {"metadata": {}, "weight_map": shards.tensor_to_filename}
-        for name, content in {"config.json": config, INDEX: index}.items():  # the index last: nothing loads before
+        # The index last: nothing loads before.
+        for name, content in {"config.json": config, "model.safetensors.index.json": index}.items():
             (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

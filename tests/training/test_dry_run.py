@@ -13,8 +13,8 @@ import yaml
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
-from anomalygpt.model.build import build_model, image_spec, trainable_parts
-from anomalygpt.training.dry_run import describe, planned_model
+from anomalygpt.model.build import META, build_model, image_spec, trainable_parts
+from anomalygpt.training.dry_run import describe
 from tests.shared_data import ROOT
 
 SCRIPTS = ("train_mvtec", "train_visa", "train_supervised", "train_all_supervised_cn")
@@ -96,9 +96,9 @@ def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path
 
 def test_the_planned_model_has_the_sizes_of_the_one_that_is_built(experiment):
     config = load_config(experiment.config)
-    planned, _ = planned_model(config)
-    built = build_model(config, torch.device("cpu"))
-    trainable_parts(built, config.training.trainable)
+    planned, built = build_model(config, META), build_model(config, torch.device("cpu"))
+    for model in (planned, built):
+        trainable_parts(model, config.training.trainable)
     sizes = [{n: (tuple(p.shape), p.requires_grad) for n, p in model.named_parameters()} for model in (planned, built)]
     assert sizes[0] == sizes[1]
     assert {p.device.type for p in planned.parameters()} == {"meta"}
