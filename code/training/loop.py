@@ -38,12 +38,7 @@ SHOWN = ("total", "answer", "focal", "dice", "instruction", "lr", "samples_per_s
 
 
 class Trainer:
-    """Runs one training from its first or last saved step to its end.
-
-    Args:
-        engine: DeepSpeed's, around an :class:`AnomalyGPT`.
-        folder: for metrics, pictures and checkpoints.
-    """
+    """Runs one training from its first or last saved step to its end, by DeepSpeed's engine of an AnomalyGPT."""
 
     def __init__(
         self, engine: Any, data: Data, config: ExperimentConfig, process: Process, folder: Path, total_steps: int
