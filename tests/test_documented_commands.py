@@ -52,7 +52,6 @@ NEEDS = {
     "train_compact_3_words": "an hour",
     "check_weights.py": "the paper's weights, else it ends with 1",
     "prepare_vicuna.py": "LLaMA: tests/weights/test_vicuna.py",
-    "MASTER_ADDR": "several processes",
     "deepspeed": "a GPU",
     "torchrun": "several GPUs",
     "srun": "a Slurm cluster",
