@@ -63,7 +63,7 @@ class LlmConfig(Settings):
     Attributes:
         weights: the folder; without effect beside an endpoint.
         endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
-        chat: how turns are marked for a model that is trained here: as in the paper, or by its own chat template.
+        chat: how turns are marked for a model that is trained here: the paper's way, or its folder's chat ``template``.
         precision: of its own, frozen weights: ``full`` is the experiment's, ``8bit`` and ``4bit`` (NF4) are
             bitsandbytes'. ``auto``: on a GPU whose free memory is too small, 8 or 4 bit for inference; else ``full``.
             ``bf16``: where a LLaMA model only answers on a CPU, bfloat16 without transformers; else as ``auto``.
@@ -109,7 +109,7 @@ class InferenceConfig(Settings):
             ``prompt``: findings stand before the question, for a model that was trained to answer from them.
             ``system``: they are the system message of any chat model, as it is; the map's prompts are left out.
         verdict: which wins where the answer's yes or no and the calibrated score contradict each other.
-        prompt_map: the prompt learner sees the references' ``raw`` distances (the paper), or one half at the threshold.
+        prompt_map: what the prompt learner sees: ``raw`` distances (the paper), or ``calibrated`` ones.
     """
 
     geometry: Literal["squash", "official"] = "squash"
