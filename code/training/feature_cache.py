@@ -35,5 +35,5 @@ class FeatureCache:
                 if key in self._seen and len(self._kept) < self.room:
                     self._kept[key] = rows[key]
             self._seen.update(new)
-        taps = zip(*(rows[key].taps for key in keys), strict=True)
-        return ImageFeatures(tuple(map(torch.cat, taps)), torch.cat([rows[key].embedding for key in keys]))
+        by_tap = zip(*(rows[key].taps for key in keys), strict=True)
+        return ImageFeatures(tuple(torch.cat(tap) for tap in by_tap), torch.cat([rows[key].embedding for key in keys]))
