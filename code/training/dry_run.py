@@ -54,7 +54,8 @@ def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
             raise
         return ["  training samples: unknown"], None, [str(error)]
     # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
-    classes = Counter(data.train.records[index].class_name for index in getattr(data.train, "paired", ()))
+    real, records = settings.defects == "real", getattr(data.train, "records", ())
+    classes = Counter(record.class_name for record in records if record.is_anomalous == real)
     counts = dict(sorted(classes.items())) | {"training samples": len(data.train)}
     counts |= {"held-back samples": len(data.validation or ()), "instructions": len(data.instructions or ())}
     return [_row(name, number) for name, number in counts.items()], len(data.train), []

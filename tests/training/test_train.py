@@ -211,7 +211,7 @@ def test_a_wrong_setting_is_one_line(experiment, setting, words):
     ("path", "words"),
     [
         ("runs/train_compact_1_map/model.safetensors", "python train.py --config train_compact_1_map"),
-        ("typo.safetensors", "typo.safetensors. The setting deltas names it\n"),
+        ("typo.safetensors", "or name another (deltas)\n"),
         (".", "this is a folder"),
     ],
 )
