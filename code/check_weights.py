@@ -87,8 +87,7 @@ def examine(path: Path, place: Place | None) -> dict[str, Any]:
     from anomalygpt.model.probe import probe
 
     found, table = probe(path), read_yaml(PAPER_WEIGHTS)
-    status = "missing" if found.kind == "missing" else "ok"
-    misfit = found.fault
+    status, misfit = "missing" if found.kind == "missing" else "ok", found.fault
     if place and status == "ok" and not misfit:
         absent = [part for part in place.parts if part not in found.parts]
         if found.kind not in place.kinds:

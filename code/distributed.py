@@ -10,14 +10,6 @@ import torch
 
 from anomalygpt.errors import UserError
 
-# Launchers that set no RANK: their variables for the rank, the local rank (the first that is set) and the number of
-# processes. The order matters: inside a Slurm allocation, mpirun runs as one Slurm task per machine. The number of
-# tasks is the step's, as SLURM_NTASKS is also set in a batch script, where a single process runs.
-LAUNCHERS = (
-    ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",), "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", ("MPI_LOCALRANKID", "SLURM_LOCALID"), "PMI_SIZE"),
-    ("SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NUM_TASKS"),
-)
 # Of the collectives, and for the processes to find each other; DeepSpeed reads the same variable.
 TIMEOUT = timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "10")))
 
@@ -38,53 +30,36 @@ class Process:
 
 
 def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
-    """Joins the processes started by ``deepspeed``, ``torchrun``, ``mpirun`` or ``srun``; else a run of one process.
+    """Joins the processes started by ``deepspeed`` or ``torchrun``; else a run of one process.
 
     Args:
         device: ``auto`` (CUDA if available), ``cuda`` or ``cpu``.
         timeout: how long a process waits for the others.
 
-    Raises:
-        UserError: the launcher left out a variable that the processes need to meet, or this process has no GPU.
+    Raises :class:`UserError` where a launcher's variable is missing, or this process has no GPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    adopt_launcher_environment()
     alone: dict[str, Any] = {}
     missing = [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if "RANK" not in os.environ:
         alone = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed requires it
     elif missing:
-        raise UserError(
-            f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}: the processes of a run meet at "
-            f"MASTER_ADDR (rank 0's machine) and MASTER_PORT (a free port there); export them, or start with torchrun"
-        )
-    local_rank = int(os.environ["LOCAL_RANK"])
+        raise UserError(f"{', '.join(missing)} not set, beside RANK {os.environ['RANK']}; torchrun sets all of them")
+    local_rank, place = int(os.environ["LOCAL_RANK"]), torch.device(device)
     if device == "cuda":
         if local_rank >= (count := torch.cuda.device_count()):
             raise UserError(
                 f"--device cuda: process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds "
                 f"{count}; start no more processes on a machine than it has GPUs; --device cpu trains without one"
             )
-        torch.cuda.set_device(local_rank)
+        place = torch.device(device, local_rank)
+        torch.cuda.set_device(place)
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout, **alone)
-    place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     return Process(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), place)
-
-
-def adopt_launcher_environment() -> None:
-    """Sets RANK, LOCAL_RANK and WORLD_SIZE from the variables of ``mpirun`` or ``srun``, unless RANK is set."""
-    if "RANK" in os.environ:
-        return
-    for rank, local_ranks, size in LAUNCHERS:
-        if rank in os.environ and int(os.environ.get(size, "1")) > 1:
-            os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[size])
-            found = [os.environ[name] for name in local_ranks if name in os.environ]
-            os.environ.update({"LOCAL_RANK": found[0]} if found else {})
-            return
 
 
 def stop() -> None:
@@ -94,11 +69,7 @@ def stop() -> None:
 
 
 def on_main(is_main: bool, act: Callable[[], object]) -> None:
-    """Calls ``act`` on the main process only. If it fails, the other processes exit silently with code 2.
-
-    Raises:
-        UserError, OSError: from ``act``, on the main process.
-    """
+    """Calls ``act`` on the main process only. If that raises UserError or OSError, the others exit with code 2."""
     failure: UserError | OSError | None = None
     if is_main:
         try:
@@ -126,5 +97,4 @@ def summed(values: Sequence[float]) -> list[float]:
 
 def barrier() -> None:
     """Waits until every process has called it."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    summed([0.0])

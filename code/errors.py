@@ -14,6 +14,11 @@ class UserError(Exception):
     """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """An error's message without what libraries append to it; its class's name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
 _strict = False
 _warned: set[str] = set()
 _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
@@ -27,13 +32,10 @@ def set_strict(strict: bool) -> None:
 
 
 def reading_warning(message: str, group: str = "") -> None:
-    """Prints ``warning: message`` on standard error, once per message: how a file was read may not be what was meant.
+    """Prints ``warning: message`` on standard error: how a file was read may not be what was meant.
 
-    Args:
-        group: of the messages that share one, such as those of all photos of a folder, only the first is printed.
-
-    Raises:
-        UserError: with the message, after ``set_strict(True)``.
+    Each message is printed once, and of those of one ``group`` the first. After ``set_strict(True)`` it is raised as a
+    :class:`UserError` instead.
     """
     if _strict:
         raise UserError(message)
@@ -71,8 +73,7 @@ def full_gpu(advice: str = LESS_MEMORY) -> Iterator[None]:
 def user_errors() -> Iterator[None]:
     """Turns a :class:`UserError`, and a full GPU, into a line on standard error and exit code 2.
 
-    A reader of standard output that goes away, such as ``| head``, ends the program with exit code 1. Any other
-    exception is a bug and keeps its traceback.
+    A reader of standard output that goes away, such as ``| head``, ends the program with exit code 1.
     """
     try:
         with full_gpu():

@@ -1,7 +1,6 @@
 """Fetches the compact model's weights: `python fetch_weights.py [names] [--root FOLDER]`."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from anomalygpt.errors import UserError, did_you_mean, user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetches what is missing and prints a line for each weight; 1 when one could not be had, 2 after a mistake."""
     from anomalygpt.config.load import PRETRAINED, resolve
-    from anomalygpt.weights.fetch import MANIFEST, WeightsUnavailable, ensure, load_sources
+    from anomalygpt.weights.fetch import WeightsUnavailable, ensure, load_sources
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="weights to fetch (default: all in the table of sources)")
@@ -34,11 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(error, file=sys.stderr)
                 failed = 1
                 continue
-            folder = arguments.root / name
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-            manifest = folder / MANIFEST
-            source = json.loads(manifest.read_text())["source"] if manifest.is_file() else "files put there by hand"
-            print(f"{path}  {size:.0f} MiB  {sources[name].licence}  from {source}")
+            size = sum(file.stat().st_size for file in (arguments.root / name).rglob("*") if file.is_file()) / 2**20
+            print(f"{path}  {size:.0f} MiB  {sources[name].licence}")
     return failed
 
 

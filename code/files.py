@@ -15,11 +15,7 @@ from anomalygpt.errors import UserError
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: it can't be read, or is not YAML.
-    """
+    """The content of a YAML file. Raises :class:`UserError` where it can't be read, or is not YAML."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -38,11 +34,7 @@ def sha256(path: Path) -> str:
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens at an address; at any free port, where none is named.
-
-    Raises:
-        UserError: no such host, or the port is in use or not allowed; names the options ``--host`` and ``--port``.
-    """
+    """A socket that listens at an address, at any free port where none is named. Raises :class:`UserError`."""
     try:
         return socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
@@ -52,11 +44,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``, to write to; it replaces ``path`` if the block ends without an exception.
-
-    Raises:
-        OSError: the folder can't be made or written.
-    """
+    """A temporary file beside ``path``, to write to; it replaces ``path`` if the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # With all of a long name, the temporary one would be longer than file systems allow.
     temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}{path.suffix}")
@@ -72,8 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def claimed(folder: Path, option: str) -> Iterator[None]:
     """Makes a folder and locks it against a second run while the block lasts, or until the process is killed.
 
-    Raises:
-        UserError: another process holds the lock, or the folder can't be made; names the ``option`` that chose it.
+    Raises :class:`UserError` where that can't be; names the ``option`` that chose the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

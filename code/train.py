@@ -11,14 +11,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from anomalygpt.config.load import load_config, resolve, to_yaml
 from anomalygpt.config.original_flags import original_settings
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError, set_strict, user_errors
 from anomalygpt.files import claimed
-
-logger = logging.getLogger("anomalygpt.train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,14 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="a shipped experiment's name, or a YAML file")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--dry-run", action="store_true", help="print settings, sizes, steps and memory, and stop")
-    strict = "warnings about how files were read are errors"
-    parser.add_argument("--strict", action="store_true", help=strict)
-    parser.add_argument("--processes", type=int, help="number that a --dry-run plans for (default: WORLD_SIZE, else 1)")
+    parser.add_argument("--strict", action="store_true", help="warnings about how files were read are errors")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    parser.add_argument("--processes", type=int, default=world_size, help="number that a --dry-run plans for")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    setting = "key.sub=value"
-    parser.add_argument("overrides", nargs="*", metavar=setting, help="settings to change")
-    same = "settings to change, as in the other commands; these take precedence"
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar=setting, help=same)
+    setting: dict[str, Any] = {
+        "metavar": "key.sub=value",
+        "help": "settings to change; those after --set take precedence",
+    }
+    parser.add_argument("overrides", nargs="*", **setting)
+    parser.add_argument("--set", nargs="+", action="extend", default=[], **setting)
     with user_errors():
         argv, flags = original_settings(argv, "train_mvtec")
         arguments = parser.parse_intermixed_args(argv)
@@ -50,19 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dry_run(config: ExperimentConfig, processes: int | None) -> None:
+def _dry_run(config: ExperimentConfig, processes: int) -> None:
     """Prints the settings as YAML with the plan as comments, so that the output can be used as a config file."""
-    from anomalygpt.distributed import adopt_launcher_environment
     from anomalygpt.training.dry_run import describe
 
-    adopt_launcher_environment()
-    if os.environ.get("RANK", "0") != "0":  # a launcher starts this once for each GPU
-        return
-    processes = processes if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
     if processes < 1:
         raise UserError(f"--processes {processes}: expected 1 or more")
-    plan = describe(config, processes)
-    print(to_yaml(config) + "\n".join(f"# {line}".rstrip() for line in plan))
+    if os.environ.get("RANK", "0") == "0":  # a launcher starts this once for each GPU
+        print(to_yaml(config) + "\n".join(f"# {line}".rstrip() for line in describe(config, processes)))
 
 
 def _train(config: ExperimentConfig, device: str) -> None:
@@ -70,17 +66,17 @@ def _train(config: ExperimentConfig, device: str) -> None:
 
     process = distributed.start(device)
     # Only now, since it sets what DeepSpeed reads when any library first imports it.
-    from anomalygpt.training.engine import report_out_of_memory
+    from anomalygpt.training.engine import report_device_errors
     from anomalygpt.training.loop import build_trainer
 
-    level = logging.INFO if process.is_main else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO if process.is_main else logging.ERROR, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if process.device.type == "cpu" and config.training.precision == "fp16":  # DeepSpeed can't, and says so late
-        fault = "training.precision fp16 needs a GPU, and this run is on the CPU"
-        raise UserError(f"{fault}; training.precision=fp32 trains there")
+        raise UserError(
+            "training.precision fp16 needs a GPU, and this run is on the CPU; training.precision=fp32 trains there"
+        )
     folder = resolve(config.training.output)
-    with report_out_of_memory(config.training), ExitStack() as held:
+    with report_device_errors(), ExitStack() as held:
         trainer = build_trainer(config, process)
         distributed.on_main(process.is_main, lambda: held.enter_context(claimed(folder, "training.output")))
         for number in (signal.SIGTERM, signal.SIGINT):

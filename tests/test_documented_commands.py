@@ -32,7 +32,7 @@ PAGES = [
 FENCED = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # With arguments, else it is a program's name; with … it is the beginning of a command.
 INLINE = re.compile(r"`((?:cd code && )?(?:(?:python|bash|torchrun|deepspeed) [^\s`]+|make) [^`…]+)`")
-RECORDED = ("python", "make", "torchrun", "deepspeed", "mpirun", "srun", "pip", "pre-commit")
+RECORDED = ("python", "make", "torchrun", "deepspeed", "srun", "pip", "pre-commit")
 WRITING = ("--out", "--save-references", ">")
 
 # Words of a command -> what it needs beyond the compact model; such a command is parsed, but not run.
@@ -52,7 +52,6 @@ NEEDS = {
     "train_compact_3_words": "an hour",
     "check_weights.py": "the paper's weights, else it ends with 1",
     "prepare_vicuna.py": "LLaMA: tests/weights/test_vicuna.py",
-    "MASTER_ADDR": "several processes",
     "deepspeed": "a GPU",
     "torchrun": "several GPUs",
     "srun": "a Slurm cluster",
@@ -194,8 +193,9 @@ def test_command_can_be_parsed(
 
             parsed = parse_args(arguments)
             arguments = [parsed.user_script, *parsed.user_args]
-        elif program in ("mpirun", "srun"):
-            arguments = arguments[arguments.index("python") + 1 :]
+        elif program == "srun":
+            parsed = torchrun_arguments(arguments[arguments.index("torchrun") + 1 :])
+            arguments = [parsed.training_script, *parsed.training_script_args]
         if program in ("pip", "pre-commit"):
             continue
         if program == "make":

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,7 @@ def home() -> Path:
 
 
 def resolve(path: str) -> Path:
-    """A path from a config as the file system has it.
-
-    Relative paths start at :func:`home`, except those that were typed, in an override or in a YAML file that does not
-    ship: with ``./`` or ``../`` at the beginning they start at the current folder, others are looked for there first.
-    A run's folder that is in neither place is made there if its parent is there. :func:`load_config` does that.
+    """A path from a config as the file system has it: relative ones start at :func:`home`.
 
     For an installed wheel, weights that are not in :func:`home` are those that it brings, or, where there is no folder
     of weights either, in the user's cache (``$XDG_CACHE_HOME/anomalygpt``).
@@ -59,7 +56,9 @@ def nor(path: str) -> str:
 
 
 def _typed(value: Any, key: str = "") -> Any:
-    """Settings with the paths among them absolute that start at the current folder, see :func:`resolve`."""
+    """Typed settings, of an override or a user's YAML file, with those paths absolute that start in the current folder:
+    with ``./`` or ``../`` at the beginning all, others if they exist there, or a run's folder could be made there.
+    """
     if isinstance(value, dict):
         return {name: _typed(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
@@ -79,13 +78,11 @@ def _typed(value: Any, key: str = "") -> Any:
 def commit() -> str | None:
     """The commit of this code, with ``-dirty`` where tracked files have changed; None outside a checkout."""
     checkout = CONFIG_FOLDER.parents[1]
-    if not (checkout / ".git").exists():  # git would go up, to the repository that an environment is installed in
-        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    if (checkout / ".git").exists():  # else git would go up, to the repository that an environment is installed in
+        with suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def names() -> list[str]:
@@ -94,16 +91,12 @@ def names() -> list[str]:
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Reads an experiment.
+    """Reads an experiment. Raises :class:`UserError` for a file or a setting that is none.
 
     Args:
         source: a shipped experiment's name (``compact``) or a YAML file's path.
         overrides: ``key.sub=value`` each, the value in YAML's syntax. Another ``inference.references.preset`` drops the
             file's values of its own: all but the text map's, and for ``official``, which takes no others, these too.
-
-    Raises:
-        UserError: no such file, not YAML, or a setting that is unknown or of the wrong type; the message names the
-            file and all overrides.
     """
     path = _find(source)
     values = _read(path)
@@ -161,11 +154,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
-    return result
+    both = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    return base | changes | {key: _merged(base[key], changes[key]) for key in both}
 
 
 def _nested(values: Any, *keys: str) -> dict[str, Any]:

@@ -25,7 +25,6 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 # NumPy's generators take 32 bits, and each process of a run adds its rank.
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
 
-ONLY_NAMES = {"imagebind": "imagebind_huge", "dinov2": "dinov2_vits14"}  # by kind of encoder
 ANOMALYGPT_PARTS: tuple[Part, ...] = ("image_decoder", "prompt_learner")
 
 
@@ -50,7 +49,7 @@ class EncoderConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "EncoderConfig":
-        only = ONLY_NAMES.get(self.kind, self.name)
+        only = {"imagebind": "imagebind_huge", "dinov2": "dinov2_vits14"}.get(self.kind, self.name)
         if self.name != only:
             raise ValueError(f"name {self.name!r}: kind {self.kind} has {only} alone; the other kinds have others")
         if self.windows and (self.kind != "open_clip" or self.taps):
@@ -59,18 +58,15 @@ class EncoderConfig(Settings):
 
 
 class LlmConfig(Settings):
-    """The language model: a folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint
-    (docs/language_models.md).
+    """A folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint (docs/language_models.md).
 
     Attributes:
         weights: the folder; without effect beside an endpoint.
         endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
-        chat: how turns are marked for a model that is trained here: as in the paper (``vicuna``), or by the chat
-            ``template`` and stop tokens of the model's folder.
+        chat: how turns are marked for a model that is trained here: the paper's way, or its folder's chat ``template``.
         precision: of its own, frozen weights: ``full`` is the experiment's, ``8bit`` and ``4bit`` (NF4) are
             bitsandbytes'. ``auto``: on a GPU whose free memory is too small, 8 or 4 bit for inference; else ``full``.
-            ``bf16``: where a LLaMA model only answers on a CPU, bfloat16 if the CPU has it, and no start of
-            transformers (model/cpu_llama.py); else as ``auto``.
+            ``bf16``: where a LLaMA model only answers on a CPU, bfloat16 without transformers; else as ``auto``.
     """
 
     weights: str = "pretrained_ckpt/vicuna_ckpt/7b_v0"
@@ -107,15 +103,13 @@ class InferenceConfig(Settings):
         geometry: ``squash`` shows the complete photo everywhere; ``official`` is the released table (specification 2).
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
         false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
-        calibration: by preset of ``references``, what is known of the scores of other parts, with this encoder; a
-            preset that is not listed, or was changed, is calibrated by the references alone.
+        calibration: by preset of ``references``, what is known of the scores of other parts, with this encoder.
         findings: what is known about a photo, as text for the language model; every answer is then checked against it,
             and the verdict is the score's. ``none``, as in the paper: the model reads image, prompts and question only.
             ``prompt``: findings stand before the question, for a model that was trained to answer from them.
             ``system``: they are the system message of any chat model, as it is; the map's prompts are left out.
         verdict: which wins where the answer's yes or no and the calibrated score contradict each other.
-        prompt_map: what the prompt learner sees of the map of the references: its ``raw`` distances, as in the paper,
-            or ``calibrated``, one half at the threshold.
+        prompt_map: what the prompt learner sees: ``raw`` distances (the paper), or ``calibrated`` ones.
     """
 
     geometry: Literal["squash", "official"] = "squash"
@@ -144,9 +138,9 @@ class DataSource(Settings):
 
 
 class InstructionSource(Settings):
-    """Conversations about everyday photos, which preserve the model's general abilities (PandaGPT's; specification 7).
+    """Conversations about everyday photos, which preserve general abilities (PandaGPT's; specification 7).
 
-    ``turns: first`` takes each conversation's first question and answer, as the paper does, ``all`` every turn.
+    ``turns: first`` takes each conversation's first question and answer, as the paper does.
     """
 
     conversations: str = "data/pandagpt4_visual_instruction_data.json"
@@ -155,12 +149,10 @@ class InstructionSource(Settings):
 
 
 class DataConfig(PhotoSettings):
-    """What is trained on: normal photos, onto which defects are simulated (NSA; specification 8), or real defects.
-
-    The settings of :class:`PhotoSettings` hold for prediction and evaluation, too.
+    """What is trained on; the settings of :class:`PhotoSettings` hold for prediction and evaluation, too.
 
     Attributes:
-        defects: ``simulated`` on normal photos, or ``real`` ones with the masks that people drew.
+        defects: ``simulated`` on normal photos (NSA; specification 8), or ``real`` ones with people's masks.
         findings: conversations per epoch about findings drawn at random, in place of photos: text alone is trained.
         instructions: conversations about other things; None trains on defects alone.
         languages: of questions and answers; one is drawn for each photo, a language named twice twice as often.
@@ -168,8 +160,7 @@ class DataConfig(PhotoSettings):
         drawn_share: how often a simulated defect is drawn (a scratch, a stain, a hole …) in place of a pasted patch.
         follow_up_questions: whether conversations go on after the verdict (where, how many, how large, what).
         description_share: how often a question says what a good part looks like.
-        cached_photos: how many photos stay in memory, decoded (150 kB at 224 pixels) and, but under ZeRO 3, encoded
-            (1.6 MB by the compact model's encoder, half of it in bf16); losses do not change.
+        cached_photos: how many photos stay in memory, decoded and, but under ZeRO 3, encoded; losses do not change.
     """
 
     sources: tuple[DataSource, ...] = ()
@@ -204,10 +195,9 @@ class TrainingConfig(Settings):
 
     Attributes:
         answers: False trains the map alone, without loading the language model: a quick first stage.
-        steps: optimiser steps; None derives them from ``epochs``.
+        steps: None derives them from ``epochs``.
         one_shot_probability: how often the prompt learner sees the one-shot map in place of the text map.
-        one_shot_threshold: shows the prompt learner the one-shot map calibrated by this typical threshold, as
-            ``inference.prompt_map: calibrated`` will; None shows it raw, as the paper does.
+        one_shot_threshold: calibrates that map by this typical threshold, as ``inference.prompt_map`` will; None: raw.
         rotated_references: whether the one-shot reference counts in its four rotations.
         gradient_checkpointing: recomputes the language model's activations: a third more time, far less memory.
         validate_every: how often, in steps, held-back pairs are measured, and two drawn with target, map and answer.
@@ -232,7 +222,6 @@ class TrainingConfig(Settings):
     keep_checkpoints: Positive = 2
     validate_every: Positive = 500
     validation_pairs: Positive = 64
-    tracker: Literal["wandb", "mlflow", "trackio"] | None = None
     output: str = "runs/imagebind_vicuna7b"
     log: str | None = None
 

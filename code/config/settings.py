@@ -84,15 +84,8 @@ class GenerationSettings(Settings):
 
 # What each preset of the references changes in the paper's values. Chosen on five development classes (carpet,
 # commutator, grid, screw, transistor): benchmarks/README.md.
-_FAST: dict[str, Any] = {
-    "augmentation": "auto",
-    "camera_copies": True,
-    "tap_weights": (1.0, 1.0, 2.0, 2.0),
-    "interpolation": "centred",
-    "smoothing": 0.3,
-    "top_share": 0.003,
-    "contrast": 0.25,
-}
+_FAST: dict[str, Any] = {"augmentation": "auto", "camera_copies": True, "tap_weights": (1.0, 1.0, 2.0, 2.0)}
+_FAST |= {"interpolation": "centred", "smoothing": 0.3, "top_share": 0.003, "contrast": 0.25}
 REFERENCE_PRESETS: dict[str, dict[str, Any]] = {
     "official": {},
     # Its calibration is of scores without camera copies, and they would double its time.
@@ -103,11 +96,10 @@ REFERENCE_PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ReferenceSettings(Settings):
-    """How reference photos are remembered and compared; the defaults are the paper's (section 3.2, eq. 2).
+    """How reference photos are remembered and compared (docs/references.md); the defaults are the paper's.
 
-    docs/references.md describes each setting. One that is not given, or given as None, takes the preset's value:
-    ``official`` is the paper's comparison and takes no other value; ``best`` and ``fast`` are what measured best on
-    photos at twice the encoder's side and at its own; ``custom`` starts at the paper's values.
+    One that is not given, or given as None, takes the preset's value: ``official`` is the paper's comparison and takes
+    no other value; ``best`` and ``fast`` are what measured best; ``custom`` starts at the paper's values.
     """
 
     preset: Literal["official", "best", "fast", "custom"] = "official"
@@ -133,21 +125,18 @@ class ReferenceSettings(Settings):
 
     @model_validator(mode="after")
     def _official_is_the_papers(self) -> "ReferenceSettings":
-        fields = type(self).model_fields
-        changed = [name for name, value in self.options.items() if value != fields[name].default]
+        paper = {name: field.default for name, field in type(self).model_fields.items()}
+        changed = ", ".join(name for name, value in self.options.items() if value != paper[name])
         if self.preset == "official" and changed:
-            names = ", ".join(changed)
-            raise ValueError(f"preset 'official' takes no other setting, but {names} is set: name 'custom'")
+            raise ValueError(f"preset 'official' takes no other setting, but {changed} is set: name 'custom'")
         return self
 
     @property
     def unchanged_preset(self) -> str | None:
         """The preset whose images are compared in the same way but for the text map, if any."""
         own = {name: value for name, value in self.options.items() if not name.startswith("text_")}
-        for preset in REFERENCE_PRESETS:
-            if own.items() <= ReferenceSettings.model_validate({"preset": preset}).options.items():
-                return preset
-        return None
+        presets = (ReferenceSettings.model_validate({"preset": preset}) for preset in REFERENCE_PRESETS)
+        return next((each.preset for each in presets if own.items() <= each.options.items()), None)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -129,7 +129,6 @@ Measure = Callable[[Cell, Callable[[], object]], dict[str, Any]]
 def _joined(device: str, out: Path | None) -> Iterator[tuple[Process, Path]]:
     """Joins the launcher's processes, and locks the run's folder: this process, and ``out`` or a temporary folder."""
     with ExitStack() as stack:
-        distributed.adopt_launcher_environment()
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             process = Process(0, 0, 1, choose_device(device))
         else:

@@ -1,11 +1,10 @@
-"""A run's data, and endless batches of them, epoch after epoch, which a resumed run continues where it stopped."""
+"""A run's data, and endless batches of them, which a resumed run continues where it stopped."""
 
 import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -51,13 +50,9 @@ def endless_batches(
     workers: int = 0,
     start: int = 0,
 ) -> Generator[Any]:
-    """Yields batches without end; closing it ends the loader processes.
+    """Yields batches without end, from number ``start`` of this process on; closing it ends the loader processes.
 
     The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out.
-
-    Args:
-        dataset: its ``set_epoch``, if it has one, is called with each epoch.
-        start: the number of batches that this process had before it was resumed.
 
     Raises:
         UserError: the data set is smaller than one batch of all processes, or a photo can't be read.
@@ -72,7 +67,7 @@ def endless_batches(
             f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
         )
     if workers:
-        _kill_workers_at_exit()
+        atexit.register(_kill_workers)
     order: list[int] = []  # of this process's samples in an epoch
     loader = DataLoader(
         dataset,
@@ -106,15 +101,8 @@ def _ignore_signals(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-@cache
-def _kill_workers_at_exit() -> None:
+def _kill_workers() -> None:
     """Python's exit with open loaders would send SIGTERM, which they ignore, and wait; for a stuck one forever."""
-
-    def kill() -> None:
-        if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for a worker that is killed
-        for child in multiprocessing.active_children():
-            if child.daemon:
-                child.kill()
-
-    atexit.register(kill)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises for a worker that is killed
+    for child in multiprocessing.active_children():
+        child.kill()

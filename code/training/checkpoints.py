@@ -20,27 +20,24 @@ from torch import Tensor, nn
 from anomalygpt.config.load import commit, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.distributed import Process, all_agree, barrier
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, first_line
 from anomalygpt.files import replacing
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import delta_tensors, part_of, read_metadata, save_tensors
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 BEST = "best.safetensors"
 LOSS = "validation_loss"
 FOLDER = "checkpoints"
 IDENTITY = "run.json"  # what has to be the same in the run that resumes; marks a complete checkpoint
-RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "timm", "numpy", "opencv-python-headless")
 
 
 def record_run(config: ExperimentConfig, folder: Path) -> None:
     """Writes ``config.yaml`` (every setting) and ``environment.json`` (commit, command, package versions)."""
-    versions = {package.name: package.version for package in distributions()}
-    packages = {name: versions.get(name) for name in RECORDED_PACKAGES}
+    packages = {package.name: package.version for package in distributions()}
     environment = {"commit": commit(), "command": sys.argv, "packages": packages}
-    files = {CONFIG: to_yaml(config), "environment.json": json.dumps(environment, indent=2) + "\n"}
+    files = {"config.yaml": to_yaml(config), "environment.json": json.dumps(environment, indent=2) + "\n"}
     for name, text in files.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -56,8 +53,7 @@ def _gathered_delta(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]
 
 def export_delta(model: AnomalyGPT, config: ExperimentConfig, folder: Path, process: Process) -> Path:
     """Writes the trained tensors in half precision: ``model.safetensors``, which carries its config, and
-    ``pytorch_model.pt``, the released deltas' format. Every process has to call it; rank 0 writes, or raises
-    :class:`CheckpointError` where it can't.
+    ``pytorch_model.pt``, the released deltas' format. Every process has to call it; rank 0 writes.
     """
     tensors = _gathered_delta(model, config.training.trainable)
     path = folder / "model.safetensors"
@@ -72,15 +68,13 @@ def keep_best(
 ) -> None:
     """Writes the trained tensors to ``best.safetensors`` if their validation loss is below that of the file there.
 
-    Every process has to call it; rank 0 writes, or raises :class:`CheckpointError` where it can't.
+    Every process has to call it; rank 0 writes.
     """
     path = folder / BEST
-    better = not process.is_main or not path.exists() or loss < float(read_metadata(path)[LOSS])
-    if not all_agree(better):
-        return
-    tensors = _gathered_delta(model, trainable)
-    if process.is_main:
-        save_tensors(tensors, path, {"step": str(step), LOSS: f"{loss:.6f}"})
+    if all_agree(not process.is_main or not path.exists() or loss < float(read_metadata(path)[LOSS])):
+        tensors = _gathered_delta(model, trainable)
+        if process.is_main:
+            save_tensors(tensors, path, {"step": str(step), LOSS: f"{loss:.6f}"})
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -91,10 +85,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int, identity: Mapping[str, Any]) -> None:
     """Saves everything that a run needs to resume, then removes all but the last ``keep`` checkpoints.
 
-    Every process has to call it. ``identity`` is what has to be the same in the run that resumes.
-
-    Raises:
-        UserError: it can't be written, as on a full disk; the checkpoints before it stay.
+    Every process has to call it. ``identity`` is what has to be the same in the run that resumes. Raises
+    :class:`UserError` where it can't be written, as on a full disk; the checkpoints before it stay.
     """
     target = folder / FOLDER / f"step{step:07d}"
     try:
@@ -103,11 +95,10 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         free = shutil.disk_usage(folder).free / 2**20  # torch's message does not name a full disk
         raise UserError(
-            f"{target}: the checkpoint could not be written ({_first_line(error)}; {free:,.0f} MiB free there); make "
+            f"{target}: the checkpoint could not be written ({first_line(error)}; {free:,.0f} MiB free there); make "
             "room, then start the same command again to go on from the one before"
         ) from error
-    if hasattr(os, "sync"):
-        os.sync()  # a power cut must not leave run.json without the other files
+    os.sync()  # a power cut must not leave run.json without the other files
     barrier()
     if process.is_main:
         with replacing(target / IDENTITY) as temporary:
@@ -119,13 +110,9 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
 
 
 def load_state(engine: Any, folder: Path, process: Process, identity: Mapping[str, Any]) -> int:
-    """Restores the newest complete checkpoint.
+    """Restores the newest complete checkpoint and returns its step, 0 where there is none.
 
-    Returns:
-        The step to resume from, 0 without a checkpoint.
-
-    Raises:
-        UserError: the checkpoint's identity is another, or it is damaged.
+    Raises :class:`UserError` where its identity is another, or it is damaged.
     """
     found = complete_checkpoints(folder)
     if not found:
@@ -146,11 +133,7 @@ def load_state(engine: Any, folder: Path, process: Process, identity: Mapping[st
         _, client = engine.load_checkpoint(str(newest.parent), tag=newest.name, load_module_strict=False)
         step = int(client["step"])
     except Exception as error:  # DeepSpeed and the unpickler raise nearly anything for a damaged file
-        reason = f"it is damaged or of another model ({_first_line(error)})"
+        reason = f"it is damaged or of another model ({first_line(error)})"
         raise UserError(f"{newest}: can't be read, {reason}; delete it to go on from the one before") from error
     logger.info("resumed %s at step %d", newest, step)
     return step
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__

@@ -1,8 +1,7 @@
-"""What a run would do and need, without training: ``train.py --dry-run``. docs/training.md has the memory formulas."""
+"""What a run would do and need, without training: ``train.py --dry-run``."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -10,53 +9,25 @@ from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
-from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import META, build_model, local_llm, missing_weights, trainable_parts
-from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
-from anomalygpt.model.prompt_learner import MAP_SIZE
+from anomalygpt.model.llm import planned_config
 from anomalygpt.training.batches import build_data
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 
-UNKNOWN = "unknown"
-GIB = 2**30
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-CARD = 24  # GiB, of the card that the plan is compared with
-CUDA = "CUDA and fragments"
-CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's buffers
-FRAGMENTED = 0.05  # of what is allocated: the allocator's loss
-PROCESS_BYTES = GIB  # Python with PyTorch, DeepSpeed, transformers and the data set's photos, measured
-LIVE_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters: gathered at a time under ZeRO 3
-ENCODER_COPIES = 12  # of a block's tokens at a time: MLP and attention
-FRAME_TOKENS = 40  # the text around the image and the 18 prompts, rounded up
-MAP_COPIES = 8  # of the probabilities at full size that focal and dice loss keep for their gradients
-
 
 def describe(config: ExperimentConfig, processes: int) -> list[str]:
-    """The plan of a run as lines of text.
-
-    Raises:
-        UserError: the batch does not divide among the processes, the language model's size is unknown, or the model
-            lacks a part that is to be trained.
-        DatasetError: data exist, but not as the settings say.
-    """
+    """The plan of a run as lines of text. Raises :class:`UserError` where the settings and what is there do not fit."""
     accumulation = accumulation_steps(config.training, processes)
-    model, trained = planned_model(config)
-    data, pairs, absent = _data(config)
-    lines = ["parameters", *parameter_table(model, trained), "", "data", *data]
-    lines += ["", "steps", *_steps(config, pairs, accumulation, processes)]
-    lines += ["", "memory, estimated (docs/training.md says how)", *_memory(config, model, processes)]
-    absent += [f"{path}: not there yet" for path in missing_weights(config, all_absent=True)]
-    if config.llm and (assumed := planned_config(local_llm(config.llm.weights))[1]):
-        absent.append(assumed)
-    return lines + (["", "not known here", *(f"  {line}" for line in absent)] if absent else [])
-
-
-def planned_model(config: ExperimentConfig) -> tuple[AnomalyGPT, dict[str, list[nn.Parameter]]]:
-    """The run's model on the meta device, and its trained parameters by part."""
     model = build_model(config, META, with_llm=config.training.answers)
-    if config.llm and config.training.answers and not model.has_llm:
-        raise UserError(f"{planned_config(local_llm(config.llm.weights))[1]}: nothing can be planned without it")
-    return model, trainable_parts(model, config.training.trainable)
+    assumed = planned_config(local_llm(config.llm.weights))[1] if config.llm else None
+    if assumed and config.training.answers and not model.has_llm:
+        raise UserError(f"{assumed}: nothing can be planned without it")
+    data, pairs, absent = _data(config)
+    lines = ["parameters", *parameter_table(model, trainable_parts(model, config.training.trainable))]
+    lines += ["", "data", *data, "", "steps", *_steps(config, pairs, accumulation, processes)]
+    absent += [f"{path}: not there yet" for path in missing_weights(config, all_absent=True)]
+    absent += [assumed] if assumed else []
+    return lines + (["", "not known here", *(f"  {line}" for line in absent)] if absent else [])
 
 
 def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Parameter]]) -> list[str]:
@@ -72,7 +43,7 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
 
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
     """Lines that count the samples, the number of training samples (None: unknown), a line about absent files."""
-    settings, unit = config.data, _unit(config)
+    settings = config.data
     paths = [source.root for source in settings.sources]
     if settings.instructions:
         paths += [settings.instructions.conversations, settings.instructions.images]
@@ -81,86 +52,28 @@ def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
     except DatasetError as error:
         if settings.sources and all(resolve(path).exists() for path in paths):
             raise
-        return [f"  training {unit}: {UNKNOWN}"], None, [str(error)]
+        return ["  training samples: unknown"], None, [str(error)]
     # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
-    classes = Counter(data.train.records[index].class_name for index in getattr(data.train, "paired", ()))
-    counts = dict(sorted(classes.items())) | {f"training {unit}": len(data.train)}
-    counts |= {f"held-back {unit}": len(data.validation or ()), "instructions": len(data.instructions or ())}
+    real, records = settings.defects == "real", getattr(data.train, "records", ())
+    classes = Counter(record.class_name for record in records if record.is_anomalous == real)
+    counts = dict(sorted(classes.items())) | {"training samples": len(data.train)}
+    counts |= {"held-back samples": len(data.validation or ()), "instructions": len(data.instructions or ())}
     return [_row(name, number) for name, number in counts.items()], len(data.train), []
 
 
-def _unit(config: ExperimentConfig) -> str:
-    return "conversations" if config.data.findings else "pairs"
-
-
 def _steps(config: ExperimentConfig, pairs: int | None, accumulation: int, processes: int) -> Iterator[str]:
-    settings, unit = config.training, _unit(config)
+    settings = config.training
     alternating = ", each followed by one of instructions" if config.data.instructions and settings.answers else ""
-    yield (
-        f"  batch {settings.batch_size} {unit} = micro-batch {settings.micro_batch_size} x accumulation {accumulation} "
-        f"x {processes} process(es){alternating}"
-    )
+    shares = f"micro-batch {settings.micro_batch_size} x accumulation {accumulation} x {processes} process(es)"
+    yield f"  batch {settings.batch_size} samples = {shares}{alternating}"
     if pairs is not None:
         yield f"  an epoch: {pairs / settings.batch_size:,.1f} steps"
     elif settings.steps is None:
-        yield f"  steps: {UNKNOWN}"
+        yield "  steps: unknown"
         return
     steps = total_steps(settings, pairs or 0)
     epochs = f", {steps * settings.batch_size / pairs:.1f} epochs" if pairs else ""
     yield f"  in all: {steps:,} steps{epochs}, of which {warmup_steps(settings, steps):,} warm up"
-
-
-def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iterator[str]:
-    device, host = estimate_memory(config, model, processes)
-    excess = sum(device.values()) / GIB - CARD
-    verdict = f"fits {CARD} GiB" if excess <= 0 else f"does NOT fit {CARD} GiB, {excess:.1f} GiB too much"
-    yield f"  each GPU: {_sizes(device)}: {verdict}"
-    yield f"  host, each process: {_sizes(host)}"
-    if config.precision != "auto":  # which is fp32 there
-        yield f"  on a CPU instead, each process: {_sizes(host | device | {CUDA: 0})}"
-    if not model.has_llm:
-        return
-    each = [with_precision(config, precision) for precision in PRECISIONS]
-    demos = [demo_memory(changed, model) for changed in each]
-    rows = {
-        "the language model": [demo["language model"] for demo in demos],
-        "this training, each GPU": [sum(estimate_memory(changed, model, processes)[0].values()) for changed in each],
-        "the demo, one GPU": [sum(demo.values()) for demo in demos],
-    }
-    yield f"  {'GiB of a GPU by llm.precision':<30} " + "".join(f"{precision:>8}" for precision in PRECISIONS)
-    for name, sizes in rows.items():
-        yield f"    {name:<28} " + "".join(f"{size / GIB:8.1f}" for size in sizes)
-    yield f"  the demo at 4bit: {_sizes(demos[-1])}"
-
-
-def with_precision(config: ExperimentConfig, precision: str) -> ExperimentConfig:
-    """The same experiment with its language model in another precision."""
-    return config.model_copy(update={"llm": config.llm and config.llm.model_copy(update={"precision": precision})})
-
-
-def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
-    """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
-    assert config.llm is not None
-    llm, encoder = model.llama_model, model.encoder
-    width = BYTES["fp16" if config.precision == "auto" else config.precision]
-    text = _count(encoder.text_tower.parameters()) if hasattr(encoder, "text_tower") else 0
-    lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
-    parts = {name: _count(part.parameters()) for name, part in model.named_children()}
-    tokens = config.llm.max_target_tokens + FRAME_TOKENS
-    return {
-        "language model": weight_bytes(llm, config.llm.precision, width),
-        "encoder": width * (parts.pop("encoder") - text),
-        "trained parts and LoRA": 4 * (sum(parts.values()) - parts["llama_model"] + lora),
-        # By turns: a class's sentences are encoded before an answer begins.
-        "keys and values, or the text tower": width
-        * max(2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens, text),
-        "CUDA": CUDA_BYTES // 2,  # one process, without exchange of gradients
-    }
-
-
-def _sizes(by_use: dict[str, int]) -> str:
-    uses = ", ".join(f"{use} {size / GIB:.2f}" for use, size in by_use.items() if size)
-    return f"{sum(by_use.values()) / GIB:.1f} GiB ({uses})"
 
 
 def _row(name: str, number: int) -> str:
@@ -169,63 +82,3 @@ def _row(name: str, number: int) -> str:
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
-
-
-def estimate_memory(
-    config: ExperimentConfig, model: AnomalyGPT, processes: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """One process's memory in bytes by use: of its GPU, and of the host. On a CPU the host has both, without ``CUDA``.
-
-    The model's trained parameters are marked, as :func:`planned_model` does.
-    """
-    settings, stage = config.training, config.training.zero_stage
-    width = BYTES[settings.precision]
-    trained = _count(p for p in model.parameters() if p.requires_grad)
-    frozen = _count(p for p in model.parameters() if not p.requires_grad)
-    # Every parameter once: in the engine's half precision, or in fp32 with the frozen ones as they were loaded.
-    each = BYTES["fp16" if config.precision == "auto" else config.precision] if settings.precision == "fp32" else width
-    weights = frozen * each + trained * width
-    if model.has_llm and config.llm:
-        weights += weight_bytes(model.llama_model, config.llm.precision, each)
-        weights -= weight_bytes(model.llama_model, "full", each)
-    if stage == 3:
-        weights = weights // processes + round(min(1.0, LIVE_PARAMETERS / (frozen + trained)) * weights)
-    # From stage 1 on with DeepSpeed's buffer for exchanging them, from stage 2 on divided among the processes.
-    gradients = trained * width * (2 if stage == 1 else 1)
-    if stage >= 2 and not settings.offloads:
-        gradients += trained * width // processes
-    # AdamW in fp32: two moments, a copy of the weights, and during a step a gradient and a temporary. Stage 0 in fp32
-    # needs no copies of weights and gradients.
-    numbers = 3 if stage == 0 and settings.precision == "fp32" else 5
-    optimizer = 4 * numbers * trained // (processes if stage > 0 else 1)
-    device, host = {"weights": weights, "gradients": gradients}, {"libraries": PROCESS_BYTES}
-    (host if settings.offloads else device)["optimiser"] = optimizer
-    device["activations"] = _activations(config, model)
-    device[CUDA] = CUDA_BYTES + round(FRAGMENTED * sum(device.values()))
-    return device, host
-
-
-def _activations(config: ExperimentConfig, model: AnomalyGPT) -> int:
-    """Bytes kept for the backward pass at the longest text: encoder in the engine's precision, decoder in fp32."""
-    settings, spec = config.training, model.encoder.spec
-    width, taps = BYTES[settings.precision], len(spec.taps)
-    tokens = spec.grid**2 * spec.tap_width
-    conversations, total = settings.micro_batch_size, 0
-    if not config.data.findings:  # which are text alone
-        references = conversations * (4 if settings.rotated_references else 1) * settings.answers
-        conversations *= 2
-        total = (conversations + references) * tokens * (taps + ENCODER_COPIES) * width
-        total += 4 * conversations * taps * (3 * tokens + 2 * MAP_SIZE**2 * MAP_COPIES)
-    if not model.has_llm or config.llm is None:
-        return total
-    llm, length = model.llama_model.config, config.llm.max_target_tokens
-    h, f, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
-    layer = 20 * h + width * (6 * h + 2 * _key_width(llm) + 3 * f)
-    kept = layers * width * h + layer if settings.gradient_checkpointing else layers * layer
-    return total + conversations * ((length + FRAME_TOKENS) * kept + length * llm.vocab_size * (4 * width + 12))
-
-
-def _key_width(llm: Any) -> int:
-    """Numbers of a token's key in one layer, as many as of its value."""
-    heads = llm.num_attention_heads
-    return llm.hidden_size * (getattr(llm, "num_key_value_heads", None) or heads) // heads

@@ -8,27 +8,22 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.optim.lr_scheduler import PolynomialLR
+from transformers import get_linear_schedule_with_warmup
 
 from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import UserError, full_gpu
 
+LESS_MEMORY = (
+    "These need less: training.gradient_checkpointing=true, training.micro_batch_size=1, training.zero_stage=2 (3 on "
+    "several GPUs), training.offload_optimizer=true, llm.precision=4bit, a smaller llm.max_target_tokens"
+)
+
 
 @contextmanager
-def report_out_of_memory(settings: TrainingConfig) -> Iterator[None]:
+def report_device_errors() -> Iterator[None]:
     """Turns the errors of a full GPU, and of a process that has lost another, into a :class:`UserError`."""
-    hints = {
-        "training.gradient_checkpointing=true": not settings.gradient_checkpointing,
-        "training.micro_batch_size=1": settings.micro_batch_size > 1,
-        "training.zero_stage=2": settings.zero_stage == 0,
-        "llm.precision=4bit": settings.zero_stage < 3,
-        "training.offload_optimizer=true": not settings.offload_optimizer,
-        "a smaller llm.max_target_tokens": True,
-        "training.zero_stage=3 on several GPUs": settings.zero_stage < 3,
-    }
-    less = ", ".join(hint for hint, helps in hints.items() if helps)
     try:
-        with full_gpu(f"These need less: {less}; --dry-run estimates it"):
+        with full_gpu(LESS_MEMORY):
             yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())
@@ -60,24 +55,12 @@ def warmup_steps(settings: TrainingConfig, total_steps: int) -> int:
     return min(wanted, max(total_steps - 1, 1))
 
 
-def deepspeed_config(
-    settings: TrainingConfig, total_steps: int, world_size: int, micro_steps: int = 1
-) -> dict[str, Any]:
+def deepspeed_config(settings: TrainingConfig, world_size: int, micro_steps: int = 1) -> dict[str, Any]:
     """The dictionary that ``deepspeed.initialize`` takes.
 
     ``micro_steps`` are the backward passes per micro-batch: 2 where an instruction step follows each anomaly step.
     """
     offloads, adam = settings.offloads, settings.optimizer.model_dump(include={"lr", "betas", "eps", "weight_decay"})
-    warmup = warmup_steps(settings, total_steps)
-    schedule = {
-        "warmup_min_lr": 0.0,
-        "warmup_max_lr": settings.optimizer.lr,
-        "warmup_num_steps": warmup,
-        "warmup_type": "linear",
-        "total_num_steps": total_steps,
-    }
-    # Without warm-up start_engine makes one: DeepSpeed's always warms up.
-    scheduler = {"scheduler": {"type": "WarmupDecayLR", "params": schedule}} if warmup else {}
     offload = {"offload_optimizer": {"device": "cpu", "pin_memory": True}} if offloads else {}
     precisions = {"fp16": {"fp16": {"enabled": True, "auto_cast": False}}, "bf16": {"bf16": {"enabled": True}}}
     return {
@@ -87,30 +70,27 @@ def deepspeed_config(
         "steps_per_print": 10**9,  # the trainer has its own log
         # DeepSpeed's fused Adam is compiled at the first start; PyTorch's needs no compiler.
         "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": not offloads}},
-        **scheduler,
         "zero_optimization": {"stage": settings.zero_stage, **offload},
         **precisions.get(settings.precision, {}),
     }
 
 
-def start_engine(model: nn.Module, config: dict[str, Any], total_steps: int = 1) -> Any:
-    """A DeepSpeed engine of the trainable parameters; without a scheduler in ``config`` the rate falls linearly.
-
-    Raises:
-        UserError: CPU Adam can't be compiled.
-    """
+def start_engine(model: nn.Module, settings: TrainingConfig, world_size: int, steps: int, micro_steps: int = 1) -> Any:
+    """A DeepSpeed engine of the trainable parameters, whose learning rate rises and falls within ``steps``."""
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns about its defaults at every start
     # DeepSpeed would compile a shared-memory op for CPU runs, which needs a C++ compiler; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config = deepspeed_config(settings, world_size, micro_steps)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # By default DeepSpeed sets aside half a billion numbers for exchanging gradients, 1 GB of the GPU's memory.
-    bucket = {"reduce_bucket_size": min(500_000_000, sum(p.numel() for p in trainable))}
-    config = config | {"zero_optimization": config["zero_optimization"] | bucket}
-    falling: Any = None if "scheduler" in config else partial(PolynomialLR, total_iters=total_steps)
+    config["zero_optimization"]["reduce_bucket_size"] = min(500_000_000, sum(p.numel() for p in trainable))
+    rate: Any = partial(
+        get_linear_schedule_with_warmup, num_warmup_steps=warmup_steps(settings, steps), num_training_steps=steps
+    )
     try:
-        engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config, lr_scheduler=falling)
+        engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config, lr_scheduler=rate)
     except (RuntimeError, ImportError, OSError, subprocess.CalledProcessError) as error:
         if "cpu_adam" not in str(error):
             raise

@@ -10,12 +10,11 @@ from anomalygpt.model.encoder import ImageFeatures
 
 
 class FeatureCache:
-    """Encodes images, but for those that it has kept; the features are the encoder's own.
+    """Encodes (B, 3, S, S) images, but for those that it has kept; the features are the encoder's own.
 
     An image is kept when it comes a second time, so that simulated defects, which are new in each epoch, take no room.
 
     Args:
-        encode: (B, 3, S, S) -> features of B images.
         room: how many images are kept.
     """
 
@@ -25,17 +24,16 @@ class FeatureCache:
         self._kept: dict[bytes, ImageFeatures] = {}
 
     def __call__(self, images: Tensor) -> ImageFeatures:
-        """(B, 3, S, S) -> features of B images."""
         keys = [hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest() for image in images]
         rows = {key: self._kept[key] for key in keys if key in self._kept}
         if new := {key: place for place, key in enumerate(keys) if key not in rows}:
             encoded = self.encode(images[list(new.values())])
             for at, key in enumerate(new):
-                rows[key] = encoded[at : at + 1]
+                # A copy, since a slice would keep the whole batch.
+                taps = tuple(tap[at : at + 1].clone() for tap in encoded.taps)
+                rows[key] = ImageFeatures(taps, encoded.embedding[at : at + 1].clone())
                 if key in self._seen and len(self._kept) < self.room:
-                    # A copy, since a slice would keep the whole batch.
-                    taps = tuple(tap.clone() for tap in rows[key].taps)
-                    self._kept[key] = ImageFeatures(taps, rows[key].embedding.clone())
+                    self._kept[key] = rows[key]
             self._seen.update(new)
         by_tap = zip(*(rows[key].taps for key in keys), strict=True)
         return ImageFeatures(tuple(torch.cat(tap) for tap in by_tap), torch.cat([rows[key].embedding for key in keys]))

@@ -27,7 +27,7 @@ from anomalygpt.model.build import build_model, trainable_parts
 from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import Data, build_data, endless_batches
 from anomalygpt.training.dry_run import parameter_table
-from anomalygpt.training.engine import accumulation_steps, deepspeed_config, start_engine, total_steps
+from anomalygpt.training.engine import accumulation_steps, start_engine, total_steps
 from anomalygpt.training.feature_cache import FeatureCache
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
 from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, validate
@@ -38,12 +38,7 @@ SHOWN = ("total", "answer", "focal", "dice", "instruction", "lr", "samples_per_s
 
 
 class Trainer:
-    """Runs one training from its first or last saved step to its end.
-
-    Args:
-        engine: DeepSpeed's, around an :class:`AnomalyGPT`.
-        folder: the run's folder, for metrics, pictures and checkpoints.
-    """
+    """Runs one training from its first or last saved step to its end, by DeepSpeed's engine of an AnomalyGPT."""
 
     def __init__(
         self, engine: Any, data: Data, config: ExperimentConfig, process: Process, folder: Path, total_steps: int
@@ -76,8 +71,7 @@ class Trainer:
         """Trains to the last step with checkpoints on the way, and exports the trained tensors at the end.
 
         Raises:
-            UserError: the folder's checkpoint is damaged or does not fit this run, a checkpoint can't be written, or
-                :meth:`request_stop` was called.
+            UserError: the folder's checkpoint does not fit, one can't be written, or :meth:`request_stop` was called.
             OSError: something else in the folder can't be written.
         """
         step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
@@ -90,7 +84,7 @@ class Trainer:
         self.open_batches(step)
         self._steps(step)
         if self._log:
-            self._log.close()
+            self._log.board.close()
             draw_curves(self.folder)
         logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
 
@@ -115,9 +109,8 @@ class Trainer:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _steps(self, step: int) -> None:
-        with tqdm(
-            total=self.total_steps, initial=step, desc="train", unit="step", disable=not self.process.is_main
-        ) as bar:  # closed before an error is printed
+        silent = not self.process.is_main
+        with tqdm(total=self.total_steps, initial=step, unit="step", disable=silent) as bar:
             while step < self.total_steps:
                 started = time.monotonic()
                 numbers = self._optimizer_step(step)
@@ -185,13 +178,11 @@ class Trainer:
         batch, settings = batch.to(self.process.device), self.settings
         if isinstance(batch, FindingsBatch):
             return losses_of(self.engine, batch, self.max_length)
-        # Under ZeRO 3 every process has to call the same layers: all draw alike, and all need references.
-        partitioned = settings.zero_stage == 3
-        # Seeded with the run's position, so that a resumed run draws the same.
-        rng = np.random.default_rng([self.config.seed, step, micro, 0 if partitioned else self.process.rank])
-        one_shot = bool(rng.random() < settings.one_shot_probability) and self.model.has_llm
+        # Seeded with the run's position, so that a resumed run draws the same. All processes draw alike, and all need
+        # references, since under ZeRO 3 every one has to call the same layers.
+        draw = np.random.default_rng([self.config.seed, step, micro]).random()
         views = None
-        if one_shot and (all_agree(batch.references is not None) if partitioned else batch.references is not None):
+        if self.model.has_llm and draw < settings.one_shot_probability and all_agree(batch.references is not None):
             assert batch.references is not None
             # A quarter turn of a square photo leaves no corner to fill: the paper's reflection padding has no effect.
             turns = range(4 if settings.rotated_references else 1)
@@ -217,10 +208,8 @@ def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
     # does not allow.
     model.states([*sorted(classes), UNNAMED_CLASS])
     steps = total_steps(settings, len(data.train))
-    unit = "conversations" if config.data.findings else "pairs"
-    logger.info("%d training %s, %d steps of %d", len(data.train), unit, steps, settings.batch_size)
-    micro_steps = 1 if data.instructions is None else 2
-    engine = start_engine(model, deepspeed_config(settings, steps, process.world_size, micro_steps), steps)
+    logger.info("%d training samples, %d steps of %d", len(data.train), steps, settings.batch_size)
+    engine = start_engine(model, settings, process.world_size, steps, micro_steps=1 if data.instructions is None else 2)
     return Trainer(engine, data, config, process, resolve(settings.output), steps)
 
 

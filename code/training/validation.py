@@ -32,8 +32,7 @@ PICTURE_TOKENS = 40
 def validate(
     model: AnomalyGPT, held_back: Dataset[Any], config: ExperimentConfig, process: Process
 ) -> dict[str, float]:
-    """Mean losses on held-back pairs by name and, with a language model, ``verdict_accuracy``; on conversations about
-    findings the losses alone.
+    """Mean losses on held-back pairs by name and, with photos and a language model, ``verdict_accuracy``.
 
     All processes have to call it, and get the same numbers.
     """

