@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from anomalygpt.datasets.class_info import (
     spoken_name,
     with_article,
 )
+from anomalygpt.datasets.findings import joined
 
 FOLLOW_UP_KINDS = ("where", "count", "size", "what", "usable")
 CLASS_FREE_PROBABILITY = 0.15
@@ -55,15 +56,14 @@ class Wording:
         language, info = self.languages[number], self.infos.get(class_name)
         named = None if rng.random() < CLASS_FREE_PROBABILITY else class_name
         question = detection_question(named, rng, bool(rng.random() < self.description_share), language, info)
-        texts = [question, detection_answer(bool(positions), positions, language)]
+        texts = [question, detection_answer(positions, language)]
         sentence = defect and defect_sentence(class_name, defect, language)
-        answerable = {"parts": parts_shown(class_name), "kind": sentence}
-        kinds = [*FOLLOW_UP_KINDS, *(kind for kind, answer in answerable.items() if answer is not None)]
-        drawn: list[str] = []  # up to two different ones
-        if self.follow_up:
-            count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
-            drawn = [kinds[int(number)] for number in rng.permutation(len(kinds))[:count]]
-        for kind in drawn:
+        kinds = [*FOLLOW_UP_KINDS, *(["parts"] if parts_shown(class_name) is not None else [])]
+        kinds += ["kind"] if sentence is not None else []
+        count = 0  # of follow-up questions
+        while self.follow_up and count < 2 and rng.random() < FOLLOW_UP_PROBABILITY:
+            count += 1
+        for kind in [kinds[number] for number in rng.permutation(len(kinds))[:count]] if self.follow_up else ():
             questions = phrase_table(language)["follow_up"][kind]["questions"]
             texts.append(questions[int(rng.integers(len(questions)))])
             texts.append(follow_up_answer(kind, class_name, positions, area, language, info, sentence or ""))
@@ -97,23 +97,9 @@ def detection_question(
     return opening + phrases["opening_end"] + question
 
 
-def detection_answer(is_anomalous: bool, positions: Sequence[str] = (), language: str = "en") -> str:
+def detection_answer(positions: Sequence[str] = (), language: str = "en") -> str:
     """The answer to a detection question; ``positions`` has one name per defect, which may repeat."""
-    answers = phrase_table(language)["answers"]
-    if is_anomalous and positions:
-        return _with_positions(answers, positions, language)
-    return answers["unplaced" if is_anomalous else "normal"]
-
-
-def _with_positions(forms: dict[str, Any], positions: Sequence[str], language: str) -> str:
-    """A sentence about one or several positions; a position that repeats is named once, but counts."""
-    phrases = phrase_table(language)
-    names = [phrases["positions"][position] for position in dict.fromkeys(positions)]
-    if len(positions) == 1:
-        return forms["one"].format(positions=names[0])
-    *others, last = (phrases["answers"]["position"].format(name=name) for name in names)
-    joined = phrases["separator"].join(others) + phrases["last_separator"] + last if others else last
-    return forms["several"].format(count=len(positions), positions=joined)
+    return _answer(phrase_table(language)["answers"], len(positions), positions, language)
 
 
 def follow_up_answer(
@@ -131,16 +117,23 @@ def follow_up_answer(
         kind: ``where``, ``count``, ``size``, ``what``, ``usable``, ``parts`` or ``kind``.
         sentence: the answer to ``kind``, as :func:`defect_sentence` gives it.
     """
-    phrases = phrase_table(language)
-    forms = phrases["follow_up"][kind]
-    if kind == "where" and positions:
-        return _with_positions(forms, positions, language)
-    count, none = (parts_shown(class_name), "surface") if kind == "parts" else (len(positions), "normal")
-    percent, noun = 100 * area, noun_phrase(class_name, language, info)
+    phrases, percent = phrase_table(language), 100 * area
     share = phrases["share"].format(percent=f"{percent:.1f}" if percent < 10 else f"{percent:.0f}")
-    form = forms[none if count == 0 else "one" if count == 1 else "several"]
-    share = phrases["small_share"] if percent < 0.1 else share
-    return form.format(count=count, share=share, noun_phrase=noun, defect=sentence)
+    slots = {
+        "share": phrases["small_share"] if percent < 0.1 else share,
+        "noun_phrase": noun_phrase(class_name, language, info),
+        "defect": sentence,
+    }
+    count = parts_shown(class_name) if kind == "parts" else len(positions)
+    return _answer(phrases["follow_up"][kind], count or 0, positions, language, **slots)
+
+
+def _answer(forms: Mapping[str, str], count: int, positions: Sequence[str], language: str, **slots: str) -> str:
+    """The form for so many defects or parts, filled; a position that repeats is named once."""
+    phrases = phrase_table(language)
+    places = [phrases["position"].format(name=phrases["positions"][each]) for each in dict.fromkeys(positions)]
+    form = forms["none" if count == 0 else "one" if count == 1 else "several"]
+    return form.format(count=count, positions=joined(places, language), **slots)
 
 
 def defect_sentence(class_name: str, defect: str, language: str = "en") -> str | None:

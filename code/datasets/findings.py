@@ -113,13 +113,18 @@ def probability_text(probability: float | None) -> str:
     return "–" if probability is None else f"{min(99, max(1, round(100 * probability)))}%"
 
 
+def joined(words: Sequence[str], language: str) -> str:
+    """``a, b and c``; as many words as there are, even none."""
+    phrases = phrase_table(language)
+    return phrases["separator"].join([*words[:-2], phrases["last_separator"].join(words[-2:])])
+
+
 def places_text(places: Sequence[str], language: Language) -> str:
     """Places as a list in words; more than ``MOST_PLACES`` end in "elsewhere"."""
     words = finding_phrases(language)["words"]
     names = [words["place"][place] for place in places[:MOST_PLACES]]
     names += [words["elsewhere"]] if len(places) > MOST_PLACES else []
-    comma, last = words["join"]
-    return names[0] if len(names) == 1 else comma.join(names[:-1]) + last + names[-1]
+    return joined(names, language)
 
 
 def findings_text(findings: Findings, language: Language = "en") -> str:

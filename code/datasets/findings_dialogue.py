@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -38,30 +38,16 @@ NAME = re.compile(r"\$([a-z_]+)")
 MAP_SIDE = 224  # pixels, what the prompt learner takes
 
 
-class FindingsSample(NamedTuple):
-    """A conversation and what stands before it."""
-
-    embedding: Tensor  # (D,) float32 of unit length, in a random direction
-    map: Tensor  # (1, 224, 224) float32 in 0..1, with blobs where the findings are of a defect, at other places
-    turns: tuple[Turn, ...]  # human and assistant in turn; the first one begins with the findings
-
-
 @dataclass(frozen=True)
 class FindingsBatch(Batch):
-    """B samples: embeddings (B, D), maps (B, 1, 224, 224), and B conversations."""
+    """B conversations, and what stands before each."""
 
-    embeddings: Tensor
-    maps: Tensor
-    conversations: list[tuple[Turn, ...]]
-
-
-def collate_findings(samples: Sequence[FindingsSample]) -> FindingsBatch:
-    """B samples -> one batch."""
-    embeddings, maps, conversations = zip(*samples, strict=True)
-    return FindingsBatch(torch.stack(embeddings), torch.stack(maps), list(conversations))
+    embeddings: Tensor  # (B, D) float32 of unit length, in random directions
+    maps: Tensor  # (B, 1, 224, 224) float32 in 0..1, with blobs where the findings are of a defect, at other places
+    conversations: list[tuple[Turn, ...]]  # human and assistant in turn; the first one begins with the findings
 
 
-class FindingsConversations(Dataset[FindingsSample]):
+class FindingsConversations(Dataset[tuple[Tensor, Tensor, tuple[Turn, ...]]]):
     """An epoch's ``count`` conversations, which depend on the seed, the split, the epoch and the index alone.
 
     Embedding (``embed_width`` numbers) and map are random, so that the findings' text is the only source of a right
@@ -80,13 +66,13 @@ class FindingsConversations(Dataset[FindingsSample]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> FindingsSample:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, tuple[Turn, ...]]:
         rng = np.random.default_rng([self.seed, self.split == "held_out", int(self._shared_epoch[0]), index])
         findings = draw_findings(rng)
         turns = self._turns(findings, rng)
         direction = rng.normal(size=self.embed_width)
         embedding = torch.from_numpy((direction / np.linalg.norm(direction)).astype(np.float32))
-        return FindingsSample(embedding, torch.from_numpy(draw_map(findings.status == "defective", rng))[None], turns)
+        return embedding, torch.from_numpy(draw_map(findings.status == "defective", rng))[None], turns
 
     def _turns(self, findings: Findings, rng: np.random.Generator) -> tuple[Turn, ...]:
         language: Language = "zh" if rng.random() < self.chinese else "en"

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-ROWS = ("top", "", "bottom")
-COLUMNS = ("left", "", "right")
+GRID = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 JOINED_GAP = 0.02  # regions closer than this fraction of the longer side count as one defect
 
 
@@ -62,7 +61,7 @@ def position_name(box: Sequence[float], size: tuple[int, int]) -> str:
     left, top, right, bottom = box
     centre = ((left + right) / 2, (top + bottom) / 2)
     column, row = (min(2, max(0, int(3 * at / side))) for at, side in zip(centre, size, strict=True))
-    return " ".join(filter(None, (ROWS[row], COLUMNS[column]))) or "center"
+    return GRID[row][column]
 
 
 def positions_of(target: NDArray[np.bool_]) -> tuple[str, ...]:
@@ -77,9 +76,5 @@ def positions_of(target: NDArray[np.bool_]) -> tuple[str, ...]:
 
 def marks_position(target: NDArray[np.bool_], position: str) -> bool:
     """Whether a mask (H, W) marks any pixel, by its centre, in the grid cell that ``position`` names."""
-    words = position.split()
-    inside = []
-    for side, names in zip(target.shape, (ROWS, COLUMNS), strict=True):
-        cell = next((number for number, name in enumerate(names) if name and name in words), 1)
-        inside.append(np.flatnonzero((3 * (np.arange(side) + 0.5) / side).astype(int) == cell))
-    return bool(target[np.ix_(*inside)].any())
+    cells = (3 * (np.argwhere(target) + 0.5) / target.shape).astype(int)
+    return bool((cells == np.argwhere(np.array(GRID) == position)).all(axis=1).any())

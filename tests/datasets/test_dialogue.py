@@ -24,12 +24,11 @@ ONE = "Yes, there is an anomaly in the image"
         (["top", "left", "right"], "there are 3 anomalies in the image, they are at the top, the left and the right of "
          "the image."),
         (["center", "center"], "Yes, there are 2 anomalies in the image, they are at the center of the image."),
-        ([], f"{ONE}."),
     ],
 )  # fmt: skip
 def test_the_answers_have_the_papers_form(positions, answer):
-    assert detection_answer(True, positions).endswith(answer)
-    assert detection_answer(False) == "No, there is no anomaly in the image."
+    assert detection_answer(positions).endswith(answer)
+    assert detection_answer() == "No, there is no anomaly in the image."
 
 
 def test_the_question_has_the_papers_form():

@@ -35,7 +35,7 @@ def assert_agrees(photo, simulated):
     if not simulated.boxes:
         assert np.array_equal(simulated.image, photo)
     positions = [position_name(box, target.shape[::-1]) for box in simulated.boxes]
-    answer = detection_answer(bool(positions), positions)
+    answer = detection_answer(positions)
     assert parse_verdict(answer) == target.any()
     assert all(f"the {position}" in answer for position in positions)
 

@@ -66,17 +66,16 @@ def test_the_verdict_of_an_answer(verdict, answers):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_generated_answer_and_opening_gives_its_own_verdict(language):
     for positions in ([], ["top"], ["top", "left"]):
-        assert parse_verdict(detection_answer(bool(positions), positions, language)) is bool(positions)
+        assert parse_verdict(detection_answer(positions, language)) is bool(positions)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_positions_are_read_back_from_the_answers_that_name_them(language):
     for position in phrase_table(language)["positions"]:
-        assert parse_positions(detection_answer(True, [position], language)) == (position,)
+        assert parse_positions(detection_answer([position], language)) == (position,)
     several = ["bottom right", "top", "center"]
-    assert parse_positions(detection_answer(True, several, language)) == tuple(several)
-    assert parse_positions(detection_answer(False, (), language)) == ()
-    assert parse_positions(detection_answer(True, (), language)) == ()
+    assert parse_positions(detection_answer(several, language)) == tuple(several)
+    assert parse_positions(detection_answer((), language)) == ()
     # Whether to use a defective part is no question for a verdict: yes would mean a defect.
     assert parse_verdict(follow_up_answer("usable", "bottle", ["top"], 0.1)) is None
 
