@@ -18,7 +18,7 @@ from anomalygpt.datasets.transforms import ImageTransform
 
 logger = logging.getLogger(__name__)
 
-TurnChoice = Literal["first", "all"]
+Kept = Literal["first", "all"]  # which turns of a conversation
 EXPECTED = '{"image_name": …, "conversation": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}'
 OTHER_ROLES = {"user": "human", "gpt": "assistant"}
 
@@ -32,22 +32,14 @@ class InstructionBatch(Batch):
 
 
 class Instructions(Dataset[tuple[Tensor, tuple[Turn, ...]]]):
-    """Photos, (3, S, S), each with a conversation, in the order of a file.
+    """Photos of a folder, (3, S, S), each with a conversation, in the order of a file.
 
-    Conversations about no photo, several, or one that is missing are left out and counted in the log.
-
-    Args:
-        conversations: a JSON list, or with the ending ``.jsonl`` an entry per line.
-        images: the folder of its photos.
-        turns: ``first`` keeps the first question and answer, as the paper does, ``all`` every turn.
-
-    Raises:
-        DatasetError: the file is no JSON list, an entry (counted from 1) is malformed, or no photo exists at all.
+    The file is a JSON list, or with the ending ``.jsonl`` has an entry per line; :class:`DatasetError` for a bad entry.
+    Conversations about no photo, several, or one that is missing are left out and counted in the log. ``turns``:
+    ``first`` keeps the first question and answer, as the paper does, ``all`` every turn.
     """
 
-    def __init__(
-        self, conversations: Path, images: Path, transform: ImageTransform, turns: TurnChoice = "first"
-    ) -> None:
+    def __init__(self, conversations: Path, images: Path, transform: ImageTransform, turns: Kept = "first") -> None:
         self.images, self.transform = require_folder(images), transform
         entries = enumerate(_read_list(Path(conversations)), start=1)
         parsed = [_parse_entry(entry, f"{conversations}: entry {number}", turns) for number, entry in entries]
@@ -65,7 +57,6 @@ class Instructions(Dataset[tuple[Tensor, tuple[Turn, ...]]]):
         return len(self._entries)
 
     def __getitem__(self, index: int) -> tuple[Tensor, tuple[Turn, ...]]:
-        """Conversation ``index``. Raises :class:`DatasetError` when its photo cannot be read."""
         name, turns = self._entries[index]
         return self.transform(load_image(self.images / name, PhotoSettings())), turns
 
@@ -82,7 +73,7 @@ def _read_list(path: Path) -> list[Any]:
     return entries
 
 
-def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str | None, tuple[Turn, ...]]:
+def _parse_entry(entry: Any, where: str, choice: Kept) -> tuple[str | None, tuple[Turn, ...]]:
     """The photo's name, None for no photo or several, and the turns, which end with an answer."""
     try:
         photos = next((entry[key] for key in ("image_name", "image", "images") if entry.get(key)), None)

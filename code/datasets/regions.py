@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 GRID = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 JOINED_GAP = 0.02  # regions closer than this fraction of the longer side count as one defect
 
@@ -41,9 +41,7 @@ class Box(NamedTuple):
 
 def label_regions(mask: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
     """The 8-connected regions of a mask (H, W): int32 labels from 1 on, (H, W), 0 outside; and their number."""
-    from scipy import ndimage  # here, because it takes half a second
-
-    labels, count = ndimage.label(mask, EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
     return labels.astype(np.int32, copy=False), count
 
 
