@@ -109,7 +109,7 @@ class TrainingPairs(Dataset[SamplePair]):
             target = mask > (TRAINING_THRESHOLD if mask.max() > TRAINING_THRESHOLD else 0)
             if not target.any():
                 raise DatasetError(f"{record.masks[0]}: marks nothing of what the model sees of {record.image.name}")
-        defect = record.defect if record.is_anomalous else ""
+        defect = (record.defect or None) if record.is_anomalous else ""
         return self._sample(index, self._pixels(index), target, positions_of(target), defect, self._generator(index))
 
     def _generator(self, *numbers: int) -> Generator:
