@@ -141,7 +141,7 @@ class WordsEvaluator:
         raw, model = shown.answer, self.predictor.language_model
         if shown.answer_source != "model" and model:  # the check has interrupted it
             torch.manual_seed(seed)
-            *_, raw = model.texts(image, image.findings, question, history)
+            *_, raw = model.texts(image, question, history)
         faults = [check_answer(answer, question, image.findings) for answer in (raw, shown.answer)]
         raw_faults, shown_faults = (tuple(f"{fault.kind}: {fault.words}" for fault in found) for found in faults)
         return Answered(

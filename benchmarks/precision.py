@@ -32,7 +32,8 @@ def answers(settings: Sequence[str], questions: int) -> list[tuple[str, bool, bo
         findings, language = draw_findings(rng), LANGUAGES[number % len(LANGUAGES)]
         kind = kinds(language)[int(rng.integers(len(kinds(language))))]
         question, claim = draw_question(kind, findings, language, rng, "held_out")
-        *_, text = PromptedModel(predictor.model, predictor.generation).texts(image, findings, question, ())
+        vars(image)["findings"] = findings  # as if the photo showed them
+        *_, text = PromptedModel(predictor.model, predictor.generation).texts(image, question, ())
         reference = answer_text(kind, findings, language_of(question), **claim)
         found.append((text, not check_answer(text, question, findings), content(text) == content(reference)))
     return found

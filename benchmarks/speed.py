@@ -156,16 +156,16 @@ def conversation(bench: Bench) -> Timed:
     image = predictor.inspect(bench.query)
     times: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(bench.warmup + bench.repeats):
-        without = PromptedModel(predictor.model, predictor.generation).texts(image, None, first, ())
+        without = PromptedModel(predictor.model, predictor.generation, False).texts(image, first, ())
         times["first token without findings in the prompt"].append(_until_first(without))
         without.close()
         model = PromptedModel(predictor.model, predictor.generation)
-        start, pieces = time.perf_counter(), model.texts(image, image.findings, first, ())
+        start, pieces = time.perf_counter(), model.texts(image, first, ())
         times["first token with them"].append(_until_first(pieces))
         begun = time.perf_counter()
         *_, answer = pieces
         streamed = time.perf_counter() - start
-        follows = model.texts(image, image.findings, follow_up, [(first, answer)])
+        follows = model.texts(image, follow_up, [(first, answer)])
         times["first token of a follow-up"].append(_until_first(follows))
         follows.close()
         tokens = len(predictor.model.tokenizer.encode(answer))

@@ -2,30 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
+from numpy.random import Generator
 
-from anomalygpt.datasets.class_info import (
-    ClassInfo,
-    class_table,
-    describe,
-    noun_phrase,
-    parts_shown,
-    phrase_table,
-    spoken_name,
-    with_article,
-)
+from anomalygpt.datasets.class_info import ClassInfo, describe, noun_phrase, parts_shown, phrase_table, spoken_name
+from anomalygpt.datasets.findings import joined
 
-FOLLOW_UP_KINDS = ("where", "count", "size", "what", "usable")
-CLASS_FREE_PROBABILITY = 0.15
-FOLLOW_UP_PROBABILITY = 0.5
+CLASS_FREE_PROBABILITY, FOLLOW_UP_PROBABILITY = 0.15, 0.5
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance of a conversation."""
-
     role: Literal["human", "assistant"]
     text: str
 
@@ -40,51 +28,57 @@ class Wording:
     infos: Mapping[str, ClassInfo] = field(default_factory=dict)  # entries of ``dataset.yaml``, by class name
 
     def conversation(
-        self, class_name: str, positions: Sequence[str], area: float, defect: str | None, rng: np.random.Generator
+        self, class_name: str, positions: Sequence[str], area: float, defect: str | None, rng: Generator
     ) -> tuple[Turn, ...]:
         """A detection turn and up to two follow-up turns about one photo.
 
         Args:
             positions: one name per defect, none for a normal photo.
             area: fraction of the photo that is marked, 0..1.
-            defect: the defect's name in the data set, empty for a normal photo. None where it is unknown: then no
-                question asks for the kind of defect.
+            defect: its name in the data set, empty for a normal photo; None: no question asks for the kind of defect.
         """
         # A single language draws no number.
         number = int(rng.integers(len(self.languages))) if len(self.languages) > 1 else 0
         language, info = self.languages[number], self.infos.get(class_name)
         named = None if rng.random() < CLASS_FREE_PROBABILITY else class_name
         question = detection_question(named, rng, bool(rng.random() < self.description_share), language, info)
-        texts = [question, detection_answer(bool(positions), positions, language)]
+        texts = [question, self.answer("verdict", positions, language)]
         sentence = defect and defect_sentence(class_name, defect, language)
-        answerable = {"parts": parts_shown(class_name), "kind": sentence}
-        kinds = [*FOLLOW_UP_KINDS, *(kind for kind, answer in answerable.items() if answer is not None)]
-        drawn: list[str] = []  # up to two different ones
-        if self.follow_up:
-            count = int(rng.random() < FOLLOW_UP_PROBABILITY) and 1 + int(rng.random() < FOLLOW_UP_PROBABILITY)
-            drawn = [kinds[int(number)] for number in rng.permutation(len(kinds))[:count]]
-        for kind in drawn:
-            questions = phrase_table(language)["follow_up"][kind]["questions"]
+        left_out = {"verdict": True, "parts": parts_shown(class_name) is None, "kind": sentence is None}
+        kinds = [kind for kind in phrase_table(language)["answers"] if not left_out.get(kind)]
+        count = int(self.follow_up and rng.random() < FOLLOW_UP_PROBABILITY)  # of follow-up questions
+        count += int(count > 0 and rng.random() < FOLLOW_UP_PROBABILITY)
+        for kind in [kinds[number] for number in rng.permutation(len(kinds))[:count]] if self.follow_up else ():
+            questions = phrase_table(language)["answers"][kind]["questions"]
             texts.append(questions[int(rng.integers(len(questions)))])
-            texts.append(follow_up_answer(kind, class_name, positions, area, language, info, sentence or ""))
+            texts.append((kind == "kind" and sentence) or self.answer(kind, positions, language, class_name, area))
         return tuple(Turn("assistant" if at % 2 else "human", text) for at, text in enumerate(texts))
+
+    def answer(
+        self, kind: str, positions: Sequence[str] = (), language: str = "en", class_name: str = "", area: float = 0
+    ) -> str:
+        """The answer to a kind of question of the tables; a position that repeats is named once, but counts."""
+        phrases, percent = phrase_table(language), 100 * area
+        places = [phrases["position"].format(name=phrases["positions"][each][0]) for each in dict.fromkeys(positions)]
+        share = phrases["share"].format(percent=f"{percent:.1f}" if percent < 10 else f"{percent:.0f}")
+        slots = {"share": phrases["small_share"] if percent < 0.1 else share, "positions": joined(places, language)}
+        slots["noun_phrase"] = noun_phrase(class_name, language, self.infos.get(class_name))
+        count = parts_shown(class_name) or 0 if kind == "parts" else len(positions)
+        form = phrases["answers"][kind]["none" if count == 0 else "one" if count == 1 else "several"]
+        return form.format(count=count, **slots)
 
 
 def detection_question(
     class_name: str | None,
-    rng: np.random.Generator | None = None,
+    rng: Generator | None = None,
     with_description: bool = True,
     language: str = "en",
     info: ClassInfo | None = None,
 ) -> str:
-    """The question of a detection turn; yes always means anomalous.
+    """The question of a detection turn; yes always means anomalous. Without a class, it names none.
 
-    Args:
-        class_name: None leaves the class out.
-        rng: draws one of several wordings; None takes the paper's: ``This is a photo of a bottle for anomaly
-            detection, which should be …. Is there any anomaly in the image?``
-        with_description: whether it also describes a normal part.
-        info: replaces the tables' words for the class.
+    ``rng`` draws one of several wordings; None takes the paper's: ``This is a photo of a bottle for anomaly detection,
+    which should be …. Is there any anomaly in the image?`` ``info`` replaces the tables' words for the class.
     """
     phrases = phrase_table(language)
     questions = phrases["detection" if class_name is not None else "class_free"]
@@ -95,52 +89,6 @@ def detection_question(
     if with_description:
         opening += phrases["description_joint"].format(description=describe(class_name, language, info))
     return opening + phrases["opening_end"] + question
-
-
-def detection_answer(is_anomalous: bool, positions: Sequence[str] = (), language: str = "en") -> str:
-    """The answer to a detection question; ``positions`` has one name per defect, which may repeat."""
-    answers = phrase_table(language)["answers"]
-    if is_anomalous and positions:
-        return _with_positions(answers, positions, language)
-    return answers["unplaced" if is_anomalous else "normal"]
-
-
-def _with_positions(forms: dict[str, Any], positions: Sequence[str], language: str) -> str:
-    """A sentence about one or several positions; a position that repeats is named once, but counts."""
-    phrases = phrase_table(language)
-    names = [phrases["positions"][position] for position in dict.fromkeys(positions)]
-    if len(positions) == 1:
-        return forms["one"].format(positions=names[0])
-    *others, last = (phrases["answers"]["position"].format(name=name) for name in names)
-    joined = phrases["separator"].join(others) + phrases["last_separator"] + last if others else last
-    return forms["several"].format(count=len(positions), positions=joined)
-
-
-def follow_up_answer(
-    kind: str,
-    class_name: str,
-    positions: Sequence[str],
-    area: float,
-    language: str = "en",
-    info: ClassInfo | None = None,
-    sentence: str = "",
-) -> str:
-    """The answer to a follow-up question; the arguments are those of :class:`Wording`.
-
-    Args:
-        kind: ``where``, ``count``, ``size``, ``what``, ``usable``, ``parts`` or ``kind``.
-        sentence: the answer to ``kind``, as :func:`defect_sentence` gives it.
-    """
-    phrases = phrase_table(language)
-    forms = phrases["follow_up"][kind]
-    if kind == "where" and positions:
-        return _with_positions(forms, positions, language)
-    count, none = (parts_shown(class_name), "surface") if kind == "parts" else (len(positions), "normal")
-    percent, noun = 100 * area, noun_phrase(class_name, language, info)
-    share = phrases["share"].format(percent=f"{percent:.1f}" if percent < 10 else f"{percent:.0f}")
-    form = forms[none if count == 0 else "one" if count == 1 else "several"]
-    share = phrases["small_share"] if percent < 0.1 else share
-    return form.format(count=count, share=share, noun_phrase=noun, defect=sentence)
 
 
 def defect_sentence(class_name: str, defect: str, language: str = "en") -> str | None:
@@ -155,7 +103,7 @@ def defect_sentence(class_name: str, defect: str, language: str = "en") -> str |
         name = " ".join(part.replace("_", " ").lower().split())
         if name in known:
             sentences.append(known[name])
-        elif name and name not in class_table()["unnamed_defects"]:
+        elif name and name not in phrase_table("classes")["unnamed_defects"]:
             plural = name.endswith("s") and not name.endswith("ss")
-            sentences.append(forms["rule"].format(name=name, noun_phrase=name if plural else with_article(name)))
+            sentences.append(forms["rule"].format(name=name, noun_phrase=name if plural else noun_phrase(name)))
     return forms["joint"].join(dict.fromkeys(sentences)) or None

@@ -20,8 +20,6 @@ SURE, FAIRLY_SURE = 0.9, 0.7  # probability of the verdict
 
 @dataclass(frozen=True)
 class RegionFinding:
-    """One defective region."""
-
     place: str  # cell of the 3 x 3 grid, ``top left`` … ``bottom right``
     box: tuple[int, int, int, int]  # (left, top, right, bottom) in the photo's pixels, right and bottom exclusive
     area: float  # share of the photo's area, 0..1
@@ -31,15 +29,11 @@ class RegionFinding:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that is known about a photo; answers may state nothing else.
-
-    Attributes:
-        regions: largest first; at least one where the status is ``defective``, none where it is ``good``; where the
-            map is highest, or none, where it is ``can't tell``.
-    """
+    """All that is known about a photo; answers may state nothing else."""
 
     status: Status
     probability: float  # that the photo is defective, 0..1
+    # Largest first: one or more if ``defective``, none if ``good``, else where the map is highest, or none.
     regions: tuple[RegionFinding, ...]
     class_name: str = UNKNOWN_CLASS
     references: int = 0  # how many reference photos it was compared with
@@ -48,7 +42,6 @@ class Findings:
 
     @property
     def number(self) -> int:
-        """How many defective regions there are."""
         return len(self.regions)
 
     @property
@@ -74,14 +67,11 @@ class Findings:
 
     @property
     def knows_class(self) -> bool:
-        """Whether the part's class is known."""
         return self.class_name != UNKNOWN_CLASS
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the fields, a region's place as ``position``, and what follows from them."""
-        regions = [{"position": region.place, **asdict(region)} for region in self.regions]
-        for region in regions:
-            del region["place"]
+        regions = [{"position": region.pop("place"), **region} for region in asdict(self)["regions"]]
         found = {**asdict(self), "number": self.number, "total_area": self.total_area, "certainty": self.certainty}
         return found | {"probability": self.shown_probability, "places": list(self.places), "regions": regions}
 
@@ -96,11 +86,6 @@ def size_word(area: float) -> str:
     return next((word for word, limit in SIZE_LIMITS if area < limit), "large")
 
 
-def finding_phrases(language: Language) -> dict[str, Any]:
-    """Questions, answers and words about findings in one language."""
-    return phrase_table(f"findings_{language}")
-
-
 def percent(share: float, language: Language = "en") -> str:
     """A share of the image, 0..1: one decimal below 10 %."""
     if share < 0.0005:
@@ -113,74 +98,64 @@ def probability_text(probability: float | None) -> str:
     return "–" if probability is None else f"{min(99, max(1, round(100 * probability)))}%"
 
 
+def joined(words: Sequence[str], language: str) -> str:
+    """``a, b and c``; as many words as there are, even none."""
+    phrases = phrase_table(language)
+    return phrases["separator"].join([*words[:-2], phrases["last_separator"].join(words[-2:])])
+
+
 def places_text(places: Sequence[str], language: Language) -> str:
     """Places as a list in words; more than ``MOST_PLACES`` end in "elsewhere"."""
-    words = finding_phrases(language)["words"]
+    words = phrase_table(f"findings_{language}")["words"]
     names = [words["place"][place] for place in places[:MOST_PLACES]]
     names += [words["elsewhere"]] if len(places) > MOST_PLACES else []
-    comma, last = words["join"]
-    return names[0] if len(names) == 1 else comma.join(names[:-1]) + last + names[-1]
+    return joined(names, language)
 
 
 def findings_text(findings: Findings, language: Language = "en") -> str:
     """The findings as one line: what the language model reads before the question."""
-    lines = finding_phrases(language)["findings"]
+    lines = phrase_table(f"findings_{language}")["findings"]
     about = lines["one" if findings.number == 1 else "several"] if findings.number else ""
     if findings.status == "can't tell":
-        about = _undecided_form(findings, language)
-    parts = [
-        lines[findings.status],
-        about,
-        lines["part" if findings.knows_class else "no_part"],
-        lines["references" if findings.references else "no_references"],
-    ]
+        about = answer_text("verdict", findings, language)
+    parts = [lines[findings.status], about, lines["part" if findings.knows_class else "no_part"]]
+    parts += [lines["references" if findings.references else "no_references"]]
     return " ".join(filter(None, parts)).format(**_slots(findings, language))
 
 
 def answer_text(kind: str, findings: Findings, language: Language, **claim: str) -> str:
-    """The true answer to a kind of question; the same for every kind where the status is ``can't tell``.
+    """The true answer to a kind of question, a key of the phrases; the same for all where the status is ``can't tell``.
 
-    Args:
-        kind: a key of the phrases' ``questions``.
-        claim: what the question claims: ``place`` (``claim_place``) or ``type`` (``claim_type``).
+    ``claim``: what the question claims: a ``place`` (``claim_place``) or ``type`` (``claim_type``).
     """
-    slots, places = _slots(findings, language), finding_phrases(language)["words"]["place"]
+    slots, places = _slots(findings, language), phrase_table(f"findings_{language}")["words"]["place"]
     slots |= {"claimed": places.get(claim.get("place")), "type": claim.get("type")}
     if findings.status == "can't tell":
-        return _undecided_form(findings, language).format(**slots)
+        forms = phrase_table(f"findings_{language}")["undecided"]
+        return (forms[findings.reason] + forms["highest" if findings.regions else "end"]).format(**slots)
     verdict, known = findings.status, "known" if findings.knows_class else "unknown"
     wrong = "wrong" if len(findings.places) == 1 else "wrong_several"
     cases = ["any", f"{known}_{verdict}", *([] if findings.references else [f"none_{verdict}"]), verdict]
     cases += ["right" if claim.get("place") in findings.places else wrong, "one" if findings.number == 1 else "several"]
-    forms = finding_phrases(language)["answers"][kind]
+    forms = phrase_table(f"findings_{language}")["answers"][kind]
     return next(forms[case] for case in cases if case in forms).format(**slots)
 
 
-def _undecided_form(findings: Findings, language: Language) -> str:
-    forms = finding_phrases(language)["undecided"]
-    return str(forms[findings.reason] + forms["highest" if findings.regions else "end"])
-
-
 def _slots(findings: Findings, language: Language) -> dict[str, Any]:
-    words, count = finding_phrases(language)["words"], findings.references
+    words, count = phrase_table(f"findings_{language}")["words"], findings.references
     slots: dict[str, Any] = {
         "probability": probability_text(findings.probability),
         "certainty": words["certainty"][findings.certainty],
         "number": findings.number,
         "noun_phrase": noun_phrase(findings.class_name, language),
-        "known": noun_phrase(findings.class_name, "en"),
         "zh": noun_phrase(findings.class_name, "zh"),
         "references": words["references"]["one" if count == 1 else "several"].format(count=count),
     }
     if findings.regions:
         largest = findings.regions[0]
-        slots |= {
-            "place": words["place"][largest.place],
-            "places": places_text(findings.places, language),
-            "area": percent(largest.area, language),
-            "total": percent(findings.total_area, language),
-            "size": words["size"][size_word(largest.area)],
-            "form": words["form"][largest.form],
-            "form_phrase": words["form_phrase"][largest.form],
-        }
+        named = {"place": largest.place, "size": size_word(largest.area), "form": largest.form}
+        named["form_phrase"] = largest.form
+        slots |= {name: words[name][value] for name, value in named.items()}
+        slots |= {"area": percent(largest.area, language), "total": percent(findings.total_area, language)}
+        slots["places"] = places_text(findings.places, language)
     return slots

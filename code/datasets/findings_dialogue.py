@@ -3,33 +3,25 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomalygpt.datasets.class_info import class_table, spoken_name
+from anomalygpt.datasets.class_info import class_table, phrase_table, spoken_name
 from anomalygpt.datasets.dialogue import Turn
-from anomalygpt.datasets.findings import (
-    LANGUAGES,
-    UNKNOWN_CLASS,
-    Findings,
-    Language,
-    RegionFinding,
-    answer_text,
-    finding_phrases,
-    findings_text,
-)
+from anomalygpt.datasets.findings import UNKNOWN_CLASS, Findings, Language, RegionFinding, answer_text, findings_text
 from anomalygpt.datasets.sample import Batch
 
 Split = Literal["train", "held_out"]
 HELD_OUT = 3  # every third line of a kind is held out
 
-PLACES, FORMS = (tuple(finding_phrases("en")["words"][name]) for name in ("place", "form"))
+PLACES, FORMS = (tuple(phrase_table("findings_en")["words"][name]) for name in ("place", "form"))
 NUMBER_SHARES = (0.5, 0.25, 0.1, 0.06, 0.03, 0.02, 0.02, 0.01, 0.01)  # of 1 to 9 regions
 MOST_TURNS = 4
 LONGEST_QUESTION = 400  # characters
@@ -38,30 +30,16 @@ NAME = re.compile(r"\$([a-z_]+)")
 MAP_SIDE = 224  # pixels, what the prompt learner takes
 
 
-class FindingsSample(NamedTuple):
-    """A conversation and what stands before it."""
-
-    embedding: Tensor  # (D,) float32 of unit length, in a random direction
-    map: Tensor  # (1, 224, 224) float32 in 0..1, with blobs where the findings are of a defect, at other places
-    turns: tuple[Turn, ...]  # human and assistant in turn; the first one begins with the findings
-
-
 @dataclass(frozen=True)
 class FindingsBatch(Batch):
-    """B samples: embeddings (B, D), maps (B, 1, 224, 224), and B conversations."""
+    """B conversations, and what stands before each."""
 
-    embeddings: Tensor
-    maps: Tensor
-    conversations: list[tuple[Turn, ...]]
-
-
-def collate_findings(samples: Sequence[FindingsSample]) -> FindingsBatch:
-    """B samples -> one batch."""
-    embeddings, maps, conversations = zip(*samples, strict=True)
-    return FindingsBatch(torch.stack(embeddings), torch.stack(maps), list(conversations))
+    embeddings: Tensor  # (B, D) float32 of unit length, in random directions
+    maps: Tensor  # (B, 1, 224, 224) float32 in 0..1, with blobs where the findings are of a defect, at other places
+    conversations: list[tuple[Turn, ...]]  # human and assistant in turn; the first one begins with the findings
 
 
-class FindingsConversations(Dataset[FindingsSample]):
+class FindingsConversations(Dataset[tuple[Tensor, Tensor, tuple[Turn, ...]]]):
     """An epoch's ``count`` conversations, which depend on the seed, the split, the epoch and the index alone.
 
     Embedding (``embed_width`` numbers) and map are random, so that the findings' text is the only source of a right
@@ -80,20 +58,20 @@ class FindingsConversations(Dataset[FindingsSample]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> FindingsSample:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, tuple[Turn, ...]]:
         rng = np.random.default_rng([self.seed, self.split == "held_out", int(self._shared_epoch[0]), index])
         findings = draw_findings(rng)
         turns = self._turns(findings, rng)
         direction = rng.normal(size=self.embed_width)
         embedding = torch.from_numpy((direction / np.linalg.norm(direction)).astype(np.float32))
-        return FindingsSample(embedding, torch.from_numpy(draw_map(findings.status == "defective", rng))[None], turns)
+        return embedding, torch.from_numpy(draw_map(findings.status == "defective", rng))[None], turns
 
-    def _turns(self, findings: Findings, rng: np.random.Generator) -> tuple[Turn, ...]:
+    def _turns(self, findings: Findings, rng: Generator) -> tuple[Turn, ...]:
         language: Language = "zh" if rng.random() < self.chinese else "en"
         turns: list[Turn] = []
         for number in range(1 + int(rng.integers(MOST_TURNS))):
             if number and rng.random() < 0.1:
-                language = LANGUAGES[1 - LANGUAGES.index(language)]
+                language = "en" if language == "zh" else "zh"
             kind = str(rng.choice(kinds(language)))
             question, claim = draw_question(kind, findings, language, rng, self.split)
             text = question if number else with_findings(question, findings)
@@ -112,10 +90,7 @@ def clean_question(question: str) -> str:
     return text[:LONGEST_QUESTION].strip() or "?"
 
 
-# -- what is drawn ----------------------------------------------------------------------------------------------------
-
-
-def draw_map(defective: bool, rng: np.random.Generator) -> NDArray[np.float32]:
+def draw_map(defective: bool, rng: Generator) -> NDArray[np.float32]:
     """(224, 224) in 0..1: a low uneven ground, one to four blobs where ``defective``; every fourth map is faint."""
     y, x = np.mgrid[:MAP_SIDE, :MAP_SIDE].astype(np.float32) / MAP_SIDE
     uneven = cv2.resize(rng.normal(size=(8, 8)), (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_CUBIC)
@@ -131,7 +106,7 @@ def draw_map(defective: bool, rng: np.random.Generator) -> NDArray[np.float32]:
     return (faint * drawn).clip(0, 1).astype(np.float32)
 
 
-def draw_findings(rng: np.random.Generator) -> Findings:
+def draw_findings(rng: Generator) -> Findings:
     """Findings of a photo that does not exist: every combination of verdict, places, sizes, part and references."""
     image_size = (int(rng.integers(160, 4000)), int(rng.integers(160, 4000)))
     defective = rng.random() < 0.65
@@ -142,44 +117,31 @@ def draw_findings(rng: np.random.Generator) -> Findings:
         peak, form = float(rng.uniform(1, 4)), FORMS[int(rng.integers(len(FORMS)))]
         regions.append(RegionFinding(place, (0, 0, 1, 1), area, peak, form))
     of_verdict = rng.uniform(0.9, 1) if rng.random() < 0.6 else rng.uniform(0.5, 0.9)
-    return Findings(
-        status="defective" if defective else "good",
-        probability=float(of_verdict if defective else 1 - of_verdict),
-        regions=tuple(sorted(regions, key=lambda region: -region.area)),
-        class_name=_draw_class(rng),
-        references=int(rng.choice([0, 0, 1, 1, 2, 3, 4, 4, 5, 8, 10, 16, 20, 50, 200])),
-        image_size=image_size,
-    )
+    probability = float(of_verdict if defective else 1 - of_verdict)
+    by_area = tuple(sorted(regions, key=lambda region: -region.area))
+    class_name, references = _draw_class(rng), int(rng.choice([0, 0, 1, 1, 2, 3, 4, 4, 5, 8, 10, 16, 20, 50, 200]))
+    return Findings("defective" if defective else "good", probability, by_area, class_name, references, image_size)
 
 
-def _draw_class(rng: np.random.Generator) -> str:
+def _draw_class(rng: Generator) -> str:
     drawn = rng.random()
     if drawn < 0.4:
         return UNKNOWN_CLASS
     if drawn < 0.8:
         return str(rng.choice([name for name in map(spoken_name, class_table()["names"]) if name != UNKNOWN_CLASS]))
-    words = finding_phrases("en")["words"]["classes"]
+    words = phrase_table("findings_en")["words"]["classes"]
     return f"{rng.choice(words)} {rng.choice(['', 'A', 'B', '2', '7', 'x3', 'type 4', 'holder', 'cap'])}".strip()
 
 
 def kinds(language: Language = "en") -> list[str]:
-    """The kinds of questions."""
-    return list(finding_phrases(language)["questions"])
+    return list(phrase_table(f"findings_{language}")["questions"])
 
 
 def draw_question(
-    kind: str,
-    findings: Findings,
-    language: Language,
-    rng: np.random.Generator,
-    split: Split = "train",
-    careless: float = 0.3,
+    kind: str, findings: Findings, language: Language, rng: Generator, split: Split = "train", careless: float = 0.3
 ) -> tuple[str, dict[str, str]]:
-    """A question of a kind, and what it claims (see :func:`answer_text`).
-
-    ``careless``: how often it is written without care: a typing mistake, no capital letters, no question mark.
-    """
-    phrases = finding_phrases(language)
+    """A question of a kind, with mistakes where it is ``careless``, and what it claims (see :func:`answer_text`)."""
+    phrases = phrase_table(f"findings_{language}")
     words, every = phrases["words"], phrases["questions"][kind]
     lines = [line for i, line in enumerate(every) if (i % HELD_OUT == HELD_OUT - 1) == (split == "held_out")]
     text = _expand(lines[int(rng.integers(len(lines)))], phrases["vocabulary"], rng)
@@ -201,7 +163,7 @@ def draw_question(
     return clean_question(_careless(text, language, rng) if rng.random() < careless else text), claim
 
 
-def _expand(line: str, vocabulary: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
+def _expand(line: str, vocabulary: Mapping[str, Sequence[str]], rng: Generator) -> str:
     """One wording of a line: ``$name`` takes a word of the vocabulary, ``{a|b}`` one alternative."""
     while found := NAME.search(line) or ALTERNATIVE.search(line):
         options = found[1].split("|") if found[0].startswith("{") else vocabulary[found[1]]
@@ -218,7 +180,7 @@ def _tidy(text: str, language: Language) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _careless(text: str, language: Language, rng: np.random.Generator) -> str:
+def _careless(text: str, language: Language, rng: Generator) -> str:
     if rng.random() < 0.5:
         text = text.rstrip("?？。.!！ ")
     if language == "en":

@@ -2,12 +2,10 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,74 +18,47 @@ from anomalygpt.datasets.transforms import ImageTransform
 
 logger = logging.getLogger(__name__)
 
-TurnChoice = Literal["first", "all"]
+Kept = Literal["first", "all"]  # which turns of a conversation
 EXPECTED = '{"image_name": …, "conversation": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}'
 OTHER_ROLES = {"user": "human", "gpt": "assistant"}
 
 
-class InstructionSample(NamedTuple):
-    """A photo, (3, S, S) float32, normalised, and a conversation about it."""
-
-    image: Tensor
-    turns: tuple[Turn, ...]
-
-
 @dataclass(frozen=True)
 class InstructionBatch(Batch):
-    """B photos, (B, 3, S, S) float32, and their conversations."""
+    """B photos, (B, 3, S, S) float32, normalised, and a conversation about each."""
 
     images: Tensor
     conversations: list[tuple[Turn, ...]]
 
 
-def collate_instructions(samples: Sequence[InstructionSample]) -> InstructionBatch:
-    """B samples -> one batch."""
-    images, conversations = zip(*samples, strict=True)
-    return InstructionBatch(torch.stack(images), list(conversations))
+class Instructions(Dataset[tuple[Tensor, tuple[Turn, ...]]]):
+    """Photos of a folder, (3, S, S), each with a conversation, in the order of a file.
 
-
-class Instructions(Dataset[InstructionSample]):
-    """The conversations of a file whose photos exist, in its order; those about no photo or several are left out.
-
-    Args:
-        conversations: a JSON list, or with the ending ``.jsonl`` an entry per line.
-        images: the folder of its photos. Conversations whose photo is missing are left out and counted in the log.
-        turns: ``first`` keeps the first question and answer, as the paper does, ``all`` every turn.
-
-    Raises:
-        DatasetError: the file is no JSON list, an entry (counted from 1) is malformed, or no photo exists at all.
+    The file is a JSON list, or with the ending ``.jsonl`` has an entry per line; :class:`DatasetError` for a bad entry.
+    Conversations about no photo, several, or one that is missing are left out and counted in the log. ``turns``:
+    ``first`` keeps the first question and answer, as the paper does, ``all`` every turn.
     """
 
-    def __init__(
-        self, conversations: Path, images: Path, transform: ImageTransform, turns: TurnChoice = "first"
-    ) -> None:
+    def __init__(self, conversations: Path, images: Path, transform: ImageTransform, turns: Kept = "first") -> None:
         self.images, self.transform = require_folder(images), transform
-        self._entries = []
-        missing, without = [], 0
-        for number, entry in enumerate(_read_list(Path(conversations)), start=1):
-            name, parsed = _parse_entry(entry, f"{conversations}: entry {number}", turns)
-            if name is None:
-                without += 1
-            elif (self.images / name).is_file():
-                self._entries.append((name, parsed))
-            else:
-                missing.append(name)
+        entries = enumerate(_read_list(Path(conversations)), start=1)
+        parsed = [_parse_entry(entry, f"{conversations}: entry {number}", turns) for number, entry in entries]
+        named = [(name, said) for name, said in parsed if name is not None]
+        self._entries = [(name, said) for name, said in named if (self.images / name).is_file()]
         if not self._entries:
-            reason = f"{len(missing)} photos are missing, the first is {missing[0]}" if missing else "none names one"
+            reason = f"{len(named)} photos are missing, the first is {named[0][0]}" if named else "none names one"
             raise DatasetError(f"{conversations}: no conversation whose photo is in {self.images}; {reason}")
-        if without:
+        if without := len(parsed) - len(named):
             logger.warning("%s: %d conversations are about no photo, or several; left out", conversations, without)
-        if missing:
-            total = len(missing) + len(self._entries)
-            logger.warning("%d of %d photos are missing in %s; left out", len(missing), total, self.images)
+        if missing := len(named) - len(self._entries):
+            logger.warning("%d of %d photos are missing in %s; left out", missing, len(named), self.images)
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, index: int) -> InstructionSample:
-        """Conversation ``index``. Raises :class:`DatasetError` when its photo cannot be read."""
+    def __getitem__(self, index: int) -> tuple[Tensor, tuple[Turn, ...]]:
         name, turns = self._entries[index]
-        return InstructionSample(self.transform(load_image(self.images / name, PhotoSettings())), turns)
+        return self.transform(load_image(self.images / name, PhotoSettings())), turns
 
 
 def _read_list(path: Path) -> list[Any]:
@@ -95,16 +66,14 @@ def _read_list(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8-sig")
         by_line = path.suffix == ".jsonl"
         entries = [json.loads(line) for line in text.split("\n") if line.strip()] if by_line else json.loads(text)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
+        if not isinstance(entries, list):
+            raise ValueError(f"found a {type(entries).__name__}")
     except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-        raise DatasetError(f"{path}: is not JSON, or the file is cut off ({error})") from error
-    if not isinstance(entries, list):
-        raise DatasetError(f"{path}: expected a JSON list, found a {type(entries).__name__}")
+        raise DatasetError(f"{path}: no JSON list, or the file is cut off ({error})") from error
     return entries
 
 
-def _parse_entry(entry: Any, where: str, choice: TurnChoice) -> tuple[str | None, tuple[Turn, ...]]:
+def _parse_entry(entry: Any, where: str, choice: Kept) -> tuple[str | None, tuple[Turn, ...]]:
     """The photo's name, None for no photo or several, and the turns, which end with an answer."""
     try:
         photos = next((entry[key] for key in ("image_name", "image", "images") if entry.get(key)), None)

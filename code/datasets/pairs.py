@@ -7,6 +7,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch.utils.data import Dataset, get_worker_info
 
 from anomalygpt.datasets.dialogue import Wording
@@ -19,8 +20,6 @@ from anomalygpt.datasets.sample import AnomalySample, SamplePair
 from anomalygpt.datasets.synthesis import TRAINING_THRESHOLD, Flags, Pixels, nsa_settings, simulate
 from anomalygpt.datasets.transforms import ImageTransform
 
-PatchSource = Literal["same", "any"]
-
 
 class TrainingPairs(Dataset[SamplePair]):
     """Pairs of a normal photo, a defect of its class, and another normal photo of the class as the reference.
@@ -30,12 +29,8 @@ class TrainingPairs(Dataset[SamplePair]):
     Args:
         records: normal training photos: each gives a pair with a simulated defect (paper section 3.4). Where ``real``,
             normal photos and defects with masks: each defect gives a pair with a normal photo that is drawn.
-        transform: a defect is simulated on the pixels that it shows the model, so that photo and mask agree.
         source: pasted patches come from the ``same`` class or from ``any`` photo.
         drawn_share: how often a defect is drawn (``drawn.py``) in place of a pasted patch.
-
-    Raises:
-        DatasetError: ``real``, but the records hold no defects or no normal photos.
     """
 
     def __init__(
@@ -43,7 +38,7 @@ class TrainingPairs(Dataset[SamplePair]):
         records: Sequence[ImageRecord],
         transform: ImageTransform,
         seed: int,
-        source: PatchSource = "same",
+        source: Literal["same", "any"] = "same",
         drawn_share: float = 0.0,
         wording: Wording | None = None,
         real: bool = False,
@@ -54,7 +49,7 @@ class TrainingPairs(Dataset[SamplePair]):
         self.cached_photos, self._shown = 0, dict[int, Pixels]()  # decoded photos, of each loader process
         self._normal = [index for index, record in enumerate(self.records) if not record.is_anomalous]
         self._paired = [index for index, record in enumerate(self.records) if record.is_anomalous == real]
-        self._normal_of_class: defaultdict[str, list[int]] = defaultdict(list)
+        self._normal_of_class = defaultdict[str, list[int]](list)
         for index in self._normal:
             self._normal_of_class[self.records[index].class_name].append(index)
         if real and not (self._paired and self._normal):
@@ -77,10 +72,8 @@ class TrainingPairs(Dataset[SamplePair]):
         return (self._real_pair if self.real else self._simulated_pair)(self._paired[index])
 
     def _simulated_pair(self, index: int) -> SamplePair:
-        rng = self._generator(index)
-        class_name = self.records[index].class_name
+        rng, class_name, pixels = self._generator(index), self.records[index].class_name, self._pixels(index)
         same = self._normal_of_class[class_name]
-        pixels = self._pixels(index)
         reference = self._pixels(_another(index, same, rng))
         patches = self._pixels(_another(index, same if self.source == "same" else self._normal, rng))
         info = self.wording.infos.get(class_name)
@@ -111,15 +104,15 @@ class TrainingPairs(Dataset[SamplePair]):
     def _real_sample(self, index: int) -> AnomalySample:
         record, target = self.records[index], np.zeros((self.transform.size, self.transform.size), bool)
         if record.is_anomalous:
-            # In the transform's geometry; every pixel that a hair-thin crack touches counts.
             mask = self.transform.mask(load_mask(record))[0].numpy()
-            target = mask > TRAINING_THRESHOLD if (mask > TRAINING_THRESHOLD).any() else mask > 0
+            # Of a hair-thin crack, every pixel that it touches counts.
+            target = mask > (TRAINING_THRESHOLD if mask.max() > TRAINING_THRESHOLD else 0)
             if not target.any():
                 raise DatasetError(f"{record.masks[0]}: marks nothing of what the model sees of {record.image.name}")
-        defect = record.defect if record.is_anomalous else ""
+        defect = (record.defect or None) if record.is_anomalous else ""
         return self._sample(index, self._pixels(index), target, positions_of(target), defect, self._generator(index))
 
-    def _generator(self, *numbers: int) -> np.random.Generator:
+    def _generator(self, *numbers: int) -> Generator:
         return np.random.default_rng([self.seed, int(self._shared_epoch[0]), *numbers])
 
     def _pixels(self, index: int) -> Pixels:
@@ -133,13 +126,7 @@ class TrainingPairs(Dataset[SamplePair]):
         return pixels
 
     def _sample(
-        self,
-        index: int,
-        pixels: Pixels,
-        target: Flags,
-        positions: Sequence[str],
-        defect: str | None,
-        rng: np.random.Generator,
+        self, index: int, pixels: Pixels, target: Flags, positions: Sequence[str], defect: str | None, rng: Generator
     ) -> AnomalySample:
         """A sample of the record's class; ``target`` is (S, S), ``positions`` and ``defect`` as in :class:`Wording`."""
         name, photo = self.records[index].class_name, str(self.records[index].image)
@@ -148,7 +135,7 @@ class TrainingPairs(Dataset[SamplePair]):
         return AnomalySample(self.transform.normalise(pixels), mask, name, turns, bool(target.any()), photo)
 
 
-def _another(index: int, choices: Sequence[int], rng: np.random.Generator) -> int:
+def _another(index: int, choices: Sequence[int], rng: Generator) -> int:
     """One of the choices other than ``index``; ``index`` itself where there is no other."""
     if len(choices) == 1:
         return index

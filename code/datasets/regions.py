@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-ROWS = ("top", "", "bottom")
-COLUMNS = ("left", "", "right")
+GRID = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 JOINED_GAP = 0.02  # regions closer than this fraction of the longer side count as one defect
 
 
@@ -42,9 +41,7 @@ class Box(NamedTuple):
 
 def label_regions(mask: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
     """The 8-connected regions of a mask (H, W): int32 labels from 1 on, (H, W), 0 outside; and their number."""
-    from scipy import ndimage  # here, because it takes half a second
-
-    labels, count = ndimage.label(mask, EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
     return labels.astype(np.int32, copy=False), count
 
 
@@ -62,7 +59,7 @@ def position_name(box: Sequence[float], size: tuple[int, int]) -> str:
     left, top, right, bottom = box
     centre = ((left + right) / 2, (top + bottom) / 2)
     column, row = (min(2, max(0, int(3 * at / side))) for at, side in zip(centre, size, strict=True))
-    return " ".join(filter(None, (ROWS[row], COLUMNS[column]))) or "center"
+    return GRID[row][column]
 
 
 def positions_of(target: NDArray[np.bool_]) -> tuple[str, ...]:
@@ -77,9 +74,5 @@ def positions_of(target: NDArray[np.bool_]) -> tuple[str, ...]:
 
 def marks_position(target: NDArray[np.bool_], position: str) -> bool:
     """Whether a mask (H, W) marks any pixel, by its centre, in the grid cell that ``position`` names."""
-    words = position.split()
-    inside = []
-    for side, names in zip(target.shape, (ROWS, COLUMNS), strict=True):
-        cell = next((number for number, name in enumerate(names) if name and name in words), 1)
-        inside.append(np.flatnonzero((3 * (np.arange(side) + 0.5) / side).astype(int) == cell))
-    return bool(target[np.ix_(*inside)].any())
+    cells = (3 * (np.argwhere(target) + 0.5) / target.shape).astype(int)
+    return bool((cells == np.argwhere(np.array(GRID) == position)).all(axis=1).any())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,12 @@ class SamplePair(NamedTuple):
 @dataclass(frozen=True)
 class Batch:
     """A batch of which all tensors move together."""
+
+    @classmethod
+    def of(cls: type[AnyBatch], samples: Sequence[Sequence[Any]]) -> AnyBatch:
+        """Samples that have the batch's fields in order -> one batch: tensors are stacked, all else is listed."""
+        columns = zip(*samples, strict=True)
+        return cls(*(torch.stack(each) if torch.is_tensor(each[0]) else list(each) for each in columns))
 
     def to(self: AnyBatch, device: torch.device | str) -> AnyBatch:
         """The batch with its tensors on ``device``."""

@@ -13,20 +13,18 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from typing import NamedTuple
 
-from anomalygpt.datasets.class_info import noun_phrase, spoken_name
+from anomalygpt.datasets.class_info import noun_phrase, phrase_table, spoken_name
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text, language_of, size_word
 from anomalygpt.errors import UserError
-from anomalygpt.inference.answer_claims import Claim, ClaimReader, areas_of, class_names, pattern_of, word_table
+from anomalygpt.inference.answer_claims import Claim, ClaimReader, areas_of, class_names, pattern_of
 from anomalygpt.inference.language_models import History, LanguageModel
 from anomalygpt.inference.results import AnswerSource, ImageResult
 
-logger = logging.getLogger(__name__)
-_warn_once = cache(logger.warning)
+_warn_once = cache(logging.getLogger(__name__).warning)
 
 MARKUP = re.compile(
-    r"###|<\|?/?\w+\|?/?>|\[/?INST\]|<<SYS|(?:^|[.!?。！？])\s*(?:human|user|assistant|system)\s*[:：]"
-    r"|^(?:findings|检测结论)\s*[:：]",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)###|<\|?/?\w+\|?/?>|\[/?INST\]|<<SYS|(?:^|[.!?。！？])\s*(?:human|user|assistant|system)\s*[:：]"
+    r"|^(?:findings|检测结论)\s*[:：]"
 )
 CHINESE = re.compile(r"[㐀-鿿]")
 NEUTRAL_LATIN = {"led", "roi"}  # of three letters and more; shorter ones (OK, NG, AI) are all neutral
@@ -34,7 +32,6 @@ LIST_ITEM = re.compile(r"(?:^ *(?:[-•–+|]|\d+[.)]) |\n[^:：\n]{2,20}[:：])
 ANSWER_END = re.compile(r"[.!?。！？…][\"'”’)）」*]*$")
 # Of a text that grows: a full stop after a digit may yet become a decimal point.
 SENTENCE_END = re.compile(r"[。！？]|[!?](?=\s|$)|(?<!\d)\.(?=\s|$)|\.(?=\s)")
-UNFINISHED = ("cut_off", "empty")  # faults that a text has only while more is to come
 # What is contradicted -> the kind of question that the findings' own sentence about it answers.
 KIND_OF_SENTENCE: dict[str, str] = {
     "place": "where",
@@ -48,21 +45,12 @@ KIND_OF_SENTENCE: dict[str, str] = {
 }
 
 
-class Contradiction(NamedTuple):
-    """A statement of an answer (``words``, or a part of it) that the findings don't support, or a fault of its form."""
-
-    kind: str  # a claim's, or ``language``, ``repetition``, ``cut_off``, ``empty``, ``markup``
-    words: str
-
-
 class Answer(NamedTuple):
-    """A checked answer."""
-
     text: str
     # The language ``model``'s own words; ``corrected``: generated again from a forced opening, or cut before a
     # contradiction or where the model failed; ``findings``: their own sentence in place of the model's.
     source: AnswerSource
-    contradictions: tuple[Contradiction, ...] = ()  # of the model's own first answer
+    contradictions: tuple[Claim, ...] = ()  # of the model's own first answer
 
 
 def stream_checked(
@@ -70,35 +58,27 @@ def stream_checked(
 ) -> Generator[str, None, Answer]:
     """Yields an answer piece by piece: a sentence is released when it does not contradict the photo's findings.
 
-    A question without words, or in another script than Latin and Chinese, is answered by the findings' own sentence.
+    A question without words, or mostly in another script than Latin and Chinese, gets the findings' own sentence.
     Returns the whole answer; its text is what was yielded.
     """
     findings, language = image.findings, language_of(question)
-    kind, faults = "", tuple[Contradiction, ...]()
-    if is_readable(question):
-        first = yield from _stream_once(model, image, question, history)
-        faults = first.contradictions
-        if first.text:
-            return first
-        about = [fault.kind for fault in faults]
-        if "verdict" not in about:
-            kind = next(filter(None, map(KIND_OF_SENTENCE.get, about)), "")
-        if first.source != "findings":
-            opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
-            second = yield from _stream_once(model, image, question, history, opening)
-            if second.text:
-                return Answer(second.text, "corrected", faults)
-    elif history and not any(map(str.isalpha, question)):
-        language = language_of(history[-1][0])
-    sentence = answer_text(kind or "describe", findings, language)
-    yield sentence
-    return Answer(sentence, "findings", faults)
-
-
-def is_readable(question: str) -> bool:
-    """Whether a question has letters, most of them Latin ones or Chinese characters."""
+    first = Answer("", "findings")
     scripts = [unicodedata.name(letter, "").partition(" ")[0] for letter in question if letter.isalpha()]
-    return 2 * sum(script in ("LATIN", "CJK", "FULLWIDTH") for script in scripts) >= max(1, len(scripts))
+    if 2 * sum(script in ("LATIN", "CJK", "FULLWIDTH") for script in scripts) >= max(1, len(scripts)):
+        first = yield from _stream_once(model, image, question, history)
+    elif history and not scripts:
+        language = language_of(history[-1][0])
+    if first.text:
+        return first
+    about = [fault.kind for fault in first.contradictions]
+    kind = "" if "verdict" in about else next(filter(None, map(KIND_OF_SENTENCE.get, about)), "")
+    if first.source != "findings":
+        opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
+        second = yield from _stream_once(model, image, question, history, opening)
+        if second.text:
+            return Answer(second.text, "corrected", first.contradictions)
+    yield (sentence := answer_text(kind or "describe", findings, language))
+    return Answer(sentence, "findings", first.contradictions)
 
 
 def _stream_once(
@@ -110,12 +90,13 @@ def _stream_once(
     """
     released, text = "", ""
     try:
-        for text in model.texts(image, image.findings, question, history, opening):
+        for text in model.texts(image, question, history, opening):
             ends = [match.end() for match in SENTENCE_END.finditer(text)]
             if not ends or ends[-1] <= len(released):
                 continue
             faults = check_answer(text[: ends[-1]], question, image.findings)
-            if faults := tuple(fault for fault in faults if fault.kind not in UNFINISHED):
+            # Until more has come, it may be cut off or empty.
+            if faults := tuple(fault for fault in faults if fault.kind not in ("cut_off", "empty")):
                 return Answer(released, "corrected", faults)
             yield text[len(released) : ends[-1]]
             released = text[: ends[-1]]
@@ -129,40 +110,36 @@ def _stream_once(
     return Answer(text, "model")
 
 
-def check_answer(answer: str, question: str, findings: Findings) -> tuple[Contradiction, ...]:
+def check_answer(answer: str, question: str, findings: Findings) -> tuple[Claim, ...]:
     """The statements of an answer that contradict the findings or that nothing in them supports.
 
-    Yes and no are read by the question. Faults of form (language, repetition, …) are returned alone.
+    Yes and no are read by the question. Faults of form (``language``, ``cut_off``, ``markup``, …) are returned alone.
     """
     answer = re.sub(r"(\W)\1{3,}", r"\1\1\1", re.sub(r"[*`]+|\b_+|_+\b", "", answer)).strip()
     if faults := tuple(_faults_of_form(answer, question, findings)):
         return faults
     claims = ClaimReader(language_of(question), findings, question).claims_of_answer(answer)
-    wrong = [Contradiction(claim.kind, claim.words.strip()) for claim in claims if not _is_supported(claim, findings)]
-    return tuple(dict.fromkeys(wrong))
+    return tuple(dict.fromkeys(claim for claim in claims if not _is_supported(claim, findings)))
 
 
-# -- faults of form ---------------------------------------------------------------------------------------------------
-
-
-def _faults_of_form(text: str, question: str, findings: Findings) -> Iterator[Contradiction]:
+def _faults_of_form(text: str, question: str, findings: Findings) -> Iterator[Claim]:
     language = language_of(question)
     if not re.search(r"\w", text):
-        yield Contradiction("empty", text)
+        yield Claim("empty", None, text)
         return
     if found := MARKUP.search(text):
-        yield Contradiction("markup", found[0])
+        yield Claim("markup", None, found[0])
     elif words := _foreign_words(text, question, language, findings):
-        yield Contradiction("language", words)
+        yield Claim("language", None, words)
     if words := _repeated(text):
-        yield Contradiction("repetition", words)
+        yield Claim("repetition", None, words)
     stops = ANSWER_END.search(text)
     rest = "" if stops or LIST_ITEM.search(text) else re.split(r"[.!?。！？;；](?!\d)\s*|\n\s*", text)[-1]
     dangles = pattern_of(language, "dangling").search(re.sub(r"[\s.…]+$", "", text)[-12:])
     items = re.split("[,，、]", rest)
     is_long = any(len(item.split()) > 3 if language == "en" else len(item) > 6 for item in items)
     if is_long or text[-1] in ",，、:：;" or (dangles and (not stops or text.endswith(("...", "…")))):
-        yield Contradiction("cut_off", rest or text[-12:])
+        yield Claim("cut_off", None, rest or text[-12:])
 
 
 def _foreign_words(text: str, question: str, language: Language, findings: Findings) -> str:
@@ -190,9 +167,6 @@ def _repeated(text: str) -> str:
     return twice[0] if twice else found[0] if found else ""
 
 
-# -- comparison with the findings -------------------------------------------------------------------------------------
-
-
 def _is_supported(claim: Claim, findings: Findings) -> bool:
     kind, value, denied, regions = claim.kind, claim.value, claim.denied, findings.regions
     regions = {"largest": regions[:1], "smallest": regions[-1:]}.get(claim.scope, regions)
@@ -211,9 +185,10 @@ def _is_supported(claim: Claim, findings: Findings) -> bool:
         counts = {findings.number, *filter(None, (len(at_places), len(exactly)))}
         return any(low <= count <= high for count in counts) != denied
     if isinstance(value, tuple) and kind in ("size", "probability"):
-        return _is_share(*value) != denied
+        _, low, high, shares = value
+        return any(low <= share <= high for share in shares) != denied
     if kind == "size" and value:
-        sizes = list(word_table("en")["size"])
+        sizes = list(phrase_table("check_en")["size"])
         actual = [sizes.index(size_word(area)) for area in areas_of(claim.scope, findings)] if regions else []
         size = sizes.index(value)
         return not actual or (size != actual[0] if denied else any(abs(size - other) <= 1 for other in actual))
@@ -231,18 +206,11 @@ def _is_supported(claim: Claim, findings: Findings) -> bool:
     return denied
 
 
-def _is_share(share: float, tolerance: float, compares: str, actual: tuple[float, ...]) -> bool:
-    if compares:
-        return any(value < share if compares == "less" else value > share for value in actual)
-    shown = [*actual, *(min(0.99, max(0.01, value)) for value in actual)]  # as probability_text shows them
-    return any(abs(value - share) <= tolerance for value in shown)
-
-
 def _is_same_class(name: str, class_name: str) -> bool:
     spoken = spoken_name(class_name).lower()
     known = {spoken, spoken.rstrip("0123456789"), noun_phrase(class_name, "zh").lower()}
-    for language in LANGUAGES:
-        known |= {word for group in word_table(language)["class_groups"] if known & set(group) for word in group}
+    groups = (group for language in LANGUAGES for group in phrase_table(f"check_{language}")["class_groups"])
+    known.update(*(group for group in groups if known & {*group}))
     # Whole words: `nut` is a `metal nut`, `board` no `keyboard`. Chinese has no spaces.
     named = {f" {name.lower()} ", f" {name.lower().removesuffix('s')} "} if name.isascii() else {name}
     known = {f" {word} " if word.isascii() else word for word in known}

@@ -6,31 +6,25 @@ nothing; any other sentence without a claim counts as unsupported, unless it pla
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from anomalygpt.datasets.class_info import noun_phrase, phrase_table, spoken_name
-from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, finding_phrases
+from anomalygpt.datasets.findings import LANGUAGES, Findings, Language
 
 LONGEST = 500  # characters of a sentence that are read at a time: what bounds the time for a text without full stops
-NUMERAL = re.compile(
-    r"(?<=百分之)[零一二两三四五六七八九十百]+|[一二两三四五六七八九十百]+(?=[处个块片张成年根颗只枚支粒]|[。！]?$)"
-)
 PLACE = re.compile(r"<([a-z-]+)>")
 
 
 class Claim(NamedTuple):
-    """What a clause states."""
-
     # verdict, place, number, size, probability, form, type, class, references, or unsupported: about none of these
     kind: str
     value: Any  # what a kind is claimed to be; see ``answer_check.py``
     words: str
     denied: bool = False  # it states that it is not so
-    # Which regions it is about: ``any``, ``largest``, ``smallest``, ``every`` or ``total``; of a verdict: ``any``,
-    # ``local``, or what kind of word it is: ``bad_advice``, ``type``.
-    scope: str = "any"
+    scope: str = "any"  # of regions: any, largest, smallest, every, total; of a verdict: any, local, bad_advice, type
     negative: bool = False  # the verdict is worded as a negation: `nothing is wrong`
 
 
@@ -38,24 +32,21 @@ class ClaimReader:
     """Reads the claims of answers to one question about one photo."""
 
     def __init__(self, language: Language, findings: Findings, question: str) -> None:
-        self.language, self.findings, self.table = language, findings, word_table(language)
+        self.language, self.findings, self.table = language, findings, phrase_table(f"check_{language}")
+        self._regex = partial(pattern_of, language)
+        self._neutral = ("neutral", "undecided") if findings.status == "can't tell" else ("neutral",)
         self.question = self._plain(question)
         places = PLACE.findall(self._with_places(self.question))
         self.asked_places = places if len(places) == 1 else []
 
     def claims_of_answer(self, answer: str) -> list[Claim]:
-        """All claims of an answer."""
         text = self._plain(answer)
-        yes, no, adverb = (_source(self.language, name) for name in ("affirmative", "negative", "adverb"))
-        adverbs = rf"(?:[\s,，]*(?:{adverb}))*[\s,，]*"
-        opener = re.match(rf"\W*{adverbs}(?:(?P<yes>{yes})|(?P<no>{no})){adverbs}(?:\W*$|(?<=\w)\s*[^\w\s'<])", text)
-        if self._has("no_polarity", self.question):
-            return list(self._claims(text))
+        no_polarity = self._has("no_polarity", self.question)
+        opener = None if no_polarity else re.match(_source(self.language, "opener"), text)
         plain = [] if opener else list(self._claims(text))
-        if opener is None and {claim.scope for claim in plain} <= {"unread"}:  # `适合吗？ - 适合。`
-            negation = _source(self.language, "negation")
-            opener = re.fullmatch(rf"\W*{adverbs}[我它这]?(?P<no>{negation})?(?P<yes>[㐀-鿿]{{1,8}}?)[的了]?\W*", text)
-            opener = opener if opener and opener["yes"] in self.question else None
+        if not (opener or no_polarity) and {claim.scope for claim in plain} <= {"unread"}:  # `适合吗？ - 适合。`
+            echo = re.fullmatch(_source(self.language, "echo"), text)
+            opener = echo if echo and echo["yes"] in self.question else None
         if opener is None:
             return plain
         claims = list(self._claims(text[opener.end() :]))
@@ -68,15 +59,12 @@ class ClaimReader:
         asked, denies = self.question, opener["no"] is not None
         for pattern, plain in self.table["affirm"]:
             asked = re.sub(pattern, plain, asked)
-        asked = self._regex("question_not").sub("", asked)
-        claims = [c for c in self._claims(asked, asked=True) if c.kind != "unsupported"]
-        of_verdict = any(claim.kind == "verdict" for claim in claims)
-        dropped = {"class": not self._asks("class"), "references": of_verdict}
+        claims = list(self._claims(asked, asked=True))
+        of_verdict, exists = any(claim.kind == "verdict" for claim in claims), self._has("asks_existence", asked)
+        dropped = {"unsupported": True, "class": not self._asks("class"), "references": of_verdict}
+        dropped |= {"size": exists, "form": exists}  # `any defects, however small?`: yes is no size
         claims = [claim for claim in claims if not dropped.get(claim.kind)]
-        if self._has("asks_existence", asked):  # `any defects, however small?`: yes is no size
-            claims = [claim for claim in claims if claim.kind not in ("size", "form")]
-        exists = opener["yes"] and self._regex("exists").fullmatch(opener["yes"])
-        if exists and any(claim.negative and not claim.value for claim in claims):
+        if self._regex("exists").fullmatch(opener["yes"] or "") and any(c.negative and not c.value for c in claims):
             denies = True  # `There is nothing wrong? - There is.`
         elif any(claim.negative for claim in claims):
             # `There is nothing wrong, is there? - No.` agrees, `…, right? - No.` does not.
@@ -99,8 +87,7 @@ class ClaimReader:
             if asked or not sentence.strip().endswith(("?", "？")):
                 claims = list(self._claims_of_sentence(sentence, asked))
                 yield from claims
-                undecided = self.findings.status == "can't tell" and self._has("undecided", sentence.strip())
-                states_none = undecided or self._has("no_statement", sentence.strip())
+                states_none = any(self._has(name, sentence.strip()) for name in ("no_statement", *self._neutral[1:]))
                 if not (claims or asked or states_none) and re.search(r"[^\W\d]", sentence):
                     yield Claim("unsupported", None, sentence, scope="unread")
 
@@ -115,9 +102,8 @@ class ClaimReader:
             yield from self._shares(clause, scope, asked)
             if not self._has("hedge", clause):
                 yield from self._references(clause)
-                clause = self._regex("neutral").sub(" ", clause)
-                if self.findings.status == "can't tell":
-                    clause = self._regex("undecided").sub(" ", clause)
+                for name in self._neutral:
+                    clause = self._regex(name).sub(" ", clause)
                 yield from self._verdict_and_places(clause, scope)
                 yield from self._numbers(clause)
                 yield from self._words(clause, scope)
@@ -125,14 +111,10 @@ class ClaimReader:
 
     def _scope(self, clause: str, before: str) -> str:
         """Which regions a clause is about; `the largest, at the top, covers …` goes on over commas."""
-        if self._has("total", clause):
-            return "total"
-        largest, smallest = self._has("largest", clause), self._has("smallest", clause)
-        if largest or smallest:
-            return "any" if largest and smallest else "largest" if largest else "smallest"
-        if self._has("every", clause):
-            return "every"
-        return before if before in ("largest", "smallest") and not self._has("smaller", clause) else "any"
+        found = [scope for scope in ("total", "largest", "smallest", "every") if self._has(scope, clause)]
+        if not found:
+            return before if before in ("largest", "smallest") and not self._has("smaller", clause) else "any"
+        return "any" if found[:2] == ["largest", "smallest"] else found[0]
 
     def _verdict_and_places(self, clause: str, scope: str) -> Iterator[Claim]:
         mentions = list(self._mentions(clause))
@@ -154,7 +136,7 @@ class ClaimReader:
     def _mentions(self, clause: str) -> Iterator[tuple[bool, bool, re.Match[str]]]:
         """Each word of a verdict: (means defective, by a negation, the word)."""
         negations, before = 0, None
-        for found in _verdict_pattern(self.language).finditer(clause):
+        for found in self._regex("verdict").finditer(clause):
             if found.lastgroup == "negation":
                 negations, before = (1 if before is not None else negations + 1), None
                 continue
@@ -189,8 +171,7 @@ class ClaimReader:
 
     def _range(self, word: str, before: str) -> tuple[int, int]:
         """The least and the largest number that a word means after ``before``: `more than`."""
-        number = int(word) if word.isdigit() else 1
-        low, high = self.table["vague"].get(word, (number, number))
+        low, high = self.table["vague"].get(word) or (int(word), int(word))
         before = PLACE.sub("", before)
         if self._has("more", before):
             return low + (not self._has("at_least", before)), 999
@@ -211,21 +192,20 @@ class ClaimReader:
             return
         for found in self._regex("percent").finditer(clause):
             digits, unit = (found["n"], 100) if found["n"] else (found["decimal"], 1)
-            share = float(digits) / unit
+            share, before = float(digits) / unit, clause[: found.start()]
             tolerance = 0.5 * 10.0 ** -len(digits.partition(".")[2]) / unit
-            if self._has("about", clause):
-                tolerance = max(tolerance, 0.15 * share)
-            if found["low"]:
-                low = float(found["low"]) / 100
-                share, tolerance = (share + low) / 2, (share - low) / 2
-            before = clause[: found.start()]
-            compares = "less" if self._has("less", before) else "more" if self._has("more", before) else ""
+            tolerance = max(tolerance, 0.15 * share) if self._has("about", clause) else tolerance
+            low, high = (float(found["low"]) / 100, share) if found["low"] else (share - tolerance, share + tolerance)
+            if compares := self._has("less", before) or self._has("more", before):
+                low, high = (0, share - 2e-6) if self._has("less", before) else (share + 2e-6, 1)
             kind = "probability" if of_probability or found["decimal"] else "size"
             actual = areas_of(scope, self.findings) if kind == "size" else ()
             if kind == "probability" or not (of_area or self._asks("area")):
-                actual += self._probabilities(clause, found.start())
+                exact = self._probabilities(clause, found.start())
+                shown = () if compares else (min(0.99, max(0.01, value)) for value in exact)  # by probability_text
+                actual = (*actual, *exact, *shown)
             denied = not compares and self._has("not_class", before)
-            yield Claim(kind, (share, tolerance + 1e-6, compares, actual), found[0], denied)
+            yield Claim(kind, (share, low - 1e-6, high + 1e-6, actual), found[0], denied)
 
     def _probabilities(self, clause: str, position: int) -> tuple[float, ...]:
         """What a percentage may be: the probability of what the clause next to it, or else the question, names."""
@@ -254,7 +234,7 @@ class ClaimReader:
 
     def _classes(self, clause: str, asked: bool) -> Iterator[Claim]:
         of_content = self._asks("content") or self._asks("class")
-        pattern = _class_pattern(self.language, of_content)
+        pattern = self._regex("whole_class" if of_content else "class")
         shown = self._regex("shows").search(clause)
         if shown is None and (of_content or self._asks("type")):
             shown = self._regex("named").search(clause)
@@ -265,7 +245,7 @@ class ClaimReader:
         if shown:
             name = re.split(self.table["shows_end"], next(filter(None, shown.groups()), "").strip())[0].strip()
             others = [self._regex("general"), *(self._regex("form", form) for form in self.table["form"])]
-            others += [pattern, _verdict_pattern(self.language)]
+            others += [pattern, self._regex("verdict")]
             if name and not any(other.search(name) for other in others):
                 yield Claim("type" if self._asks("type") else "class", (name, False), name)
 
@@ -286,7 +266,7 @@ class ClaimReader:
                 text = re.sub(rf"(?<![a-z]){re.escape(name.lower())}s?(?![a-z])", self.table["part"], text)
         if self.language == "zh":
             text = self._regex("fraction").sub(self._percentage, text)
-            text = NUMERAL.sub(lambda found: str(_number(found[0])), text)
+            text = self._regex("numeral").sub(lambda found: str(_number(found[0])), text)
         for pattern, plain in self.table["spelling"]:
             text = re.sub(rf"(?<![a-z])(?:{pattern})(?![a-z])" if self.language == "en" else pattern, plain, text)
         text = self._regex("fraction").sub(self._percentage, text)
@@ -294,30 +274,30 @@ class ClaimReader:
 
     def _with_places(self, sentence: str) -> str:
         """The sentence with <top-left> for each place that it names."""
-
-        def token(found: re.Match[str]) -> str:
-            return _token([self.table["places"].get(word.split()[0], "center") for word in found.groups() if word])
-
-        def joined(found: re.Match[str]) -> str:
-            return _token(re.findall("[a-z]+", found[1] + found[2])) or found[0]
-
-        for source in _sources(self.language, "place"):
+        for number in range(len(self.table["place"])):
+            source = _source(self.language, "place", number)
             pattern = rf"(?<![a-z<-])(?:{source})(?![a-z>])" if self.language == "en" else source
-            sentence = re.sub(pattern, token, sentence)
+            sentence = re.sub(pattern, self._token, sentence)
         sentence = " ".join(sentence.split())
         for _ in range(2):
-            sentence = re.sub(self.table["joined_place"], joined, sentence)
+            sentence = re.sub(self.table["joined_place"], self._token, sentence)
         return re.sub(self.table["place_list"], r"\1 ", sentence)
+
+    def _token(self, found: re.Match[str]) -> str:
+        """<top-left> for a match of top and left, of center and another one the other; none where they don't fit."""
+        words = re.findall(r"\w+", " ".join(filter(None, found.groups())))
+        parts = [self.table["places"].get(word, "center") for word in words]
+        rows, columns = ({part for part in parts if part in pair} for pair in (("top", "bottom"), ("left", "right")))
+        if len(rows) > 1 or len(columns) > 1 or len(parts) > 2:
+            return found[0] if "<" in found[0] else ""
+        return f" <{'-'.join((*rows, *columns)) or 'center'}>"
 
     def _percentage(self, fraction: re.Match[str]) -> str:
         whole = self.table["fractions"][fraction["part"]] if self.language == "en" else _number(fraction["part"])
         return f"{self.table['nearly']}{100 * _number(fraction['n'] or '1') / max(whole, 1):.1f}%"
 
-    def _regex(self, *keys: str) -> re.Pattern[str]:
-        return pattern_of(self.language, *keys)
-
     def _has(self, name: str, text: str) -> bool:
-        return bool(pattern_of(self.language, name).search(text))
+        return bool(self._regex(name).search(text))
 
     def _asks(self, topic: str) -> bool:
         return self._has(f"asks_{topic}", self.question)
@@ -325,21 +305,12 @@ class ClaimReader:
 
 def _number(numeral: str) -> int:
     """The value of a Chinese numeral below 1000."""
-    digits = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2}
     if numeral.isdigit():
         return int(numeral)
-    hundreds, hundred, rest = numeral.rpartition("百")
-    tens, ten, ones = rest.removeprefix("零").rpartition("十")
-    value = 100 * digits.get(hundreds, 1) if hundred else 0
-    return value + (10 * digits.get(tens, 1) if ten else 0) + digits.get(ones, 0)
-
-
-def _token(parts: list[str]) -> str:
-    """<top-left> of top and left, the other one of center and another; empty where they exclude each other."""
-    rows, columns = ({part for part in parts if part in pair} for pair in (("top", "bottom"), ("left", "right")))
-    if len(rows) > 1 or len(columns) > 1 or len(parts) > 2:
-        return ""
-    return f" <{'-'.join((*rows, *columns)) or 'center'}>"
+    value = digit = 0
+    for number in map(int, map(unicodedata.numeric, numeral.replace("两", "二"))):
+        value, digit = (value + max(digit, 1) * number, 0) if number >= 10 else (value, number)
+    return value + digit
 
 
 def areas_of(scope: str, findings: Findings) -> tuple[float, ...]:
@@ -349,56 +320,33 @@ def areas_of(scope: str, findings: Findings) -> tuple[float, ...]:
     return {"total": every[:1], "largest": areas[:1], "smallest": areas[-1:]}.get(scope, every)
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def word_table(language: Language) -> dict[str, Any]:
-    """The regular expressions and words of one language."""
-    return phrase_table(f"check_{language}")
-
-
-@cache
-def _sources(language: Language, *keys: str) -> list[str]:
-    """The regular expressions of an entry; {name} is replaced by another entry."""
-    entry: Any = {**word_table(language), "parts": [f"{name}s" for name in class_names() if name.isascii()]}
-    for key in keys:
-        entry = entry[key]
-    sources = [entry] if isinstance(entry, str) else [str(source) for source in entry]
-    return [re.sub(r"\{([a-z]+)\}", lambda found: _source(language, found[1]), source) for source in sources]
-
-
-@cache
-def _source(language: Language, *keys: str) -> str:
-    return "|".join(_sources(language, *keys))
-
-
-@cache
-def pattern_of(language: Language, *keys: str) -> re.Pattern[str]:
-    """An entry as a pattern for whole words; Chinese has no spaces between them."""
-    source = _source(language, *keys)
-    return re.compile(rf"(?:(?<![a-z])|(?=\W))(?:{source})(?![a-z])" if language == "en" else source)
-
-
-@cache
-def _verdict_pattern(language: Language) -> re.Pattern[str]:
-    names = ("good", "bad", "bad_advice", "type", "negation")
-    return re.compile("|".join(f"(?P<{name}>{pattern_of(language, name).pattern})" for name in names))
-
-
 @cache
 def class_names(whole: bool = False) -> tuple[str, ...]:
     """Names of parts in both languages, longest first; ``whole``: also what may be a part of a part."""
     translated = phrase_table("zh")["class_names"]
     names = {*translated, *translated.values()} - {"object", "物体"}
-    for language in LANGUAGES:
-        names |= {*finding_phrases(language)["words"]["classes"]}
-        names |= {name for group in word_table(language)["class_groups"] for name in group}
-    if not whole:
-        names -= {name for language in LANGUAGES for name in word_table(language)["subparts"]}
-    return tuple(sorted(names, key=len, reverse=True))
+    for table in (phrase_table(f"check_{language}") for language in LANGUAGES):
+        names.update(*table["class_groups"])
+    names.update(*(phrase_table(f"findings_{language}")["words"]["classes"] for language in LANGUAGES))
+    subparts = [name for language in LANGUAGES for name in phrase_table(f"check_{language}")["subparts"]]
+    return tuple(sorted(names.difference(() if whole else subparts), key=len, reverse=True))
 
 
 @cache
-def _class_pattern(language: Language, whole: bool) -> re.Pattern[str]:
-    names = "|".join(re.escape(name) for name in class_names(whole) if name.isascii() == (language == "en"))
-    return re.compile(rf"(?<![a-z])(?:{names})s?(?![a-z])" if language == "en" else names)
+def _source(language: Language, *keys: str | int) -> str:
+    """The regular expressions of an entry; {name} is replaced by another entry, or by the names of parts."""
+    entry: Any = phrase_table(f"check_{language}")
+    for name in ("part_names", "all_part_names"):
+        names = class_names(whole=name == "all_part_names")
+        entry = entry | {name: [re.escape(each) for each in names if each.isascii() == (language == "en")]}
+    for key in keys:
+        entry = entry[key]
+    source = entry if isinstance(entry, str) else "|".join(map(str, entry))
+    return re.sub(r"\{([a-z_]+)\}", lambda found: _source(language, found[1]), source)
+
+
+@cache
+def pattern_of(language: Language, *keys: str | int) -> re.Pattern[str]:
+    """An entry as a pattern for whole words; Chinese has no spaces between them."""
+    source = _source(language, *keys)
+    return re.compile(rf"(?:(?<![a-z])|(?=\W))(?:{source})(?![a-z])" if language == "en" else source)

@@ -8,7 +8,6 @@ from typing import Literal
 from anomalygpt.datasets.class_info import LANGUAGES, class_table, phrase_table
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 
-ClassRule = Literal["longest_word", "official"]
 Verdict = Literal["answer", "score"]  # which one decides where they contradict
 
 # How an answer begins -> its verdict; the first match counts.
@@ -21,13 +20,11 @@ OPENINGS = (
 )
 
 
-def class_in_prompt(prompt: str, rule: ClassRule = "longest_word") -> str:
+def class_in_prompt(prompt: str, rule: Literal["longest_word", "official"] = "longest_word") -> str:
     """The class that a prompt names, with spaces for ``_``; ``object`` when it names none.
 
-    Args:
-        rule: ``longest_word``: the longest known name that occurs as whole words, the first of equals; a plural counts
-            as its singular unless it is a class itself. ``official``: the first name of the paper's list that occurs
-            as a substring.
+    ``longest_word``: the longest known name that occurs as whole words, the first of equals; a plural counts as its
+    singular unless it is a class itself. ``official``: the first name of the paper's list that occurs as a substring.
     """
     if rule == "official":
         return next((name for name in class_table()["official_order"] if name in prompt), UNNAMED_CLASS)
@@ -53,19 +50,13 @@ def _longest_first(names: Iterable[str]) -> str:
 
 
 def parse_verdict(answer: str) -> bool | None:
-    """Whether an answer begins with yes (True) or no (False), in English or Chinese; None for anything else.
-
-    Whole words count: ``None``, ``Normal``, ``Nothing`` and ``Not sure`` are neither.
-    """
+    """Whether an answer begins with the word yes (True) or no (False); None for any other: ``Not sure``, ``None``."""
     text = re.sub(r"^[\s\W_]+", "", answer).lower()
     return next((verdict for pattern, verdict in OPENINGS if pattern.match(text)), None)
 
 
 def parse_positions(answer: str) -> tuple[str, ...]:
-    """The positions that an answer names, in English or Chinese, as ``regions.position_name`` gives them, each once.
-
-    The longest name wins, so that ``top left`` is neither ``top`` nor ``left``; English names count as whole words.
-    """
+    """The positions that an answer names, each once, as ``regions.position_name`` gives them; the longest name wins."""
     pattern, meaning = _position_pattern()
     text = re.sub(r"[\s\-_]+", " ", answer.lower())
     return tuple(dict.fromkeys(meaning[match.group()] for match in pattern.finditer(text)))
@@ -74,22 +65,14 @@ def parse_positions(answer: str) -> tuple[str, ...]:
 @cache
 def _position_pattern() -> tuple[re.Pattern[str], dict[str, str]]:
     """A pattern that finds every name of a position, and the position that each of them means."""
-    meaning: dict[str, str] = {}
-    for language in LANGUAGES:
-        phrases = phrase_table(language)
-        for position, name in phrases["positions"].items():
-            meaning |= dict.fromkeys((name, *phrases["position_words"][position]), position)
+    named = [pair for language in LANGUAGES for pair in phrase_table(language)["positions"].items()]
+    meaning = {name: position for position, names in named for name in names}
     # No letter may precede or follow; Chinese is written without spaces.
     return re.compile(rf"(?<![a-z])(?:{_longest_first(meaning)})(?![a-z])"), meaning
 
 
-def asks_for_soundness(question: str) -> bool:
-    """Whether a question ends in a phrase, such as ``is it fine?``, to which yes means normal."""
-    text = " ".join(question.split()).lower().rstrip(" ?？.。!！")
-    return any(re.search(f"(?:{phrase_table(language)['soundness']})$", text) for language in LANGUAGES)
-
-
 def means_anomalous(question: str, answer: str) -> bool | None:
-    """What an answer's yes or no means; None without one. To ``Is it fine?`` yes means normal."""
-    parsed = parse_verdict(answer)
-    return not parsed if parsed is not None and asks_for_soundness(question) else parsed
+    """What an answer's yes or no means; None without one. After ``Is it fine?`` yes means normal."""
+    text, parsed = " ".join(question.split()).lower().rstrip(" ?？.。!！"), parse_verdict(answer)
+    asks_for_soundness = any(re.search(f"(?:{phrase_table(each)['soundness']})$", text) for each in LANGUAGES)
+    return not parsed if parsed is not None and asks_for_soundness else parsed

@@ -4,26 +4,25 @@ The own one was trained to read the image's embedding, the map's prompts and, in
 rules and findings as their system message.
 """
 
-import base64
-import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from jinja2 import TemplateError
 
 from anomalygpt.config.schema import ExperimentConfig, LlmConfig
 from anomalygpt.config.settings import GenerationSettings
+from anomalygpt.datasets.class_info import phrase_table
 from anomalygpt.datasets.dialogue import Turn
-from anomalygpt.datasets.findings import Findings, finding_phrases, findings_text, language_of
+from anomalygpt.datasets.findings import Findings, findings_text, language_of
 from anomalygpt.datasets.findings_dialogue import clean_question, with_findings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.results import ImageResult
-from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import available
 from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, layout_of
@@ -31,49 +30,29 @@ from anomalygpt.model.generation import ConversationCache, growing_text, stream_
 from anomalygpt.model.llm import placement
 
 API_KEY = "ANOMALYGPT_API_KEY"  # environment variable; a config that names a foreign endpoint gets no other key
-PICTURE_SIDE = 1024  # pixels; larger photos are made smaller before they are sent
 THOUGHTS = re.compile(r"^\s*<think>.*?(?:</think>|$)", re.DOTALL)  # of models that think first
 
 History = Sequence[tuple[str, str]]  # earlier (question, answer) pairs about a photo
-Messages = list[dict[str, Any]]  # each with ``role`` and ``content``
-
-
-class LanguageModel(Protocol):
-    """Anything that answers questions about a photo."""
-
-    def texts(
-        self, image: ImageResult, findings: Findings | None, question: str, history: History, opening: str = ""
-    ) -> Iterator[str]:
-        """Yields the answer so far, after each piece; each text begins with the one before.
-
-        Args:
-            findings: what the answer may state; None where the model reads only image, map and question.
-            opening: the answer's first words, from which it goes on.
-
-        Raises:
-            UserError: the model can't be reached.
-        """
-        ...
+Messages = list[dict[str, str]]  # each with ``role`` and ``content``
 
 
 class PromptedModel:
     """AnomalyGPT's own language model: it reads the image's embedding and the learned prompts of the map.
 
     The keys and values of the latest photo's conversation are kept: a follow-up question computes only what is new.
+    ``reads_findings``: it was trained to read them before the first question.
     """
 
-    def __init__(self, model: AnomalyGPT, settings: GenerationSettings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: AnomalyGPT, settings: GenerationSettings, reads_findings: bool = True) -> None:
+        self.model, self.settings, self.reads_findings = model, settings, reads_findings
         self._image: ImageResult | None = None  # that the cache belongs to
         self._cache = ConversationCache()
 
-    def texts(
-        self, image: ImageResult, findings: Findings | None, question: str, history: History, opening: str = ""
-    ) -> Iterator[str]:
-        """See :class:`LanguageModel`."""
+    def texts(self, image: ImageResult, question: str, history: History, opening: str = "") -> Iterator[str]:
+        """Yields the answer so far, from its opening on, after each piece; each text begins with the one before."""
         tokenizer = self.model.tokenizer
         begun = tokenizer.encode(opening) if opening else []
-        ids = self._ids(findings, question, history) + begun
+        ids = self._ids(image, question, history) + begun
         cache = self._cache if self._image is image else ConversationCache()
         self._image = None  # taken: another answer about the same photo begins with an empty one meanwhile
         with torch.inference_mode():
@@ -85,24 +64,121 @@ class PromptedModel:
         finally:
             self._image, self._cache = image, cache
 
-    def _ids(self, findings: Findings | None, question: str, history: History) -> list[int]:
+    def _ids(self, image: ImageResult, question: str, history: History) -> list[int]:
         """Findings, earlier turns and the question, encoded as the model was trained."""
         tokenizer = self.model.tokenizer
-        if findings is None:
+        if not self.reads_findings:
             return tokenizer.encode(chat_prompt(history, question, layout_of(tokenizer)))
         turns: list[Turn] = []
         for asked, answer in (*history, (question, "")):
-            asked = clean_question(asked) if turns else with_findings(clean_question(asked), findings)
+            asked = clean_question(asked) if turns else with_findings(clean_question(asked), image.findings)
             turns += [Turn("human", asked), Turn("assistant", answer)]
         return conversation_ids(turns[:-1], tokenizer)[0]
 
 
-def build_chat_model(config: ExperimentConfig, encoder: Any) -> LanguageModel | None:
-    """The model that answers with ``inference.findings: system``, of the encoder's dtype and on its device; else None.
+def chat_messages(findings: Findings, question: str, history: History) -> Messages:
+    """Rules and findings in the question's language, the earlier turns, and the question."""
+    language = language_of(question)
+    rules = phrase_table(f"findings_{language}")["chat_model"]["rules"]
+    messages = [{"role": "system", "content": f"{rules}\n{findings_text(findings, language)}"}]
+    for asked, answer in (*history, (question, "")):
+        messages += [{"role": "user", "content": clean_question(asked)}, {"role": "assistant", "content": answer}]
+    return messages[:-1]
 
-    Raises:
-        UserError: ``llm.weights`` is no chat model's folder, or an incomplete one.
-    """
+
+def without_system(messages: Messages) -> Messages:
+    """The same for a template without a system role: the system message stands before the first question."""
+    system, first, *rest = messages
+    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+class ChatModel:
+    """A Hugging Face chat model; the keys and values of its latest conversation are kept."""
+
+    def __init__(self, llm: Any, tokenizer: Any, settings: GenerationSettings) -> None:
+        self.llm, self.tokenizer, self.settings = llm, tokenizer, settings
+        ends = llm.generation_config.eos_token_id
+        self.stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        self._encode = partial(tokenizer.encode, add_special_tokens=False)
+        self._cache = ConversationCache()
+
+    def texts(self, image: ImageResult, question: str, history: History, opening: str = "") -> Iterator[str]:
+        """As :meth:`PromptedModel.texts`."""
+        prompt, begun = self._prompt(chat_messages(image.findings, question, history)), self._encode(opening)
+        # Another answer begins with an empty cache meanwhile.
+        cache, self._cache = self._cache, ConversationCache()
+        tokens = stream_tokens(self.llm, None, [*self._encode(prompt), *begun], cache, self.settings)
+        try:
+            yield from growing_text(takewhile(lambda token: token not in self.stop, tokens), begun, self._decode)
+        finally:
+            self._cache = cache
+
+    def _prompt(self, messages: Messages) -> str:
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        with suppress(TemplateError):  # some templates refuse a system message, others leave it out
+            prompt = self.tokenizer.apply_chat_template(messages, **options)
+            if messages[0]["content"] in prompt:
+                return prompt
+        return self.tokenizer.apply_chat_template(without_system(messages), **options)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return THOUGHTS.sub("", self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+class EndpointModel:
+    """A model behind an OpenAI-compatible endpoint: of vLLM, ollama, llama.cpp, ``transformers serve``, a cloud."""
+
+    def __init__(self, settings: LlmConfig) -> None:
+        import openai  # here, because it takes a second
+
+        self.settings, self._key, self._openai = settings, os.environ.get(API_KEY) or "no-key", openai
+        client = openai.OpenAI(base_url=settings.endpoint, api_key=self._key, timeout=settings.timeout, max_retries=0)
+        self._create: Any = partial(client.chat.completions.create, model=settings.model, stream=True)
+
+    def texts(self, image: ImageResult, question: str, history: History, opening: str = "") -> Iterator[str]:
+        """As :meth:`PromptedModel.texts`. Raises :class:`UserError` where the model can't be reached."""
+        messages = chat_messages(image.findings, question, history)
+        if opening:  # a server can only be asked to begin with it
+            begin = phrase_table(f"findings_{language_of(question)}")["chat_model"]["opening"]
+            messages[-1]["content"] += "\n" + begin.format(opening=opening)
+        text = ""
+        try:
+            with self._open(messages) as chunks:
+                for chunk in chunks:
+                    text += "".join(choice.delta.content or "" for choice in chunk.choices[:1])
+                    yield THOUGHTS.sub("", text).strip()
+            if not THOUGHTS.sub("", text).strip():
+                raise ValueError("an empty reply; a model that thinks first needs more llm.generation.max_new_tokens")
+        except (
+            self._openai.OpenAIError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:  # of odd chunks
+            raise UserError(f"llm.endpoint {self.settings.endpoint}: {self._explain(error)}") from None
+
+    def _open(self, messages: Messages) -> Any:
+        own = self.settings.generation
+        sampling = {"temperature": own.temperature, "top_p": own.top_p, "max_tokens": own.max_new_tokens}
+        try:
+            return self._create(messages=messages, **sampling)
+        except self._openai.BadRequestError:  # some models take no sampling settings, some templates no system message
+            return self._create(messages=without_system(messages))
+
+    def _explain(self, error: Exception) -> str:
+        """One line without the key, which some servers repeat."""
+        hints = dict.fromkeys((401, 403), f"; the key is the environment variable {API_KEY}")
+        hints[404] = f"; expected a URL that ends in /v1, and that {self.settings.model} is a model there"
+        reason = f" ({error.__cause__})" if error.__cause__ else ""
+        line = " ".join(f"{type(error).__name__}: {error}{reason}".replace(self._key, "…").split())
+        return f"{line[:200]}{hints.get(getattr(error, 'status_code', 0), '')}"
+
+
+LanguageModel = PromptedModel | ChatModel | EndpointModel
+
+
+def build_chat_model(config: ExperimentConfig, encoder: Any) -> ChatModel | EndpointModel | None:
+    """What answers with ``inference.findings: system``, else None; :class:`UserError` for an unfit ``llm.weights``."""
     if config.llm is None or config.own_llm is not None:
         return None
     if config.llm.endpoint:
@@ -127,125 +203,3 @@ def build_chat_model(config: ExperimentConfig, encoder: Any) -> LanguageModel | 
         lacks = f"weights for {min(found['missing_keys'])}" if found["missing_keys"] else "chat template"
         raise UserError(f"{folder}: no {lacks} there, so inference.findings=system can't ask this model")
     return ChatModel(llm.eval(), tokenizer, config.llm.generation)
-
-
-def chat_messages(findings: Findings, question: str, history: History) -> Messages:
-    """Rules and findings in the question's language, the earlier turns, and the question."""
-    language = language_of(question)
-    rules = finding_phrases(language)["chat_model"]["rules"]
-    messages = [{"role": "system", "content": f"{rules}\n{findings_text(findings, language)}"}]
-    for asked, answer in history:
-        messages += [{"role": "user", "content": clean_question(asked)}, {"role": "assistant", "content": answer}]
-    return [*messages, {"role": "user", "content": clean_question(question)}]
-
-
-def without_system(messages: Messages) -> Messages:
-    """The same for a template without a system role: the system message stands before the first question."""
-    system, first, *rest = messages
-    text, content = system["content"], first["content"]
-    content = f"{text}\n\n{content}" if isinstance(content, str) else [{"type": "text", "text": text}, *content]
-    return [{"role": "user", "content": content}, *rest]
-
-
-class ChatModel:
-    """A Hugging Face chat model; the keys and values of its latest conversation are kept."""
-
-    def __init__(self, llm: Any, tokenizer: Any, settings: GenerationSettings) -> None:
-        self.llm, self.tokenizer, self.settings = llm, tokenizer, settings
-        ends = llm.generation_config.eos_token_id
-        self.stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-        self._encode = partial(tokenizer.encode, add_special_tokens=False)
-        self._cache = ConversationCache()
-
-    def texts(
-        self, image: ImageResult, findings: Findings | None, question: str, history: History, opening: str = ""
-    ) -> Iterator[str]:
-        """See :class:`LanguageModel`."""
-        prompt = self._prompt(chat_messages(findings or image.findings, question, history))
-        begun = self._encode(opening)
-        # Another answer begins with an empty cache meanwhile.
-        cache, self._cache = self._cache, ConversationCache()
-        tokens = stream_tokens(self.llm, None, [*self._encode(prompt), *begun], cache, self.settings)
-        try:
-            yield from growing_text(takewhile(lambda token: token not in self.stop, tokens), begun, self._decode)
-        finally:
-            self._cache = cache
-
-    def _prompt(self, messages: Messages) -> str:
-        from jinja2 import TemplateError
-
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        try:
-            prompt = self.tokenizer.apply_chat_template(messages, **options)
-            if messages[0]["content"] in prompt:
-                return prompt
-        except TemplateError:  # some templates refuse a system message, others leave it out
-            pass
-        return self.tokenizer.apply_chat_template(without_system(messages), **options)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return THOUGHTS.sub("", self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-class EndpointModel:
-    """A model behind an OpenAI-compatible endpoint: of vLLM, ollama, llama.cpp, ``transformers serve``, a cloud."""
-
-    def __init__(self, settings: LlmConfig) -> None:
-        from openai import OpenAI
-
-        self.settings, self._key = settings, os.environ.get(API_KEY) or "no-key"
-        address: Any = {"base_url": settings.endpoint, "api_key": self._key, "timeout": settings.timeout}
-        self._create: Any = OpenAI(**address, max_retries=0).chat.completions.create
-
-    def texts(
-        self, image: ImageResult, findings: Findings | None, question: str, history: History, opening: str = ""
-    ) -> Iterator[str]:
-        """See :class:`LanguageModel`. The model can only be asked to begin with the opening."""
-        from openai import OpenAIError
-
-        messages = chat_messages(findings or image.findings, question, history)
-        phrases = finding_phrases(language_of(question))["chat_model"]
-        if opening:
-            messages[-1]["content"] += "\n" + phrases["opening"].format(opening=opening)
-        if self.settings.attach_images and image.photo is not None:
-            caption = {"type": "text", "text": f"{phrases['pictures']}\n{messages[1]['content']}"}
-            messages[1]["content"] = [*_pictures(image, image.photo), caption]
-        text = ""
-        try:
-            with self._open(messages) as chunks:
-                for chunk in chunks:
-                    text += "".join(choice.delta.content or "" for choice in chunk.choices[:1])
-                    yield THOUGHTS.sub("", text).strip()
-            if not THOUGHTS.sub("", text).strip():
-                raise ValueError("an empty reply; a model that thinks first needs more llm.generation.max_new_tokens")
-        except (OpenAIError, ValueError, TypeError, AttributeError) as error:  # the last two: chunks of another form
-            raise UserError(f"llm.endpoint {self.settings.endpoint}: {self._explain(error)}") from None
-
-    def _open(self, messages: Messages) -> Any:
-        from openai import BadRequestError
-
-        generation = self.settings.generation
-        sampling = {"temperature": generation.temperature, "top_p": generation.top_p}
-        request = {"model": self.settings.model, "stream": True}
-        try:
-            return self._create(messages=messages, max_tokens=generation.max_new_tokens, **sampling, **request)
-        except BadRequestError:  # some models take no sampling settings, some templates no system message
-            return self._create(messages=without_system(messages), **request)
-
-    def _explain(self, error: Exception) -> str:
-        """One line without the key, which some servers repeat."""
-        hints = dict.fromkeys((401, 403), f"; the key is the environment variable {API_KEY}")
-        hints[404] = f"; expected a URL that ends in /v1, and that {self.settings.model} is a model there"
-        reason = f" ({error.__cause__})" if error.__cause__ else ""
-        line = " ".join(f"{type(error).__name__}: {error}{reason}".replace(self._key, "…").split())
-        return f"{line[:200]}{hints.get(getattr(error, 'status_code', 0), '')}"
-
-
-def _pictures(image: ImageResult, photo: Image.Image) -> Iterator[dict[str, Any]]:
-    """The photo, then the photo with its map, as JPEG in data URIs."""
-    upright = ImageOps.exif_transpose(photo)
-    for picture in (upright.convert("RGB"), overlay(upright, image.map, image.threshold, image.regions)):
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        picture.save(buffer := io.BytesIO(), "JPEG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        yield {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}

@@ -50,7 +50,8 @@ class Predictor:
         self.model = model
         self.settings = settings or InferenceConfig()
         self.generation = generation or GenerationSettings()
-        own = PromptedModel(model, self.generation) if model.has_llm else None
+        reads_findings = self.settings.findings != "none"
+        own = PromptedModel(model, self.generation, reads_findings) if model.has_llm else None
         self.language_model = language_model or own
         spec = model.encoder.spec
         self._without_references = ImageTransform(spec.size, spec.mean, spec.std, "squash")
@@ -258,7 +259,7 @@ class Predictor:
     def answer(self, image: ImageResult, question: str, history: History = ()) -> str:
         """The language model's own answer, which is not checked."""
         if self.language_model is not None and not self.model.has_llm:
-            *_, text = self.language_model.texts(image, image.findings, question, history)
+            *_, text = self.language_model.texts(image, question, history)
             return text
         prompts = [self.prompt(image, question, history)]
         return self.model.answer(image.features, image.prompt_map, prompts, self.generation)[0]
@@ -273,7 +274,7 @@ class Predictor:
             return prediction(image, question, "", self.settings.verdict)
         if self.settings.findings == "none":
             answer = ""
-            for text in self.language_model.texts(image, None, question, history):
+            for text in self.language_model.texts(image, question, history):
                 yield text[len(answer) :]
                 answer = text
             return prediction(image, question, answer, self.settings.verdict)

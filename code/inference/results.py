@@ -34,7 +34,7 @@ class ImageResult:
     references: int = 0  # how many photos the map comes from; 0: from the text features
     score_threshold: float = 0.5  # the score at which the probability is one half
     reason: Reason = ""  # why there is no verdict; empty where there is one
-    photo: Image.Image | None = None  # as it was given, for language models that see
+    photo: Image.Image | None = None  # as it was given
 
     @property
     def is_anomalous(self) -> bool:

@@ -11,17 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
 from anomalygpt.datasets.findings import UNKNOWN_CLASS
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.errors import UserError
-
-if TYPE_CHECKING:
-    from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.reference_report import ReferenceReport
-    from anomalygpt.inference.results import ImageResult
+from anomalygpt.inference.predictor import Predictor
+from anomalygpt.inference.reference_report import ReferenceReport
+from anomalygpt.inference.results import ImageResult
 
 MAX_REFERENCES = 200
 ANSWER_SECONDS = 120  # for one answer
@@ -30,19 +29,16 @@ SMALLEST_PREVIEW, LARGEST_PREVIEW = 640, 1280  # the longer side of a photo as a
 NO_PHOTO = "There is no photo yet: upload one, or click an example."
 NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
 
+Maker = Callable[[], Predictor]
 Note = Literal["", "corrected", "findings", "contradicts", "stopped", "too_long"]
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer; ``note`` is of the answer.
-
-    ``corrected`` or ``findings``: not the language model's own words (see ``answer_check.Answer``); ``contradicts``:
-    it was not checked, and is against the findings; ``stopped`` and ``too_long``: it is not complete.
-    """
-
     question: str
     answer: str
+    # ``corrected`` or ``findings``: not the language model's own words (see ``answer_check.Answer``); ``contradicts``:
+    # it was not checked, and is against the findings; ``stopped`` and ``too_long``: it is not complete.
     note: Note = ""
 
 
@@ -72,7 +68,6 @@ class Conversation:
 
     @property
     def history(self) -> list[tuple[str, str]]:
-        """Questions with their answers."""
         return [(each.question, each.answer) for each in self.exchanges]
 
     @property
@@ -89,10 +84,7 @@ def conversation_about(
     marks: tuple[Mark, ...] = (),
     model: str = "",
 ) -> Conversation:
-    """The current conversation if it is about these inputs, else a new one.
-
-    Raises :class:`UserError` where there is no photo, or there are too many references.
-    """
+    """The current conversation if it is about these inputs, else a new one; :class:`UserError` for bad ones."""
     if not photo:
         raise UserError(NO_PHOTO)
     if len(references) > MAX_REFERENCES:
@@ -105,36 +97,23 @@ def conversation_about(
 class SharedModel:
     """A model that serves one conversation at a time, with a cache of the latest photos and references.
 
-    Args:
-        new_predictor: makes a predictor without references around the model; must be cheap.
-        name: of the model.
-        load: loads the model of another name, and returns its ``new_predictor``. One model is in memory at a time.
+    ``new_predictor`` makes a predictor without references around the model of a ``name``, and must be cheap. ``load``
+    loads the model of another name, and returns its ``new_predictor``. One model is in memory at a time.
     """
 
-    def __init__(
-        self,
-        new_predictor: "Callable[[], Predictor]",
-        name: str = "",
-        load: "Callable[[str], Callable[[], Predictor]] | None" = None,
-    ) -> None:
+    def __init__(self, new_predictor: Maker, name: str = "", load: Callable[[str], Maker] | None = None) -> None:
         self._new_predictor, self._name, self._load = new_predictor, name, load
         self._lock = threading.Lock()
         self._predictor = lru_cache(MAX_CACHED)(self._encode_references)
         self._photo = lru_cache(MAX_CACHED)(self._encode)
 
-    def inspect(self, conversation: Conversation) -> tuple["ImageResult", Image.Image]:
-        """The result for the photo, and the photo at the size that a page shows.
-
-        Raises :class:`UserError` where a file can't be read.
-        """
+    def inspect(self, conversation: Conversation) -> tuple[ImageResult, Image.Image]:
+        """The result for the photo, and the photo as a page shows it. Raises :class:`UserError` of a bad file."""
         with self._model(conversation.model):
             return self._photo(*conversation.inputs)
 
-    def learn(self, compared: Compared, target: Path | None = None) -> "ReferenceReport":
-        """What the references are worth; they are saved to ``target`` with the marks.
-
-        Raises :class:`UserError` where a file can't be read, or ``target`` can't be written.
-        """
+    def learn(self, compared: Compared, target: Path | None = None) -> ReferenceReport:
+        """What the references are worth; saved to ``target`` with the marks. Raises :class:`UserError` of a file."""
         with self._model(compared[0]):
             predictor = self._predictor(compared)
             if target:
@@ -182,11 +161,10 @@ class SharedModel:
                 self._new_predictor, self._name = self._load(name), name
             yield
 
-    def _encode_references(self, compared: Compared) -> "Predictor":
+    def _encode_references(self, compared: Compared) -> Predictor:
         model, references, marks = compared
         if marks:
-            *earlier, mark = marks
-            before = model, references, tuple(earlier)
+            before, mark = (model, references, marks[:-1]), marks[-1]
             predictor = self._predictor(before).copy()
             predictor.feedback(self._photo(before, mark.photo, mark.class_name)[0], mark.is_good)
             return predictor
@@ -198,7 +176,7 @@ class SharedModel:
             predictor.set_references([read_photo(path) for path in references])
         return predictor
 
-    def _encode(self, compared: Compared, path: Path, part: str) -> tuple["ImageResult", Image.Image]:
+    def _encode(self, compared: Compared, path: Path, part: str) -> tuple[ImageResult, Image.Image]:
         photo = read_photo(path)
         result = self._predictor(compared).inspect(photo, part or UNKNOWN_CLASS)
         side = min(max(*photo.size, SMALLEST_PREVIEW), LARGEST_PREVIEW)
@@ -207,8 +185,6 @@ class SharedModel:
 
 def read_photo(path: Path) -> Image.Image:
     """The photo at a path. Raises :class:`UserError` that names the file without its folder."""
-    from anomalygpt.datasets.photos import load_image
-
     with _without_folder(path):
         return load_image(path)
 

@@ -159,10 +159,9 @@ class Service:
         """The predictor, with a language model that samples as the request says."""
         most = body.max_completion_tokens or body.max_tokens
         given = {"temperature": body.temperature, "top_p": body.top_p, "max_new_tokens": most}
-        predictor, model = copy(self.predictor), copy(self.predictor.language_model)
-        generation = predictor.generation.model_copy(
-            update={name: value for name, value in given.items() if value is not None}
-        )
+        update = {name: value for name, value in given.items() if value is not None}
+        predictor, generation = copy(self.predictor), self.predictor.generation.model_copy(update=update)
+        model: Any = copy(self.predictor.language_model)
         own = isinstance(model.settings, GenerationSettings)
         model.settings = generation if own else model.settings.model_copy(update={"generation": generation})
         predictor.language_model = model

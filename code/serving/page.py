@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from anomalygpt.datasets import findings as words
+from anomalygpt.datasets.class_info import phrase_table
 from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import read_results
 from anomalygpt.errors import UserError
@@ -78,7 +79,7 @@ def summary_html(
     language: Language, findings: Findings, regions: Sequence[RegionFinding], factor: float, chosen: int = 0
 ) -> str:
     """Badge, certainty, the findings in a sentence, and the table of the regions at ``factor`` times the threshold."""
-    texts, names = page_texts()[language], words.finding_phrases(language)["words"]
+    texts, names = page_texts()[language], phrase_table(f"findings_{language}")["words"]
     kind = findings.status.replace(" ", "-").replace("'", "")
     certainty = "" if findings.status == "can't tell" else texts[findings.certainty]
     other = "" if factor == 1 else f'<p class="hint">{texts["other_threshold"].format(factor=factor)}</p>'
@@ -101,7 +102,7 @@ def part_html(language: Language, part: Part | None, *, with_report: bool = Fals
     """What photos are compared with, and on request what that is worth."""
     if part is None:
         return ""
-    forms, number = words.finding_phrases(language)["words"]["references"], len(part.report.names)
+    forms, number = phrase_table(f"findings_{language}")["words"]["references"], len(part.report.names)
     count = forms["one" if number == 1 else "several"].format(count=number)
     lines = [page_texts()[language]["part"].format(name=part.name, references=count)]
     if part.marks:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.findings_dialogue import FindingsBatch, collate_findings
-from anomalygpt.datasets.instructions import InstructionBatch, collate_instructions
+from anomalygpt.datasets.findings_dialogue import FindingsBatch
+from anomalygpt.datasets.instructions import InstructionBatch
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs
 from anomalygpt.distributed import Process, all_agree, on_main, summed
@@ -98,9 +98,9 @@ class Trainer:
             workers=self.config.data.workers,
             start=step * self.accumulation,
         )
-        self._pairs = batches(self.data.train, collate_findings if self.config.data.findings else collate_pairs)
+        self._pairs = batches(self.data.train, FindingsBatch.of if self.config.data.findings else collate_pairs)
         if self.data.instructions is not None:
-            self._instructions = batches(self.data.instructions, collate_instructions)
+            self._instructions = batches(self.data.instructions, InstructionBatch.of)
 
     def request_stop(self, number: int = signal.SIGTERM, _: object = None) -> None:
         """A signal handler: finish the step, save, and leave. A second Ctrl-C leaves at once."""

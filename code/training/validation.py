@@ -13,7 +13,7 @@ from torchvision.utils import save_image
 
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.config.settings import GenerationSettings
-from anomalygpt.datasets.findings_dialogue import FindingsBatch, collate_findings
+from anomalygpt.datasets.findings_dialogue import FindingsBatch
 from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
 from anomalygpt.files import replacing
@@ -40,7 +40,7 @@ def validate(
     chosen = evenly_spaced(held_back, config.training.validation_pairs)
     max_length = config.llm.max_target_tokens if config.llm else 0
     sums = np.zeros(len(LOSS_PARTS) + 3)  # then the pairs, the correct verdicts, and all verdicts
-    collate = collate_findings if config.data.findings else collate_pairs
+    collate = FindingsBatch.of if config.data.findings else collate_pairs
     # Every process gets the same number of batches, since under ZeRO 3 none may call the model alone: where the pairs
     # do not divide, the first ones count twice.
     sampler: DistributedSampler[Any] = DistributedSampler(chosen, process.world_size, process.rank, shuffle=False)

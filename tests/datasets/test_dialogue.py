@@ -7,9 +7,7 @@ from anomalygpt.datasets.class_info import describe, noun_phrase, parts_shown, p
 from anomalygpt.datasets.dialogue import (
     Wording,
     defect_sentence,
-    detection_answer,
     detection_question,
-    follow_up_answer,
 )
 from anomalygpt.inference.answers import parse_verdict
 
@@ -24,12 +22,11 @@ ONE = "Yes, there is an anomaly in the image"
         (["top", "left", "right"], "there are 3 anomalies in the image, they are at the top, the left and the right of "
          "the image."),
         (["center", "center"], "Yes, there are 2 anomalies in the image, they are at the center of the image."),
-        ([], f"{ONE}."),
     ],
 )  # fmt: skip
 def test_the_answers_have_the_papers_form(positions, answer):
-    assert detection_answer(True, positions).endswith(answer)
-    assert detection_answer(False) == "No, there is no anomaly in the image."
+    assert Wording().answer("verdict", positions).endswith(answer)
+    assert Wording().answer("verdict") == "No, there is no anomaly in the image."
 
 
 def test_the_question_has_the_papers_form():
@@ -97,9 +94,9 @@ def test_both_languages_have_the_same_keys():
     ],
 )
 def test_follow_up_answers_by_hand(kind, class_name, positions, area, answer):
-    assert follow_up_answer(kind, class_name, positions, area) == answer
-    assert "checked" in follow_up_answer("usable", "bottle", ["top"], 0.1)
-    assert "surface" in follow_up_answer("parts", "carpet_tiles", [], 0)
+    assert Wording().answer(kind, positions, class_name=class_name, area=area) == answer
+    assert "checked" in Wording().answer("usable", ["top"])
+    assert "surface" in Wording().answer("parts", class_name="carpet_tiles")
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from anomalygpt.datasets.dialogue import Turn
-from anomalygpt.datasets.instructions import Instructions, collate_instructions
+from anomalygpt.datasets.instructions import InstructionBatch, Instructions
 from anomalygpt.datasets.records import DatasetError
 
 
@@ -36,15 +36,15 @@ def data(tmp_path, write_photo):
 def test_the_first_question_and_answer_or_all_turns_are_taken(data, transform, caplog):
     dataset = Instructions(*data(ENTRIES), transform)
     assert len(dataset) == 2 and caplog.messages[0].startswith("1 of 3 photos are missing in ")
-    sample = dataset[0]
-    assert sample.image.shape == (3, 64, 64)
-    assert sample.turns == (Turn("human", "What is it?"), Turn("assistant", "A 猫."))
-    assert [turn.text for turn in dataset[1].turns] == ["Who?", "Nobody 😀."]
-    turns = Instructions(*data(ENTRIES), transform, turns="all")[0].turns
+    image, said = dataset[0]
+    assert image.shape == (3, 64, 64)
+    assert said == (Turn("human", "What is it?"), Turn("assistant", "A 猫."))
+    assert [turn.text for turn in dataset[1][1]] == ["Who?", "Nobody 😀."]
+    turns = Instructions(*data(ENTRIES), transform, turns="all")[0][1]
     assert [turn.text for turn in turns] == ["What is it?", "A 猫.", "Sure?", "Yes."], "they end with an answer"
-    batch = collate_instructions([dataset[0], dataset[1]]).to("cpu")
+    batch = InstructionBatch.of([dataset[0], dataset[1]]).to("cpu")
     assert batch.images.shape == (2, 3, 64, 64)
-    assert batch.conversations == [dataset[0].turns, dataset[1].turns]
+    assert batch.conversations == [dataset[0][1], dataset[1][1]]
 
 
 def test_llavas_and_ms_swifts_entries_are_the_same_conversations(data, transform, caplog):
@@ -62,7 +62,7 @@ def test_llavas_and_ms_swifts_entries_are_the_same_conversations(data, transform
     (images / "swift.jsonl").write_text("\n".join(swift) + "\n")
     for name, expected in (("llava.json", 1), ("swift.jsonl", 2)):
         dataset = Instructions(images / name, images, transform, "all")
-        assert [list(dataset[at].turns) for at in range(len(dataset))] == [turns] * expected
+        assert [list(dataset[at][1]) for at in range(len(dataset))] == [turns] * expected
         assert caplog.messages[-1].endswith("1 conversations are about no photo, or several; left out")
 
 
@@ -75,9 +75,9 @@ def test_llavas_and_ms_swifts_entries_are_the_same_conversations(data, transform
         ([{"image_name": "a.jpg", "conversation": talk("q", "a")[::-1]}], r"entry 1 \(a\.jpg\) is not of the form"),
         ([{"image_name": "a.jpg", "conversation": talk("q", 3)}], r"entry 1 \(a\.jpg\) is not of the form"),
         ([{"image_name": "a.jpg", "conversation": talk("<image>", "a")}], r"entry 1 \(a\.jpg\) is not of the form"),
-        ('{"a": 1}', "expected a JSON list, found a dict"),
-        (json.dumps(ENTRIES)[:-30], "is not JSON, or the file is cut off .*line 1 column"),
-        ('[{"image_name": "a.jpg",}]', "is not JSON"),
+        ('{"a": 1}', r"no JSON list, .*\(found a dict\)"),
+        (json.dumps(ENTRIES)[:-30], "no JSON list, or the file is cut off .*line 1 column"),
+        ('[{"image_name": "a.jpg",}]', "no JSON list"),
         ("[]", "none names one"),
         ([ENTRIES[1]], r"1 photos are missing, the first is gone\.jpg"),
     ],
@@ -89,7 +89,7 @@ def test_a_wrong_file_is_explained(data, transform, entries, message):
 
 def test_wrong_paths_are_explained(data, transform, tmp_path):
     path, images = data(ENTRIES)
-    with pytest.raises(DatasetError, match=r"no\.json: no such file"):
+    with pytest.raises(DatasetError, match=r"no\.json: .*No such file"):
         Instructions(tmp_path / "no.json", images, transform)
     with pytest.raises(DatasetError, match="photos: no such folder"):
         Instructions(path, tmp_path / "photos", transform)

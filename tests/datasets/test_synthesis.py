@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anomalygpt.datasets.dialogue import detection_answer
+from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.drawn import draw_defects
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.regions import position_name
@@ -35,7 +35,7 @@ def assert_agrees(photo, simulated):
     if not simulated.boxes:
         assert np.array_equal(simulated.image, photo)
     positions = [position_name(box, target.shape[::-1]) for box in simulated.boxes]
-    answer = detection_answer(bool(positions), positions)
+    answer = Wording().answer("verdict", positions)
     assert parse_verdict(answer) == target.any()
     assert all(f"the {position}" in answer for position in positions)
 

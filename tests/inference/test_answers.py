@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from anomalygpt.datasets.class_info import phrase_table
-from anomalygpt.datasets.dialogue import detection_answer, detection_question, follow_up_answer
+from anomalygpt.datasets.dialogue import Wording, detection_question
 from anomalygpt.inference.answers import (
-    asks_for_soundness,
     class_in_prompt,
     means_anomalous,
     parse_positions,
@@ -66,19 +65,18 @@ def test_the_verdict_of_an_answer(verdict, answers):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_generated_answer_and_opening_gives_its_own_verdict(language):
     for positions in ([], ["top"], ["top", "left"]):
-        assert parse_verdict(detection_answer(bool(positions), positions, language)) is bool(positions)
+        assert parse_verdict(Wording().answer("verdict", positions, language)) is bool(positions)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_positions_are_read_back_from_the_answers_that_name_them(language):
     for position in phrase_table(language)["positions"]:
-        assert parse_positions(detection_answer(True, [position], language)) == (position,)
+        assert parse_positions(Wording().answer("verdict", [position], language)) == (position,)
     several = ["bottom right", "top", "center"]
-    assert parse_positions(detection_answer(True, several, language)) == tuple(several)
-    assert parse_positions(detection_answer(False, (), language)) == ()
-    assert parse_positions(detection_answer(True, (), language)) == ()
+    assert parse_positions(Wording().answer("verdict", several, language)) == tuple(several)
+    assert parse_positions(Wording().answer("verdict", (), language)) == ()
     # Whether to use a defective part is no question for a verdict: yes would mean a defect.
-    assert parse_verdict(follow_up_answer("usable", "bottle", ["top"], 0.1)) is None
+    assert parse_verdict(Wording().answer("usable", ["top"])) is None
 
 
 @pytest.mark.parametrize(
@@ -127,11 +125,10 @@ OTHER += "|How large is it?|Is the surface scratched or is it fine?|图中有异
 
 @pytest.mark.parametrize("question", SOUNDNESS.split("|"))
 def test_yes_to_a_question_for_soundness_means_normal(question: str) -> None:
-    assert asks_for_soundness(question)
     assert (means_anomalous(question, "Yes."), means_anomalous(question, "No.")) == (False, True)
     assert means_anomalous(question, "Hard to say.") is None
 
 
 @pytest.mark.parametrize("question", [QUESTION, *OTHER.split("|")])
 def test_other_questions_do_not_ask_for_soundness(question: str) -> None:
-    assert not asks_for_soundness(question)
+    assert means_anomalous(question, "Yes.") is True

@@ -1,7 +1,5 @@
 """Other language models: prompts of five families, a real server, and endpoints with every fault."""
 
-import base64
-import io
 import json
 import logging
 import socket
@@ -121,7 +119,7 @@ def prompts_of(model: ChatModel) -> list[str]:
 def test_every_family_reads_rules_findings_history_and_question_in_order(family_folder: Path, question: str) -> None:
     model = chat_model(family_folder)
     fed = prompts_of(model)
-    list(model.texts(IMAGE, IMAGE.findings, question, HISTORY))
+    list(model.texts(IMAGE, question, HISTORY))
     language = "en" if question == QUESTION else "zh"
     parts = [findings_text(IMAGE.findings, language), *HISTORY[0], question]
     places = [fed[0].index(part) for part in parts]
@@ -133,14 +131,14 @@ def test_every_family_reads_rules_findings_history_and_question_in_order(family_
 def test_answer_is_what_generate_writes_up_to_a_stop_token(family_folder: Path) -> None:
     model = chat_model(family_folder)
     fed = prompts_of(model)
-    list(model.texts(IMAGE, IMAGE.findings, QUESTION, HISTORY))
+    list(model.texts(IMAGE, QUESTION, HISTORY))
     ids = torch.tensor([model.tokenizer.encode(fed[0], add_special_tokens=False)])
     greedy = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     new = model.llm.generate(ids, **greedy)[0, ids.shape[1] :].tolist()
     loaded = AutoModelForCausalLM.from_pretrained(family_folder)
     loaded.generation_config.eos_token_id = [1, new[5]]
     stopping = ChatModel(loaded.eval(), model.tokenizer, model.settings)
-    texts = list(stopping.texts(IMAGE, IMAGE.findings, QUESTION, HISTORY))
+    texts = list(stopping.texts(IMAGE, QUESTION, HISTORY))
     assert texts[-1] == model.tokenizer.decode(new[: new.index(new[5])], skip_special_tokens=True).strip()
     assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
 
@@ -148,7 +146,7 @@ def test_answer_is_what_generate_writes_up_to_a_stop_token(family_folder: Path) 
 def test_opening_begins_the_assistants_turn(family_folder: Path) -> None:
     model = chat_model(family_folder)
     fed = prompts_of(model)
-    texts = list(model.texts(IMAGE, IMAGE.findings, QUESTION, HISTORY, "There is a defect"))
+    texts = list(model.texts(IMAGE, QUESTION, HISTORY, "There is a defect"))
     assert all(text.startswith("There is a defect") for text in texts)
     assert fed[0].endswith("There is a defect") and fed[0].count("There is a defect") == 1
 
@@ -156,13 +154,13 @@ def test_opening_begins_the_assistants_turn(family_folder: Path) -> None:
 def test_follow_up_computes_only_what_is_new_and_another_photo_shares_the_rules(tmp_path: Path) -> None:
     model = chat_model(write_chat_model(tmp_path, "qwen2"))
     fed = prompts_of(model)
-    *_, answer = model.texts(IMAGE, IMAGE.findings, QUESTION, ())
+    *_, answer = model.texts(IMAGE, QUESTION, ())
     begun = len(fed)
-    list(model.texts(IMAGE, IMAGE.findings, "And how large?", [(QUESTION, answer)]))
+    list(model.texts(IMAGE, "And how large?", [(QUESTION, answer)]))
     assert len(fed[begun]) < 60 < len(fed[0])
     assert "And how large?" in fed[begun] and QUESTION not in fed[begun]
     begun, other = len(fed), replace(IMAGE, references=4)
-    list(model.texts(other, other.findings, QUESTION, ()))
+    list(model.texts(other, QUESTION, ()))
     assert "4 reference photos" in fed[begun] and "can't tell" not in fed[begun]
 
 
@@ -329,19 +327,6 @@ def test_request_that_is_refused_is_sent_in_its_plainest_form(endpoint) -> None:
     assert message["role"] == "user" and findings_text(IMAGE.findings) in message["content"]
 
 
-@pytest.mark.parametrize("status", [200, 400])
-def test_photo_and_overlay_are_attached_where_that_is_set(endpoint, status: int) -> None:
-    server = endpoint(*([(400, [b"{}"])] if status == 400 else []), (200, spoken(TRUE)))
-    photo = Image.new("RGB", (2000, 1000), "white")
-    image = replace(result_with(TOP_LEFT, "nut", photo.size), photo=photo)
-    assert asked(endpoint_model(server.url, attach_images=True), image=image).source == "model"
-    content = server.requests[-1]["messages"][0 if status == 400 else 1]["content"]
-    pictures = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
-    sizes = [Image.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2]))).size for url in pictures]
-    assert sizes == [(1024, 512), (1024, 512)] and pictures[0] != pictures[1]
-    assert any(QUESTION in part.get("text", "") for part in content)
-
-
 FAULTS: dict[str, tuple[list[tuple[int, list[bytes | None]]], str]] = {
     "bad key": ([(401, [b'{"error": {"message": "wrong key secret-key"}}'])], f"environment variable {API_KEY}"),
     "unknown model": ([(404, [b'{"error": {"message": "no such model"}}'])], "small is a model there"),
@@ -393,7 +378,7 @@ def test_stream_that_is_cut_after_a_sentence_keeps_it(endpoint, caplog) -> None:
 
 def test_answer_that_is_not_read_to_its_end_closes_the_connection(endpoint) -> None:
     model = endpoint_model(endpoint((200, [chunk("Yes"), None])).url, timeout=20)
-    texts = model.texts(IMAGE, IMAGE.findings, QUESTION, ())
+    texts = model.texts(IMAGE, QUESTION, ())
     assert next(texts) == "Yes"
     begun = time.monotonic()
     texts.close()
@@ -447,8 +432,8 @@ def test_real_server_answers_as_the_same_weights_do_here(real_endpoint: str) -> 
     server = endpoint_model(real_endpoint, model=str(folder), timeout=100, generation=generation)
     here = chat_model(folder, **generation)
     for question in (QUESTION, "它坏了吗？"):
-        *_, text = server.texts(IMAGE, IMAGE.findings, question, HISTORY)
-        assert text == list(here.texts(IMAGE, IMAGE.findings, question, HISTORY))[-1].rstrip("\ufffd")
+        *_, text = server.texts(IMAGE, question, HISTORY)
+        assert text == list(here.texts(IMAGE, question, HISTORY))[-1].rstrip("\ufffd")
         answer = asked(server, question)
         assert answer.text and check_answer(answer.text, question, IMAGE.findings) == ()
 

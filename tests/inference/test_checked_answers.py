@@ -20,7 +20,7 @@ class Script:
         self.answers = list(answers)
         self.openings: list[str] = []
 
-    def texts(self, image, findings, question, history, opening="") -> Iterator[str]:  # type: ignore[no-untyped-def]
+    def texts(self, image, question, history, opening="") -> Iterator[str]:  # type: ignore[no-untyped-def]
         self.openings.append(opening)
         words = (opening + self.answers.pop(0)).split(" ")
         yield from (" ".join(words[: n + 1]) for n in range(len(words)))

@@ -85,7 +85,7 @@ def test_a_model_of_the_family_learns_and_stops(family, tmp_path):
     assert model.answer(features, maps, [chat_prompt([], "Is it?", layout)], greedy) == ["No."]
     fed = iter(script)
     image = SimpleNamespace(features=features, prompt_map=maps)
-    assert [*PromptedModel(model, greedy).texts(image, None, "Is it?", [])][-1] == "No."
+    assert [*PromptedModel(model, greedy, reads_findings=False).texts(image, "Is it?", [])][-1] == "No."
 
 
 def write_vit(path):
