@@ -77,12 +77,7 @@ class Outputs:
         for each in results:
             table.writerow({**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))})
         _write(folder / "results.csv", "\ufeff" + file.getvalue())  # with the mark that Excel needs
-
-        def picture(result: Result) -> Image.Image | None:
-            path = folder / result["overlay"]
-            return Image.open(path) if path.is_file() else None
-
-        _write(folder / "report.html", report_html(results, picture, settings, language))
+        _write(folder / "report.html", report_html(results, folder, settings, language))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 import os
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from importlib.metadata import version
@@ -76,40 +76,39 @@ def result_text(result: Result, language: Language = "en", colour: bool = False)
     return "\n".join(lines)
 
 
-def data_uri(picture: Image.Image, side: int = SIDE) -> str:
-    """A small JPEG for an HTML page."""
-    small = picture.convert("RGB")
+def data_uri(picture: Path, side: int = SIDE) -> str:
+    """A small JPEG for an HTML page; empty where there is no file."""
+    if not picture.is_file():
+        return ""
+    small = Image.open(picture).convert("RGB")
     small.thumbnail((side, side))
     small.save(file := BytesIO(), "JPEG", quality=80)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def report_html(
-    results: Sequence[Result],
-    picture: Callable[[Result], Image.Image | None],
-    settings: Mapping[str, str],
-    language: Language = "en",
+    results: Sequence[Result], pictures: Path, settings: Mapping[str, str], language: Language = "en"
 ) -> str:
     """The page: summary, histogram of the scores, photos with the worst first, settings and versions.
 
     Args:
-        picture: a result's photo with its overlay, None where there is none; called for the worst ones only.
+        pictures: the folder of the overlays.
         settings: a name in ``report.yaml`` -> its value, as in ``{"model_name": "compact"}``.
     """
     from jinja2 import Environment, FileSystemLoader
 
     photos = sorted((each for each in results if "error" not in each), key=severity)
-    bins = histogram(photos)
+    bins, counts = histogram(photos), Counter(map(verdict, results))
     page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
-    page |= {"photos": photos, "shown": PICTURES}
+    page |= {"photos": photos, "pictures": pictures, "shown": PICTURES, "counts": counts}
     page |= {"unread": [each for each in results if "error" in each]}
-    page |= {"counts": Counter(map(verdict, results)), "tallest": max(map(Counter.total, bins), default=0)}
+    page |= {"tallest": max(map(Counter.total, bins), default=0)}
     page |= {"folder": os.path.dirname(os.path.commonprefix([each["photo"] for each in results]))}
     page |= {"versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES)}
     page |= {"time": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")}
-    functions = {"verdict": verdict, "details": details, "percent": probability_text, "data_uri": data_uri}
+    page |= {"verdict": verdict, "details": details, "percent": probability_text, "data_uri": data_uri}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    return environment.get_template("report.html").render(page, picture=picture, **functions)
+    return environment.get_template("report.html").render(page)
 
 
 def histogram(results: Iterable[Result]) -> list[Counter[str]]:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import gradio as gr
 import numpy as np
 import yaml
-from PIL import Image
 
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.findings import Findings, Language, RegionFinding
@@ -120,7 +119,7 @@ def _row(language: Language, record: dict[str, Any], folder: Path) -> list[Any]:
     name, kind = record["photo"], page_texts()[language][verdict(record)]
     if "error" in record:
         return ["", name, kind, None, None, ""]
-    picture = f'<img alt="" src="{data_uri(Image.open(folder / record["overlay"]), THUMBNAIL)}">'
+    picture = f'<img alt="" src="{data_uri(folder / record["overlay"], THUMBNAIL)}">'
     share = None if record["probability"] is None else round(100 * record["probability"], 1)
     return [picture, name, kind, share, record["number"], details(record, language)]
 
