@@ -30,7 +30,6 @@ TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps
 CAMERA_COPIES = 8
 NOISE, JPEG_QUALITY = 5.0, 40  # standard deviation in levels of 255
 
-
 View = tuple[int, bool, Camera]  # quarter turns, anticlockwise, of a photo or of its mirror image
 UPRIGHT: View = (0, False, "own")
 VIEWS: dict[Augmentation, tuple[View, ...]] = {
@@ -71,14 +70,11 @@ def view_positions(views: Sequence[View], grid: int) -> Tensor:
 
 
 def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Sequence[Orientation]) -> Augmentation:
-    """Which views to add to the memory bank.
+    """Which views to add to the memory bank, by :func:`view_gains` and how the part lies in each reference.
 
-    A part that can lie at any angle needs its rotations. Several references show this: rotations reduce the distance
-    between them, or an elongated part is tilted in most of them. A single photo shows so little of the part that its
-    rotations help in any case: it has no ``gains`` (see :func:`view_gains`).
+    A part that can lie at any angle needs its rotations. The references show this: rotations reduce the distance
+    between them, or an elongated part is tilted in most of them.
     """
-    if not gains:
-        return "rotations"
     elongated = [each for each in orientations if each.aspect >= ELONGATED]
     if 2 * len(elongated) > len(orientations) and median(each.tilt for each in elongated) >= TILTED:
         return "rotations"

@@ -113,8 +113,7 @@ class Belief:
 
     def after(self, logs: NDArray[np.float64], weights: NDArray[np.float64]) -> "Belief":
         """The belief after photos (N,) with these weights."""
-        total = float(weights.sum())
-        if not total:
+        if not (total := float(weights.sum())):
             return self
         mean = float(weights @ logs) / total
         precision = 1 / self.error**2 + total / self.variance
@@ -146,10 +145,9 @@ def calibrate(
     scale: float = 1.0,
     observed: Observed = {},  # noqa: B006 (read only)
 ) -> Calibration:
-    """Calibrates by maps (n, 1, S, S) of good photos that the memory bank did not hold, and by their scores.
+    """Calibrates by maps (n, 1, S, S) of good photos that the bank of K ``references`` did not hold, and their scores.
 
     Args:
-        references: K, the number of references.
         parts: what is known of other parts, in maps of the same kind. None: by the references alone.
         scale: these scores, relative to those that ``parts`` are of.
         observed: photos that were inspected with these references.

@@ -55,21 +55,15 @@ def report(
     Args:
         embeddings: (K, D) unit class tokens.
         held_out_scores: one per reference, from its comparison with the others; fewer where not all were held out.
-        other_part_above: see ``InferenceConfig``.
         usual: see :func:`odd_ones`.
     """
-    count = len(embeddings)
-    distances = 1 - embeddings.float() @ embeddings.float().T
+    count, distances = len(embeddings), 1 - embeddings.float() @ embeddings.float().T
+    distance = float(distances[~torch.eye(count, dtype=torch.bool)].mean()) if count > 1 else None
     foreign = foreign_ones(distances, other_part_above)
     odd = odd_ones(held_out_scores, usual) if len(held_out_scores) == count else []
-    return ReferenceReport(
-        names=tuple(names),
-        distance=float(distances[~torch.eye(count, dtype=torch.bool)].mean()) if count > 1 else None,
-        foreign=tuple(foreign),
-        odd=tuple(index for index in odd if index not in foreign),
-        false_alarm_rate=false_alarm_rate,
-        guaranteed_rate=1 - (1 - CONFIDENCE) ** (1 / count),
-    )
+    odd = [index for index in odd if index not in foreign]
+    guaranteed_rate = 1 - (1 - CONFIDENCE) ** (1 / count)
+    return ReferenceReport(tuple(names), distance, tuple(foreign), tuple(odd), false_alarm_rate, guaranteed_rate)
 
 
 def foreign_ones(distances: Tensor, other_part_above: float | None) -> list[int]:
@@ -83,8 +77,7 @@ def foreign_ones(distances: Tensor, other_part_above: float | None) -> list[int]
 def odd_ones(held_out_scores: Sequence[float], usual: float | None = None) -> list[int]:
     """The indices of scores that are far above the others' and those of other parts; none of fewer than three.
 
-    Args:
-        usual: mean logarithm of such scores over other parts; None: it is not known.
+    ``usual``: mean logarithm of such scores over other parts; None: it is not known.
     """
     logs = np.log(np.maximum(held_out_scores, 1e-6))
     if len(logs) < FEWEST_COMPARED:

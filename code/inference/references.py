@@ -46,39 +46,33 @@ SAME, SAME_DISTANCE = 2.0, 0.05  # at most between the thumbnails and class toke
 LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
 FLAT = 2.0  # standard deviation, below which nothing is shown
 
+Banks, Encoded = Mapping[int, MemoryBank], Mapping[int, ImageFeatures]  # by scale
+
 
 class References:
     """Reference photos of good parts. What depends on all of them is computed when it is first needed.
 
-    Args:
-        transform: brings a photo to the encoder's own side, in the geometry that queries have too.
-        photos: at least one is needed before anything is compared.
+    At least one is needed before anything is compared. Raises :class:`UserError` where the settings do not fit each
+    other or the encoder.
 
     Attributes:
         tiles: rows and columns in which long photos are compared; by the first one.
         sources: of each photo, its file, or what number it is.
         observed: by class name, see ``calibration.Observed``.
-
-    Raises:
-        UserError: the settings do not fit each other or the encoder.
     """
 
     def __init__(
         self,
         model: AnomalyGPT,
         settings: ReferenceSettings,
-        transform: ImageTransform,
+        transform: ImageTransform,  # in the geometry that queries have too
         photos: Sequence[Image.Image] = (),
     ) -> None:
-        for what, weights, count in (
-            ("scale", settings.scale_weights, len(settings.scales)),
-            ("tap", settings.tap_weights, len(model.encoder.spec.taps)),
-        ):
-            if weights and (len(weights) != count or sum(weights) <= 0):
-                raise UserError(
-                    f"inference.references.{what}_weights {list(weights)}: "
-                    f"expected {count} numbers, one per {what}, not all zero"
-                )
+        for what, count in (("scale", len(settings.scales)), ("tap", len(model.encoder.spec.taps))):
+            weights = getattr(settings, f"{what}_weights")
+            if weights and (len(weights) != count or not sum(weights)):
+                expected = f"expected {count} numbers, one per {what}, not all zero"
+                raise UserError(f"inference.references.{what}_weights {list(weights)}: {expected}")
         self.model, self.settings, self.transform = model, settings, transform
         # References are also encoded at the encoder's own side where the text map has a weight.
         self._scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
@@ -102,7 +96,7 @@ class References:
         pictures[self._whole] = [photo], self.transform
         shown = {scale: [np.asarray(of.shown(each)) for each in crops] for scale, (crops, of) in pictures.items()}
         self._photos.append({scale: np.stack(tiles) for scale, tiles in shown.items()})
-        self._thumbnails.append(_thumbnail(photo, self.transform))
+        self._thumbnails.append(_thumbnail(shown[self._whole][0]))
         if (other := self._copied_by(number)) is not None:
             reading_warning(f"{source}: nearly the same photo as {self.sources[other]} (a copy, a burst); left out")
             self._photos.pop(), self._thumbnails.pop(), self._features.pop((number, self._whole, UPRIGHT), None)
@@ -124,7 +118,7 @@ class References:
         """The first photo that another one repeats; two such photos would make the threshold far too low."""
         for other in range(number):
             if np.abs(self._thumbnails[number] - self._thumbnails[other]).mean() < ALIKE_PIXELS:
-                mine, others = (self._views(photo, self._whole, [UPRIGHT]) for photo in (number, other))
+                mine, others = (self._views(photo, self._whole) for photo in (number, other))
                 similarity = MemoryBank(others).similarity(mine, self.settings.tap_weights)
                 map = distance_map([similarity], self.settings, MAP_SIZE, self.model.encoder.spec.grid)
                 if float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
@@ -152,14 +146,15 @@ class References:
 
     def _warn_if_reference(self, photo: Image.Image, embedding: Tensor) -> None:
         """Pixels are compared only where class tokens are nearly equal: resizing a large photo again takes long."""
-        near = cosine_distances(embedding, self.embeddings[: len(self)]) < SAME_DISTANCE
-        if not near.any():
+        near = (cosine_distances(embedding, self.embeddings[: len(self)]) < SAME_DISTANCE).nonzero()[:, 0].tolist()
+        if not near:
             return
-        thumbnail, source = _thumbnail(photo, self.transform), photo.info.get("source") or "the photo"
-        for number in near.nonzero()[:, 0].tolist():
+        thumbnail = _thumbnail(np.asarray(self.transform.shown(photo)))
+        for number in near:
             if np.abs(thumbnail - self._thumbnails[number]).max() < SAME:
+                source = photo.info.get("source") or "the photo"
                 reading_warning(f"{source}: also a reference ({self.sources[number]}), so its score says nothing")
-                return
+                break
 
     def _crops(self, photo: Image.Image) -> list[Image.Image]:
         """The tiles of a photo in reading order; of most photos, itself."""
@@ -170,23 +165,15 @@ class References:
         ys, xs = ([round(i * side / n) for i in range(n + 1)] for side, n in ((height, rows), (width, columns)))
         return [photo.crop((xs[c], ys[r], xs[c + 1], ys[r + 1])) for r in range(rows) for c in range(columns)]
 
-    def _maps(
-        self,
-        banks: Mapping[int, MemoryBank],
-        encoded: Mapping[int, ImageFeatures],
-        class_name: str,
-        excluding: bool = False,
-    ) -> Tensor:
+    def _maps(self, banks: Banks, encoded: Encoded, class_name: str, excluding: bool = False) -> Tensor:
         """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles.
 
         ``excluding`` compares no patch with the neighbourhood of its own position in its tile.
         """
-        similarities = [
-            banks[scale].similarity(
-                encoded[scale], self.settings.tap_weights, scale * EXCLUSION_RADIUS if excluding else None
-            )
-            for scale in self.settings.scales
-        ]
+        similarities = []
+        for scale in self.settings.scales:
+            radius = scale * EXCLUSION_RADIUS if excluding else None
+            similarities.append(banks[scale].similarity(encoded[scale], self.settings.tap_weights, radius))
         maps = distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
         if weight := self.text_weight(class_name):
             blend = torch.tensor(weight)
@@ -201,7 +188,7 @@ class References:
     @torch.inference_mode()
     def embeddings(self) -> Tensor:
         """Unit class tokens at the encoder's own side: of the K photos, then of their further views, (N, D)."""
-        upright = [self._views(photo, self._whole, [UPRIGHT]).embedding for photo in range(len(self))]
+        upright = [self._views(photo, self._whole).embedding for photo in range(len(self))]
         whole = [key for key in self._features if key[1] == self._whole]
         return torch.cat([*upright, *(self._features[key].embedding for key in whole if key[2] != UPRIGHT)])
 
@@ -213,7 +200,7 @@ class References:
             return weight
         key = self.calibration_class(class_name)
         if key not in self._text_weights:
-            upright = concatenated([self._views(photo, self._whole, [UPRIGHT]) for photo in self._to_hold_out()])
+            upright = concatenated([self._views(photo, self._whole) for photo in self._to_hold_out()])
             maps = self.model.anomaly_map(upright, [class_name] * len(upright))
             trusted = float(top_mean(maps, self.settings.top_share).mean()) <= trusted_below
             self._text_weights[key] = weight if trusted else 0.0
@@ -226,8 +213,19 @@ class References:
         Several references are each compared with the others; a single one is perturbed and compared with itself.
         """
         key = self.calibration_class(class_name)
-        if key not in self._held_out:
-            self._held_out[key] = torch.cat(self._leave_one_out(key) if len(self) > 1 else self._perturbed(key))
+        if key in self._held_out:
+            return self._held_out[key]
+        maps: list[Tensor] = []
+        for photo in self._to_hold_out() if len(self) > 1 else ():
+            banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
+            maps.append(self._maps(banks, {scale: self._views(photo, scale) for scale in self._scales}, key))
+        if not maps:
+            # Against the whole bank, then without the neighbourhood of each own position: the first kind is too similar
+            # to what the bank holds, the second misses what the part has only once.
+            tiles = {scale: [perturbed(tile) for tile in self._pixels(0, scale)] for scale in self._scales}
+            encoded = {scale: self.model.encode(torch.stack(of, dim=1).flatten(0, 1)) for scale, of in tiles.items()}
+            maps = [self._maps(self.banks, encoded, key, excluding) for excluding in (False, True)]
+        self._held_out[key] = torch.cat(maps)
         return self._held_out[key]
 
     def calibration_class(self, class_name: str) -> str:
@@ -238,31 +236,14 @@ class References:
     def _to_hold_out(self) -> list[int]:
         return np.linspace(0, len(self) - 1, min(len(self), MOST_HELD_OUT)).round().astype(int).tolist()
 
-    def _leave_one_out(self, class_name: str) -> list[Tensor]:
-        maps = []
-        for photo in self._to_hold_out():
-            banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
-            encoded = {scale: self._views(photo, scale, [UPRIGHT]) for scale in self._scales}
-            maps.append(self._maps(banks, encoded, class_name))
-        return maps
-
-    def _perturbed(self, class_name: str) -> list[Tensor]:
-        """The first photo, perturbed: against the whole bank, then without the neighbourhood of each own position."""
-        # The first kind is too similar to what the bank holds, the second misses what the part has only once.
-        encoded = {}
-        for scale in self._scales:
-            tiles = [perturbed(tile) for tile in self._pixels(0, scale)]
-            encoded[scale] = self._encode(torch.stack(tiles, dim=1).flatten(0, 1))
-        return [self._maps(self.banks, encoded, class_name, excluding) for excluding in (False, True)]
-
     @cached_property
     @torch.inference_mode()
     def augmentation(self) -> Augmentation:
         """Which further views are in the memory bank; ``auto`` is decided by the photos so far."""
         if self.settings.augmentation != "auto":
             return self.settings.augmentation
-        if len(self) == 1:  # decides without any features
-            return augmentation.choose_augmentation({}, ())
+        if len(self) == 1:  # shows so little of the part that its rotations help in any case
+            return "rotations"
         chosen = range(min(len(self), augmentation.DECIDED_BY))
         views = [self._views(photo, self._whole, ALL_VIEWS) for photo in chosen]
         orientations = [orientation_of(unit_patches(photo[:1])[-1][0]) for photo in views]
@@ -275,8 +256,8 @@ class References:
         views, banks = VIEWS[self.augmentation], {}
         copies = augmentation.camera_copies(views) if self.settings.camera_copies else []
         copied = math.ceil(augmentation.CAMERA_COPIES / len(views))
+        seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
         for scale in self.settings.scales:
-            seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
             photos = [self._views(photo, scale, of) for photo, of in enumerate(seen_as)]
             tiles, grid = len(self._photos[0][scale]), photos[0].grid
             positions = [augmentation.view_positions(of, grid).repeat_interleave(tiles, dim=0) for of in seen_as]
@@ -289,15 +270,12 @@ class References:
         tiles = [augmentation.by_camera(tile, camera) for tile in self._photos[photo][scale]]
         return torch.stack([self.transform.normalise(tile) for tile in tiles])
 
-    def _encode(self, images: Tensor) -> ImageFeatures:
-        return self.model.encode(images)
-
-    def _views(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
+    def _views(self, photo: int, scale: int, views: Sequence[View] = (UPRIGHT,)) -> ImageFeatures:
         """Features of V views of the T tiles of a reference, (V * T, …); those that are not there yet are encoded."""
         missing = [view for view in views if (photo, scale, view) not in self._features]
         if missing:
             tiles = [augmentation.seen(self._pixels(photo, scale, view[2]), view) for view in missing]
-            encoded, count = self._encode(torch.cat(tiles)), len(tiles[0])
+            encoded, count = self.model.encode(torch.cat(tiles)), len(tiles[0])
             for number, view in enumerate(missing):
                 self._features[photo, scale, view] = encoded[number * count : (number + 1) * count]
         return concatenated([self._features[photo, scale, view] for view in views])
@@ -336,8 +314,7 @@ class References:
             raise UserError(f"{path}: made for something else: {what}. Save the references again with this model")
         references.tiles = tuple(saved["tiles"])
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
-        whole = [Image.fromarray(photo[references._whole][0]) for photo in references._photos]
-        references._thumbnails = [_thumbnail(photo, transform) for photo in whole]
+        references._thumbnails = [_thumbnail(photo[references._whole][0]) for photo in references._photos]
         for key, scores in saved["observed"].items():
             references.observed[key] = {float(score): good for score, good in scores.items()}
         references.sources = [f"{path}, number {number + 1}" for number in range(len(references))]
@@ -375,8 +352,7 @@ def _tiles_of(photo: Image.Image) -> tuple[int, int]:
     return min(MOST_TILES, max(1, round(height / width))), min(MOST_TILES, max(1, round(width / height)))
 
 
-def _thumbnail(photo: Image.Image, transform: ImageTransform) -> NDArray[np.float32]:
-    """A photo as it is shown to the encoder, (56, 56, 3), 0..255 less the means of its colours."""
-    pixels = np.asarray(transform.shown(photo)).astype(np.float32)
-    small = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pixels (S, S, 3) -> (56, 56, 3), less the means of their colours."""
+    small = cv2.resize(pixels.astype(np.float32), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     return np.asarray(small - small.mean(axis=(0, 1)), dtype=np.float32)

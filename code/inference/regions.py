@@ -35,16 +35,14 @@ def find_regions(
 def regions_of_verdict(
     anomaly_map: NDArray[np.float32], threshold: float, is_anomalous: bool
 ) -> tuple[RegionFinding, ...]:
-    """The regions that agree with a verdict.
+    """The regions that agree with a verdict: none of a good photo.
 
-    A good photo has none. A defective one has at least one: where no region of the map is above its threshold, the
-    largest around the map's maximum.
+    A defective one has at least one: where none is above the threshold, the largest around the map's maximum.
     """
     if not is_anomalous:
         return ()
-    if regions := find_regions(anomaly_map, threshold):
-        return regions
-    return find_regions(anomaly_map, PEAK_FRACTION * float(anomaly_map.max()), smallest=0.0)[:1]
+    lower = PEAK_FRACTION * float(anomaly_map.max())
+    return find_regions(anomaly_map, threshold) or find_regions(anomaly_map, lower, smallest=0.0)[:1]
 
 
 def region_form(inside: NDArray[np.bool_]) -> Form:

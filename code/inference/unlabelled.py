@@ -73,9 +73,9 @@ def _key(photo: Image.Image) -> bytes:
 
 
 def mutual_similarity(photos: Sequence[ImageFeatures], tap_weights: Sequence[float] = ()) -> Tensor:
-    """Features of N single photos -> (N, P, P) float32: how similar the others' most similar patches are.
+    """Features of N single photos -> (N, P, P) float32: how similar each patch is to other photos' nearest patches.
 
-    A patch is compared with the most similar one of each other photo; the mean of the most similar photos counts.
+    The mean over the most similar photos counts.
     """
     units, grid = [unit_patches(photo) for photo in photos], photos[0].grid
     nearest = torch.full((len(photos), len(photos), grid * grid), -1.0, device=units[0][0].device)
