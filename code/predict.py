@@ -101,9 +101,8 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
 
 def _run(arguments: Namespace) -> int:
     from anomalygpt.datasets.photos import configure, load_image
-    from anomalygpt.inference.outputs import Outputs
+    from anomalygpt.inference.outputs import Outputs, report_texts, system_language
     from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.report import report_texts, system_language
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
     from anomalygpt.model.build import installed_config
 
@@ -206,7 +205,7 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     from tqdm import tqdm
 
     from anomalygpt.datasets.dialogue import detection_question
-    from anomalygpt.inference.report import report_texts, result_text, verdict
+    from anomalygpt.inference.outputs import report_texts, result_text, verdict
 
     watched, is_json, language = arguments.watch, bool(arguments.json or arguments.watch), arguments.lang
     texts, colour = report_texts(language), sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -21,11 +21,17 @@ from PIL import Image
 
 from anomalygpt import predict
 from anomalygpt.datasets.records import read_results
-from anomalygpt.inference import report
-from anomalygpt.inference.outputs import Outputs, coco_annotations, coco_dataset
+from anomalygpt.inference import outputs as module
+from anomalygpt.inference.outputs import (
+    Outputs,
+    coco_annotations,
+    coco_dataset,
+    histogram,
+    report_html,
+    system_language,
+)
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.regions import regions_of_verdict
-from anomalygpt.inference.report import histogram, report_html, system_language
 from tests.fake_predictor import TOP_LEFT, result_with
 from tests.shared_data import ROOT
 from tests.test_predict import call, results
@@ -244,11 +250,12 @@ def test_coco_polygon_of_a_region_below_the_threshold() -> None:
     assert annotation["bbox"] == [10, 10, 10, 10] and annotation["area"] == 100
 
 
-def test_report_has_pictures_of_the_worst_photos_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "PICTURES", 1)
-    numbers = {"is_anomalous": True, "reason": "", "regions": [], "answer": ""}
+def test_report_has_pictures_of_the_worst_photos_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PICTURES", 1)
+    Image.new("RGB", (8, 8)).save(tmp_path / "overlay.png")
+    numbers = {"is_anomalous": True, "reason": "", "regions": [], "answer": "", "overlay": "overlay.png"}
     results = [{"photo": f"{number}.png", "probability": 0.9 + number / 100, **numbers} for number in range(3)]
-    page = report_html(results, lambda result: Image.new("RGB", (8, 8)), {})
+    page = report_html(results, tmp_path, {})
     assert page.count("<img") == page.count("<figure") == 1
     assert page.index("2.png") < page.index("<td>1.png") < page.index("<td>0.png")
 

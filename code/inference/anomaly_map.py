@@ -33,11 +33,7 @@ def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
 
 
 def text_maps(
-    model: AnomalyGPT,
-    photos: Sequence[Image.Image],
-    class_name: str,
-    transform: ImageTransform,
-    scales: Sequence[int] = (OWN,),
+    model: AnomalyGPT, photos: Sequence[Image.Image], class_name: str, transform: ImageTransform, scales: Sequence[int]
 ) -> tuple[ImageFeatures, Tensor]:
     """Features of B photos at the encoder's own side, and their text maps, (B, 1, 224, 224) float32.
 

@@ -58,11 +58,6 @@ def by_camera(pixels: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
     return pixels
 
 
-def camera_copies(views: Sequence[View]) -> list[View]:
-    """The noisy and the compressed copies of views."""
-    return [(turns, mirrored, camera) for camera in ("noisy", "compressed") for turns, mirrored, _ in views]
-
-
 def view_positions(views: Sequence[View], grid: int) -> Tensor:
     """Where the patches of each view lie on the upright photo: (V, P * P) int64, in reading order."""
     upright = torch.arange(grid * grid).view(grid, grid)

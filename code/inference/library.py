@@ -15,9 +15,10 @@ from anomalygpt.datasets.findings import probability_text
 from anomalygpt.datasets.photos import configure, load_image, to_rgb
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
+from anomalygpt.inference.outputs import save_pictures
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult
-from anomalygpt.inference.visualize import overlay, save_pictures
+from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 from anomalygpt.model.build import installed_config
 

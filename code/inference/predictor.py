@@ -19,13 +19,11 @@ from anomalygpt.errors import UserError, full_gpu
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
 from anomalygpt.inference.answer_check import stream_checked
 from anomalygpt.inference.answers import class_in_prompt
-from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, TextCalibration, calibrate
+from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, ReferenceReport, TextCalibration, calibrate
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel, build_chat_model
-from anomalygpt.inference.reference_report import ReferenceReport, report
-from anomalygpt.inference.references import References, cosine_distances
+from anomalygpt.inference.references import References, UnlabelledPhotos, cosine_distances
 from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.results import ImageResult, Prediction, Reason, prediction
-from anomalygpt.inference.unlabelled import UnlabelledPhotos
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt, layout_of
@@ -232,7 +230,7 @@ class Predictor:
         usual = parts.at(len(references))[1] + math.log(scale) if parts else None
         scores = image_scores(references.held_out_maps(), references.settings).tolist()
         embeddings, limit = references.embeddings[: len(references)], self.settings.other_part_above
-        return report(embeddings, scores, self.settings.false_alarm_rate, limit, references.sources, usual)
+        return ReferenceReport.of(embeddings, scores, self.settings.false_alarm_rate, limit, references.sources, usual)
 
     def prompt(self, image: ImageResult, question: str, history: History = ()) -> str:
         """The text that the model's own language model continues: findings where it reads them, history, question."""

@@ -12,8 +12,7 @@ from typing import Any
 
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
-from anomalygpt.inference.outputs import NUMBERS
-from anomalygpt.inference.report import Result, verdict
+from anomalygpt.inference.outputs import NUMBERS, Result, verdict
 
 MOST_ROWS, FILES_PER_WORKER = 256, 4  # photos in a file, which a lost worker leaves undone; at least so many files
 Inspect = Callable[[Sequence[str]], Sequence[Result]]

@@ -1,9 +1,10 @@
-"""Reference photos of one part, and anomaly maps by comparison (AnomalyGPT section 3.2, eq. 2, and beyond)."""
+"""Anomaly maps by comparison: with reference photos (AnomalyGPT section 3.2, eq. 2, and beyond), or of photos alone."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from anomalygpt.datasets.photos import current_settings, to_rgb
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.inference import augmentation
-from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, top_mean
+from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, image_scores, top_mean
 from anomalygpt.inference.augmentation import ALL_VIEWS, UPRIGHT, VIEWS, Augmentation, Camera, View
+from anomalygpt.inference.calibration import Calibration, calibrate
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.checkpoint import fingerprint, read_metadata, read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.memory_bank import MemoryBank, unit_patches
+from anomalygpt.model.memory_bank import MemoryBank, unit_patches, weighted_mean
 from anomalygpt.model.orientation import orientation_of
 from anomalygpt.model.perturbations import perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
@@ -42,9 +44,13 @@ THUMBNAIL = 56  # the side at which photos are compared by their pixels
 # Photos that differ by less than the first on average, in levels of 255, and score less than the second against each
 # other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
 ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
-SAME, SAME_DISTANCE = 2.0, 0.05  # at most between the thumbnails and class tokens of one photo in two formats
+SAME_DISTANCE = 1e-4  # between the class tokens of equal photos; of ten parts, two photos have at least 0.003
 LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
 FLAT = 2.0  # standard deviation, below which nothing is shown
+GROUP = 200  # photos that judge each other; the time grows with the square
+FEWEST = 3
+NEAREST = 0.3  # fraction of the other photos, those with the most similar patch, that judge a patch
+TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether few or two thirds are defective
 
 Banks, Encoded = Mapping[int, MemoryBank], Mapping[int, ImageFeatures]  # by scale
 
@@ -141,20 +147,11 @@ class References:
         whole = encoded if self._whole == OWN else encode_scales(self.model, photos, self.transform, ())
         maps = self._maps(self.banks, encoded, class_name)
         for photo, embedding in zip(photos, whole[OWN].embedding, strict=True):
-            self._warn_if_reference(photo, embedding)
+            distances = cosine_distances(embedding, self.embeddings[: len(self)])
+            if distances.min() < SAME_DISTANCE:
+                source, same = photo.info.get("source") or "the photo", self.sources[int(distances.argmin())]
+                reading_warning(f"{source}: also a reference ({same}), so its score says nothing")
         return whole[OWN], maps
-
-    def _warn_if_reference(self, photo: Image.Image, embedding: Tensor) -> None:
-        """Pixels are compared only where class tokens are nearly equal: resizing a large photo again takes long."""
-        near = (cosine_distances(embedding, self.embeddings[: len(self)]) < SAME_DISTANCE).nonzero()[:, 0].tolist()
-        if not near:
-            return
-        thumbnail = _thumbnail(np.asarray(self.transform.shown(photo)))
-        for number in near:
-            if np.abs(thumbnail - self._thumbnails[number]).max() < SAME:
-                source = photo.info.get("source") or "the photo"
-                reading_warning(f"{source}: also a reference ({self.sources[number]}), so its score says nothing")
-                break
 
     def _crops(self, photo: Image.Image) -> list[Image.Image]:
         """The tiles of a photo in reading order; of most photos, itself."""
@@ -254,7 +251,8 @@ class References:
     def banks(self) -> dict[int, MemoryBank]:
         """The patches that photos are compared with, by scale."""
         views, banks = VIEWS[self.augmentation], {}
-        copies = augmentation.camera_copies(views) if self.settings.camera_copies else []
+        cameras: list[Camera] = ["noisy", "compressed"] if self.settings.camera_copies else []
+        copies = [(turns, mirrored, camera) for camera in cameras for turns, mirrored, _ in views]
         copied = math.ceil(augmentation.CAMERA_COPIES / len(views))
         seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
         for scale in self.settings.scales:
@@ -284,12 +282,11 @@ class References:
         """Writes photos, settings and observed scores to a safetensors file, atomically; raises :class:`UserError`."""
         if path.suffix != SUFFIX:
             raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
-        names = {f"photos.{scale}": scale for scale in self._photos[0]}
-        pixels = {name: np.stack([photo[scale] for photo in self._photos]) for name, scale in names.items()}
+        pixels = {scale: np.stack([photo[scale] for photo in self._photos]) for scale in self._photos[0]}
         about = {"identity": _identity(self.model, self.transform), "tiles": self.tiles, "observed": self.observed}
         about |= {"settings": self.settings.model_dump(), "photos": current_settings().model_dump()}
         written = {"format": FORMAT} | {name: json.dumps(value) for name, value in about.items()}
-        save_tensors({name: torch.from_numpy(value) for name, value in pixels.items()}, path, written)
+        save_tensors({f"photos.{scale}": torch.from_numpy(value) for scale, value in pixels.items()}, path, written)
 
     @classmethod
     def load(cls, path: Path, model: AnomalyGPT, transform: ImageTransform) -> "References":
@@ -321,6 +318,67 @@ class References:
         return references
 
 
+class UnlabelledPhotos:
+    """Three or more photos of one part that judge each other, without a good one (MuSc, Li et al., 2024).
+
+    What a photo has in common with most others is good; what few of them have is a defect. So most photos must be good,
+    or their defects must differ.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self, model: AnomalyGPT, settings: ReferenceSettings, transform: ImageTransform, photos: Iterable[Image.Image]
+    ) -> None:
+        self.settings, self._grid = settings, model.encoder.spec.grid
+        self._numbers: dict[bytes, int] = {}
+        encoded: list[dict[int, ImageFeatures]] = []
+        for photo in photos:
+            self._numbers[_key(photo)] = len(encoded)
+            encoded.append(encode_scales(model, [photo], transform, settings.scales))
+        if len(encoded) < FEWEST:
+            raise UserError(f"{len(encoded)} photos to judge each other: expected {FEWEST} or more, better dozens")
+        self._features = concatenated([scales[OWN] for scales in encoded])
+        groups = torch.arange(len(encoded)).chunk(max(1, round(len(encoded) / GROUP)))
+        self._similarities = [  # by scale, (N, P, P)
+            torch.cat([mutual_similarity([encoded[i][scale] for i in group], settings.tap_weights) for group in groups])
+            for scale in settings.scales
+        ]
+
+    def _maps(self, numbers: Sequence[int]) -> Tensor:
+        return distance_map([each[numbers] for each in self._similarities], self.settings, MAP_SIZE, self._grid)
+
+    def anomaly_maps(self, photos: Sequence[Image.Image], class_name: str = "") -> tuple[ImageFeatures, Tensor]:
+        """See ``References``; raises :class:`UserError` where a photo is not among those that judge each other."""
+        numbers = [self._numbers.get(_key(photo), -1) for photo in photos]
+        if -1 in numbers:
+            raise UserError("a photo that is not among those that judge each other: give all of them at once")
+        return self._features[numbers], self._maps(numbers)
+
+    def calibration(self, false_alarm_rate: float) -> Calibration:
+        """Takes the scores' lower mode for the good photos', see ``calibrate``, and a typical one for a reference's."""
+        maps = [self._maps([number]) for number in range(len(self._features))]
+        scores = [float(image_scores(map, self.settings)) for map in maps]
+        typical = sorted(range(len(maps)), key=scores.__getitem__)[round(TYPICAL * (len(maps) - 1))]
+        observed = dict.fromkeys(scores)
+        return calibrate([scores[typical]], maps[typical], false_alarm_rate, references=1, observed=observed)
+
+
+def mutual_similarity(photos: Sequence[ImageFeatures], tap_weights: Sequence[float] = ()) -> Tensor:
+    """Features of N single photos -> (N, P, P) float32: how similar each patch is to other photos' nearest patches.
+
+    The mean over the most similar photos counts.
+    """
+    units, grid = [unit_patches(photo) for photo in photos], photos[0].grid
+    nearest = torch.full((len(photos), len(photos), grid * grid), -1.0, device=units[0][0].device)
+    for one, mine in enumerate(units):
+        for two, others in enumerate(units[:one]):
+            layers = [tap[0] @ other[0].T for tap, other in zip(mine, others, strict=True)]
+            nearest[one, two] = weighted_mean(torch.stack([layer.amax(dim=1) for layer in layers]), tap_weights)
+            nearest[two, one] = weighted_mean(torch.stack([layer.amax(dim=0) for layer in layers]), tap_weights)
+    judges = max(1, round(NEAREST * (len(photos) - 1)))
+    return nearest.topk(judges, dim=1).values.mean(dim=1).unflatten(1, (grid, grid))
+
+
 def saved_photo_settings(path: Path) -> PhotoSettings | None:
     """How the photos of a file of references were read; None where it does not say so."""
     about = read_metadata(path)
@@ -335,13 +393,8 @@ def cosine_distances(embedding: Tensor, known: Tensor) -> Tensor:
 def _identity(model: AnomalyGPT, transform: ImageTransform) -> dict[str, Any]:
     """What the pixels and features of references depend on, beside the settings."""
     encoder: Any = getattr(model.encoder, "torch", model.encoder)  # the same references, whatever runs it
-    return {
-        "encoder": type(encoder).__name__,
-        "weights": fingerprint(encoder),
-        "image_size": encoder.spec.size,
-        "taps": list(encoder.spec.taps),
-        "geometry": transform.geometry,
-    }
+    identity = {"encoder": type(encoder).__name__, "weights": fingerprint(encoder), "image_size": encoder.spec.size}
+    return identity | {"taps": list(encoder.spec.taps), "geometry": transform.geometry}
 
 
 def _tiles_of(photo: Image.Image) -> tuple[int, int]:
@@ -356,3 +409,7 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Pixels (S, S, 3) -> (56, 56, 3), less the means of their colours."""
     small = cv2.resize(pixels.astype(np.float32), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     return np.asarray(small - small.mean(axis=(0, 1)), dtype=np.float32)
+
+
+def _key(photo: Image.Image) -> bytes:
+    return sha256(f"{photo.mode} {photo.size}".encode() + photo.tobytes()).digest()

@@ -19,8 +19,8 @@ from anomalygpt.datasets.findings import UNKNOWN_CLASS
 from anomalygpt.errors import UserError
 
 if TYPE_CHECKING:
+    from anomalygpt.inference.calibration import ReferenceReport
     from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.reference_report import ReferenceReport
     from anomalygpt.inference.results import ImageResult
 
 MAX_REFERENCES = 200

@@ -1,8 +1,6 @@
 """Anomaly maps as pictures, on a fixed scale that belongs to the threshold: a good part stays almost unpainted."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,12 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anomalygpt.datasets.findings import RegionFinding
 from anomalygpt.datasets.photos import to_rgb
-from anomalygpt.datasets.records import MAP, OVERLAY
-from anomalygpt.files import replacing
 from anomalygpt.inference.regions import PEAK_FRACTION
-
-if TYPE_CHECKING:
-    from anomalygpt.inference.results import ImageResult
 
 # Of value / (value + threshold): how much of the photo a colour covers, and where in the colour map it is. A pixel is
 # anomalous from one half on, which is the value at the threshold; 0.75 is three times the threshold.
@@ -65,16 +58,6 @@ def overlay(
     for number in sorted(range(len(boxes)), key=lambda number: number + 1 == highlighted):  # that one on top
         _frame(picture, boxes, number, HIGHLIGHT if number + 1 == highlighted else LIGHT)
     return picture
-
-
-def save_pictures(folder: Path, stem: str, photo: Image.Image, image: "ImageResult") -> dict[str, str]:
-    """Writes a photo's overlay (PNG) and float map (TIFF), each atomically: "overlay" and "map" -> file name."""
-    names = {"overlay": stem + OVERLAY, "map": stem + MAP}
-    pictures = overlay(photo, image.map, image.threshold, image.regions), Image.fromarray(image.map)
-    for name, picture in zip(names.values(), pictures, strict=True):
-        with replacing(folder / name) as temporary:
-            picture.save(temporary)
-    return names
 
 
 def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int, light: tuple[int, int, int]) -> None:

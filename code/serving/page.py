@@ -20,10 +20,9 @@ from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import read_results
 from anomalygpt.errors import UserError
 from anomalygpt.inference import session
-from anomalygpt.inference.outputs import Outputs
-from anomalygpt.inference.reference_report import ReferenceReport
+from anomalygpt.inference.calibration import ReferenceReport
+from anomalygpt.inference.outputs import SIDE, Outputs, data_uri, details, severity, verdict
 from anomalygpt.inference.regions import find_regions
-from anomalygpt.inference.report import SIDE, data_uri, details, severity, verdict
 from anomalygpt.inference.results import prediction
 from anomalygpt.inference.session import Conversation, Exchange, Mark, SharedModel
 from anomalygpt.inference.visualize import overlay
