@@ -67,10 +67,7 @@ def blurred(map: Tensor, sigma: float) -> Tensor:
 
 
 def image_scores(maps: Tensor, settings: ReferenceSettings) -> Tensor:
-    """Image scores of maps from references: (B, 1, S, S) -> (B,), the mean of the highest pixels.
-
-    Where ``contrast`` is above 0, it is relative to the map's own background.
-    """
+    """Maps from references (B, 1, S, S) -> (B,): the highest pixels' mean, over the background's power ``contrast``."""
     highest = top_mean(maps, settings.top_share)
     if not settings.contrast:
         return highest

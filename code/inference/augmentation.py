@@ -78,10 +78,7 @@ def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Seque
 
 
 def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]:
-    """How much nearer further views bring K references to each other: distance with them over distance without, 0..1.
-
-    ``references``: the features of each one's ``ALL_VIEWS``.
-    """
+    """Of references' ``ALL_VIEWS``: the distance to each other with further views over that without, 0..1."""
     distances = {}
     for kind, views in VIEWS.items():
         bank = MemoryBank([photo[[ALL_VIEWS.index(view) for view in views]] for photo in references])

@@ -73,10 +73,7 @@ class Calibration:
     slope: float  # log-odds per unit of the score's logarithm
 
     def probability(self, score: float) -> float:
-        """That a photo with this image score is anomalous: logistic in the logarithm of the score.
-
-        Below one half it is compressed to ``NOT_SHOWN``..0.5.
-        """
+        """Of a defect: logistic in the logarithm of the score; below one half compressed to ``NOT_SHOWN``..0.5."""
         odds = self.slope * math.log(max(score, LOWEST**2) / self.score_threshold)
         probability = 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
         return max(probability, NOT_SHOWN + (1 - 2 * NOT_SHOWN) * probability)
@@ -215,10 +212,7 @@ class ReferenceReport:
         names: Sequence[str],
         usual: float | None = None,
     ) -> "ReferenceReport":
-        """Judges K references by unit class tokens (K, D) and their scores against each other, where all have one.
-
-        ``usual``: see :func:`odd_ones`.
-        """
+        """Judges K references by unit class tokens (K, D) and, where all have one, their scores against each other."""
         count, distances = len(embeddings), 1 - embeddings.float() @ embeddings.float().T
         distance = float(distances[~torch.eye(count, dtype=torch.bool)].mean()) if count > 1 else None
         foreign = foreign_ones(distances, other_part_above)
@@ -247,10 +241,7 @@ def foreign_ones(distances: Tensor, other_part_above: float | None) -> list[int]
 
 
 def odd_ones(held_out_scores: Sequence[float], usual: float | None = None) -> list[int]:
-    """The indices of scores that are far above the others' and those of other parts; none of fewer than three.
-
-    ``usual``: mean logarithm of such scores over other parts; None: it is not known.
-    """
+    """The indices of scores far above the others and, if known, other parts' ``usual`` logarithm; from three on."""
     logs = np.log(np.maximum(held_out_scores, 1e-6))
     if len(logs) < FEWEST_COMPARED:
         return []

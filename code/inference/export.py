@@ -58,7 +58,6 @@ def export(predictor: Predictor, form: Format, folder: Path, class_name: str = U
     """Writes encoder, decoder and comparison, ``model.json``, and ``memory.npz`` where there are references.
 
     The predictor is on the CPU; its references become the memory. ``class_name`` is for encoders with a text tower.
-
     Raises :class:`UserError` where what is compared is more than one picture of a photo, a library is missing, or a
     file can't be written.
     """

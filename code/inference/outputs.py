@@ -224,9 +224,7 @@ def report_html(
 ) -> str:
     """The page: summary, histogram of the scores, photos with the worst first, settings and versions.
 
-    Args:
-        pictures: the folder of the overlays.
-        settings: a name in ``report.yaml`` -> its value, as in ``{"model_name": "compact"}``.
+    ``pictures`` is the overlays' folder; ``settings`` are values by name in ``report.yaml``, such as ``model_name``.
     """
     from jinja2 import Environment, FileSystemLoader
 

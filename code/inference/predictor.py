@@ -33,18 +33,14 @@ from anomalygpt.model.image_decoder import calibrate_map
 
 
 class Predictor:
-    """Anomaly maps, verdicts and answers of a model in evaluation mode, with or without reference photos.
-
-    Args:
-        language_model: answers questions; by default the model's own, None where it has none.
-    """
+    """Anomaly maps, verdicts and answers of a model in evaluation mode, with or without reference photos."""
 
     def __init__(
         self,
         model: AnomalyGPT,
         settings: InferenceConfig | None = None,
         generation: GenerationSettings | None = None,
-        language_model: LanguageModel | None = None,
+        language_model: LanguageModel | None = None,  # by default the model's own, if it has one
     ) -> None:
         self.model = model
         self.settings = settings or InferenceConfig()

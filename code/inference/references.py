@@ -364,10 +364,7 @@ class UnlabelledPhotos:
 
 
 def mutual_similarity(photos: Sequence[ImageFeatures], tap_weights: Sequence[float] = ()) -> Tensor:
-    """Features of N single photos -> (N, P, P) float32: how similar each patch is to other photos' nearest patches.
-
-    The mean over the most similar photos counts.
-    """
+    """Features of N single photos -> (N, P, P): each patch's similarity to the most similar other photos, float32."""
     units, grid = [unit_patches(photo) for photo in photos], photos[0].grid
     nearest = torch.full((len(photos), len(photos), grid * grid), -1.0, device=units[0][0].device)
     for one, mine in enumerate(units):
