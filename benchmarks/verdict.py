@@ -30,9 +30,8 @@ from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.errors import user_errors
 from anomalygpt.inference.anomaly_map import image_scores
-from anomalygpt.inference.calibration import LOWEST, calibrate
+from anomalygpt.inference.calibration import LOWEST, calibrate, foreign_ones, odd_ones
 from anomalygpt.inference.predictor import Predictor
-from anomalygpt.inference.reference_report import foreign_ones, odd_ones
 from anomalygpt.model.checkpoint import save_tensors
 from anomalygpt.model.encoder import ImageFeatures
 

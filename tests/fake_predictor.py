@@ -11,7 +11,7 @@ from PIL import Image
 
 from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.datasets.findings import RegionFinding
-from anomalygpt.inference.reference_report import ReferenceReport
+from anomalygpt.inference.calibration import ReferenceReport
 from anomalygpt.inference.results import AnswerSource, ImageResult, Prediction, prediction
 
 

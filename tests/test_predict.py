@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from anomalygpt.inference.outputs import Outputs, output_stem
-from anomalygpt.inference.report import result_text
+from anomalygpt.inference.outputs import Outputs, output_stem, result_text
 from anomalygpt.predict import expand, main
 
 

@@ -21,11 +21,17 @@ from PIL import Image
 
 from anomalygpt import predict
 from anomalygpt.datasets.records import read_results
-from anomalygpt.inference import report
-from anomalygpt.inference.outputs import Outputs, coco_annotations, coco_dataset
+from anomalygpt.inference import outputs as module
+from anomalygpt.inference.outputs import (
+    Outputs,
+    coco_annotations,
+    coco_dataset,
+    histogram,
+    report_html,
+    system_language,
+)
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.regions import regions_of_verdict
-from anomalygpt.inference.report import histogram, report_html, system_language
 from tests.fake_predictor import TOP_LEFT, result_with
 from tests.shared_data import ROOT
 from tests.test_predict import call, results
@@ -175,16 +181,17 @@ def test_watched_folder_is_inspected_once_even_after_a_restart(
 RESULT = {"is_anomalous": True, "reason": "", "regions": [{}], "places": ["top"], "total_area": 0.02, "answer": ""}
 
 
-def test_report_is_one_file_with_the_worst_first() -> None:
+def test_report_is_one_file_with_the_worst_first(tmp_path: Path) -> None:
+    Image.new("RGB", (640, 320)).save(tmp_path / "overlay.png")
     found = [
         RESULT | {"photo": "x/good.png", "is_anomalous": False, "probability": 0.1, "score": 0.2},
         RESULT | {"photo": "x/<b>.png", "probability": 0.9, "score": 0.8, "answer": "<i>Yes</i>"},
         RESULT | {"photo": "x/foreign.png", "reason": "other_part", "probability": 0.99, "score": 0.9},
         RESULT | {"photo": "x/worst.png", "probability": 0.95, "score": 99.0},
     ]
-    found = [{"score_threshold": 0.4, **each} for each in found]
+    found = [{"score_threshold": 0.4, "overlay": "overlay.png", **each} for each in found]
     unread = {"photo": "x/broken.png", "error": "x/broken.png: cannot be read as an image"}
-    page = report_html([*found, unread], lambda result: Image.new("RGB", (640, 320)), {"model_name": "compact"})
+    page = report_html([*found, unread], tmp_path, {"model_name": "compact"})
     places = [page.index(name) for name in (">worst.png", ">&lt;b&gt;.png", ">foreign.png", ">good.png", "broken.png")]
     assert places == sorted(places)
     assert "&lt;i&gt;Yes&lt;/i&gt;" in page
@@ -193,7 +200,8 @@ def test_report_is_one_file_with_the_worst_first() -> None:
     bins = histogram(found)
     assert sum((each for each in bins[12:]), Counter()) == {"defective": 2, "can't tell": 1}
     assert sum(each["good"] for each in bins[:12]) == 1 and bins[-1] == {"defective": 1}
-    assert "检测报告" in report_html(found, lambda result: None, {}, "zh")
+    without_pictures = report_html(found, tmp_path / "nowhere", {}, "zh")
+    assert "检测报告" in without_pictures and "<img" not in without_pictures
 
 
 @pytest.mark.parametrize(
@@ -242,11 +250,12 @@ def test_coco_polygon_of_a_region_below_the_threshold() -> None:
     assert annotation["bbox"] == [10, 10, 10, 10] and annotation["area"] == 100
 
 
-def test_report_has_pictures_of_the_worst_photos_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "PICTURES", 1)
-    numbers = {"is_anomalous": True, "reason": "", "regions": [], "answer": ""}
+def test_report_has_pictures_of_the_worst_photos_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PICTURES", 1)
+    Image.new("RGB", (8, 8)).save(tmp_path / "overlay.png")
+    numbers = {"is_anomalous": True, "reason": "", "regions": [], "answer": "", "overlay": "overlay.png"}
     results = [{"photo": f"{number}.png", "probability": 0.9 + number / 100, **numbers} for number in range(3)]
-    page = report_html(results, lambda result: Image.new("RGB", (8, 8)), {})
+    page = report_html(results, tmp_path, {})
     assert page.count("<img") == page.count("<figure") == 1
     assert page.index("2.png") < page.index("<td>1.png") < page.index("<td>0.png")
 

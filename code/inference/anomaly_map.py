@@ -22,11 +22,8 @@ def encode_scales(
     model: AnomalyGPT, photos: Sequence[Image.Image], transform: ImageTransform, scales: Sequence[int]
 ) -> dict[int, ImageFeatures]:
     """The features of B photos at the encoder's own side and at each scale."""
-    encoded = {}
-    for scale in dict.fromkeys((OWN, *scales)):
-        images = torch.stack([transform.enlarged(scale)(photo) for photo in photos])
-        encoded[scale] = model.encode(images)
-    return encoded
+    transforms = {scale: transform.enlarged(scale) for scale in (OWN, *scales)}
+    return {scale: model.encode(torch.stack([*map(of, photos)])) for scale, of in transforms.items()}
 
 
 def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
@@ -36,11 +33,7 @@ def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
 
 
 def text_maps(
-    model: AnomalyGPT,
-    photos: Sequence[Image.Image],
-    class_name: str,
-    transform: ImageTransform,
-    scales: Sequence[int] = (OWN,),
+    model: AnomalyGPT, photos: Sequence[Image.Image], class_name: str, transform: ImageTransform, scales: Sequence[int]
 ) -> tuple[ImageFeatures, Tensor]:
     """Features of B photos at the encoder's own side, and their text maps, (B, 1, 224, 224) float32.
 
@@ -56,11 +49,8 @@ def distance_map(similarities: Sequence[Tensor], settings: ReferenceSettings, si
 
     ``grid``: patches along the encoder's own side, of which ``smoothing`` is a multiple.
     """
-    aligned = settings.interpolation == "aligned"
-    upsampled = [
-        F.interpolate(coarse.unsqueeze(1), size=(size, size), mode="bilinear", align_corners=aligned)
-        for coarse in similarities
-    ]
+    aligned, side = settings.interpolation == "aligned", (size, size)
+    upsampled = [F.interpolate(each[:, None], side, mode="bilinear", align_corners=aligned) for each in similarities]
     similarity = upsampled[0] if len(upsampled) == 1 else weighted_mean(torch.stack(upsampled), settings.scale_weights)
     return blurred(1 - similarity, settings.smoothing * size / grid)
 
@@ -77,10 +67,7 @@ def blurred(map: Tensor, sigma: float) -> Tensor:
 
 
 def image_scores(maps: Tensor, settings: ReferenceSettings) -> Tensor:
-    """Image scores of maps from references: (B, 1, S, S) -> (B,).
-
-    The mean of the highest pixels, relative to the map's own background where ``contrast`` is above 0.
-    """
+    """Maps from references (B, 1, S, S) -> (B,): the highest pixels' mean, over the background's power ``contrast``."""
     highest = top_mean(maps, settings.top_share)
     if not settings.contrast:
         return highest

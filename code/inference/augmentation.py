@@ -30,7 +30,6 @@ TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps
 CAMERA_COPIES = 8
 NOISE, JPEG_QUALITY = 5.0, 40  # standard deviation in levels of 255
 
-
 View = tuple[int, bool, Camera]  # quarter turns, anticlockwise, of a photo or of its mirror image
 UPRIGHT: View = (0, False, "own")
 VIEWS: dict[Augmentation, tuple[View, ...]] = {
@@ -59,11 +58,6 @@ def by_camera(pixels: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
     return pixels
 
 
-def camera_copies(views: Sequence[View]) -> list[View]:
-    """The noisy and the compressed copies of views."""
-    return [(turns, mirrored, camera) for camera in ("noisy", "compressed") for turns, mirrored, _ in views]
-
-
 def view_positions(views: Sequence[View], grid: int) -> Tensor:
     """Where the patches of each view lie on the upright photo: (V, P * P) int64, in reading order."""
     upright = torch.arange(grid * grid).view(grid, grid)
@@ -71,14 +65,11 @@ def view_positions(views: Sequence[View], grid: int) -> Tensor:
 
 
 def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Sequence[Orientation]) -> Augmentation:
-    """Which views to add to the memory bank.
+    """Which views to add to the memory bank, by :func:`view_gains` and how the part lies in each reference.
 
-    A part that can lie at any angle needs its rotations. Several references show this: rotations reduce the distance
-    between them, or an elongated part is tilted in most of them. A single photo shows so little of the part that its
-    rotations help in any case: it has no ``gains`` (see :func:`view_gains`).
+    A part that can lie at any angle needs its rotations. The references show this: rotations reduce the distance
+    between them, or an elongated part is tilted in most of them.
     """
-    if not gains:
-        return "rotations"
     elongated = [each for each in orientations if each.aspect >= ELONGATED]
     if 2 * len(elongated) > len(orientations) and median(each.tilt for each in elongated) >= TILTED:
         return "rotations"
@@ -87,10 +78,7 @@ def choose_augmentation(gains: Mapping[Augmentation, float], orientations: Seque
 
 
 def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]:
-    """How much nearer further views bring K references to each other: distance with them over distance without, 0..1.
-
-    ``references``: the features of each one's ``ALL_VIEWS``.
-    """
+    """Of references' ``ALL_VIEWS``: the distance to each other with further views over that without, 0..1."""
     distances = {}
     for kind, views in VIEWS.items():
         bank = MemoryBank([photo[[ALL_VIEWS.index(view) for view in views]] for photo in references])

@@ -15,9 +15,10 @@ from anomalygpt.datasets.findings import probability_text
 from anomalygpt.datasets.photos import configure, load_image, to_rgb
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
+from anomalygpt.inference.outputs import save_pictures
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult
-from anomalygpt.inference.visualize import overlay, save_pictures
+from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 from anomalygpt.model.build import installed_config
 
@@ -45,8 +46,7 @@ class AnomalyGPT:
             chat: False leaves the language model out: it loads sooner, and can't :meth:`chat`.
             settings: ``key.sub=value`` each, as after ``--set`` on the command line.
 
-        Raises:
-            UserError: no such experiment, a wrong setting, or weights that are absent or damaged.
+        Raises :class:`UserError`: no such experiment, a wrong setting, or weights that are absent or damaged.
         """
         config = load_config(name or installed_config(), settings)
         configure(config.data)
@@ -67,23 +67,17 @@ class AnomalyGPT:
         return self
 
     def inspect(self, photo: Photo, class_name: str = UNNAMED_CLASS) -> "Result":
-        """Judges a photo, and begins a conversation about it.
+        """Judges a photo of a class, such as ``screw``, and begins a conversation about it.
 
-        Args:
-            photo: a path, an image, or an array (height, width) or (height, width, 3) of uint8; if it can't be read,
-                :class:`UserError` says why.
-            class_name: what it shows, as in ``screw``.
+        ``photo``: a path, an image, or an array (height, width) or (height, width, 3) of uint8; if it can't be read,
+        :class:`UserError` says why.
         """
         image = _image(photo)
-        self._latest = Result(self.predictor.inspect(image, class_name), image)
-        self._history = []
+        self._latest, self._history = Result(self.predictor.inspect(image, class_name), image), []
         return self._latest
 
     def chat(self, question: str) -> str:
-        """The answer to a question about the latest photo; it remembers earlier ones.
-
-        Raises :class:`UserError` where nothing was inspected, or there is no language model.
-        """
+        """The answer to a question about the latest photo; it remembers earlier ones. Raises :class:`UserError`."""
         return "".join(self.stream(question))
 
     def stream(self, question: str) -> Iterator[str]:
@@ -102,23 +96,16 @@ class AnomalyGPT:
 
 
 class Result:
-    """The verdict on a photo.
-
-    Attributes:
-        image: the complete record.
-        photo: as it was inspected.
-        findings: all that is known, JSON-ready by ``to_dict()``.
-        status: ``good``, ``defective`` or ``can't tell``.
-        reason: why it can't tell: ``other_part``, ``unknown_part`` or ``near_threshold``; else empty.
-        probability: that the photo is anomalous, 0..1; None of another part than was taught, or of an unknown one.
-        regions: the defects, largest first: box in pixels, place, share of the area.
-        map: (height, width) float32 on the photo's pixels; above ``image.threshold`` a pixel is anomalous.
-    """
+    """The verdict on a photo."""
 
     def __init__(self, image: ImageResult, photo: Image.Image) -> None:
-        self.image, self.photo, self.findings, self.map = image, photo, image.findings, image.map
-        self.status, self.reason, self.regions = image.status, image.reason, image.regions
-        self.probability = self.findings.shown_probability
+        self.image, self.photo = image, photo  # the complete record; the photo as it was inspected
+        self.findings = image.findings  # all that is known, JSON-ready by ``to_dict()``
+        self.status = image.status  # ``good``, ``defective`` or ``can't tell``
+        self.reason = image.reason  # why it can't tell: ``other_part``, ``unknown_part`` or ``near_threshold``
+        self.probability = self.findings.shown_probability  # of a defect, 0..1; None of another part or an unknown one
+        self.regions = image.regions  # the defects, largest first: box in pixels, place, share of the area
+        self.map = image.map  # (height, width) float32; above ``image.threshold`` a pixel is anomalous
 
     def plot(self) -> Image.Image:
         """The photo with its map and numbered regions; a notebook shows it."""

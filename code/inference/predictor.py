@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig, InferenceConfig
@@ -18,13 +19,11 @@ from anomalygpt.errors import UserError, full_gpu
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
 from anomalygpt.inference.answer_check import stream_checked
 from anomalygpt.inference.answers import class_in_prompt
-from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, TextCalibration, calibrate
+from anomalygpt.inference.calibration import Calibration, ReferenceReport, TextCalibration, calibrate
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel, build_chat_model
-from anomalygpt.inference.reference_report import ReferenceReport, report
-from anomalygpt.inference.references import References, cosine_distances
+from anomalygpt.inference.references import References, UnlabelledPhotos, cosine_distances
 from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.results import ImageResult, Prediction, Reason, prediction
-from anomalygpt.inference.unlabelled import UnlabelledPhotos
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
 from anomalygpt.model.chat import chat_prompt, layout_of
@@ -34,18 +33,14 @@ from anomalygpt.model.image_decoder import calibrate_map
 
 
 class Predictor:
-    """Anomaly maps, verdicts and answers of a model in evaluation mode, with or without reference photos.
-
-    Args:
-        language_model: answers questions; by default the model's own, None where it has none.
-    """
+    """Anomaly maps, verdicts and answers of a model in evaluation mode, with or without reference photos."""
 
     def __init__(
         self,
         model: AnomalyGPT,
         settings: InferenceConfig | None = None,
         generation: GenerationSettings | None = None,
-        language_model: LanguageModel | None = None,
+        language_model: LanguageModel | None = None,  # by default the model's own, if it has one
     ) -> None:
         self.model = model
         self.settings = settings or InferenceConfig()
@@ -58,7 +53,7 @@ class Predictor:
         # The released demo crops wherever references are used, and squashes everywhere else (specification 2).
         official = self.settings.geometry == "official"
         self._with_references = ImageTransform(spec.size, spec.mean, spec.std, "crop" if official else "squash")
-        self._known_parts: torch.Tensor | None = None
+        self._known_parts: Tensor | None = None
         if known := self.settings.known_parts:
             self._known_parts = read_tensors(resolve(known))["embeddings"].to(model.device)
             if self._known_parts.shape[1] != spec.embed_width:
@@ -66,7 +61,6 @@ class Predictor:
         self.references: References | None = None  # the photos that maps are computed from
         self.unlabelled: UnlabelledPhotos | None = None  # without references: the photos that judge each other
         self._calibrations: dict[str, Calibration] = {}  # by class name
-        self.adapts = False  # whether photos without a label sharpen the calibration by the references, too
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
@@ -99,12 +93,8 @@ class Predictor:
     def set_references(self, photos: Sequence[Image.Image], saved: Path | None = None) -> None:
         """Replaces the references by these photos of good parts; without any, maps come from text features.
 
-        Args:
-            saved: a file of :meth:`save_references`, to whose references these photos are added, with its settings.
-
-        Raises:
-            UserError: the settings of ``inference.references`` do not fit the encoder; or there is no such file, it is
-                damaged, or made with another encoder, other weights or another geometry.
+        ``saved``: a file of :meth:`save_references`, to whose references these photos are added, with its settings.
+        Raises what :class:`References` and :meth:`References.load` raise.
         """
         if saved:
             references = References.load(saved, self.model, self._with_references)
@@ -144,7 +134,7 @@ class Predictor:
         self._calibrations = {}
 
     def forget_feedback(self) -> None:
-        """Withdraws all that :meth:`feedback` and ``adapts`` added."""
+        """Withdraws all that :meth:`feedback` added."""
         if self.references is not None:
             self.references.observed = {}
         self._calibrations = {}
@@ -159,14 +149,10 @@ class Predictor:
         key = references.calibration_class(class_name)
         if key not in self._calibrations:
             maps, (parts, scale) = references.held_out_maps(key), self._other_parts(references, key)
+            scores, seen = image_scores(maps, references.settings).tolist(), references.observed_as(key)
+            rate, count = self.settings.false_alarm_rate, len(references)
             self._calibrations[key] = calibrate(
-                image_scores(maps, references.settings).tolist(),
-                maps,
-                self.settings.false_alarm_rate,
-                references=len(references),
-                parts=parts,
-                scale=scale,
-                observed=references.observed_as(key),
+                scores, maps, rate, references=count, parts=parts, scale=scale, observed=seen
             )
         return self._calibrations[key]
 
@@ -191,24 +177,16 @@ class Predictor:
             features, maps = text_maps(self.model, photos, class_name, self.transform, self.settings.text_scales)
         return [self._result(each, features[[i]], maps[i : i + 1], class_name) for i, each in enumerate(photos)]
 
-    def _result(
-        self, photo: Image.Image, features: ImageFeatures, model_map: torch.Tensor, class_name: str
-    ) -> ImageResult:
+    def _result(self, photo: Image.Image, features: ImageFeatures, model_map: Tensor, class_name: str) -> ImageResult:
         on_photo = self.transform.to_photo(model_map[0, 0], ImageOps.exif_transpose(photo).size).cpu().numpy()
         calibration, compared = self.calibrated(class_name), self.references or self.unlabelled
-        if compared is None:
-            score = float(top_mean(model_map, self.settings.text_top_share))
-        else:
+        if compared:
             score = float(image_scores(model_map, compared.settings))
+        else:
+            score = float(top_mean(model_map, self.settings.text_top_share))
         probability = calibration.probability(score)
         reason = self._reason(features, probability)
-        if self.adapts and self.references and reason != "other_part":
-            observed = self.references.observed_as(class_name)
-            observed.setdefault(round(score, 6), None)
-            for earlier in [score for score, good in observed.items() if good is None][:-MOST_UNLABELLED]:
-                del observed[earlier]
-            self._calibrations = {}
-        rescaled = self.settings.prompt_map == "calibrated" and compared is not None
+        rescaled = self.settings.prompt_map == "calibrated" and compared
         # Where another part than expected differs says nothing about defects.
         is_anomalous = reason == "near_threshold" or (not reason and probability > 0.5)
         return ImageResult(
@@ -237,17 +215,13 @@ class Predictor:
 
     def report(self) -> ReferenceReport:
         """Judges the references by each other. Raises :class:`UserError` where there are none."""
-        if self.references is None:
+        if (references := self.references) is None:
             raise UserError("there are no references to judge")
-        count, (parts, scale) = len(self.references), self._other_parts(self.references)
-        return report(
-            self.references.embeddings[:count],
-            image_scores(self.references.held_out_maps(), self.references.settings).tolist(),
-            self.settings.false_alarm_rate,
-            self.settings.other_part_above,
-            self.references.sources,
-            parts.at(count)[1] + math.log(scale) if parts else None,
-        )
+        parts, scale = self._other_parts(references)
+        usual = parts.at(len(references))[1] + math.log(scale) if parts else None
+        scores = image_scores(references.held_out_maps(), references.settings).tolist()
+        embeddings, limit = references.embeddings[: len(references)], self.settings.other_part_above
+        return ReferenceReport.of(embeddings, scores, self.settings.false_alarm_rate, limit, references.sources, usual)
 
     def prompt(self, image: ImageResult, question: str, history: History = ()) -> str:
         """The text that the model's own language model continues: findings where it reads them, history, question."""
@@ -265,10 +239,10 @@ class Predictor:
         return self.model.answer(image.features, image.prompt_map, prompts, self.generation)[0]
 
     def stream(self, image: ImageResult, question: str, history: History = ()) -> Generator[str, None, Prediction]:
-        """Yields the answer to a question about a photo piece by piece; closing the generator stops it.
+        """Yields the answer to a question about a photo piece by piece, and returns it complete with the verdict.
 
         With ``inference.findings``, a sentence is yielded when it does not contradict the photo's findings (see
-        ``answer_check``), and the verdict is the score's. Returns the complete answer with the verdict.
+        ``answer_check``), and the verdict is the score's. Closing the generator stops it.
         """
         if self.language_model is None:
             return prediction(image, question, "", self.settings.verdict)
@@ -296,9 +270,7 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Maps of photos, which are encoded at once, and the answer to one question about each.
 
-        Args:
-            question: by default, whether there is an anomaly in it.
-            class_name: what they show; by default what the question names, else ``object``.
+        By default it is whether there is an anomaly; they show what the question names, else an ``object``.
         """
         question = question or detection_question(class_name, with_description=False)
         named = class_name or class_in_prompt(question, self.settings.text_class_rule)

@@ -1,9 +1,10 @@
-"""Reference photos of one part, and anomaly maps by comparison (AnomalyGPT section 3.2, eq. 2, and beyond)."""
+"""Anomaly maps by comparison: with reference photos (AnomalyGPT section 3.2, eq. 2, and beyond), or of photos alone."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from anomalygpt.datasets.photos import current_settings, to_rgb
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.inference import augmentation
-from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, top_mean
+from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, image_scores, top_mean
 from anomalygpt.inference.augmentation import ALL_VIEWS, UPRIGHT, VIEWS, Augmentation, Camera, View
+from anomalygpt.inference.calibration import Calibration, calibrate
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.checkpoint import fingerprint, read_metadata, read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.memory_bank import MemoryBank, unit_patches
+from anomalygpt.model.memory_bank import MemoryBank, unit_patches, weighted_mean
 from anomalygpt.model.photo_geometry import orientation_of, perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
 from anomalygpt.model.prompt_learner import MAP_SIZE
@@ -41,43 +43,41 @@ THUMBNAIL = 56  # the side at which photos are compared by their pixels
 # Photos that differ by less than the first on average, in levels of 255, and score less than the second against each
 # other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
 ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
-SAME, SAME_DISTANCE = 2.0, 0.05  # at most between the thumbnails and class tokens of one photo in two formats
+SAME_DISTANCE = 1e-4  # between the class tokens of equal photos; of ten parts, two photos have at least 0.003
 LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
 FLAT = 2.0  # standard deviation, below which nothing is shown
+GROUP = 200  # photos that judge each other; the time grows with the square
+FEWEST = 3
+NEAREST = 0.3  # fraction of the other photos, those with the most similar patch, that judge a patch
+TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether few or two thirds are defective
+
+Banks, Encoded = Mapping[int, MemoryBank], Mapping[int, ImageFeatures]  # by scale
 
 
 class References:
     """Reference photos of good parts. What depends on all of them is computed when it is first needed.
 
-    Args:
-        transform: brings a photo to the encoder's own side, in the geometry that queries have too.
-        photos: at least one is needed before anything is compared.
+    At least one is needed before anything is compared. Raises :class:`UserError` where the settings do not fit each
+    other or the encoder.
 
     Attributes:
         tiles: rows and columns in which long photos are compared; by the first one.
         sources: of each photo, its file, or what number it is.
         observed: by class name, see ``calibration.Observed``.
-
-    Raises:
-        UserError: the settings do not fit each other or the encoder.
     """
 
     def __init__(
         self,
         model: AnomalyGPT,
         settings: ReferenceSettings,
-        transform: ImageTransform,
+        transform: ImageTransform,  # in the geometry that queries have too
         photos: Sequence[Image.Image] = (),
     ) -> None:
-        for what, weights, count in (
-            ("scale", settings.scale_weights, len(settings.scales)),
-            ("tap", settings.tap_weights, len(model.encoder.spec.taps)),
-        ):
-            if weights and (len(weights) != count or sum(weights) <= 0):
-                raise UserError(
-                    f"inference.references.{what}_weights {list(weights)}: "
-                    f"expected {count} numbers, one per {what}, not all zero"
-                )
+        for what, count in (("scale", len(settings.scales)), ("tap", len(model.encoder.spec.taps))):
+            weights = getattr(settings, f"{what}_weights")
+            if weights and (len(weights) != count or not sum(weights)):
+                expected = f"expected {count} numbers, one per {what}, not all zero"
+                raise UserError(f"inference.references.{what}_weights {list(weights)}: {expected}")
         self.model, self.settings, self.transform = model, settings, transform
         # References are also encoded at the encoder's own side where the text map has a weight.
         self._scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
@@ -101,7 +101,7 @@ class References:
         pictures[self._whole] = [photo], self.transform
         shown = {scale: [np.asarray(of.shown(each)) for each in crops] for scale, (crops, of) in pictures.items()}
         self._photos.append({scale: np.stack(tiles) for scale, tiles in shown.items()})
-        self._thumbnails.append(_thumbnail(photo, self.transform))
+        self._thumbnails.append(_thumbnail(shown[self._whole][0]))
         if (other := self._copied_by(number)) is not None:
             reading_warning(f"{source}: nearly the same photo as {self.sources[other]} (a copy, a burst); left out")
             self._photos.pop(), self._thumbnails.pop(), self._features.pop((number, self._whole, UPRIGHT), None)
@@ -123,7 +123,7 @@ class References:
         """The first photo that another one repeats; two such photos would make the threshold far too low."""
         for other in range(number):
             if np.abs(self._thumbnails[number] - self._thumbnails[other]).mean() < ALIKE_PIXELS:
-                mine, others = (self._views(photo, self._whole, [UPRIGHT]) for photo in (number, other))
+                mine, others = (self._views(photo, self._whole) for photo in (number, other))
                 similarity = MemoryBank(others).similarity(mine, self.settings.tap_weights)
                 map = distance_map([similarity], self.settings, MAP_SIZE, self.model.encoder.spec.grid)
                 if float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
@@ -146,19 +146,11 @@ class References:
         whole = encoded if self._whole == OWN else encode_scales(self.model, photos, self.transform, ())
         maps = self._maps(self.banks, encoded, class_name)
         for photo, embedding in zip(photos, whole[OWN].embedding, strict=True):
-            self._warn_if_reference(photo, embedding)
+            distances = cosine_distances(embedding, self.embeddings[: len(self)])
+            if distances.min() < SAME_DISTANCE:
+                source, same = photo.info.get("source") or "the photo", self.sources[int(distances.argmin())]
+                reading_warning(f"{source}: also a reference ({same}), so its score says nothing")
         return whole[OWN], maps
-
-    def _warn_if_reference(self, photo: Image.Image, embedding: Tensor) -> None:
-        """Pixels are compared only where class tokens are nearly equal: resizing a large photo again takes long."""
-        near = cosine_distances(embedding, self.embeddings[: len(self)]) < SAME_DISTANCE
-        if not near.any():
-            return
-        thumbnail, source = _thumbnail(photo, self.transform), photo.info.get("source") or "the photo"
-        for number in near.nonzero()[:, 0].tolist():
-            if np.abs(thumbnail - self._thumbnails[number]).max() < SAME:
-                reading_warning(f"{source}: also a reference ({self.sources[number]}), so its score says nothing")
-                return
 
     def _crops(self, photo: Image.Image) -> list[Image.Image]:
         """The tiles of a photo in reading order; of most photos, itself."""
@@ -169,23 +161,15 @@ class References:
         ys, xs = ([round(i * side / n) for i in range(n + 1)] for side, n in ((height, rows), (width, columns)))
         return [photo.crop((xs[c], ys[r], xs[c + 1], ys[r + 1])) for r in range(rows) for c in range(columns)]
 
-    def _maps(
-        self,
-        banks: Mapping[int, MemoryBank],
-        encoded: Mapping[int, ImageFeatures],
-        class_name: str,
-        excluding: bool = False,
-    ) -> Tensor:
+    def _maps(self, banks: Banks, encoded: Encoded, class_name: str, excluding: bool = False) -> Tensor:
         """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles.
 
         ``excluding`` compares no patch with the neighbourhood of its own position in its tile.
         """
-        similarities = [
-            banks[scale].similarity(
-                encoded[scale], self.settings.tap_weights, scale * EXCLUSION_RADIUS if excluding else None
-            )
-            for scale in self.settings.scales
-        ]
+        similarities = []
+        for scale in self.settings.scales:
+            radius = scale * EXCLUSION_RADIUS if excluding else None
+            similarities.append(banks[scale].similarity(encoded[scale], self.settings.tap_weights, radius))
         maps = distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
         if weight := self.text_weight(class_name):
             blend = torch.tensor(weight)
@@ -200,7 +184,7 @@ class References:
     @torch.inference_mode()
     def embeddings(self) -> Tensor:
         """Unit class tokens at the encoder's own side: of the K photos, then of their further views, (N, D)."""
-        upright = [self._views(photo, self._whole, [UPRIGHT]).embedding for photo in range(len(self))]
+        upright = [self._views(photo, self._whole).embedding for photo in range(len(self))]
         whole = [key for key in self._features if key[1] == self._whole]
         return torch.cat([*upright, *(self._features[key].embedding for key in whole if key[2] != UPRIGHT)])
 
@@ -212,7 +196,7 @@ class References:
             return weight
         key = self.calibration_class(class_name)
         if key not in self._text_weights:
-            upright = concatenated([self._views(photo, self._whole, [UPRIGHT]) for photo in self._to_hold_out()])
+            upright = concatenated([self._views(photo, self._whole) for photo in self._to_hold_out()])
             maps = self.model.anomaly_map(upright, [class_name] * len(upright))
             trusted = float(top_mean(maps, self.settings.top_share).mean()) <= trusted_below
             self._text_weights[key] = weight if trusted else 0.0
@@ -225,8 +209,19 @@ class References:
         Several references are each compared with the others; a single one is perturbed and compared with itself.
         """
         key = self.calibration_class(class_name)
-        if key not in self._held_out:
-            self._held_out[key] = torch.cat(self._leave_one_out(key) if len(self) > 1 else self._perturbed(key))
+        if key in self._held_out:
+            return self._held_out[key]
+        maps: list[Tensor] = []
+        for photo in self._to_hold_out() if len(self) > 1 else ():
+            banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
+            maps.append(self._maps(banks, {scale: self._views(photo, scale) for scale in self._scales}, key))
+        if not maps:
+            # Against the whole bank, then without the neighbourhood of each own position: the first kind is too similar
+            # to what the bank holds, the second misses what the part has only once.
+            tiles = {scale: [perturbed(tile) for tile in self._pixels(0, scale)] for scale in self._scales}
+            encoded = {scale: self.model.encode(torch.stack(of, dim=1).flatten(0, 1)) for scale, of in tiles.items()}
+            maps = [self._maps(self.banks, encoded, key, excluding) for excluding in (False, True)]
+        self._held_out[key] = torch.cat(maps)
         return self._held_out[key]
 
     def calibration_class(self, class_name: str) -> str:
@@ -237,31 +232,14 @@ class References:
     def _to_hold_out(self) -> list[int]:
         return np.linspace(0, len(self) - 1, min(len(self), MOST_HELD_OUT)).round().astype(int).tolist()
 
-    def _leave_one_out(self, class_name: str) -> list[Tensor]:
-        maps = []
-        for photo in self._to_hold_out():
-            banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
-            encoded = {scale: self._views(photo, scale, [UPRIGHT]) for scale in self._scales}
-            maps.append(self._maps(banks, encoded, class_name))
-        return maps
-
-    def _perturbed(self, class_name: str) -> list[Tensor]:
-        """The first photo, perturbed: against the whole bank, then without the neighbourhood of each own position."""
-        # The first kind is too similar to what the bank holds, the second misses what the part has only once.
-        encoded = {}
-        for scale in self._scales:
-            tiles = [perturbed(tile) for tile in self._pixels(0, scale)]
-            encoded[scale] = self._encode(torch.stack(tiles, dim=1).flatten(0, 1))
-        return [self._maps(self.banks, encoded, class_name, excluding) for excluding in (False, True)]
-
     @cached_property
     @torch.inference_mode()
     def augmentation(self) -> Augmentation:
         """Which further views are in the memory bank; ``auto`` is decided by the photos so far."""
         if self.settings.augmentation != "auto":
             return self.settings.augmentation
-        if len(self) == 1:  # decides without any features
-            return augmentation.choose_augmentation({}, ())
+        if len(self) == 1:  # shows so little of the part that its rotations help in any case
+            return "rotations"
         chosen = range(min(len(self), augmentation.DECIDED_BY))
         views = [self._views(photo, self._whole, ALL_VIEWS) for photo in chosen]
         orientations = [orientation_of(unit_patches(photo[:1])[-1][0]) for photo in views]
@@ -272,10 +250,11 @@ class References:
     def banks(self) -> dict[int, MemoryBank]:
         """The patches that photos are compared with, by scale."""
         views, banks = VIEWS[self.augmentation], {}
-        copies = augmentation.camera_copies(views) if self.settings.camera_copies else []
+        cameras: list[Camera] = ["noisy", "compressed"] if self.settings.camera_copies else []
+        copies = [(turns, mirrored, camera) for camera in cameras for turns, mirrored, _ in views]
         copied = math.ceil(augmentation.CAMERA_COPIES / len(views))
+        seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
         for scale in self.settings.scales:
-            seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
             photos = [self._views(photo, scale, of) for photo, of in enumerate(seen_as)]
             tiles, grid = len(self._photos[0][scale]), photos[0].grid
             positions = [augmentation.view_positions(of, grid).repeat_interleave(tiles, dim=0) for of in seen_as]
@@ -288,15 +267,12 @@ class References:
         tiles = [augmentation.by_camera(tile, camera) for tile in self._photos[photo][scale]]
         return torch.stack([self.transform.normalise(tile) for tile in tiles])
 
-    def _encode(self, images: Tensor) -> ImageFeatures:
-        return self.model.encode(images)
-
-    def _views(self, photo: int, scale: int, views: Sequence[View]) -> ImageFeatures:
+    def _views(self, photo: int, scale: int, views: Sequence[View] = (UPRIGHT,)) -> ImageFeatures:
         """Features of V views of the T tiles of a reference, (V * T, …); those that are not there yet are encoded."""
         missing = [view for view in views if (photo, scale, view) not in self._features]
         if missing:
             tiles = [augmentation.seen(self._pixels(photo, scale, view[2]), view) for view in missing]
-            encoded, count = self._encode(torch.cat(tiles)), len(tiles[0])
+            encoded, count = self.model.encode(torch.cat(tiles)), len(tiles[0])
             for number, view in enumerate(missing):
                 self._features[photo, scale, view] = encoded[number * count : (number + 1) * count]
         return concatenated([self._features[photo, scale, view] for view in views])
@@ -305,12 +281,11 @@ class References:
         """Writes photos, settings and observed scores to a safetensors file, atomically; raises :class:`UserError`."""
         if path.suffix != SUFFIX:
             raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
-        names = {f"photos.{scale}": scale for scale in self._photos[0]}
-        pixels = {name: np.stack([photo[scale] for photo in self._photos]) for name, scale in names.items()}
+        pixels = {scale: np.stack([photo[scale] for photo in self._photos]) for scale in self._photos[0]}
         about = {"identity": _identity(self.model, self.transform), "tiles": self.tiles, "observed": self.observed}
         about |= {"settings": self.settings.model_dump(), "photos": current_settings().model_dump()}
         written = {"format": FORMAT} | {name: json.dumps(value) for name, value in about.items()}
-        save_tensors({name: torch.from_numpy(value) for name, value in pixels.items()}, path, written)
+        save_tensors({f"photos.{scale}": torch.from_numpy(value) for scale, value in pixels.items()}, path, written)
 
     @classmethod
     def load(cls, path: Path, model: AnomalyGPT, transform: ImageTransform) -> "References":
@@ -335,12 +310,69 @@ class References:
             raise UserError(f"{path}: made for something else: {what}. Save the references again with this model")
         references.tiles = tuple(saved["tiles"])
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
-        whole = [Image.fromarray(photo[references._whole][0]) for photo in references._photos]
-        references._thumbnails = [_thumbnail(photo, transform) for photo in whole]
+        references._thumbnails = [_thumbnail(photo[references._whole][0]) for photo in references._photos]
         for key, scores in saved["observed"].items():
             references.observed[key] = {float(score): good for score, good in scores.items()}
         references.sources = [f"{path}, number {number + 1}" for number in range(len(references))]
         return references
+
+
+class UnlabelledPhotos:
+    """Three or more photos of one part that judge each other, without a good one (MuSc, Li et al., 2024).
+
+    What a photo has in common with most others is good; what few of them have is a defect. So most photos must be good,
+    or their defects must differ.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self, model: AnomalyGPT, settings: ReferenceSettings, transform: ImageTransform, photos: Iterable[Image.Image]
+    ) -> None:
+        self.settings, self._grid = settings, model.encoder.spec.grid
+        self._numbers: dict[bytes, int] = {}
+        encoded: list[dict[int, ImageFeatures]] = []
+        for photo in photos:
+            self._numbers[_key(photo)] = len(encoded)
+            encoded.append(encode_scales(model, [photo], transform, settings.scales))
+        if len(encoded) < FEWEST:
+            raise UserError(f"{len(encoded)} photos to judge each other: expected {FEWEST} or more, better dozens")
+        self._features = concatenated([scales[OWN] for scales in encoded])
+        groups = torch.arange(len(encoded)).chunk(max(1, round(len(encoded) / GROUP)))
+        self._similarities = [  # by scale, (N, P, P)
+            torch.cat([mutual_similarity([encoded[i][scale] for i in group], settings.tap_weights) for group in groups])
+            for scale in settings.scales
+        ]
+
+    def _maps(self, numbers: Sequence[int]) -> Tensor:
+        return distance_map([each[numbers] for each in self._similarities], self.settings, MAP_SIZE, self._grid)
+
+    def anomaly_maps(self, photos: Sequence[Image.Image], class_name: str = "") -> tuple[ImageFeatures, Tensor]:
+        """See ``References``; raises :class:`UserError` where a photo is not among those that judge each other."""
+        numbers = [self._numbers.get(_key(photo), -1) for photo in photos]
+        if -1 in numbers:
+            raise UserError("a photo that is not among those that judge each other: give all of them at once")
+        return self._features[numbers], self._maps(numbers)
+
+    def calibration(self, false_alarm_rate: float) -> Calibration:
+        """Takes the scores' lower mode for the good photos', see ``calibrate``, and a typical one for a reference's."""
+        maps = [self._maps([number]) for number in range(len(self._features))]
+        scores = [float(image_scores(map, self.settings)) for map in maps]
+        typical = sorted(range(len(maps)), key=scores.__getitem__)[round(TYPICAL * (len(maps) - 1))]
+        observed = dict.fromkeys(scores)
+        return calibrate([scores[typical]], maps[typical], false_alarm_rate, references=1, observed=observed)
+
+
+def mutual_similarity(photos: Sequence[ImageFeatures], tap_weights: Sequence[float] = ()) -> Tensor:
+    """Features of N single photos -> (N, P, P): each patch's similarity to the most similar other photos, float32."""
+    units, grid = [unit_patches(photo) for photo in photos], photos[0].grid
+    nearest = torch.full((len(photos), len(photos), grid * grid), -1.0, device=units[0][0].device)
+    for one, mine in enumerate(units):
+        for two, others in enumerate(units[:one]):
+            layers = [tap[0] @ other[0].T for tap, other in zip(mine, others, strict=True)]
+            nearest[one, two] = weighted_mean(torch.stack([layer.amax(dim=1) for layer in layers]), tap_weights)
+            nearest[two, one] = weighted_mean(torch.stack([layer.amax(dim=0) for layer in layers]), tap_weights)
+    judges = max(1, round(NEAREST * (len(photos) - 1)))
+    return nearest.topk(judges, dim=1).values.mean(dim=1).unflatten(1, (grid, grid))
 
 
 def saved_photo_settings(path: Path) -> PhotoSettings | None:
@@ -357,13 +389,8 @@ def cosine_distances(embedding: Tensor, known: Tensor) -> Tensor:
 def _identity(model: AnomalyGPT, transform: ImageTransform) -> dict[str, Any]:
     """What the pixels and features of references depend on, beside the settings."""
     encoder: Any = getattr(model.encoder, "torch", model.encoder)  # the same references, whatever runs it
-    return {
-        "encoder": type(encoder).__name__,
-        "weights": fingerprint(encoder),
-        "image_size": encoder.spec.size,
-        "taps": list(encoder.spec.taps),
-        "geometry": transform.geometry,
-    }
+    identity = {"encoder": type(encoder).__name__, "weights": fingerprint(encoder), "image_size": encoder.spec.size}
+    return identity | {"taps": list(encoder.spec.taps), "geometry": transform.geometry}
 
 
 def _tiles_of(photo: Image.Image) -> tuple[int, int]:
@@ -374,8 +401,11 @@ def _tiles_of(photo: Image.Image) -> tuple[int, int]:
     return min(MOST_TILES, max(1, round(height / width))), min(MOST_TILES, max(1, round(width / height)))
 
 
-def _thumbnail(photo: Image.Image, transform: ImageTransform) -> NDArray[np.float32]:
-    """A photo as it is shown to the encoder, (56, 56, 3), 0..255 less the means of its colours."""
-    pixels = np.asarray(transform.shown(photo)).astype(np.float32)
-    small = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pixels (S, S, 3) -> (56, 56, 3), less the means of their colours."""
+    small = cv2.resize(pixels.astype(np.float32), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     return np.asarray(small - small.mean(axis=(0, 1)), dtype=np.float32)
+
+
+def _key(photo: Image.Image) -> bytes:
+    return sha256(f"{photo.mode} {photo.size}".encode() + photo.tobytes()).digest()

@@ -8,15 +8,15 @@ from scipy import ndimage
 from anomalygpt.datasets.findings import Form, RegionFinding
 from anomalygpt.datasets.regions import label_regions, position_name
 
+Map = NDArray[np.float32]
+
 SMALLEST_REGION = 0.0005  # of the photo's area; smaller ones come from the map's interpolation
 ELONGATED = 3.0  # length over width, by the second moments, from which a region is elongated
 SCATTERED = 0.4  # a region that fills less of its convex hull is scattered
 PEAK_FRACTION = 0.8  # of the map's maximum: bounds the region of a defect whose map is nowhere above the threshold
 
 
-def find_regions(
-    anomaly_map: NDArray[np.float32], threshold: float, smallest: float = SMALLEST_REGION
-) -> tuple[RegionFinding, ...]:
+def find_regions(anomaly_map: Map, threshold: float, smallest: float = SMALLEST_REGION) -> tuple[RegionFinding, ...]:
     """The regions of a map (height, width) above a threshold, largest first, without those below ``smallest``."""
     height, width = anomaly_map.shape
     labels, _ = label_regions(anomaly_map > threshold)
@@ -32,19 +32,12 @@ def find_regions(
     return tuple(sorted(regions, key=lambda region: -region.area))
 
 
-def regions_of_verdict(
-    anomaly_map: NDArray[np.float32], threshold: float, is_anomalous: bool
-) -> tuple[RegionFinding, ...]:
-    """The regions that agree with a verdict.
-
-    A good photo has none. A defective one has at least one: where no region of the map is above its threshold, the
-    largest around the map's maximum.
-    """
+def regions_of_verdict(anomaly_map: Map, threshold: float, is_anomalous: bool) -> tuple[RegionFinding, ...]:
+    """A good photo has none; a defective one without any above the threshold has the one around the map's maximum."""
     if not is_anomalous:
         return ()
-    if regions := find_regions(anomaly_map, threshold):
-        return regions
-    return find_regions(anomaly_map, PEAK_FRACTION * float(anomaly_map.max()), smallest=0.0)[:1]
+    lower = PEAK_FRACTION * float(anomaly_map.max())
+    return find_regions(anomaly_map, threshold) or find_regions(anomaly_map, lower, smallest=0.0)[:1]
 
 
 def region_form(inside: NDArray[np.bool_]) -> Form:

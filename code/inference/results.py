@@ -68,13 +68,11 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: question, answer, verdict and findings; the map is left out."""
-        own = ("question", "answer", "is_anomalous", "verdict_from", "answer_agrees", "answer_source")
-        found = self.image.findings.to_dict()
-        for name in ("score", "threshold", "score_threshold"):
-            found[name] = round(getattr(self.image, name), 6)
-        if found["probability"] is not None:
-            found["probability"] = round(found["probability"], 6)
-        return {name: getattr(self, name) for name in own} | found
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "image"}
+        numbers = {name: round(getattr(self.image, name), 6) for name in ("score", "threshold", "score_threshold")}
+        probability = self.image.findings.shown_probability
+        numbers["probability"] = None if probability is None else round(probability, 6)
+        return own | self.image.findings.to_dict() | numbers
 
 
 def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from anomalygpt.datasets.findings import UNKNOWN_CLASS
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.errors import UserError
+from anomalygpt.inference.calibration import ReferenceReport
 from anomalygpt.inference.predictor import Predictor
-from anomalygpt.inference.reference_report import ReferenceReport
 from anomalygpt.inference.results import ImageResult
 
 MAX_REFERENCES = 200

@@ -1,8 +1,6 @@
 """Anomaly maps as pictures, on a fixed scale that belongs to the threshold: a good part stays almost unpainted."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,12 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anomalygpt.datasets.findings import RegionFinding
 from anomalygpt.datasets.photos import to_rgb
-from anomalygpt.datasets.records import MAP, OVERLAY
-from anomalygpt.files import replacing
 from anomalygpt.inference.regions import PEAK_FRACTION
-
-if TYPE_CHECKING:
-    from anomalygpt.inference.results import ImageResult
 
 # Of value / (value + threshold): how much of the photo a colour covers, and where in the colour map it is. A pixel is
 # anomalous from one half on, which is the value at the threshold; 0.75 is three times the threshold.
@@ -35,14 +28,13 @@ def overlay(
     opacity: float = 1,
     highlighted: int = 0,
 ) -> Image.Image:
-    """The photo with its map laid over it, and a frame with a number around each region.
+    """The photo with its map (height, width) laid over it, and a frame with a number around each region.
 
     Without regions, no pixel looks anomalous; where the map of a region is nowhere above the threshold, its own lower
     one counts.
 
     Args:
         photo: the upright photo, of the map's shape at any size.
-        anomaly_map: (height, width).
         regions: as ``regions.regions_of_verdict`` finds them at the threshold, numbered in their order.
         opacity: of the map, 0..1; 0: frames only.
         highlighted: the number of the region whose frame stands out, 0: none.
@@ -68,24 +60,8 @@ def overlay(
     return picture
 
 
-def save_pictures(folder: Path, stem: str, photo: Image.Image, image: "ImageResult") -> dict[str, str]:
-    """Writes a photo's overlay (PNG) and float map (TIFF) into a folder, each atomically; raises OSError.
-
-    Returns:
-        "overlay" and "map" -> file name.
-    """
-    pictures = {
-        "overlay": (f"{stem}{OVERLAY}", overlay(photo, image.map, image.threshold, image.regions)),
-        "map": (f"{stem}{MAP}", Image.fromarray(image.map)),
-    }
-    for name, picture in pictures.values():
-        with replacing(folder / name) as temporary:
-            picture.save(temporary)
-    return {kind: name for kind, (name, _) in pictures.items()}
-
-
 def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int, light: tuple[int, int, int]) -> None:
-    """Draws a dark and a light frame around a box, visible on any photo, and its number beside it, off all boxes."""
+    """Draws a dark and a light frame around a box, visible on any photo, and its number above or below it."""
     draw, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / (250 if light == LIGHT else 120)))
     left, top, right, bottom = boxes[number]
     for outset, colour in ((2 * width, DARK), (width, light)):
@@ -95,18 +71,11 @@ def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int, 
     side = min(picture.size) / 22
     if side < 8:  # too small for a number
         return
-    font = ImageFont.load_default(size=side)
-    name = str(number + 1)
-    _, _, text_width, text_height = font.getbbox(name)
-    wide, high = text_width + 4 * width, text_height + 4 * width
-    x_limit, y_limit = picture.width - wide - 1, picture.height - high - 1
-
-    def is_free(x: float, y: float) -> bool:
-        beside = (x + wide < box[0] or box[2] < x or y + high < box[1] or box[3] < y for box in boxes)
-        return 0 <= x <= x_limit and 0 <= y <= y_limit and all(beside)
-
-    above, below, far = top - 2 * width - high - 1, bottom + 2 * width + 1, left - 2 * width - wide - 1
-    places = [(x, y) for y in (above, below) for x in (left - 2 * width, right - wide, far, right + 1)]
-    x, y = next((place for place in places if is_free(*place)), (max(0, min(left, x_limit)), max(0, above)))
+    font, name = ImageFont.load_default(size=side), str(number + 1)
+    wide, high = (extent + 4 * width for extent in font.getbbox(name)[2:])
+    x = max(0, min(left - 2 * width, picture.width - wide - 1))
+    above, below = top - 2 * width - high - 1, min(bottom + 2 * width + 1, picture.height - high - 1)
+    others = [box for box in boxes if box[0] <= x + wide and x <= box[2] and box[1] <= above + high and above <= box[3]]
+    y = below if above < 0 or others else above
     draw.rectangle((x, y, x + wide, y + high), fill=light, outline=DARK, width=width)
     draw.text((x + 2 * width, y + width), name, fill=DARK, font=font)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import gradio as gr
 import numpy as np
 import yaml
-from PIL import Image
 
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.class_info import phrase_table
@@ -22,10 +21,9 @@ from anomalygpt.datasets.findings import Findings, Language, RegionFinding
 from anomalygpt.datasets.records import read_results
 from anomalygpt.errors import UserError
 from anomalygpt.inference import session
-from anomalygpt.inference.outputs import Outputs
-from anomalygpt.inference.reference_report import ReferenceReport
+from anomalygpt.inference.calibration import ReferenceReport
+from anomalygpt.inference.outputs import SIDE, Outputs, data_uri, details, severity, verdict
 from anomalygpt.inference.regions import find_regions
-from anomalygpt.inference.report import SIDE, data_uri, details, severity, verdict
 from anomalygpt.inference.results import prediction
 from anomalygpt.inference.session import Conversation, Exchange, Mark, SharedModel
 from anomalygpt.inference.visualize import overlay
@@ -121,7 +119,7 @@ def _row(language: Language, record: dict[str, Any], folder: Path) -> list[Any]:
     name, kind = record["photo"], page_texts()[language][verdict(record)]
     if "error" in record:
         return ["", name, kind, None, None, ""]
-    picture = f'<img alt="" src="{data_uri(Image.open(folder / record["overlay"]), THUMBNAIL)}">'
+    picture = f'<img alt="" src="{data_uri(folder / record["overlay"], THUMBNAIL)}">'
     share = None if record["probability"] is None else round(100 * record["probability"], 1)
     return [picture, name, kind, share, record["number"], details(record, language)]
 

@@ -70,10 +70,6 @@ def as_views(part: torch.Tensor) -> ImageFeatures:
     return ImageFeatures((tap,), torch.zeros(len(ALL_VIEWS), 4))
 
 
-def test_single_reference_is_rotated_in_any_case() -> None:
-    assert all(choose_augmentation({}, [part]) == "rotations" for part in (ROUND, UPRIGHT_BAR, TILTED_BAR))
-
-
 def test_views_that_hold_the_same_patches_bring_nothing() -> None:
     """Turned patches lie elsewhere, but patches are compared wherever they lie."""
     gains = view_gains([as_views(torch.randn(8, 8, 4)) for _ in range(3)])

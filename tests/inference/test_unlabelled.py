@@ -5,7 +5,7 @@ import torch
 
 from anomalygpt.errors import UserError
 from anomalygpt.inference.predictor import Predictor
-from anomalygpt.inference.unlabelled import mutual_similarity
+from anomalygpt.inference.references import mutual_similarity
 from anomalygpt.model.encoder import ImageFeatures
 
 
