@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from io import TextIOWrapper
 from itertools import islice
 from operator import itemgetter
@@ -75,6 +76,8 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add("--coco", type=Path, metavar="FILE", help="regions as a COCO data set (JSON)")
     add("--watch", type=Path, metavar="DIR", help="inspect what comes into a folder until Ctrl-C; needs --out")
     add("--post", metavar="URL", help="also send each result there, as JSON by POST")
+    ray = "inspect the photos on a Ray cluster, and write Parquet files to --out, which another run goes on with"
+    add("--engine", choices=("ray",), help=ray)
     add("--batch-size", type=int, default=1, metavar="N", help="photos that are encoded at once")
     fail_on = "exit with 3 if a photo was defective; not-good: or undecided"
     add("--fail-on", choices=("defective", "not-good"), help=fail_on)
@@ -96,7 +99,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
 
 def _run(arguments: Namespace) -> int:
     from anomalygpt.datasets.photos import configure, load_image
-    from anomalygpt.inference.outputs import Outputs, system_language
+    from anomalygpt.inference.outputs import Outputs, report_texts, system_language
     from anomalygpt.inference.predictor import Predictor
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
     from anomalygpt.model.build import installed_config
@@ -108,6 +111,12 @@ def _run(arguments: Namespace) -> int:
     given = arguments.photos, arguments.reference
     arguments.photos, references = (expand(patterns, arguments.recursive) for patterns in given)
     good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
+    if arguments.engine:
+        from anomalygpt.inference.ray_engine import inspect_on_ray
+
+        counts = inspect_on_ray(arguments.photos, arguments.out, partial(_worker, arguments, config, good, Path.cwd()))
+        print(report_texts(arguments.lang)["summary"].format_map(counts))
+        return _exit_code(arguments, counts)
     has_photos = bool(arguments.photos or arguments.watch)
     outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
     predictor = Predictor.from_config(config, arguments.device, with_llm=has_photos and not arguments.no_chat)
@@ -127,6 +136,21 @@ def _run(arguments: Namespace) -> int:
     return _inspect(arguments, config, predictor, outputs) if has_photos else 0
 
 
+def _worker(arguments: Namespace, config: "ExperimentConfig", good: "list[Image.Image]", folder: Path) -> Any:
+    """What inspects photos in another process; other paths begin at a folder."""
+    from anomalygpt.datasets.photos import configure
+    from anomalygpt.inference.outputs import Outputs
+    from anomalygpt.inference.predictor import Predictor
+
+    os.chdir(folder)
+    set_strict(arguments.strict)
+    configure(_photo_settings(arguments, config))
+    predictor = Predictor.from_config(config, arguments.device, with_llm=not arguments.no_chat)
+    predictor.set_references(good, arguments.references)
+    outputs = Outputs(None)
+    return lambda paths: list(_results(arguments, predictor, outputs, [{Path(path): {} for path in paths}]))
+
+
 def _check(arguments: Namespace) -> None:
     """Raises :class:`UserError` if there is nothing to do, or options contradict each other."""
     if arguments.references and arguments.references.is_dir():
@@ -137,12 +161,16 @@ def _check(arguments: Namespace) -> None:
     needs_out = "--watch: takes no photos and no --coco, and needs --out, which remembers what was done"
     nothing = "no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …"
     own = "--unlabelled: the photos judge each other, so it takes photos and no references"
+    others = ("watch", "coco", "post", "json", "good", "bad", "unlabelled", "save_references")
+    no_engine = f"--engine: takes photos and --out, without --{', --'.join(others).replace('_', '-')}"
+    is_alone = photos and arguments.out and not any(getattr(arguments, name) for name in others)
     for is_wrong, mistake in (
         (watch and (photos or arguments.coco or not arguments.out), needs_out),
         (not (watch or photos or saved), nothing),
         (saved and not has_good, f"--save-references {saved}: needs good photos, --reference GOOD …"),
         (file and not file.is_file(), f"--references {file}: no such file; --save-references makes one"),
         (arguments.unlabelled and (has_good or not photos), own),
+        (arguments.engine and not is_alone, no_engine),
     ):
         if is_wrong:
             raise UserError(mistake)
@@ -206,6 +234,10 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     if is_stopped and not watched:
         print(texts["stopped"], file=sys.stderr)
         return INTERRUPTED
+    return _exit_code(arguments, counts)
+
+
+def _exit_code(arguments: Namespace, counts: Counter[str]) -> int:
     failing = counts["defective"] + counts["can't tell"] * (arguments.fail_on == "not-good")
     return 3 if arguments.fail_on and failing else 1 if counts["error"] else 0
 

@@ -43,6 +43,7 @@ NEEDS = {
     "mvtec_layout": "the photos of benchmarks/README.md in data/",
     "my_parts": "photos of one's own",
     "--watch": "a camera: tests/test_predict_outputs.py",
+    "--engine ray": "Ray: tests/test_predict_ray.py",
     "--data ROOT": "any data set",
     "python train.py --config train_mvtec  ": "MVTec-AD, Vicuna and a GPU",
     "train_compact_1_map": "MVTec-AD, and days",
