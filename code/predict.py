@@ -66,7 +66,9 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     for label in ("good", "bad"):
         taught = f"photos that a person calls {label}: the verdict learns from them, and --save-references keeps that"
         add(f"--{label}", nargs="+", action="extend", default=[], metavar="FILE", help=taught)
-    add("--forget", action="store_true", help="forget what --good and --bad taught the --references FILE")
+    adapt = "let the verdict learn from the photos as they come, without labels; needs references"
+    add("--adapt", action="store_true", help=adapt)
+    add("--forget", action="store_true", help="forget what --good, --bad and --adapt taught the --references FILE")
     unlabelled = "without references: the photos, dozens of one part and most of them good, judge each other"
     add("--unlabelled", action="store_true", help=unlabelled)
     add("--question", help="by default: is there any anomaly in the image?")
@@ -126,6 +128,7 @@ def _run(arguments: Namespace) -> int:
     for paths, is_good in ((arguments.good, True), (arguments.bad, False)):
         for path in expand(paths, arguments.recursive):
             predictor.feedback(predictor.inspect(load_image(path), arguments.class_name or UNNAMED_CLASS), is_good)
+    predictor.adapts = arguments.adapt
     if arguments.unlabelled:
         photos = (photo for _, photo in read_photos(arguments.photos))
         predictor.set_unlabelled(photo for photo in photos if not isinstance(photo, DatasetError))
@@ -133,7 +136,10 @@ def _run(arguments: Namespace) -> int:
         print(*predictor.report().lines(arguments.lang), sep="\n", file=sys.stderr)
     if arguments.save_references:
         predictor.save_references(arguments.save_references)
-    return _inspect(arguments, config, predictor, outputs) if has_photos else 0
+    code = _inspect(arguments, config, predictor, outputs) if has_photos else 0
+    if arguments.adapt and arguments.save_references:
+        predictor.save_references(arguments.save_references)  # with what these photos taught
+    return code
 
 
 def _worker(arguments: Namespace, config: "ExperimentConfig", good: "list[Image.Image]", folder: Path) -> Any:
@@ -161,7 +167,7 @@ def _check(arguments: Namespace) -> None:
     needs_out = "--watch: takes no photos and no --coco, and needs --out, which remembers what was done"
     nothing = "no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …"
     own = "--unlabelled: the photos judge each other, so it takes photos and no references"
-    others = ("watch", "coco", "post", "json", "good", "bad", "unlabelled", "save_references")
+    others = ("watch", "coco", "post", "json", "good", "bad", "adapt", "unlabelled", "save_references")
     no_engine = f"--engine: takes photos and --out, without --{', --'.join(others).replace('_', '-')}"
     is_alone = photos and arguments.out and not any(getattr(arguments, name) for name in others)
     for is_wrong, mistake in (
@@ -169,6 +175,7 @@ def _check(arguments: Namespace) -> None:
         (not (watch or photos or saved), nothing),
         (saved and not has_good, f"--save-references {saved}: needs good photos, --reference GOOD …"),
         (file and not file.is_file(), f"--references {file}: no such file; --save-references makes one"),
+        (arguments.adapt and not has_good, "--adapt: needs references, --reference GOOD … or --references FILE"),
         (arguments.unlabelled and (has_good or not photos), own),
         (arguments.engine and not is_alone, no_engine),
     ):

@@ -29,18 +29,20 @@ def test_good_and_bad_photos_count_are_saved_and_forgotten(
     assert after["score"] == before["score"]
     assert after["probability"] != before["probability"]
     assert call(query, "--references", file)["5.png"]["probability"] == after["probability"]
+    forgotten = call(tmp_path / "4.png", query, "--references", file, "--forget", "--adapt")
+    assert forgotten["5.png"]["probability"] != before["probability"], "the photo before it counts"
     assert call(query, "--references", file, "--forget")["5.png"]["probability"] == before["probability"]
     many = call(*(tmp_path / f"{seed}.png" for seed in range(6)), "--unlabelled")
     assert len(many) == 6
     assert {result["reason"] for result in many.values()} == {""}
 
 
-@pytest.mark.parametrize("option", ["--good", "--unlabelled"])
+@pytest.mark.parametrize("option", ["--good", "--unlabelled", "--adapt"])
 def test_options_that_do_not_fit(
     option: str, photo, compact_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo().save(tmp_path / "0.png")
-    values = {"--good": [str(tmp_path)], "--unlabelled": ["--reference", str(tmp_path)]}[option]
+    values = {"--good": [str(tmp_path)], "--unlabelled": ["--reference", str(tmp_path)], "--adapt": []}[option]
     arguments = [str(tmp_path), option, *values, "--no-chat", "--config", "compact", "--device", "cpu"]
     with pytest.raises(SystemExit) as left:
         main([*arguments, "--set", "seed=1", *compact_overrides])

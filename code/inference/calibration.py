@@ -49,6 +49,7 @@ LOWEST = 0.05  # the smallest threshold: two equal references have no distance, 
 DEFECTIVE_ABOVE, DEFECTIVE_SD = 0.45, 0.26
 GOOD_BEFORE, DEFECTIVE_BEFORE = 7.0, 3.0  # photos that the mixture's shares are worth before any is seen
 ROUNDS = 30  # of expectation maximisation
+MOST_UNLABELLED = 200  # the latest ones count: conditions change
 LOWEST_SDS = 3.0  # a good photo counts as at most so far below the centre: it may be one of the references
 # The threshold is at most this quantile of the bad photos' scores, so that one wrong label of many does not decide it,
 # but not below the centre by less than so many standard deviations.

@@ -19,7 +19,7 @@ from anomalygpt.errors import UserError, full_gpu
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
 from anomalygpt.inference.answer_check import stream_checked
 from anomalygpt.inference.answers import class_in_prompt
-from anomalygpt.inference.calibration import Calibration, ReferenceReport, TextCalibration, calibrate
+from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, ReferenceReport, TextCalibration, calibrate
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel, build_chat_model
 from anomalygpt.inference.references import References, UnlabelledPhotos, cosine_distances
 from anomalygpt.inference.regions import regions_of_verdict
@@ -61,6 +61,7 @@ class Predictor:
         self.references: References | None = None  # the photos that maps are computed from
         self.unlabelled: UnlabelledPhotos | None = None  # without references: the photos that judge each other
         self._calibrations: dict[str, Calibration] = {}  # by class name
+        self.adapts = False  # whether photos without a label sharpen the calibration by the references, too
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, device: str = "auto", *, with_llm: bool = True) -> "Predictor":
@@ -134,7 +135,7 @@ class Predictor:
         self._calibrations = {}
 
     def forget_feedback(self) -> None:
-        """Withdraws all that :meth:`feedback` added."""
+        """Withdraws all that :meth:`feedback` and ``adapts`` added."""
         if self.references is not None:
             self.references.observed = {}
         self._calibrations = {}
@@ -186,6 +187,12 @@ class Predictor:
             score = float(top_mean(model_map, self.settings.text_top_share))
         probability = calibration.probability(score)
         reason = self._reason(features, probability)
+        if self.adapts and self.references and reason != "other_part":
+            observed = self.references.observed_as(class_name)
+            observed.setdefault(round(score, 6), None)
+            for earlier in [score for score, good in observed.items() if good is None][:-MOST_UNLABELLED]:
+                del observed[earlier]
+            self._calibrations = {}
         rescaled = self.settings.prompt_map == "calibrated" and compared
         # Where another part than expected differs says nothing about defects.
         is_anomalous = reason == "near_threshold" or (not reason and probability > 0.5)

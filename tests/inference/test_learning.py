@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anomalygpt.errors import UserError
-from anomalygpt.inference.calibration import calibrate
+from anomalygpt.inference.calibration import MOST_UNLABELLED, calibrate
 from anomalygpt.inference.predictor import Predictor
 
 MAPS = torch.full((4, 1, 8, 8), 0.3)
@@ -62,3 +62,17 @@ def test_feedback_counts_is_kept_in_the_file_and_is_withdrawn(predictor: Predict
     predictor.set_references([])
     with pytest.raises(UserError, match="only where there are references"):
         predictor.feedback(before, good=True)
+
+
+def test_photos_adapt_the_calibration_only_where_asked(predictor: Predictor, photo) -> None:
+    predictor.set_references([photo(seed=seed) for seed in range(3)])
+    first, again = predictor.inspect(photo(seed=5)), predictor.inspect(photo(seed=5))
+    assert again.probability == first.probability
+    predictor.adapts = True
+    predictor.inspect(photo(seed=5))
+    assert predictor.inspect(photo(seed=5)).probability != first.probability
+    observed = predictor.references.observed_as("object")
+    observed.update(dict.fromkeys(np.linspace(1, 2, 2 * MOST_UNLABELLED).tolist()))
+    predictor.inspect(photo(seed=6))
+    assert len(observed) == MOST_UNLABELLED
+    predictor.adapts = False
