@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "mvtec_layout", help="a folder of photos")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=100, help="of the turns of all sides")
-    parser.add_argument("--graph", type=Path, help="an 8-bit encoder.xml, which nncf.quantize makes of export.py's")
+    parser.add_argument("--graph", type=Path, help="an 8-bit encoder.xml that export.py --to openvino --int8 wrote")
     parser.add_argument("--dino", type=Path, default=ROOT / "pretrained_ckpt" / "dinov2_vits14" / "model.safetensors")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page, as Markdown")
     arguments = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """The model for machines without torch: its graphs, and the numbers that verdicts need beside them (docs/deploy.md)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from anomalygpt.model.memory_bank import weighted_mean
 from anomalygpt.model.prompt_learner import MAP_SIZE
 
 Format = Literal["onnx", "openvino"]
+ABOUT, MEMORY = "model.json", "memory.npz"
 
 
 class DecoderGraph(nn.Module):
@@ -73,29 +75,52 @@ def export(predictor: Predictor, form: Format, folder: Path, class_name: str = U
     write_onnx(DecoderGraph(model, class_name), files["decoder"], {"taps": taps}, ["map"])
     memory = torch.randn(len(spec.taps), 600, spec.tap_width)
     write_onnx(ComparisonGraph(references), files["comparison"], {"taps": taps, "memory": memory}, ["map"], free=1)
-    with replacing(folder / "model.json") as path:
+    with replacing(folder / ABOUT) as path:
         path.write_text(json.dumps(_about(predictor, references), indent=1) + "\n", encoding="utf-8")
     if predictor.references is not None:
-        with replacing(folder / "memory.npz") as path:
+        with replacing(folder / MEMORY) as path:
             np.savez(path, **_memory(predictor, predictor.references, class_name))
     if form == "openvino":
         for file in files.values():
-            graph = required("openvino").convert_model(file)
-            required("openvino").save_model(graph, file.with_suffix(".xml"), compress_to_fp16=False)
-            file.unlink()
+            _as_openvino(required("openvino").convert_model(file), file)
+
+
+def quantize(folder: Path, form: Format, predictor: Predictor, photos: Sequence[Image.Image]) -> None:
+    """Replaces an exported encoder by one of 8-bit weights and activations, whose ranges these photos show (NNCF)."""
+    nncf = required("nncf")
+    images = [predictor.transform(photo)[None].numpy() for photo in photos]
+    file = folder / "encoder.onnx"
+    if form == "openvino":
+        graph = required("openvino").Core().read_model(file.with_suffix(".xml"))
+        data = nncf.Dataset(images)
+    else:
+        graph = required("onnx").load(file)
+        data = nncf.Dataset([{"images": image} for image in images])
+    made = nncf.quantize(graph, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+    if form == "openvino":
+        _as_openvino(made, file)
+    else:
+        required("onnx").save(made, file)
+
+
+def _as_openvino(graph: Any, file: Path) -> None:
+    required("openvino").save_model(graph, file.with_suffix(".xml"), compress_to_fp16=False)
+    file.unlink(missing_ok=True)
 
 
 def _about(predictor: Predictor, references: References) -> dict[str, Any]:
     """What a script needs to read photos, teach a part and judge."""
     spec, settings, own = predictor.model.encoder.spec, predictor.settings, references.settings
-    about: dict[str, Any] = {name: getattr(spec, name) for name in ("size", "mean", "std", "grid")}
-    about |= own.model_dump(include={"top_share", "contrast", "text_weight", "text_trusted_below"})
-    about |= settings.model_dump(include={"other_part_above", "undecided"})
+    about: dict[str, Any] = {"size": spec.size, "mean": spec.mean, "std": spec.std, "grid": spec.grid}
+    about |= {name: getattr(own, name) for name in ("top_share", "contrast", "text_weight", "text_trusted_below")}
     about |= {"background": BACKGROUND, "lowest_background": LOWEST_BACKGROUND, "lowest": LOWEST}
+    about |= {"other_part_above": settings.other_part_above, "undecided": settings.undecided}
     about |= {"sharpness": SHARPNESS, "not_shown": NOT_SHOWN}
-    if (parts := settings.calibration.get(own.unchanged_preset or "")) is not None:
-        counts, likely = range(2, MOST_HELD_OUT + 1), 1 - settings.false_alarm_rate
-        of = {n: [*parts.at(n), float(stdtrit(PARTS_STRENGTH + n - 1, likely))] for n in counts}
+    parts = settings.calibration.get(own.unchanged_preset or "")
+    if parts is not None:
+        counts = range(2, MOST_HELD_OUT + 1)
+        quantiles = [float(stdtrit(PARTS_STRENGTH + n - 1, 1 - settings.false_alarm_rate)) for n in counts]
+        of = {n: [*parts.at(n), quantile] for n, quantile in zip(counts, quantiles, strict=True)}
         about["calibration"] = {"strength": PARTS_STRENGTH, "spread": parts.spread, "of": of}
     return about
 
