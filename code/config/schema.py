@@ -221,6 +221,7 @@ class TrainingConfig(Settings):
     keep_checkpoints: Positive = 2
     validate_every: Positive = 500
     validation_pairs: Positive = 64
+    tracker: Literal["wandb", "mlflow", "trackio"] | None = None
     output: str = "runs/imagebind_vicuna7b"
     log: str | None = None
 

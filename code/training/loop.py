@@ -84,7 +84,7 @@ class Trainer:
         self.open_batches(step)
         self._steps(step)
         if self._log:
-            self._log.board.close()
+            self._log.close()
             draw_curves(self.folder)
         logger.info("wrote %s", checkpoints.export_delta(self.model, self.config, self.folder, self.process))
 

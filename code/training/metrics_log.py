@@ -1,8 +1,10 @@
-"""A run's metrics: one JSON object per line, readable during the run and after a kill, and TensorBoard's events."""
+"""A run's metrics: one JSON object per line, readable during the run and after a kill; TensorBoard's events; and
+Weights & Biases, MLflow or trackio, each installed and configured as its own pages say."""
 
 import json
 import math
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
+from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
 
 FILE = "metrics.jsonl"
@@ -18,34 +21,58 @@ COLUMNS = 4  # of curves
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and to TensorBoard's events (``training.log``).
+    """Appends to ``metrics.jsonl``, to TensorBoard's events (``training.log``) and to ``training.tracker``.
 
     Args:
         start: the step that the run resumes from; lines of later steps, written before it was killed, are removed.
+
+    Raises :class:`UserError` where the tracker's library is not installed.
     """
 
     def __init__(self, folder: Path, config: ExperimentConfig, start: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / FILE
+        self.tracker = name = config.training.tracker
+        try:
+            library: Any = import_module(name) if name else None
+        except ImportError as error:
+            raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
+        self.path, self._library = folder / FILE, library
         lines = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
         board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
-        self.board = SummaryWriter(str(board), purge_step=start + 1)
+        self._board = SummaryWriter(str(board), purge_step=start + 1)
+        if name == "mlflow":
+            library.start_run(run_name=config.name)
+        elif name:
+            library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes the kind of numbers (``train``, ``validation``), their step, and the numbers."""
         line = {"kind": kind, "step": step} | {key: round(value, 6) for key, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for key, value in values.items():
-            self.board.add_scalar(f"{kind}/{key}", value, step)
+        named = {f"{kind}/{key}": value for key, value in values.items()}
+        for key, value in named.items():
+            self._board.add_scalar(key, value, step)
+        if self.tracker == "mlflow":
+            self._library.log_metrics(named, step)
+        elif self.tracker:
+            self._library.log(named, step=step)
 
     def write_picture(self, step: int, path: Path) -> None:
-        """Passes a PNG on to TensorBoard."""
+        """Passes a PNG on to TensorBoard and the tracker."""
         with Image.open(path) as picture:
-            self.board.add_image("samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+            self._board.add_image("samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        if self.tracker == "mlflow":
+            self._library.log_artifact(str(path))
+        elif self.tracker:
+            self._library.log({"samples": self._library.Image(str(path))}, step=step)
+
+    def close(self) -> None:
+        """Writes out TensorBoard's buffer."""
+        self._board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -63,12 +90,16 @@ def draw_curves(folder: Path) -> None:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    table = pd.DataFrame(read_metrics(folder)).drop(columns="samples_per_second").pivot(index="step", columns="kind")
-    names = table.columns.unique(0)
+    table = pd.DataFrame(read_metrics(folder)).drop(columns="samples_per_second")
+    names = [name for name in table.columns if name not in ("kind", "step")]
     rows = math.ceil(len(names) / COLUMNS)
     figure = Figure(figsize=(3.5 * COLUMNS, 2.6 * rows), layout="constrained")
     for position, name in enumerate(names, start=1):
         panel = figure.add_subplot(rows, COLUMNS, position, title=name.replace("_", " "))
-        table[name].dropna(axis="columns", how="all").plot(ax=panel, style={"validation": "o"}, xlabel="")
+        for kind, style in (("train", "-"), ("validation", "o--")):
+            found = table[(table["kind"] == kind) & table[name].notna()]
+            if len(found):
+                panel.plot(found["step"], found[name], style, markersize=4, label=kind)
+        panel.legend()
     with replacing(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=90, format="png")

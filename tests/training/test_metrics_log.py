@@ -1,8 +1,14 @@
 """A run's metrics: complete lines, also after a kill."""
 
 import json
+import sys
+from types import ModuleType
+
+import pytest
+from PIL import Image
 
 from anomalygpt.config.load import load_config
+from anomalygpt.errors import UserError
 from anomalygpt.training.metrics_log import FILE, MetricsLog, read_metrics
 
 COMPACT = load_config("compact")
@@ -12,7 +18,7 @@ def test_lines_are_written_at_once_and_to_tensorboard(tmp_path):
     log = MetricsLog(tmp_path, COMPACT)
     log.write("train", 1, total=0.12345678)
     assert read_metrics(tmp_path) == [{"kind": "train", "step": 1, "total": 0.123457}]
-    log.board.close()
+    log.close()
     assert any((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
@@ -21,3 +27,29 @@ def test_a_resumed_run_removes_only_lines_from_after_its_checkpoint(tmp_path):
     (tmp_path / FILE).write_text("\n".join(lines) + '\n{"kind": "train", "st')  # killed in the middle of a line
     MetricsLog(tmp_path, COMPACT, start=2).write("train", 3, total=2.0)
     assert [(line["step"], line["total"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_each_tracker_gets_named_numbers_and_steps(monkeypatch, tmp_path, name):
+    """On stand-ins, as none of them is installed here."""
+    calls, library = [], ModuleType(name)
+    for function in ("init", "log", "start_run", "log_metrics", "log_artifact", "Image"):
+        setattr(library, function, lambda *values, _name=function, **named: calls.append((_name, values, named)))
+    monkeypatch.setitem(sys.modules, name, library)
+    log = MetricsLog(tmp_path, load_config("compact", [f"training.tracker={name}"]))
+    log.write("train", 3, loss=0.5)
+    (begun, _, about), (logged, (values, *step), named) = calls
+    assert (begun, logged) == (("start_run", "log_metrics") if name == "mlflow" else ("init", "log"))
+    assert "compact" in (about.get("name"), about.get("run_name"))
+    assert values == {"train/loss": 0.5} and [*step, *named.values()] == [3]
+    del calls[:]
+    Image.new("RGB", (4, 4)).save(tmp_path / "step4.png")
+    log.write_picture(4, tmp_path / "step4.png")
+    assert [each[0] for each in calls] == (["log_artifact"] if name == "mlflow" else ["Image", "log"])
+    assert calls[0][1] == (str(tmp_path / "step4.png"),)
+
+
+def test_a_missing_tracker_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"training\.tracker: wandb is not installed; pip install wandb"):
+        MetricsLog(tmp_path, load_config("compact", ["training.tracker=wandb"]))
