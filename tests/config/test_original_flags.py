@@ -63,6 +63,26 @@ def test_the_demos_deltas_are_replaced_each_by_its_flag() -> None:
     assert [(delta.path, delta.parts) for delta in deltas] == expected
 
 
+def test_deepspeeds_json_becomes_settings_and_what_is_not_used_is_named(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "stage_1.json"
+    content = {
+        "train_batch_size": 32, "train_micro_batch_size_per_gpu": "auto", "steps_per_print": 1,
+        "gradient_clipping": 0.5,
+        "optimizer": {"type": "Adam", "params": {"lr": 1e-5, "betas": [0.9, 0.99]}}, "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}, "fp16": {"enabled": False},
+    }  # fmt: skip
+    path.write_text(json.dumps(content, indent="\t"))
+    _, overrides = original_settings(["--deepspeed", "--deepspeed_config", str(path)], "train_mvtec")
+    settings = load_config("train_mvtec", overrides).training
+    assert (settings.batch_size, settings.micro_batch_size, settings.zero_stage) == (32, 1, 1)
+    assert (settings.optimizer.lr, settings.optimizer.betas, settings.optimizer.clip_norm) == (1e-5, (0.9, 0.99), 0.5)
+    assert (settings.precision, settings.offload_optimizer) == ("bf16", True)
+    assert capsys.readouterr().err.rstrip().endswith("without effect here: steps_per_print")
+    path.write_text("{")
+    with pytest.raises(UserError, match="not a JSON file of settings"):
+        original_settings(["--deepspeed_config", str(path)], "train_mvtec")
+
+
 def run(*command: str, folder: Path = ROOT / "code", **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
