@@ -1,6 +1,6 @@
 """Makes Vicuna version 0 out of LLaMA and LMSYS's delta, in about 4 GB of memory and without a GPU.
 
-FastChat's --base and --target are understood.
+A run that was stopped goes on when the same command is started again. FastChat's --base and --target are understood.
 """
 
 import argparse
@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when the folder is complete and was checked."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--llama", "--base", type=Path, required=True, help="LLaMA's folder, in Hugging Face's layout")
+    layouts = "LLaMA's folder, in Hugging Face's layout or as Meta released it"
+    add("--llama", "--base", type=Path, required=True, help=layouts)
     add("--delta", required=True, help="the delta's folder, or its name on the hub: lmsys/vicuna-7b-delta-v0")
     add("--out", "--target", type=Path, required=True, help="for AnomalyGPT: ../pretrained_ckpt/vicuna_ckpt/7b_v0")
     arguments = parser.parse_args(argv)

@@ -1,6 +1,11 @@
 """Vicuna version 0 from LLaMA and a delta, in every layout that people have."""
 
 import copy
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,10 +13,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from anomalygpt.model.checkpoint import read_tensors
 from anomalygpt.model.llm import load_llm
 from anomalygpt.model.probe import probe
 from anomalygpt.prepare_vicuna import main
 from anomalygpt.weights import vicuna
+from tests.shared_data import ROOT
 from tests.weights.made_weights import difference, llama, tuned, write_hf, write_meta
 
 BASE = llama(intermediate_size=48)
@@ -30,6 +37,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_llama(root: Path, layout: str) -> Path:
+    if layout.startswith("Meta"):
+        return write_meta(root / "LLaMA" / "7B", BASE, int(layout.split()[1]))
     return write_hf(root / "llama-7b-hf", BASE, layout)
 
 
@@ -47,7 +56,7 @@ def logits(model: LlamaForCausalLM) -> Tensor:
 
 
 @pytest.mark.parametrize("delta_layout", ["bin sharded", "safetensors"])
-@pytest.mark.parametrize("layout", ["bin", "bin sharded", "safetensors sharded"])
+@pytest.mark.parametrize("layout", ["bin", "bin sharded", "safetensors sharded", "Meta 1", "Meta 2", "Meta 4"])
 def test_every_layout_gives_the_same_vicuna_which_loads(tmp_path: Path, layout: str, delta_layout: str) -> None:
     out = tmp_path / "7b_v0"
     assert run(write_llama(tmp_path, layout), write_delta(tmp_path, delta_layout), out) == 0
@@ -60,35 +69,82 @@ def test_every_layout_gives_the_same_vicuna_which_loads(tmp_path: Path, layout: 
     torch.testing.assert_close(logits(model), logits(VICUNA), rtol=0, atol=1e-3)
     assert (out / "tokenizer.model").read_bytes() == b"made here"
     assert len(list(out.glob("*.safetensors"))) > 1
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {len(digest) for digests in manifest["sources"].values() for digest in digests.values()} == {64}
 
 
-def test_stopped_run_leaves_nothing_that_loads_and_the_next_one_finishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_metas_rotation_of_neighbours_is_hugging_faces_rotation_of_halves(tmp_path: Path) -> None:
+    """Attention scores computed as Meta's model does it, with complex numbers, equal those of the converted weights."""
+    source, files = vicuna.map_folder(write_meta(tmp_path / "7B", BASE, 2), ("llama_meta",), "LLaMA")
+    width, heads, side, positions = 16, 4, 4, 5
+    raw = [read_tensors(file) for file in files]
+    hidden = torch.randn(positions, width)
+    angles = torch.outer(torch.arange(positions).float(), 10000.0 ** (-torch.arange(0, side, 2).float() / side))
+
+    def as_meta(name: str) -> Tensor:
+        projected = hidden @ torch.cat([part[f"layers.0.attention.{name}.weight"] for part in raw]).float().T
+        pairs = torch.view_as_complex(projected.view(positions, heads, side // 2, 2))
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(2)
+
+    def converted(name: str) -> Tensor:
+        projected = hidden @ source[f"model.layers.0.self_attn.{name}.weight"]().float().T
+        first, second = projected.view(positions, heads, side).chunk(2, dim=-1)
+        cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    scores = [torch.einsum("qhd,khd->hqk", q, k) for q, k in (
+        (as_meta("wq"), as_meta("wk")), (converted("q_proj"), converted("k_proj")))]  # fmt: skip
+    torch.testing.assert_close(*scores)
+
+
+def test_stopped_run_goes_on_and_keeps_finished_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, delta, out = write_llama(tmp_path, "bin"), write_delta(tmp_path), tmp_path / "7b_v0"
-    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        stopped.setattr(vicuna.shutil, "copyfile", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    save = vicuna.save_tensors
+
+    def save_one(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vicuna, "save_tensors", save_one)
+    with pytest.raises(KeyboardInterrupt):
         run(base, delta, out)
-    assert len(list(out.glob("*.safetensors"))) > 1
+    [first] = out.glob("*.safetensors")
     assert probe(out).kind == "unknown" or probe(out).fault, "an unfinished folder is not taken for a model"
+    before = first.stat().st_mtime_ns
+    monkeypatch.setattr(vicuna, "save_tensors", save)
     assert run(base, delta, out) == 0
+    assert first.stat().st_mtime_ns == before
     assert probe(out).kind == "vicuna_v0" and not probe(out).fault
+    # Other weights are neither mixed with these nor overwritten.
+    other = write_hf(tmp_path / "other", llama(seed=5, intermediate_size=48), "bin")
     with pytest.raises(SystemExit):
-        run(base, delta, out)
-    assert "holds a model already" in capsys.readouterr().err
+        run(other, delta, out)
+
+
+def test_killed_process_leaves_nothing_that_loads_and_the_next_one_finishes(tmp_path: Path) -> None:
+    base, delta, out = write_llama(tmp_path, "Meta 2"), write_delta(tmp_path), tmp_path / "7b_v0"
+    script = "import os, signal, sys; from anomalygpt import prepare_vicuna; from anomalygpt.weights import vicuna\n"
+    script += "vicuna.SHARD_BYTES = 2**20\n"
+    script += f"vicuna.shutil.copyfile = lambda *a: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+    command = ["--llama", str(base), "--delta", str(delta), "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", f"{script}prepare_vicuna.main({command!r})"], cwd=ROOT / "code",
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, capture_output=True)  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(out.glob("*.safetensors"))) > 1 and not (out / "model.safetensors.index.json").exists()
+    assert main(command) == 0 and probe(out).kind == "vicuna_v0"
 
 
 @pytest.mark.parametrize(
     ("base", "delta", "words"),
     [
-        ("vicuna", "delta", "expected LLaMA (the first; 7B or 13B) in Hugging Face's layout, found Vicuna version 0"),
+        ("vicuna", "delta", "expected LLaMA (the first; 7B or 13B), found Vicuna version 0"),
         ("llama 2", "delta", "found Llama 2"),
         ("delta", "delta", "found a Vicuna delta (version 0) that was not applied"),
         ("base", "vicuna", "expected Vicuna's delta, version 0, found Vicuna version 0"),
         ("base", "delta 1.1", "as version 1.1 has; expected version 0"),
         ("wider", "delta", "It has to be of the size of"),
         ("base", "damaged", "not finite after the sum"),
-        ("Meta's", "delta", "in Hugging Face's layout, found LLaMA 16 wide in Meta's own layout"),
+        ("half", "delta", "parts are missing"),
         ("absent", "delta", "found not there"),
         ("base", "no tokeniser", "no tokeniser: tokenizer.model"),
     ],
@@ -104,7 +160,7 @@ def test_wrong_folder_is_one_line(tmp_path: Path, capsys, base: str, delta: str,
         "delta 1.1": lambda: write_hf(tmp_path / "d", BASE, "bin", difference(BASE, tuned(BASE, 32000))),
         "damaged": lambda: write_hf(tmp_path / "d", BASE, "bin", broken),
         "wider": lambda: write_hf(tmp_path / "wide", llama(width=32, intermediate_size=48), "bin"),
-        "Meta's": lambda: write_meta(tmp_path / "7B", BASE, 2),
+        "half": lambda: (write_llama(tmp_path, "Meta 2") / "consolidated.01.pth").unlink() or tmp_path / "LLaMA/7B",
         "absent": lambda: tmp_path / "absent",
         "no tokeniser": lambda: (write_delta(tmp_path) / "tokenizer.model").unlink() or tmp_path / "delta",
     }
