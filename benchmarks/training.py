@@ -4,6 +4,7 @@
 * ``instructions``: time and memory of the index of 161,000 conversations.
 * ``host-memory``: the peak resident memory of a process that loads a random LLaMA's shards in half precision.
 * ``speed``: CPU seconds per pair of the compact model's stages, without and with what makes them fast, in turns.
+* ``estimate``: what ``train.py --dry-run`` estimates, against the peak resident memory of real runs on this CPU.
 
 Every measurement runs in a fresh process.
 """
@@ -374,6 +375,70 @@ def host_memory_page(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+# -- estimate ---------------------------------------------------------------------------------------------------------
+
+
+def estimates(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Estimated and measured memory of short runs: the compact stages, checkpointing, ZeRO's stages."""
+    common = ["deltas=[]", "training.steps=2", "training.validation_pairs=1"]
+    # The estimate is of the longest text, so every conversation has to reach it.
+    words = ["llm.max_target_tokens=64", "data.description_share=1"]
+    double = ["training.batch_size=2", "training.micro_batch_size=1"]
+    map_stage, answer_stage = STAGES
+    runs: list[tuple[str, str, list[str], int]] = [
+        (f"{answer_stage}, 64 tokens", answer_stage, words, 1),
+        ("… gradient checkpointing", answer_stage, [*words, "training.gradient_checkpointing=true"], 1),
+    ]
+    runs += [
+        (
+            f"… one pair for each of two processes, ZeRO {stage}",
+            answer_stage,
+            [*words, *double, f"training.zero_stage={stage}"],
+            2,
+        )
+        for stage in range(4)
+    ]
+    runs.append((map_stage, map_stage, [], 1))
+    rows = []
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        for number, (name, config, settings, processes) in enumerate(runs):
+            given = [*arguments.set, *settings, *common, f"training.output={scratch}/run{number}"]
+            options = ["--inside", "train", "--config", config, f"--processes={processes}", "--set", *given]
+            found = max(in_own_processes(options, processes), key=lambda one: one["peak"])
+            print(name, found, file=sys.stderr)
+            rows.append((name, found))
+    return {"rows": rows}
+
+
+def inside_train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains for a few steps in this process, and estimates the same."""
+    from anomalygpt.config.load import load_config
+    from anomalygpt.train import main
+    from anomalygpt.training.dry_run import CUDA, estimate_memory, planned_model
+
+    config = load_config(arguments.config, arguments.set)
+    main(["--config", arguments.config, "--device", "cpu", *arguments.set])
+    peak = peak_bytes()
+    model, _ = planned_model(config)
+    device, host = estimate_memory(config, model, arguments.processes)
+    parts = host | device | {CUDA: 0}  # which a CPU has not
+    return {"peak": peak, "estimated": sum(parts.values()), "parts": parts}
+
+
+def estimates_page(found: dict[str, Any]) -> list[str]:
+    """The table of estimated and measured memory."""
+    lines = [
+        "Two steps, a validation and a picture, fp32 on the CPU; with two processes, the larger of the two.",
+        "",
+        "| run | estimated, GiB | measured peak, GiB | error |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, row in found["rows"]:
+        error = row["estimated"] / row["peak"] - 1
+        lines.append(f"| {name} | {row['estimated'] / GIB:.2f} | {row['peak'] / GIB:.2f} | {error:+.0%} |")
+    return lines
+
+
 # -- speed ------------------------------------------------------------------------------------------------------------
 
 SLOW = ["precision=fp32", "data.cached_photos=0"]  # as before these settings
@@ -456,10 +521,12 @@ WHAT: dict[str, tuple[str, Callable[..., dict[str, Any]], Callable[[dict[str, An
     "instructions": ("PandaGPT's instructions at full size", instructions, instructions_page),
     "host-memory": ("Host memory of loading the language model", host_memory, host_memory_page),
     "speed": ("The compact model's stages", speed, speed_page),
+    "estimate": ("The memory estimate of `--dry-run` against real runs", estimates, estimates_page),
 }
 INSIDE = {
     "imports": inside_imports,
     "load": inside_load,
+    "train": inside_train,
     "speed": inside_speed,
     "first": inside_instructions,
     "all": inside_instructions,

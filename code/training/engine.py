@@ -15,7 +15,8 @@ from anomalygpt.errors import UserError, full_gpu
 
 LESS_MEMORY = (
     "These need less: training.gradient_checkpointing=true, training.micro_batch_size=1, training.zero_stage=2 (3 on "
-    "several GPUs), training.offload_optimizer=true, llm.precision=4bit, a smaller llm.max_target_tokens"
+    "several GPUs), training.offload_optimizer=true, llm.precision=4bit, a smaller llm.max_target_tokens; --dry-run "
+    "estimates it"
 )
 
 

@@ -13,8 +13,8 @@ import yaml
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
-from anomalygpt.model.build import META, build_model, image_spec, trainable_parts
-from anomalygpt.training.dry_run import describe
+from anomalygpt.model.build import build_model, image_spec, trainable_parts
+from anomalygpt.training.dry_run import GIB, describe, estimate_memory, planned_model
 from tests.shared_data import ROOT
 
 SCRIPTS = ("train_mvtec", "train_visa", "train_supervised", "train_all_supervised_cn")
@@ -39,6 +39,7 @@ def test_a_plan_needs_neither_weights_nor_data_and_lists_what_is_unknown(nothing
     assert line(plan, "training samples").endswith("unknown")
     assert line(plan, "steps:").endswith("unknown")
     assert "accumulation 8 x 2 process(es), each followed by one of instructions" in line(plan, "batch 16")
+    assert "fits 24 GiB" in line(plan, "each GPU")
     absent = plan[plan.index("not known here") :]
     assert any("imagebind_huge.pth: not there yet" in text for text in absent)
     assert any("taken to be LLaMA-7B" in text for text in absent)
@@ -103,6 +104,41 @@ def test_the_planned_model_has_the_sizes_of_the_one_that_is_built(experiment):
     assert sizes[0] == sizes[1]
     assert {p.device.type for p in planned.parameters()} == {"meta"}
     assert planned.encoder.spec == built.encoder.spec == image_spec(config.encoder)
+
+
+def memory(*overrides: str, processes: int = 1) -> tuple[dict[str, int], dict[str, int]]:
+    settings = load_config("train_mvtec", overrides)
+    return estimate_memory(settings, planned_model(settings)[0], processes)
+
+
+def gib(*overrides: str, processes: int = 1) -> float:
+    return sum(memory(*overrides, processes=processes)[0].values()) / GIB
+
+
+def test_what_saves_memory_is_estimated_to_save_it(nothing_there):
+    assert gib("training.gradient_checkpointing=false") > 1.3 * gib()
+    assert gib("training.offload_optimizer=false") > gib() + 112_663_480 * 4 * 5 / GIB
+    assert gib("training.zero_stage=3", processes=2) < 0.9 * gib(processes=2)
+    assert gib("llm.weights=pretrained_ckpt/vicuna_ckpt/13b_v0") > 24
+    assert gib("training.micro_batch_size=2") > gib()
+
+
+def test_a_frozen_parameter_takes_two_bytes_and_a_trained_one_its_optimisers_too(nothing_there):
+    device, _ = memory()
+    assert device["weights"] == 2 * (7_763_030_528 + 112_663_480)
+    _, host = memory(processes=2)
+    assert host["optimiser"] == 112_663_480 * 4 * 5 // 2  # divided between the two
+    device, host = memory("training.zero_stage=0")  # which leaves the optimiser on the GPU
+    assert "optimiser" in device and "optimiser" not in host
+
+
+def test_training_with_a_4_bit_base_fits_12_gib(nothing_there):
+    everything = "training.trainable=[image_decoder, prompt_learner, llama_proj, lora]"
+    assert gib("llm.precision=4bit") < gib("llm.precision=4bit", everything) < 12 < gib("llm.precision=8bit")
+    device, _ = memory("llm.precision=4bit")
+    assert device["weights"] == pytest.approx(2 * 7_875_694_009 - (2 - 0.51587) * 6_476_005_376, rel=1e-5)
+    with pytest.raises(UserError, match="ZeRO stage 3 can't divide it"):
+        load_config("train_mvtec", ["llm.precision=4bit", "training.zero_stage=3"])
 
 
 @pytest.mark.slow
