@@ -12,7 +12,7 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import META, build_model, local_llm, missing_weights, trainable_parts
-from anomalygpt.model.llm import planned_config, weight_bytes
+from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.batches import build_data
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
@@ -31,7 +31,13 @@ MAP_COPIES = 8  # of the probabilities at full size that focal and dice loss kee
 
 
 def describe(config: ExperimentConfig, processes: int) -> list[str]:
-    """The plan of a run as lines of text. Raises :class:`UserError` where the settings and what is there do not fit."""
+    """The plan of a run as lines of text.
+
+    Raises:
+        UserError: the batch does not divide among the processes, the language model's size is unknown, or the model
+            lacks a part that is to be trained.
+        DatasetError: data exist, but not as the settings say.
+    """
     accumulation = accumulation_steps(config.training, processes)
     model, trained = planned_model(config)
     data, pairs, absent = _data(config)
@@ -106,6 +112,44 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     yield f"  host, each process: {_sizes(host)}"
     if config.precision != "auto":  # which is fp32 there
         yield f"  on a CPU instead, each process: {_sizes(host | device | {CUDA: 0})}"
+    if not model.has_llm:
+        return
+    each = [with_precision(config, precision) for precision in PRECISIONS]
+    demos = [demo_memory(changed, model) for changed in each]
+    rows = {
+        "the language model": [demo["language model"] for demo in demos],
+        "this training, each GPU": [sum(estimate_memory(changed, model, processes)[0].values()) for changed in each],
+        "the demo, one GPU": [sum(demo.values()) for demo in demos],
+    }
+    yield f"  {'GiB of a GPU by llm.precision':<30} " + "".join(f"{precision:>8}" for precision in PRECISIONS)
+    for name, sizes in rows.items():
+        yield f"    {name:<28} " + "".join(f"{size / GIB:8.1f}" for size in sizes)
+    yield f"  the demo at 4bit: {_sizes(demos[-1])}"
+
+
+def with_precision(config: ExperimentConfig, precision: str) -> ExperimentConfig:
+    """The same experiment with its language model in another precision."""
+    return config.model_copy(update={"llm": config.llm and config.llm.model_copy(update={"precision": precision})})
+
+
+def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
+    """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
+    assert config.llm is not None
+    llm, encoder = model.llama_model, model.encoder
+    width = BYTES["fp16" if config.precision == "auto" else config.precision]
+    text = _count(encoder.text_tower.parameters()) if hasattr(encoder, "text_tower") else 0
+    lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
+    parts = {name: _count(part.parameters()) for name, part in model.named_children()}
+    tokens = config.llm.max_target_tokens + FRAME_TOKENS
+    return {
+        "language model": weight_bytes(llm, config.llm.precision, width),
+        "encoder": width * (parts.pop("encoder") - text),
+        "trained parts and LoRA": 4 * (sum(parts.values()) - parts["llama_model"] + lora),
+        # By turns: a class's sentences are encoded before an answer begins.
+        "keys and values, or the text tower": width
+        * max(2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens, text),
+        "CUDA": CUDA_BYTES // 2,  # one process, without exchange of gradients
+    }
 
 
 def _sizes(by_use: dict[str, int]) -> str:

@@ -14,7 +14,7 @@ from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
 from anomalygpt.model.build import build_model, image_spec, trainable_parts
-from anomalygpt.training.dry_run import GIB, describe, estimate_memory, planned_model
+from anomalygpt.training.dry_run import GIB, demo_memory, describe, estimate_memory, planned_model, with_precision
 from tests.shared_data import ROOT
 
 SCRIPTS = ("train_mvtec", "train_visa", "train_supervised", "train_all_supervised_cn")
@@ -132,11 +132,28 @@ def test_a_frozen_parameter_takes_two_bytes_and_a_trained_one_its_optimisers_too
     assert "optimiser" in device and "optimiser" not in host
 
 
+def demo(precision: str) -> dict[str, int]:
+    config = with_precision(load_config("imagebind_vicuna7b"), precision)
+    return demo_memory(config, planned_model(config)[0])
+
+
+def test_the_demo_fits_8_gib_at_4_bit_and_16_in_half_precision(nothing_there):
+    vision, text, embeddings = 632_829_440, 354_032_640, 2 * 32_000 * 4096
+    parts = demo("4bit")
+    assert parts["encoder"] == 2 * vision and parts["keys and values, or the text tower"] == 2 * text
+    assert parts["language model"] == pytest.approx(0.516 * 6_476_005_376 + 2 * embeddings, rel=1e-3)
+    sizes = [sum(demo(precision).values()) / GIB for precision in ("full", "8bit", "4bit")]
+    assert sizes == pytest.approx([15.4, 9.4, 6.5], abs=0.05)
+
+
 def test_training_with_a_4_bit_base_fits_12_gib(nothing_there):
     everything = "training.trainable=[image_decoder, prompt_learner, llama_proj, lora]"
     assert gib("llm.precision=4bit") < gib("llm.precision=4bit", everything) < 12 < gib("llm.precision=8bit")
     device, _ = memory("llm.precision=4bit")
     assert device["weights"] == pytest.approx(2 * 7_875_694_009 - (2 - 0.51587) * 6_476_005_376, rel=1e-5)
+    table = describe(load_config("train_mvtec"), processes=1)
+    shown = [line(table, start).split()[-1] for start in ("this training, each GPU", "the demo, one GPU")]
+    assert shown == [f"{gib('llm.precision=4bit'):.1f}", "6.5"]
     with pytest.raises(UserError, match="ZeRO stage 3 can't divide it"):
         load_config("train_mvtec", ["llm.precision=4bit", "training.zero_stage=3"])
 
