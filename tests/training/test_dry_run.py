@@ -13,7 +13,7 @@ import yaml
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
-from anomalygpt.model.build import build_model, image_spec, trainable_parts
+from anomalygpt.model.build import META, build_model, image_spec, trainable_parts
 from anomalygpt.training.dry_run import GIB, demo_memory, describe, estimate_memory, planned_model, with_precision
 from tests.shared_data import ROOT
 
