@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="references per class (default 0)",
     )
     add("--rounds", type=whole_number(1), default=1, metavar="R", help="how many rounds (default: 1)")
-    rule = "paper: numbers 4 * round + k of the sorted good training photos (default)"
-    add("--reference-choice", choices=choices, default="paper", help=rule)
+    add("--reference-choice", choices=choices, default="paper", help="paper (default): good photos 4 * round + k")
     add("--resolution", choices=pixels, default="map", help="measure on the map's pixels (default) or the photo's own")
     add("--no-chat", action="store_true", help="maps only: no language model is loaded")
     add("--no-pictures", action="store_true", help="tables only")

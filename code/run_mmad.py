@@ -24,8 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--data", type=Path, metavar="ROOT", help="the folder that photos' paths start at (default: the file's)")
     add("--shots", type=whole_number(0), default=0, metavar="K", help="references per photo (default: 0)")
     add("--templates", choices=templates, default="similar", help="MMAD's templates to use (default: similar)")
-    methods = "likelihood of each option's text, of its letter, or a generated answer (default: all three)"
-    add("--answer-by", nargs="+", action="extend", choices=METHODS, help=methods)
+    add("--answer-by", nargs="+", action="extend", choices=METHODS, help="how options are chosen (default: all three)")
     arguments = parse(parser, "run_mmad.py", argv)
     arguments.answer_by = [method for method in METHODS if method in (arguments.answer_by or METHODS)]
     with ending_in_one_line(arguments.out):

@@ -89,8 +89,7 @@ class Plan:
             return "none; text map"
         if self.choice == "random":
             return "K good training photos per class, drawn at random in each round"
-        step = f"{PAPER_SHOTS} x round + k (K x round + k for K > {PAPER_SHOTS})"
-        return f"numbers {step}, k < K, of the sorted good training photos, as in the paper"
+        return "numbers 4 x round + k (K x round + k for K > 4), k < K, of the sorted good photos, as in the paper"
 
     def check(self, records: Sequence[ImageRecord]) -> None:
         """Raises UserError where a class has no test photo, or too few references for a round."""
@@ -142,11 +141,9 @@ def measure_cells(
 ) -> tuple[Process, list[dict[str, Any]]]:
     """Measures the cells that have no file in ``out / "state"`` yet, shared by the launcher's processes.
 
-    Args:
-        settings: what the numbers depend on; a folder with others is refused by a UserError.
-        cells: the names of the photos of each; a cell with others is measured anew.
-        build: makes the function that measures a cell, calls its second argument after each photo, and returns
-            JSON-ready values. Not called where a process has nothing to measure.
+    ``cells`` has the names of each one's photos; one with others is measured anew. A folder of other ``settings`` is
+    refused by a UserError. ``build`` makes the function that measures a cell, calls its second argument after each
+    photo, and returns JSON-ready values; it is not called where a process has nothing to measure.
 
     Returns:
         This process and, on the main one, each cell's values, ``shots``, ``round``, ``class``, ``names``, ``seconds``.

@@ -261,5 +261,4 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "data": f"{data} ({arguments.kind}), {len(classes)} classes",
         "maps and masks": sorted({result["maps"] for result in results}),
     }
-    dataset = tables.official_dataset(arguments.kind, records)
-    tables.publish(tables.report(facts, results, dataset), arguments.out)
+    tables.publish(tables.report(facts, results, tables.official_dataset(arguments.kind, records)), arguments.out)

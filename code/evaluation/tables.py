@@ -91,18 +91,17 @@ class Protocol:
         return lines
 
     def _table(self, metrics: list[str]) -> pd.DataFrame:
-        table = self.frame.loc[self.frame["round"] == self.rounds[0], ["class", "photos", "with_defect"]]
-        table.loc["mean"] = ["**mean**", *table[["photos", "with_defect"]].sum()]
+        table = self.frame.groupby("class")[["photos", "with_defect"]].first()
+        table.loc["**mean**"] = table.sum()
         spreads = [*self.classes.values(), self.mean]
         columns = {key: [percent(*one.loc[key]) for one in spreads] for key in metrics if key in self.used}
-        return table.astype(str).rename(columns={"with_defect": "with a defect"}).assign(**columns)
+        return table.astype(str).assign(**columns).reset_index()
 
     def _beside(self, others: Sequence[dict[str, Any]], config: str) -> pd.DataFrame:
         keys = [key for key in self.used if any(key in row for row in others)]
         this_run = {"method": f"this run ({config})", "protocol": "few-shot" if self.shots else "see above"}
         rows = [this_run | {key: percent(*self.mean.loc[key]) for key in keys}]
-        for row in others:
-            rows.append(row | {key: percent(*np.divide(row.get(key, [np.nan]), 100)) for key in keys})
+        rows += [one | {key: percent(*np.divide(one.get(key, [np.nan]), 100)) for key in keys} for one in others]
         return pd.DataFrame(rows, columns=["method", "protocol", *keys])
 
 

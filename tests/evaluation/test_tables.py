@@ -45,7 +45,7 @@ def page_of(*results, dataset: str | None = None) -> str:
 
 def test_the_table_has_a_row_per_class_and_the_mean_over_classes_where_defined():
     page = page_of(category("bottle", BOTTLE), category("screw", SCREW))
-    assert "| class | photos | with a defect | image_auroc |" in page
+    assert "| class | photos | with_defect | image_auroc |" in page
     assert "| bottle | 3 | 2 | 100.0 | 100.0 | 100.0 | 50.0 |" in page
     assert "| **mean** | 6 | 4 | 75.0 |" in page
     assert "answer_accuracy |" not in page, "without a language model"
