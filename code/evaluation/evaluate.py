@@ -84,8 +84,7 @@ def ground_truth(
     side = result.model_map.shape[-1]
     scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
     if not record.masks:
-        blank = np.zeros(scores.shape, dtype=bool)
-        return GroundTruth(scores, blank, None, blank)
+        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((1, 1), dtype=bool))
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
         if rule == "photo":

@@ -237,7 +237,7 @@ def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Seque
     if "generated" in methods:
         content["unclear_answers"] = sum(row["generated"] is None for row in rows)
         lines += [f"* generated answers that name no option: {content['unclear_answers']}"]
-    table.iloc[:, 2:] = table.iloc[:, 2:].map(tables.percent)
+    table[["chance", *methods]] = table[["chance", *methods]].map(tables.percent)
     table.iloc[-1, 0] = "**average**"
     return {
         "results.json": content,

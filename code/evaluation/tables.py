@@ -200,7 +200,7 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
 
 def training_sources(config: ExperimentConfig) -> dict[str, list[tuple[str, DataSource]]]:
     """Each delta's path, and the kind of defects and the photos that it was trained on, as far as its file says so."""
-    found = {}
+    found: dict[str, list[tuple[str, DataSource]]] = {}
     for delta in config.deltas:
         data = (yaml.safe_load(read_metadata(resolve(delta.path)).get("config", "")) or {}).get("data") or {}
         known = DataConfig.model_validate({key: data[key] for key in data.keys() & DataConfig.model_fields.keys()})
@@ -221,6 +221,6 @@ def training_warnings(config: ExperimentConfig, root: Path, class_names: Sequenc
             shared = ", ".join(sorted({*names} & {*class_names}))
             seen = f"{shared} ({source.root}): this is not a test on unseen classes"
             if is_same and defects == "real":
-                seen = f"real defects of {source.root}, test photos among them: no numbers for new photos"
+                seen = f"real defects of {source.root}, test photos among them: the numbers do not hold for new photos"
             warnings += [f"{delta} was trained on {seen}"] if shared else []
     return warnings

@@ -89,7 +89,7 @@ def test_a_delta_says_what_it_was_trained_on(tmp_path, tree):
             r"on bottle \(.*tree\): .* not a test on unseen",
         ),
         ("tree", "other", "simulated", ["screw"], None),
-        ("tree", "tree", "real", ["bottle"], "real defects of .*tree, .* no numbers for new photos"),
+        ("tree", "tree", "real", ["bottle"], "real defects of .*tree, .* do not hold for new photos"),
         ("gone", "other", "simulated", ["bottle"], None),  # a missing training folder is compared by its path alone
         ("gone", "gone", "simulated", ["bottle"], "trained on bottle"),
     ],
