@@ -1,7 +1,6 @@
 """Answers multiple-choice questions about photos: ``python run_mmad.py --questions mmad.json [--shots 1] [--out DIR]``.
 
-The processes of ``torchrun`` or ``deepspeed`` divide the photos. A run with --out that was stopped or killed is
-continued by the same command.
+The processes of ``torchrun`` or ``deepspeed`` divide the photos. The same command continues a stopped run with --out.
 """
 
 import argparse

@@ -152,9 +152,7 @@ def measure_cells(
         state = folder / "state"
         settings = settings | {"device": process.device.type}  # cpu and cuda differ in the last digits
         distributed.on_main(process.is_main, lambda: _require(state, settings))
-        files = {
-            cell: state / f"{cell.shots}_shot_round_{cell.round}/{quote(cell.class_name, '')}.json" for cell in cells
-        }
+        files = {one: state / f"{one.shots}_shot_round_{one.round}/{quote(one.class_name, '')}.json" for one in cells}
         missing = [cell for cell, names in cells.items() if _read(files[cell]).get("names") != [*names]]
         distributed.barrier()  # every process has read the files before one of them writes another
         if own := missing[process.rank :: process.world_size]:
@@ -178,15 +176,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _require(state: Path, settings: dict[str, Any]) -> None:
     """Stores the settings that the numbers depend on; raises UserError where others are stored."""
-    file = state / "settings.json"
     new = json.loads(json.dumps(settings))
-    stored = _read(file) or new
+    stored = _read(state / "settings.json") or new
     for key in {**new, **stored}:
         if new.get(key) != stored.get(key):
             before, now = (json.dumps(values.get(key), ensure_ascii=False)[:80] for values in (stored, new))
             other = f"holds a run with another {key} ({before}, now {now})"
             raise UserError(f"{state.parent}: {other}; name another --out, or delete {state} to start anew")
-    write_files(state, {file.name: new})
+    write_files(state, {"settings.json": new})
 
 
 def build_predictor(config: ExperimentConfig, process: Process, with_llm: bool) -> Predictor:

@@ -77,10 +77,7 @@ class GroundTruth(NamedTuple):
 def ground_truth(
     record: ImageRecord, result: ImageResult, transform: ImageTransform, rule: str, saturated: bool = False
 ) -> GroundTruth:
-    """A photo's map and mask on the same pixels; raises DatasetError where the mask can't be read.
-
-    ``saturated``: each of LOCO's masks is one region, with the saturation threshold of its kind.
-    """
+    """A photo's map and mask on the same pixels; raises DatasetError where the mask can't be read."""
     side = result.model_map.shape[-1]
     scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
     if not record.masks:
@@ -94,7 +91,7 @@ def ground_truth(
 
     image = masks.load_mask(record)
     mask = placed(masks.own_values(record, image) if rule == "official_visa" else image)
-    regions = []
+    regions = []  # each of LOCO's masks is one, with the saturation threshold of its kind
     for defect in masks.loco_regions(record) if saturated else ():
         pixels = placed(binary_image(defect.pixels))
         if pixels.any():

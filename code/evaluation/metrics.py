@@ -10,7 +10,6 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import Region, label_regions
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
-
 # Pixel metrics are exact up to this many distinct scores (240 maps of 224 x 224), beyond it neighbours count as one.
 MAX_SCORES = 12_000_000
 

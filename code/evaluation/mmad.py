@@ -61,10 +61,7 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
 
 
 def read_questions(path: Path, root: Path, templates: str = "similar", shots: int = 0) -> list[Question]:
-    """Reads all questions of a file, in MMAD's or RobustMAD's form or as a list; raises UserError.
-
-    Photos lie below ``root``, with ``shots`` references each: in MMAD's file the ``similar`` or ``random`` templates.
-    """
+    """Reads a file's questions, in MMAD's or RobustMAD's form or as a list; raises UserError, also of absent photos."""
     found: list[Question] = []
     try:
         for entry in _entries(json.loads(path.read_text(encoding="utf-8")), templates):

@@ -80,8 +80,9 @@ class Protocol:
         lines += [f"Rounds: {', '.join(map(str, self.rounds))}.", ""] if self.shots else []
         for metrics in (MAP_METRICS, VERDICT_METRICS + ANSWER_METRICS):
             lines += [*markdown_table(self._table(metrics), texts=1), ""]
-        hindsight = percent(*self.mean.loc[HINDSIGHT])
-        lines += [f"The best threshold for all classes together, in hindsight: {hindsight} (mean over classes)."]
+        lines += [
+            f"One threshold for all classes, in hindsight: {percent(*self.mean.loc[HINDSIGHT])} (mean over classes)."
+        ]
         others = [row for row in PUBLISHED["rows"] if (row["dataset"], row["shots"]) == (dataset, self.shots)]
         if others:
             lines += ["", f"Beside published means on {PUBLISHED['datasets'][dataset]['title']}:", ""]
@@ -173,13 +174,11 @@ def fingerprint(config: ExperimentConfig, with_llm: bool) -> dict[str, Any]:
 def facts_of(config: ExperimentConfig, command: str, process: Process, cells: list[dict[str, Any]]) -> dict[str, Any]:
     """How the numbers of a run were made; ``cells`` give their ``seconds`` and ``names`` of photos."""
     seconds, photos = sum(cell["seconds"] for cell in cells), sum(len(cell["names"]) for cell in cells)
-    trained = {
-        delta: [
-            f"{defects} defects on {one.root} ({', '.join([one.kind, *(one.classes or ())])})"
-            for defects, one in sources
-        ]
-        for delta, sources in training_sources(config).items()
-    }
+    trained = []
+    for delta, sources in training_sources(config).items():
+        where = [f"{one.root} ({', '.join([one.kind, *(one.classes or ())])})" for _, one in sources]
+        words = f"{sources[0][0]} defects on {', '.join(where)}" if sources else "its file names no photos"
+        trained.append(f"{delta}: {words}")
     return {
         "command": command,
         "config": config.name,
@@ -188,7 +187,7 @@ def facts_of(config: ExperimentConfig, command: str, process: Process, cells: li
         "device": str(process.device),
         "processes": process.world_size,
         "seconds per photo and process": round(seconds / photos, 2),
-        "trained on": [f"{delta}: {', '.join(what) or 'its file names no photos'}" for delta, what in trained.items()],
+        "trained on": trained,
     }
 
 
