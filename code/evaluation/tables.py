@@ -80,9 +80,8 @@ class Protocol:
         lines += [f"Rounds: {', '.join(map(str, self.rounds))}.", ""] if self.shots else []
         for metrics in (MAP_METRICS, VERDICT_METRICS + ANSWER_METRICS):
             lines += [*markdown_table(self._table(metrics), texts=1), ""]
-        lines += [
-            f"One threshold for all classes, in hindsight: {percent(*self.mean.loc[HINDSIGHT])} (mean over classes)."
-        ]
+        hindsight = percent(*self.mean.loc[HINDSIGHT])
+        lines += [f"The best threshold for all classes together, in hindsight: {hindsight} (mean over classes)."]
         others = [row for row in PUBLISHED["rows"] if (row["dataset"], row["shots"]) == (dataset, self.shots)]
         if others:
             lines += ["", f"Beside published means on {PUBLISHED['datasets'][dataset]['title']}:", ""]
