@@ -13,17 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from anomalygpt.datasets.photos import decoding
-from anomalygpt.datasets.records import (
-    GOOD,
-    DatasetError,
-    ImageRecord,
-    Split,
-    choose_classes,
-    find_photos,
-    first_offenders,
-    in_order,
-    require_folder,
-)
+from anomalygpt.datasets.records import GOOD, DatasetError, ImageRecord, Split, choose_classes, find_photos
 from anomalygpt.datasets.tree import is_called, split_called
 from anomalygpt.errors import reading_warning
 from anomalygpt.files import read_yaml
@@ -34,11 +24,7 @@ Annotated = tuple[Path, Split | None, Shapes, Path]  # photo, split if anything 
 
 
 def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
-    """What an annotation file marks on a photo: mode L, 0 and 255, shapes of labels such as ``good`` left out.
-
-    Args:
-        path: COCO's or LabelMe's JSON, or YOLO's text.
-        size: of the upright photo.
+    """What COCO's, LabelMe's or YOLO's file marks on an upright photo of a size: mode L, 0 and 255, ``good`` left out.
 
     Raises:
         DatasetError: the file can't be read, or does not hold the photo.
@@ -68,15 +54,15 @@ def index_annotated(
     Raises:
         DatasetError: no annotations of this kind, one that can't be read, or a photo that is not there.
     """
-    root = require_folder(root).resolve()
+    root = root.resolve()
     [name] = choose_classes(root, [name or root.name], classes)
     for cached in (_json_shapes, _yolo_table):  # files may have changed since
         cached.cache_clear()
     photos = list(read(root))
-    missing = [image for image, *_ in photos if not image.is_file()]
-    if missing or not photos:
-        what = f"{len(missing)} annotated photos are not there: {first_offenders(missing)}"
-        raise DatasetError(f"{root}: {what if missing else 'no annotations of this kind; data/README.md shows them'}")
+    if not photos:
+        raise DatasetError(f"{root}: no annotations of this kind; data/README.md shows them")
+    if missing := [image for image, *_ in photos if not image.is_file()]:
+        raise DatasetError(f"{root}: {len(missing)} annotated photos are not there: the first is {missing[0]}")
     splits = {split for _, split, *_ in photos}
     if None in splits:
         reading_warning(f"{root}: photos outside of files or folders called train or test are tested, and none trains")
@@ -87,7 +73,7 @@ def index_annotated(
         where: Split = "test" if split is None or (split == "validation" and is_val_tested) else split
         defect, masks = ",".join(kinds) or GOOD, (source,) if kinds else ()
         records.append(ImageRecord(image, name, where, bool(kinds), defect, masks))
-    return in_order(records)
+    return sorted(records)
 
 
 def _coco(root: Path) -> Iterator[Annotated]:

@@ -21,7 +21,7 @@ from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_
 from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.pairs import TrainingPairs
 from anomalygpt.datasets.photos import configure, load_image
-from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders, in_order
+from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
 
@@ -74,7 +74,7 @@ def normal_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> 
             more, and never all. A class with a validation split (LOCO) keeps its training photos: that split
             is held back in their place, or nothing for fraction 0.
     """
-    own_photos = in_order(r for r in records if r.split == "validation" and not r.is_anomalous)
+    own_photos = sorted(r for r in records if r.split == "validation" and not r.is_anomalous)
     divided = {record.class_name for record in own_photos}
     groups: defaultdict[tuple[bool, str], list[ImageRecord]] = defaultdict(list)
     for record in records:
