@@ -136,14 +136,15 @@ def _colours(rgb: Values, lossy: bool) -> tuple[Values, str]:
     """(H, W, 3): all but the background's colour is marked. It is black, or what covers more than half."""
     if (rgb == rgb[..., :1]).all():
         return _grey(rgb[..., 0], lossy)
-    found, counts = np.unique(rgb.reshape(-1, 3), axis=0, return_counts=True)
+    packed = rgb.astype(np.int32) @ (65536, 256, 1)
+    found, first, counts = np.unique(packed, return_index=True, return_counts=True)
     if len(found) == 1:
         raise ValueError("one colour alone, so nothing tells a defect from the background")
-    few, size = len(found) <= MAX_LABELS and not lossy, counts.sum()
-    has_black = not found[0].any() and (few or counts[0] * 10 > size)
-    if not has_black and counts.max() * 2 <= size:
+    few, most = len(found) <= MAX_LABELS and not lossy, int(counts.argmax())
+    has_black = found[0] == 0 and (few or counts[0] * 10 > packed.size or most == 0)
+    if not has_black and counts[most] * 2 <= packed.size:
         raise ValueError("no black, and no colour covers more than half; expected a black background")
-    background = found[0 if has_black else counts.argmax()].astype(np.int16)
+    background = rgb.reshape(-1, 3)[first[0 if has_black else most]].astype(np.int16)
     distance = np.abs(rgb - background).max(axis=-1)
     # JPEG halves the resolution of colour, so that edges bleed.
     threshold = 0 if few else distance.max() / 4 if lossy else 255 * SOFT_THRESHOLD
@@ -161,9 +162,7 @@ def _grey(values: Values, lossy: bool) -> tuple[Values, str]:
         return values > 0, f"binary 0/{high:g}" if high else "nothing marked"
     if (len(found) <= MAX_LABELS and not lossy) or _fills_areas(values, low, high):
         if low > 0 and counts[0] * 2 <= values.size:
-            raise ValueError(
-                f"no value is 0 and the lowest, {low:g}, covers less than half; expected a background of 0"
-            )
+            raise ValueError(f"no value is 0 and the lowest, {low:g}, covers less than half; expected background 0")
         return values > low, f"labels > {low:g}"
     if values.dtype != np.uint8 or high < MAX_LABELS:
         scaled = values.astype(np.float64) * (255 / high)
