@@ -29,10 +29,8 @@ def class_table() -> dict[str, Any]:
 
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-ByLanguage = Annotated[
-    dict[Literal["en", "zh"], Words],
-    BeforeValidator(lambda value: {"en": value} if isinstance(value, str) else value),
-]
+AsEnglish = BeforeValidator(lambda value: {"en": value} if isinstance(value, str) else value)
+ByLanguage = Annotated[dict[Literal["en", "zh"], Words], AsEnglish]
 
 
 class ClassInfo(Settings):
@@ -48,13 +46,8 @@ class _File(Settings):
 
 
 def folder_infos(root: Path) -> dict[str, ClassInfo]:
-    """The entries of ``dataset.yaml`` in ``root``, by class name; empty where there is no such file.
-
-    Raises:
-        UserError: the file can't be read, or is not YAML.
-        DatasetError: it has an unknown key (a similar one is suggested), a value out of range, or an unknown class.
-    """
-    path = Path(root) / "dataset.yaml"
+    """The entries of ``dataset.yaml`` in ``root``, by class name; none without it. Raises UserError for a wrong one."""
+    path = root / "dataset.yaml"
     if not path.is_file():
         return {}
     try:
@@ -75,8 +68,7 @@ def noun_phrase(class_name: str, language: str = "en", info: ClassInfo | None = 
     """The class with its article: ``a bottle``, ``an object``, ``capsules``; without one in Chinese."""
     own: Mapping[Any, str] = info.name if info else {}
     name = spoken_name(own.get(language, class_name))
-    translated = phrase_table(language).get("class_names")
-    if translated is not None:
+    if translated := phrase_table(language).get("class_names"):
         return translated.get(name.lower(), name)
     return name if name.lower() in class_table()["plural"] else with_article(name)
 

@@ -17,12 +17,8 @@ HEADER = ("class", "split", "kind", "photos", "masks", "read as")
 def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list[str]:
     """A line per class, split and kind, with the number of photos and of masks and how these were read.
 
-    Every mask is read, unless ``with_masks`` is false: then none is. Warns of classes whose masks mostly mark more than
-    half of their photos or mark nothing, of kinds where some photos have a mask and others none, and of test photos
-    that are training photos, too, byte for byte.
-
-    Raises:
-        DatasetError: a mask that can't be read.
+    Every mask is read, unless ``with_masks`` is false, and what looks wrong is a warning. Raises :class:`DatasetError`
+    for a mask that can't be read.
     """
     groups: defaultdict[tuple[str, str, str], list[ImageRecord]] = defaultdict(list)
     for record in records:
@@ -60,6 +56,5 @@ def _warn_of_leaks(records: Sequence[ImageRecord]) -> None:
     tested, trained = ([r.image for r in records if (r.split == "test") is which] for which in (True, False))
     sizes = {image.stat().st_size for image in tested} & {image.stat().st_size for image in trained}
     digests = {sha256(image) for image in trained if image.stat().st_size in sizes}
-    leaks = [image for image in tested if image.stat().st_size in sizes and sha256(image) in digests]
-    if leaks:
+    if leaks := [image for image in tested if image.stat().st_size in sizes and sha256(image) in digests]:
         reading_warning(f"{len(leaks)} test photos are also training photos, byte for byte: {first_offenders(leaks)}")

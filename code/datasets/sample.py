@@ -13,18 +13,12 @@ AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
 class AnomalySample(NamedTuple):
-    """One photo with its mask and conversation.
+    """One photo with its mask and conversation."""
 
-    Attributes:
-        image: (3, S, S) float32, normalised.
-        mask: (1, S, S) float32 in {0, 1}, the target.
-        turns: human and assistant in turn.
-    """
-
-    image: Tensor
-    mask: Tensor
+    image: Tensor  # (3, S, S) float32, normalised
+    mask: Tensor  # (1, S, S) float32 in {0, 1}, the target
     class_name: str
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...]  # human and assistant in turn
     is_anomalous: bool
     photo: str = ""
 
@@ -32,14 +26,12 @@ class AnomalySample(NamedTuple):
 class SamplePair(NamedTuple):
     """A normal photo and a defect of the same class, as training takes them (paper section 4.1).
 
-    Attributes:
-        reference: (3, S, S) float32, another normal photo of the class. None where the class has no normal photo: its
-            ``normal`` is then of another class.
+    Without normal photos of the class, ``normal`` is of another one, and there is no reference.
     """
 
     normal: AnomalySample
     defect: AnomalySample
-    reference: Tensor | None
+    reference: Tensor | None  # (3, S, S) float32, another normal photo of the class
 
 
 @dataclass(frozen=True)
@@ -53,26 +45,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class AnomalyBatch(Batch):
-    """B pairs in the order normal 0, defect 0, normal 1, defect 1, …
+    """B pairs in the order normal 0, defect 0, normal 1, defect 1, …"""
 
-    Attributes:
-        images: (2B, 3, S, S) float32.
-        masks: (2B, 1, S, S) float32 in {0, 1}.
-        class_names, conversations: 2B each.
-        references: (B, 3, S, S) float32, one per pair; None where not every pair has one.
-        photos: the files of the defects, or of what they are simulated on, B.
-    """
-
-    images: Tensor
-    masks: Tensor
+    images: Tensor  # (2B, 3, S, S) float32
+    masks: Tensor  # (2B, 1, S, S) float32 in {0, 1}
     class_names: list[str]
     conversations: list[tuple[Turn, ...]]
-    references: Tensor | None
-    photos: tuple[str, ...] = ()
+    references: Tensor | None  # (B, 3, S, S) float32; None where not every pair has one
+    photos: tuple[str, ...] = ()  # the files of the defects, or of what they are simulated on, B
 
 
 def collate_pairs(pairs: Sequence[SamplePair]) -> AnomalyBatch:
-    """B pairs -> one batch of 2B images, without references where a pair has none."""
+    """B pairs -> one batch of 2B images."""
     samples = [sample for pair in pairs for sample in (pair.normal, pair.defect)]
     references = [pair.reference for pair in pairs if pair.reference is not None]
     return AnomalyBatch(
