@@ -24,11 +24,7 @@ Annotated = tuple[Path, Split | None, Shapes, Path]  # photo, split if anything 
 
 
 def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
-    """What COCO's, LabelMe's or YOLO's file marks on an upright photo of a size: mode L, 0 and 255, ``good`` left out.
-
-    Raises:
-        DatasetError: the file can't be read, or does not hold the photo.
-    """
+    """What COCO's, LabelMe's or YOLO's file marks on an upright photo: mode L, 0 and 255, ``good`` left out."""
     if path.suffix == ".txt":
         shapes = _yolo_shapes(path, size)
     else:
@@ -49,10 +45,7 @@ def index_annotated(
     """The photos that ``read`` finds in a folder, as one class, by default called as the folder.
 
     A photo without shapes is normal. Photos whose split has no name are tested; so are those of ``val`` where there is
-    no ``test``.
-
-    Raises:
-        DatasetError: no annotations of this kind, one that can't be read, or a photo that is not there.
+    no ``test``. Raises :class:`DatasetError` for no annotations, or a missing or unreadable file.
     """
     root = root.resolve()
     [name] = choose_classes(root, [name or root.name], classes)
@@ -71,8 +64,8 @@ def index_annotated(
     for image, split, shapes, source in photos:
         kinds = sorted({label for label, _ in _defects(shapes)})
         where: Split = "test" if split is None or (split == "validation" and is_val_tested) else split
-        defect, masks = ",".join(kinds) or GOOD, (source,) if kinds else ()
-        records.append(ImageRecord(image, name, where, bool(kinds), defect, masks))
+        masks = (source,) if kinds else ()
+        records.append(ImageRecord(image, name, where, bool(kinds), ",".join(kinds) or GOOD, masks))
     return sorted(records)
 
 
@@ -178,9 +171,8 @@ def _labelme_shape(entry: dict[str, Any]) -> tuple[str, list[float]]:
     if kind == "rectangle":
         points = _box(min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
     elif kind == "circle":
-        x, y, radius = *points[:2], math.dist(points[:2], points[2:])
-        circle = ((radius * math.cos(step / 10), radius * math.sin(step / 10)) for step in range(63))
-        points = [number for dx, dy in circle for number in (x + dx, y + dy)]
+        angles, radius = np.arange(63) / 10, math.dist(points[:2], points[2:])
+        points = (points[:2] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)).ravel().tolist()
     elif kind != "polygon":
         raise ValueError(f"a shape {kind}; expected polygon, rectangle or circle")
     return str(entry["label"]), points

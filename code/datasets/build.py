@@ -1,6 +1,7 @@
 """Config -> data: the one place of this layer that knows the config."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -12,21 +13,24 @@ import numpy as np
 from anomalygpt.config.load import nor, resolve
 from anomalygpt.config.schema import DataConfig
 from anomalygpt.datasets.annotations import index_coco, index_labelme, index_yolo
-from anomalygpt.datasets.class_info import ClassInfo, folder_infos
+from anomalygpt.datasets.class_info import folder_infos
 from anomalygpt.datasets.csv_table import index_csv, index_visa
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.findings_dialogue import FindingsConversations
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
-from anomalygpt.datasets.overview import overview
+from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.pairs import TrainingPairs
 from anomalygpt.datasets.photos import configure, load_image
 from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
+from anomalygpt.errors import reading_warning
+from anomalygpt.files import sha256
 
 logger = logging.getLogger(__name__)
 
+HEADER = ("class", "split", "kind", "photos", "masks", "read as")  # of the overview
 Division = tuple[list[ImageRecord], list[ImageRecord]]  # (to train on, held back to validate on)
 Indexer = Callable[[Path, Sequence[str] | None], list[ImageRecord]]
 INDEXERS: Mapping[str, Indexer] = {
@@ -128,9 +132,8 @@ def build_pairs(
     records, is_real = build_records(config), config.defects == "real"
     for line in overview(records, with_masks=is_real):
         logger.info(line)
-    infos: dict[str, ClassInfo] = {}
-    for source in config.sources:
-        infos |= folder_infos(resolve(source.root)) if source.kind == "folder" else {}
+    own = (folder_infos(resolve(source.root)) for source in config.sources if source.kind == "folder")
+    infos = {name: info for table in own for name, info in table.items()}
     wording = Wording(config.follow_up_questions, config.languages, config.description_share, infos)
     parts = (supervised_split if is_real else normal_split)(records, config.validation_share, seed)
     train, held_back = (_readable(part, config.unreadable) if decode_all else part for part in parts)
@@ -141,8 +144,7 @@ def build_pairs(
     kinds = {record.is_anomalous for record in held_back}
     if is_real and len(kinds) == 1:
         lacking = "normal ones" if True in kinds else "defect (one is held back where a kind has two or more)"
-        message = "nothing is validated: the %d held-back photos hold no %s, and pairs need both"
-        logger.warning(message, len(held_back), lacking)
+        logger.warning("nothing is validated: the %d held-back photos hold no %s", len(held_back), lacking)
     options = (transform, seed, config.patch_source, config.drawn_share, wording, is_real)
     validation = TrainingPairs(held_back, *options) if len(kinds) == 1 + is_real else None
     return TrainingPairs(train, *options), validation
@@ -163,3 +165,45 @@ def build_instructions(config: DataConfig, transform: ImageTransform) -> Instruc
     if (source := config.instructions) is None:
         return None
     return Instructions(resolve(source.conversations), resolve(source.images), transform, source.turns)
+
+
+def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list[str]:
+    """A line per class, split and kind, with the number of photos and of masks and how these were read.
+
+    Every mask is read, unless ``with_masks`` is false, and what looks wrong is a warning. Raises :class:`DatasetError`
+    for a mask that can't be read.
+    """
+    groups: defaultdict[tuple[str, str, str], list[ImageRecord]] = defaultdict(list)
+    for record in records:
+        groups[record.class_name, record.split, record.defect].append(record)
+    rows, marked = [HEADER], defaultdict[str, list[tuple[float, Path]]](list)
+    for (name, split, kind), own in groups.items():
+        codings = set()
+        marking = [record for record in own if record.masks]
+        for record in marking if with_masks else ():
+            image = load_mask(record)
+            codings.add(image.info["coding"])
+            marked[name].append((float(np.mean(np.asarray(image) > 0)), record.masks[0]))
+        without = [record.image.name for record in own if record.is_anomalous and not record.masks]
+        if with_masks and marking and without:
+            said = f"{len(without)} defect photos have no mask ({first_offenders(without)})"
+            reading_warning(f"{own[0].image.parent}: {said}; they count in image metrics alone")
+        count = str(len(marking)) if marking or without else ""
+        rows.append((name, split, kind, str(len(own)), count, ", ".join(sorted(codings))))
+    for name, shares in marked.items():
+        large = [mask for share, mask in shares if share > 0.5]
+        if len(large) * 2 > len(shares):
+            said = f"more than half of the photo is marked in {len(large)} of {len(shares)} masks, as in {large[0]}"
+            reading_warning(f"{name}: {said}; if defects are black in them, invert them")
+        if empty := [mask for share, mask in shares if share == 0]:
+            reading_warning(f"{name}: {len(empty)} masks of defect photos mark nothing: {first_offenders(empty)}")
+    tested, trained = ([r.image for r in records if (r.split == "test") is which] for which in (True, False))
+    sizes = {image.stat().st_size for image in tested} & {image.stat().st_size for image in trained}
+    digests = {sha256(image) for image in trained if image.stat().st_size in sizes}
+    if leaks := [image for image in tested if image.stat().st_size in sizes and sha256(image) in digests]:
+        reading_warning(f"{len(leaks)} test photos are also training photos, byte for byte: {first_offenders(leaks)}")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    if with_masks and not marked and any(record.is_anomalous for record in records):
+        lines.append("no defect photo has a mask: image metrics alone")
+    return lines

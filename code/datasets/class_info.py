@@ -1,7 +1,7 @@
 """What is known of a class by its name: its words in each language, and what a folder's ``dataset.yaml`` adds."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,21 +13,16 @@ from anomalygpt.datasets.synthesis import NSASettings
 from anomalygpt.datasets.tree import class_folders
 from anomalygpt.files import read_yaml
 
-PHRASES = Path(__file__).with_name("phrases")
 LANGUAGES = ("en", "zh")
 
 
 @cache
 def phrase_table(language: str) -> dict[str, Any]:
     """The contents of ``phrases/<language>.yaml``."""
-    return read_yaml(PHRASES / f"{language}.yaml")
+    return read_yaml(Path(__file__).parent / "phrases" / f"{language}.yaml")
 
 
-def class_table() -> dict[str, Any]:
-    """The contents of ``phrases/classes.yaml``: the known classes, their aliases, plurals and numbers of parts."""
-    return phrase_table("classes")
-
-
+class_table = partial(phrase_table, "classes")  # the known classes, their aliases, plurals and numbers of parts
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 AsEnglish = BeforeValidator(lambda value: {"en": value} if isinstance(value, str) else value)
 ByLanguage = Annotated[dict[Literal["en", "zh"], Words], AsEnglish]

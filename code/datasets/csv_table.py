@@ -23,9 +23,8 @@ Row = dict[str, str]  # cells by the name of their column in names.yaml, and the
 def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """Every photo that the table lists, sorted by class, split and path; data/README.md says what it may hold.
 
-    Raises:
-        DatasetError: a table without paths or labels, a cell with an unknown value, a mask of a normal photo, a photo
-            that is listed twice, or a missing file; the message names the line.
+    Raises :class:`DatasetError`, which names the line, for a value of unknown meaning, a mask of a normal photo, a
+    photo that is listed twice, or a missing file.
     """
     if table.is_dir():
         raise DatasetError(f"{table}: this is a folder, a CSV file was expected")
@@ -55,7 +54,11 @@ def _read_table(path: Path, required: Sequence[str]) -> list[Row]:
     """The rows of a table, without empty ones and unknown columns."""
     with decoding(path, "a CSV table"):
         lines = _lines(path.read_bytes(), path)
-        reader = csv.reader(lines, delimiter=_delimiter(lines), strict=True)
+        # The delimiter by which most columns of the header are known.
+        first = next((line for line in lines if line.strip()), "")
+        known = set().union(*names()["columns"].values())
+        delimiter = max(DELIMITERS, key=lambda mark: sum(plain(cell) in known for cell in first.split(mark)))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     header = [cell.strip() for cell in rows[0][1]] if rows else []
     place = _columns(header, path)
@@ -85,23 +88,15 @@ def _lines(data: bytes, path: Path) -> list[str]:
     raise DatasetError(f"{path}: its text is neither UTF-8, UTF-16 nor GB18030; save it as UTF-8")
 
 
-def _delimiter(lines: Sequence[str]) -> str:
-    """The delimiter by which most columns of the header are known."""
-    header = next((line for line in lines if line.strip()), "")
-    known = set().union(*names()["columns"].values())
-    return max(DELIMITERS, key=lambda mark: sum(plain(cell) in known for cell in header.split(mark)))
-
-
 def _columns(found: Sequence[str], path: Path) -> dict[str, int]:
     """Where each column of names.yaml stands: the first of its names that the header has."""
     header = [plain(name) for name in found]
     place: dict[str, int] = {}
     for column, aliases in names()["columns"].items():
-        for alias in aliases:
-            if column not in place and alias in header and header.index(alias) not in place.values():
-                if header.count(alias) > 1:
-                    raise DatasetError(f"{path}: expected one column {alias}, found {header.count(alias)}")
-                place[column] = header.index(alias)
+        if free := [alias for alias in aliases if alias in header and header.index(alias) not in place.values()]:
+            if header.count(free[0]) > 1:
+                raise DatasetError(f"{path}: expected one column {free[0]}, found {header.count(free[0])}")
+            place[column] = header.index(free[0])
     return place
 
 

@@ -24,7 +24,7 @@ from anomalygpt.datasets.findings import (
     finding_phrases,
     findings_text,
 )
-from anomalygpt.datasets.sample import Batch
+from anomalygpt.datasets.pairs import Batch
 
 Split = Literal["train", "held_out"]
 HELD_OUT = 3  # every third line of a kind is held out

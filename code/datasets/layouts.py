@@ -24,10 +24,8 @@ DEFECTS |= {"YW": "foreign objects", "ZW": "contamination"}
 def index_marked(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """KolektorSDD, KolektorSDD2 or DAGM 2007: a photo whose mask marks something is a defect, in either split.
 
-    KolektorSDD has no split: the first half of its items trains, the other half is tested; no item is in both.
-
-    Raises:
-        DatasetError: a tree of another shape, an unknown class, or a mask without its photo.
+    KolektorSDD has no split: the first half of its items trains, the other half is tested; no item is in both. Raises
+    :class:`DatasetError` for a tree of another shape, an unknown class, or a mask without its photo.
     """
     folders = {root.resolve().name: root} if _splits(root) else {s.name: s for s in list_folders(root) if _splits(s)}
     chosen = choose_classes(root, list(folders), classes)
@@ -87,10 +85,7 @@ def _real_iad(table: Path, photos: Path, _: Path) -> Iterator[Annotated]:
 
 
 def _crack_forest(root: Path) -> Iterator[Annotated]:
-    """CrackForest: photos of roads, and MATLAB files that mark the cracks (Shi et al., 2016); all are tested.
-
-    Photos without such a file (201 and up) show roads with and without cracks: they are left out.
-    """
+    """CrackForest (Shi et al., 2016): photos of roads that a MATLAB file marks; all are tested, the others left out."""
     for path in sorted((root / "groundTruth").glob("*.mat")):
         cracked = read_cracks(path).getbbox() is not None
         yield root / "image" / f"{path.stem}.jpg", "test", [("crack", ())] if cracked else [], path

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,7 @@ LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF", "HEIF")
 MOST_NUMBER = 100  # the paper's rule for VisA, > 1 % of the maximum, loses no label of up to this number
 MAX_LABELS = 32  # more distinct values are grey levels, unless most of them fill areas
 SOFT_THRESHOLD = 0.1  # of white; as the paper's rule for MVTec-AD
-
-# CrackForest's segments: 1 road, 2 cracks, 3 undamaged road enclosed by cracks, 4 further cracks. Segment 3 covers up
-# to a third of a photo; counted as crack it would mark undamaged road.
-CRACK_SEGMENTS = (2, 4)
+CRACK_SEGMENTS = (2, 4)  # of CrackForest's: 1 is road, 3 undamaged road that cracks enclose, up to a third of a photo
 LOCO_KINDS = "defects_config.json"  # in a class's folder of MVTec LOCO AD
 LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.png
 
@@ -34,11 +30,8 @@ LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.p
 def load_mask(record: ImageRecord) -> Image.Image:
     """What the masks of a photo mark together; ``info["coding"]`` says how they were read, such as ``binary 0/255``.
 
-    The image, of mode L, holds 0 and 255, or grey levels where the mask's edges are soft. It has the upright photo's
-    aspect ratio, not necessarily its size.
-
-    Raises:
-        DatasetError: there is no mask, or one can't be read, has another aspect ratio, or is ambiguous.
+    The image, of mode L, holds 0 and 255, or grey levels where the mask's edges are soft, in any size of the upright
+    photo's aspect ratio. Raises :class:`DatasetError` for no mask, or one that can't be read or is ambiguous.
     """
     if not record.masks:
         raise DatasetError(f"{record.image}: has no mask")
@@ -83,10 +76,8 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
         fits_stored = orientation > 1 and own not in range(2, 9) and same_shape(mask.size, stored)
         if same_shape(mask.size, shown):
             if fits_stored:
-                reading_warning(
-                    f"{photo}: EXIF turns the photo, and {path.name} fits it before and after; taken as drawn on the "
-                    "upright photo (save the photo upright to be sure)"
-                )
+                said = f"EXIF turns the photo, and {path.name} fits it before and after; taken as drawn on the upright"
+                reading_warning(f"{photo}: {said} photo (save the photo upright to be sure)")
             yield mask, coding
         elif fits_stored:
             yield turned(mask, orientation), f"{coding}, turned as the photo"
@@ -201,16 +192,6 @@ def can_saturate(records: Sequence[ImageRecord]) -> bool:
     return bool(folders) and all((folder / LOCO_KINDS).is_file() for folder in folders)
 
 
-@cache
-def _thresholds(path: Path) -> dict[int, tuple[float, bool]]:
-    """By a region's value in masks: the area that must be found, and whether that is a fraction of the region's."""
-    with decoding(path, "a list of kinds of defect"):
-        return {
-            int(kind["pixel_value"]): (float(kind["saturation_threshold"]), bool(kind["relative_saturation"]))
-            for kind in json.loads(path.read_text(encoding="utf-8"))
-        }
-
-
 def loco_regions(record: ImageRecord) -> list[Region]:
     """The marked regions of LOCO's photo, one per mask, and how much must be found of each (Bergmann et al., 2022).
 
@@ -218,11 +199,13 @@ def loco_regions(record: ImageRecord) -> list[Region]:
     """
     found = []
     for path in record.masks:
-        thresholds, values = _thresholds(path.absolute().parents[LOCO_FOLDER] / LOCO_KINDS), values_of(path)
-        value = int(values.max(initial=0))
-        if value not in thresholds:
-            raise DatasetError(f"{path}: value {value} is no kind of defect in {LOCO_KINDS}")
-        threshold, relative = thresholds[value]
-        area = float(np.count_nonzero(values))
-        found.append(Region(values > 0, threshold * area if relative else min(threshold, area)))
+        table, values = path.absolute().parents[LOCO_FOLDER] / LOCO_KINDS, values_of(path)
+        value, area = int(values.max(initial=0)), float(np.count_nonzero(values))
+        with decoding(table, "a list of kinds of defect"):
+            kinds = {kind["pixel_value"]: kind for kind in json.loads(table.read_text(encoding="utf-8"))}
+            if value not in kinds:
+                raise DatasetError(f"{path}: value {value} is no kind of defect in {LOCO_KINDS}")
+            threshold = float(kinds[value]["saturation_threshold"])
+            needed = threshold * area if kinds[value]["relative_saturation"] else min(threshold, area)
+        found.append(Region(values > 0, needed))
     return found

@@ -1,8 +1,8 @@
 """The one photo reader: any file to an upright 8-bit RGB photo, without what is excluded from inspection.
 
-What numbers of more than 8 bits mean is taken from the settings ``data.bits`` and ``data.range``, else from the file
-(sBIT, BitsPerSample, MaxSampleValue), else from their type, never from the photo's own largest value: references and
-photos have to be read alike. What is not certain is reported with :func:`anomalygpt.errors.reading_warning`.
+What numbers of more than 8 bits mean is taken from ``data.bits`` and ``data.range``, else from the file (sBIT,
+BitsPerSample, MaxSampleValue), else from their type, never from the photo's own largest value: references and photos
+have to be read alike. What is not certain is reported with :func:`anomalygpt.errors.reading_warning`.
 """
 
 import base64
@@ -75,8 +75,7 @@ def embedded(settings: PhotoSettings) -> PhotoSettings:
 def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image:
     """The photo at ``path``, upright 8-bit RGB; ``info["source"]`` is its path. Default settings: :func:`configure`'s.
 
-    Raises:
-        DatasetError: missing, truncated, no image, too large, or values of unknown meaning.
+    Raises :class:`DatasetError`: missing, truncated, no image, too large, or values of unknown meaning.
     """
     path, settings = Path(path), embedded(settings) if settings else _settings
     with decoding(path):
@@ -270,8 +269,7 @@ def _finite(values: Values, what: str) -> Values:
 def _white_of_type(values: Values, bits: int, what: str) -> float:
     """White of values of a type, 0 being black, where neither a setting nor the file states it."""
     low, high = float(values.min()), float(values.max())
-    advice = "set data.range=[low, high] for references and photos alike"
-    found = f"values from {low:g} to {high:g}"
+    found, advice = f"values from {low:g} to {high:g}", "set data.range=[low, high] for references and photos alike"
     if np.issubdtype(values.dtype, np.floating):
         for top in FLOAT_RANGES:
             if ((values >= 0) & (values <= top)).mean() >= INSIDE:

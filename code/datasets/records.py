@@ -20,7 +20,6 @@ IMAGE_SUFFIXES = frozenset(
 OTHER_SUFFIXES = {".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".ini", ".db", ".html"}
 OVERLAY, MAP = "_overlay.png", "_map.tiff"  # what the names of predict.py's results end in
 RESULTS = "results.jsonl"
-OFFENDERS_SHOWN = 3
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -116,9 +115,8 @@ def require_folder(root: Path) -> Path:
 
 def first_offenders(offenders: Iterable[object]) -> str:
     """The first few offenders and how many more there are, for an error's one line."""
-    listed = [str(offender) for offender in offenders]
-    shown = ", ".join(listed[:OFFENDERS_SHOWN])
-    return f"{shown} and {len(listed) - OFFENDERS_SHOWN} more" if len(listed) > OFFENDERS_SHOWN else shown
+    listed = [*map(str, offenders)]
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def choose_classes(root: Path, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,10 +67,7 @@ def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
 
     A photo's masks lie in ``<masks>/<defect>/``, ``<masks>/``, a folder ``<masks>/<defect>/<stem>/`` or beside the
     photo. Their names are the photo's, with a word such as ``_mask`` or a number or both. A defect may have none.
-
-    Raises:
-        DatasetError: a tree of another shape, an unknown class, a link to nothing, a mask that may belong to several
-            photos, or one that belongs to none where a photo of its kind has none.
+    Raises :class:`DatasetError` for a tree of another shape, an unknown class, or a mask that is not of one photo.
     """
     folders, records = class_folders(root), []
     for name in choose_classes(root, list(folders), classes):
@@ -82,8 +80,8 @@ def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
 def index_pair(good: Path, bad: Path, masks: Path | None = None, references: int = 0) -> list[ImageRecord]:
     """The photos of two folders of any name, as one class that is called as the folder above them.
 
-    ``masks`` holds masks of ``bad``, named as in :func:`index_tree`; they may also lie in it. The first ``references``
-    good photos are the train split, all others are tested. Raises :class:`DatasetError` as :func:`index_tree`.
+    ``masks`` holds masks of ``bad``, named as in :func:`index_tree`, which may also lie in ``bad``. The first
+    ``references`` good photos are the train split, all others are tested.
     """
     groups = [Group(good, "test", GOOD), Group(bad, "test", bad.resolve().name)]
     records = _records(good.resolve().parent.name, groups, [masks] if masks else [])
@@ -158,8 +156,8 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
             reading_warning(f"{sub}: photos that are not read; {EXPECTED}")
     tested = {group.folder.name: group.defect for group in groups if group.split == "test"}
     if splits and tested and GOOD not in tested.values():
-        found = first_offenders(tested)
-        reading_warning(f"{folder}: none of the test folders ({found}) means good photos; all count as defects")
+        said = f"none of the test folders ({first_offenders(tested)}) means good photos; all count as defects"
+        reading_warning(f"{folder}: {said}")
     return groups, mask_folders
 
 
@@ -174,10 +172,10 @@ def _match_masks(
         stems = {image.stem.casefold() for image in images}
         kind = plain(group.folder.name) if group.defect != GOOD else ""
         besides |= {i: kind for i in images if stems.intersection(_without_words(i.stem, BESIDE))}
-        keys = ((image, key) for image in images if image not in besides for key in (image.stem, image.name))
-        for image, key in keys:
-            for place in (kind, None) if kind else ("",):
-                owners[place, key.casefold()].append(image)
+        places = (kind, None) if kind else ("",)
+        for image, place in product((image for image in images if image not in besides), places):
+            owners[place, image.stem.casefold()].append(image)
+            owners[place, image.name.casefold()].append(image)
     found: defaultdict[Path, list[Path]] = defaultdict(list)
     orphans: list[tuple[str | None, Path]] = []
     inside = _masks_in(mask_folders, {kind for kind, _ in owners if kind})
