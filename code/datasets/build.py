@@ -112,7 +112,7 @@ def _readable(records: Sequence[ImageRecord], policy: str) -> list[ImageRecord]:
 
     with ThreadPoolExecutor() as threads:
         faults = list(threads.map(fault, records))
-    if wrong := list(filter(None, faults)):
+    if wrong := [*filter(None, faults)]:
         message = f"{len(wrong)} photos can't be read: {first_offenders(wrong)}"
         if policy == "refuse":
             raise DatasetError(message)
@@ -168,10 +168,9 @@ def build_instructions(config: DataConfig, transform: ImageTransform) -> Instruc
 
 
 def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list[str]:
-    """A line per class, split and kind, with the number of photos and of masks and how these were read.
+    """A line per class, split and kind: how many photos and masks there are, and how masks were read, unless none is.
 
-    Every mask is read, unless ``with_masks`` is false, and what looks wrong is a warning. Raises :class:`DatasetError`
-    for a mask that can't be read.
+    What looks wrong is a warning. Raises :class:`DatasetError` for a mask that can't be read.
     """
     groups: defaultdict[tuple[str, str, str], list[ImageRecord]] = defaultdict(list)
     for record in records:

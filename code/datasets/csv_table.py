@@ -37,8 +37,7 @@ def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRe
 def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """VisA as it is published (Zou et al., ECCV 2022), in the official one-class split ``split_csv/1cls.csv``.
 
-    A defect's name comes from ``<class>/image_anno.csv``, several kinds with commas, or is ``anomaly`` where there is
-    no such table. Raises :class:`DatasetError` as :func:`index_csv`.
+    Defects are named by ``<class>/image_anno.csv``, if it is there. Raises :class:`DatasetError` as :func:`index_csv`.
     """
     table = root / VISA_TABLE
     if not table.is_file():

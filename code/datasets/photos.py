@@ -100,10 +100,7 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: grey is repeated, transparency is put on white.
-
-    Mode I;16 holds 0..65535; what the values of modes I and F mean is guessed, with a warning.
-    """
+    """Any PIL image as upright 8-bit RGB, transparency on white; what modes I and F mean is guessed, with a warning."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         bits = 32 if image.mode == "I" else 16
@@ -242,16 +239,16 @@ def _eight_bits(values: Values, bits: int, most: float | None, what: str, settin
     if values.ndim != 2 and values.shape[2:] not in ((1,), (2,), (3,), (4,)):
         raise DatasetError(f"{what}: an array of shape {values.shape}; expected pixels of one to four channels")
     values = _finite(values.astype(np.float32) if values.dtype == np.float16 else values, what)
-    smallest, largest = float(values.min()), float(values.max())
+    low, high = float(values.min()), float(values.max())
+    found = f"values from {low:g} to {high:g}"
     if settings.value_range:
-        low, high = settings.value_range
-        if smallest < low or largest > high:
-            said = f"values from {smallest:g} to {largest:g} lie outside {low:g}..{high:g}"
-            _warn(what, "range", f"{said}, which data.bits or data.range states; cut off")
+        black, white = settings.value_range
+        if low < black or high > white:
+            _warn(what, "range", f"{found} lie outside {black:g}..{white:g}, which data.bits or data.range states")
     else:
-        low, high = 0.0, most if most and 0 <= smallest <= largest <= most else _white_of_type(values, bits, what)
+        black, white = 0.0, most if most and 0 <= low <= high <= most else _white_of_type(values, bits, found, what)
     numbers: NDArray[np.floating] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    pixels = np.clip(np.rint((numbers - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint((numbers - black) * (255 / (white - black))), 0, 255).astype(np.uint8)
     return to_rgb(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)))
 
 
@@ -266,10 +263,9 @@ def _finite(values: Values, what: str) -> Values:
     return values[tuple(ndimage.distance_transform_edt(pixels, return_distances=False, return_indices=True))]
 
 
-def _white_of_type(values: Values, bits: int, what: str) -> float:
+def _white_of_type(values: Values, bits: int, found: str, what: str) -> float:
     """White of values of a type, 0 being black, where neither a setting nor the file states it."""
-    low, high = float(values.min()), float(values.max())
-    found, advice = f"values from {low:g} to {high:g}", "set data.range=[low, high] for references and photos alike"
+    low, high, advice = values.min(), values.max(), "set data.range=[low, high] for references and photos alike"
     if np.issubdtype(values.dtype, np.floating):
         for top in FLOAT_RANGES:
             if ((values >= 0) & (values <= top)).mean() >= INSIDE:

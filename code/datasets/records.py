@@ -33,21 +33,14 @@ class DatasetError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One photo of a data set. Records sort by class, split (train, validation, test) and path.
-
-    Attributes:
-        class_name: the folder's own name, such as ``metal_nut``.
-        split: ``validation`` only where a data set has such a split (LOCO, CSV).
-        defect: its name in the data set, ``good`` for a normal photo.
-        masks: the files that together mark the defect, for ``masks.load_mask``; a defect may have none.
-    """
+    """One photo of a data set. Records sort by class, split (train, validation, test) and path."""
 
     image: Path
-    class_name: str
-    split: Split
+    class_name: str  # the folder's own name, such as ``metal_nut``
+    split: Split  # ``validation`` only where a data set has such a split (LOCO, CSV)
     is_anomalous: bool
-    defect: str
-    masks: tuple[Path, ...] = ()
+    defect: str  # its name in the data set, ``good`` for a normal photo
+    masks: tuple[Path, ...] = ()  # that together mark the defect, for ``masks.load_mask``; a defect may have none
 
     def __lt__(self, other: "ImageRecord") -> bool:
         first, second = ((each.class_name, SPLITS.index(each.split), each.image) for each in (self, other))

@@ -54,10 +54,7 @@ class ImageTransform:
         return torch.from_numpy(np.array(self._resize(mask, Image.Resampling.BILINEAR), dtype=np.float32))[None] / 255
 
     def to_photo(self, map: Tensor, photo_size: tuple[int, int], fill: float = 0.0) -> Tensor:
-        """A map (S, S) of any S on an upright photo's own pixels: (height, width), of the map's dtype, bilinear.
-
-        ``photo_size`` is (width, height); ``fill`` is the value of pixels outside the crop.
-        """
+        """A map (S, S) on the pixels of an upright photo (width, height), bilinear, with ``fill`` outside the crop."""
         x, y = (self._model_coordinates(side, min(photo_size)).to(map.device) for side in photo_size)
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1) * 2 - 1  # (height, width, 2)
         source = map[None, None].to(torch.float32)

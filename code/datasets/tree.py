@@ -60,13 +60,8 @@ class Group(NamedTuple):
 
 
 def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo of one class or of a folder of classes, sorted by class, split and path.
+    """Every photo of one class or of a folder of classes, sorted by class, split and path; data/README.md shows both.
 
-    A class has ``train/good``, ``test/<defect>`` and ``ground_truth/<defect>`` (MVTec AD), or ``good`` (train),
-    ``good_test`` (test), a folder for each defect (test) and ``masks``. Folders may have any name of names.yaml.
-
-    A photo's masks lie in ``<masks>/<defect>/``, ``<masks>/``, a folder ``<masks>/<defect>/<stem>/`` or beside the
-    photo. Their names are the photo's, with a word such as ``_mask`` or a number or both. A defect may have none.
     Raises :class:`DatasetError` for a tree of another shape, an unknown class, or a mask that is not of one photo.
     """
     folders, records = class_folders(root), []
