@@ -244,7 +244,7 @@ def _eight_bits(values: Values, bits: int, most: float | None, what: str, settin
     if settings.value_range:
         black, white = settings.value_range
         if low < black or high > white:
-            _warn(what, "range", f"{found} lie outside {black:g}..{white:g}, which data.bits or data.range states")
+            _warn(what, "range", f"{found} lie outside {black:g}..{white:g}, as data.bits or data.range say; cut off")
     else:
         black, white = 0.0, most if most and 0 <= low <= high <= most else _white_of_type(values, bits, found, what)
     numbers: NDArray[np.floating] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
@@ -265,7 +265,8 @@ def _finite(values: Values, what: str) -> Values:
 
 def _white_of_type(values: Values, bits: int, found: str, what: str) -> float:
     """White of values of a type, 0 being black, where neither a setting nor the file states it."""
-    low, high, advice = values.min(), values.max(), "set data.range=[low, high] for references and photos alike"
+    low, high = float(values.min()), float(values.max())
+    advice = "set data.range=[low, high] for references and photos alike"
     if np.issubdtype(values.dtype, np.floating):
         for top in FLOAT_RANGES:
             if ((values >= 0) & (values <= top)).mean() >= INSIDE:
