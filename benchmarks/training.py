@@ -138,7 +138,7 @@ def _step_seconds(stage: str, arguments: argparse.Namespace) -> tuple[float, int
 
     from anomalygpt.config.load import load_config
     from anomalygpt.datasets.build import build_pairs
-    from anomalygpt.datasets.sample import collate_pairs
+    from anomalygpt.datasets.pairs import collate_pairs
     from anomalygpt.datasets.transforms import ImageTransform
     from anomalygpt.model.build import build_model, trainable_parts
 

@@ -13,17 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from anomalygpt.datasets.photos import decoding
-from anomalygpt.datasets.records import (
-    GOOD,
-    DatasetError,
-    ImageRecord,
-    Split,
-    choose_classes,
-    find_photos,
-    first_offenders,
-    in_order,
-    require_folder,
-)
+from anomalygpt.datasets.records import GOOD, DatasetError, ImageRecord, Split, choose_classes, find_photos
 from anomalygpt.datasets.tree import is_called, split_called
 from anomalygpt.errors import reading_warning
 from anomalygpt.files import read_yaml
@@ -34,15 +24,7 @@ Annotated = tuple[Path, Split | None, Shapes, Path]  # photo, split if anything 
 
 
 def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
-    """What an annotation file marks on a photo: mode L, 0 and 255, shapes of labels such as ``good`` left out.
-
-    Args:
-        path: COCO's or LabelMe's JSON, or YOLO's text.
-        size: of the upright photo.
-
-    Raises:
-        DatasetError: the file can't be read, or does not hold the photo.
-    """
+    """What COCO's, LabelMe's or YOLO's file marks on an upright photo: mode L, 0 and 255, ``good`` left out."""
     if path.suffix == ".txt":
         shapes = _yolo_shapes(path, size)
     else:
@@ -63,20 +45,17 @@ def index_annotated(
     """The photos that ``read`` finds in a folder, as one class, by default called as the folder.
 
     A photo without shapes is normal. Photos whose split has no name are tested; so are those of ``val`` where there is
-    no ``test``.
-
-    Raises:
-        DatasetError: no annotations of this kind, one that can't be read, or a photo that is not there.
+    no ``test``. Raises :class:`DatasetError` for no annotations, or a missing or unreadable file.
     """
-    root = require_folder(root).resolve()
+    root = root.resolve()
     [name] = choose_classes(root, [name or root.name], classes)
     for cached in (_json_shapes, _yolo_table):  # files may have changed since
         cached.cache_clear()
     photos = list(read(root))
-    missing = [image for image, *_ in photos if not image.is_file()]
-    if missing or not photos:
-        what = f"{len(missing)} annotated photos are not there: {first_offenders(missing)}"
-        raise DatasetError(f"{root}: {what if missing else 'no annotations of this kind; data/README.md shows them'}")
+    if not photos:
+        raise DatasetError(f"{root}: no annotations of this kind; data/README.md shows them")
+    if missing := [image for image, *_ in photos if not image.is_file()]:
+        raise DatasetError(f"{root}: {len(missing)} annotated photos are not there: the first is {missing[0]}")
     splits = {split for _, split, *_ in photos}
     if None in splits:
         reading_warning(f"{root}: photos outside of files or folders called train or test are tested, and none trains")
@@ -85,9 +64,9 @@ def index_annotated(
     for image, split, shapes, source in photos:
         kinds = sorted({label for label, _ in _defects(shapes)})
         where: Split = "test" if split is None or (split == "validation" and is_val_tested) else split
-        defect, masks = ",".join(kinds) or GOOD, (source,) if kinds else ()
-        records.append(ImageRecord(image, name, where, bool(kinds), defect, masks))
-    return in_order(records)
+        masks = (source,) if kinds else ()
+        records.append(ImageRecord(image, name, where, bool(kinds), ",".join(kinds) or GOOD, masks))
+    return sorted(records)
 
 
 def _coco(root: Path) -> Iterator[Annotated]:
@@ -192,9 +171,8 @@ def _labelme_shape(entry: dict[str, Any]) -> tuple[str, list[float]]:
     if kind == "rectangle":
         points = _box(min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
     elif kind == "circle":
-        x, y, radius = *points[:2], math.dist(points[:2], points[2:])
-        circle = ((radius * math.cos(step / 10), radius * math.sin(step / 10)) for step in range(63))
-        points = [number for dx, dy in circle for number in (x + dx, y + dy)]
+        angles, radius = np.arange(63) / 10, math.dist(points[:2], points[2:])
+        points = (points[:2] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)).ravel().tolist()
     elif kind != "polygon":
         raise ValueError(f"a shape {kind}; expected polygon, rectangle or circle")
     return str(entry["label"]), points

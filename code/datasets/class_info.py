@@ -1,7 +1,7 @@
 """What is known of a class by its name: its words in each language, and what a folder's ``dataset.yaml`` adds."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,26 +13,19 @@ from anomalygpt.datasets.synthesis import NSASettings
 from anomalygpt.datasets.tree import class_folders
 from anomalygpt.files import read_yaml
 
-PHRASES = Path(__file__).with_name("phrases")
 LANGUAGES = ("en", "zh")
 
 
 @cache
 def phrase_table(language: str) -> dict[str, Any]:
     """The contents of ``phrases/<language>.yaml``."""
-    return read_yaml(PHRASES / f"{language}.yaml")
+    return read_yaml(Path(__file__).parent / "phrases" / f"{language}.yaml")
 
 
-def class_table() -> dict[str, Any]:
-    """The contents of ``phrases/classes.yaml``: the known classes, their aliases, plurals and numbers of parts."""
-    return phrase_table("classes")
-
-
+class_table = partial(phrase_table, "classes")  # the known classes, their aliases, plurals and numbers of parts
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-ByLanguage = Annotated[
-    dict[Literal["en", "zh"], Words],
-    BeforeValidator(lambda value: {"en": value} if isinstance(value, str) else value),
-]
+AsEnglish = BeforeValidator(lambda value: {"en": value} if isinstance(value, str) else value)
+ByLanguage = Annotated[dict[Literal["en", "zh"], Words], AsEnglish]
 
 
 class ClassInfo(Settings):
@@ -48,13 +41,8 @@ class _File(Settings):
 
 
 def folder_infos(root: Path) -> dict[str, ClassInfo]:
-    """The entries of ``dataset.yaml`` in ``root``, by class name; empty where there is no such file.
-
-    Raises:
-        UserError: the file can't be read, or is not YAML.
-        DatasetError: it has an unknown key (a similar one is suggested), a value out of range, or an unknown class.
-    """
-    path = Path(root) / "dataset.yaml"
+    """The entries of ``dataset.yaml`` in ``root``, by class name; none without it. Raises UserError for a wrong one."""
+    path = root / "dataset.yaml"
     if not path.is_file():
         return {}
     try:
@@ -75,8 +63,7 @@ def noun_phrase(class_name: str, language: str = "en", info: ClassInfo | None = 
     """The class with its article: ``a bottle``, ``an object``, ``capsules``; without one in Chinese."""
     own: Mapping[Any, str] = info.name if info else {}
     name = spoken_name(own.get(language, class_name))
-    translated = phrase_table(language).get("class_names")
-    if translated is not None:
+    if translated := phrase_table(language).get("class_names"):
         return translated.get(name.lower(), name)
     return name if name.lower() in class_table()["plural"] else with_article(name)
 

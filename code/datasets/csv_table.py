@@ -10,15 +10,7 @@ from pathlib import Path
 
 from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.photos import decoding
-from anomalygpt.datasets.records import (
-    GOOD,
-    SPLITS,
-    DatasetError,
-    ImageRecord,
-    choose_classes,
-    in_order,
-    require_folder,
-)
+from anomalygpt.datasets.records import GOOD, SPLITS, DatasetError, ImageRecord, choose_classes
 from anomalygpt.datasets.tree import is_called, names, plain, split_called
 from anomalygpt.errors import reading_warning
 
@@ -29,17 +21,11 @@ Row = dict[str, str]  # cells by the name of their column in names.yaml, and the
 
 
 def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo that the table lists, sorted by class, split and path.
+    """Every photo that the table lists, sorted by class, split and path; data/README.md says what it may hold.
 
-    Paths start at the table's folder. ``label`` says good or bad in any of the words of names.yaml. Without a column
-    ``split`` all photos are tested, without ``class`` the table's name is their class; ``mask`` and ``defect`` may be
-    missing or empty.
-
-    Raises:
-        DatasetError: a table without paths or labels, a cell with an unknown value, a mask of a normal photo, a photo
-            that is listed twice, or a missing file; the message names the line.
+    Raises :class:`DatasetError`, which names the line, for a value of unknown meaning, a mask of a normal photo, a
+    photo that is listed twice, or a missing file.
     """
-    table = Path(table)
     if table.is_dir():
         raise DatasetError(f"{table}: this is a folder, a CSV file was expected")
     rows = _read_table(table, ("path", "label"))
@@ -51,13 +37,8 @@ def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRe
 def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """VisA as it is published (Zou et al., ECCV 2022), in the official one-class split ``split_csv/1cls.csv``.
 
-    A defect's name comes from ``<class>/image_anno.csv``, several kinds with commas, or is ``anomaly`` where there is
-    no such table.
-
-    Raises:
-        DatasetError: there is no such table, or as :func:`index_csv`.
+    Defects are named by ``<class>/image_anno.csv``, if it is there. Raises :class:`DatasetError` as :func:`index_csv`.
     """
-    root = require_folder(root)
     table = root / VISA_TABLE
     if not table.is_file():
         raise DatasetError(f"{root}: no {VISA_TABLE.as_posix()}; expected it beside <class>/Data (kind: visa)")
@@ -72,7 +53,11 @@ def _read_table(path: Path, required: Sequence[str]) -> list[Row]:
     """The rows of a table, without empty ones and unknown columns."""
     with decoding(path, "a CSV table"):
         lines = _lines(path.read_bytes(), path)
-        reader = csv.reader(lines, delimiter=_delimiter(lines), strict=True)
+        # The delimiter by which most columns of the header are known.
+        first = next((line for line in lines if line.strip()), "")
+        known = set().union(*names()["columns"].values())
+        delimiter = max(DELIMITERS, key=lambda mark: sum(plain(cell) in known for cell in first.split(mark)))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     header = [cell.strip() for cell in rows[0][1]] if rows else []
     place = _columns(header, path)
@@ -82,20 +67,17 @@ def _read_table(path: Path, required: Sequence[str]) -> list[Row]:
     if len(rows) == 1:
         raise DatasetError(f"{path}: no rows below the header")
     for line, cells in rows[1:]:
-        while len(cells) > len(header) and not cells[-1].strip():
-            cells.pop()
-        if len(cells) != len(header):
+        if len(cells) < len(header) or any(cell.strip() for cell in cells[len(header) :]):  # empty ones may follow
             raise DatasetError(f"{path}: line {line} has {len(cells)} cells; expected {len(header)}")
     return [{"line": str(n), **{name: cells[at].strip() for name, at in place.items()}} for n, cells in rows[1:]]
 
 
 def _lines(data: bytes, path: Path) -> list[str]:
+    encodings = ["utf-8-sig", "gb2312", "gb18030"]
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encodings = ["utf-16"]
     elif 0 in data[:2]:  # UTF-16 without its mark: of an ASCII letter, one byte is zero
         encodings = ["utf-16-be" if data[0] == 0 else "utf-16-le"]
-    else:
-        encodings = ["utf-8-sig", "gb2312", "gb18030"]
     for encoding in encodings:
         with suppress(UnicodeDecodeError):
             lines = list(io.StringIO(data.decode(encoding), newline=""))
@@ -105,23 +87,15 @@ def _lines(data: bytes, path: Path) -> list[str]:
     raise DatasetError(f"{path}: its text is neither UTF-8, UTF-16 nor GB18030; save it as UTF-8")
 
 
-def _delimiter(lines: Sequence[str]) -> str:
-    """The delimiter by which most columns of the header are known."""
-    header = next((line for line in lines if line.strip()), "")
-    known = {alias for aliases in names()["columns"].values() for alias in aliases}
-    return max(DELIMITERS, key=lambda mark: sum(plain(cell) in known for cell in header.split(mark)))
-
-
 def _columns(found: Sequence[str], path: Path) -> dict[str, int]:
     """Where each column of names.yaml stands: the first of its names that the header has."""
     header = [plain(name) for name in found]
     place: dict[str, int] = {}
     for column, aliases in names()["columns"].items():
-        for alias in aliases:
-            if column not in place and alias in header and header.index(alias) not in place.values():
-                if header.count(alias) > 1:
-                    raise DatasetError(f"{path}: expected one column {alias}, found {header.count(alias)}")
-                place[column] = header.index(alias)
+        if free := [alias for alias in aliases if alias in header and header.index(alias) not in place.values()]:
+            if header.count(free[0]) > 1:
+                raise DatasetError(f"{path}: expected one column {free[0]}, found {header.count(free[0])}")
+            place[column] = header.index(free[0])
     return place
 
 
@@ -130,15 +104,14 @@ def _records(table: Path, root: Path, rows: Sequence[Row], classes: Sequence[str
     records: dict[Path, ImageRecord] = {}
     for row in rows:
         where = f"{table}: line {row['line']}"
-        for column in ("path", "class"):
-            if not row[column]:
-                raise DatasetError(f"{where}: no {column}")
+        if lacking := [column for column in ("path", "class") if not row[column]]:
+            raise DatasetError(f"{where}: no {' and no '.join(lacking)}")
         if row["class"] in chosen:
             record = _record(row, root, where)
             if record.image in records:
                 raise DatasetError(f"{where}: {row['path']} is listed twice")
             records[record.image] = record
-    return in_order(records.values())
+    return sorted(records.values())
 
 
 def _record(row: Row, root: Path, where: str) -> ImageRecord:
@@ -149,14 +122,11 @@ def _record(row: Row, root: Path, where: str) -> ImageRecord:
     if split is None:
         raise DatasetError(f"{where}: split {row['split']!r}; expected {', '.join(SPLITS)}")
     image, *masks = (_file(root, path, where) for path in filter(None, (row["path"], row.get("mask"))))
-    record = ImageRecord(
-        image, row["class"], split, bad, (row.get("defect") or "defect") if bad else GOOD, tuple(masks)
-    )
-    if good and masks:
-        if load_mask(record).getbbox():
-            raise DatasetError(f"{where}: a mask of a normal photo")
-        return replace(record, masks=())
-    return record
+    defect = (row.get("defect") or "defect") if bad else GOOD
+    record = ImageRecord(image, row["class"], split, bad, defect, tuple(masks))
+    if good and masks and load_mask(record).getbbox():
+        raise DatasetError(f"{where}: a mask of a normal photo")
+    return record if bad else replace(record, masks=())
 
 
 def _file(root: Path, cell: str, where: str) -> Path:

@@ -62,8 +62,6 @@ def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
     closed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((CLOSING, CLOSING), np.uint8))
     reach = np.ones((2 * CLOSING + 1, 2 * CLOSING + 1), np.uint8)
     count, labels = cv2.connectedComponents(cv2.dilate(closed, reach))
-    if count <= 1:
-        return closed.astype(bool)
     sizes = np.bincount(labels[closed.astype(bool)], minlength=count)
     return closed.astype(bool) & (labels == int(sizes.argmax()))
 
@@ -73,8 +71,7 @@ def _stroke(
 ) -> Plane:
     """The cover, 0..1, of a line through ``centre``; ``wander`` is how far its direction drifts, in radians in all."""
     turns = np.cumsum(rng.normal(0, wander / np.sqrt(POINTS), POINTS)) + rng.uniform(0, 2 * np.pi)
-    steps = length / POINTS * np.stack([np.cos(turns), np.sin(turns)], axis=1)
-    path = np.cumsum(steps, axis=0)
+    path = np.cumsum(length / POINTS * np.stack([np.cos(turns), np.sin(turns)], axis=1), axis=0)
     path += np.asarray(centre) - path[POINTS // 2]
     cover = np.zeros(image.shape[:2], np.uint8)
     fixed = np.rint(path * 2**SUBPIXEL_BITS).astype(np.int32)[:, None]
@@ -124,20 +121,17 @@ def _crack(image: Canvas, centre: Point, side: int, rng: np.random.Generator) ->
 
 
 def _thread(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
-    length, width = rng.uniform(0.1, 0.5) * side, rng.uniform(1.0, 3.5)
-    cover = _stroke(image, centre, rng, length, width, rng.uniform(0.5, 4.0))
+    cover = _stroke(image, centre, rng, rng.uniform(0.1, 0.5) * side, rng.uniform(1.0, 3.5), rng.uniform(0.5, 4.0))
     colour = rng.uniform(30, 240) + rng.normal(0, 25, 3)
-    shaded = np.clip(colour + 12 * _cloudy(image, rng, 3.0)[..., None], 0, 255)
-    return cover, _blend(image, shaded, cover)
+    return cover, _blend(image, np.clip(colour + 12 * _cloudy(image, rng, 3.0)[..., None], 0, 255), cover)
 
 
 def _stain(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     radius = side * float(np.clip(0.015 + rng.gamma(1.5, 0.035), 0.015, 0.2))
     cover = _blob(image, centre, rng, radius, rng.uniform(0.2, 1.0)) * np.float32(rng.uniform(0.3, 0.9))
     cover = cover * np.clip(1 + 0.3 * _cloudy(image, rng, radius), 0.2, 1.4)
-    if rng.random() < 0.5:
-        return cover, _blend(image, image * rng.uniform(0.35, 1.6, 3), cover)
-    return cover, _blend(image, rng.uniform(0, 255, 3), cover)
+    colour = image * rng.uniform(0.35, 1.6, 3) if rng.random() < 0.5 else rng.uniform(0, 255, 3)
+    return cover, _blend(image, colour, cover)
 
 
 def _hole(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
@@ -153,25 +147,20 @@ def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> 
     """The surface is pushed sideways around a place, as where something is bent or crushed."""
     radius = side * rng.uniform(0.05, 0.18)
     y, x = np.indices(image.shape[:2], np.float32)
-    distance = np.hypot(x - centre[0], y - centre[1])
-    cover = np.clip(1 - distance / radius, 0, 1).astype(np.float32)
+    cover = np.clip(1 - np.hypot(x - centre[0], y - centre[1]) / radius, 0, 1).astype(np.float32)
     push, way = radius * rng.uniform(0.35, 0.9), rng.uniform(0, 2 * np.pi)
     strength = (cover**1.5 * push).astype(np.float32)
     from_x, from_y = x - strength * np.float32(np.cos(way)), y - strength * np.float32(np.sin(way))
-    moved = cv2.remap(image, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    return cover, moved.astype(np.float32)
+    return cover, cv2.remap(image, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
 def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
     """A piece is gone: the background, or the surface around it, is shown."""
-    radius = side * float(np.clip(0.03 + rng.gamma(1.5, 0.03), 0.03, 0.15))
-    cover = _blob(image, centre, rng, radius, 0.15)
+    cover = _blob(image, centre, rng, side * float(np.clip(0.03 + rng.gamma(1.5, 0.03), 0.03, 0.15)), 0.15)
     if rng.random() < 0.5:
         frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-        behind = np.median(frame, axis=0) + 3 * _cloudy(image, rng, 3.0)[..., None]
-    else:
-        hidden = (cover > 0.3).astype(np.uint8)
-        behind = cv2.inpaint(image.astype(np.uint8), hidden, 3, cv2.INPAINT_TELEA).astype(np.float32)
+        return cover, _blend(image, np.median(frame, axis=0) + 3 * _cloudy(image, rng, 3.0)[..., None], cover)
+    behind = cv2.inpaint(image.astype(np.uint8), (cover > 0.3).astype(np.uint8), 3, cv2.INPAINT_TELEA)
     return cover, _blend(image, behind, cover)
 
 

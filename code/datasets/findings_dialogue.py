@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from anomalygpt.datasets.class_info import class_table, phrase_table, spoken_name
 from anomalygpt.datasets.dialogue import Turn
 from anomalygpt.datasets.findings import UNKNOWN_CLASS, Findings, Language, RegionFinding, answer_text, findings_text
-from anomalygpt.datasets.sample import Batch
+from anomalygpt.datasets.pairs import Batch
 
 Split = Literal["train", "held_out"]
 HELD_OUT = 3  # every third line of a kind is held out

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.dialogue import Turn
+from anomalygpt.datasets.pairs import Batch
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError, require_folder
-from anomalygpt.datasets.sample import Batch
 from anomalygpt.datasets.transforms import ImageTransform
 
 logger = logging.getLogger(__name__)

@@ -9,17 +9,7 @@ from pathlib import Path
 from anomalygpt.datasets.annotations import Annotated, index_annotated
 from anomalygpt.datasets.masks import load_mask, read_cracks
 from anomalygpt.datasets.photos import decoding
-from anomalygpt.datasets.records import (
-    SPLITS,
-    DatasetError,
-    ImageRecord,
-    Split,
-    choose_classes,
-    first_offenders,
-    list_folders,
-    list_images,
-    require_folder,
-)
+from anomalygpt.datasets.records import DatasetError, ImageRecord, Split, choose_classes, list_folders, list_images
 from anomalygpt.datasets.tree import split_called
 
 MASK = re.compile(r"(.+)_(?:GT|label)", re.IGNORECASE)
@@ -34,12 +24,9 @@ DEFECTS |= {"YW": "foreign objects", "ZW": "contamination"}
 def index_marked(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """KolektorSDD, KolektorSDD2 or DAGM 2007: a photo whose mask marks something is a defect, in either split.
 
-    KolektorSDD has no split: the first half of its items trains, the other half is tested; no item is in both.
-
-    Raises:
-        DatasetError: a tree of another shape, an unknown class, or a mask without its photo.
+    KolektorSDD has no split: the first half of its items trains, the other half is tested; no item is in both. Raises
+    :class:`DatasetError` for a tree of another shape, an unknown class, or a mask without its photo.
     """
-    root = require_folder(root)
     folders = {root.resolve().name: root} if _splits(root) else {s.name: s for s in list_folders(root) if _splits(s)}
     chosen = choose_classes(root, list(folders), classes)
     records = [record for name in chosen for record in index_annotated(_marked, folders[name], name=name)]
@@ -57,7 +44,7 @@ def _marked(root: Path) -> Iterator[Annotated]:
             is_bad = mask and load_mask(ImageRecord(image, "", split, True, "defect", (mask,))).getbbox()
             yield image, split, [("defect", ())] if is_bad else [], mask or image
         if masks:
-            raise DatasetError(f"{folder}: {len(masks)} masks have no photo: {first_offenders(masks.values())}")
+            raise DatasetError(f"{folder}: {len(masks)} masks have no photo: the first is {min(masks.values())}")
 
 
 def _splits(folder: Path) -> dict[Path, Split]:
@@ -71,12 +58,10 @@ def _splits(folder: Path) -> dict[Path, Split]:
 def index_real_iad(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """Real-IAD by its JSON splits: ``root`` holds ``realiad_jsons`` and ``realiad_1024``, or is a folder of splits.
 
-    Photos are taken from the largest ``realiad_<side>`` in that folder or up to two above it.
-
-    Raises:
-        DatasetError: no splits, one that can't be read, or missing photos.
+    Photos are taken from the largest ``realiad_<side>`` in that folder or up to two above it. Raises
+    :class:`DatasetError` for no splits, one that can't be read, or missing photos.
     """
-    root = require_folder(root).resolve()
+    root = root.resolve()
     folders = (root, root / "realiad_jsons", root / "realiad_jsons" / "realiad_jsons")
     tables = next((found for folder in folders if (found := {path.stem: path for path in folder.glob("*.json")})), {})
     sides = [side for above in (root, *root.parents[:2]) for side in above.glob("realiad_[0-9]*")]
@@ -92,18 +77,15 @@ def _real_iad(table: Path, photos: Path, _: Path) -> Iterator[Annotated]:
     with decoding(table, "a split of Real-IAD"):
         content = json.loads(table.read_text(encoding="utf-8"))
         base = photos / content["meta"]["prefix"]
-        rows = [(split, row) for split in SPLITS for row in content.get(split, ())]
-        for split, row in rows:
-            kind = row["anomaly_class"]
-            defects = [(DEFECTS.get(kind, kind), ())] if kind != content["meta"]["normal_class"] else []
-            yield base / row["image_path"], split, defects, base / (row["mask_path"] or "")
+        for name, rows in content.items():
+            for row in rows if split_called(name) else ():
+                kind = row["anomaly_class"]
+                defects = [(DEFECTS.get(kind, kind), ())] if kind != content["meta"]["normal_class"] else []
+                yield base / row["image_path"], split_called(name), defects, base / (row["mask_path"] or "")
 
 
 def _crack_forest(root: Path) -> Iterator[Annotated]:
-    """CrackForest: photos of roads, and MATLAB files that mark the cracks (Shi et al., 2016); all are tested.
-
-    Photos without such a file (201 and up) show roads with and without cracks: they are left out.
-    """
+    """CrackForest (Shi et al., 2016): photos of roads that a MATLAB file marks; all are tested, the others left out."""
     for path in sorted((root / "groundTruth").glob("*.mat")):
         cracked = read_cracks(path).getbbox() is not None
         yield root / "image" / f"{path.stem}.jpg", "test", [("crack", ())] if cracked else [], path

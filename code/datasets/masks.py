@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
 from anomalygpt.datasets.annotations import draw_shapes
-from anomalygpt.datasets.photos import ORIENTATION, decoding, load_image, turned
+from anomalygpt.datasets.photos import ORIENTATION, decoding, load_image, same_shape, turned
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.regions import Region
 from anomalygpt.datasets.transforms import binary_image
@@ -23,10 +22,7 @@ LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF", "HEIF")
 MOST_NUMBER = 100  # the paper's rule for VisA, > 1 % of the maximum, loses no label of up to this number
 MAX_LABELS = 32  # more distinct values are grey levels, unless most of them fill areas
 SOFT_THRESHOLD = 0.1  # of white; as the paper's rule for MVTec-AD
-
-# CrackForest's segments: 1 road, 2 cracks, 3 undamaged road enclosed by cracks, 4 further cracks. Segment 3 covers up
-# to a third of a photo; counted as crack it would mark undamaged road.
-CRACK_SEGMENTS = (2, 4)
+CRACK_SEGMENTS = (2, 4)  # of CrackForest's: 1 is road, 3 undamaged road that cracks enclose, up to a third of a photo
 LOCO_KINDS = "defects_config.json"  # in a class's folder of MVTec LOCO AD
 LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.png
 
@@ -34,13 +30,8 @@ LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.p
 def load_mask(record: ImageRecord) -> Image.Image:
     """What the masks of a photo mark together; ``info["coding"]`` says how they were read, such as ``binary 0/255``.
 
-    Returns:
-        An image of mode L: 0 and 255, or grey levels where the mask's edges are soft. It has the upright photo's
-        aspect ratio, not necessarily its size.
-
-    Raises:
-        DatasetError: there is no mask, or one can't be read, has another aspect ratio or size, or what it marks is
-            ambiguous.
+    The image, of mode L, holds 0 and 255, or grey levels where the mask's edges are soft, in any size of the upright
+    photo's aspect ratio. Raises :class:`DatasetError` for no mask, or one that can't be read or is ambiguous.
     """
     if not record.masks:
         raise DatasetError(f"{record.image}: has no mask")
@@ -78,16 +69,15 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
         return
     pages, is_lossy = _open(path)
     for page in pages:
-        levels, coding = _levels(page, is_lossy, path)
+        with decoding(path, "a mask"):
+            levels, coding = _levels(page, is_lossy)
         own = page.getexif().get(ORIENTATION, 1)
-        mask = turned(Image.fromarray(levels), own)
-        fits_stored = orientation > 1 and own not in range(2, 9) and _same_shape(mask.size, stored)
-        if _same_shape(mask.size, shown):
+        mask = turned(Image.fromarray(levels).convert("L"), own)
+        fits_stored = orientation > 1 and own not in range(2, 9) and same_shape(mask.size, stored)
+        if same_shape(mask.size, shown):
             if fits_stored:
-                reading_warning(
-                    f"{photo}: EXIF turns the photo, and {path.name} fits it before and after; taken as drawn on the "
-                    "upright photo (save the photo upright to be sure)"
-                )
+                said = f"EXIF turns the photo, and {path.name} fits it before and after; taken as drawn on the upright"
+                reading_warning(f"{photo}: {said} photo (save the photo upright to be sure)")
             yield mask, coding
         elif fits_stored:
             yield turned(mask, orientation), f"{coding}, turned as the photo"
@@ -102,78 +92,72 @@ def _open(path: Path) -> tuple[list[Image.Image], bool]:
         return [page.copy() for page in ImageSequence.Iterator(image)], image.format in LOSSY
 
 
-def _levels(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
-    """What an image marks, uint8 (H, W) from 0 to 255, and how it was read."""
+def _levels(image: Image.Image, lossy: bool) -> tuple[Values, str]:
+    """What an image marks, bool or uint8 from 0 to 255, and how it was read. Raises ValueError if it is ambiguous."""
     if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"))
         alpha, black = pixels[..., 3], ~pixels[..., :3].any(axis=-1)
         if alpha.min() < alpha.max():
             solid = np.extract(alpha > 127, black)
             if solid.any() and not solid.all():
-                raise DatasetError(f"{path}: both the colours and the alpha channel mark pixels; save it without alpha")
-            return _grey(alpha, lossy, path)[0], "alpha"
-        return _colours(pixels[..., :3], lossy, path)
+                raise ValueError("both the colours and the alpha channel mark pixels; save it without alpha")
+            return _grey(alpha, lossy)[0], "alpha"
+        return _colours(pixels[..., :3], lossy)
     if image.mode == "P":
-        return _palette(image, lossy, path)
-    if image.mode == "1":
-        return _grey(np.asarray(image.convert("L")), lossy, path)
-    if image.mode in ("L", "F") or image.mode.startswith("I"):
-        return _grey(np.asarray(image), lossy, path)
-    return _colours(np.asarray(image.convert("RGB")), lossy, path)
+        return _palette(image, lossy)
+    if len(image.getbands()) == 1:
+        return _grey(np.asarray(image.convert("L") if image.mode == "1" else image), lossy)
+    return _colours(np.asarray(image.convert("RGB")), lossy)
 
 
-def _palette(image: Image.Image, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
+def _palette(image: Image.Image, lossy: bool) -> tuple[Values, str]:
     """Colours where one of them is black, else the numbers of labels."""
     indices, shown = np.asarray(image), np.asarray(image.convert("RGB"))
-    counts = np.bincount(indices.ravel(), minlength=256)
-    used = np.flatnonzero(counts)
-    colours = np.array([shown[indices == index][0] for index in used])
-    black: NDArray[np.bool_] = (colours == 0).all(axis=1)
+    used, first, counts = np.unique(indices, return_index=True, return_counts=True)
+    colours = shown.reshape(-1, 3)[first]
+    black = (colours == 0).all(axis=1)
     if len(np.unique(colours, axis=0)) < len(used) or (used[0] == 0 and not black.any()):  # numbers, not colours
-        return _grey(indices, lossy, path)
-    if used[0] == 0 and not black[0] and counts[0] >= counts[used[black]].max():
-        raise DatasetError(f"{path}: the background may be black or the palette's number 0; save it as 0 and 255")
-    return _colours(shown, lossy, path)
+        return _grey(indices, lossy)
+    if used[0] == 0 and not black[0] and counts[0] >= counts[black].max():
+        raise ValueError("the background may be black or the palette's number 0; save it as 0 and 255")
+    return _colours(shown, lossy)
 
 
-def _colours(rgb: Values, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
+def _colours(rgb: Values, lossy: bool) -> tuple[Values, str]:
     """(H, W, 3): all but the background's colour is marked. It is black, or what covers more than half."""
     if (rgb == rgb[..., :1]).all():
-        return _grey(rgb[..., 0], lossy, path)
+        return _grey(rgb[..., 0], lossy)
     packed = rgb.astype(np.int32) @ (65536, 256, 1)
-    found, counts = np.unique(packed, return_counts=True)
+    found, first, counts = np.unique(packed, return_index=True, return_counts=True)
     if len(found) == 1:
-        raise DatasetError(f"{path}: one colour alone, so nothing tells a defect from the background")
-    few = len(found) <= MAX_LABELS and not lossy
-    most = int(found[counts.argmax()])
-    background = 0 if found[0] == 0 and (few or counts[0] * 10 > packed.size) else most
-    if background and counts.max() * 2 <= packed.size:
-        raise DatasetError(f"{path}: no black, and no colour covers more than half; expected a black background")
-    base = np.array([background >> 16, background >> 8 & 255, background & 255])
-    name = "black" if background == 0 else f"({base[0]}, {base[1]}, {base[2]})"
-    distance = np.abs(rgb.astype(np.int16) - base).max(axis=-1)
+        raise ValueError("one colour alone, so nothing tells a defect from the background")
+    few, most = len(found) <= MAX_LABELS and not lossy, int(counts.argmax())
+    has_black = found[0] == 0 and (few or counts[0] * 10 > packed.size or most == 0)
+    if not has_black and counts[most] * 2 <= packed.size:
+        raise ValueError("no black, and no colour covers more than half; expected a black background")
+    background = rgb.reshape(-1, 3)[first[0 if has_black else most]].astype(np.int16)
+    distance = np.abs(rgb - background).max(axis=-1)
     # JPEG halves the resolution of colour, so that edges bleed.
     threshold = 0 if few else distance.max() / 4 if lossy else 255 * SOFT_THRESHOLD
-    return _white(distance > threshold), f"colours on {name}"
+    name = "({}, {}, {})".format(*background) if background.any() else "black"
+    return distance > threshold, f"colours on {name}"
 
 
-def _grey(values: Values, lossy: bool, path: Path) -> tuple[NDArray[np.uint8], str]:
+def _grey(values: Values, lossy: bool) -> tuple[Values, str]:
     """Numbers of any range: two values, labels above a background, or the grey levels of a mask with soft edges."""
     if not np.isfinite(values).all() or values.min() < 0:
-        raise DatasetError(f"{path}: holds negative values or NaN; expected a mask whose background is 0")
+        raise ValueError("holds negative values or NaN; expected a mask whose background is 0")
     found, counts = np.unique(values, return_counts=True)
     low, high = found[0], found[-1]
     if len(found) <= 2 and (low == 0 or len(found) == 1):
-        return _white(values > 0), f"binary 0/{high:g}" if high else "nothing marked"
+        return values > 0, f"binary 0/{high:g}" if high else "nothing marked"
     if (len(found) <= MAX_LABELS and not lossy) or _fills_areas(values, low, high):
         if low > 0 and counts[0] * 2 <= values.size:
-            raise DatasetError(
-                f"{path}: no value is 0 and the lowest, {low:g}, covers less than half; expected a background of 0"
-            )
-        return _white(values > low), f"labels > {low:g}"
+            raise ValueError(f"no value is 0 and the lowest, {low:g}, covers less than half; expected background 0")
+        return values > low, f"labels > {low:g}"
     if values.dtype != np.uint8 or high < MAX_LABELS:
         scaled = values.astype(np.float64) * (255 / high)
-        return (_white(scaled > 127) if high < MAX_LABELS and lossy else scaled.astype(np.uint8)), "grey levels"
+        return (scaled > 127 if high < MAX_LABELS and lossy else scaled.astype(np.uint8)), "grey levels"
     return values, "grey levels"
 
 
@@ -181,10 +165,6 @@ def _fills_areas(values: Values, low: float, high: float) -> bool:
     """Whether most pixels between the lowest and the highest value equal their neighbour, as those of labels do."""
     between = ((values > low) & (values < high))[:, :-1]
     return bool(between.any() and (values[:, :-1] == values[:, 1:])[between].mean() > 0.5)
-
-
-def _white(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return 255 * flags.astype(np.uint8)
 
 
 def _stored_size(photo: Path) -> tuple[tuple[int, int], int]:
@@ -197,18 +177,8 @@ def _stored_size(photo: Path) -> tuple[tuple[int, int], int]:
         return load_image(photo).size, 1
 
 
-def _same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether the aspect ratios of two (width, height) agree to a pixel of the smaller image."""
-    small, large = sorted((first, second))
-    return abs(small[0] * large[1] - small[1] * large[0]) <= max(large)
-
-
 def read_cracks(path: Path) -> Image.Image:
-    """The cracks that a ground truth of CrackForest marks on the photo's own pixels: mode L, 0 and 255.
-
-    Raises:
-        DatasetError: the file can't be read, or holds no ``groundTruth.Segmentation`` of numbers.
-    """
+    """The cracks that CrackForest's file marks on the photo's own pixels: mode L, 0 and 255; DatasetError if none."""
     from scipy.io import loadmat  # here: it takes longer to import than everything else in this layer
 
     with decoding(path, "CrackForest's groundTruth.Segmentation"), path.open("rb") as file:
@@ -222,29 +192,20 @@ def can_saturate(records: Sequence[ImageRecord]) -> bool:
     return bool(folders) and all((folder / LOCO_KINDS).is_file() for folder in folders)
 
 
-@cache
-def _thresholds(path: Path) -> dict[int, tuple[float, bool]]:
-    """By a region's value in masks: the area that must be found, and whether that is a fraction of the region's."""
-    with decoding(path, "a list of kinds of defect"):
-        return {
-            int(kind["pixel_value"]): (float(kind["saturation_threshold"]), bool(kind["relative_saturation"]))
-            for kind in json.loads(path.read_text(encoding="utf-8"))
-        }
-
-
 def loco_regions(record: ImageRecord) -> list[Region]:
     """The marked regions of LOCO's photo, one per mask, and how much must be found of each (Bergmann et al., 2022).
 
-    Raises:
-        DatasetError: a mask's value belongs to no kind of ``defects_config.json``, or that can't be read.
+    Raises :class:`DatasetError` where a mask's value is no kind of ``defects_config.json``, or that can't be read.
     """
     found = []
     for path in record.masks:
-        thresholds, values = _thresholds(path.absolute().parents[LOCO_FOLDER] / LOCO_KINDS), values_of(path)
-        value = int(values.max(initial=0))
-        if value not in thresholds:
-            raise DatasetError(f"{path}: value {value} is no kind of defect in {LOCO_KINDS}")
-        threshold, relative = thresholds[value]
-        area = float(np.count_nonzero(values))
-        found.append(Region(values > 0, threshold * area if relative else min(threshold, area)))
+        table, values = path.absolute().parents[LOCO_FOLDER] / LOCO_KINDS, values_of(path)
+        value, area = int(values.max(initial=0)), float(np.count_nonzero(values))
+        with decoding(table, "a list of kinds of defect"):
+            kinds = {kind["pixel_value"]: kind for kind in json.loads(table.read_text(encoding="utf-8"))}
+            if value not in kinds:
+                raise DatasetError(f"{path}: value {value} is no kind of defect in {LOCO_KINDS}")
+            threshold = float(kinds[value]["saturation_threshold"])
+            needed = threshold * area if kinds[value]["relative_saturation"] else min(threshold, area)
+        found.append(Region(values > 0, needed))
     return found

@@ -1,8 +1,8 @@
 """The one photo reader: any file to an upright 8-bit RGB photo, without what is excluded from inspection.
 
-What numbers of more than 8 bits mean is taken from the settings ``data.bits`` and ``data.range``, else from the file
-(sBIT, BitsPerSample, MaxSampleValue), else from their type, never from the photo's own largest value: references and
-photos have to be read alike. What is not certain is reported with :func:`anomalygpt.errors.reading_warning`.
+What numbers of more than 8 bits mean is taken from ``data.bits`` and ``data.range``, else from the file (sBIT,
+BitsPerSample, MaxSampleValue), else from their type, never from the photo's own largest value: references and photos
+have to be read alike. What is not certain is reported with :func:`anomalygpt.errors.reading_warning`.
 """
 
 import base64
@@ -56,11 +56,7 @@ def current_settings() -> PhotoSettings:
 
 
 def embedded(settings: PhotoSettings) -> PhotoSettings:
-    """The settings with the pixels of the mask of what is ignored in place of its file name.
-
-    Raises:
-        UserError: the mask can't be read, or marks nothing or everything.
-    """
+    """The settings with the pixels of the mask of what is ignored in place of its name; UserError for a wrong one."""
     text = settings.ignore
     if text is None or text.startswith(EMBEDDED) or _box(text):
         return settings
@@ -68,9 +64,7 @@ def embedded(settings: PhotoSettings) -> PhotoSettings:
     if not path.is_file():
         raise UserError(f"data.ignore {text}: no mask and no box left,top,right,bottom")
     with decoding(path, "a mask"), Image.open(path) as image:
-        numbers = image.mode in ("1", "L", "P", "F") or image.mode.startswith("I")
-        values = np.asarray(image if numbers else image.convert("RGB"))
-    marked = values.reshape(*values.shape[:2], -1).max(axis=-1) > 0
+        marked = np.atleast_3d(image if len(image.getbands()) == 1 else image.convert("RGB")).any(axis=-1)
     if marked.all() or not marked.any():
         raise UserError(f"data.ignore {text}: marks {'everything' if marked.all() else 'nothing'}; expected a mask")
     buffer = io.BytesIO()
@@ -79,13 +73,9 @@ def embedded(settings: PhotoSettings) -> PhotoSettings:
 
 
 def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image:
-    """The photo at ``path``, upright 8-bit RGB; ``info["source"]`` is its path.
+    """The photo at ``path``, upright 8-bit RGB; ``info["source"]`` is its path. Default settings: :func:`configure`'s.
 
-    Args:
-        settings: by default those of :func:`configure`.
-
-    Raises:
-        DatasetError: missing, truncated, no image, too large, or values of unknown meaning.
+    Raises :class:`DatasetError`: missing, truncated, no image, too large, or values of unknown meaning.
     """
     path, settings = Path(path), embedded(settings) if settings else _settings
     with decoding(path):
@@ -98,23 +88,19 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
                 try:
                     pillow_heif = import_module("pillow_heif")
                 except ImportError:
-                    advice = "pip install pillow-heif, or export them as JPEG or PNG"
-                    raise DatasetError(f"{path}: HEIC photos need the library pillow-heif: {advice}") from None
+                    raise DatasetError(f"{path}: HEIC needs pip install pillow-heif, or save it as JPEG") from None
                 pillow_heif.register_heif_opener()
             photo = _other(path, settings)
-    photo = _reduced(photo, settings)
+    if settings.max_side:
+        photo.thumbnail((settings.max_side, settings.max_side))
     if settings.ignore:
-        photo.paste(IGNORED_COLOUR, mask=_ignored(settings.ignore, photo.size))
+        _paint_over(photo, settings.ignore)
     photo.info = {"source": str(path)}
     return photo
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: grey is repeated, transparency is put on white.
-
-    Mode I;16 holds 0..65535. Of modes I and F nothing is known but the values: 8, 16 or 32 bits, or 0..1, 0..255 or
-    0..65535, with a warning where that is a guess.
-    """
+    """Any PIL image as upright 8-bit RGB, transparency on white; what modes I and F mean is guessed, with a warning."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         bits = 32 if image.mode == "I" else 16
@@ -148,41 +134,38 @@ def _box(text: str) -> tuple[float, ...] | None:
     return numbers if len(numbers) == 4 else None
 
 
-def _ignored(text: str, size: tuple[int, int]) -> Image.Image:
-    """What a box or an embedded mask marks on a photo of (width, height), mode 1."""
-    width, height = size
+def _paint_over(photo: Image.Image, text: str) -> None:
+    """Paints over what a box or an embedded mask marks."""
+    width, height = photo.size
     if box := _box(text):
-        scale = size * 2 if max(box) <= 1 else (1, 1, 1, 1)
+        scale = photo.size * 2 if max(box) <= 1 else (1, 1, 1, 1)
         left, top, right, bottom = (round(value * side) for value, side in zip(box, scale, strict=True))
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise UserError(f"data.ignore {text}: expected left,top,right,bottom inside a photo of {width} x {height}")
-        mask = Image.new("1", size)
-        mask.paste(1, (left, top, right, bottom))
-        return mask
+        photo.paste(IGNORED_COLOUR, (left, top, right, bottom))
+        return
     mask = Image.open(io.BytesIO(base64.b64decode(text.removeprefix(EMBEDDED)))).convert("1")
-    if abs(mask.width * height - mask.height * width) > max(size):
+    if not same_shape(mask.size, photo.size):
         sizes = f"a mask of {mask.width} x {mask.height} for a photo of {width} x {height}"
         raise UserError(f"data.ignore: {sizes}; expected the same aspect ratio")
-    return mask.resize(size, Image.Resampling.NEAREST)
+    photo.paste(IGNORED_COLOUR, mask=mask.resize(photo.size, Image.Resampling.NEAREST))
+
+
+def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether the aspect ratios of two (width, height) agree to a pixel of the smaller image."""
+    small, large = sorted((first, second))
+    return abs(small[0] * large[1] - small[1] * large[0]) <= max(large)
 
 
 def _check_header(path: Path, width: int, height: int, pages: int, settings: PhotoSettings) -> None:
     if width * height > MOST_PIXELS and settings.max_side is None:
-        size = f"{width} x {height} pixels, above {MOST_PIXELS:,}"
-        raise DatasetError(f"{path}: {size}; the setting data.max_side=4096 reads it at reduced size")
+        raise DatasetError(f"{path}: {width} x {height} pixels; data.max_side=4096 reads it at reduced size")
     if pages > 1:
         _warn(str(path), "pages", f"page 1 of {pages} is read; save the others as files of their own to inspect them")
 
 
 def _warn(what: str, kind: str, text: str) -> None:
     reading_warning(f"{what}: {text}", group=f"{Path(what).parent}: {kind}")
-
-
-def _reduced(image: Any, settings: PhotoSettings) -> Any:
-    """The image with no side above ``max_side``; a JPEG is not decoded completely for that."""
-    if settings.max_side and max(image.size) > settings.max_side:
-        image.thumbnail((settings.max_side, settings.max_side))
-    return image
 
 
 def _other(path: Path, settings: PhotoSettings) -> Image.Image:
@@ -196,7 +179,9 @@ def _other(path: Path, settings: PhotoSettings) -> Image.Image:
         elif image.mode.startswith("I"):  # Pillow scales JPEG 2000 and PGM to 16 bits
             photo = _eight_bits(np.asarray(image), 16, 65535, str(path), settings)
         else:
-            return to_rgb(_reduced(image, settings) if image.mode in ("L", "RGB", "CMYK") else image)
+            if settings.max_side and image.mode in ("L", "RGB", "CMYK"):
+                image.thumbnail((settings.max_side, settings.max_side))  # decodes no more of a JPEG than it needs
+            return to_rgb(image)
         return turned(photo, image.getexif().get(ORIENTATION, 1))
 
 
@@ -254,40 +239,34 @@ def _eight_bits(values: Values, bits: int, most: float | None, what: str, settin
     if values.ndim != 2 and values.shape[2:] not in ((1,), (2,), (3,), (4,)):
         raise DatasetError(f"{what}: an array of shape {values.shape}; expected pixels of one to four channels")
     values = _finite(values.astype(np.float32) if values.dtype == np.float16 else values, what)
-    smallest, largest = float(values.min()), float(values.max())
+    low, high = float(values.min()), float(values.max())
+    found = f"values from {low:g} to {high:g}"
     if settings.value_range:
-        low, high = settings.value_range
-        if smallest < low or largest > high:
-            found = f"values from {smallest:g} to {largest:g}"
-            _warn(
-                what, "range", f"{found} lie outside {low:g}..{high:g}, which data.bits or data.range states; cut off"
-            )
+        black, white = settings.value_range
+        if low < black or high > white:
+            _warn(what, "range", f"{found} lie outside {black:g}..{white:g}, as data.bits or data.range say; cut off")
     else:
-        is_stated = smallest >= 0 and largest <= (most or -1)
-        low, high = 0.0, most if most and is_stated else _white_of_type(values, bits, what)
+        black, white = 0.0, most if most and 0 <= low <= high <= most else _white_of_type(values, bits, found, what)
     numbers: NDArray[np.floating] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    pixels = np.clip(np.rint((numbers - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint((numbers - black) * (255 / (white - black))), 0, 255).astype(np.uint8)
     return to_rgb(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)))
 
 
 def _finite(values: Values, what: str) -> Values:
     """The values with the nearest finite pixel in place of one with NaN or infinity."""
-    broken = ~np.isfinite(values)
-    if not broken.any():
+    pixels = ~np.isfinite(np.atleast_3d(values)).all(axis=2)
+    if not pixels.any():
         return values
-    pixels = broken if broken.ndim == 2 else broken.any(axis=2)
     if pixels.all():
         raise DatasetError(f"{what}: no value is finite, all are NaN or infinite")
     _warn(what, "NaN", f"{int(pixels.sum())} of {pixels.size} pixels are NaN or infinite; the nearest others are taken")
-    nearest = ndimage.distance_transform_edt(pixels, return_distances=False, return_indices=True)
-    return values[tuple(nearest)]
+    return values[tuple(ndimage.distance_transform_edt(pixels, return_distances=False, return_indices=True))]
 
 
-def _white_of_type(values: Values, bits: int, what: str) -> float:
+def _white_of_type(values: Values, bits: int, found: str, what: str) -> float:
     """White of values of a type, 0 being black, where neither a setting nor the file states it."""
     low, high = float(values.min()), float(values.max())
     advice = "set data.range=[low, high] for references and photos alike"
-    found = f"values from {low:g} to {high:g}"
     if np.issubdtype(values.dtype, np.floating):
         for top in FLOAT_RANGES:
             if ((values >= 0) & (values <= top)).mean() >= INSIDE:
@@ -304,6 +283,6 @@ def _white_of_type(values: Values, bits: int, what: str) -> float:
     bits -= np.issubdtype(values.dtype, np.signedinteger) and values.dtype.itemsize * 8 == bits
     used = max(1, int(high).bit_length())
     if used <= bits - 2 and bits > 8:
-        use = f"{found} use {used} of {bits} bits; read as {bits} bits, which is dark"
-        _warn(what, "bits", f"{use}. If wrong, set data.bits={max(8, used)} for references and photos alike")
+        advice = f"which is dark. If wrong, set data.bits={max(8, used)} for references and photos alike"
+        _warn(what, "bits", f"{found} use {used} of {bits} bits; read as {bits} bits, {advice}")
     return 2.0**bits - 1

@@ -20,7 +20,6 @@ IMAGE_SUFFIXES = frozenset(
 OTHER_SUFFIXES = {".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".ini", ".db", ".html"}
 OVERLAY, MAP = "_overlay.png", "_map.tiff"  # what the names of predict.py's results end in
 RESULTS = "results.jsonl"
-OFFENDERS_SHOWN = 3
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -34,33 +33,22 @@ class DatasetError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One photo of a data set.
-
-    Attributes:
-        image: the photo's file.
-        class_name: the folder's own name, such as ``metal_nut``.
-        split: ``validation`` only where a data set has such a split (LOCO, CSV).
-        is_anomalous: whether the photo shows a defect.
-        defect: the defect's name in the data set, ``good`` for a normal photo.
-        masks: the files that together mark the defect, for ``masks.load_mask``; none for a normal photo and for a
-            defect without a mask.
-    """
+    """One photo of a data set. Records sort by class, split (train, validation, test) and path."""
 
     image: Path
-    class_name: str
-    split: Split
+    class_name: str  # the folder's own name, such as ``metal_nut``
+    split: Split  # ``validation`` only where a data set has such a split (LOCO, CSV)
     is_anomalous: bool
-    defect: str
-    masks: tuple[Path, ...] = ()
+    defect: str  # its name in the data set, ``good`` for a normal photo
+    masks: tuple[Path, ...] = ()  # that together mark the defect, for ``masks.load_mask``; a defect may have none
 
-
-def in_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
-    """The records sorted by class, split (train, validation, test) and path."""
-    return sorted(records, key=lambda record: (record.class_name, SPLITS.index(record.split), record.image))
+    def __lt__(self, other: "ImageRecord") -> bool:
+        first, second = ((each.class_name, SPLITS.index(each.split), each.image) for each in (self, other))
+        return first < second
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder."""
+    """The image files directly in ``folder``, sorted by name, without hidden ones."""
     return without_results(p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
 
 
@@ -85,14 +73,12 @@ def find_photos(folder: Path, recursive: bool = False) -> list[Path]:
     """The photos in a folder, and with ``recursive`` in those below it, sorted; reports what else is there."""
     photos = list_images(folder)
     known = IMAGE_SUFFIXES | OTHER_SUFFIXES
-    others = [path.name for path in _entries(folder) if path.suffix.lower() not in known and path.is_file()]
-    if others:
-        named = first_offenders(others)
-        reading_warning(f"{folder}: {len(others)} files are not read, no photos by their names: {named}")
+    if others := [path.name for path in _entries(folder) if path.suffix.lower() not in known and path.is_file()]:
+        said = f"{len(others)} files are not read, no photos by their names: {first_offenders(others)}"
+        reading_warning(f"{folder}: {said}")
     below = sorted(Path(sub).relative_to(folder) for sub, _, _ in os.walk(folder))[1:]
     shown = [folder / sub for sub in below if "." not in {part[0] for part in sub.parts}]
-    deeper = [photo for sub in shown for photo in list_images(sub)]
-    if deeper and not recursive:
+    if (deeper := [photo for sub in shown for photo in list_images(sub)]) and not recursive:
         places = first_offenders(sorted({str(path.parent.relative_to(folder)) for path in deeper}))
         said = f"{len(deeper)} photos in sub-folders ({places}) are not read; --recursive reads them"
         reading_warning(f"{folder}: {said}")
@@ -100,12 +86,16 @@ def find_photos(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders directly in ``folder``, sorted by name, without hidden ones. Empty where there is no folder."""
-    return [path for path in _entries(folder) if path.is_dir()]
+    """The folders directly in ``folder``, sorted by name, without hidden ones; a link to nothing is an error."""
+    entries = _entries(folder)
+    for path in entries:
+        if path.is_symlink() and not path.exists():
+            raise DatasetError(f"{path}: a link to {path.readlink()}, which is not there")
+    return [path for path in entries if path.is_dir()]
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    return sorted(path for path in require_folder(folder).iterdir() if not path.name.startswith("."))
 
 
 def require_folder(root: Path) -> Path:
@@ -118,16 +108,15 @@ def require_folder(root: Path) -> Path:
 
 def first_offenders(offenders: Iterable[object]) -> str:
     """The first few offenders and how many more there are, for an error's one line."""
-    listed = [str(offender) for offender in offenders]
-    shown = ", ".join(listed[:OFFENDERS_SHOWN])
-    more = len(listed) - OFFENDERS_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    listed = [*map(str, offenders)]
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def choose_classes(root: Path, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     """The wanted classes, sorted; all of ``found`` for None. Raises :class:`DatasetError` for an unknown one."""
-    unknown = sorted({*(wanted or ())} - {*found})
-    if unknown:
+    if not root.exists():
+        raise DatasetError(f"{root}: no such file or folder")
+    if unknown := sorted({*(wanted or ())} - {*found}):
         known = ", ".join(sorted(found))
         raise DatasetError(f"{root}: no class {first_offenders(unknown)}; the classes here are {known}")
     return sorted({*(found if wanted is None else wanted)})

@@ -78,9 +78,7 @@ def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> N
 
 
 def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
-    """Blends one patch of ``source``, and with probability 1/2 a second one, into ``image``.
-
-    A patch that changes too little to be marked is drawn again, up to ``MAX_PASTES`` times; where none leaves a trace,
+    """Blends one patch of ``source``, and with probability 1/2 a second one, into ``image``; where none leaves a trace,
     the photo stays unchanged and the mask empty. Both are normal photos, uint8 (H, W, 3), of any sizes.
     """
     result, pasted = image, []
@@ -89,16 +87,14 @@ def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.rando
     for _ in range(1 + int(rng.random() < SECOND_PATCH)):
         objects = object_mask(result, settings.background)
         for _ in range(MAX_PASTES):
-            placement = _place(objects, source_objects, settings, rng)
-            if placement is None:
+            if (placement := _place(objects, source_objects, settings, rng)) is None:
                 break
             cut, box = placement
             # Only where either photo shows object.
             shape = _resized(source_objects[cut.pixels()], box) | objects[box.pixels()]
             after = _poisson(result, source[cut.pixels()], shape, box)
             if np.count_nonzero(change_label(result, after, settings) > TRAINING_THRESHOLD) >= least:
-                result = after
-                pasted.append(box)
+                result, pasted = after, [*pasted, box]
                 break
     mask = change_label(image, result, settings)
     boxes = _traces(mask > TRAINING_THRESHOLD, pasted)
@@ -107,9 +103,7 @@ def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.rando
 
 def object_mask(image: Pixels, background: tuple[float, float] | None) -> Flags:
     """Where the photo shows the object: |grey - brightness| > threshold; everywhere for None. (H, W) bool."""
-    if background is None:
-        return np.ones(image.shape[:2], bool)
-    brightness, threshold = background
+    brightness, threshold = background or (0, -1)
     return np.abs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) - brightness) > threshold
 
 
@@ -153,20 +147,15 @@ def _poisson(image: Pixels, piece: Pixels, shape: Flags, box: Box) -> Pixels:
     # OpenCV centres the shape's bounding box, not the patch, on the point that it is given.
     inner = bounding_box(shape)
     width, height = inner.size
-    shrinks = box.size[0] < piece.shape[1]
-    patch = cv2.resize(piece, box.size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    trimmed = np.ascontiguousarray(patch[inner.pixels()], np.uint8)
-    flags = np.ascontiguousarray(shape[inner.pixels()]).astype(np.uint8) * 255
+    way = cv2.INTER_AREA if box.size[0] < piece.shape[1] else cv2.INTER_LINEAR
+    trimmed = np.ascontiguousarray(cv2.resize(piece, box.size, interpolation=way)[inner.pixels()])
+    flags = 255 * shape[inner.pixels()].astype(np.uint8)
     centre = (box.left + inner.left + width // 2, box.top + inner.top + height // 2)
-    blended = cv2.seamlessClone(trimmed, np.ascontiguousarray(image), flags, centre, cv2.NORMAL_CLONE)
-    return blended.astype(np.uint8, copy=False)
+    return cv2.seamlessClone(trimmed, np.ascontiguousarray(image), flags, centre, cv2.NORMAL_CLONE)
 
 
 def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> Plane:
-    """NSA's logistic label: float32 (H, W) in 0..1, zero where nothing changed.
-
-    The difference |after - before| is averaged over the channels (grey levels 0..255) and median-filtered (disk 5).
-    """
+    """NSA's logistic label, float32 (H, W) in 0..1, of the channels' mean difference, median-filtered (disk 5)."""
     from skimage.filters import rank  # here, because it takes a quarter of a second
     from skimage.morphology import disk
 
@@ -185,8 +174,7 @@ def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> Plane:
 def _traces(target: Flags, pasted: list[Box]) -> tuple[Box, ...]:
     """The box of the target pixels of each patch; patches that share a target pixel are one defect."""
     traces = [np.zeros_like(target) for _ in pasted]
-    for trace, box in zip(traces, pasted, strict=True):
-        near = box.pixels(MEDIAN_RADIUS)
+    for trace, near in zip(traces, (box.pixels(MEDIAN_RADIUS) for box in pasted), strict=True):
         trace[near] = target[near]
     if len(traces) == 2 and (traces[0] & traces[1]).any():
         return (bounding_box(target),)

@@ -20,13 +20,10 @@ def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
 
 
 class ImageTransform:
-    """Resizes and normalises photos and masks, and maps results back to the photo.
+    """Resizes photos and masks to a square of ``size`` pixels, normalises them, and maps results back to the photo.
 
-    Args:
-        size: the side of the square that the model sees, in pixels.
-        mean, std: per channel, on the 0..1 scale.
-        geometry: ``squash`` resizes both sides to ``size`` (training and demo of the paper's code); ``crop`` resizes
-            the short side to ``size`` and takes the centre (its evaluation and its few-shot references).
+    ``squash`` resizes both sides (training and demo of the paper's code); ``crop`` resizes the short side and takes the
+    centre (its evaluation and its few-shot references). ``mean`` and ``std`` are per channel, on the 0..1 scale.
     """
 
     def __init__(
@@ -57,16 +54,7 @@ class ImageTransform:
         return torch.from_numpy(np.array(self._resize(mask, Image.Resampling.BILINEAR), dtype=np.float32))[None] / 255
 
     def to_photo(self, map: Tensor, photo_size: tuple[int, int], fill: float = 0.0) -> Tensor:
-        """An anomaly map on the photo's own pixels, bilinear.
-
-        Args:
-            map: (S, S) float of any S, over the model's input.
-            photo_size: (width, height) of the upright photo in pixels.
-            fill: the value of pixels outside the crop.
-
-        Returns:
-            (height, width), of the map's dtype.
-        """
+        """A map (S, S) on the pixels of an upright photo (width, height), bilinear, with ``fill`` outside the crop."""
         x, y = (self._model_coordinates(side, min(photo_size)).to(map.device) for side in photo_size)
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1) * 2 - 1  # (height, width, 2)
         source = map[None, None].to(torch.float32)

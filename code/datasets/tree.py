@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,8 @@ from anomalygpt.datasets.records import (
     Split,
     choose_classes,
     first_offenders,
-    in_order,
     list_folders,
     list_images,
-    require_folder,
 )
 from anomalygpt.errors import reading_warning
 from anomalygpt.files import read_yaml
@@ -61,61 +60,45 @@ class Group(NamedTuple):
 
 
 def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo of one class or of a folder of classes, sorted by class, split and path.
+    """Every photo of one class or of a folder of classes, sorted by class, split and path; data/README.md shows both.
 
-    A class has ``train/good``, ``test/<defect>`` and ``ground_truth/<defect>`` (MVTec AD), or ``good`` (train),
-    ``good_test`` (test), a folder for each defect (test) and ``masks``. Folders may have any name of names.yaml.
-
-    A photo's masks lie in ``<masks>/<defect>/``, ``<masks>/``, a folder ``<masks>/<defect>/<stem>/`` or beside the
-    photo. Their names are the photo's, with a word such as ``_mask`` or a number or both. A defect may have none.
-
-    Raises:
-        DatasetError: a tree of another shape, an unknown class, a link to nothing, a mask that may belong to several
-            photos, or one that belongs to none where a photo of its kind has none.
+    Raises :class:`DatasetError` for a tree of another shape, an unknown class, or a mask that is not of one photo.
     """
     folders, records = class_folders(root), []
-    for name in choose_classes(Path(root), list(folders), classes):
-        own = _records(name, *_groups(folders[name]))
-        if not own:
+    for name in choose_classes(root, list(folders), classes):
+        if not (own := _records(name, *_groups(folders[name]))):
             raise DatasetError(f"{folders[name]}: no images; {EXPECTED}")
         records += own
-    return in_order(records)
+    return sorted(records)
 
 
 def index_pair(good: Path, bad: Path, masks: Path | None = None, references: int = 0) -> list[ImageRecord]:
     """The photos of two folders of any name, as one class that is called as the folder above them.
 
-    Args:
-        masks: a folder of masks of ``bad``, named as in :func:`index_tree`; may also lie in it.
-        references: the first so many good photos are the train split, all others are tested.
-
-    Raises:
-        DatasetError: a folder is missing or has no photos, or as :func:`index_tree`.
+    ``masks`` holds masks of ``bad``, named as in :func:`index_tree`, which may also lie in ``bad``. The first
+    ``references`` good photos are the train split, all others are tested.
     """
-    groups = [Group(require_folder(good), "test", GOOD), Group(require_folder(bad), "test", Path(bad).resolve().name)]
-    records = _records(Path(good).resolve().parent.name, groups, [require_folder(masks)] if masks else [])
+    groups = [Group(good, "test", GOOD), Group(bad, "test", bad.resolve().name)]
+    records = _records(good.resolve().parent.name, groups, [masks] if masks else [])
     for group in groups:
         if not any(record.image.parent == group.folder for record in records):
             raise DatasetError(f"{group.folder}: no images")
-    train = [record.image for record in records if not record.is_anomalous][:references]
-    return in_order(replace(record, split="train") if record.image in train else record for record in records)
+    train = [record for record in records if not record.is_anomalous][:references]
+    return sorted(replace(record, split="train") if record in train else record for record in records)
 
 
 def class_folders(root: Path) -> dict[str, Path]:
-    """The classes' folders by name: ``root`` itself when it is one, else those of its folders that are.
-
-    Raises:
-        DatasetError: there is none.
-    """
-    root = require_folder(root)
+    """The classes' folders by name: ``root`` itself when it is one, else those of its folders that are; never none."""
     if _is_class(root):
         return {root.resolve().name: root.resolve()}
-    folders = {folder.name: folder for folder in _folders(root) if _is_class(folder)}
+    subs = list_folders(root)
+    folders = {sub.name: sub for sub in subs if _is_class(sub)}
     if not folders:
         raise DatasetError(f"{root}: no class folder; {EXPECTED}")
-    for folder in (sub for sub in list_folders(root) if sub.name not in folders):
-        if any(map(list_images, (folder, *list_folders(folder)))) and not is_called(folder.name, "results"):
-            reading_warning(f"{folder}: photos that are not read, for it is no class; {EXPECTED}")
+    for sub in subs:
+        is_other = sub.name not in folders and not is_called(sub.name, "results")
+        if is_other and any(map(list_images, (sub, *list_folders(sub)))):
+            reading_warning(f"{sub}: photos that are not read, for it is no class; {EXPECTED}")
     return folders
 
 
@@ -123,17 +106,14 @@ def _is_class(folder: Path) -> bool:
     return any(split_called(sub.name) or is_called(sub.name, "good") for sub in list_folders(folder))
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder. Raises :class:`DatasetError` for a link to what is not there."""
-    for path in folder.iterdir():
-        if path.is_symlink() and not path.exists():
-            raise DatasetError(f"{path}: a link to {path.readlink()}, which is not there")
-    return list_folders(folder)
-
-
-def _records(name: str, groups: Sequence[Group], mask_folders: Sequence[Path]) -> list[ImageRecord]:
+def _records(name: str, groups: Sequence[Group], mask_folders: list[Path]) -> list[ImageRecord]:
     photos = {group: list_images(group.folder) for group in groups}
-    masks, besides = _match_masks(photos, [*mask_folders, *_inside(groups)])
+    for sub in (sub for group in groups for sub in list_folders(group.folder)):
+        if is_called(sub.name, "masks"):
+            mask_folders.append(sub)
+        elif images := list_images(sub):
+            reading_warning(f"{sub}: {len(images)} photos that are not read; expected them in {sub.parent}")
+    masks, besides = _match_masks(photos, mask_folders)
     return [
         ImageRecord(image, name, group.split, group.defect != GOOD, group.defect, masks.get(image, ()))
         for group, images in photos.items()
@@ -144,11 +124,11 @@ def _records(name: str, groups: Sequence[Group], mask_folders: Sequence[Path]) -
 
 def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
     """The folders of photos, and those of masks, in a class's folder."""
-    subs = _folders(folder)
+    subs = list_folders(folder)
     splits = {sub: split for sub in subs if (split := split_called(sub.name))}
     groups: list[Group] = []
     mask_folders: list[Path] = []
-    for sub in subs if not splits else [inner for outer in splits for inner in _folders(outer)]:
+    for sub in subs if not splits else [inner for outer in splits for inner in list_folders(outer)]:
         split = splits.get(sub.parent)
         if is_called(sub.name, "masks"):
             mask_folders.append(sub)
@@ -171,19 +151,9 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
             reading_warning(f"{sub}: photos that are not read; {EXPECTED}")
     tested = {group.folder.name: group.defect for group in groups if group.split == "test"}
     if splits and tested and GOOD not in tested.values():
-        found = first_offenders(tested)
-        reading_warning(f"{folder}: none of the test folders ({found}) means good photos; all count as defects")
+        said = f"none of the test folders ({first_offenders(tested)}) means good photos; all count as defects"
+        reading_warning(f"{folder}: {said}")
     return groups, mask_folders
-
-
-def _inside(groups: Sequence[Group]) -> Iterator[Path]:
-    """The folders of masks among photos; other folders with images are named."""
-    for group in groups:
-        for sub in _folders(group.folder):
-            if is_called(sub.name, "masks"):
-                yield sub
-            elif images := list_images(sub):
-                reading_warning(f"{sub}: {len(images)} photos that are not read; expected them in {sub.parent}")
 
 
 def _match_masks(
@@ -197,26 +167,31 @@ def _match_masks(
         stems = {image.stem.casefold() for image in images}
         kind = plain(group.folder.name) if group.defect != GOOD else ""
         besides |= {i: kind for i in images if stems.intersection(_without_words(i.stem, BESIDE))}
-        for image in (image for image in images if image not in besides):
-            for key in {image.stem.casefold(), image.name.casefold()}:
-                for place in (kind, None) if kind else ("",):
-                    owners[place, key].append(image)
+        places = (kind, None) if kind else ("",)
+        for image, place in product((image for image in images if image not in besides), places):
+            owners[place, image.stem.casefold()].append(image)
+            owners[place, image.name.casefold()].append(image)
     found: defaultdict[Path, list[Path]] = defaultdict(list)
     orphans: list[tuple[str | None, Path]] = []
     inside = _masks_in(mask_folders, {kind for kind, _ in owners if kind})
     for place, mask, stem in (*inside, *((kind, mask, mask.stem) for mask, kind in besides.items() if kind)):
         named = [stem.casefold(), *_without_words(stem, names()["mask_words"]), _without_number(stem.casefold())]
         own = next((owners[place, s] for s in named if (place, s) in owners), [])
+        if len({owner.parent for owner in own}) == 1:  # 000.png and 000.jpg may have a mask each, of the same full name
+            own = [owner for owner in own if owner.name.casefold() == mask.name.casefold()] or own
+        if len(own) > 1:
+            several = first_offenders(f"{owner.parent.name}/{owner.name}" for owner in own)
+            advice = f"put it in {mask.parent}/<defect>/, or give photos of one defect different names"
+            raise DatasetError(f"{mask}: may be the mask of {several}; {advice}")
         if own:
-            found[_the_one(mask, own)].append(mask)
+            found[own[0]].append(mask)
         elif place or not any(("", s) in owners for s in named):  # of a flat folder some masks may be of good photos
             orphans.append((place, mask))
     unmarked = {place for (place, _), own in owners.items() if place != "" and not found.keys() >= {*own}}
-    if orphans:  # a misspelt mask would silently turn a marked defect into an unmarked one
-        serious = [mask for place, mask in orphans if place in unmarked]
-        listed = serious or [mask for _, mask in orphans]
+    serious = [mask for place, mask in orphans if place in unmarked]
+    if listed := serious or [mask for _, mask in orphans]:
         message = f"{listed[0].parent}: {len(listed)} masks match no photo: {first_offenders(m.name for m in listed)}"
-        if serious:
+        if serious:  # a misspelt mask would silently turn a marked defect into an unmarked one
             raise DatasetError(f"{message}; expected <stem>_mask.png")
         reading_warning(message)
     return {photo: tuple(sorted(masks)) for photo, masks in found.items()}, besides
@@ -228,11 +203,11 @@ def _masks_in(folders: Sequence[Path], kinds: set[str]) -> Iterator[tuple[str | 
         inside = plain(folder.parent.name)
         own = inside if inside in kinds else None  # test/crack/masks/
         yield from ((own, mask, mask.stem) for mask in list_images(folder))
-        for sub in (sub for sub in _folders(folder) if not is_called(sub.name, "good")):
-            kind = plain(sub.name) if plain(sub.name) in kinds else own
-            as_photo = kind == own and plain(sub.name) not in kinds  # masks/000/0.png
-            yield from ((kind, mask, sub.name if as_photo else mask.stem) for mask in list_images(sub))
-            yield from ((kind, mask, deeper.name) for deeper in _folders(sub) for mask in list_images(deeper))
+        for sub in (sub for sub in list_folders(folder) if not is_called(sub.name, "good")):
+            kind = plain(sub.name) if plain(sub.name) in kinds else None
+            photos = [(mask, sub.name if kind is None else mask.stem) for mask in list_images(sub)]  # masks/000/0.png
+            photos += [(mask, deeper.name) for deeper in list_folders(sub) for mask in list_images(deeper)]
+            yield from ((kind or own, mask, stem) for mask, stem in photos)
 
 
 def _without_words(stem: str, words: Sequence[str]) -> list[str]:
@@ -245,14 +220,3 @@ def _without_words(stem: str, words: Sequence[str]) -> list[str]:
 
 def _without_number(stem: str) -> str:
     return re.sub(r"(?<=.)[ _.(-]+\d+\)?$", "", stem)
-
-
-def _the_one(mask: Path, owners: Sequence[Path]) -> Path:
-    """The photo that a mask belongs to: of several with one stem in one folder, that of the mask's full name."""
-    is_one_folder = len({owner.parent for owner in owners}) == 1
-    exact = [owner for owner in owners if is_one_folder and owner.name.casefold() == mask.name.casefold()]
-    if len(exact or owners) == 1:
-        return (exact or owners)[0]
-    several = first_offenders(f"{owner.parent.name}/{owner.name}" for owner in owners)
-    advice = f"put it in {mask.parent}/<defect>/, or give photos of one defect different names"
-    raise DatasetError(f"{mask}: may be the mask of {several}; {advice}")

@@ -15,9 +15,8 @@ from PIL import Image
 
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets import masks
-from anomalygpt.datasets.build import INDEXERS
+from anomalygpt.datasets.build import INDEXERS, overview
 from anomalygpt.datasets.dialogue import detection_question
-from anomalygpt.datasets.overview import overview
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import Region, marks_position, positions_of

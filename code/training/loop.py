@@ -18,8 +18,8 @@ from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.findings_dialogue import FindingsBatch
 from anomalygpt.datasets.instructions import InstructionBatch
+from anomalygpt.datasets.pairs import AnomalyBatch, collate_pairs
 from anomalygpt.datasets.records import first_offenders
-from anomalygpt.datasets.sample import AnomalyBatch, collate_pairs
 from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT, Losses

@@ -14,7 +14,7 @@ from torchvision.utils import save_image
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.findings_dialogue import FindingsBatch
-from anomalygpt.datasets.sample import AnomalyBatch, SamplePair, collate_pairs
+from anomalygpt.datasets.pairs import AnomalyBatch, SamplePair, collate_pairs
 from anomalygpt.distributed import Process, summed
 from anomalygpt.files import replacing
 from anomalygpt.inference.answers import parse_verdict

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalygpt.datasets.overview import overview
+from anomalygpt.datasets.build import overview
 from anomalygpt.datasets.tree import index_pair, index_tree
 from anomalygpt.errors import UserError, set_strict
 

@@ -17,11 +17,10 @@ from anomalygpt.datasets.class_info import ClassInfo
 from anomalygpt.datasets.csv_table import index_visa
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.layouts import index_crack_forest
-from anomalygpt.datasets.pairs import TrainingPairs
+from anomalygpt.datasets.pairs import TrainingPairs, collate_pairs
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import positions_of
-from anomalygpt.datasets.sample import collate_pairs
 from anomalygpt.datasets.synthesis import NSASettings
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.inference.answers import parse_verdict
