@@ -40,7 +40,7 @@ def test_every_surface_gives_the_same_verdict(
     image, _ = SharedModel(new).inspect(Conversation(photo, tuple(references)))
     found["page"] = image.findings.to_dict()
     found["library"] = AnomalyGPT(new()).teach(references).inspect(photo).findings.to_dict()
-    client = TestClient(build_app(new(), tmp_path / "parts", Limits((), 1e8, 50, 0, 8)))
+    client = TestClient(build_app(new(), tmp_path / "parts", Limits()))
     client.put("/v1/parts/board", files=[("photos", path.open("rb")) for path in references]).raise_for_status()
     answer = client.post("/v1/inspect", files={"photo": photo.open("rb")}, data={"part": "board"})
     found["serve.py"] = answer.json()

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
-from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
-from starlette.datastructures import UploadFile as FormFile
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from anomalygpt.config.settings import GenerationSettings
@@ -37,31 +35,24 @@ if TYPE_CHECKING:
 
 History = list[tuple[str, str]]
 Label = Literal["good", "bad", "neither"]
-PartName = Annotated[str, InPath(pattern=NAME)]
-
-
-def _decoded(photo: Any) -> Any:
-    return from_data_uri(photo) if isinstance(photo, str) else photo
+PartName = Annotated[str, Field(pattern=NAME)]
 
 
 class Inspection(BaseModel):
-    """What is wanted of a photo, which is a form's file, or in JSON a data URI."""
+    """The fields of a form: a photo, and what is wanted of it."""
 
     model_config = ConfigDict(extra="forbid")
-    photo: Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "format": "binary"})]
-    part: str = Field(NO_PART, description="a part that was taught, or ``default``")
+    photo: UploadFile
+    part: PartName = Field(NO_PART, description="a part that was taught, or ``default``")
     class_name: str | None = Field(None, max_length=60, description="what the photo shows, as in 'screw'")
     question: str | None = Field(None, max_length=2000, description="without one there is no answer in words")
     map: Literal["png", "tiff"] | None = Field(None, description="overlay, or 32-bit float map, in base64")
 
 
-KINDS = ("multipart/form-data", "application/json")
-BODY = {"required": True, "content": {kind: {"schema": Inspection.model_json_schema()} for kind in KINDS}}
-MESSAGE = {"type": "object", "properties": {"message": {"type": "string"}, "type": {"type": "string"}}}
-ERROR = {"type": "object", "properties": {"error": MESSAGE}, "required": ["error"]}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": "Error", "content": {"application/json": {"schema": ERROR}}} for status in ("4XX", "5XX")
-}
+class Failure(BaseModel):
+    """Any error, as OpenAI's clients read it."""
+
+    error: dict[str, str | None]
 
 
 def map_file(result: ImageResult, kind: str) -> str:
@@ -71,15 +62,6 @@ def map_file(result: ImageResult, kind: str) -> str:
         picture = overlay(result.photo, result.map, result.threshold, result.regions)
     picture.save(file := io.BytesIO(), kind)
     return b64encode(file.getvalue()).decode()
-
-
-async def read_inspection(request: Request) -> Inspection:
-    """What is wanted of which photo, from a form or JSON."""
-    if not request.headers.get("content-type", "").startswith(KINDS[0]):
-        return Inspection.model_validate_json(await request.body())
-    async with request.form(max_files=1, max_fields=10) as form:
-        given = [(name, await value.read() if isinstance(value, FormFile) else value) for name, value in form.items()]
-    return Inspection.model_validate({name: value for name, value in given if value or name == "photo"})
 
 
 class Content(BaseModel):
@@ -100,7 +82,7 @@ class Message(BaseModel):
 class ChatRequest(BaseModel):
     """A question with what precedes it; other fields are ignored. How it is sampled is by default the server's."""
 
-    model: str = Field(NO_PART, description="the name of a part, or ``default``")
+    model: PartName = Field(NO_PART, description="the name of a part, or ``default``")
     messages: list[Message] = Field(min_length=1)
     n: Literal[1] = 1
     stream: bool = False
@@ -159,22 +141,21 @@ class Service:
         """The predictor, with a language model that samples as the request says."""
         most = body.max_completion_tokens or body.max_tokens
         given = {"temperature": body.temperature, "top_p": body.top_p, "max_new_tokens": most}
-        predictor, model = copy(self.predictor), copy(self.predictor.language_model)
-        generation = predictor.generation.model_copy(
-            update={name: value for name, value in given.items() if value is not None}
-        )
-        own = isinstance(model.settings, GenerationSettings)
+        changed = {name: value for name, value in given.items() if value is not None}
+        generation = self.predictor.generation.model_copy(update=changed)
+        predictor = copy(self.predictor)
+        model: Any = copy(self.predictor.language_model)
+        own = isinstance(model.settings, GenerationSettings)  # else those of an endpoint, which hold them
         model.settings = generation if own else model.settings.model_copy(update={"generation": generation})
         predictor.language_model = model
         return predictor
 
-    async def inspect(self, request: Request) -> JSONResponse:
+    async def inspect(self, wanted: Annotated[Inspection, Form(media_type="multipart/form-data")]) -> JSONResponse:
         """Inspects a photo: verdict, probability, regions, on request the map and the answer to a question."""
-        wanted = await read_inspection(request)
         if wanted.question:
             self._require_words()
         question = wanted.question or detection_question(wanted.class_name, with_description=False)
-        result = await self._inspect(wanted.photo, wanted.part, wanted.class_name, question)
+        result = await self._inspect(await wanted.photo.read(), wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
         if wanted.question:
             *_, found = [piece async for piece in self.model.pieces(self.predictor.stream(result, question))]
@@ -257,9 +238,10 @@ class Service:
 def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
     """The server as an ASGI application; the predictor has no references, the folder holds the parts."""
     service = Service(predictor, Parts(folder, predictor), limits.megapixels)
-    app = FastAPI(title="AnomalyGPT", responses=ERRORS)
+    failure: dict[str, Any] = {"description": "Error", "model": Failure}
+    app = FastAPI(title="AnomalyGPT", responses={"4XX": failure, "5XX": failure})
     gate = Gate(app, limits)
-    app.post("/v1/inspect", openapi_extra={"requestBody": BODY})(service.inspect)
+    app.post("/v1/inspect")(service.inspect)
     app.get("/v1/parts")(service.list_parts)
     app.put("/v1/parts/{name}")(service.teach)
     app.get("/v1/parts/{name}")(service.part)
@@ -281,13 +263,13 @@ def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
         """Any error as OpenAI's clients read it."""
         if isinstance(error, AnyHTTPException):
             return error_response(error.status_code, str(error.detail), error.headers)
-        if isinstance(error, RequestValidationError | ValidationError):
+        if isinstance(error, RequestValidationError):
             faults = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors()[:3]]
             return error_response(400, "; ".join(faults))
         if isinstance(error, UserError):  # a damaged part, a full disk, a language model that can't be reached
             return error_response(500, str(error).replace(f"{folder}/", ""))
         return error_response(500, f"{type(error).__name__}: see the server's log")
 
-    for kind in (AnyHTTPException, RequestValidationError, ValidationError, UserError, Exception):
+    for kind in (AnyHTTPException, RequestValidationError, UserError, Exception):
         app.add_exception_handler(kind, failed)
     return gate

@@ -82,8 +82,6 @@ class Parts:
         return sorted(name for name in names if name != NO_PART and re.fullmatch(NAME, name))
 
     def _path(self, name: str, *, exists: bool = True) -> Path:
-        if name == NO_PART or not re.fullmatch(NAME, name):
-            raise HTTPException(400, f"{name[:60]!r} can't name a part: use letters, digits, spaces, '_', '-' and '.'")
         path = self.folder / (name + SUFFIX)
         if exists and not path.is_file():
             raise HTTPException(404, f"no part {name!r}: teach it by PUT /v1/parts/NAME, or use {NO_PART!r}")
@@ -114,6 +112,8 @@ class Parts:
 
     def teach(self, name: str, photos: Sequence[Image.Image]) -> dict[str, Any]:
         """Encodes and saves good photos in place of what the part was before; returns what :meth:`describe` does."""
+        if name == NO_PART:
+            raise HTTPException(400, f"{NO_PART!r} can't name a part: it stands for none")
         path, predictor = self._path(name, exists=False), self._without_references.without_references()
         predictor.set_references(photos)
         predictor.save_references(path)
