@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from anomalygpt.datasets.photos import configure
         from anomalygpt.inference.predictor import Predictor  # here, because it takes seconds
         from anomalygpt.inference.session import SharedModel
-        from anomalygpt.serving.page_layout import build_page, serve
+        from anomalygpt.serving.page import build_page, serve
 
         configure(config.data)
 

@@ -29,13 +29,14 @@ from anomalygpt.serving.page import (
     PENDING,
     Page,
     Part,
+    build_page,
     clear,
+    find_examples,
     page_texts,
     part_html,
     start_over,
     stop,
 )
-from anomalygpt.serving.page_layout import build_page, find_examples
 from tests import browser
 from tests.fake_predictor import FakePredictor, write_photos
 from tests.processes import started
@@ -63,7 +64,7 @@ def asked(
 ) -> tuple[list[Any], Conversation]:
     """Chat and question box in each step of an answer, and the conversation after it."""
     steps = list(Page(SharedModel(lambda: predictor or FakePredictor())).ask(language, question, *inputs))
-    return [step[:2] for step in steps], steps[-1][4]
+    return [(chat, box.get("value")) for chat, box, _ in steps], steps[-1][2]
 
 
 def test_verdict_and_map_are_there_without_a_question(photos: list[str]) -> None:
@@ -110,11 +111,12 @@ def test_other_threshold_redraws_without_the_model(photos: list[str]) -> None:
     predictor = FakePredictor()
     model = SharedModel(lambda: predictor)
     *_, conversation = Page(model).show("en", 1, 1, *given(photos[0]))
-    picture, summary = Page(model).view("en", 1.5, 1, conversation)
+    inputs = *given(photos[0])[:-1], conversation
+    picture, summary, _ = Page(model).show("en", 1.5, 1, *inputs)
     assert "at 1.50 times the threshold" in summary and "<td>top left</td>" in summary
-    _, without = Page(model).view("en", 2.5, 1, conversation)
+    _, without, _ = Page(model).show("en", 2.5, 1, *inputs)
     assert "<table" not in without and "Defect" in without
-    (photo, faint), _ = Page(model).view("en", 1.5, 0.1, conversation)
+    (photo, faint), *_ = Page(model).show("en", 1.5, 0.1, *inputs)
     assert (
         np.abs(np.subtract(faint, photo, dtype=int)).mean() < np.abs(np.subtract(picture[1], photo, dtype=int)).mean()
     )
@@ -161,8 +163,8 @@ def test_markup_is_shown_as_text(photos: list[str], text: str) -> None:
 def test_stop_keeps_what_was_shown_and_asks_again_on_retry(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     steps = Page(model).ask("en", "Is it bent?", *given(photos[0]))
-    conversation = [next(steps), next(steps)][-1][4]
-    assert stop(conversation)["interactive"] is False
+    conversation = [next(steps), next(steps)][-1][2]
+    assert stop(conversation)["stop_btn"] is False
     *_, last = steps
     assert texts(last[0]) == ["Is it bent?", "Yes,stopped"]
     assert conversation.history == [("Is it bent?", "Yes,")]
@@ -172,9 +174,9 @@ def test_stop_keeps_what_was_shown_and_asks_again_on_retry(photos: list[str]) ->
 
 def test_question_that_was_stopped_before_its_answer_goes_back_to_its_box(photos: list[str]) -> None:
     steps = Page(SharedModel(FakePredictor)).ask("en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
-    stop(next(steps)[4])
+    stop(next(steps)[2])
     *_, last = steps
-    assert (last[0], last[1]) == ([], "Is it fine?")
+    assert (last[0], last[1]["value"]) == ([], "Is it fine?")
 
 
 def test_clear_begins_another_conversation_about_the_photo(photos: list[str]) -> None:
@@ -188,14 +190,14 @@ def test_new_photo_clears_the_chat(photos: list[str]) -> None:
     inputs = given(photos[0], [(photos[1], None)])
     _, conversation = asked("", inputs)
     assert all("value" not in update for update in start_over(*inputs[:-1], conversation))
-    chat, _, _, new, factor, files = start_over(photos[2], *inputs[1:-1], conversation)
+    chat, _, new, factor, files = start_over(photos[2], *inputs[1:-1], conversation)
     assert (chat, new, factor, files["value"]) == ([], None, 1, None)
     assert conversation.is_over
 
 
 def test_answer_about_a_photo_that_was_replaced_is_dropped(photos: list[str]) -> None:
     steps = Page(SharedModel(FakePredictor)).ask("en", "Is it fine?", *given(photos[0]))  # type: ignore[arg-type]
-    start_over(photos[1], [], "", None, "", next(steps)[4])
+    start_over(photos[1], [], "", None, "", next(steps)[2])
     assert list(steps) == []
 
 
@@ -224,10 +226,9 @@ def test_files_of_a_photo_hold_its_map_and_findings(photos: list[str]) -> None:
     _, conversation = asked("Is it fine?", given(photos[0]))
     result, _ = model.inspect(conversation)
     for shown in Page(model).write_files("en", conversation):
-        overlay, tiff, array, record, report = shown["value"]
+        overlay, tiff, record, report = shown["value"]
         assert Image.open(overlay).size == (40, 30)
         assert np.array_equal(np.asarray(Image.open(tiff)), result.map)
-        assert np.array_equal(np.load(array), result.map)
         assert "data:image/jpeg" in Path(report).read_text(encoding="utf-8")
         written = json.loads(Path(record).read_text(encoding="utf-8"))
     assert written["status"] == "defective" and written["regions"][0]["position"] == "top left"
@@ -238,9 +239,10 @@ def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_pa
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no photo")
     with pytest.warns(UserWarning, match="text.png: cannot be read"):
-        for taught, file in Page(model).teach("en", "a/nut", [*photos[1:], str(tmp_path / "text.png")], ""):
-            assert (taught.name, len(taught.report.names)) == ("a/nut", 2)
-            saved = Path(shutil.copy(file["value"], tmp_path))
+        assert list(Page(model).teach("en", "a/nut", [*photos[1:], str(tmp_path / "text.png")], "")) == []
+    for taught, file in Page(model).teach("en", "a/nut", photos[1:], ""):
+        assert (taught.name, len(taught.report.names)) == ("a/nut", 2)
+        saved = Path(shutil.copy(file["value"], tmp_path))
     assert part_html("en", taught) == "<p>Learned part: a/nut, 2 reference photos.</p>"
     assert "2 references, at a mean distance of 0.100" in part_html("en", taught, with_report=True)
     assert "2张良品照片，平均距离0.100" in part_html("zh", taught, with_report=True)
@@ -249,7 +251,7 @@ def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_pa
         assert (loaded.name, len(loaded.report.names)) == ("a_nut", 2)
     *_, conversation = Page(model).show("en", 1, 1, *given(photos[0], part=loaded))
     assert conversation.references == (saved,)
-    with pytest.warns(UserWarning, match="0 photos can be read"):
+    with pytest.warns(UserWarning, match="0 photos: give 1 to"):
         assert list(Page(model).teach("en", "", [], "")) == []
 
 
@@ -278,8 +280,8 @@ def test_photo_is_marked_in_the_part_and_its_file_and_undone(photos: list[str], 
 def test_chosen_region_stands_out_in_picture_and_table(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     *_, conversation = Page(model).show("en", 1, 1, *given(photos[0]))
-    (_, plain), table = Page(model).view("en", 1, 1, conversation)
-    (_, marked), chosen = Page(model).view("en", 1, 1, conversation, 1)
+    (_, plain), table, _ = Page(model).show("en", 1, 1, *given(photos[0])[:-1], conversation)
+    (_, marked), chosen, _ = Page(model).show("en", 1, 1, *given(photos[0])[:-1], conversation, chosen=1)
     assert 'aria-pressed="false"' in table and 'aria-pressed="true"' in chosen
     changed = np.argwhere(np.any(np.asarray(plain) != np.asarray(marked), axis=-1))
     assert len(changed) and changed.max() < 200  # around the region, of 64 x 64 pixels at the top left, and its number
@@ -452,7 +454,7 @@ def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, in
     own = page_texts()[locale[:2]]
     with browser.window(page_address, size, locale) as window:
         page = window.page
-        page.locator("#send").click()
+        page.locator(browser.SEND).click()
         page.get_by_text({"en": "There is no photo yet", "zh": "还没有照片"}[locale[:2]]).wait_for()
 
         page.locator("#photo input[type=file]").set_input_files(photo)
@@ -498,8 +500,8 @@ def test_stop_and_clear_in_a_browser(page_address: str, size: dict[str, int]) ->
         window.click_example(FABRIC)
         page.locator("#map img").first.wait_for()
         window.begin("Is there any anomaly, where is it, how large is it, and what does it look like?")
-        page.locator("#stop").click()
-        page.locator("#send").wait_for()
+        page.locator(browser.STOP).click()
+        page.locator(browser.SEND).wait_for()
         bots = page.locator("#chat .message.bot")
         shown = bots.last.inner_text() if bots.count() else ""
         page.wait_for_timeout(2000)
@@ -583,7 +585,7 @@ def test_two_users_at_once_keep_their_own_photos(page_address: str) -> None:
             page.locator("#summary .verdict b").wait_for()
             page.locator("#question textarea").fill("Where is it, and how large?")
         for page in pages:
-            page.locator("#send").click()
+            page.locator(browser.SEND).click()
         pages[1].get_by_text("queue: 1/1").wait_for()
         for page, name, user in zip(pages, names, both, strict=True):
             page.locator("#chat .message.bot").first.wait_for()
@@ -710,7 +712,7 @@ CONTRASTS = """names => Object.fromEntries(names.map(name => {
   const both = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)];
   return [name, (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05)];
 }))"""
-TEXTS = ("#title h1", "#languages a", "#summary .verdict b", "#summary p", "#summary td", "#summary td button", "#send")
+TEXTS = ("#title h1", "#languages a", "#summary .verdict b", "#summary p", "#summary td", "#summary td button")
 TEXTS += ("#suggestions button", "#chat .message.bot", "#chat .message.user", "#adjust button", "#class input")
 
 
