@@ -5,7 +5,6 @@ The page's texts are in ``page.yaml``, its HTML in ``page.html``.
 
 import re
 import threading
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -19,7 +18,6 @@ import gradio as gr
 import yaml
 from gradio.tunneling import CURRENT_TUNNELS
 from jinja2 import Template
-from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
@@ -27,13 +25,12 @@ from starlette.responses import HTMLResponse, Response
 
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.findings import Findings, Language, RegionFinding
-from anomalygpt.datasets.records import read_results
 from anomalygpt.errors import UserError
 from anomalygpt.inference import session
 from anomalygpt.inference.outputs import Outputs
 from anomalygpt.inference.reference_report import ReferenceReport
 from anomalygpt.inference.regions import find_regions
-from anomalygpt.inference.report import SIDE, data_uri, details, severity, verdict
+from anomalygpt.inference.report import SIDE
 from anomalygpt.inference.results import prediction
 from anomalygpt.inference.session import Conversation, Exchange, Mark, SharedModel
 from anomalygpt.inference.visualize import overlay
@@ -42,7 +39,6 @@ Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and capti
 Current = Conversation | None
 Example = tuple[str, list[str], str]  # photo, good photos, class name
 
-THUMBNAIL = 96  # pixels
 PENDING = "…"
 BAR = gr.Progress()
 
@@ -66,7 +62,7 @@ def page_texts() -> dict[str, dict[str, str]]:
 def page_html() -> Any:
     """The macros of ``page.html``."""
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    return Template(template, autoescape=True, trim_blocks=True).module
+    return Template(template, autoescape=True, trim_blocks=True).make_module({"words": words})
 
 
 @contextmanager
@@ -95,19 +91,8 @@ def summary_html(
     language: Language, findings: Findings, regions: Sequence[RegionFinding], factor: float, chosen: int = 0
 ) -> str:
     """Badge, certainty, the findings in a sentence, and the table of the regions at ``factor`` times the threshold."""
-    names = words.finding_phrases(language)["words"]
-    places = names["place"] if language == "zh" else {}  # the English ones are phrases
-    rows = [
-        (
-            places.get(each.place, each.place),
-            words.percent(each.area, language),
-            names["size"][words.size_word(each.area)],
-            names["form"][each.form],
-        )
-        for each in regions
-    ]
     sentence = words.answer_text("describe", findings, language)
-    return page_html().summary(page_texts()[language], findings, sentence, rows, factor, chosen)
+    return page_html().summary(language, page_texts()[language], findings, sentence, regions, factor, chosen)
 
 
 def part_html(language: Language, part: Part | None, *, with_report: bool = False) -> str:
@@ -115,28 +100,14 @@ def part_html(language: Language, part: Part | None, *, with_report: bool = Fals
     if part is None:
         return ""
     forms, number = words.finding_phrases(language)["words"]["references"], len(part.report.names)
-    count = forms["one" if number == 1 else "several"].format(count=number)
-    lines = [page_texts()[language]["part"].format(name=part.name, references=count)]
-    if part.marks:
-        good = sum(mark.is_good for mark in part.marks)
-        lines.append(page_texts()[language]["marked"].format(good=good, bad=len(part.marks) - good))
-    lines += part.report.lines(language) if with_report else []
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+    references = forms["one" if number == 1 else "several"].format(count=number)
+    report = part.report.lines(language) if with_report else []
+    return page_html().part(page_texts()[language], part, references, report)
 
 
 def _box(*, running: bool, **changes: str) -> Any:
     """Changes of the question box, which has a button that stops the answer in the place of the one that sends."""
     return gr.update(submit_btn=not running, stop_btn=running, **changes)
-
-
-def _row(language: Language, record: dict[str, Any], folder: Path) -> list[Any]:
-    """Of the table of many photos: picture, name, verdict, probability in percent, number and places of regions."""
-    name, kind = record["photo"], page_texts()[language][verdict(record)]
-    if "error" in record:
-        return ["", name, kind, None, None, ""]
-    picture = f'<img alt="" src="{data_uri(Image.open(folder / record["overlay"]), THUMBNAIL)}">'
-    share = None if record["probability"] is None else round(100 * record["probability"], 1)
-    return [picture, name, kind, share, record["number"], details(record, language)]
 
 
 def conversation_for(
@@ -273,13 +244,13 @@ class Page:
     def inspect_many(
         self, language: Language, photos: list[str] | None, part: Part | None, name: str = "", bar: gr.Progress = BAR
     ) -> Iterator[tuple[Any, ...]]:
-        """Yields a line that sums up the results, a table, the worst first, and CSV, JSON and an HTML report."""
-        texts = page_texts()[language]
+        """Yields a report, the worst photos first, and files: CSV, JSON and the report."""
         compared: dict[str, Any] = {"references": part.files, "marks": part.marks} if part else {}
         settings = {"class_name": part.name, "references": str(len(part.report.names))} if part else {}
+        unit = page_texts()[language]["many_photos"]
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             outputs = Outputs(Path(folder))
-            for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=texts["many_photos"]))):
+            for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=unit))):
                 record: dict[str, Any] = {"photo": path.name}
                 try:
                     result, preview = self.model.inspect(Conversation(path, **compared, model=name))
@@ -291,13 +262,9 @@ class Page:
                     record["error"] = str(error)
                 outputs.add(record)
             outputs.finish(settings, language)
-            records = sorted(read_results(Path(folder)), key=severity)
-            counts = Counter(map(verdict, records))
-            line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], counts["error"])
-            rows = [_row(language, record, Path(folder)) for record in records]
-            table = gr.update(value={"headers": ["", *texts["columns"].split(", ")], "data": rows}, visible=True)
-            files = [str(Path(folder) / name) for name in ("results.csv", "results.jsonl", "report.html")]
-            yield f"<p>{line}</p>", table, gr.update(value=files, visible=True)
+            files = [Path(folder) / name for name in ("results.csv", "results.jsonl", "report.html")]
+            report = escape(files[-1].read_text(encoding="utf-8"))
+            yield f'<iframe sandbox srcdoc="{report}"></iframe>', gr.update(value=[*map(str, files)], visible=True)
 
 
 Shared = tuple[Page, gr.State, gr.State, gr.Dropdown]  # in all tabs: events, language, taught part, model's name
@@ -472,11 +439,9 @@ def _many_tab(shared: Shared) -> None:
         label=text("many_photos"), elem_id="photos", file_count="multiple", file_types=["image"], height=180
     )
     start = gr.Button(text("run"), variant="primary", elem_id="run")
-    line = gr.HTML(elem_id="line")
-    kinds: list[Any] = ["html", "str", "str", "number", "number", "str"]
-    table = gr.Dataframe(label=text("results"), datatype=kinds, elem_id="results", **HIDDEN)
+    report = gr.HTML(elem_id="report")
     files = gr.File(label=text("files"), file_count="multiple", elem_id="result_files", **HIDDEN)
-    start.click(page.inspect_many, [language, photos, part, name], [line, table, files], show_progress_on=line, **MODEL)
+    start.click(page.inspect_many, [language, photos, part, name], [report, files], show_progress_on=report, **MODEL)
 
 
 async def with_language_choice(request: Request, answer_to: Callable[[Request], Awaitable[Any]]) -> Response:
@@ -485,7 +450,7 @@ async def with_language_choice(request: Request, answer_to: Callable[[Request], 
     if request.scope["path"] != "/":
         return answer
     page = b"".join([piece async for piece in answer.body_iterator]).decode()
-    return HTMLResponse(page.replace("<head>", "<head>" + page_html().chosen_language(), 1))
+    return HTMLResponse(page.replace("<head>", f"<head>{page_html().chosen_language()}", 1))
 
 
 def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: Path) -> None:
