@@ -11,8 +11,7 @@ from anomalygpt.datasets.records import read_results
 from anomalygpt.inference.library import AnomalyGPT
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.session import Conversation, SharedModel
-from anomalygpt.serving.app import build_app
-from anomalygpt.serving.gate import Limits
+from anomalygpt.serving.app import Limits, build_app
 from tests.shared_data import ROOT
 from tests.test_predict import call
 
