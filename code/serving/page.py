@@ -120,13 +120,15 @@ def conversation_for(
 
 
 def start_over(*given: Any) -> tuple[Any, ...]:
-    """Chat, question box, conversation, threshold and downloads: cleared if anything else was given before."""
-    if current := given[-1]:
-        with suppress(UserError):  # no photo
-            if conversation_for(*given) is current:
-                return (gr.skip(),) * 5
+    """Chat, question box, conversation, threshold and downloads: anew if anything else was given before."""
+    current, new = given[-1], None
+    with suppress(UserError):  # no photo
+        new = conversation_for(*given)
+    if current and new is current:
+        return (gr.skip(),) * 5
+    if current:
         current.is_over = True
-    return [], _box(running=False), None, 1, gr.update(value=None, visible=False)
+    return [], _box(running=False), new, 1, gr.update(value=None, visible=False)
 
 
 def clear(conversation: Current) -> tuple[Any, ...]:
@@ -151,10 +153,7 @@ class Page:
         self.model = model
 
     def show(self, language: Language, factor: float, opacity: float, *given: Any, chosen: int = 0) -> tuple[Any, ...]:
-        """The photo with its overlay, the summary, both at the threshold times a factor, and the conversation.
-
-        For ``given`` see :func:`conversation_for`; a chosen region stands out.
-        """
+        """The photo with its overlay, the summary, both at a factor of the threshold, and the conversation."""
         with errors_shown(language):
             if given[0]:
                 conversation = conversation_for(*given)
@@ -165,17 +164,14 @@ class Page:
                 return (preview, picture), summary_html(language, findings, regions, factor, chosen), conversation
         return None, f'<p class="hint">{page_texts()[language]["no_verdict"]}</p>', None
 
-    def ask(
-        self, language: Language, question: str | None, *given: Any, suggested: str = "ask_verdict"
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yields chat, question box and conversation while the answer grows.
-
-        Where ``question`` is empty, the page's own question of the name ``suggested`` is asked.
-        """
-        conversation, left = given[-1], {"value": question or ""}
+    def ask(self, language: Language, question: str, *given: Any, suggested: str = "ask_verdict") -> Iterator[Any]:
+        """Yields chat, question box and conversation while the answer to a question, or to a suggested one, grows."""
+        conversation, left = given[-1], {"value": question}
+        if conversation and conversation.is_over:  # while the question waited
+            return
         with errors_shown(language):
             conversation = conversation_for(*given)
-            text = (question or "").strip() or page_texts()[language][suggested]
+            text = question.strip() or page_texts()[language][suggested]
             conversation.is_stopped = False
             earlier = list(conversation.exchanges)
             yield bubbles(language, [*earlier, Exchange(text, PENDING)]), _box(running=True, value=""), conversation
@@ -187,11 +183,6 @@ class Page:
             left = {"value": text} if conversation.exchanges == earlier else {}
         exchanges = conversation.exchanges if conversation else ()
         yield bubbles(language, exchanges), _box(running=False, **left), conversation
-
-    def ask_again(self, language: Language, *given: Any) -> Iterator[tuple[Any, ...]]:
-        """As :func:`ask`, with the latest question in place of itself."""
-        if given[-1] and given[-1].exchanges:
-            yield from self.ask(language, given[-1].exchanges.pop().question, *given)
 
     def write_files(self, language: Language, conversation: Current) -> Iterator[Any]:
         """Yields a photo's files: overlay, map as 32-bit float TIFF, findings with conversation, report."""
@@ -207,38 +198,29 @@ class Page:
             names = (*pictures.values(), "results.jsonl", "report.html")
             yield gr.update(value=[str(Path(folder) / name) for name in names], visible=True)
 
-    def teach(
-        self, language: Language, name: str | None, files: Sequence[str] | None, model_name: str
-    ) -> Iterator[tuple[Any, ...]]:
+    def teach(self, language: Language, name: str, files: Sequence[str] | None, model: str) -> Iterator[Any]:
         """Yields the part that good photos, or its own file, show, and its file."""
         with errors_shown(language):
             if not 1 <= len(files or ()) <= session.MAX_REFERENCES:
                 raise UserError(f"{len(files or ())} photos: give 1 to {session.MAX_REFERENCES} of a good part.")
             paths = tuple(map(Path, files or ()))
-            name = " ".join((name or "").split()) or (paths[0].stem if len(paths) == 1 else "part")
-            yield from self._learned(model_name, name, paths)
+            name = " ".join(name.split()) or (paths[0].stem if len(paths) == 1 else "part")
+            yield from self._learned(model, name, paths)
 
-    def mark(
-        self, language: Language, part: Part, conversation: Current, is_good: bool | None
-    ) -> Iterator[tuple[Any, ...]]:
+    def mark(self, language: Language, *given: Any, is_good: bool | None) -> Iterator[tuple[Any, ...]]:
         """Yields the part, and its file, after the shown photo was called good or bad; None withdraws the latest."""
         with errors_shown(language):
-            if is_good is None:
-                marks = part.marks[:-1]
-            elif conversation is None:
-                raise UserError(session.NO_PHOTO)
-            elif conversation.references != part.files:
+            shown, part = conversation_for(*given), given[3]
+            if shown.references != part.files:
                 raise UserError("This photo is compared with the good photos beside it, not with the learned part.")
-            else:
-                marks = (*part.marks, Mark(conversation.photo, conversation.class_name, is_good))
-            yield from self._learned(conversation.model if conversation else "", part.name, part.files, marks)
+            mark = None if is_good is None else Mark(shown.photo, shown.class_name, is_good)
+            marks = (*part.marks, mark) if mark else part.marks[:-1]
+            yield from self._learned(shown.model, part.name, part.files, marks)
 
-    def _learned(
-        self, model_name: str, name: str, files: tuple[Path, ...], marks: tuple[Mark, ...] = ()
-    ) -> Iterator[tuple[Any, ...]]:
+    def _learned(self, model: str, name: str, files: tuple[Path, ...], marks: tuple[Mark, ...] = ()) -> Iterator[Any]:
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             target = Path(folder) / (re.sub(r"[^-\w ]", "_", name) + ".safetensors")
-            part = Part(name, files, self.model.learn((model_name, files, marks), target), marks)
+            part = Part(name, files, self.model.learn((model, files, marks), target), marks)
             yield part, gr.update(value=str(target), visible=True)
 
     def inspect_many(
@@ -325,7 +307,7 @@ def _inspect_tab(shared: Shared, file: gr.File, examples: Sequence[Example]) -> 
     conversation = gr.State(None, time_to_live=KEEP_SECONDS)
     with gr.Row(elem_id="inspect"):
         with gr.Column(scale=4, min_width=300):
-            photo, references, class_name = _photo_inputs(shared, examples)
+            photo, references, class_name = _photo_inputs(language, part, examples)
         with gr.Column(scale=4, min_width=300):
             shape: dict[str, Any] = {"max_height": PHOTO_HEIGHT, "slider_position": 0, "buttons": ["fullscreen"]}
             pictures = gr.ImageSlider(label="map", show_label=False, interactive=False, elem_id="map", **shape)
@@ -339,16 +321,13 @@ def _inspect_tab(shared: Shared, file: gr.File, examples: Sequence[Example]) -> 
                 files = gr.File(label=text("downloads"), file_count="multiple", elem_id="files", **HIDDEN)
         with gr.Column(scale=5, min_width=340):
             given = [photo, references, class_name, part, name, conversation]
-            chat, question, asking = _chat(page, language, given)
+            chat, question = _chat(page, language, given)
     adjusted, showing = [language, factor, opacity, *given], [pictures, summary, conversation]
     cleared = [chat, question, conversation, factor, files]
     shown = LATEST | {"concurrency_id": "model", "show_progress": "minimal", "show_progress_on": pictures}
-    for changes, cancels in (
-        ([photo.change, references.change, part.change, name.input], asking),
-        ([class_name.submit, class_name.blur], None),
-    ):
-        changed = gr.on(changes, start_over, given, cleared, cancels=cancels, queue=False, **LATEST)
-        changed.then(page.show, adjusted, showing, **shown)
+    changes = [photo.change, references.change, part.change, name.input, class_name.submit, class_name.blur]
+    changed = gr.on(changes, start_over, given, cleared, queue=False, **LATEST)
+    changed.then(page.show, adjusted, showing, **shown)
     gr.on([factor.input, opacity.input], page.show, adjusted, showing, **LATEST)
 
     def choose(event: gr.EventData, *given: Any) -> tuple[Any, ...]:
@@ -358,13 +337,12 @@ def _inspect_tab(shared: Shared, file: gr.File, examples: Sequence[Example]) -> 
     part.change(lambda part: gr.update(visible=bool(part)), part, feedback, queue=False, **QUIET)
     for button, said in marks:
         marked = partial(page.mark, is_good=said)
-        button.click(marked, [language, part, conversation], [part, file], show_progress_on=feedback, **MODEL)
+        button.click(marked, [language, *given], [part, file], show_progress_on=feedback, **MODEL)
     prepare.click(page.write_files, [language, conversation], files, api_visibility="private")
 
 
-def _photo_inputs(shared: Shared, examples: Sequence[Example]) -> tuple[Any, ...]:
+def _photo_inputs(language: gr.State, part: gr.State, examples: Sequence[Example]) -> tuple[Any, ...]:
     """Photo, references and class name, filled by a click on an example."""
-    _, language, part, _ = shared
     sources: list[Any] = ["upload", "webcam", "clipboard"]
     photo = gr.Image(label=text("photo"), sources=sources, height=PHOTO_HEIGHT, elem_id="photo")
     # The uploaded file itself, for load_image. (Gradio's own reader ends in a traceback on a broken file, and cuts
@@ -384,32 +362,28 @@ def _photo_inputs(shared: Shared, examples: Sequence[Example]) -> tuple[Any, ...
     return photo, references, class_name
 
 
-def _chat(page: Page, language: gr.State, given: Sequence[Any]) -> tuple[gr.Chatbot, gr.Textbox, list[Any]]:
-    """The chat, the question box, and the events that ask; below are suggestions."""
+def _chat(page: Page, language: gr.State, given: Sequence[Any]) -> tuple[gr.Chatbot, gr.Textbox]:
+    """The chat, the question box and suggestions below it."""
     labels: dict[str, Any] = {"label": text("conversation"), "placeholder": text("chat_hint")}
     chat = gr.Chatbot(height=480, buttons=["copy_all"], render_markdown=False, elem_id="chat", **labels)
     labels = {"label": text("conversation"), "placeholder": text("ask_verdict"), "show_label": False}
     question = gr.Textbox(container=False, max_lines=3, submit_btn=True, elem_id="question", **labels)
-    with gr.Row(elem_id="suggestions"):
-        suggestions = [(gr.Button(text(name), size="sm", min_width=150).click, name) for name in SUGGESTED]
     conversation, empty = given[-1], gr.State("")
     one_at_a_time: dict[str, Any] = {
         "outputs": [chat, question, conversation],
         "trigger_mode": "multiple",  # a question that comes while another is answered waits
         **MODEL | {"show_progress": "minimal", "show_progress_on": chat},  # the place in the queue
     }
-    asking = [
-        question.submit(page.ask, [language, question, *given], **one_at_a_time),
-        chat.retry(page.ask_again, [language, *given], **one_at_a_time),
-        *(
-            click(partial(page.ask, suggested=name), [language, empty, *given], **one_at_a_time)
-            for click, name in suggestions
-        ),
-    ]
-    gr.on([question.submit, *(click for click, _ in suggestions)], js=SHOW_CHAT, **QUIET)
+    question.submit(page.ask, [language, question, *given], **one_at_a_time)
+    question.submit(None, js=SHOW_CHAT, **QUIET)
+    with gr.Row(elem_id="suggestions"):
+        for name in SUGGESTED:
+            button = gr.Button(text(name), size="sm", min_width=150)
+            button.click(partial(page.ask, suggested=name), [language, empty, *given], **one_at_a_time)
+            button.click(None, js=SHOW_CHAT, **QUIET)
     question.stop(stop, conversation, question, queue=False, **QUIET)
-    chat.clear(clear, conversation, [question, conversation], cancels=asking, queue=False, **QUIET)
-    return chat, question, asking
+    chat.clear(clear, conversation, [question, conversation], queue=False, **QUIET)
+    return chat, question
 
 
 def _teach_tab(shared: Shared, file: gr.File) -> None:
