@@ -301,7 +301,7 @@ class Gate:
 def build_app(predictor: Predictor, folder: Path, limits: Limits) -> Gate:
     """The server as an ASGI application; the predictor has no references, the folder holds the parts."""
     service = Service(predictor, Parts(folder, predictor))
-    failure = {"description": "an error in the form of OpenAI's, {error: {message, type}}"}
+    failure: dict[str, Any] = {"description": "an error in the form of OpenAI's, {error: {message, type}}"}
     app = FastAPI(title="AnomalyGPT", responses={"4XX": failure, "5XX": failure})
     gate = Gate(app, limits)
     app.post("/v1/inspect")(service.inspect)
