@@ -105,7 +105,7 @@ def part_html(language: Language, part: Part | None, *, with_report: bool = Fals
     return page_html().part(page_texts()[language], part, references, report)
 
 
-def _box(*, running: bool, **changes: str) -> Any:
+def _box(*, running: bool, **changes: Any) -> Any:
     """Changes of the question box, which has a button that stops the answer in the place of the one that sends."""
     return gr.update(submit_btn=not running, stop_btn=running, **changes)
 
