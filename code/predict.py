@@ -14,7 +14,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
@@ -31,14 +31,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from anomalygpt.config.schema import ExperimentConfig
-    from anomalygpt.config.settings import PhotoSettings
     from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
 INTERVAL = 0.5  # seconds, in which a complete file of a watched folder does not change
-
-logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,17 +57,13 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add = parser.add_argument
     add("photos", nargs="*", metavar="PHOTO", help="photos, folders of photos, or glob patterns")
     add("--reference", nargs="+", action="extend", default=[], metavar="GOOD", help="good photos of the same part")
-    saved = "a file that --save-references wrote, or a folder of good photos"
-    add("--references", type=Path, metavar="FILE|FOLDER", help=saved)
+    add("--references", type=Path, metavar="FILE|FOLDER", help="what --save-references wrote, or a folder of photos")
     add("--save-references", type=Path, metavar="FILE", help="save them to a .safetensors file")
     for label in ("good", "bad"):
-        taught = f"photos that a person calls {label}: the verdict learns from them, and --save-references keeps that"
-        add(f"--{label}", nargs="+", action="extend", default=[], metavar="FILE", help=taught)
-    adapt = "let the verdict learn from the photos as they come, without labels; needs references"
-    add("--adapt", action="store_true", help=adapt)
+        add(f"--{label}", nargs="+", action="extend", default=[], metavar="FILE", help="photos to learn from as that")
+    add("--adapt", action="store_true", help="learn from the photos as they come, without labels; needs references")
     add("--forget", action="store_true", help="forget what --good, --bad and --adapt taught the --references FILE")
-    unlabelled = "without references: the photos, dozens of one part and most of them good, judge each other"
-    add("--unlabelled", action="store_true", help=unlabelled)
+    add("--unlabelled", action="store_true", help="no references: dozens of photos of one part judge each other")
     add("--question", help="by default: is there any anomaly in the image?")
     add("--class-name", help="what the photos show, as in 'screw'")
     add("--json", action="store_true", help="one JSON object a photo, on standard output")
@@ -78,16 +71,13 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add("--coco", type=Path, metavar="FILE", help="regions as a COCO data set (JSON)")
     add("--watch", type=Path, metavar="DIR", help="inspect what comes into a folder until Ctrl-C; needs --out")
     add("--post", metavar="URL", help="also send each result there, as JSON by POST")
-    ray = "inspect the photos on a Ray cluster, and write Parquet files to --out, which another run goes on with"
-    add("--engine", choices=("ray",), help=ray)
+    add("--engine", choices=("ray",), help="inspect the photos on a Ray cluster; Parquet files in --out")
     add("--batch-size", type=int, default=1, metavar="N", help="photos that are encoded at once")
-    fail_on = "exit with 3 if a photo was defective; not-good: or undecided"
-    add("--fail-on", choices=("defective", "not-good"), help=fail_on)
+    add("--fail-on", choices=("defective", "not-good"), help="exit with 3 if a photo was so; not-good: or undecided")
     add("--lang", choices=("auto", "en", "zh"), default="auto", help="of the lines and the report")
     add("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")
     add("--recursive", action="store_true", help="photos and references in sub-folders, too")
-    box = "excluded on every photo: a mask, or left,top,right,bottom in pixels or fractions"
-    add("--ignore", metavar="MASK|BOX", help=box)
+    add("--ignore", metavar="MASK|BOX", help="excluded on every photo: a mask, or left,top,right,bottom")
     add("--strict", action="store_true", help="warnings about how files were read are errors")
     add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
@@ -100,7 +90,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
 
 
 def _run(arguments: Namespace) -> int:
-    from anomalygpt.datasets.photos import configure, load_image
+    from anomalygpt.datasets.photos import load_image
     from anomalygpt.inference.outputs import Outputs, report_texts, system_language
     from anomalygpt.inference.predictor import Predictor
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
@@ -108,11 +98,11 @@ def _run(arguments: Namespace) -> int:
 
     config = load_config(arguments.config or installed_config(), arguments.set)
     _check(arguments)
-    configure(_photo_settings(arguments, config))
+    _configure_photos(arguments, config)
     arguments.lang = system_language() if arguments.lang == "auto" else arguments.lang
-    given = arguments.photos, arguments.reference
-    arguments.photos, references = (expand(patterns, arguments.recursive) for patterns in given)
-    good = [load_image(path) for path in references]  # before the model is loaded, because that takes long
+    arguments.photos = expand(arguments.photos, arguments.recursive)
+    # Before the model is loaded, because that takes long.
+    good = [load_image(path) for path in expand(arguments.reference, arguments.recursive)]
     if arguments.engine:
         from anomalygpt.inference.ray_engine import inspect_on_ray
 
@@ -134,23 +124,20 @@ def _run(arguments: Namespace) -> int:
         predictor.set_unlabelled(photo for photo in photos if not isinstance(photo, DatasetError))
     if predictor.references:
         print(*predictor.report().lines(arguments.lang), sep="\n", file=sys.stderr)
-    if arguments.save_references:
-        predictor.save_references(arguments.save_references)
     code = _inspect(arguments, config, predictor, outputs) if has_photos else 0
-    if arguments.adapt and arguments.save_references:
-        predictor.save_references(arguments.save_references)  # with what these photos taught
+    if arguments.save_references:  # now, with what the photos taught
+        predictor.save_references(arguments.save_references)
     return code
 
 
 def _worker(arguments: Namespace, config: "ExperimentConfig", good: "list[Image.Image]", folder: Path) -> Any:
     """What inspects photos in another process; other paths begin at a folder."""
-    from anomalygpt.datasets.photos import configure
     from anomalygpt.inference.outputs import Outputs
     from anomalygpt.inference.predictor import Predictor
 
     os.chdir(folder)
     set_strict(arguments.strict)
-    configure(_photo_settings(arguments, config))
+    _configure_photos(arguments, config)
     predictor = Predictor.from_config(config, arguments.device, with_llm=not arguments.no_chat)
     predictor.set_references(good, arguments.references)
     outputs = Outputs(None)
@@ -164,14 +151,14 @@ def _check(arguments: Namespace) -> None:
         arguments.references = None
     photos, watch, file, saved = arguments.photos, arguments.watch, arguments.references, arguments.save_references
     has_good = arguments.reference or file
-    needs_out = "--watch: takes no photos and no --coco, and needs --out, which remembers what was done"
     nothing = "no photo given; expected photos to inspect, or --save-references FILE with --reference GOOD …"
     own = "--unlabelled: the photos judge each other, so it takes photos and no references"
     others = ("watch", "coco", "post", "json", "good", "bad", "adapt", "unlabelled", "save_references")
-    no_engine = f"--engine: takes photos and --out, without --{', --'.join(others).replace('_', '-')}"
     is_alone = photos and arguments.out and not any(getattr(arguments, name) for name in others)
+    no_engine = f"--engine: takes photos and --out, without --{', --'.join(others).replace('_', '-')}"
     for is_wrong, mistake in (
-        (watch and (photos or arguments.coco or not arguments.out), needs_out),
+        (watch and (photos or arguments.coco), "--watch: takes no photos and no --coco"),
+        (watch and not arguments.out, "--watch: needs --out, which remembers what was done"),
         (not (watch or photos or saved), nothing),
         (saved and not has_good, f"--save-references {saved}: needs good photos, --reference GOOD …"),
         (file and not file.is_file(), f"--references {file}: no such file; --save-references makes one"),
@@ -183,21 +170,20 @@ def _check(arguments: Namespace) -> None:
             raise UserError(mistake)
 
 
-def _photo_settings(arguments: Namespace, config: "ExperimentConfig") -> "PhotoSettings":
-    """How photos are read: as the saved references were, which the command line may not contradict."""
-    from anomalygpt.datasets.photos import embedded
+def _configure_photos(arguments: Namespace, config: "ExperimentConfig") -> None:
+    """Reads photos as the saved references were read, which the command line may not contradict."""
+    from anomalygpt.datasets.photos import configure, embedded
     from anomalygpt.inference.references import saved_photo_settings
 
-    if not arguments.references:
-        return config.data
-    saved, given, changed = saved_photo_settings(arguments.references), embedded(config.data), stated(arguments.set)
-    others = ["inference.references"] if "references" in changed.get("inference", {}) else []
-    for name in {*changed.get("data", {})} & {*type(saved).model_fields} if saved else ():
-        others += [f"data.{name}"] if getattr(saved, name) != getattr(given, name) else []
+    saved = saved_photo_settings(arguments.references) if arguments.references else None
+    configure(saved or config.data)
+    given, changed = dict(embedded(config.data)), stated(arguments.set)
+    others = [f"data.{name}" for name, value in saved or () if name in changed.get("data", {}) and value != given[name]]
+    if arguments.references and "references" in changed.get("inference", {}):
+        others.append("inference.references")
     if others:
         advice = "for another one give the good photos, --reference GOOD …"
         raise UserError(f"--references {arguments.references}: saved with its own {others[0]}; {advice}")
-    return saved or config.data
 
 
 def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predictor", outputs: "Outputs") -> int:
@@ -218,8 +204,8 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
         source = new_photos(watched.resolve(), outputs.earlier, arguments.recursive, arguments.out.resolve())
         print(texts["watching"].format(folder=watched), file=sys.stderr)
     results = _results(arguments, predictor, outputs, source)
+    is_quiet = len(arguments.photos) < 2 or None  # None: where standard error is no terminal
     counts, is_stopped, sender = Counter[str](), False, ThreadPoolExecutor(1)
-    is_quiet = len(arguments.photos) < 2 or not sys.stderr.isatty()
     try:
         for result in tqdm(results, total=len(arguments.photos), unit="photo", disable=is_quiet):
             counts[verdict(result)] += 1
@@ -280,32 +266,27 @@ def read_photos(paths: Iterable[Path], ahead: int = 1) -> "Iterator[tuple[Path, 
         except DatasetError as error:
             return path, error
 
-    reading = deque[Future[Any]]()
     with ThreadPoolExecutor(1) as pool:
-        for path in paths:
-            reading.append(pool.submit(read, path))
-            if len(reading) > ahead:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
+        begun = (pool.submit(read, path) for path in paths)
+        waiting = deque(islice(begun, ahead))
+        while waiting:
+            waiting += islice(begun, 1)
+            yield waiting.popleft().result()
 
 
 def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
     """Photos, folders (with ``recursive`` also what is below them) and globs -> photos, in order, each once.
 
-    Raises:
-        UserError: a pattern matches nothing.
+    Raises :class:`UserError` where a pattern matches nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
             matches = find_photos(path, recursive)
-        elif path.exists():
-            matches = [path]
         else:
-            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-            matches = without_results(files)
+            files = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+            matches = without_results(file for file in files if not file.is_dir())
         if not matches:
             raise UserError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
         found |= dict.fromkeys(matches)
@@ -346,7 +327,7 @@ def post(url: str, result: dict[str, Any]) -> None:
     try:
         PoolManager().request("POST", url, json=result, timeout=10, retries=retries)
     except HTTPError as error:
-        logger.warning("warning: %s: not sent to --post (%s)", result["photo"], error)
+        print(f"warning: {result['photo']}: not sent to --post ({error})", file=sys.stderr)
 
 
 if __name__ == "__main__":

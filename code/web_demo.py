@@ -9,16 +9,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 from anomalygpt.config.load import home, load_config, names
 from anomalygpt.config.original_flags import original_settings
 from anomalygpt.errors import user_errors
 from anomalygpt.files import listen
-
-if TYPE_CHECKING:
-    from anomalygpt.inference.predictor import Predictor
 
 EXAMPLES = "images/examples"
 
@@ -41,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from anomalygpt.datasets.photos import configure
         from anomalygpt.inference.predictor import Predictor  # here, because it takes seconds
         from anomalygpt.inference.session import SharedModel
-        from anomalygpt.serving.page_layout import build_page, serve
+        from anomalygpt.serving.page import build_page, serve
 
         configure(config.data)
 
-        def load(name: str) -> "Callable[[], Predictor]":
+        def load(name: str) -> Any:
             chosen = config if name == config.name else load_config(name)
             return Predictor.from_config(chosen, arguments.device).without_references
 

@@ -26,6 +26,7 @@ FLAGS += ["--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera
 OWN_HOSTS = ("127.0.0.1", "localhost", None)  # None: data: and blob: addresses
 ANSWER_SECONDS = 120  # a busy machine
+SEND, STOP = "#question .submit-button", "#question .stop-button"
 PICTURE_SIZE = {"width": 1280, "height": 800}
 PICTURE_EXAMPLE = 6
 PICTURES = {"demo.png": ("en-US", "Where are they?"), "demo_zh.png": ("zh-CN", "在哪里？")}  # browser, second question
@@ -59,12 +60,12 @@ class Window:
         users = self.page.locator("#chat .message.user")
         before = users.count()
         self.page.locator("#question textarea").fill(question)
-        self.page.locator("#send").click()
+        self.page.locator(SEND).click()
         users.nth(before).wait_for()
 
     def answer(self) -> str:
-        """The latest answer, once it is complete or stopped: Send is back in the place of Stop."""
-        self.page.locator("#send").wait_for()
+        """The latest answer, once it is complete or stopped: another question can be sent."""
+        self.page.locator(SEND).wait_for()
         return str(self.page.locator("#chat .message.bot").last.inner_text()).strip()
 
 
@@ -141,7 +142,7 @@ def window(address: str, size: dict[str, int] | None = None, locale: str = "en-U
                 lambda asked: urlsplit(asked.url).hostname in OWN_HOSTS or opened.foreign.append(asked.url),
             )
             page.goto(address)
-            page.locator("#send").wait_for()
+            page.locator(SEND).wait_for()
             yield opened
         finally:
             browser.close()

@@ -124,6 +124,27 @@ def test_full_disk_is_one_line_and_the_others_results_stay(photos: Path, tmp_pat
 
 @pytest.mark.weights
 @pytest.mark.usefixtures("built")
+def test_photo_that_vanishes_meanwhile_is_one_line_and_the_others_results_stay(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, out, gone = Outputs.add, tmp_path / "out", photos / "new" / "d.png"
+    (photos / "new" / "c.png").unlink()
+
+    def vanishing(outputs: Outputs, result: Any) -> None:
+        add(outputs, result)
+        gone.unlink(missing_ok=True)
+
+    monkeypatch.setattr(Outputs, "add", vanishing)
+    run = call(photos / "new", "--out", out)
+    assert run.code == 1
+    assert [line for line in run.err.splitlines() if str(gone) in line] == [f"error: {gone}: no such file"]
+    found = {Path(each["photo"]).name: each for each in read_results(out)}
+    assert ["error" in found[name] for name in ("a.png", "b.png", "d.png")] == [False, False, True]
+    assert len(list(csv.reader((out / "results.csv").open(encoding="utf-8-sig", newline="")))) == 4
+
+
+@pytest.mark.weights
+@pytest.mark.usefixtures("built")
 def test_watched_folder_is_inspected_once_even_after_a_restart(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,7 @@ from anomalygpt.datasets.records import read_results
 from anomalygpt.inference.library import AnomalyGPT
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.session import Conversation, SharedModel
-from anomalygpt.serving.app import build_app
-from anomalygpt.serving.gate import Limits
+from anomalygpt.serving.app import Limits, build_app
 from tests.shared_data import ROOT
 from tests.test_predict import call
 
@@ -40,7 +39,7 @@ def test_every_surface_gives_the_same_verdict(
     image, _ = SharedModel(new).inspect(Conversation(photo, tuple(references)))
     found["page"] = image.findings.to_dict()
     found["library"] = AnomalyGPT(new()).teach(references).inspect(photo).findings.to_dict()
-    client = TestClient(build_app(new(), tmp_path / "parts", Limits((), 1e8, 50, 0, 8)))
+    client = TestClient(build_app(new(), tmp_path / "parts", Limits()))
     client.put("/v1/parts/board", files=[("photos", path.open("rb")) for path in references]).raise_for_status()
     answer = client.post("/v1/inspect", files={"photo": photo.open("rb")}, data={"part": "board"})
     found["serve.py"] = answer.json()

@@ -1,67 +1,68 @@
-"""The server's routes: inspection, parts, and OpenAI's chat completions, around one predictor."""
+"""The server: inspection, parts, and OpenAI's chat completions around one predictor; keys, limits and counters."""
 
+import hmac
 import io
 import json
 import time
 import uuid
-from asyncio import to_thread
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections import defaultdict
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
-from fastapi import Path as InPath
+from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
-from starlette.datastructures import UploadFile as FormFile
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
 
-from anomalygpt.config.settings import GenerationSettings
+from anomalygpt.config.settings import GenerationSettings, PhotoSettings
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.errors import UserError
 from anomalygpt.inference.answers import class_in_prompt
+from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.inference.session import MAX_REFERENCES, NO_ANSWER
 from anomalygpt.inference.visualize import overlay
-from anomalygpt.serving.gate import Gate, Limits, error_response
 from anomalygpt.serving.parts import NAME, NO_PART, ModelThread, Parts, from_data_uri, read_photo
 
-if TYPE_CHECKING:
-    from anomalygpt.config.settings import PhotoSettings
-    from anomalygpt.inference.predictor import Predictor
-
-History = list[tuple[str, str]]
 Label = Literal["good", "bad", "neither"]
-PartName = Annotated[str, InPath(pattern=NAME)]
+PartName = Annotated[str, Field(pattern=NAME)]
+
+WITHOUT_KEY = ("/healthz", "/docs", "/redoc", "/openapi.json")
+ERROR_TYPES = {401: "authentication_error", 404: "not_found_error"}
 
 
-def _decoded(photo: Any) -> Any:
-    return from_data_uri(photo) if isinstance(photo, str) else photo
+class Limits(NamedTuple):
+    """What the server accepts."""
+
+    keys: tuple[str, ...] = ()  # without any, none is needed
+    body_bytes: float = 64e6  # of one request
+    waiting: int = 64  # requests at once, those that run included
+
+
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error in the form that OpenAI's clients read."""
+    kind = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": error}, status, headers)
 
 
 class Inspection(BaseModel):
-    """What is wanted of a photo, which is a form's file, or in JSON a data URI."""
+    """The fields of a form: a photo, and what is wanted of it."""
 
     model_config = ConfigDict(extra="forbid")
-    photo: Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "format": "binary"})]
-    part: str = Field(NO_PART, description="a part that was taught, or ``default``")
+    photo: UploadFile
+    part: PartName = Field(NO_PART, description="a part that was taught, or ``default``")
     class_name: str | None = Field(None, max_length=60, description="what the photo shows, as in 'screw'")
     question: str | None = Field(None, max_length=2000, description="without one there is no answer in words")
     map: Literal["png", "tiff"] | None = Field(None, description="overlay, or 32-bit float map, in base64")
-
-
-KINDS = ("multipart/form-data", "application/json")
-BODY = {"required": True, "content": {kind: {"schema": Inspection.model_json_schema()} for kind in KINDS}}
-MESSAGE = {"type": "object", "properties": {"message": {"type": "string"}, "type": {"type": "string"}}}
-ERROR = {"type": "object", "properties": {"error": MESSAGE}, "required": ["error"]}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": "Error", "content": {"application/json": {"schema": ERROR}}} for status in ("4XX", "5XX")
-}
 
 
 def map_file(result: ImageResult, kind: str) -> str:
@@ -71,15 +72,6 @@ def map_file(result: ImageResult, kind: str) -> str:
         picture = overlay(result.photo, result.map, result.threshold, result.regions)
     picture.save(file := io.BytesIO(), kind)
     return b64encode(file.getvalue()).decode()
-
-
-async def read_inspection(request: Request) -> Inspection:
-    """What is wanted of which photo, from a form or JSON."""
-    if not request.headers.get("content-type", "").startswith(KINDS[0]):
-        return Inspection.model_validate_json(await request.body())
-    async with request.form(max_files=1, max_fields=10) as form:
-        given = [(name, await value.read() if isinstance(value, FormFile) else value) for name, value in form.items()]
-    return Inspection.model_validate({name: value for name, value in given if value or name == "photo"})
 
 
 class Content(BaseModel):
@@ -100,17 +92,16 @@ class Message(BaseModel):
 class ChatRequest(BaseModel):
     """A question with what precedes it; other fields are ignored. How it is sampled is by default the server's."""
 
-    model: str = Field(NO_PART, description="the name of a part, or ``default``")
+    model: PartName = Field(NO_PART, description="the name of a part, or ``default``")
     messages: list[Message] = Field(min_length=1)
     n: Literal[1] = 1
     stream: bool = False
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
 
 
-def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, History]:
+def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, list[tuple[str, str]]]:
     """The latest photo's file, the question, and what was said about that photo before. Raises HTTPException (400)."""
     photo, history, asked = "", list[tuple[str, str]](), list[str]()
     for message in messages:
@@ -135,70 +126,68 @@ def _record(found: Prediction) -> dict[str, Any]:
     return {**found.to_dict(), "warnings": found.image.photo.info["warnings"] if found.image.photo else []}
 
 
+def _read(file: UploadFile, settings: PhotoSettings | None = None) -> Image.Image:
+    return read_photo(file.file.read(), Path(file.filename or "photo").name, settings)
+
+
 class Service:
     """The routes."""
 
-    def __init__(self, predictor: "Predictor", parts: Parts, megapixels: float) -> None:
-        self.predictor, self.parts, self.megapixels = predictor, parts, megapixels
-        self.model = ModelThread(parts)
+    def __init__(self, predictor: Predictor, parts: Parts) -> None:
+        self.predictor, self.parts, self.model = predictor, parts, ModelThread(parts)
 
-    async def _read(self, data: bytes, name: str, settings: "PhotoSettings | None") -> Image.Image:
-        return await to_thread(read_photo, data, name, settings, self.megapixels)
-
-    async def _inspect(self, data: bytes, part: str, class_name: str | None, question: str) -> ImageResult:
+    def _inspect(self, data: bytes, part: str, class_name: str | None, question: str) -> ImageResult:
         """The result of a photo's file, as ``Predictor.predict`` has it."""
-        photo = await self._read(data, "the photo", self.parts.photo_settings(part))
+        photo = read_photo(data, "the photo", self.parts.photo_settings(part))
         named = class_name or class_in_prompt(question, self.predictor.settings.text_class_rule)
-        return await self.model.inspect(part, named, photo)
+        return self.model.inspect(part, named, photo)
 
     def _require_words(self) -> None:
         if self.predictor.language_model is None:
             raise HTTPException(501, NO_ANSWER)
 
-    def _sampling(self, body: ChatRequest) -> "Predictor":
+    def _sampling(self, body: ChatRequest) -> Predictor:
         """The predictor, with a language model that samples as the request says."""
-        most = body.max_completion_tokens or body.max_tokens
-        given = {"temperature": body.temperature, "top_p": body.top_p, "max_new_tokens": most}
-        update = {name: value for name, value in given.items() if value is not None}
-        predictor, generation = copy(self.predictor), self.predictor.generation.model_copy(update=update)
+        given = body.model_dump(include={*GenerationSettings.model_fields}, exclude_none=True)
+        generation = self.predictor.generation.model_copy(update=given)
+        predictor = copy(self.predictor)
         model: Any = copy(self.predictor.language_model)
-        own = isinstance(model.settings, GenerationSettings)
+        own = isinstance(model.settings, GenerationSettings)  # else those of an endpoint, which hold them
         model.settings = generation if own else model.settings.model_copy(update={"generation": generation})
         predictor.language_model = model
         return predictor
 
-    async def inspect(self, request: Request) -> JSONResponse:
+    def inspect(self, wanted: Annotated[Inspection, Form(media_type="multipart/form-data")]) -> JSONResponse:
         """Inspects a photo: verdict, probability, regions, on request the map and the answer to a question."""
-        wanted = await read_inspection(request)
         if wanted.question:
             self._require_words()
         question = wanted.question or detection_question(wanted.class_name, with_description=False)
-        result = await self._inspect(wanted.photo, wanted.part, wanted.class_name, question)
+        result = self._inspect(wanted.photo.file.read(), wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
         if wanted.question:
-            *_, found = [piece async for piece in self.model.pieces(self.predictor.stream(result, question))]
+            *_, found = self.model.pieces(self.predictor.stream(result, question))
         record = {"part": wanted.part, **_record(found)}
         if wanted.map:
-            record["map"] = await to_thread(map_file, result, wanted.map)
+            record["map"] = map_file(result, wanted.map)
         return JSONResponse(record)
 
-    async def chat(self, body: ChatRequest) -> Response:
+    def chat(self, body: ChatRequest) -> Response:
         """Answers a question about the latest photo of the messages, by OpenAI's protocol."""
         self._require_words()
         data, question, history = read_messages(body.messages)
         question = question or detection_question(None, with_description=False)
-        result = await self._inspect(data, body.model, None, " ".join([*(asked for asked, _ in history), question]))
+        result = self._inspect(data, body.model, None, " ".join([*(asked for asked, _ in history), question]))
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
         answer = self.model.pieces(self._sampling(body).stream(result, question, history))
         if body.stream:
             return StreamingResponse(self._events(about, answer), media_type="text/event-stream")
-        *_, found = [piece async for piece in answer]
+        *_, found = answer
         message = {"role": "assistant", "content": found.answer}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         own = {"object": "chat.completion", "choices": [choice], "findings": _record(found)}
         return JSONResponse({**about, **own})
 
-    async def _events(self, about: dict[str, Any], answer: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
+    async def _events(self, about: dict[str, Any], answer: Generator[Any, None, None]) -> AsyncIterator[str]:
         def event(**content: Any) -> str:
             return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
@@ -208,40 +197,39 @@ class Service:
 
         yield chunk({"role": "assistant", "content": ""})
         try:
-            async with aclosing(answer) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, str):
-                        yield chunk({"content": piece})
-                    else:
-                        yield chunk({}, "stop", findings=_record(piece))
+            async for piece in iterate_in_threadpool(answer):
+                if isinstance(piece, str):
+                    yield chunk({"content": piece})
+                else:
+                    yield chunk({}, "stop", findings=_record(piece))
         except UserError as error:
             yield event(error={"message": str(error), "type": "server_error"})
+        finally:  # also when the client has left
+            answer.close()
         yield "data: [DONE]\n\n"
 
-    async def teach(self, name: PartName, photos: list[UploadFile]) -> dict[str, Any]:
+    def teach(
+        self, name: PartName, photos: Annotated[list[UploadFile], File(max_length=MAX_REFERENCES)]
+    ) -> dict[str, Any]:
         """Teaches a part by photos of good ones, in place of what it was before."""
-        if len(photos) > MAX_REFERENCES:
-            raise HTTPException(400, f"{len(photos)} photos are too many: {MAX_REFERENCES} at most")
-        good = [await self._read(await file.read(), Path(file.filename or "photo").name, None) for file in photos]
-        return await self.model.run(self.parts.teach, name, good)
+        return self.model.run(self.parts.teach, name, list(map(_read, photos)))
 
-    async def correct(self, name: PartName, photo: UploadFile, label: Annotated[Label, Form()]) -> dict[str, Any]:
+    def correct(self, name: PartName, photo: UploadFile, label: Annotated[Label, Form()]) -> dict[str, Any]:
         """Says of a photo of a part that it is good or bad, or withdraws that by ``neither``; the verdict learns."""
-        settings = self.parts.photo_settings(name)
-        image = await self._read(await photo.read(), Path(photo.filename or "photo").name, settings)
-        return await self.model.run(self.parts.correct, name, image, {"good": True, "bad": False}.get(label))
+        image = _read(photo, self.parts.photo_settings(name))
+        return self.model.run(self.parts.correct, name, image, {"good": True, "bad": False}.get(label))
 
-    async def forget_corrections(self, name: PartName) -> None:
+    def forget_corrections(self, name: PartName) -> None:
         """Withdraws all that was said of photos of a part."""
-        await self.model.run(self.parts.correct, name, None)
+        self.model.run(self.parts.correct, name, None)
 
-    async def part(self, name: PartName) -> dict[str, Any]:
+    def part(self, name: PartName) -> dict[str, Any]:
         """A part that was taught, and what its references are worth."""
-        return await self.model.run(self.parts.describe, name)
+        return self.model.run(self.parts.describe, name)
 
-    async def forget(self, name: PartName) -> None:
+    def forget(self, name: PartName) -> None:
         """Deletes a part."""
-        await self.model.run(self.parts.forget, name)
+        self.model.run(self.parts.forget, name)
 
     def list_parts(self) -> dict[str, list[str]]:
         """The names of all parts."""
@@ -253,12 +241,70 @@ class Service:
         return {"object": "list", "data": [{"id": name, **about} for name in (NO_PART, *self.parts.names())]}
 
 
-def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
+class Gate:
+    """ASGI middleware that refuses what is beyond the limits, and counts all requests."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self.limits, self.running = app, limits, 0
+        self._counted = defaultdict[str, float](int)  # by Prometheus' names and labels
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status, size = time.monotonic(), 499, 0  # 499 as in nginx: the client has left
+
+        async def counted(message: Event) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        async def limited() -> Event:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.limits.body_bytes:
+                raise HTTPException(413, f"the request is larger than {self.limits.body_bytes / 1e6:g} MB")
+            return message
+
+        uses_model = scope["path"].startswith("/v1/")
+        app = self._refusal(scope, uses_model) or self.app
+        self.running += uses_model
+        try:
+            await app(scope, limited, counted)
+        finally:
+            self.running -= uses_model
+            route = getattr(scope.get("route"), "path", "other")
+            self._counted[f'requests_total{{route="{route}",status="{status}"}}'] += 1
+            self._counted[f'request_seconds_total{{route="{route}",status="{status}"}}'] += time.monotonic() - began
+
+    def _refusal(self, scope: Scope, uses_model: bool) -> JSONResponse | None:
+        """The error for a request that is not let in."""
+        if scope["path"] in WITHOUT_KEY:
+            return None
+        given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
+        matches = [hmac.compare_digest(key.encode(), given) for key in self.limits.keys]  # always all of them
+        if matches and not any(matches):
+            text = "no valid API key: expected the header Authorization: Bearer KEY"
+            return error_response(401, text, {"WWW-Authenticate": "Bearer"})
+        if uses_model and self.running >= self.limits.waiting:
+            text = f"{self.running} requests wait already"
+            return error_response(503, text, {"Retry-After": "2"})
+        return None
+
+    def metrics(self, **counters: int) -> str:
+        """All counters and those given, in Prometheus' text format."""
+        samples = {"running": self.running, **counters, **self._counted}
+        return "".join(f"anomalygpt_{name} {value}\n" for name, value in samples.items())
+
+
+def build_app(predictor: Predictor, folder: Path, limits: Limits) -> Gate:
     """The server as an ASGI application; the predictor has no references, the folder holds the parts."""
-    service = Service(predictor, Parts(folder, predictor), limits.megapixels)
-    app = FastAPI(title="AnomalyGPT", responses=ERRORS)
+    service = Service(predictor, Parts(folder, predictor))
+    failure: dict[str, Any] = {"description": "an error in the form of OpenAI's, {error: {message, type}}"}
+    app = FastAPI(title="AnomalyGPT", responses={"4XX": failure, "5XX": failure})
     gate = Gate(app, limits)
-    app.post("/v1/inspect", openapi_extra={"requestBody": BODY})(service.inspect)
+    app.post("/v1/inspect")(service.inspect)
     app.get("/v1/parts")(service.list_parts)
     app.put("/v1/parts/{name}")(service.teach)
     app.get("/v1/parts/{name}")(service.part)
@@ -268,25 +314,25 @@ def build_app(predictor: "Predictor", folder: Path, limits: Limits) -> Gate:
     app.post("/v1/chat/completions")(service.chat)
     app.get("/v1/models")(service.models)
 
-    @app.get("/healthz")
-    def health() -> dict[str, str]:
+    @app.get("/healthz")  # async, so that neither waits for a thread
+    async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    def metrics() -> str:
-        return gate.metrics(photos=service.model.photos, batches=service.model.batches)
+    async def metrics() -> str:
+        return gate.metrics(photos_total=service.model.photos, batches_total=service.model.batches)
 
     async def failed(_: Request, error: Any) -> Response:
         """Any error as OpenAI's clients read it."""
         if isinstance(error, AnyHTTPException):
             return error_response(error.status_code, str(error.detail), error.headers)
-        if isinstance(error, RequestValidationError | ValidationError):
+        if isinstance(error, RequestValidationError):
             faults = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors()[:3]]
             return error_response(400, "; ".join(faults))
         if isinstance(error, UserError):  # a damaged part, a full disk, a language model that can't be reached
             return error_response(500, str(error).replace(f"{folder}/", ""))
         return error_response(500, f"{type(error).__name__}: see the server's log")
 
-    for kind in (AnyHTTPException, RequestValidationError, ValidationError, UserError, Exception):
+    for kind in (AnyHTTPException, RequestValidationError, UserError, Exception):
         app.add_exception_handler(kind, failed)
     return gate

@@ -1,28 +1,35 @@
-"""What the events of ``web_demo.py``'s page do. The page's texts are in ``page.yaml``."""
+"""The page of ``web_demo.py``: what its events do, its components, and which event calls what.
+
+The page's texts are in ``page.yaml``, its HTML in ``page.html``.
+"""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import gradio as gr
-import numpy as np
 import yaml
+from gradio.tunneling import CURRENT_TUNNELS
+from jinja2 import Template
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.class_info import phrase_table
 from anomalygpt.datasets.findings import Findings, Language, RegionFinding
-from anomalygpt.datasets.records import read_results
 from anomalygpt.errors import UserError
 from anomalygpt.inference import session
 from anomalygpt.inference.calibration import ReferenceReport
-from anomalygpt.inference.outputs import SIDE, Outputs, data_uri, details, severity, verdict
+from anomalygpt.inference.outputs import SIDE, Outputs
 from anomalygpt.inference.regions import find_regions
 from anomalygpt.inference.results import prediction
 from anomalygpt.inference.session import Conversation, Exchange, Mark, SharedModel
@@ -30,8 +37,8 @@ from anomalygpt.inference.visualize import overlay
 
 Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and captions
 Current = Conversation | None
+Example = tuple[str, list[str], str]  # photo, good photos, class name
 
-THUMBNAIL = 96  # pixels
 PENDING = "…"
 BAR = gr.Progress()
 
@@ -49,6 +56,14 @@ class Part(NamedTuple):
 def page_texts() -> dict[str, dict[str, str]]:
     """The page's texts by language and name."""
     return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def page_html() -> Any:
+    """The macros of ``page.html``."""
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    given = {"words": words, "phrase_table": phrase_table}
+    return Template(template, autoescape=True, trim_blocks=True).make_module(given)
 
 
 @contextmanager
@@ -77,23 +92,8 @@ def summary_html(
     language: Language, findings: Findings, regions: Sequence[RegionFinding], factor: float, chosen: int = 0
 ) -> str:
     """Badge, certainty, the findings in a sentence, and the table of the regions at ``factor`` times the threshold."""
-    texts, names = page_texts()[language], phrase_table(f"findings_{language}")["words"]
-    kind = findings.status.replace(" ", "-").replace("'", "")
-    certainty = "" if findings.status == "can't tell" else texts[findings.certainty]
-    other = "" if factor == 1 else f'<p class="hint">{texts["other_threshold"].format(factor=factor)}</p>'
-    rows = ["<tr><th></th>" + "".join(f"<th>{texts[name]}</th>" for name in ("place", "area", "size", "form"))]
-    for number, region in enumerate(regions, start=1):
-        place = region.place if language == "en" else names["place"][region.place]
-        size, form = names["size"][words.size_word(region.area)], names["form"][region.form]
-        cells = "".join(f"<td>{cell}</td>" for cell in (place, words.percent(region.area, language), size, form))
-        pressed = str(number == chosen).lower()
-        button = f'<button type="button" aria-pressed="{pressed}" title="{texts["highlight"]}">{number}</button>'
-        rows.append(f"<tr><td>{button}</td>{cells}")
-    table = f'<div class="regions"><table>{"</tr>".join(rows)}</tr></table></div>' if regions else ""
-    return (
-        f'<div class="verdict"><b class="{kind}">{texts[findings.status]}</b><span>{certainty}</span></div>'
-        f"<p>{escape(words.answer_text('describe', findings, language))}</p>{other}{table}"
-    )
+    sentence = words.answer_text("describe", findings, language)
+    return page_html().summary(language, page_texts()[language], findings, sentence, regions, factor, chosen)
 
 
 def part_html(language: Language, part: Part | None, *, with_report: bool = False) -> str:
@@ -101,27 +101,14 @@ def part_html(language: Language, part: Part | None, *, with_report: bool = Fals
     if part is None:
         return ""
     forms, number = phrase_table(f"findings_{language}")["words"]["references"], len(part.report.names)
-    count = forms["one" if number == 1 else "several"].format(count=number)
-    lines = [page_texts()[language]["part"].format(name=part.name, references=count)]
-    if part.marks:
-        good = sum(mark.is_good for mark in part.marks)
-        lines.append(page_texts()[language]["marked"].format(good=good, bad=len(part.marks) - good))
-    lines += part.report.lines(language) if with_report else []
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+    references = forms["one" if number == 1 else "several"].format(count=number)
+    report = part.report.lines(language) if with_report else []
+    return page_html().part(page_texts()[language], part, references, report)
 
 
-def _buttons(*, running: bool) -> tuple[Any, Any]:
-    return gr.update(visible=not running), gr.update(visible=running, interactive=True)
-
-
-def _row(language: Language, record: dict[str, Any], folder: Path) -> list[Any]:
-    """Of the table of many photos: picture, name, verdict, probability in percent, number and places of regions."""
-    name, kind = record["photo"], page_texts()[language][verdict(record)]
-    if "error" in record:
-        return ["", name, kind, None, None, ""]
-    picture = f'<img alt="" src="{data_uri(folder / record["overlay"], THUMBNAIL)}">'
-    share = None if record["probability"] is None else round(100 * record["probability"], 1)
-    return [picture, name, kind, share, record["number"], details(record, language)]
+def _box(*, running: bool, **changes: Any) -> Any:
+    """Changes of the question box, which has a button that stops the answer in the place of the one that sends."""
+    return gr.update(submit_btn=not running, stop_btn=running, **changes)
 
 
 def conversation_for(
@@ -134,28 +121,30 @@ def conversation_for(
 
 
 def start_over(*given: Any) -> tuple[Any, ...]:
-    """Chat, Send, Stop, conversation, threshold and downloads: cleared if anything else was given before."""
-    if current := given[-1]:
-        with suppress(UserError):  # no photo
-            if conversation_for(*given) is current:
-                return (gr.skip(),) * 6
+    """Chat, question box, conversation, threshold and downloads: anew if anything else was given before."""
+    current, new = given[-1], None
+    with suppress(UserError):  # no photo
+        new = conversation_for(*given)
+    if current and new is current:
+        return (gr.skip(),) * 5
+    if current:
         current.is_over = True
-    return [], *_buttons(running=False), None, 1, gr.update(value=None, visible=False)
+    return [], _box(running=False), new, 1, gr.update(value=None, visible=False)
 
 
 def clear(conversation: Current) -> tuple[Any, ...]:
-    """Send, Stop and a new conversation about the same photo."""
+    """Question box, and a new conversation about the same photo."""
     if conversation:
         conversation.is_over = True
         conversation = replace(conversation, exchanges=[], is_over=False, is_stopped=False)
-    return *_buttons(running=False), conversation
+    return _box(running=False), conversation
 
 
 def stop(conversation: Current) -> Any:
-    """The Stop button, which waits for the current sentence to end."""
+    """The question box without a button, until the current sentence ends."""
     if conversation:
         conversation.is_stopped = True
-    return gr.update(interactive=False)
+    return gr.update(stop_btn=False)
 
 
 class Page:
@@ -164,121 +153,87 @@ class Page:
     def __init__(self, model: SharedModel) -> None:
         self.model = model
 
-    def show(
-        self, language: Language, factor: float, opacity: float, photo: str | None, *given: Any
-    ) -> tuple[Any, ...]:
-        """Map, summary and conversation of a photo; see :func:`view` and, for ``given``, :func:`conversation_for`."""
+    def show(self, language: Language, factor: float, opacity: float, *given: Any, chosen: int = 0) -> tuple[Any, ...]:
+        """The photo with its overlay, the summary, both at a factor of the threshold, and the conversation."""
         with errors_shown(language):
-            if photo:
-                conversation = conversation_for(photo, *given)
-                return *self.view(language, factor, opacity, conversation), conversation
+            if given[0]:
+                conversation = conversation_for(*given)
+                result, preview = self.model.inspect(conversation)
+                threshold, findings = factor * result.threshold, result.findings
+                regions = findings.regions if factor == 1 else find_regions(result.map, threshold)
+                picture = overlay(preview, result.map, threshold, regions, opacity, chosen)
+                return (preview, picture), summary_html(language, findings, regions, factor, chosen), conversation
         return None, f'<p class="hint">{page_texts()[language]["no_verdict"]}</p>', None
 
-    def view(
-        self, language: Language, factor: float, opacity: float, current: Current, chosen: int = 0
-    ) -> tuple[Any, ...]:
-        """The photo with its overlay, and the summary, at the threshold times a factor; a chosen region stands out."""
-        if current is None:
-            return gr.skip(), gr.skip()
-        result, preview = self.model.inspect(current)
-        threshold, findings = factor * result.threshold, result.findings
-        regions = findings.regions if factor == 1 else find_regions(result.map, threshold)
-        picture = overlay(preview, result.map, threshold, regions, opacity, chosen)
-        return (preview, picture), summary_html(language, findings, regions, factor, chosen)
-
-    def ask(
-        self, language: Language, question: str | None, *given: Any, suggested: str = "ask_verdict"
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yields chat, question box, Send, Stop and conversation while the answer grows.
-
-        Where ``question`` is empty, the page's own question of the name ``suggested`` is asked.
-        """
-        conversation, box = given[-1], question
+    def ask(self, language: Language, question: str, *given: Any, suggested: str = "ask_verdict") -> Iterator[Any]:
+        """Yields chat, question box and conversation while the answer to a question, or to a suggested one, grows."""
+        conversation, left = given[-1], {"value": question}
+        if conversation and conversation.is_over:  # while the question waited
+            return
         with errors_shown(language):
             conversation = conversation_for(*given)
-            text = (question or "").strip() or page_texts()[language][suggested]
+            text = question.strip() or page_texts()[language][suggested]
             conversation.is_stopped = False
             earlier = list(conversation.exchanges)
-            yield bubbles(language, [*earlier, Exchange(text, PENDING)]), "", *_buttons(running=True), conversation
+            yield bubbles(language, [*earlier, Exchange(text, PENDING)]), _box(running=True, value=""), conversation
             for exchange in self.model.stream(conversation, text):
                 if conversation.is_over:
                     return
                 if exchange.answer:
-                    yield bubbles(language, [*earlier, exchange]), gr.skip(), gr.skip(), gr.skip(), conversation
-            box = text if conversation.exchanges == earlier else gr.skip()
+                    yield bubbles(language, [*earlier, exchange]), gr.skip(), conversation
+            left = {"value": text} if conversation.exchanges == earlier else {}
         exchanges = conversation.exchanges if conversation else ()
-        yield bubbles(language, exchanges), box, *_buttons(running=False), conversation
-
-    def ask_again(self, language: Language, *given: Any) -> Iterator[tuple[Any, ...]]:
-        """As :func:`ask`, with the latest question in place of itself."""
-        if given[-1] and given[-1].exchanges:
-            yield from self.ask(language, given[-1].exchanges.pop().question, *given)
+        yield bubbles(language, exchanges), _box(running=False, **left), conversation
 
     def write_files(self, language: Language, conversation: Current) -> Iterator[Any]:
-        """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings with conversation, report."""
+        """Yields a photo's files: overlay, map as 32-bit float TIFF, findings with conversation, report."""
         if conversation is None:
             return
         photo, found = conversation.photo, prediction(self.model.inspect(conversation)[0], "", "")
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
-            outputs, array = Outputs(Path(folder)), f"{photo.stem}_map.npy"
+            outputs = Outputs(Path(folder))
             pictures = outputs.write_pictures(Path(photo.name), session.read_photo(photo), found)
-            np.save(Path(folder) / array, found.image.map)
             exchanges = [asdict(each) for each in conversation.exchanges]
             outputs.add({"photo": photo.name, **found.to_dict(), **pictures, "conversation": exchanges})
             outputs.finish({}, language)
-            names = (*pictures.values(), array, "results.jsonl", "report.html")
+            names = (*pictures.values(), "results.jsonl", "report.html")
             yield gr.update(value=[str(Path(folder) / name) for name in names], visible=True)
 
-    def teach(
-        self, language: Language, name: str | None, files: Sequence[str] | None, model_name: str
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yields the part that good photos, or its own file, show, and its file; a warning names what can't be read."""
-        readable = []
-        for path in map(Path, files or ()):
-            with errors_shown(language):
-                if path.suffix != ".safetensors":
-                    session.read_photo(path)
-                readable.append(path)
+    def teach(self, language: Language, name: str, files: Sequence[str] | None, model: str) -> Iterator[Any]:
+        """Yields the part that good photos, or its own file, show, and its file."""
         with errors_shown(language):
-            if not 1 <= len(readable) <= session.MAX_REFERENCES:
-                count = f"{len(readable)} photos can be read"
-                raise UserError(f"{count}: give 1 to {session.MAX_REFERENCES} of a good part.")
-            name = " ".join((name or "").split()) or (readable[0].stem if len(readable) == 1 else "part")
-            yield from self._learned(model_name, name, tuple(readable))
+            if not 1 <= len(files or ()) <= session.MAX_REFERENCES:
+                raise UserError(f"{len(files or ())} photos: give 1 to {session.MAX_REFERENCES} of a good part.")
+            paths = tuple(map(Path, files or ()))
+            name = " ".join(name.split()) or (paths[0].stem if len(paths) == 1 else "part")
+            yield from self._learned(model, name, paths)
 
-    def mark(
-        self, language: Language, part: Part, conversation: Current, is_good: bool | None
-    ) -> Iterator[tuple[Any, ...]]:
+    def mark(self, language: Language, *given: Any, is_good: bool | None) -> Iterator[tuple[Any, ...]]:
         """Yields the part, and its file, after the shown photo was called good or bad; None withdraws the latest."""
         with errors_shown(language):
-            if is_good is None:
-                marks = part.marks[:-1]
-            elif conversation is None:
-                raise UserError(session.NO_PHOTO)
-            elif conversation.references != part.files:
+            shown, part = conversation_for(*given), given[3]
+            if shown.references != part.files:
                 raise UserError("This photo is compared with the good photos beside it, not with the learned part.")
-            else:
-                marks = (*part.marks, Mark(conversation.photo, conversation.class_name, is_good))
-            yield from self._learned(conversation.model if conversation else "", part.name, part.files, marks)
+            mark = None if is_good is None else Mark(shown.photo, shown.class_name, is_good)
+            marks = (*part.marks, mark) if mark else part.marks[:-1]
+            yield from self._learned(shown.model, part.name, part.files, marks)
 
-    def _learned(
-        self, model_name: str, name: str, files: tuple[Path, ...], marks: tuple[Mark, ...] = ()
-    ) -> Iterator[tuple[Any, ...]]:
+    def _learned(self, model: str, name: str, files: tuple[Path, ...], marks: tuple[Mark, ...] = ()) -> Iterator[Any]:
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             target = Path(folder) / (re.sub(r"[^-\w ]", "_", name) + ".safetensors")
-            part = Part(name, files, self.model.learn((model_name, files, marks), target), marks)
+            part = Part(name, files, self.model.learn((model, files, marks), target), marks)
             yield part, gr.update(value=str(target), visible=True)
 
     def inspect_many(
         self, language: Language, photos: list[str] | None, part: Part | None, name: str = "", bar: gr.Progress = BAR
     ) -> Iterator[tuple[Any, ...]]:
-        """Yields a line that sums up the results, a table, the worst first, and CSV, JSON and an HTML report."""
-        texts = page_texts()[language]
+        """Yields a report, the worst photos first, and files: CSV, JSON and the report."""
         compared: dict[str, Any] = {"references": part.files, "marks": part.marks} if part else {}
         settings = {"class_name": part.name, "references": str(len(part.report.names))} if part else {}
+        unit = page_texts()[language]["many_photos"]
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             outputs = Outputs(Path(folder))
-            for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=texts["many_photos"]))):
+            for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=unit))):
                 record: dict[str, Any] = {"photo": path.name}
                 try:
                     result, preview = self.model.inspect(Conversation(path, **compared, model=name))
@@ -290,10 +245,214 @@ class Page:
                     record["error"] = str(error)
                 outputs.add(record)
             outputs.finish(settings, language)
-            records = sorted(read_results(Path(folder)), key=severity)
-            counts = Counter(map(verdict, records))
-            line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], counts["error"])
-            rows = [_row(language, record, Path(folder)) for record in records]
-            table = gr.update(value={"headers": ["", *texts["columns"].split(", ")], "data": rows}, visible=True)
-            files = [str(Path(folder) / name) for name in ("results.csv", "results.jsonl", "report.html")]
-            yield f"<p>{line}</p>", table, gr.update(value=files, visible=True)
+            files = [Path(folder) / name for name in ("results.csv", "results.jsonl", "report.html")]
+            report = escape(files[-1].read_text(encoding="utf-8"))
+            yield f'<iframe sandbox srcdoc="{report}"></iframe>', gr.update(value=[*map(str, files)], visible=True)
+
+
+Shared = tuple[Page, gr.State, gr.State, gr.Dropdown]  # in all tabs: events, language, taught part, model's name
+
+MAX_WAITING = 32  # questions; Gradio turns away the next one in its own words
+KEEP_SECONDS = 6 * 3600  # uploaded files and conversations
+PHOTO_HEIGHT = 366  # CSS pixels
+MARKS = {"mark_good": True, "mark_bad": False, "unmark": None}
+SUGGESTED = ("ask_verdict", "ask_place", "ask_number", "ask_size")
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # the chat shows that it works
+LATEST: dict[str, Any] = QUIET | {"trigger_mode": "always_last"}
+MODEL: dict[str, Any] = {"concurrency_id": "model", "api_visibility": "private"}
+HIDDEN: dict[str, Any] = {"interactive": False, "visible": False}
+text = gr.I18n()  # the texts themselves go to launch()
+# A click on a row of the table highlights its region, another click ends that.
+CHOOSE_REGION = """element.addEventListener('click', event => {
+  const button = event.target.closest('tr')?.querySelector('button');
+  if (button) trigger('click', {region: button.ariaPressed === 'true' ? 0 : Number(button.textContent)});
+})"""
+SHOW_CHAT = "() => document.querySelector('#chat').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+
+
+def find_examples(folder: Path) -> list[Example]:
+    """Each photo in the subfolders that is not named ``good…``, with those that are, and the subfolder's name."""
+    photos = [photo for photo in sorted(folder.glob("*/*")) if not photo.name.startswith("good")]
+    return [(str(photo), sorted(map(str, photo.parent.glob("good*"))), photo.parent.name) for photo in photos]
+
+
+def build_page(model: SharedModel, examples: Path, models: Sequence[str] = ("",)) -> gr.Blocks:
+    """The page, with the examples of a folder, and the names of the models to choose from, the loaded one's first."""
+
+    def language_of(request: gr.Request) -> Language:
+        chosen = request.cookies.get("language") or request.headers.get("accept-language", "")
+        return "zh" if chosen.startswith("zh") else "en"
+
+    with gr.Blocks(title="AnomalyGPT", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
+        language, part = gr.State("en"), gr.State(None, time_to_live=KEEP_SECONDS)
+        demo.load(language_of, None, language, **QUIET)
+        gr.HTML(page_html().languages(), elem_id="languages")
+        gr.Markdown(text("title"), elem_id="title")
+        several: dict[str, Any] = {"choices": list(models), "value": models[0], "interactive": len(models) > 1}
+        name = gr.Dropdown(label=text("model"), render=False, elem_id="model", **several)
+        shared = Page(model), language, part, name
+        file = gr.File(label=text("part_file"), elem_id="part_file", render=False, **HIDDEN)
+        with gr.Tab(text("inspect")):
+            _inspect_tab(shared, file, find_examples(examples))
+        with gr.Tab(text("teach")):
+            _teach_tab(shared, file)
+        with gr.Tab(text("many")):
+            _many_tab(shared)
+        name.render()
+    return demo
+
+
+def _inspect_tab(shared: Shared, file: gr.File, examples: Sequence[Example]) -> None:
+    """A photo on the left, its map and verdict in the middle, the conversation on the right; ``file``: the part's."""
+    page, language, part, name = shared
+    conversation = gr.State(None, time_to_live=KEEP_SECONDS)
+    with gr.Row(elem_id="inspect"):
+        with gr.Column(scale=4, min_width=300):
+            photo, references, class_name = _photo_inputs(language, part, examples)
+        with gr.Column(scale=4, min_width=300):
+            shape: dict[str, Any] = {"max_height": PHOTO_HEIGHT, "slider_position": 0, "buttons": ["fullscreen"]}
+            pictures = gr.ImageSlider(label="map", show_label=False, interactive=False, elem_id="map", **shape)
+            summary = gr.HTML(text("no_verdict"), elem_id="summary", js_on_load=CHOOSE_REGION)
+            with gr.Row(visible=False, elem_id="feedback") as feedback:
+                marks = [(gr.Button(text(each), size="sm", min_width=80), said) for each, said in MARKS.items()]
+            with gr.Accordion(text("adjust"), open=False, elem_id="adjust"):
+                factor = gr.Slider(0.5, 2, 1, step=0.05, label=text("threshold"), elem_id="threshold")
+                opacity = gr.Slider(0, 1, 1, step=0.05, label=text("opacity"), elem_id="opacity")
+                prepare = gr.Button(text("prepare"), size="sm", elem_id="prepare")
+                files = gr.File(label=text("downloads"), file_count="multiple", elem_id="files", **HIDDEN)
+        with gr.Column(scale=5, min_width=340):
+            given = [photo, references, class_name, part, name, conversation]
+            chat, question = _chat(page, language, given)
+    adjusted, showing = [language, factor, opacity, *given], [pictures, summary, conversation]
+    cleared = [chat, question, conversation, factor, files]
+    shown = LATEST | {"concurrency_id": "model", "show_progress": "minimal", "show_progress_on": pictures}
+    changes = [photo.change, references.change, part.change, name.input, class_name.submit, class_name.blur]
+    changed = gr.on(changes, start_over, given, cleared, queue=False, **LATEST)
+    changed.then(page.show, adjusted, showing, **shown)
+    gr.on([factor.input, opacity.input], page.show, adjusted, showing, **LATEST)
+
+    def choose(event: gr.EventData, *given: Any) -> tuple[Any, ...]:
+        return page.show(*given, chosen=int(event.region))
+
+    summary.click(choose, adjusted, showing, **LATEST)
+    part.change(lambda part: gr.update(visible=bool(part)), part, feedback, queue=False, **QUIET)
+    for button, said in marks:
+        marked = partial(page.mark, is_good=said)
+        button.click(marked, [language, *given], [part, file], show_progress_on=feedback, **MODEL)
+    prepare.click(page.write_files, [language, conversation], files, api_visibility="private")
+
+
+def _photo_inputs(language: gr.State, part: gr.State, examples: Sequence[Example]) -> tuple[Any, ...]:
+    """Photo, references and class name, filled by a click on an example."""
+    sources: list[Any] = ["upload", "webcam", "clipboard"]
+    photo = gr.Image(label=text("photo"), sources=sources, height=PHOTO_HEIGHT, elem_id="photo")
+    # The uploaded file itself, for load_image. (Gradio's own reader ends in a traceback on a broken file, and cuts
+    # 16 bits off. A subclass would make it write a .pyi file beside this one.)
+    photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign, assignment]
+    shape: dict[str, Any] = {"type": "index", "layout": "gallery", "components": [gr.Image(visible=False)]}
+    samples = [[photo] for photo, _, _ in examples]
+    row = gr.Dataset(label=text("examples"), samples=samples, elem_id="examples", render=bool(examples), **shape)
+    with gr.Accordion(text("compare"), elem_id="compare"):
+        columns: dict[str, Any] = {"columns": 4, "fit_columns": False, "height": 150}
+        references = gr.Gallery(label=text("references"), file_types=["image"], elem_id="good", **columns)
+        hint = text("part_example")
+        class_name = gr.Textbox(label=text("part_name"), placeholder=hint, max_lines=1, max_length=60, elem_id="class")
+        part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
+    if examples:
+        row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **QUIET)
+    return photo, references, class_name
+
+
+def _chat(page: Page, language: gr.State, given: Sequence[Any]) -> tuple[gr.Chatbot, gr.Textbox]:
+    """The chat, the question box and suggestions below it."""
+    labels: dict[str, Any] = {"label": text("conversation"), "placeholder": text("chat_hint")}
+    chat = gr.Chatbot(height=480, buttons=["copy_all"], render_markdown=False, elem_id="chat", **labels)
+    labels = {"label": text("conversation"), "placeholder": text("ask_verdict"), "show_label": False}
+    question = gr.Textbox(container=False, max_lines=3, submit_btn=True, elem_id="question", **labels)
+    conversation, empty = given[-1], gr.State("")
+    one_at_a_time: dict[str, Any] = {
+        "outputs": [chat, question, conversation],
+        "trigger_mode": "multiple",  # a question that comes while another is answered waits
+        **MODEL | {"show_progress": "minimal", "show_progress_on": chat},  # the place in the queue
+    }
+    question.submit(page.ask, [language, question, *given], **one_at_a_time)
+    question.submit(None, js=SHOW_CHAT, **QUIET)
+    with gr.Row(elem_id="suggestions"):
+        for name in SUGGESTED:
+            button = gr.Button(text(name), size="sm", min_width=150)
+            button.click(partial(page.ask, suggested=name), [language, empty, *given], **one_at_a_time)
+            button.click(None, js=SHOW_CHAT, **QUIET)
+    question.stop(stop, conversation, question, queue=False, **QUIET)
+    chat.clear(clear, conversation, [question, conversation], queue=False, **QUIET)
+    return chat, question
+
+
+def _teach_tab(shared: Shared, file: gr.File) -> None:
+    page, language, part, model_name = shared
+    gr.Markdown(text("teach_hint"))
+    with gr.Row():
+        with gr.Column():
+            several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image", ".safetensors"]}
+            given = gr.File(label=text("teach_files"), height=220, elem_id="part", **several)
+            name = gr.Textbox(label=text("name"), max_lines=1, max_length=60, elem_id="name")
+            learn = gr.Button(text("learn"), variant="primary", elem_id="learn")
+        with gr.Column():
+            learned = gr.HTML(elem_id="learned")
+            file.render()
+            forget = gr.Button(text("forget"), size="sm", elem_id="forget")
+    inputs = [language, name, given, model_name]
+    learn.click(page.teach, inputs, [part, file], show_progress_on=learned, **MODEL)
+    forget.click(lambda: (None, gr.update(value=None, visible=False)), None, [part, file], **QUIET)
+    part.change(partial(part_html, with_report=True), [language, part], learned, **QUIET)
+
+
+def _many_tab(shared: Shared) -> None:
+    page, language, part, name = shared
+    gr.Markdown(text("many_hint"))
+    part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
+    photos = gr.File(
+        label=text("many_photos"), elem_id="photos", file_count="multiple", file_types=["image"], height=180
+    )
+    start = gr.Button(text("run"), variant="primary", elem_id="run")
+    report = gr.HTML(elem_id="report")
+    files = gr.File(label=text("files"), file_count="multiple", elem_id="result_files", **HIDDEN)
+    start.click(page.inspect_many, [language, photos, part, name], [report, files], show_progress_on=report, **MODEL)
+
+
+async def with_language_choice(request: Request, answer_to: Callable[[Request], Awaitable[Any]]) -> Response:
+    """The answer to a request, with the chosen language before the page's other scripts, where Gradio has no place."""
+    answer = await answer_to(request)
+    if request.scope["path"] != "/":
+        return answer
+    page = b"".join([piece async for piece in answer.body_iterator]).decode()
+    return HTMLResponse(page.replace("<head>", f"<head>{page_html().chosen_language()}", 1))
+
+
+def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: Path) -> None:
+    """Shows the page at an address, which is printed, until Ctrl-C."""
+    # Comes with Gradio; the theme's own choice, weight 600, lacks most letters.
+    font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
+    demo.queue(default_concurrency_limit=1, max_size=MAX_WAITING)
+    with suppress(KeyboardInterrupt):
+        demo.launch(
+            server_name=f"[{host}]" if ":" in host else host,
+            server_port=port or None,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            allowed_paths=[str(examples)],
+            max_file_size="50mb",
+            theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=[font, "system-ui", "sans-serif"]),
+            app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=with_language_choice)]},
+            css_paths=Path(__file__).with_suffix(".css"),
+            footer_links=[],
+            i18n=gr.I18n(**{tag: page_texts()[tag[:2]] for tag in ("en", "zh", "zh-CN", "zh-TW")}),
+        )
+        # A browser can't open the wildcard address.
+        url = str(demo.local_url).rstrip("/").replace("[::]", "localhost")
+        print(f"Open {url}" + (f" or {demo.share_url}" if demo.share_url else ""), flush=True)
+        threading.Event().wait()
+    # Gradio's own block_thread leaves the streams of open pages: the server waits for them, and uploads stay.
+    for tunnel in CURRENT_TUNNELS:
+        tunnel.kill()
+    demo.close(verbose=False)

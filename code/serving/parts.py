@@ -1,29 +1,25 @@
 """Photos from requests; parts, references that are saved in a folder and used by name; the model's one thread."""
 
-import asyncio
 import re
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import HTTPException
 from PIL import Image
 
+from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import collected_warnings
+from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.references import SUFFIX, saved_photo_settings
-
-if TYPE_CHECKING:
-    from anomalygpt.config.settings import PhotoSettings
-    from anomalygpt.inference.predictor import Predictor
-    from anomalygpt.inference.results import ImageResult, Prediction
+from anomalygpt.inference.results import ImageResult, Prediction
 
 NO_PART = "default"  # photos are compared with the text features
 NAME = r"^\w[\w .\-]{0,59}$"
@@ -40,18 +36,11 @@ def from_data_uri(uri: str) -> bytes:
     raise HTTPException(400, text)
 
 
-def read_photo(data: bytes, name: str, settings: "PhotoSettings | None", megapixels: float) -> Image.Image:
+def read_photo(data: bytes, name: str, settings: PhotoSettings | None = None) -> Image.Image:
     """Decodes a photo from its file's bytes; ``info["source"]`` is its name, ``info["warnings"]`` is how it was read.
 
-    Args:
-        settings: see ``photos.load_image``.
-
-    Raises:
-        HTTPException: 413 if it has more megapixels than allowed, 422 if it can't be read.
+    ``settings``: see ``photos.load_image``. Raises HTTPException (422) if it can't be read.
     """
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(BytesIO(data)) as header:
-        if (found := header.width * header.height / 1e6) > megapixels:
-            raise HTTPException(413, f"{name}: {found:.1f} megapixels; at most {megapixels:g} are accepted")
     with NamedTemporaryFile(prefix="photo_") as file:
         file.write(data)
         file.flush()
@@ -68,13 +57,12 @@ def read_photo(data: bytes, name: str, settings: "PhotoSettings | None", megapix
 class Parts:
     """The parts in a folder, one file of saved references each. Only the model's thread may load, teach or delete.
 
-    Args:
-        predictor: has no references; others with the same model are made from it.
+    The ``predictor`` has no references; others with the same model are made from it.
     """
 
-    def __init__(self, folder: Path, predictor: "Predictor") -> None:
+    def __init__(self, folder: Path, predictor: Predictor) -> None:
         self.folder, self._without_references = folder, predictor
-        self._loaded: dict[Path, tuple[int, Predictor]] = {}  # by file: when it was written, and what it holds
+        self._loaded: dict[tuple[Path, int], Predictor] = {}  # by file and when it was written
 
     def names(self) -> list[str]:
         """The names of all parts, sorted."""
@@ -82,38 +70,37 @@ class Parts:
         return sorted(name for name in names if name != NO_PART and re.fullmatch(NAME, name))
 
     def _path(self, name: str, *, exists: bool = True) -> Path:
-        if name == NO_PART or not re.fullmatch(NAME, name):
-            raise HTTPException(400, f"{name[:60]!r} can't name a part: use letters, digits, spaces, '_', '-' and '.'")
         path = self.folder / (name + SUFFIX)
         if exists and not path.is_file():
             raise HTTPException(404, f"no part {name!r}: teach it by PUT /v1/parts/NAME, or use {NO_PART!r}")
         return path
 
-    def photo_settings(self, name: str) -> "PhotoSettings | None":
+    def photo_settings(self, name: str) -> PhotoSettings | None:
         """How photos of a part are read: as its references were; None: as the server's settings say."""
         return None if name == NO_PART else saved_photo_settings(self._path(name))
 
-    def predictor(self, name: str) -> "Predictor":
+    def predictor(self, name: str) -> Predictor:
         """The predictor with a part's references."""
         if name == NO_PART:
             return self._without_references
         path = self._path(name)
-        written, predictor = self._loaded.get(path, (0, None))
-        if predictor is None or written != path.stat().st_mtime_ns:
+        predictor = self._loaded.get((path, path.stat().st_mtime_ns))
+        if predictor is None:
             predictor = self._without_references.without_references()
             predictor.set_references((), path)
         self._keep(path, predictor)
         return predictor
 
-    def _keep(self, path: Path, predictor: "Predictor") -> None:
-        """Keeps a part that its file holds, too, and drops the one that was not used for longest."""
-        self._loaded.pop(path, None)
-        self._loaded[path] = path.stat().st_mtime_ns, predictor
-        for oldest in list(self._loaded)[:-MAX_LOADED]:
-            del self._loaded[oldest]
+    def _keep(self, path: Path, predictor: Predictor) -> None:
+        """Keeps a part that its file holds, too, and drops those that were not used for longest."""
+        key = path, path.stat().st_mtime_ns
+        self._loaded.pop(key, None)
+        self._loaded = dict(list(self._loaded.items())[1 - MAX_LOADED :]) | {key: predictor}
 
     def teach(self, name: str, photos: Sequence[Image.Image]) -> dict[str, Any]:
         """Encodes and saves good photos in place of what the part was before; returns what :meth:`describe` does."""
+        if name == NO_PART:
+            raise HTTPException(400, f"{NO_PART!r} can't name a part: it stands for none")
         path, predictor = self._path(name, exists=False), self._without_references.without_references()
         predictor.set_references(photos)
         predictor.save_references(path)
@@ -122,8 +109,7 @@ class Parts:
 
     def correct(self, name: str, photo: Image.Image | None, good: bool | None = None) -> dict[str, Any]:
         """Counts a photo as good or bad, or by None as neither, from now on; without a photo withdraws all that."""
-        path, predictor = self._path(name), self.predictor(name)
-        del self._loaded[path]  # until it is saved: a full disk leaves the part as it was
+        path, predictor = self._path(name), self.predictor(name).copy()  # a full disk leaves the part as it was
         if photo:
             predictor.feedback(predictor.inspect(photo), good)
         else:
@@ -143,50 +129,43 @@ class Parts:
 
 
 class ModelThread:
-    """Runs what needs the model, in the order in which it came; answers take turns piece by piece.
-
-    Attributes:
-        photos, batches: how many were inspected so far.
-    """
+    """Runs what needs the model, in the order in which it came; answers take turns piece by piece."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts, self.photos, self.batches = parts, 0, 0
+        self.parts, self.photos, self.batches = parts, 0, 0  # that many were inspected so far
         self._executor = ThreadPoolExecutor(1, "model")
         self._waiting: list[SimpleNamespace] = []  # photos; those with the same key are inspected together
 
-    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a call in the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        return self._executor.submit(function, *arguments).result()
 
-    async def inspect(self, part: str, class_name: str, photo: Image.Image) -> "ImageResult":
+    def inspect(self, part: str, class_name: str, photo: Image.Image) -> ImageResult:
         """The result of a photo, compared with a part's references."""
-        self._waiting.append(job := SimpleNamespace(key=(part, class_name), photo=photo, result=None))
-        await self.run(self._inspect_oldest)  # that one or an earlier call takes this photo
-        if isinstance(job.result, Exception):
-            raise job.result
-        return job.result
+        self._waiting.append(job := SimpleNamespace(key=(part, class_name), photo=photo, found=Future()))
+        self.run(self._inspect_oldest)  # that one or an earlier call takes this photo
+        return job.found.result()
 
     def _inspect_oldest(self) -> None:
         """Inspects the photo that waits longest, if any, with others like it."""
         batch = [job for job in self._waiting if job.key == self._waiting[0].key][:BATCH]
-        for job in batch:
-            self._waiting.remove(job)
         if not batch:
             return
+        for job in batch:
+            self._waiting.remove(job)
         (part, class_name), photos = batch[0].key, [job.photo for job in batch]
-        found: Sequence[Any]
-        try:
-            found = self.parts.predictor(part).inspect_batch(photos, class_name)
-        except Exception as error:
-            found = [error] * len(batch)
         self.photos, self.batches = self.photos + len(batch), self.batches + 1
-        for job, each in zip(batch, found, strict=True):
-            job.result = each
+        try:
+            for job, result in zip(batch, self.parts.predictor(part).inspect_batch(photos, class_name), strict=True):
+                job.found.set_result(result)
+        except Exception as error:
+            for job in batch:
+                job.found.set_exception(error)
 
-    async def pieces(self, answer: "Generator[str, None, Prediction]") -> AsyncGenerator[Any, None]:
+    def pieces(self, answer: Generator[str, None, Prediction]) -> Generator[Any, None, None]:
         """The pieces of ``Predictor.stream``, then what it returns; generation stops when this is closed."""
 
-        def step() -> "str | Prediction":
+        def step() -> str | Prediction:
             try:
                 return next(answer)
             except StopIteration as finished:
@@ -195,7 +174,7 @@ class ModelThread:
         try:
             piece: Any = ""
             while isinstance(piece, str):
-                piece = await self.run(step)
+                piece = self.run(step)
                 yield piece
         finally:
             self._executor.submit(answer.close)
