@@ -5,6 +5,7 @@ The page's texts are in ``page.yaml``, its HTML in ``page.html``.
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -26,10 +27,11 @@ from starlette.responses import HTMLResponse, Response
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.class_info import phrase_table
 from anomalygpt.datasets.findings import Findings, Language, RegionFinding
+from anomalygpt.datasets.records import read_results
 from anomalygpt.errors import UserError
 from anomalygpt.inference import session
 from anomalygpt.inference.calibration import ReferenceReport
-from anomalygpt.inference.outputs import SIDE, Outputs
+from anomalygpt.inference.outputs import SIDE, Outputs, data_uri, details, severity, verdict
 from anomalygpt.inference.regions import find_regions
 from anomalygpt.inference.results import prediction
 from anomalygpt.inference.session import Conversation, Exchange, Mark, SharedModel
@@ -39,6 +41,7 @@ Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and capti
 Current = Conversation | None
 Example = tuple[str, list[str], str]  # photo, good photos, class name
 
+THUMBNAIL = 96  # pixels
 PENDING = "…"
 BAR = gr.Progress()
 
@@ -109,6 +112,16 @@ def part_html(language: Language, part: Part | None, *, with_report: bool = Fals
 def _box(*, running: bool, **changes: Any) -> Any:
     """Changes of the question box, which has a button that stops the answer in the place of the one that sends."""
     return gr.update(submit_btn=not running, stop_btn=running, **changes)
+
+
+def _row(language: Language, record: dict[str, Any], folder: Path) -> list[Any]:
+    """Of the table of many photos: picture, name, verdict, probability in percent, number and places of regions."""
+    name, kind = record["photo"], page_texts()[language][verdict(record)]
+    if "error" in record:
+        return ["", name, kind, None, None, ""]
+    picture = f'<img alt="" src="{data_uri(folder / record["overlay"], THUMBNAIL)}">'
+    share = None if record["probability"] is None else round(100 * record["probability"], 1)
+    return [picture, name, kind, share, record["number"], details(record, language)]
 
 
 def conversation_for(
@@ -227,13 +240,13 @@ class Page:
     def inspect_many(
         self, language: Language, photos: list[str] | None, part: Part | None, name: str = "", bar: gr.Progress = BAR
     ) -> Iterator[tuple[Any, ...]]:
-        """Yields a report, the worst photos first, and files: CSV, JSON and the report."""
+        """Yields a line that sums up the results, a table, the worst first, and CSV, JSON and an HTML report."""
+        texts = page_texts()[language]
         compared: dict[str, Any] = {"references": part.files, "marks": part.marks} if part else {}
         settings = {"class_name": part.name, "references": str(len(part.report.names))} if part else {}
-        unit = page_texts()[language]["many_photos"]
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             outputs = Outputs(Path(folder))
-            for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=unit))):
+            for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=texts["many_photos"]))):
                 record: dict[str, Any] = {"photo": path.name}
                 try:
                     result, preview = self.model.inspect(Conversation(path, **compared, model=name))
@@ -245,9 +258,13 @@ class Page:
                     record["error"] = str(error)
                 outputs.add(record)
             outputs.finish(settings, language)
-            files = [Path(folder) / name for name in ("results.csv", "results.jsonl", "report.html")]
-            report = escape(files[-1].read_text(encoding="utf-8"))
-            yield f'<iframe sandbox srcdoc="{report}"></iframe>', gr.update(value=[*map(str, files)], visible=True)
+            records = sorted(read_results(Path(folder)), key=severity)
+            counts = Counter(map(verdict, records))
+            line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], counts["error"])
+            rows = [_row(language, record, Path(folder)) for record in records]
+            table = gr.update(value={"headers": ["", *texts["columns"].split(", ")], "data": rows}, visible=True)
+            files = [str(Path(folder) / name) for name in ("results.csv", "results.jsonl", "report.html")]
+            yield f"<p>{line}</p>", table, gr.update(value=files, visible=True)
 
 
 Shared = tuple[Page, gr.State, gr.State, gr.Dropdown]  # in all tabs: events, language, taught part, model's name
@@ -414,9 +431,11 @@ def _many_tab(shared: Shared) -> None:
         label=text("many_photos"), elem_id="photos", file_count="multiple", file_types=["image"], height=180
     )
     start = gr.Button(text("run"), variant="primary", elem_id="run")
-    report = gr.HTML(elem_id="report")
+    line = gr.HTML(elem_id="line")
+    kinds: list[Any] = ["html", "str", "str", "number", "number", "str"]
+    table = gr.Dataframe(label=text("results"), datatype=kinds, elem_id="results", **HIDDEN)
     files = gr.File(label=text("files"), file_count="multiple", elem_id="result_files", **HIDDEN)
-    start.click(page.inspect_many, [language, photos, part, name], [report, files], show_progress_on=report, **MODEL)
+    start.click(page.inspect_many, [language, photos, part, name], [line, table, files], show_progress_on=line, **MODEL)
 
 
 async def with_language_choice(request: Request, answer_to: Callable[[Request], Awaitable[Any]]) -> Response:
@@ -425,7 +444,7 @@ async def with_language_choice(request: Request, answer_to: Callable[[Request], 
     if request.scope["path"] != "/":
         return answer
     page = b"".join([piece async for piece in answer.body_iterator]).decode()
-    return HTMLResponse(page.replace("<head>", f"<head>{page_html().chosen_language()}", 1))
+    return HTMLResponse(page.replace("<head>", "<head>" + page_html().chosen_language(), 1))
 
 
 def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: Path) -> None:
