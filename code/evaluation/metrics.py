@@ -10,17 +10,8 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import Region, label_regions
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
-
 # Pixel metrics are exact up to this many distinct scores (240 maps of 224 x 224), beyond it neighbours count as one.
 MAX_SCORES = 12_000_000
-
-Counts = tuple[NDArray[np.floating], NDArray[np.float64]]  # (N,) distinct scores, ascending, and (C, N) counts of each
-
-
-def require_finite(scores: ArrayLike) -> None:
-    """Raises :class:`DatasetError` where a score is NaN or infinite."""
-    if not np.isfinite(scores).all():
-        raise DatasetError("scores are not finite numbers; expected finite ones: the weights may be damaged")
 
 
 def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
@@ -30,7 +21,8 @@ def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-    require_finite(scores)
+    if not np.isfinite(scores).all():
+        raise DatasetError("scores are not finite numbers; expected finite ones: the weights may be damaged")
     if len(set(is_anomalous)) < 2:
         return {}
     precision, recall, _ = precision_recall_curve(is_anomalous, scores)
@@ -42,10 +34,7 @@ def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict
 
 
 def hindsight_accuracy(classes: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
-    """The best accuracy, averaged over classes, that one score threshold for all classes reaches.
-
-    ``classes`` holds scores and ground truth of each, at least one photo.
-    """
+    """The best accuracy, averaged over classes, that one threshold reaches on the scores and ground truth of each."""
     # A photo is called anomalous above the threshold: from below all scores to the highest of them.
     thresholds = np.unique(np.concatenate([[-np.inf], *(scores for scores, _ in classes)]))
     accuracies = []
@@ -57,20 +46,16 @@ def hindsight_accuracy(classes: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
 
 
 class PixelCounts:
-    """Counts, by score, of the pixels of all maps of a class; ``max_scores`` are kept apart."""
+    """Counts, by score, of the pixels of all maps of a class."""
 
-    def __init__(self, max_scores: int = MAX_SCORES) -> None:
+    def __init__(self) -> None:
         self.regions = self.photos = 0
-        self.max_scores = max_scores
-        # Numbers of normal and of defective pixels, and the fractions of regions that the latter are.
-        self._parts: list[Counts] = []
+        # (N,) distinct scores, ascending; and (3, N): how many normal and how many defective pixels have each, and
+        # which fractions of regions the latter are.
+        self._parts: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
 
     def add(self, scores: NDArray[Any], mask: NDArray[np.bool_], regions: Sequence[Region] | None = None) -> None:
-        """Counts a photo's (H, W) scores, the higher the more anomalous, by its mask and the defects in that.
-
-        ``regions`` are the mask's connected ones by default. Raises DatasetError where a score is not a finite number.
-        """
-        require_finite(scores)
+        """Counts a photo's (H, W) scores by its mask and the defects in that, by default its connected regions."""
         if regions is None:
             labels, count = label_regions(mask)
             regions = [Region(labels == number) for number in range(1, count + 1)]
@@ -86,23 +71,20 @@ class PixelCounts:
         self._parts.append((distinct, np.stack([normal, defective, overlap])))
         self.regions += len(regions)
         self.photos += 1
-        if sum(len(part) for part, _ in self._parts) > self.max_scores:
+        if sum(len(part) for part, _ in self._parts) > MAX_SCORES:
             distinct, counts = self._merged()
-            while len(distinct) > self.max_scores // 2:
+            while len(distinct) > MAX_SCORES // 2:
                 counts = np.add.reduceat(counts, np.arange(0, len(distinct), 2), axis=1)
                 distinct = distinct[::2]
             self._parts = [(distinct, counts)]
 
-    def _merged(self) -> Counts:
+    def _merged(self) -> tuple[NDArray[Any], NDArray[np.float64]]:
         distinct, places = np.unique(np.concatenate([scores for scores, _ in self._parts]), return_inverse=True)
         counts = np.concatenate([counts for _, counts in self._parts], axis=1)
         return distinct, np.stack([np.bincount(places, row) for row in counts])
 
     def metrics(self) -> dict[str, float]:
-        """Metrics over all pixels together, 0..1; empty where no pixel, or every one, is anomalous.
-
-        ``pixel_ap`` is the sum over thresholds of precision times gained recall.
-        """
+        """Metrics over all pixels together, 0..1; empty where no pixel, or every one, is anomalous."""
         from sklearn.metrics import auc
 
         if not self._parts:

@@ -7,12 +7,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.regions import Region
-from anomalygpt.evaluation.metrics import (
-    PRO_LIMIT,
-    PixelCounts,
-    hindsight_accuracy,
-    image_metrics,
-)
+from anomalygpt.evaluation import metrics
+from anomalygpt.evaluation.metrics import PRO_LIMIT, PixelCounts, hindsight_accuracy, image_metrics
 
 FIRST, SECOND = ([0.1, 0.3], [False, True]), ([0.4, 0.6], [False, True])
 SCORES, ANOMALOUS = [0.8, 0.6, 0.4, 0.1, 0.2], [True, False, True, False, False]
@@ -80,8 +76,8 @@ def exact_aupro(maps, masks):
     return ((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / PRO_LIMIT
 
 
-def count(maps, masks, **options):
-    counts = PixelCounts(**options)
+def count(maps, masks):
+    counts = PixelCounts()
     for map_, mask in zip(maps, masks, strict=True):
         counts.add(map_, mask)
     return counts
@@ -110,11 +106,12 @@ def photos(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pixel_metrics_are_exact_and_hardly_differ_where_neighbours_count_as_one(kind):
+def test_pixel_metrics_are_exact_and_hardly_differ_where_neighbours_count_as_one(kind, monkeypatch):
     maps, masks = photos(kind)
     expected = exact(maps, masks)
     assert count(maps, masks).metrics() == pytest.approx(expected)
-    assert count(maps, masks, max_scores=1500).metrics() == pytest.approx(expected, abs=0.02)
+    monkeypatch.setattr(metrics, "MAX_SCORES", 1500)
+    assert count(maps, masks).metrics() == pytest.approx(expected, abs=0.02)
 
 
 def test_saturated_overlap_counts_no_further_than_what_is_needed():
@@ -137,19 +134,16 @@ def test_pixels_of_one_kind_have_no_metrics():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.uint8])
-def test_scores_of_any_type_are_counted(dtype):
+def test_scores_of_any_type_are_counted(dtype, monkeypatch):
     maps, masks = photos("tied")
     maps = (4 * maps).astype(dtype)
-    for counts in (count(maps, masks), count(maps, masks, max_scores=20)):
-        assert counts.metrics() == pytest.approx(exact(maps, masks))
+    for most in (metrics.MAX_SCORES, 20):
+        monkeypatch.setattr(metrics, "MAX_SCORES", most)
+        assert count(maps, masks).metrics() == pytest.approx(exact(maps, masks))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_refused_everywhere_alike(value):
-    for refused in (
-        lambda: PixelCounts().add(np.full((2, 2), value, np.float32), np.zeros((2, 2), bool)),
-        lambda: image_metrics([0.0, value], [True, False]),
-        lambda: image_metrics([0.0, value], [True, True]),
-    ):
+def test_scores_that_are_not_finite_are_refused(value):
+    for anomalous in ([True, False], [True, True]):
         with pytest.raises(DatasetError, match="are not finite numbers; expected"):
-            refused()
+            image_metrics([0.0, value], anomalous)
