@@ -31,9 +31,9 @@ from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import marks_position
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process
-from anomalygpt.evaluation.cells import Cell, Plan, build_predictor, photo_name, photo_seed, test_photos
+from anomalygpt.evaluation.cells import Cell, Plan, build_predictor, photo_name, test_photos
 from anomalygpt.evaluation.evaluate import ground_truth
-from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent, write_texts
+from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent, write_files
 from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.answer_claims import ClaimReader
 from anomalygpt.inference.language_models import History
@@ -120,7 +120,7 @@ class WordsEvaluator:
             image = self.predictor.inspect(load_image(record.image), record.class_name)
             for language in LANGUAGES:
                 asked: list[Answered] = []
-                seed = photo_seed(self.plan.seed, cell, f"{name}/{language}")
+                seed = cell.seed_of(self.plan.seed, f"{name}/{language}")
                 rng = np.random.default_rng(seed)
                 for kind in rng.permutation(kinds(language)).tolist():
                     # Conversations of two questions: one begins, the next follows up on it.
@@ -237,8 +237,7 @@ def write_report(folder: Path | None, facts: dict[str, Any], answers: Sequence[A
             page += [f"  * findings: {one.reference}"]
     if folder:
         result = {"facts": facts, **tables, "answers": [asdict(answer) for answer in answers]}
-        texts = {"results.json": json.dumps(result, indent=1, ensure_ascii=False), "results.md": "\n".join(page)}
-        write_texts(folder, {name: text + "\n" for name, text in texts.items()})
+        write_files(folder, {"results.json": result, "results.md": "\n".join([*page, ""])})
     return "\n".join(page) + "\n"
 
 
@@ -262,12 +261,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = Plan((arguments.shots,), seed=config.seed)
     plan.check(records)
     process = Process(0, 0, 1, choose_device(arguments.device))
-    predictor = build_predictor(config, process, with_llm=True, needs_text_map=not arguments.shots)
+    predictor = build_predictor(config, process, with_llm=True)
     evaluator = WordsEvaluator(predictor, records, plan, root, arguments.photos)
     answers = [answer for cell in plan.cells(records) for answer in evaluator.measure(cell)]
     photos = {answer.photo for answer in answers}
     run = [{"names": photos, "seconds": time.monotonic() - started}]
-    facts = facts_of(config, shlex.join(["python", *sys.argv]), process, plan.seed, run)
+    facts = facts_of(config, shlex.join(["python", *sys.argv]), process, run)
     facts |= {"references": str(plan), "data": f"{arguments.data}, {len(photos)} photos"}
     print(write_report(arguments.out, facts, answers), end="")
 

@@ -1,35 +1,20 @@
 """Measures a model on labelled photos: ``python run_eval.py --data ROOT [--shots 1 2 4] [--rounds 5] [--out DIR]``.
 
-Zero-shot, or against K good training photos of each class, in one round or more. The processes of ``torchrun`` or
-``deepspeed`` divide the cells (class x shots x round). A run with --out that was stopped or killed is continued by the
-same command.
+Zero-shot, or against K good training photos of each class. The processes of ``torchrun`` or ``deepspeed`` divide the
+cells (class x shots x round). A run with --out that was stopped or killed is continued by the same command.
 """
 
 import argparse
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from anomalygpt.config.schema import Kind
-from anomalygpt.evaluation.launch import add_run_options, run, whole_number
+from anomalygpt.evaluation.launch import ending_in_one_line, parse, whole_number
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 0 when everything was measured."""
-    arguments = _parse(sys.argv[1:] if argv is None else argv)
-
-    def program() -> None:
-        from anomalygpt.evaluation.evaluate import evaluate
-
-        evaluate(arguments)
-
-    return run(program, arguments.out)
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
     parser = argparse.ArgumentParser(
         description="Measure maps (AUROC, AP, F1-max, AUPRO), verdicts and answers.",
         epilog="docs/evaluation.md defines each number.",
@@ -41,28 +26,26 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--masks", type=Path, metavar="DIR", help="with --bad: their masks, if any")
     add("--kind", choices=get_args(Kind), default="mvtec", help="the data's layout (default: mvtec)")
     add("--classes", nargs="+", action="extend", metavar="CLASS", help="default: all")
-    shots = "references per class (default: 0)"
-    add("--shots", type=whole_number(0), nargs="+", action="extend", metavar="K", help=shots)
+    add(
+        "--shots",
+        type=whole_number(0),
+        nargs="+",
+        action="extend",
+        metavar="K",
+        help="references per class (default 0)",
+    )
     add("--rounds", type=whole_number(1), default=1, metavar="R", help="how many rounds (default: 1)")
-    rule = "paper: numbers 4 * round + k of the sorted good training photos (default)"
-    add("--reference-choice", choices=choices, default="paper", help=rule)
+    add("--reference-choice", choices=choices, default="paper", help="paper (default): good photos 4 * round + k")
     add("--resolution", choices=pixels, default="map", help="measure on the map's pixels (default) or the photo's own")
     add("--no-chat", action="store_true", help="maps only: no language model is loaded")
     add("--no-pictures", action="store_true", help="tables only")
-    add_run_options(parser)
     add("--strict", action="store_true", help="warnings about how files were read are errors")
-    arguments = parser.parse_args(argv)
-    pair = [name for name in ("good", "bad", "masks") if getattr(arguments, name)]
-    if (arguments.data is None) != ({*pair} >= {"good", "bad"}) or (arguments.data and pair):
-        parser.error("name the photos by --data ROOT, or by --good DIR and --bad DIR")
-    arguments.shots = sorted(set(arguments.shots or [0]))
-    arguments.command = shlex.join(["python", "run_eval.py", *argv])
-    if arguments.data is None:
-        arguments.data = Path(os.path.commonpath([arguments.good.resolve(), arguments.bad.resolve()]))
-    # the folder that photos' names start at
-    arguments.root = arguments.data.parent if arguments.kind == "csv" else arguments.data
-    return arguments
+    arguments = parse(parser, "run_eval.py", argv)
+    with ending_in_one_line(arguments.out):
+        from anomalygpt.evaluation.evaluate import evaluate
+
+        evaluate(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,33 +1,19 @@
 """Answers multiple-choice questions about photos: ``python run_mmad.py --questions mmad.json [--shots 1] [--out DIR]``.
 
-The questions are MMAD's or your own. The processes of ``torchrun`` or ``deepspeed`` divide the photos. A run with --out
-that was stopped or killed is continued by the same command.
+The processes of ``torchrun`` or ``deepspeed`` divide the photos. The same command continues a stopped run with --out.
 """
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalygpt.evaluation.launch import add_run_options, run, whole_number
+from anomalygpt.evaluation.launch import ending_in_one_line, parse, whole_number
 
 METHODS = ("text", "letter", "generated")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 0 when all questions were answered."""
-    arguments = _parse(sys.argv[1:] if argv is None else argv)
-
-    def program() -> None:
-        from anomalygpt.evaluation.mmad import answer_questions
-
-        answer_questions(arguments)
-
-    return run(program, arguments.out)
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
     parser = argparse.ArgumentParser(
         description="Answer multiple-choice questions about photos.",
         epilog="docs/evaluation.md describes the file of questions, and how answers are scored.",
@@ -37,14 +23,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--data", type=Path, metavar="ROOT", help="the folder that photos' paths start at (default: the file's)")
     add("--shots", type=whole_number(0), default=0, metavar="K", help="references per photo (default: 0)")
     add("--templates", choices=templates, default="similar", help="MMAD's templates to use (default: similar)")
-    methods = "likelihood of each option's text, of its letter, or a generated answer (default: all three)"
-    add("--answer-by", nargs="+", action="extend", choices=METHODS, help=methods)
-    add_run_options(parser)
-    arguments = parser.parse_args(argv)
+    add("--answer-by", nargs="+", action="extend", choices=METHODS, help="how options are chosen (default: all three)")
+    arguments = parse(parser, "run_mmad.py", argv)
     arguments.answer_by = [method for method in METHODS if method in (arguments.answer_by or METHODS)]
-    arguments.command = shlex.join(["python", "run_mmad.py", *argv])
-    return arguments
+    with ending_in_one_line(arguments.out):
+        from anomalygpt.evaluation.mmad import answer_questions
+
+        answer_questions(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,13 +2,12 @@
 
 import runpy
 import sys
-from collections.abc import Sequence
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     data = ["--kind", "visa", "--data", "../data/VisA"]
-    sys.argv[1:] = [*data, *(sys.argv[1:] if argv is None else argv)]
+    sys.argv[1:] = data + (sys.argv[1:] if argv is None else argv)
     runpy.run_module("anomalygpt.run_eval", run_name="__main__")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import tempfile
 import time
 import zlib
@@ -15,20 +14,17 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm import tqdm
 
 from anomalygpt import distributed
-from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.photos import configure
-from anomalygpt.datasets.records import ImageRecord, first_offenders
+from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.tables import write_texts
-from anomalygpt.files import claimed, sha256
+from anomalygpt.evaluation.tables import write_files
+from anomalygpt.files import claimed
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.build import choose_device
 
@@ -43,21 +39,23 @@ class Cell:
     round: int
     class_name: str
 
+    def seed_of(self, seed: int, photo: str) -> int:
+        """A seed per photo, so that sampled answers do not depend on the process or run that measures it."""
+        return zlib.crc32(f"{seed}/{self.shots}/{self.round}/{photo}".encode())
+
 
 @dataclass(frozen=True)
 class Plan:
     """Which cells are measured, and which photos are references.
 
-    Attributes:
-        choice: ``paper`` takes numbers ``4 * round + k`` of the good training photos, sorted by path, k < K. For
-            K > 4 they are ``K * round + k``, so that no two rounds share a photo. ``random`` draws.
-        seed: of the random choice and of sampled answers.
+    These are numbers ``4 * round + k`` of the good training photos, sorted by path, k < K, as in the paper; for K > 4
+    ``K * round + k``, so that no two rounds share a photo. Or they are drawn at random.
     """
 
     shots: tuple[int, ...]
     rounds: int = 1
     choice: Literal["paper", "random"] = "paper"
-    seed: int = 0
+    seed: int = 0  # of the random choice and of sampled answers
 
     def cells(self, records: Sequence[ImageRecord]) -> list[Cell]:
         """Every cell, round after round, so that a run that is stopped early has complete rounds."""
@@ -67,15 +65,13 @@ class Plan:
 
     def references(self, records: Sequence[ImageRecord], cell: Cell) -> list[ImageRecord]:
         """The reference photos of a cell; raises UserError where there are too few good training photos."""
-        own = [record for record in records if record.class_name == cell.class_name]
-        good = [record for record in own if record.split == "train" and not record.is_anomalous]
-        good.sort(key=lambda record: record.image)
+        own = [record for record in records if record.class_name == cell.class_name and record.split == "train"]
+        good = sorted((record for record in own if not record.is_anomalous), key=lambda record: record.image)
         shots = cell.shots
-        start = max(PAPER_SHOTS, shots) * cell.round if shots and self.choice == "paper" else 0
+        start = max(PAPER_SHOTS, shots) * cell.round if self.choice == "paper" else 0
         if start + shots > len(good):
-            advice = "" if good else "; photos without a training split can be measured with --shots 0 alone"
             needed = f"the references need {start + shots} good training photos, there are {len(good)}"
-            raise UserError(f"{cell.class_name}: {needed}{advice}")
+            raise UserError(f"{cell.class_name}: {needed}; --shots 0 needs none")
         if self.choice == "random":
             # The same photos for the same class, K, round and seed.
             rng = np.random.default_rng([self.seed, cell.round, shots, zlib.crc32(cell.class_name.encode())])
@@ -85,8 +81,7 @@ class Plan:
     @property
     def good_photos_needed(self) -> int:
         """How many good training photos the references of all rounds are taken from."""
-        most = max(self.shots)
-        return max(PAPER_SHOTS, most) * (self.rounds - 1) + most if most else 0
+        return max(PAPER_SHOTS, *self.shots) * (self.rounds - 1) + max(self.shots)
 
     def __str__(self) -> str:
         """How references were chosen, in words."""
@@ -94,16 +89,15 @@ class Plan:
             return "none; text map"
         if self.choice == "random":
             return "K good training photos per class, drawn at random in each round"
-        beyond = f" (K x round + k for K > {PAPER_SHOTS})" if max(self.shots) > PAPER_SHOTS else ""
-        return f"numbers {PAPER_SHOTS} x round + k, k < K, of the sorted good training photos, as in the paper{beyond}"
+        return "numbers 4 x round + k (K x round + k for K > 4), k < K, of the sorted good photos, as in the paper"
 
     def check(self, records: Sequence[ImageRecord]) -> None:
         """Raises UserError where a class has no test photo, or too few references for a round."""
-        names = sorted({record.class_name for record in records})
-        untested = [name for name in names if not test_photos(records, name)]
-        if untested or not names:
-            raise UserError(f"no test photos of {first_offenders(untested) or 'any class'}")
+        if not records:
+            raise UserError("there are no photos")
         for cell in self.cells(records):
+            if not test_photos(records, cell.class_name):
+                raise UserError(f"no test photos of {cell.class_name}")
             self.references(records, cell)
 
 
@@ -115,11 +109,6 @@ def test_photos(records: Sequence[ImageRecord], class_name: str) -> list[ImageRe
 def photo_name(record: ImageRecord, root: Path) -> str:
     """A photo's path relative to the data's root, with slashes: its name in the results."""
     return Path(os.path.relpath(record.image, root)).as_posix()
-
-
-def photo_seed(seed: int, cell: Cell, photo: str) -> int:
-    """A seed per photo, so that sampled answers do not depend on the process or run that measures it."""
-    return zlib.crc32(f"{seed}/{cell.shots}/{cell.round}/{photo}".encode())
 
 
 Measure = Callable[[Cell, Callable[[], object]], dict[str, Any]]
@@ -152,83 +141,55 @@ def measure_cells(
 ) -> tuple[Process, list[dict[str, Any]]]:
     """Measures the cells that have no file in ``out / "state"`` yet, shared by the launcher's processes.
 
-    Args:
-        settings: what the numbers depend on; a folder with others is refused.
-        cells: the names of the photos of each.
-        build: makes the function that measures a cell and calls its second argument after each photo; it returns
-            JSON-ready values. Not called where a process has nothing to measure.
+    ``cells`` has the names of each one's photos; one with others is measured anew. A folder of other ``settings`` is
+    refused by a UserError. ``build`` makes the function that measures a cell, calls its second argument after each
+    photo, and returns JSON-ready values; it is not called where a process has nothing to measure.
 
     Returns:
         This process and, on the main one, each cell's values, ``shots``, ``round``, ``class``, ``names``, ``seconds``.
-
-    Raises:
-        UserError: the folder holds another run, or can't be written.
     """
     with _joined(device, out) as (process, folder):
         state = folder / "state"
         settings = settings | {"device": process.device.type}  # cpu and cuda differ in the last digits
         distributed.on_main(process.is_main, lambda: _require(state, settings))
-        files = {
-            cell: state / f"{cell.shots}_shot_round_{cell.round}" / f"{quote(cell.class_name, safe='')}.json"
-            for cell in cells
-        }
-        missing = [cell for cell in cells if not files[cell].is_file()]
-        distributed.barrier()  # every process has listed the files before one of them writes another
+        files = {one: state / f"{one.shots}_shot_round_{one.round}/{quote(one.class_name, '')}.json" for one in cells}
+        missing = [cell for cell, names in cells.items() if _read(files[cell]).get("names") != [*names]]
+        distributed.barrier()  # every process has read the files before one of them writes another
         if own := missing[process.rank :: process.world_size]:
             measure = build(process)
-            quiet = not process.is_main or not sys.stderr.isatty()
+            quiet = None if process.is_main else True  # None: where standard error is no terminal
             with tqdm(total=sum(len(cells[cell]) for cell in own), unit="photo", disable=quiet) as bar:
                 for cell in own:
                     bar.set_description(f"{cell.class_name}, {cell.shots}-shot {cell.round}")
                     about = {"shots": cell.shots, "round": cell.round, "class": cell.class_name, "names": cells[cell]}
                     started = time.monotonic()
                     result = about | measure(cell, bar.update) | {"seconds": time.monotonic() - started}
-                    text = json.dumps(result, ensure_ascii=False, indent=1)
-                    write_texts(files[cell].parent, {files[cell].name: text})
+                    write_files(files[cell].parent, {files[cell].name: result})
         distributed.barrier()
-        results = [json.loads(file.read_text(encoding="utf-8")) for file in files.values()] if process.is_main else []
-    for result, names in zip(results, cells.values(), strict=False):
-        if other := {*names} ^ {*result["names"]}:
-            raise _mismatch(state, f"on other photos ({first_offenders(sorted(other))})")
-    return process, results
+        return process, [_read(file) for file in files.values()] if process.is_main else []
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON file's content; empty where there is no file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _require(state: Path, settings: dict[str, Any]) -> None:
     """Stores the settings that the numbers depend on; raises UserError where others are stored."""
-    file, new = state / "settings.json", json.loads(json.dumps(settings))
-    if not file.is_file():
-        write_texts(state, {file.name: json.dumps(new, ensure_ascii=False, indent=1)})
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    new = json.loads(json.dumps(settings))
+    stored = _read(state / "settings.json") or new
     for key in {**new, **stored}:
         if new.get(key) != stored.get(key):
             before, now = (json.dumps(values.get(key), ensure_ascii=False)[:80] for values in (stored, new))
-            raise _mismatch(state, f"with another {key} ({before}, now {now})")
+            other = f"holds a run with another {key} ({before}, now {now})"
+            raise UserError(f"{state.parent}: {other}; name another --out, or delete {state} to start anew")
+    write_files(state, {"settings.json": new})
 
 
-def _mismatch(state: Path, difference: str) -> UserError:
-    return UserError(f"{state.parent}: holds a run {difference}; name another --out, or delete {state} to start anew")
-
-
-def fingerprint(config: ExperimentConfig, with_llm: bool) -> dict[str, Any]:
-    """The model's settings by dotted key, and a digest of each delta: equal for runs with equal numbers."""
-    # parts of a config that an evaluation does not read
-    excluded = {"name", "data", "training"} | (set() if with_llm else {"llm"})
-    settings = config.model_dump(mode="json", exclude=excluded)
-    reading = config.data.model_dump(mode="json", include=set(PhotoSettings.model_fields), exclude_none=True)
-    [flat] = pd.json_normalize(settings | {"data": reading}).to_dict("records")
-    # A missing delta is downloaded, and then checked, when the model is built.
-    paths = {delta.path: resolve(delta.path) for delta in config.deltas}
-    digests = {f"contents of {name}": sha256(path) for name, path in paths.items() if path.is_file()}
-    return {**flat, **digests, "chat": with_llm}
-
-
-def build_predictor(config: ExperimentConfig, process: Process, *, with_llm: bool, needs_text_map: bool) -> Predictor:
-    """The predictor in the geometry of the paper's evaluation; ``needs_text_map``: also used without references."""
+def build_predictor(config: ExperimentConfig, process: Process, with_llm: bool) -> Predictor:
+    """The predictor in the geometry of the paper's evaluation."""
     configure(config.data)
     torch.manual_seed(config.seed)  # parts without a delta are random, and must be equal in all processes
     predictor = Predictor.from_config(config, str(process.device), with_llm=with_llm)
     predictor.use_evaluation_geometry()
-    if not config.deltas and (with_llm or needs_text_map):
-        message = "warning: no delta is loaded (deltas=[]), so answers and text maps come from untrained weights"
-        print(message, file=sys.stderr)
     return predictor

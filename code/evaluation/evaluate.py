@@ -1,11 +1,12 @@
 """Measures a model with the same calls as ``predict.py`` and the demo, and compares it with the ground truth."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,69 +25,47 @@ from anomalygpt.datasets.transforms import Geometry, ImageTransform, binary_imag
 from anomalygpt.datasets.tree import index_pair
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError, set_strict
-from anomalygpt.evaluation.cells import (
-    Cell,
-    Measure,
-    Plan,
-    build_predictor,
-    fingerprint,
-    measure_cells,
-    photo_name,
-    photo_seed,
-    test_photos,
-)
+from anomalygpt.evaluation import tables
+from anomalygpt.evaluation.cells import Cell, Measure, Plan, build_predictor, measure_cells, photo_name, test_photos
 from anomalygpt.evaluation.figures import Examples, write_sheet
 from anomalygpt.evaluation.metrics import PixelCounts, hindsight_accuracy, image_metrics
-from anomalygpt.evaluation.tables import (
-    METRICS,
-    facts_of,
-    official_dataset,
-    publish,
-    report,
-    title_of,
-    training_warnings,
-)
 from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import Predictor
-from anomalygpt.inference.results import ImageResult, Prediction
+from anomalygpt.inference.results import ImageResult
 from anomalygpt.model.build import installed_config
 
 MVTEC_THRESHOLD = 0.1
 VISA_SHARE_OF_MAXIMUM = 0.01
 
-MaskRule = Literal["official_mvtec", "official_visa", "as_photo", "photo"]
-MASK_RULES: dict[MaskRule, str] = {
-    "official_mvtec": f"mask squashed to the map's size, bilinear, > {MVTEC_THRESHOLD} (the paper's rule for MVTec-AD)",
-    "official_visa": "mask's short side resized to the map's size, centre crop, bilinear, > "
-    f"{VISA_SHARE_OF_MAXIMUM:.0%} of its maximum (the paper's rule for VisA)",
+# How maps and masks come to lie on the same pixels.
+MASK_RULES = {
+    "official_mvtec": f"mask squashed, bilinear, > {MVTEC_THRESHOLD} (the paper's rule for MVTec-AD)",
+    "official_visa": f"mask's short side resized, centre crop, bilinear, > {VISA_SHARE_OF_MAXIMUM:.0%} of its maximum "
+    "(the paper's rule for VisA)",
     "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
-    "photo": f"map resized to the photo's own pixels, bilinear, and the mask as it is, > {MVTEC_THRESHOLD}; "
-    "pixels outside a centre crop score 0",
+    "photo": f"map resized to the photo, bilinear, and mask > {MVTEC_THRESHOLD}; pixels outside a centre crop score 0",
 }
-DEFECTS = {  # by whether they saturate
-    False: "a defect is a connected part of a mask, corners touching; all weigh alike",
-    True: "each of LOCO's masks is a defect, whose overlap saturates at the threshold of its kind (saturated PRO)",
-}
+OFFICIAL_GEOMETRY: dict[str, Geometry] = {"official_mvtec": "squash", "official_visa": "crop"}
+SATURATED = "AUPRO: each of LOCO's masks is a defect, whose overlap saturates at the threshold of its kind"
 
 
-def choose_mask_rule(kind: str, official: bool, resolution: str) -> MaskRule:
+def choose_mask_rule(kind: str, official: bool, resolution: str) -> str:
     """The rule for masks of a kind of data set; ``official``: in the released code's geometry."""
     if resolution == "photo":
         return "photo"
-    official_rules: dict[str, MaskRule] = {"mvtec": "official_mvtec", "visa": "official_visa"}
-    return official_rules.get(kind, "as_photo") if official else "as_photo"
+    rule = f"official_{kind}"
+    return rule if official and rule in OFFICIAL_GEOMETRY else "as_photo"
 
 
-def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: MaskRule) -> NDArray[np.bool_]:
+def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: str) -> NDArray[np.bool_]:
     """A mask on the map's pixels, (side, side) bool; ``transform`` is that of its photo."""
-    official: dict[MaskRule, Geometry] = {"official_mvtec": "squash", "official_visa": "crop"}
-    geometry = official.get(rule, transform.geometry)
+    geometry = OFFICIAL_GEOMETRY.get(rule, transform.geometry)
     values = ImageTransform(side, transform.mean, transform.std, geometry).mask(mask)[0]
     return (values > (values.max() * VISA_SHARE_OF_MAXIMUM if rule == "official_visa" else MVTEC_THRESHOLD)).numpy()
 
 
 class GroundTruth(NamedTuple):
-    """A photo's map and marked defects."""
+    """A photo's map and marked defects; of a photo without masks, nothing is marked."""
 
     scores: NDArray[np.float32]  # (H, W), the map
     mask: NDArray[np.bool_]  # (H, W), True where anomalous
@@ -96,16 +75,13 @@ class GroundTruth(NamedTuple):
 
 
 def ground_truth(
-    record: ImageRecord, result: ImageResult, transform: ImageTransform, rule: MaskRule, saturated: bool = False
+    record: ImageRecord, result: ImageResult, transform: ImageTransform, rule: str, saturated: bool = False
 ) -> GroundTruth:
-    """A photo's map and mask on the same pixels; raises DatasetError where the mask can't be read.
-
-    ``saturated``: each of LOCO's masks is one region, with the saturation threshold of its kind.
-    """
+    """A photo's map and mask on the same pixels; raises DatasetError where the mask can't be read."""
     side = result.model_map.shape[-1]
     scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
     if not record.masks:
-        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((side, side), dtype=bool))
+        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((1, 1), dtype=bool))
 
     def placed(mask: Image.Image) -> NDArray[np.bool_]:
         if rule == "photo":
@@ -115,108 +91,89 @@ def ground_truth(
 
     image = masks.load_mask(record)
     mask = placed(masks.own_values(record, image) if rule == "official_visa" else image)
-    regions: list[Region] | None = None
-    if saturated:
-        regions = []
-        for defect in masks.loco_regions(record):
-            pixels = placed(binary_image(defect.pixels))
-            if pixels.any():
-                needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
-                regions.append(Region(pixels & mask, float(needed)))
+    regions = []  # each of LOCO's masks is one, with the saturation threshold of its kind
+    for defect in masks.loco_regions(record) if saturated else ():
+        pixels = placed(binary_image(defect.pixels))
+        if pixels.any():
+            needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
+            regions.append(Region(pixels & mask, float(needed)))
     model_mask = mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
-    return GroundTruth(scores, mask, regions, model_mask, image.info["coding"])
+    return GroundTruth(scores, mask, regions if saturated else None, model_mask, image.info["coding"])
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures one cell after the other.
-
-    Attributes:
-        root: the folder that photos' names start at.
-        rule: how maps and masks are aligned.
-        pictures: a folder for a sheet per class and number of references, of the first round.
-    """
+    """Measures one cell after the other."""
 
     predictor: Predictor
     records: Sequence[ImageRecord]
     plan: Plan
-    root: Path
-    rule: MaskRule = "as_photo"
+    root: Path  # the folder that photos' names start at
+    rule: str = "as_photo"  # a key of MASK_RULES
     with_llm: bool = True
-    pictures: Path | None = None
+    pictures: Path | None = None  # a folder for a sheet per class and number of references, of the first round
 
     def measure(self, cell: Cell, on_photo: Callable[[], object] = lambda: None) -> dict[str, Any]:
         """Measures a cell, and calls ``on_photo`` after each photo; raises DatasetError where one can't be read.
 
-        Returns:
-            JSON-ready values: those of :func:`summarise`, the names of the references, and how photos, maps and masks
-            were aligned, in words.
+        Returns the values of :func:`summarise`, the names of the references, and how maps and masks were aligned.
         """
         references = self.plan.references(self.records, cell)
-        torch.manual_seed(photo_seed(self.plan.seed, cell, cell.class_name))
+        torch.manual_seed(cell.seed_of(self.plan.seed, cell.class_name))
         self.predictor.set_references([load_image(record.image) for record in references])
         transform, saturated = self.predictor.transform, masks.can_saturate(self.records)
         counts, examples, photos, codings = PixelCounts(), Examples(), [], set()
-        draws = self.pictures is not None and cell.round == 0
+        pictures = self.pictures if cell.round == 0 else None
         for record in test_photos(self.records, cell.class_name):
             name = photo_name(record, self.root)
-            torch.manual_seed(photo_seed(self.plan.seed, cell, name))
+            torch.manual_seed(cell.seed_of(self.plan.seed, name))
             photo = load_image(record.image)
             result = self.predictor.inspect(photo, record.class_name)
             prediction = self.predictor.ask(result, detection_question(cell.class_name, with_description=False))
-            model_mask = np.zeros((1, 1), dtype=bool)
+            target = ground_truth(record, result, transform, self.rule, saturated)
             if record.masks or not record.is_anomalous:
-                target = ground_truth(record, result, transform, self.rule, saturated)
                 counts.add(target.scores, target.mask, target.regions)
-                if draws:
-                    examples.offer(name, record.is_anomalous, photo, target.mask, result)
-                model_mask = target.model_mask
-                codings.add(target.coding)
-            photos.append(_photo_row(name, record, result, prediction, model_mask))
+            if pictures:
+                examples.offer(name, record.is_anomalous, photo, target.mask, result)
+            codings.add(target.coding)
+            said, named, mask = parse_verdict(prediction.answer), parse_positions(prediction.answer), target.model_mask
+            row = {
+                "photo": name,
+                "defect": record.defect,
+                "is_anomalous": record.is_anomalous,
+                "score": result.score,
+                "threshold": result.threshold,
+                "probability": result.probability,
+                "verdict": prediction.is_anomalous,
+                "verdict_from": prediction.verdict_from,
+                "answer": prediction.answer,
+                "said": said,
+                # Where the score overruled the language model, its answer was generated again, to agree with the score.
+                "own_said": said if prediction.answer_agrees else not result.is_anomalous,
+                # Of the marked defects, largest first, in the photo as the model was shown it; and those in the answer.
+                "positions": positions_of(mask),
+                "named": named,
+                "named_holds_defect": bool(named) and marks_position(mask, named[0]) if mask.any() and said else None,
+            }
+            photos.append(row)
             on_photo()
         side = result.model_map.shape[-1]
-        maps = f"photos: {transform.geometry}; {'' if self.rule == 'photo' else f'measured at {side} x {side}; '}"
-        read = [f"masks read as {coding}" for coding in sorted(codings) if coding]
+        maps = [f"photos: {transform.geometry}; map of {side} x {side}; {MASK_RULES[self.rule]}"]
+        maps += [f"masks read as {coding}" for coding in sorted(codings) if coding] + [SATURATED] * saturated
         found = summarise(photos, counts, self.with_llm) | {
             "references": [photo_name(record, self.root) for record in references],
-            "maps": "; ".join([maps + MASK_RULES[self.rule], *read, f"AUPRO: {DEFECTS[saturated]}"]),
+            "maps": "; ".join(maps),
         }
-        if draws and self.pictures:
-            write_sheet(self.pictures / f"cases_{title_of(cell.shots).lower()}", cell, found, examples)
+        if pictures:
+            write_sheet(pictures / f"cases_{tables.title_of(cell.shots).lower()}", cell, found, examples)
         return found
-
-
-def _photo_row(
-    name: str, record: ImageRecord, result: ImageResult, prediction: Prediction, mask: NDArray[np.bool_]
-) -> dict[str, Any]:
-    said, named = parse_verdict(prediction.answer), parse_positions(prediction.answer)
-    return {
-        "photo": name,
-        "defect": record.defect,
-        "is_anomalous": record.is_anomalous,
-        "score": result.score,
-        "threshold": result.threshold,
-        "probability": result.probability,
-        "verdict": prediction.is_anomalous,
-        "verdict_from": prediction.verdict_from,
-        "answer": prediction.answer,
-        "said": said,
-        # Where the score overruled the language model, the answer was generated again, to agree with the score.
-        "own_said": said if prediction.answer_agrees else not result.is_anomalous,
-        # Of the marked defects, largest first, in the photo as the model was shown it; and those in the answer.
-        "positions": positions_of(mask),
-        "named": named,
-        "named_holds_defect": bool(named) and bool(marks_position(mask, named[0])) if mask.any() and said else None,
-    }
 
 
 def summarise(photos: Sequence[dict[str, Any]], counts: PixelCounts, with_llm: bool = True) -> dict[str, Any]:
     """A cell's photos, sorted, and its metrics, 0..1, None where undefined or not measured.
 
-    Returns:
-        ``photos`` and ``metrics``; the number of ``masked_photos`` (good, or with a mask) and ``regions`` in the pixel
-        metrics, of answers by the language model itself without a yes or no (``no_verdict``), and of answers in
-        position accuracy, a correct yes about a photo with a mask (``placed``).
+    With them come the number of ``masked_photos`` (good, or with a mask) and ``regions`` in the pixel metrics, of the
+    language model's own answers without a yes or no (``no_verdict``), and of those in position accuracy (``placed``).
     """
     scores, anomalous = [photo["score"] for photo in photos], [photo["is_anomalous"] for photo in photos]
     bad, good = ([photo for photo in photos if photo["is_anomalous"] is kind] for kind in (True, False))
@@ -237,7 +194,7 @@ def summarise(photos: Sequence[dict[str, Any]], counts: PixelCounts, with_llm: b
         found["answer_accuracy"] = _share(photo["own_said"] == photo["is_anomalous"] for photo in photos)
     return {
         "photos": sorted(photos, key=lambda photo: photo["photo"]),
-        "metrics": {key: found.get(key) for key in METRICS},
+        "metrics": {key: found.get(key) for key in tables.METRICS},
         "masked_photos": counts.photos,
         "regions": counts.regions,
         "no_verdict": sum(photo["own_said"] is None for photo in photos) if with_llm else 0,
@@ -252,48 +209,52 @@ def _share(flags: Iterable[object]) -> float | None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """``run_eval.py``: measures what its arguments ask for, prints the report, and writes it; raises UserError."""
+    given = [name for name in ("data", "good", "bad", "masks") if getattr(arguments, name)]
+    if given not in (["data"], ["good", "bad"], ["good", "bad", "masks"]):
+        raise UserError("name the photos by --data ROOT, or by --good DIR and --bad DIR")
+    data = arguments.data or Path(os.path.commonpath([arguments.good.resolve(), arguments.bad.resolve()]))
+    shots = tuple(sorted({*(arguments.shots or [0])}))
     # An option without effect would make the numbers look like those of another protocol.
-    if not any(arguments.shots) and (arguments.rounds > 1 or arguments.reference_choice == "random"):
+    if not any(shots) and (arguments.rounds > 1 or arguments.reference_choice == "random"):
         raise UserError("--rounds and --reference-choice choose references, and there are none; add --shots K")
     config = load_config(arguments.config or installed_config(), arguments.set)
     set_strict(arguments.strict)
-    seed = config.seed if arguments.seed is None else arguments.seed
-    plan = Plan(tuple(arguments.shots), arguments.rounds, arguments.reference_choice, seed)
+    plan = Plan(shots, arguments.rounds, arguments.reference_choice, config.seed)
     if arguments.good:
         records = index_pair(arguments.good, arguments.bad, arguments.masks, plan.good_photos_needed)
     else:
-        records = INDEXERS[arguments.kind](arguments.data, arguments.classes)
+        records = INDEXERS[arguments.kind](data, arguments.classes)
     plan.check(records)
+    root = data.parent if arguments.kind == "csv" else data  # the folder that photos' names start at
     with_llm = not arguments.no_chat and config.llm is not None
-    settings = fingerprint(config, with_llm) | {
+    settings = tables.fingerprint(config, with_llm) | {
         "--kind": arguments.kind,
-        "--data": str(arguments.data.resolve()),
+        "--data": str(data.resolve()),
         "--resolution": arguments.resolution,
         "--reference-choice": plan.choice,
-        "--seed": seed,
     }
 
     def build(process: Process) -> Measure:
         if process.is_main:  # it reads every mask
             print(*overview(records), "", sep="\n", file=sys.stderr)
-        predictor = build_predictor(config, process, with_llm=with_llm, needs_text_map=0 in plan.shots)
+        predictor = build_predictor(config, process, with_llm)
         rule = choose_mask_rule(arguments.kind, config.inference.geometry == "official", arguments.resolution)
         pictures = None if arguments.no_pictures else arguments.out
-        return Evaluator(predictor, records, plan, arguments.root, rule, with_llm, pictures).measure
+        return Evaluator(predictor, records, plan, root, rule, with_llm, pictures).measure
 
-    cells = {
-        cell: [photo_name(record, arguments.root) for record in test_photos(records, cell.class_name)]
+    names = {
+        cell: [photo_name(record, root) for record in test_photos(records, cell.class_name)]
         for cell in plan.cells(records)
     }
-    process, results = measure_cells(arguments.device, arguments.out, settings, cells, build)
+    process, results = measure_cells(arguments.device, arguments.out, settings, names, build)
     if not results:
         return
-    names = sorted({cell.class_name for cell in cells})
+    classes = sorted({cell.class_name for cell in names})
     facts = {
-        "warning": training_warnings(config, arguments.data, names),
-        **facts_of(config, arguments.command, process, seed, results),
+        "warning": tables.training_warnings(config, data, classes),
+        **tables.facts_of(config, arguments.command, process, results),
         "references": str(plan),
-        "data": f"{arguments.data} ({arguments.kind}), {len(names)} classes",
+        "data": f"{data} ({arguments.kind}), {len(classes)} classes",
         "maps and masks": sorted({result["maps"] for result in results}),
     }
-    publish(report(facts, results, official_dataset(arguments.kind, records)), arguments.out)
+    tables.publish(tables.report(facts, results, tables.official_dataset(arguments.kind, records)), arguments.out)

@@ -2,9 +2,11 @@
 
 import argparse
 import logging
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from anomalygpt.errors import UserError, user_errors
@@ -23,8 +25,8 @@ def whole_number(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of both programs."""
+def parse(parser: argparse.ArgumentParser, program: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a program's own options and those of both; ``command`` is what was typed."""
     add = parser.add_argument_group("run").add_argument
     add("--out", type=Path, metavar="DIR", help="folder for the results, and for the state that a later run continues")
     add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
@@ -32,20 +34,25 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=whole_number(0), help="of references and answers (default: config's)")
     add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(words)
+    arguments.command = shlex.join(["python", program, *words])
+    arguments.set += [] if arguments.seed is None else [f"seed={arguments.seed}"]
+    return arguments
 
 
-def run(program: Callable[[], object], out: Path | None) -> int:
-    """Runs a program and returns its exit code: 0, or 130 after an interrupt; exits with 2 on a user's mistake."""
+@contextmanager
+def ending_in_one_line(out: Path | None) -> Iterator[None]:
+    """Exits with a line and code 2 on a user's mistake or a full disk, with 130 on an interrupt."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with user_errors():
         try:
-            program()
+            yield
         except KeyboardInterrupt:
             print("\nstopped; the same command continues the run" if out else "\nstopped", file=sys.stderr)
-            return INTERRUPTED
+            raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             raise
         except OSError as error:
             raise UserError(f"{out or error.filename}: can't be written ({error.strerror or error})") from error
-    return 0

@@ -10,16 +10,15 @@ from typing import Annotated, Any
 
 import pandas as pd
 import torch
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
-from typing_extensions import Self
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError
 
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import first_offenders
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.cells import Cell, Measure, build_predictor, fingerprint, measure_cells, photo_seed
-from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent, publish
+from anomalygpt.evaluation import tables
+from anomalygpt.evaluation.cells import Cell, Measure, build_predictor, measure_cells
 from anomalygpt.files import read_yaml, sha256
 from anomalygpt.inference.answers import parse_verdict
 from anomalygpt.inference.predictor import Predictor
@@ -29,19 +28,18 @@ from anomalygpt.model.build import installed_config
 
 WORDING = read_yaml(Path(__file__).with_name("mmad.yaml"))
 
-METHODS = {"text": "likelihood of the text", "letter": "likelihood of the letter", "generated": "generated"}
 PHOTOS_PER_CELL = 20
-EXPECTED = (
-    'expected MMAD\'s {"image path": {"conversation": [{"Question", "Options", "Answer", "type"}], '
-    '"similar_templates", "random_templates"}}, RobustMAD\'s {"images": [{"image_path", "questions", …}]}, or a list '
-    'of {"image", "question", "options": {"A": …}, "answer"} with optional "task", "class" and "reference"'
-)
+EXPECTED = "expected MMAD's or RobustMAD's file, or a list in the form that docs/evaluation.md shows"
 MEANING = "Accuracy in percent beside that of guessing (chance), as docs/evaluation.md defines it."
 
 
-def _named(*aliases: str, default: Any = ...) -> Any:
+Letter = Annotated[str, Field(pattern="^[A-Z]$")]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
+
+
+def _named(*aliases: str, **options: Any) -> Any:
     """A field that has one of these names in a file: your own, then MMAD's, then RobustMAD's."""
-    return Field(default, validation_alias=AliasChoices(*aliases))
+    return Field(validation_alias=AliasChoices(*aliases), **options)
 
 
 class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
@@ -50,35 +48,20 @@ class Question(BaseModel, frozen=True, coerce_numbers_to_str=True):
     image: str = _named("image", "image_path")
     number: int = _named("question_id", "number")
     question: Annotated[str, AfterValidator(str.strip)] = _named("question", "Question")
-    options: Annotated[dict[Annotated[str, Field(pattern="^[A-Z]$")], str], Field(min_length=2)] = _named(
-        "options", "Options"
-    )
+    options: dict[Letter, str] = _named("options", "Options", min_length=2)
     answer: str = _named("answer", "Answer")
     task: str = _named("task", "type", "robustness_category", default="questions")
     class_name: str = _named("class", "category", default=UNNAMED_CLASS)
-    references: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = _named(
-        "reference", "references", "template", "templates", "reference_image_path", default=()
-    )
+    references: Names = _named("reference", "references", "templates", "reference_image_path", default=())
 
     @property
     def key(self) -> str:
         """The photo and the question's number; MMAD's are counted within a photo."""
         return f"{self.image}#{self.number}"
 
-    @model_validator(mode="after")
-    def _answer_is_an_option(self) -> Self:
-        if self.answer not in self.options:
-            raise ValueError(f"the answer {self.answer!r} is none of the options {', '.join(self.options)}")
-        return self
-
 
 def read_questions(path: Path, root: Path, templates: str = "similar", shots: int = 0) -> list[Question]:
-    """Reads all questions of a file, in MMAD's or RobustMAD's form or as a list.
-
-    Raises:
-        UserError: the file or a photo below ``root`` is missing, the file has another form, or a question has fewer
-            than ``shots`` references (in MMAD's file the ``similar`` or the ``random`` templates).
-    """
+    """Reads a file's questions, in MMAD's or RobustMAD's form or as a list; raises UserError, also of absent photos."""
     found: list[Question] = []
     try:
         for entry in _entries(json.loads(path.read_text(encoding="utf-8")), templates):
@@ -91,6 +74,8 @@ def read_questions(path: Path, root: Path, templates: str = "similar", shots: in
         raise UserError(f"{path}: question {where} can't be read ({fault['msg']}); {EXPECTED}") from error
     if not found:
         raise UserError(f"{path}: no questions; {EXPECTED}")
+    if wrong := [question for question in found if question.answer not in question.options]:
+        raise UserError(f"{path}: the answer {wrong[0].answer!r} of {wrong[0].key} is none of its options")
     if few := dict.fromkeys(question.image for question in found if len(question.references) < shots):
         raise UserError(f"{path}: {len(few)} photos have fewer than {shots} references: {first_offenders(few)}")
     photos = dict.fromkeys(name for question in found for name in (question.image, *question.references[:shots]))
@@ -171,14 +156,10 @@ class Asker:
     seed: int
     _references: tuple[str, ...] | None = None
 
-    def answer(
-        self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object] = lambda: None
-    ) -> dict[str, Any]:
+    def answer(self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object]) -> dict[str, Any]:
         """Answers the questions about photos, each of one class and with the same references.
 
-        Returns:
-            ``rows``: of each question what it is, the right letter, the number of options, the letter chosen by each
-            method, None where a generated answer names no option, and that answer.
+        Of each question, ``rows`` hold the letter chosen by each method; None where a generated answer names no option.
         """
         rows = []
         for questions in photos:
@@ -189,28 +170,30 @@ class Asker:
                 self._references = references
             result = self.predictor.inspect(load_image(self.root / first.image), first.class_name)
             folders = Path(first.image).parts[:-1]
-            photo = {"dataset": "".join(folders[:1]), "good": int(WORDING["good_folder"] in folders)}
             for question in questions:
-                torch.manual_seed(photo_seed(self.seed, Cell(self.shots, 0, first.class_name), question.key))
-                asked = {
+                torch.manual_seed(Cell(self.shots, 0, first.class_name).seed_of(self.seed, question.key))
+                row = {
+                    "question": question.key,
+                    "dataset": "".join(folders[:1]),
+                    "good": int(WORDING["good_folder"] in folders),
                     "task": WORDING["tasks"].get(question.task, question.task),
                     "answer": question.answer,
                     "options": len(question.options),
                 }
-                rows.append({"question": question.key, **photo, **asked, **self._choices(result, question)})
+                rows.append(row | self._choices(result, question))
             on_photo()
         return {"rows": rows}
 
     def _choices(self, result: ImageResult, question: Question) -> dict[str, str | None]:
         chosen: dict[str, str | None] = {}
-        listed = with_options(question)
+        listed, letters = with_options(question), list(question.options)
         # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
         texts = [text.rstrip(" .。") or text for text in question.options.values()]
-        for method, asked, answers in (("text", question.question, texts), ("letter", listed, list(question.options))):
+        for method, asked, answers in (("text", question.question, texts), ("letter", listed, letters)):
             if method in self.methods:
                 prompt, model = self.predictor.prompt(result, asked), self.predictor.model
                 likelihoods = model.answer_likelihoods(result.features, result.prompt_map, prompt, answers)
-                chosen[method] = list(question.options)[int(likelihoods.argmax())]
+                chosen[method] = letters[int(likelihoods.argmax())]
         if "generated" in self.methods:
             generated = self.predictor.answer(result, listed)
             chosen |= {"generated": parse_choice(generated, question.options), "generated_answer": generated}
@@ -238,26 +221,24 @@ def mmad_average(frame: pd.DataFrame, methods: Sequence[str]) -> pd.Series:
     return pd.DataFrame([task_scores(own, methods).mean() for _, own in frame.groupby("dataset")]).mean()
 
 
-def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, str]:
-    """The texts of results.json, .md and answers.csv, by name; ``rows`` as of :meth:`Asker.ask`."""
+def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, Any]:
+    """The contents of results.json, .md and answers.csv, by name; ``rows`` as of :meth:`Asker.answer`."""
     frame = answers_frame(rows, methods)
     by_task = frame.groupby("task")
     table = pd.DataFrame({"questions": by_task.size(), "chance": by_task["chance"].mean()})
     table = table.join(task_scores(frame, methods))
     table.loc["average"] = [len(rows), frame["chance"].mean(), *mmad_average(frame, methods)]
     table = table.astype({"questions": int}).reset_index(names="task")
-    lines = [f"# Multiple choice: {facts['config']}", "", *fact_lines(facts)]
+    lines = [f"# Multiple choice: {facts['config']}", "", *tables.fact_lines(facts)]
     content = {"facts": facts, "tasks": table.to_dict("records"), "answers": rows}
     if "generated" in methods:
         content["unclear_answers"] = sum(row["generated"] is None for row in rows)
         lines += [f"* generated answers that name no option: {content['unclear_answers']}"]
-    fractions = ["chance", *methods]
-    table[fractions] = table[fractions].map(percent)
-    table = table.astype(str).rename(columns=METHODS)
+    table[["chance", *methods]] = table[["chance", *methods]].map(tables.percent)
     table.iloc[-1, 0] = "**average**"
     return {
-        "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "results.md": "\n".join([*lines, "", *markdown_table(table, texts=1), "", MEANING, ""]),
+        "results.json": content,
+        "results.md": "\n".join([*lines, "", *tables.markdown_table(table.astype(str), texts=1), "", MEANING, ""]),
         "answers.csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"),
     }
 
@@ -267,21 +248,19 @@ def answer_questions(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config or installed_config(), arguments.set)
     if config.own_llm is None:
         raise UserError(f"questions need a language model of the model's own; {config.name} has none, or asks another")
-    shots, methods = arguments.shots, arguments.answer_by
+    shots, methods, templates = arguments.shots, arguments.answer_by, arguments.templates
     root = arguments.data or arguments.questions.parent
-    cells = cells_of(read_questions(arguments.questions, root, arguments.templates, shots), shots)
-    seed = config.seed if arguments.seed is None else arguments.seed
-    settings = fingerprint(config, with_llm=True) | {
+    cells = cells_of(read_questions(arguments.questions, root, templates, shots), shots)
+    settings = tables.fingerprint(config, with_llm=True) | {
         "contents of the questions": sha256(arguments.questions),
         "--data": str(root.resolve()),
-        "--templates": arguments.templates,
+        "--templates": templates,
         "--answer-by": methods,
-        "--seed": seed,
     }
 
     def build(process: Process) -> Measure:
-        predictor = build_predictor(config, process, with_llm=True, needs_text_map=not shots)
-        asker = Asker(predictor, root, shots, methods, seed)
+        predictor = build_predictor(config, process, with_llm=True)
+        asker = Asker(predictor, root, shots, methods, config.seed)
         return lambda cell, on_photo: asker.answer(cells[cell], on_photo)
 
     names = {cell: [questions[0].image for questions in photos] for cell, photos in cells.items()}
@@ -289,10 +268,8 @@ def answer_questions(arguments: argparse.Namespace) -> None:
     if not results:
         return
     rows = sorted((row for result in results for row in result["rows"]), key=lambda row: row["question"])
-    facts = facts_of(config, arguments.command, process, seed, results) | {
-        "references": f"the first {shots} of each photo's {arguments.templates} templates"
-        if shots
-        else "none; text map",
+    facts = tables.facts_of(config, arguments.command, process, results) | {
+        "references": f"the first {shots} of each photo's {templates} templates" if shots else "none; text map",
         "questions": f"{arguments.questions}, {len(rows)} about {sum(map(len, cells.values()))} photos",
     }
-    publish(report(facts, rows, methods), arguments.out)
+    tables.publish(report(facts, rows, methods), arguments.out)

@@ -1,7 +1,6 @@
 """Results as Markdown, JSON and CSV, with what it takes to reproduce them, beside published numbers."""
 
 import json
-import resource
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,34 +12,19 @@ import pandas as pd
 import yaml
 
 from anomalygpt.config.load import commit, resolve
-from anomalygpt.config.schema import DataConfig, ExperimentConfig
+from anomalygpt.config.schema import DataConfig, DataSource, ExperimentConfig
+from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.distributed import Process
 from anomalygpt.evaluation.metrics import hindsight_accuracy
-from anomalygpt.files import read_yaml, replacing
+from anomalygpt.files import read_yaml, replacing, sha256
 from anomalygpt.model.checkpoint import read_metadata
 
-MAP_METRICS = {
-    "image_auroc": "image-AUROC",
-    "image_ap": "image-AP",
-    "image_f1_max": "image-F1-max",
-    "pixel_auroc": "pixel-AUROC",
-    "pixel_ap": "pixel-AP",
-    "pixel_f1_max": "pixel-F1-max",
-    "aupro": "AUPRO",
-}
-VERDICT_METRICS = {
-    "verdict_accuracy": "verdict accuracy",
-    "recall": "recall",
-    "false_alarm_rate": "false alarms",
-    "score_accuracy": "by score",
-    "hindsight_accuracy": "in hindsight",
-    "answer_accuracy": "answer accuracy",
-    "position_accuracy": "position",
-    "position_cell_accuracy": "position (cell)",
-}
-METRICS = MAP_METRICS | VERDICT_METRICS
+MAP_METRICS = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"]
+VERDICT_METRICS = ["verdict_accuracy", "recall", "false_alarm_rate", "score_accuracy", "hindsight_accuracy"]
+ANSWER_METRICS = ["answer_accuracy", "position_accuracy", "position_cell_accuracy"]
+METRICS = MAP_METRICS + VERDICT_METRICS + ANSWER_METRICS
 HINDSIGHT = "one_threshold_in_hindsight"
 CELL_COLUMNS = ["shots", "round", "class", "photos", "with_defect", "masked_photos", "regions", "no_verdict", "placed"]
 MEANING = "All numbers are percentages, as docs/evaluation.md defines them. Mean: over classes. ±: over rounds."
@@ -54,43 +38,30 @@ def title_of(shots: int) -> str:
 
 def official_dataset(kind: str, records: Sequence[ImageRecord]) -> str | None:
     """The key in ``PUBLISHED["datasets"]`` with these records' layout, classes and number of test photos, if any."""
-    names = sorted({record.class_name for record in records})
-    photos = sum(record.split == "test" for record in records)
-    for key, entry in PUBLISHED["datasets"].items():
-        if entry["kind"] == kind and sorted(entry["classes"]) == names and entry["test_photos"] == photos:
-            return key
-    return None
+    about = (kind, sorted({record.class_name for record in records}), sum(one.split == "test" for one in records))
+    datasets = PUBLISHED["datasets"].items()
+    return next((key for key, one in datasets if (one["kind"], one["classes"], one["test_photos"]) == about), None)
 
 
 def results_frame(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row per cell, by shots, round and class: counts and metrics."""
-    rows = [
-        cell
-        | cell["metrics"]
-        | {"photos": len(cell["photos"]), "with_defect": sum(photo["is_anomalous"] for photo in cell["photos"])}
-        for cell in results
-    ]
-    frame = pd.DataFrame(rows, columns=CELL_COLUMNS + list(METRICS)).astype(dict.fromkeys(METRICS, float))
+    frame = pd.DataFrame([cell | cell["metrics"] for cell in results])
+    frame["with_defect"] = [sum(photo["is_anomalous"] for photo in photos) for photos in frame["photos"]]
+    frame["photos"] = frame["photos"].map(len)
+    frame = frame[[*CELL_COLUMNS, *METRICS]].astype(dict.fromkeys(METRICS, float))
     return frame.sort_values(["shots", "round", "class"], ignore_index=True)
 
 
 class Protocol:
-    """All classes and rounds with K references.
-
-    Attributes:
-        frame: :func:`results_frame` of the results.
-        used: the metrics that any class has.
-        classes: by class, mean and standard deviation over rounds, a row per metric; NaN where undefined.
-        mean: the same of the means over classes, and of the best accuracy with one threshold for all classes.
-    """
+    """All classes and rounds with K references: of each class, and of the means over classes, :func:`_spread`."""
 
     def __init__(self, shots: int, results: Sequence[dict[str, Any]]) -> None:
         self.shots = shots
         self.results = [result for result in results if result["shots"] == shots]
         self.frame = results_frame(self.results)
         self.used = [name for name in METRICS if self.frame[name].notna().any()]
-        self.classes = {name: _spread(own[list(METRICS)]) for name, own in self.frame.groupby("class")}
-        by_round = self.frame.groupby("round")[list(METRICS)].mean()
+        self.classes = {name: _spread(own[METRICS]) for name, own in self.frame.groupby("class")}
+        by_round = self.frame.groupby("round")[METRICS].mean()
         for number in by_round.index:
             cells = [pd.DataFrame(result["photos"]) for result in self.results if result["round"] == number]
             by_round.loc[number, HINDSIGHT] = hindsight_accuracy([(one["score"], one["is_anomalous"]) for one in cells])
@@ -107,7 +78,7 @@ class Protocol:
         """Its part of the page: a row per class, and what was published on the data set."""
         lines = ["", f"## {title_of(self.shots)}", ""]
         lines += [f"Rounds: {', '.join(map(str, self.rounds))}.", ""] if self.shots else []
-        for metrics in (MAP_METRICS, VERDICT_METRICS):
+        for metrics in (MAP_METRICS, VERDICT_METRICS + ANSWER_METRICS):
             lines += [*markdown_table(self._table(metrics), texts=1), ""]
         hindsight = percent(*self.mean.loc[HINDSIGHT])
         lines += [f"The best threshold for all classes together, in hindsight: {hindsight} (mean over classes)."]
@@ -119,22 +90,19 @@ class Protocol:
             lines += [f"* {PUBLISHED['sources'][source]['text']}" for source in sources]
         return lines
 
-    def _table(self, metrics: dict[str, str]) -> pd.DataFrame:
-        table = self.frame.loc[self.frame["round"] == self.rounds[0], ["class", "photos", "with_defect"]]
-        table.loc["mean"] = ["**mean**", *table[["photos", "with_defect"]].sum()]
+    def _table(self, metrics: list[str]) -> pd.DataFrame:
+        table = self.frame.groupby("class")[["photos", "with_defect"]].first()
+        table.loc["**mean**"] = table.sum()
         spreads = [*self.classes.values(), self.mean]
-        used = [key for key in metrics if key in self.used]
-        columns = {metrics[key]: [percent(*spread.loc[key]) for spread in spreads] for key in used}
-        return table.astype(str).rename(columns={"with_defect": "with a defect"}).assign(**columns)
+        columns = {key: [percent(*one.loc[key]) for one in spreads] for key in metrics if key in self.used}
+        return table.astype(str).assign(**columns).reset_index()
 
     def _beside(self, others: Sequence[dict[str, Any]], config: str) -> pd.DataFrame:
         keys = [key for key in self.used if any(key in row for row in others)]
         this_run = {"method": f"this run ({config})", "protocol": "few-shot" if self.shots else "see above"}
-        rows = [this_run | {METRICS[key]: percent(*self.mean.loc[key]) for key in keys}]
-        for row in others:
-            values = {METRICS[key]: percent(*np.divide(row.get(key, [np.nan]), 100)) for key in keys}
-            rows.append({"method": row["method"], "protocol": row["protocol"], **values})
-        return pd.DataFrame(rows)
+        rows = [this_run | {key: percent(*self.mean.loc[key]) for key in keys}]
+        rows += [one | {key: percent(*np.divide(one.get(key, [np.nan]), 100)) for key in keys} for one in others]
+        return pd.DataFrame(rows, columns=["method", "protocol", *keys])
 
 
 def _spread(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -160,57 +128,65 @@ def markdown_table(table: pd.DataFrame, texts: int) -> list[str]:
     return [header, rule, *rows]
 
 
-def report(facts: dict[str, Any], results: Sequence[dict[str, Any]], dataset: str | None = None) -> dict[str, str]:
-    """The texts of results.json, .md and per_class.csv (metrics 0..1), by name.
-
-    Args:
-        results: of cells.
-        dataset: the official one's key in published.yaml.
-    """
+def report(facts: dict[str, Any], results: Sequence[dict[str, Any]], dataset: str | None = None) -> dict[str, Any]:
+    """The contents of results.json, .md and per_class.csv (metrics 0..1), by name; ``dataset``: in published.yaml."""
     protocols = [Protocol(shots, results) for shots in sorted({result["shots"] for result in results})]
-    content = {"facts": facts, "protocols": [one.as_json() for one in protocols]}
     lines = [f"# {', '.join(title_of(one.shots) for one in protocols)}: {facts['config']}", "", *fact_lines(facts)]
     for protocol in protocols:
         lines += protocol.lines(facts["config"], dataset)
     return {
-        "results.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+        "results.json": {"facts": facts, "protocols": [one.as_json() for one in protocols]},
         "results.md": "\n".join([*lines, "", MEANING, ""]),
         "per_class.csv": results_frame(results).to_csv(index=False, float_format="%.6f", lineterminator="\n"),
     }
 
 
-def publish(texts: dict[str, str], folder: Path | None) -> None:
-    """Prints results.md, and writes all files into the folder, if there is one, as :func:`write_texts` does."""
-    print(texts["results.md"], end="")
+def publish(contents: dict[str, Any], folder: Path | None) -> None:
+    """Prints results.md, and writes all files into the folder, if there is one, as :func:`write_files` does."""
+    print(contents["results.md"], end="")
     if folder:
-        write_texts(folder, texts)
-        print(f"\nwrote {', '.join(texts)}", file=sys.stderr)
+        write_files(folder, contents)
+        print(f"\nwrote {', '.join(contents)}", file=sys.stderr)
 
 
-def write_texts(folder: Path, texts: dict[str, str]) -> None:
-    """Writes files by name atomically into a folder, CSV with the mark that Excel needs; raises OSError."""
-    for name, text in texts.items():
+def write_files(folder: Path, contents: dict[str, Any]) -> None:
+    """Writes texts, or else JSON, by name atomically into a folder, CSV with the mark that Excel needs."""
+    for name, content in contents.items():
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8-sig" if name.endswith(".csv") else "utf-8")
 
 
-def facts_of(
-    config: ExperimentConfig, command: str, process: Process, seed: int, cells: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def fingerprint(config: ExperimentConfig, with_llm: bool) -> dict[str, Any]:
+    """The model's settings by dotted key, and a digest of each delta: equal for runs with equal numbers."""
+    # parts of a config that an evaluation does not read
+    excluded = {"name", "data", "training"} | (set() if with_llm else {"llm"})
+    settings = config.model_dump(mode="json", exclude=excluded)
+    reading = config.data.model_dump(mode="json", include=set(PhotoSettings.model_fields), exclude_none=True)
+    [flat] = pd.json_normalize(settings | {"data": reading}).to_dict("records")
+    # A missing delta is downloaded, and then checked, when the model is built.
+    paths = {delta.path: resolve(delta.path) for delta in config.deltas}
+    digests = {f"contents of {name}": sha256(path) for name, path in paths.items() if path.is_file()}
+    return {**flat, **digests, "chat": with_llm}
+
+
+def facts_of(config: ExperimentConfig, command: str, process: Process, cells: list[dict[str, Any]]) -> dict[str, Any]:
     """How the numbers of a run were made; ``cells`` give their ``seconds`` and ``names`` of photos."""
     seconds, photos = sum(cell["seconds"] for cell in cells), sum(len(cell["names"]) for cell in cells)
-    # kilobytes on Linux, bytes on macOS
-    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    trained = []
+    for delta, sources in training_sources(config).items():
+        where = [f"{one.root} ({', '.join([one.kind, *(one.classes or ())])})" for _, one in sources]
+        words = f"{sources[0][0]} defects on {', '.join(where)}" if sources else "its file names no photos"
+        trained.append(f"{delta}: {words}")
     return {
         "command": command,
         "config": config.name,
         "commit": commit() or "unknown",
-        "seed": seed,
+        "seed": config.seed,
         "device": str(process.device),
         "processes": process.world_size,
         "seconds per photo and process": round(seconds / photos, 2),
-        "GB of the first process at most": round(peak_memory / 1e9, 2),
-        "trained on": [f"{path}: {describe_training(data)}" for path, data in training_data(config).items()],
+        "trained on": trained,
     }
 
 
@@ -220,44 +196,29 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
     return [f"* {name}: {one}" for name, values in listed.items() for one in values]
 
 
-def training_data(config: ExperimentConfig) -> dict[str, DataConfig | None]:
-    """What each delta was trained on, by its path; None where its file does not say.
-
-    Raises:
-        CheckpointError: a delta is damaged.
-    """
-    found: dict[str, DataConfig | None] = {}
+def training_sources(config: ExperimentConfig) -> dict[str, list[tuple[str, DataSource]]]:
+    """Each delta's path, and the kind of defects and the photos that it was trained on, as far as its file says so."""
+    found: dict[str, list[tuple[str, DataSource]]] = {}
     for delta in config.deltas:
-        data = (yaml.safe_load(read_metadata(resolve(delta.path)).get("config", "")) or {}).get("data")
-        known = {key: value for key, value in (data or {}).items() if key in DataConfig.model_fields}
-        found[delta.path] = DataConfig.model_validate(known) if data else None
+        data = (yaml.safe_load(read_metadata(resolve(delta.path)).get("config", "")) or {}).get("data") or {}
+        known = DataConfig.model_validate({key: data[key] for key in data.keys() & DataConfig.model_fields.keys()})
+        found[delta.path] = [(known.defects, source) for source in known.sources]
     return found
 
 
-def describe_training(data: DataConfig | None) -> str:
-    """Training data in words."""
-    if data is None:
-        return "not in the file"
-    sources = [f"{one.root} ({', '.join([one.kind, *(one.classes or ())])})" for one in data.sources]
-    return f"{data.defects} defects on {', '.join(sources) or 'no photos'}"
-
-
 def training_warnings(config: ExperimentConfig, root: Path, class_names: Sequence[str]) -> list[str]:
-    """A warning per source that shares the folder ``root``, or the name of a measured class, with the test data."""
+    """A warning per source of a delta's training that has measured classes; ``root``: the folder that is measured."""
     warnings = []
-    for delta, data in training_data(config).items():
-        for source in data.sources if data else ():
-            names: Sequence[str] = source.classes or ()
-            if source.classes is None:
+    for delta, sources in training_sources(config).items():
+        for defects, source in sources:
+            is_same = resolve(source.root) == root.resolve()
+            names: Sequence[str] = source.classes or (class_names if is_same else ())
+            if not names:
                 with suppress(DatasetError):  # the folder is not here
                     names = [record.class_name for record in INDEXERS[source.kind](resolve(source.root), None)]
             shared = ", ".join(sorted({*names} & {*class_names}))
-            seen = f"({source.root}): this is not a test on unseen classes"
-            if resolve(source.root) != root.resolve():
-                warnings += [f"{delta} was trained on other data with {shared} {seen}"] if shared else []
-            elif data and data.defects == "real":
-                real = f"the real defects of {source.root}, which include test photos"
-                warnings.append(f"{delta} was trained on {real}: these numbers do not hold for new photos")
-            else:
-                warnings.append(f"{delta} was trained on the good photos of these classes {seen}")
+            seen = f"{shared} ({source.root}): this is not a test on unseen classes"
+            if is_same and defects == "real":
+                seen = f"real defects of {source.root}, test photos among them: the numbers do not hold for new photos"
+            warnings += [f"{delta} was trained on {seen}"] if shared else []
     return warnings

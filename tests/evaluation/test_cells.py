@@ -81,8 +81,12 @@ def test_another_setting_is_refused_by_name(fill, tmp_path):
         fill(tmp_path, CELLS[:1], {"seed": 1, "precision": "fp16"})
     with pytest.raises(UserError, match="another new setting"):
         fill(tmp_path, CELLS[:1], {"seed": 1, "precision": "fp32", "new setting": True})
-    with pytest.raises(UserError, match="on other photos .bottle/new.png"):
-        fill(tmp_path, CELLS[:1], {"seed": 1, "precision": "fp32"}, [*NAMES, "bottle/new.png"])
+
+
+def test_a_cell_with_other_photos_is_measured_anew(fill, tmp_path):
+    fill(tmp_path, CELLS[:2])
+    [result], measured = fill(tmp_path, CELLS[:1], names=[*NAMES, "bottle/new.png"])
+    assert measured == CELLS[:1] and result["names"] == [*NAMES, "bottle/new.png"]
 
 
 def test_a_class_may_have_any_name(evaluator, fake_predictor, tmp_path):

@@ -121,7 +121,10 @@ def test_a_list_of_ones_own_is_read(tmp_path):
             "1.options can't be read .* at least 2",
         ),
         ('[{"image": "a.png", "question": "?", "options": {"A": "x", "2": "y"}, "answer": "A"}]', "1.options.2"),
-        ('[{"image": "a.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}]', "answer 'C' is none"),
+        (
+            '[{"image": "a.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}]',
+            "answer 'C' of a.png#1 is none",
+        ),
         ('[{"image": "b.png", "question": "?", "options": {"A": "x", "B": "y"}, "answer": "A"}]', "not there: b.png"),
     ],
 )
@@ -195,11 +198,11 @@ def asker(model, mmad):  # noqa: F811
 
 def test_a_model_answers_by_likelihood_and_by_generation(mmad, asker):
     questions = read_questions(mmad, mmad.parent, shots=1)
-    found = asker(shots=1).answer([questions[:3]])["rows"]
+    found = asker(shots=1).answer([questions[:3]], print)["rows"]
     assert [row["question"] for row in found] == [question.key for question in questions[:3]]
     assert all({"text", "letter", "generated", "generated_answer"} < row.keys() for row in found)
     assert all(row["text"] in question.options for row, question in zip(found, questions, strict=False))
-    assert asker(shots=1).answer([questions[:3]])["rows"] == found, "each question has a seed of its own"
+    assert asker(shots=1).answer([questions[:3]], print)["rows"] == found, "each question has a seed of its own"
 
 
 def test_each_question_has_the_references_and_the_class_that_it_names(mmad, asker, monkeypatch):
@@ -212,7 +215,7 @@ def test_each_question_has_the_references_and_the_class_that_it_names(mmad, aske
     monkeypatch.setattr(predictor, "set_references", lambda photos: (seen.append("new"), remember(photos))[1])
     monkeypatch.setattr(predictor, "inspect", lambda photo, name: (seen.append(name), inspect(photo, name))[1])
     [cell] = cells_of(asked, 1).values()
-    rows = asker(shots=1, methods=("text",)).answer(cell)["rows"]
+    rows = asker(shots=1, methods=("text",)).answer(cell, print)["rows"]
     assert seen == ["new", "bottle", "new", "bottle", "new", "nut"]
     assert len(rows) == 4 and rows[0] == rows[1]
 
@@ -221,7 +224,7 @@ def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, asker):
     (question, *_) = read_questions(mmad, mmad.parent)
     turned = question.model_copy(update={"options": {"A": "No.", "B": "Yes."}})
     text = asker(methods=("text",))
-    one, other = (text.answer([[one]])["rows"][0]["text"] for one in (question, turned))
+    one, other = (text.answer([[one]], print)["rows"][0]["text"] for one in (question, turned))
     assert {one, other} == {"A", "B"}
 
 
@@ -248,7 +251,7 @@ def test_the_report_has_a_row_per_task_with_chance_beside_it():
     assert "| x_1 | 1 | 25.0 | 100.0 |" in page and "| y | 1 | 25.0 | 0.0 |" in page
     assert "| **average** | 2 | 25.0 | 50.0 |" in page and "* data: data/tree" in page
     assert [line["text"] for line in csv.DictReader(texts["answers.csv"].splitlines())] == ["A", "B"]
-    found = json.loads(texts["results.json"])
+    found = texts["results.json"]
     assert found["tasks"][0] == {"task": "x_1", "questions": 1, "chance": 0.25, "text": 1.0}
     assert found["facts"] == RUN
 
@@ -271,7 +274,7 @@ def test_the_compact_model_tells_good_bottles_from_broken_ones_by_likelihood(pre
     questions = read_questions(tmp_path / "mmad.json", root, shots=1)
     asker = Asker(predictor, root, 1, ("text",), 0)
     [photos] = cells_of(questions, 1).values()
-    rows = asker.answer(photos)["rows"]
+    rows = asker.answer(photos, print)["rows"]
     assert task_scores(answers_frame(rows, ["text"]), ["text"])["text"]["Anomaly Detection"] > 0.5
-    [row] = Asker(predictor, root, 1, ("letter", "generated"), 0).answer([questions[:1]])["rows"]
+    [row] = Asker(predictor, root, 1, ("letter", "generated"), 0).answer([questions[:1]], print)["rows"]
     assert row["letter"] in options and row["generated_answer"]
