@@ -456,6 +456,7 @@ def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, in
     own = page_texts()[locale[:2]]
     with browser.window(page_address, size, locale) as window:
         page = window.page
+        page.wait_for_timeout(2000)  # the page learns the browser's language sooner than a person clicks
         page.locator(browser.SEND).click()
         page.get_by_text({"en": "There is no photo yet", "zh": "还没有照片"}[locale[:2]]).wait_for()
 
