@@ -51,7 +51,8 @@ FEWEST = 3
 NEAREST = 0.3  # fraction of the other photos, those with the most similar patch, that judge a patch
 TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether few or two thirds are defective
 
-Banks, Encoded = Mapping[int, MemoryBank], Mapping[int, ImageFeatures]  # by scale
+Banks = Mapping[int, MemoryBank]  # by scale
+Encoded = Mapping[int, ImageFeatures]  # by scale
 
 
 class References:
