@@ -30,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     parser.add_argument("--processes", type=int, default=world_size, help="number that a --dry-run plans for")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    setting: dict[str, Any] = {
-        "metavar": "key.sub=value",
-        "help": "settings to change; those after --set take precedence",
-    }
+    setting: dict[str, Any] = {"metavar": "key.sub=value", "help": "settings to change; those after --set win"}
     parser.add_argument("overrides", nargs="*", **setting)
     parser.add_argument("--set", nargs="+", action="extend", default=[], **setting)
     with user_errors():

@@ -24,6 +24,7 @@ from anomalygpt.errors import UserError, first_line
 from anomalygpt.files import replacing
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import delta_tensors, part_of, read_metadata, save_tensors
+from anomalygpt.training.engine import LOST_PROCESS
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
         options = {"save_latest": False, "exclude_frozen_parameters": True}
         engine.save_checkpoint(str(target.parent), tag=target.name, client_state={"step": step}, **options)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if any(words in str(error) for words in LOST_PROCESS):
+            raise
         free = shutil.disk_usage(folder).free / 2**20  # torch's message does not name a full disk
         raise UserError(
             f"{target}: the checkpoint could not be written ({first_line(error)}; {free:,.0f} MiB free there); make "

@@ -18,6 +18,7 @@ LESS_MEMORY = (
     "several GPUs), training.offload_optimizer=true, llm.precision=4bit, a smaller llm.max_target_tokens; --dry-run "
     "estimates it"
 )
+LOST_PROCESS = ("gloo", "NCCL", "Connection closed", "Connection reset")  # in the errors of a process that lost another
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def report_device_errors() -> Iterator[None]:
             yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        if not any(words in reason for words in ("gloo", "NCCL", "Connection closed", "Connection reset")):
+        if not any(words in reason for words in LOST_PROCESS):
             raise
         advice = "the launcher's report names it; start the same command again to go on from the last checkpoint"
         raise UserError(f"another process of this run was lost ({reason[:100]}); {advice}") from error
