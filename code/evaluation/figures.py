@@ -51,7 +51,7 @@ def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> 
     colours = (colormaps["turbo"](calibrate_map(result.map, result.threshold))[..., :3] * 255).astype(np.uint8)
     overlaid = overlay(photo, result.map, result.threshold, result.regions)
     tiles = (photo, binary_image(mask).resize(photo.size).convert("RGB"), Image.fromarray(colours), overlaid)
-    return Image.fromarray(np.hstack([ImageOps.pad(tile, TILE, color="white") for tile in tiles]))
+    return Image.fromarray(np.hstack([np.asarray(ImageOps.pad(tile, TILE, color="white")) for tile in tiles]))
 
 
 def write_sheet(folder: Path, cell: Cell, result: dict[str, Any], examples: Examples) -> None:

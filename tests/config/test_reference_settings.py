@@ -19,7 +19,7 @@ def test_values_of_the_presets() -> None:
     fast, best = presets["fast"], presets["best"]
     assert (fast.augmentation, fast.tap_weights, fast.interpolation) == ("auto", (1, 1, 2, 2), "centred")
     assert (fast.scales, fast.smoothing, fast.top_share) == ((1,), 0.3, 0.003)
-    assert best.options == fast.options | {"scales": (1, 2), "scale_weights": (1, 2)}
+    assert best.options == fast.options | {"camera_copies": False, "scales": (1, 2), "scale_weights": (1, 2)}
 
 
 def test_preset_is_known_again_whatever_the_text_map_weighs() -> None:

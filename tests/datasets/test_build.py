@@ -84,7 +84,7 @@ def test_instructions_are_built_where_the_config_names_them(parts, transform, tm
     (tmp_path / "talk.json").write_text(json.dumps([{"image_name": "0.png", "conversation": turns}]))
     source = {"conversations": str(tmp_path / "talk.json"), "images": str(parts / "gear" / "good")}
     dataset = build_instructions(DataConfig(instructions=source), transform)
-    assert [turn.text for turn in dataset[0].turns] == ["What?", "A gear."]
+    assert [turn.text for turn in dataset[0][1]] == ["What?", "A gear."]
 
 
 def test_photos_that_can_not_be_read_are_left_out_or_refused(mvtec_tree, transform, caplog):

@@ -91,7 +91,7 @@ def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path
     config = load_config(experiment.config, [source])
     assert line(describe(config, 1), "training samples:").endswith("unknown")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(DatasetError, match="expected a JSON list"):
+    with pytest.raises(DatasetError, match="no JSON list"):
         describe(config, 1)
 
 
