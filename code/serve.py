@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         configure(config.data)
         predictor = Predictor.from_config(config, arguments.device, with_llm=not arguments.no_chat)
-        app = build_app(predictor, arguments.parts, Limits(keys, 1e6 * arguments.max_mb, arguments.max_waiting))
+        limits = Limits(keys, 1e6 * arguments.max_mb, arguments.max_megapixels, arguments.rate, arguments.max_waiting)
+        app = build_app(predictor, arguments.parts, limits)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"Serving {config.name} on http://{host}:{listening.getsockname()[1]} (/docs describes it)", flush=True)
@@ -58,6 +59,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
     add("--parts", type=Path, default=Path("parts"), metavar="DIR", help="folder of the parts (default: %(default)s)")
     add("--max-mb", type=float, default=64, help="of one request (default: %(default)s)")
+    add("--max-megapixels", type=float, default=50, help="of one photo (default: %(default)s)")
+    add("--rate", type=float, default=0, help="requests per minute and client (default: 0, any number)")
     add("--max-waiting", type=int, default=64, help="requests at once, further ones get 503 (default: %(default)s)")
     add("--no-chat", action="store_true", help="no language model is loaded")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")

@@ -6,18 +6,19 @@ import json
 import time
 import uuid
 from base64 import b64encode
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from PIL import Image
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.concurrency import iterate_in_threadpool
+from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
@@ -36,7 +37,7 @@ Label = Literal["good", "bad", "neither"]
 PartName = Annotated[str, Field(pattern=NAME)]
 
 WITHOUT_KEY = ("/healthz", "/docs", "/redoc", "/openapi.json")
-ERROR_TYPES = {401: "authentication_error", 404: "not_found_error"}
+ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class Limits(NamedTuple):
@@ -44,6 +45,8 @@ class Limits(NamedTuple):
 
     keys: tuple[str, ...] = ()  # without any, none is needed
     body_bytes: float = 64e6  # of one request
+    megapixels: float = 50  # of one photo
+    rate: float = 0  # requests per minute and client; 0: any number
     waiting: int = 64  # requests at once, those that run included
 
 
@@ -54,15 +57,32 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
     return JSONResponse({"error": error}, status, headers)
 
 
+def _decoded(photo: Any) -> Any:
+    return from_data_uri(photo) if isinstance(photo, str) else photo
+
+
 class Inspection(BaseModel):
-    """The fields of a form: a photo, and what is wanted of it."""
+    """What is wanted of a photo, which is a form's file, or in JSON a data URI."""
 
     model_config = ConfigDict(extra="forbid")
-    photo: UploadFile
+    photo: Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "format": "binary"})]
     part: PartName = Field(NO_PART, description="a part that was taught, or ``default``")
     class_name: str | None = Field(None, max_length=60, description="what the photo shows, as in 'screw'")
     question: str | None = Field(None, max_length=2000, description="without one there is no answer in words")
     map: Literal["png", "tiff"] | None = Field(None, description="overlay, or 32-bit float map, in base64")
+
+
+KINDS = ("multipart/form-data", "application/json")
+BODY = {"required": True, "content": {kind: {"schema": Inspection.model_json_schema()} for kind in KINDS}}
+
+
+async def read_inspection(request: Request) -> Inspection:
+    """What is wanted of which photo, from a form or JSON."""
+    if not request.headers.get("content-type", "").startswith(KINDS[0]):
+        return Inspection.model_validate_json(await request.body())
+    async with request.form(max_files=1, max_fields=10) as form:
+        given = [(name, await value.read() if isinstance(value, FormFile) else value) for name, value in form.items()]
+    return Inspection.model_validate({name: value for name, value in given if value or name == "photo"})
 
 
 def map_file(result: ImageResult, kind: str) -> str:
@@ -126,19 +146,18 @@ def _record(found: Prediction) -> dict[str, Any]:
     return {**found.to_dict(), "warnings": found.image.photo.info["warnings"] if found.image.photo else []}
 
 
-def _read(file: UploadFile, settings: PhotoSettings | None = None) -> Image.Image:
-    return read_photo(file.file.read(), Path(file.filename or "photo").name, settings)
-
-
 class Service:
     """The routes."""
 
-    def __init__(self, predictor: Predictor, parts: Parts) -> None:
-        self.predictor, self.parts, self.model = predictor, parts, ModelThread(parts)
+    def __init__(self, predictor: Predictor, parts: Parts, megapixels: float) -> None:
+        self.predictor, self.parts, self.model, self.megapixels = predictor, parts, ModelThread(parts), megapixels
+
+    def _read(self, file: UploadFile, settings: PhotoSettings | None = None) -> Image.Image:
+        return read_photo(file.file.read(), Path(file.filename or "photo").name, self.megapixels, settings)
 
     def _inspect(self, data: bytes, part: str, class_name: str | None, question: str) -> ImageResult:
         """The result of a photo's file, as ``Predictor.predict`` has it."""
-        photo = read_photo(data, "the photo", self.parts.photo_settings(part))
+        photo = read_photo(data, "the photo", self.megapixels, self.parts.photo_settings(part))
         named = class_name or class_in_prompt(question, self.predictor.settings.text_class_rule)
         return self.model.inspect(part, named, photo)
 
@@ -157,12 +176,12 @@ class Service:
         predictor.language_model = model
         return predictor
 
-    def inspect(self, wanted: Annotated[Inspection, Form(media_type="multipart/form-data")]) -> JSONResponse:
+    def inspect(self, wanted: Annotated[Inspection, Depends(read_inspection)]) -> JSONResponse:
         """Inspects a photo: verdict, probability, regions, on request the map and the answer to a question."""
         if wanted.question:
             self._require_words()
         question = wanted.question or detection_question(wanted.class_name, with_description=False)
-        result = self._inspect(wanted.photo.file.read(), wanted.part, wanted.class_name, question)
+        result = self._inspect(wanted.photo, wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
         if wanted.question:
             *_, found = self.model.pieces(self.predictor.stream(result, question))
@@ -212,11 +231,11 @@ class Service:
         self, name: PartName, photos: Annotated[list[UploadFile], File(max_length=MAX_REFERENCES)]
     ) -> dict[str, Any]:
         """Teaches a part by photos of good ones, in place of what it was before."""
-        return self.model.run(self.parts.teach, name, list(map(_read, photos)))
+        return self.model.run(self.parts.teach, name, list(map(self._read, photos)))
 
     def correct(self, name: PartName, photo: UploadFile, label: Annotated[Label, Form()]) -> dict[str, Any]:
         """Says of a photo of a part that it is good or bad, or withdraws that by ``neither``; the verdict learns."""
-        image = _read(photo, self.parts.photo_settings(name))
+        image = self._read(photo, self.parts.photo_settings(name))
         return self.model.run(self.parts.correct, name, image, {"good": True, "bad": False}.get(label))
 
     def forget_corrections(self, name: PartName) -> None:
@@ -245,7 +264,8 @@ class Gate:
     """ASGI middleware that refuses what is beyond the limits, and counts all requests."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self.app, self.limits, self.running = app, limits, 0
+        self.app, self.limits, self.running, self.began = app, limits, 0, time.monotonic()
+        self._minute, self._sent = 0, Counter[str]()  # requests of each client in the current minute
         self._counted = defaultdict[str, float](int)  # by Prometheus' names and labels
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -283,8 +303,16 @@ class Gate:
         if scope["path"] in WITHOUT_KEY:
             return None
         given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
-        matches = [hmac.compare_digest(key.encode(), given) for key in self.limits.keys]  # always all of them
-        if matches and not any(matches):
+        matches = [key for key in self.limits.keys if hmac.compare_digest(key.encode(), given)]  # compares with all
+        client = matches[0] if matches else (scope.get("client") or ("",))[0]
+        minute, seconds = divmod(int(time.monotonic() - self.began), 60)
+        if minute != self._minute:
+            self._minute, self._sent = minute, Counter()
+        self._sent[client] += 1
+        if self.limits.rate and self._sent[client] > self.limits.rate:
+            text = f"more than {self.limits.rate:g} requests per minute"
+            return error_response(429, text, {"Retry-After": str(60 - seconds)})
+        if self.limits.keys and not matches:
             text = "no valid API key: expected the header Authorization: Bearer KEY"
             return error_response(401, text, {"WWW-Authenticate": "Bearer"})
         if uses_model and self.running >= self.limits.waiting:
@@ -300,11 +328,11 @@ class Gate:
 
 def build_app(predictor: Predictor, folder: Path, limits: Limits) -> Gate:
     """The server as an ASGI application; the predictor has no references, the folder holds the parts."""
-    service = Service(predictor, Parts(folder, predictor))
+    service = Service(predictor, Parts(folder, predictor), limits.megapixels)
     failure: dict[str, Any] = {"description": "an error in the form of OpenAI's, {error: {message, type}}"}
     app = FastAPI(title="AnomalyGPT", responses={"4XX": failure, "5XX": failure})
     gate = Gate(app, limits)
-    app.post("/v1/inspect")(service.inspect)
+    app.post("/v1/inspect", openapi_extra={"requestBody": BODY})(service.inspect)
     app.get("/v1/parts")(service.list_parts)
     app.put("/v1/parts/{name}")(service.teach)
     app.get("/v1/parts/{name}")(service.part)
@@ -326,13 +354,13 @@ def build_app(predictor: Predictor, folder: Path, limits: Limits) -> Gate:
         """Any error as OpenAI's clients read it."""
         if isinstance(error, AnyHTTPException):
             return error_response(error.status_code, str(error.detail), error.headers)
-        if isinstance(error, RequestValidationError):
+        if isinstance(error, RequestValidationError | ValidationError):
             faults = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors()[:3]]
             return error_response(400, "; ".join(faults))
         if isinstance(error, UserError):  # a damaged part, a full disk, a language model that can't be reached
             return error_response(500, str(error).replace(f"{folder}/", ""))
         return error_response(500, f"{type(error).__name__}: see the server's log")
 
-    for kind in (AnyHTTPException, RequestValidationError, UserError, Exception):
+    for kind in (AnyHTTPException, RequestValidationError, ValidationError, UserError, Exception):
         app.add_exception_handler(kind, failed)
     return gate

@@ -5,6 +5,7 @@ from base64 import b64decode
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
@@ -36,11 +37,15 @@ def from_data_uri(uri: str) -> bytes:
     raise HTTPException(400, text)
 
 
-def read_photo(data: bytes, name: str, settings: PhotoSettings | None = None) -> Image.Image:
+def read_photo(data: bytes, name: str, megapixels: float, settings: PhotoSettings | None = None) -> Image.Image:
     """Decodes a photo from its file's bytes; ``info["source"]`` is its name, ``info["warnings"]`` is how it was read.
 
-    ``settings``: see ``photos.load_image``. Raises HTTPException (422) if it can't be read.
+    ``settings``: see ``photos.load_image``. Raises HTTPException: 413 if it has more megapixels than allowed, 422 if it
+    can't be read.
     """
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(BytesIO(data)) as header:
+        if (found := header.width * header.height / 1e6) > megapixels:
+            raise HTTPException(413, f"{name}: {found:.1f} megapixels; at most {megapixels:g} are accepted")
     with NamedTemporaryFile(prefix="photo_") as file:
         file.write(data)
         file.flush()
