@@ -89,7 +89,8 @@ class AnomalyGPT(nn.Module):
 
     def prompt_embeds(self, features: ImageFeatures, maps: Tensor) -> Tensor:
         """The embeddings before the text: BOS, the image and the 18 prompts (specification 6) -> (B, N, D_l)."""
-        embed, tokenizer, layout = self._embedding(), self.tokenizer, layout_of(self.tokenizer)
+        embed, tokenizer = self.llama_model.get_input_embeddings(), self.tokenizer
+        layout = layout_of(tokenizer)
 
         def words(ids: list[int]) -> Tensor:
             return embed(torch.tensor(ids, dtype=torch.long, device=embed.weight.device)).expand(len(features), -1, -1)
@@ -127,7 +128,8 @@ class AnomalyGPT(nn.Module):
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""
-        texts = [self._embedding()(torch.tensor(row, dtype=torch.long, device=before.device)) for row in rows]
+        embed = self.llama_model.get_input_embeddings()
+        texts = [embed(torch.tensor(row, dtype=torch.long, device=before.device)) for row in rows]
         embeds = [torch.cat(pair) for pair in zip(before, texts, strict=True)]
         masks = [torch.ones(len(row), dtype=torch.long, device=before.device) for row in embeds]
         padded, mask = (pad_sequence(each, batch_first=True, padding_side="left") for each in (embeds, masks))
@@ -197,7 +199,7 @@ class AnomalyGPT(nn.Module):
 
     def _answer_logits(self, before: Tensor, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K, vocabulary) and labels (B, K) of the last K positions, from just before the first answer on."""
-        embeds = torch.cat([before, self._embedding()(ids.to(before.device))], dim=1)
+        embeds = torch.cat([before, self.llama_model.get_input_embeddings()(ids.to(before.device))], dim=1)
         labels = F.pad(labels, (before.shape[1], 0), value=IGNORE_INDEX).to(before.device)
         answered = (labels != IGNORE_INDEX).any(dim=0).nonzero()
         first = int(answered[0]) if len(answered) else labels.shape[1] - 1
@@ -205,6 +207,3 @@ class AnomalyGPT(nn.Module):
         kept = labels.shape[1] - first + 1
         logits = self.llama_model(inputs_embeds=embeds, logits_to_keep=kept).logits
         return logits, labels[:, -kept:]
-
-    def _embedding(self) -> nn.Embedding:
-        return self.llama_model.get_input_embeddings()

@@ -15,7 +15,6 @@ from anomalygpt.model.imagebind.imagebind import LAYER_NORM_EPS, attend, mlp
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PATCH, WIDTH, DEPTH, HEADS = 14, 384, 12, 6
-USUAL_GRID = 16  # patches a side of a photo of 224 pixels
 TRAINED_GRID = 37  # patches a side of the photos that the positions were trained with
 
 
@@ -70,7 +69,7 @@ class Dinov2(nn.Module):
         with suppress(RuntimeError, AttributeError):  # builds without oneDNN, or with other names of its operators
             for module in self.modules():
                 if isinstance(module, _Linear):
-                    module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight, 1 + USUAL_GRID**2)
+                    module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight, 257)  # tokens of 224 px
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Images (B, 3, S, S), ImageNet-normalised -> taps of (B, (S / 14)^2, 384) and a unit embedding (B, 384)."""

@@ -43,10 +43,14 @@ def stream_tokens(
     """
     embed, pending = llm.get_input_embeddings(), list(ids[cache.keep(ids) :])
     text = embed(torch.tensor([pending], dtype=torch.long, device=embed.weight.device))
-    if cache.past is None and prefix is not None:
-        text = torch.cat([prefix.to(text.dtype), text], dim=1)
+    if cache.past is None:
+        if not hasattr(llm, "new_cache"):
+            from transformers import DynamicCache
+
+            cache.past = DynamicCache()  # the own one of a model with sliding windows could not be cut back
+        text = text if prefix is None else torch.cat([prefix.to(text.dtype), text], dim=1)
     model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
-    # transformers 5.24 has renamed its argument and result.
+    # transformers 5.24 has renamed its argument and output.
     name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     for _ in range(settings.max_new_tokens):
         result = llm(inputs_embeds=text, use_cache=True, logits_to_keep=1, **{name: cache.past})

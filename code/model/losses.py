@@ -12,11 +12,10 @@ DICE_SMOOTH = 1.0
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of the next token, (B, N, vocabulary) and (B, N), averaged over all answer tokens; 0 without."""
-    shifted, targets = logits[:, :-1], labels[:, 1:]
-    chosen = targets != IGNORE_INDEX
+    chosen = labels[:, 1:] != IGNORE_INDEX
     if not chosen.any():
         return (logits.float() * 0.0).sum()  # in fp16 the sum itself may overflow
-    return F.cross_entropy(shifted[chosen].float(), targets[chosen])
+    return F.cross_entropy(logits[:, :-1][chosen].float(), labels[:, 1:][chosen])
 
 
 @torch.no_grad()
@@ -29,8 +28,7 @@ def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     """Focal loss (Lin et al., ICCV 2017), gamma 2, of (B, 2, S, S) and (B, 1, S, S), averaged over the pixels."""
-    abnormal = target[:, 0].long()
-    onehot = F.one_hot(abnormal, num_classes=2).movedim(-1, 1).to(probabilities.dtype).clamp(SMOOTH, 1 - SMOOTH)
+    onehot = F.one_hot(target[:, 0].long(), 2).movedim(-1, 1).to(probabilities.dtype).clamp(SMOOTH, 1 - SMOOTH)
     p = (onehot * probabilities).sum(dim=1) + SMOOTH
     return (-((1 - p) ** FOCAL_GAMMA) * p.log()).mean()
 
