@@ -151,7 +151,8 @@ def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> 
     push, way = radius * rng.uniform(0.35, 0.9), rng.uniform(0, 2 * np.pi)
     strength = (cover**1.5 * push).astype(np.float32)
     from_x, from_y = x - strength * np.float32(np.cos(way)), y - strength * np.float32(np.sin(way))
-    return cover, cv2.remap(image, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    moved = cv2.remap(image, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return cover, moved.astype(np.float32)
 
 
 def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
@@ -161,7 +162,7 @@ def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) 
         frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
         return cover, _blend(image, np.median(frame, axis=0) + 3 * _cloudy(image, rng, 3.0)[..., None], cover)
     behind = cv2.inpaint(image.astype(np.uint8), (cover > 0.3).astype(np.uint8), 3, cv2.INPAINT_TELEA)
-    return cover, _blend(image, behind, cover)
+    return cover, _blend(image, behind.astype(np.float32), cover)
 
 
 # The names are those of `defects.any_class` in phrases/*.yaml.
