@@ -152,7 +152,7 @@ def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> 
     strength = (cover**1.5 * push).astype(np.float32)
     from_x, from_y = x - strength * np.float32(np.cos(way)), y - strength * np.float32(np.sin(way))
     moved = cv2.remap(image, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    return cover, np.asarray(moved, np.float32)
+    return cover, moved.astype(np.float32)
 
 
 def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:

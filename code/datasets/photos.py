@@ -64,8 +64,8 @@ def embedded(settings: PhotoSettings) -> PhotoSettings:
     if not path.is_file():
         raise UserError(f"data.ignore {text}: no mask and no box left,top,right,bottom")
     with decoding(path, "a mask"), Image.open(path) as image:
-        bands = image if len(image.getbands()) == 1 else image.convert("RGB")
-        marked = np.asarray(np.atleast_3d(np.asarray(bands)).any(axis=-1))
+        values = np.asarray(image if len(image.getbands()) == 1 else image.convert("RGB"))
+    marked = np.asarray(np.atleast_3d(values).any(axis=-1))
     if marked.all() or not marked.any():
         raise UserError(f"data.ignore {text}: marks {'everything' if marked.all() else 'nothing'}; expected a mask")
     buffer = io.BytesIO()

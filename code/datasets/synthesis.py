@@ -81,8 +81,7 @@ def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.rando
     """Blends one patch of ``source``, and with probability 1/2 a second one, into ``image``; where none leaves a trace,
     the photo stays unchanged and the mask empty. Both are normal photos, uint8 (H, W, 3), of any sizes.
     """
-    result = image
-    pasted: list[Box] = []
+    result, pasted = image, list[Box]()
     least = max(1.0, LEAST_TRACE * image.shape[0] * image.shape[1])
     source_objects = object_mask(source, settings.background)
     for _ in range(1 + int(rng.random() < SECOND_PATCH)):
@@ -152,9 +151,8 @@ def _poisson(image: Pixels, piece: Pixels, shape: Flags, box: Box) -> Pixels:
     trimmed = np.ascontiguousarray(cv2.resize(piece, box.size, interpolation=way)[inner.pixels()])
     flags = 255 * shape[inner.pixels()].astype(np.uint8)
     centre = (box.left + inner.left + width // 2, box.top + inner.top + height // 2)
-    return np.asarray(
-        cv2.seamlessClone(trimmed, np.ascontiguousarray(image), flags, centre, cv2.NORMAL_CLONE), np.uint8
-    )
+    blended = cv2.seamlessClone(trimmed, np.ascontiguousarray(image), flags, centre, cv2.NORMAL_CLONE)
+    return blended.astype(np.uint8, copy=False)
 
 
 def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> Plane:
