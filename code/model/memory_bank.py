@@ -11,7 +11,9 @@ from torch import Tensor
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import upsample
 
-QUERY_CHUNK = 512  # patches compared at a time: bounds the similarity matrix, not the result
+# Query and reference patches compared at a time: bounds the similarity matrix, not the result.
+QUERY_CHUNK, BANK_CHUNK = 4096, 2**15
+HALF_ABOVE = 2**17  # patches from which a bank is kept in float16, 0.8 GiB at 2**18; they are compared in float32
 PROJECTED_WIDTH = 128  # distances survive a random projection to this width (Johnson and Lindenstrauss)
 
 
@@ -22,7 +24,7 @@ class MemoryBank:
     each photo (V, P * P) int64, say where the patches of its views lie on the upright photo, in reading order.
 
     Attributes:
-        taps: L tensors (M, D_v) float32.
+        taps: L tensors (M, D_v) float32, or float16 above ``HALF_ABOVE`` patches.
         photos: (M,) int64, the number of the photo that a patch comes from.
         positions: (M,) int64, the patch's position on the upright photo.
     """
@@ -33,7 +35,9 @@ class MemoryBank:
         if isinstance(references, ImageFeatures):
             references = [references[[photo]] for photo in range(len(references))]
         units = [unit_patches(photo) for photo in references]
-        self.taps = tuple(torch.cat([tap.flatten(0, 1) for tap in layer]) for layer in zip(*units, strict=True))
+        kept = torch.float16 if sum(taps[0].shape[:2].numel() for taps in units) > HALF_ABOVE else torch.float32
+        layers = zip(*units, strict=True)
+        self.taps = tuple(torch.cat([tap.flatten(0, 1).to(kept) for tap in layer]) for layer in layers)
         if positions is None:
             positions = [torch.arange(taps[0].shape[1]).expand(len(taps[0]), -1) for taps in units]
         device = self.taps[0].device
@@ -89,9 +93,14 @@ def unit_patches(features: ImageFeatures) -> list[Tensor]:
 def nearest_similarity(query: Tensor, bank: Tensor, excluded: Tensor | None = None) -> Tensor:
     """Unit vectors (B, N, D) against a bank (M, D), less what is ``excluded`` (N, M) -> the largest cosines (B, N)."""
     if excluded is not None:
-        return torch.stack([(image @ bank.T).masked_fill_(excluded, -1.0).amax(dim=1) for image in query])
-    parts = query.flatten(0, 1).split(QUERY_CHUNK)
-    return torch.cat([(part @ bank.T).amax(dim=1) for part in parts]).unflatten(0, query.shape[:2])
+        columns = bank.to(query.dtype).T
+        return torch.stack([(image @ columns).masked_fill_(excluded, -1.0).amax(dim=1) for image in query])
+    flat = query.flatten(0, 1)
+    best = torch.full_like(flat[:, 0], -1.0)
+    for block in bank.split(BANK_CHUNK):
+        columns = block.to(flat.dtype).T
+        best = torch.maximum(best, torch.cat([(part @ columns).amax(dim=1) for part in flat.split(QUERY_CHUNK)]))
+    return best.unflatten(0, query.shape[:2])
 
 
 def weighted_mean(layers: Tensor, weights: Sequence[float]) -> Tensor:

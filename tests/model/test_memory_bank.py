@@ -35,6 +35,7 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, chunk:
     query, bank = features(3), MemoryBank(features(2, seed=1))
     whole = bank.similarity(query)
     monkeypatch.setattr(memory_bank, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(memory_bank, "BANK_CHUNK", chunk)
     assert torch.allclose(bank.similarity(query), whole, atol=1e-6)
 
 
@@ -134,3 +135,14 @@ def test_same_patches_give_the_same_choice_and_none_twice() -> None:
     assert torch.equal(first, second)
     assert first.tolist() == sorted(set(first.tolist()))
     assert len(set(k_centre(torch.ones(10, 4), 6).tolist())) == 6, "equal patches are not chosen twice"
+
+
+def test_large_banks_are_kept_in_half_precision_and_compared_in_single(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, references = features(1), features(3, seed=1)
+    whole = MemoryBank(references)
+    expected = whole.similarity(query)
+    monkeypatch.setattr(memory_bank, "HALF_ABOVE", 10)
+    half = MemoryBank(references)
+    assert half.taps[0].dtype == torch.float16
+    torch.testing.assert_close(half.similarity(query), expected, rtol=0, atol=1e-3)
+    assert half.coreset(5).similarity(query, exclusion_radius=1).dtype == torch.float32
