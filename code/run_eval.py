@@ -1,7 +1,7 @@
 """Measures a model on labelled photos: ``python run_eval.py --data ROOT [--shots 1 2 4] [--rounds 5] [--out DIR]``.
 
-Zero-shot, or against K good training photos of each class. The processes of ``torchrun`` or ``deepspeed`` divide the
-cells (class x shots x round). A run with --out that was stopped or killed is continued by the same command.
+The processes of ``torchrun`` or ``deepspeed`` divide the cells (class x shots x round). A stopped run with --out is
+continued by the same command.
 """
 
 import argparse
@@ -26,14 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--masks", type=Path, metavar="DIR", help="with --bad: their masks, if any")
     add("--kind", choices=get_args(Kind), default="mvtec", help="the data's layout (default: mvtec)")
     add("--classes", nargs="+", action="extend", metavar="CLASS", help="default: all")
-    add(
-        "--shots",
-        type=whole_number(0),
-        nargs="+",
-        action="extend",
-        metavar="K",
-        help="references per class (default 0)",
-    )
+    add("--shots", type=whole_number(0), nargs="+", action="extend", metavar="K", help="references a class (default 0)")
     add("--rounds", type=whole_number(1), default=1, metavar="R", help="how many rounds (default: 1)")
     add("--reference-choice", choices=choices, default="paper", help="paper (default): good photos 4 * round + k")
     add("--resolution", choices=pixels, default="map", help="measure on the map's pixels (default) or the photo's own")

@@ -1,7 +1,4 @@
-"""Answers multiple-choice questions about photos: ``python run_mmad.py --questions mmad.json [--shots 1] [--out DIR]``.
-
-The processes of ``torchrun`` or ``deepspeed`` divide the photos. The same command continues a stopped run with --out.
-"""
+"""Answers multiple-choice questions: ``python run_mmad.py --questions mmad.json [--shots 1] [--out DIR]``."""
 
 import argparse
 from collections.abc import Sequence

@@ -10,7 +10,6 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
-from anomalygpt.evaluation.launch import INTERRUPTED
 from anomalygpt.run_eval import main
 from anomalygpt.run_mmad import main as mmad
 from tests.evaluation.conftest import write_class, write_photo
@@ -175,7 +174,7 @@ def test_a_full_disk_and_ctrl_c_end_in_one_line(tree, tmp_path, capsys, monkeypa
     monkeypatch.setattr(cells, "_require", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(SystemExit) as stopped:
         run(*words)
-    assert stopped.value.code == INTERRUPTED
+    assert stopped.value.code == 130
     assert "the same command continues the run" in capsys.readouterr().err
 
 

@@ -42,10 +42,9 @@ def draw_shapes(path: Path, photo: Path, size: Size) -> Image.Image:
 def index_annotated(
     read: Callable[[Path], Iterable[Annotated]], root: Path, classes: Sequence[str] | None = None, name: str = ""
 ) -> list[ImageRecord]:
-    """The photos that ``read`` finds in a folder, as one class, by default called as the folder.
+    """The photos that ``read`` finds in a folder, as one class; a photo without shapes is normal.
 
-    A photo without shapes is normal. Photos whose split has no name are tested; so are those of ``val`` where there is
-    no ``test``. Raises :class:`DatasetError` for no annotations, or a missing or unreadable file.
+    Photos whose split has no name are tested; so are those of ``val`` without a ``test``. Raises :class:`DatasetError`.
     """
     root = root.resolve()
     [name] = choose_classes(root, [name or root.name], classes)

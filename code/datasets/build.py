@@ -32,12 +32,11 @@ logger = logging.getLogger(__name__)
 
 HEADER = ("class", "split", "kind", "photos", "masks", "read as")  # of the overview
 Division = tuple[list[ImageRecord], list[ImageRecord]]  # (to train on, held back to validate on)
-Indexer = Callable[[Path, Sequence[str] | None], list[ImageRecord]]
-INDEXERS: Mapping[str, Indexer] = {
+INDEXERS: Mapping[str, Callable[[Path, Sequence[str] | None], list[ImageRecord]]] = {
     **dict.fromkeys(("mvtec", "loco", "mvtec_ad_2", "mpdd", "btad", "folder"), index_tree),
+    **dict.fromkeys(("kolektor_sdd", "kolektor_sdd2", "dagm"), index_marked),
     "visa": index_visa,
     "crack_forest": index_crack_forest,
-    **dict.fromkeys(("kolektor_sdd", "kolektor_sdd2", "dagm"), index_marked),
     "real_iad": index_real_iad,
     "coco": index_coco,
     "yolo": index_yolo,
@@ -60,9 +59,8 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
 def normal_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> Division:
     """Divides the normal photos, class by class; defects and test photos are left out.
 
-    ``fraction``, 0 <= fraction < 1, of each class's training photos is held back: rounded, at least one of two or more,
-    and never all. A class with a validation split (LOCO) keeps its training photos: that split is held back in their
-    place, or nothing for fraction 0.
+    ``fraction``, 0 <= fraction < 1, of each class's training photos is held back, at least one of two or more. A class
+    with a validation split (LOCO) keeps them: that split is held back in their place, or nothing for fraction 0.
     """
     own_photos = sorted(r for r in records if r.split == "validation" and not r.is_anomalous)
     divided = {record.class_name for record in own_photos}
@@ -76,8 +74,7 @@ def normal_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> 
 def supervised_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> Division:
     """Divides marked defects of every split, by class and name, and normal photos as :func:`normal_split`.
 
-    Data sets for anomaly detection keep their defects in the test split, so these are trained on: such a model must be
-    measured on other data. Normal test photos are neither trained on nor validated on.
+    Defects of test splits are trained on: such a model must be measured on other data. Normal test photos are not used.
     """
     marked = [record for record in records if record.is_anomalous and record.masks]
     defects = _hold_back(marked, lambda record: f"{record.class_name}/{record.defect}", fraction, seed)
@@ -125,8 +122,7 @@ def build_pairs(
 ) -> tuple[TrainingPairs, TrainingPairs | None]:
     """Training pairs of the kind that ``config.defects`` names, and held-back ones, None where there can be none.
 
-    ``decode_all``: every photo is read once, and ``config.unreadable`` applies; else none is read. Real defects are
-    taken from every split, the test split too. Those without a mask are left out and counted in the log.
+    ``decode_all``: every photo is read once, and ``config.unreadable`` applies; else none is read.
     """
     configure(config)
     records, is_real = build_records(config), config.defects == "real"
@@ -168,10 +164,7 @@ def build_instructions(config: DataConfig, transform: ImageTransform) -> Instruc
 
 
 def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list[str]:
-    """A line per class, split and kind: how many photos and masks there are, and how masks were read, unless none is.
-
-    What looks wrong is a warning. Raises :class:`DatasetError` for a mask that can't be read.
-    """
+    """A line per class, split and kind: photos, masks and how they were read; warns of what looks wrong."""
     groups: defaultdict[tuple[str, str, str], list[ImageRecord]] = defaultdict(list)
     for record in records:
         groups[record.class_name, record.split, record.defect].append(record)

@@ -65,12 +65,9 @@ def noun_phrase(class_name: str, language: str = "en", info: ClassInfo | None = 
     name = spoken_name(own.get(language, class_name))
     if translated := phrase_table(language).get("class_names"):
         return translated.get(name.lower(), name)
-    return name if name.lower() in class_table()["plural"] else with_article(name)
-
-
-def with_article(noun: str) -> str:
-    """``a screw``, ``an object``."""
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+    if name.lower() in class_table()["plural"]:
+        return name
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def describe(class_name: str, language: str = "en", info: ClassInfo | None = None) -> str:

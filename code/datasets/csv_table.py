@@ -14,18 +14,13 @@ from anomalygpt.datasets.records import GOOD, SPLITS, DatasetError, ImageRecord,
 from anomalygpt.datasets.tree import is_called, names, plain, split_called
 from anomalygpt.errors import reading_warning
 
-DELIMITERS = ",;\t|"
 VISA_TABLE = Path("split_csv", "1cls.csv")
 
 Row = dict[str, str]  # cells by the name of their column in names.yaml, and the number of the line
 
 
 def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo that the table lists, sorted by class, split and path; data/README.md says what it may hold.
-
-    Raises :class:`DatasetError`, which names the line, for a value of unknown meaning, a mask of a normal photo, a
-    photo that is listed twice, or a missing file.
-    """
+    """Every photo that the table lists, sorted by class, split and path; :class:`DatasetError` names a wrong line."""
     if table.is_dir():
         raise DatasetError(f"{table}: this is a folder, a CSV file was expected")
     rows = _read_table(table, ("path", "label"))
@@ -35,10 +30,7 @@ def index_csv(table: Path, classes: Sequence[str] | None = None) -> list[ImageRe
 
 
 def index_visa(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """VisA as it is published (Zou et al., ECCV 2022), in the official one-class split ``split_csv/1cls.csv``.
-
-    Defects are named by ``<class>/image_anno.csv``, if it is there. Raises :class:`DatasetError` as :func:`index_csv`.
-    """
+    """VisA (Zou et al., ECCV 2022) in its official one-class split; ``<class>/image_anno.csv`` names defects."""
     table = root / VISA_TABLE
     if not table.is_file():
         raise DatasetError(f"{root}: no {VISA_TABLE.as_posix()}; expected it beside <class>/Data (kind: visa)")
@@ -56,7 +48,7 @@ def _read_table(path: Path, required: Sequence[str]) -> list[Row]:
         # The delimiter by which most columns of the header are known.
         first = next((line for line in lines if line.strip()), "")
         known = set().union(*names()["columns"].values())
-        delimiter = max(DELIMITERS, key=lambda mark: sum(plain(cell) in known for cell in first.split(mark)))
+        delimiter = max(",;\t|", key=lambda mark: sum(plain(cell) in known for cell in first.split(mark)))
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     header = [cell.strip() for cell in rows[0][1]] if rows else []

@@ -30,16 +30,12 @@ class Wording:
     def conversation(
         self, class_name: str, positions: Sequence[str], area: float, defect: str | None, rng: Generator
     ) -> tuple[Turn, ...]:
-        """A detection turn and up to two follow-up turns about one photo.
+        """A detection turn and up to two follow-up turns about one photo, of which ``area``, 0..1, is marked.
 
-        Args:
-            positions: one name per defect, none for a normal photo.
-            area: fraction of the photo that is marked, 0..1.
-            defect: its name in the data set, empty for a normal photo; None: no question asks for the kind of defect.
+        ``positions``: a name per defect. ``defect``: its name in the data set, empty for a normal photo; None: no
+        question asks for the kind of defect.
         """
-        # A single language draws no number.
-        number = int(rng.integers(len(self.languages))) if len(self.languages) > 1 else 0
-        language, info = self.languages[number], self.infos.get(class_name)
+        language, info = self.languages[int(rng.integers(len(self.languages)))], self.infos.get(class_name)
         named = None if rng.random() < CLASS_FREE_PROBABILITY else class_name
         question = detection_question(named, rng, bool(rng.random() < self.description_share), language, info)
         texts = [question, self.answer("verdict", positions, language)]
@@ -77,8 +73,7 @@ def detection_question(
 ) -> str:
     """The question of a detection turn; yes always means anomalous. Without a class, it names none.
 
-    ``rng`` draws one of several wordings; None takes the paper's: ``This is a photo of a bottle for anomaly detection,
-    which should be …. Is there any anomaly in the image?`` ``info`` replaces the tables' words for the class.
+    ``rng`` draws one of several wordings, None takes the paper's; ``info`` replaces the tables' words for the class.
     """
     phrases = phrase_table(language)
     questions = phrases["detection" if class_name is not None else "class_free"]

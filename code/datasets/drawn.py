@@ -1,13 +1,13 @@
 """Drawn anomalies: scratches, cracks, stains, holes, threads, dents and missing pieces, painted onto a normal photo.
 
-Real defects are often thinner, fainter and of a clearer kind than NSA's pasted patches. What is drawn here has a name,
-so that a conversation can say what is wrong. Not in the paper: ``data.drawn_share`` 0 leaves it out.
+Not in the paper: real defects are often thinner and fainter than NSA's patches, and of a kind that has a name.
 """
 
 from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from anomalygpt.datasets.regions import Box, bounding_box
@@ -26,7 +26,7 @@ POINTS = 24  # of a stroke's polyline
 SUBPIXEL_BITS = 4
 
 
-def draw_defects(image: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
+def draw_defects(image: Pixels, settings: NSASettings, rng: Generator) -> Simulated:
     """Draws one defect on the object, sometimes a second one of the same kind; the mask is 1.0 where it is visible."""
     objects = object_mask(image, settings.background)
     places = np.flatnonzero(objects)
@@ -66,9 +66,7 @@ def _mark(before: Pixels, after: Pixels, cover: Plane) -> Flags:
     return closed.astype(bool) & (labels == int(sizes.argmax()))
 
 
-def _stroke(
-    image: Canvas, centre: Point, rng: np.random.Generator, length: float, width: float, wander: float
-) -> Plane:
+def _stroke(image: Canvas, centre: Point, rng: Generator, length: float, width: float, wander: float) -> Plane:
     """The cover, 0..1, of a line through ``centre``; ``wander`` is how far its direction drifts, in radians in all."""
     turns = np.cumsum(rng.normal(0, wander / np.sqrt(POINTS), POINTS)) + rng.uniform(0, 2 * np.pi)
     path = np.cumsum(length / POINTS * np.stack([np.cos(turns), np.sin(turns)], axis=1), axis=0)
@@ -80,7 +78,7 @@ def _stroke(
     return (soft * min(1.0, width)).astype(np.float32)
 
 
-def _blob(image: Canvas, centre: Point, rng: np.random.Generator, radius: float, edge: float) -> Plane:
+def _blob(image: Canvas, centre: Point, rng: Generator, radius: float, edge: float) -> Plane:
     """The cover, 0..1, of an irregular patch; ``edge`` is the width of its soft border as a fraction of the radius."""
     y, x = np.indices(image.shape[:2], np.float32)
     tilt, stretch = rng.uniform(0, np.pi), float(np.exp(rng.normal(0, 0.35)))
@@ -97,7 +95,7 @@ def _blend(image: Canvas, colour: Canvas | NDArray[np.floating], cover: Plane) -
     return image + cover[..., None] * (np.asarray(colour, np.float32) - image)
 
 
-def _cloudy(image: Canvas, rng: np.random.Generator, grain: float) -> Plane:
+def _cloudy(image: Canvas, rng: Generator, grain: float) -> Plane:
     """Smooth noise of mean 0 and deviation 1; ``grain`` in pixels."""
     coarse = [max(2, int(side / grain)) for side in image.shape[:2]]
     noise = cv2.resize(rng.normal(0, 1, coarse).astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
@@ -105,13 +103,13 @@ def _cloudy(image: Canvas, rng: np.random.Generator, grain: float) -> Plane:
 
 
 # Each kind of defect: (photo, place, the photo's shorter side, generator) -> (its cover, the photo with the defect).
-def _scratch(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _scratch(image: Canvas, centre: Point, side: int, rng: Generator) -> tuple[Plane, Canvas]:
     cover = _stroke(image, centre, rng, rng.uniform(0.06, 0.4) * side, rng.uniform(0.7, 2.5), rng.uniform(0, 0.6))
     shift = rng.uniform(18, 90) * (1 if rng.random() < 0.6 else -1)
     return cover, _blend(image, image + shift, cover)
 
 
-def _crack(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _crack(image: Canvas, centre: Point, side: int, rng: Generator) -> tuple[Plane, Canvas]:
     length = rng.uniform(0.08, 0.6) * side
     cover = _stroke(image, centre, rng, length, rng.uniform(0.8, 3.5), rng.uniform(1.0, 3.0))
     for _ in range(int(rng.integers(0, 3))):
@@ -120,13 +118,13 @@ def _crack(image: Canvas, centre: Point, side: int, rng: np.random.Generator) ->
     return cover, _blend(image, image * rng.uniform(0.2, 0.75), cover)
 
 
-def _thread(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _thread(image: Canvas, centre: Point, side: int, rng: Generator) -> tuple[Plane, Canvas]:
     cover = _stroke(image, centre, rng, rng.uniform(0.1, 0.5) * side, rng.uniform(1.0, 3.5), rng.uniform(0.5, 4.0))
     colour = rng.uniform(30, 240) + rng.normal(0, 25, 3)
     return cover, _blend(image, np.clip(colour + 12 * _cloudy(image, rng, 3.0)[..., None], 0, 255), cover)
 
 
-def _stain(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _stain(image: Canvas, centre: Point, side: int, rng: Generator) -> tuple[Plane, Canvas]:
     radius = side * float(np.clip(0.015 + rng.gamma(1.5, 0.035), 0.015, 0.2))
     cover = _blob(image, centre, rng, radius, rng.uniform(0.2, 1.0)) * np.float32(rng.uniform(0.3, 0.9))
     cover = cover * np.clip(1 + 0.3 * _cloudy(image, rng, radius), 0.2, 1.4)
@@ -134,7 +132,7 @@ def _stain(image: Canvas, centre: Point, side: int, rng: np.random.Generator) ->
     return cover, _blend(image, colour, cover)
 
 
-def _hole(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _hole(image: Canvas, centre: Point, side: int, rng: Generator) -> tuple[Plane, Canvas]:
     radius = side * float(np.clip(0.012 + rng.gamma(1.5, 0.02), 0.012, 0.12))
     cover = _blob(image, centre, rng, radius, rng.uniform(0.1, 0.4))
     rim = np.clip(_blob(image, centre, rng, radius * 1.3, 0.5) - cover, 0, 1)
@@ -143,7 +141,7 @@ def _hole(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> 
     return np.maximum(cover, rim), _blend(rimmed, floor, cover)
 
 
-def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _dent(image: Canvas, centre: Point, side: int, rng: Generator) -> tuple[Plane, Canvas]:
     """The surface is pushed sideways around a place, as where something is bent or crushed."""
     radius = side * rng.uniform(0.05, 0.18)
     y, x = np.indices(image.shape[:2], np.float32)
@@ -155,7 +153,7 @@ def _dent(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> 
     return cover, moved.astype(np.float32)
 
 
-def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) -> tuple[Plane, Canvas]:
+def _missing(image: Canvas, centre: Point, side: int, rng: Generator) -> tuple[Plane, Canvas]:
     """A piece is gone: the background, or the surface around it, is shown."""
     cover = _blob(image, centre, rng, side * float(np.clip(0.03 + rng.gamma(1.5, 0.03), 0.03, 0.15)), 0.15)
     if rng.random() < 0.5:
@@ -166,7 +164,7 @@ def _missing(image: Canvas, centre: Point, side: int, rng: np.random.Generator) 
 
 
 # The names are those of `defects.any_class` in phrases/*.yaml.
-KINDS: Mapping[str, Callable[[Canvas, Point, int, np.random.Generator], tuple[Plane, Canvas]]] = {
+KINDS: Mapping[str, Callable[[Canvas, Point, int, Generator], tuple[Plane, Canvas]]] = {
     "scratch": _scratch, "crack": _crack, "thread": _thread, "stain": _stain, "hole": _hole, "bent": _dent,
     "missing": _missing,
 }  # fmt: skip

@@ -124,10 +124,7 @@ def findings_text(findings: Findings, language: Language = "en") -> str:
 
 
 def answer_text(kind: str, findings: Findings, language: Language, **claim: str) -> str:
-    """The true answer to a kind of question, a key of the phrases; the same for all where the status is ``can't tell``.
-
-    ``claim``: what the question claims: a ``place`` (``claim_place``) or ``type`` (``claim_type``).
-    """
+    """The true answer to a kind of question, a key of the phrases; ``claim``: its ``place`` or ``type``, if any."""
     slots, places = _slots(findings, language), phrase_table(f"findings_{language}")["words"]["place"]
     slots |= {"claimed": places.get(claim.get("place")), "type": claim.get("type")}
     if findings.status == "can't tell":

@@ -42,8 +42,8 @@ class FindingsBatch(Batch):
 class FindingsConversations(Dataset[tuple[Tensor, Tensor, tuple[Turn, ...]]]):
     """An epoch's ``count`` conversations, which depend on the seed, the split, the epoch and the index alone.
 
-    Embedding (``embed_width`` numbers) and map are random, so that the findings' text is the only source of a right
-    answer. ``chinese``: how often a conversation begins in Chinese, 0..1.
+    Embedding and map are random: a right answer has no other source than the findings' text. ``chinese``: how often a
+    conversation begins in Chinese, 0..1.
     """
 
     def __init__(self, count: int, embed_width: int, seed: int, split: Split = "train", chinese: float = 0.5) -> None:

@@ -34,9 +34,8 @@ class InstructionBatch(Batch):
 class Instructions(Dataset[tuple[Tensor, tuple[Turn, ...]]]):
     """Photos of a folder, (3, S, S), each with a conversation, in the order of a file.
 
-    The file is a JSON list, or with the ending ``.jsonl`` has an entry per line; :class:`DatasetError` for a bad entry.
-    Conversations about no photo, several, or one that is missing are left out and counted in the log. ``turns``:
-    ``first`` keeps the first question and answer, as the paper does, ``all`` every turn.
+    :class:`DatasetError` for a bad entry; conversations about no photo, several, or one that is missing are left out
+    and counted in the log. ``turns``: ``first`` keeps the first question and answer, as the paper does.
     """
 
     def __init__(self, conversations: Path, images: Path, transform: ImageTransform, turns: Kept = "first") -> None:

@@ -24,8 +24,7 @@ DEFECTS |= {"YW": "foreign objects", "ZW": "contamination"}
 def index_marked(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """KolektorSDD, KolektorSDD2 or DAGM 2007: a photo whose mask marks something is a defect, in either split.
 
-    KolektorSDD has no split: the first half of its items trains, the other half is tested; no item is in both. Raises
-    :class:`DatasetError` for a tree of another shape, an unknown class, or a mask without its photo.
+    Of KolektorSDD, which has no split, the first half of the items trains. Raises :class:`DatasetError`.
     """
     folders = {root.resolve().name: root} if _splits(root) else {s.name: s for s in list_folders(root) if _splits(s)}
     chosen = choose_classes(root, list(folders), classes)
@@ -58,8 +57,7 @@ def _splits(folder: Path) -> dict[Path, Split]:
 def index_real_iad(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
     """Real-IAD by its JSON splits: ``root`` holds ``realiad_jsons`` and ``realiad_1024``, or is a folder of splits.
 
-    Photos are taken from the largest ``realiad_<side>`` in that folder or up to two above it. Raises
-    :class:`DatasetError` for no splits, one that can't be read, or missing photos.
+    Photos are of the largest ``realiad_<side>`` there or up to two folders above. Raises :class:`DatasetError`.
     """
     root = root.resolve()
     folders = (root, root / "realiad_jsons", root / "realiad_jsons" / "realiad_jsons")

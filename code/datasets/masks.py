@@ -13,7 +13,6 @@ from anomalygpt.datasets.annotations import draw_shapes
 from anomalygpt.datasets.photos import ORIENTATION, decoding, load_image, same_shape, turned
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.regions import Region
-from anomalygpt.datasets.transforms import binary_image
 from anomalygpt.errors import reading_warning
 
 Values = NDArray[Any]  # (H, W)
@@ -30,8 +29,7 @@ LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.p
 def load_mask(record: ImageRecord) -> Image.Image:
     """What the masks of a photo mark together; ``info["coding"]`` says how they were read, such as ``binary 0/255``.
 
-    The image, of mode L, holds 0 and 255, or grey levels where the mask's edges are soft, in any size of the upright
-    photo's aspect ratio. Raises :class:`DatasetError` for no mask, or one that can't be read or is ambiguous.
+    Mode L, 0 to 255, upright, in any size of the photo's aspect ratio. Raises :class:`DatasetError`.
     """
     if not record.masks:
         raise DatasetError(f"{record.image}: has no mask")
@@ -183,7 +181,7 @@ def read_cracks(path: Path) -> Image.Image:
 
     with decoding(path, "CrackForest's groundTruth.Segmentation"), path.open("rb") as file:
         segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
-        return binary_image(np.isin(segments, CRACK_SEGMENTS))
+        return Image.fromarray(np.isin(segments, CRACK_SEGMENTS)).convert("L")
 
 
 def can_saturate(records: Sequence[ImageRecord]) -> bool:
@@ -193,10 +191,7 @@ def can_saturate(records: Sequence[ImageRecord]) -> bool:
 
 
 def loco_regions(record: ImageRecord) -> list[Region]:
-    """The marked regions of LOCO's photo, one per mask, and how much must be found of each (Bergmann et al., 2022).
-
-    Raises :class:`DatasetError` where a mask's value is no kind of ``defects_config.json``, or that can't be read.
-    """
+    """The marked regions of LOCO's photo, one per mask, and how much must be found of each (Bergmann et al., 2022)."""
     found = []
     for path in record.masks:
         table, values = path.absolute().parents[LOCO_FOLDER] / LOCO_KINDS, values_of(path)

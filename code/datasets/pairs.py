@@ -21,7 +21,6 @@ from anomalygpt.datasets.regions import position_name, positions_of
 from anomalygpt.datasets.synthesis import TRAINING_THRESHOLD, Flags, Pixels, nsa_settings, simulate
 from anomalygpt.datasets.transforms import ImageTransform
 
-PatchSource = Literal["same", "any"]
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
@@ -37,14 +36,11 @@ class AnomalySample(NamedTuple):
 
 
 class SamplePair(NamedTuple):
-    """A normal photo and a defect of the same class, as training takes them (paper section 4.1).
-
-    Without normal photos of the class, ``normal`` is of another one, and there is no reference.
-    """
+    """A defect with a normal photo of its class (paper section 4.1), or of another class where that has none."""
 
     normal: AnomalySample
     defect: AnomalySample
-    reference: Tensor | None  # (3, S, S) float32, another normal photo of the class
+    reference: Tensor | None  # (3, S, S) float32, another normal photo of the class, if any
 
 
 @dataclass(frozen=True)
@@ -89,15 +85,10 @@ def collate_pairs(pairs: Sequence[SamplePair]) -> AnomalyBatch:
 
 
 class TrainingPairs(Dataset[SamplePair]):
-    """Pairs of a normal photo, a defect of its class, and another normal photo of the class as the reference.
+    """Pairs of each normal photo with a simulated defect (paper section 3.4) or, where ``real``, of each marked defect.
 
-    They depend on the seed, the epoch and the index alone, whatever the number of loader workers.
-
-    Args:
-        records: normal training photos: each gives a pair with a simulated defect (paper section 3.4). Where ``real``,
-            normal photos and defects with masks: each defect gives a pair with a normal photo that is drawn.
-        source: pasted patches come from the ``same`` class or from ``any`` photo.
-        drawn_share: how often a defect is drawn (``drawn.py``) in place of a pasted patch.
+    They depend on the seed, the epoch and the index alone, whatever the number of loader workers. Pasted patches come
+    from photos of ``source``; ``drawn_share``: how often a defect is drawn (``drawn.py``) in place of such a patch.
     """
 
     def __init__(

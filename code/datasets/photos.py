@@ -1,8 +1,7 @@
 """The one photo reader: any file to an upright 8-bit RGB photo, without what is excluded from inspection.
 
 What numbers of more than 8 bits mean is taken from ``data.bits`` and ``data.range``, else from the file (sBIT,
-BitsPerSample, MaxSampleValue), else from their type, never from the photo's own largest value: references and photos
-have to be read alike. What is not certain is reported with :func:`anomalygpt.errors.reading_warning`.
+MaxSampleValue), else from their type, never from the photo's own largest value: references and photos are read alike.
 """
 
 import base64
@@ -82,16 +81,13 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
     with decoding(path):
         with path.open("rb") as file:
             start = file.read(32)
-        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            photo = _tiff(path, settings)
-        else:
-            if start[4:8] == b"ftyp" and b"avi" not in start:
-                try:
-                    pillow_heif = import_module("pillow_heif")
-                except ImportError:
-                    raise DatasetError(f"{path}: HEIC needs pip install pillow-heif, or save it as JPEG") from None
-                pillow_heif.register_heif_opener()
-            photo = _other(path, settings)
+        if start[4:8] == b"ftyp" and b"avi" not in start:
+            try:
+                import_module("pillow_heif").register_heif_opener()
+            except ImportError:
+                raise DatasetError(f"{path}: HEIC needs pip install pillow-heif, or save it as JPEG") from None
+        is_tiff = start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        photo = (_tiff if is_tiff else _other)(path, settings)
     if settings.max_side:
         photo.thumbnail((settings.max_side, settings.max_side))
     if settings.ignore:

@@ -52,10 +52,7 @@ def bounding_box(flags: NDArray[np.bool_]) -> Box:
 
 
 def position_name(box: Sequence[float], size: tuple[int, int]) -> str:
-    """The cell of a 3 x 3 grid of a box's centre: ``top left``, ``top``, … ``center``, … ``bottom right``.
-
-    ``box`` is (left, top, right, bottom) in pixels, ``size`` (width, height) of the image.
-    """
+    """The cell of ``GRID`` in which the centre of a box (left, top, right, bottom) of an image (width, height) lies."""
     left, top, right, bottom = box
     centre = ((left + right) / 2, (top + bottom) / 2)
     column, row = (min(2, max(0, int(3 * at / side))) for at, side in zip(centre, size, strict=True))

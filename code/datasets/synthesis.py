@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import cv2
 import numpy as np
 import yaml
+from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
@@ -77,7 +78,7 @@ def nsa_settings(class_name: str, changes: Mapping[str, Any] | None = None) -> N
     return NSASettings.model_validate(NSA_CLASSES["default"] | row | dict(changes or {}))
 
 
-def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: np.random.Generator) -> Simulated:
+def simulate(image: Pixels, source: Pixels, settings: NSASettings, rng: Generator) -> Simulated:
     """Blends one patch of ``source``, and with probability 1/2 a second one, into ``image``; where none leaves a trace,
     the photo stays unchanged and the mask empty. Both are normal photos, uint8 (H, W, 3), of any sizes.
     """
@@ -107,9 +108,7 @@ def object_mask(image: Pixels, background: tuple[float, float] | None) -> Flags:
     return np.abs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) - brightness) > threshold
 
 
-def _place(
-    objects: Flags, source_objects: Flags, settings: NSASettings, rng: np.random.Generator
-) -> tuple[Box, Box] | None:
+def _place(objects: Flags, source_objects: Flags, settings: NSASettings, rng: Generator) -> tuple[Box, Box] | None:
     """Where to cut from the source and where to paste, so that enough object meets object. None when no try fits."""
     if min(objects.shape) - 2 * BLEND_MARGIN < SMALLEST_BLEND:
         return None
@@ -127,7 +126,7 @@ def _place(
     return None
 
 
-def _draw_box(sides: Sequence[float], shape: Sequence[int], margin: int, rng: np.random.Generator) -> Box:
+def _draw_box(sides: Sequence[float], shape: Sequence[int], margin: int, rng: Generator) -> Box:
     """A box of about these sides (height, width), anywhere inside the margin of a photo of this shape."""
     room = [side - 2 * margin for side in shape]
     height, width = (min(most, max(SMALLEST_BLEND, round(side))) for side, most in zip(sides, room, strict=True))
@@ -152,7 +151,7 @@ def _poisson(image: Pixels, piece: Pixels, shape: Flags, box: Box) -> Pixels:
     flags = 255 * shape[inner.pixels()].astype(np.uint8)
     centre = (box.left + inner.left + width // 2, box.top + inner.top + height // 2)
     blended = cv2.seamlessClone(trimmed, np.ascontiguousarray(image), flags, centre, cv2.NORMAL_CLONE)
-    return blended.astype(np.uint8, copy=False)
+    return np.asarray(blended, np.uint8)
 
 
 def change_label(before: Pixels, after: Pixels, settings: NSASettings) -> Plane:

@@ -5,7 +5,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -14,16 +13,10 @@ from anomalygpt.datasets.photos import to_rgb
 Geometry = Literal["squash", "crop"]
 
 
-def binary_image(flags: NDArray[np.bool_]) -> Image.Image:
-    """(H, W) bool -> mode L, 0 and 255."""
-    return Image.fromarray(255 * flags.astype(np.uint8))
-
-
 class ImageTransform:
     """Resizes photos and masks to a square of ``size`` pixels, normalises them, and maps results back to the photo.
 
-    ``squash`` resizes both sides (training and demo of the paper's code); ``crop`` resizes the short side and takes the
-    centre (its evaluation and its few-shot references). ``mean`` and ``std`` are per channel, on the 0..1 scale.
+    ``squash`` resizes both sides, ``crop`` (of the paper's evaluation) the short one, and takes the centre.
     """
 
     def __init__(

@@ -60,10 +60,7 @@ class Group(NamedTuple):
 
 
 def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Every photo of one class or of a folder of classes, sorted by class, split and path; data/README.md shows both.
-
-    Raises :class:`DatasetError` for a tree of another shape, an unknown class, or a mask that is not of one photo.
-    """
+    """Every photo of one class or of a folder of classes, sorted; data/README.md shows both. May raise DatasetError."""
     folders, records = class_folders(root), []
     for name in choose_classes(root, list(folders), classes):
         if not (own := _records(name, *_groups(folders[name]))):
@@ -73,10 +70,9 @@ def index_tree(root: Path, classes: Sequence[str] | None = None) -> list[ImageRe
 
 
 def index_pair(good: Path, bad: Path, masks: Path | None = None, references: int = 0) -> list[ImageRecord]:
-    """The photos of two folders of any name, as one class that is called as the folder above them.
+    """The photos of two folders as a class called as the folder above them; ``masks`` of ``bad`` may also lie there.
 
-    ``masks`` holds masks of ``bad``, named as in :func:`index_tree`, which may also lie in ``bad``. The first
-    ``references`` good photos are the train split, all others are tested.
+    The first ``references`` good photos are the train split, all others are tested.
     """
     groups = [Group(good, "test", GOOD), Group(bad, "test", bad.resolve().name)]
     records = _records(good.resolve().parent.name, groups, [masks] if masks else [])

@@ -46,11 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cells are measured, and which photos are references.
-
-    These are numbers ``4 * round + k`` of the good training photos, sorted by path, k < K, as in the paper; for K > 4
-    ``K * round + k``, so that no two rounds share a photo. Or they are drawn at random.
-    """
+    """Which cells are measured, and which good training photos, sorted by path, are references."""
 
     shots: tuple[int, ...]
     rounds: int = 1
@@ -89,6 +85,7 @@ class Plan:
             return "none; text map"
         if self.choice == "random":
             return "K good training photos per class, drawn at random in each round"
+        # K > 4 is not in the paper; no two rounds share a photo.
         return "numbers 4 x round + k (K x round + k for K > 4), k < K, of the sorted good photos, as in the paper"
 
     def check(self, records: Sequence[ImageRecord]) -> None:
@@ -141,11 +138,8 @@ def measure_cells(
     """Measures the cells that have no file in ``out / "state"`` yet, shared by the launcher's processes.
 
     ``cells`` has the names of each one's photos; one with others is measured anew. A folder of other ``settings`` is
-    refused by a UserError. ``build`` makes the function that measures a cell, calls its second argument after each
-    photo, and returns JSON-ready values; it is not called where a process has nothing to measure.
-
-    Returns:
-        This process and, on the main one, each cell's values, ``shots``, ``round``, ``class``, ``names``, ``seconds``.
+    refused by a UserError. Where there is something to measure, ``build`` makes the function that does it. Returns this
+    process and, on the main one, each cell's values, ``shots``, ``round``, ``class``, ``names`` and ``seconds``.
     """
     with _joined(device, out) as (process, folder):
         state = folder / "state"

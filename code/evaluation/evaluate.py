@@ -20,7 +20,7 @@ from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.regions import Region, marks_position, positions_of
-from anomalygpt.datasets.transforms import Geometry, ImageTransform, binary_image
+from anomalygpt.datasets.transforms import Geometry, ImageTransform
 from anomalygpt.datasets.tree import index_pair
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError, set_strict
@@ -92,7 +92,7 @@ def ground_truth(
     mask = placed(masks.own_values(record, image) if rule == "official_visa" else image)
     regions = []  # each of LOCO's masks is one, with the saturation threshold of its kind
     for defect in masks.loco_regions(record) if saturated else ():
-        pixels = placed(binary_image(defect.pixels))
+        pixels = placed(Image.fromarray(defect.pixels).convert("L"))
         if pixels.any():
             needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
             regions.append(Region(pixels & mask, float(needed)))
@@ -113,10 +113,7 @@ class Evaluator:
     pictures: Path | None = None  # a folder for a sheet per class and number of references, of the first round
 
     def measure(self, cell: Cell, on_photo: Callable[[], object] = lambda: None) -> dict[str, Any]:
-        """Measures a cell, and calls ``on_photo`` after each photo; raises DatasetError where one can't be read.
-
-        Returns the values of :func:`summarise`, the names of the references, and how maps and masks were aligned.
-        """
+        """A cell's values of :func:`summarise`, names of the references, and how maps and masks were aligned."""
         references = self.plan.references(self.records, cell)
         torch.manual_seed(cell.seed_of(self.plan.seed, cell.class_name))
         self.predictor.set_references([load_image(record.image) for record in references])
@@ -171,8 +168,7 @@ class Evaluator:
 def summarise(photos: Sequence[dict[str, Any]], counts: PixelCounts, with_llm: bool = True) -> dict[str, Any]:
     """A cell's photos, sorted, and its metrics, 0..1, None where undefined or not measured.
 
-    With them come the number of ``masked_photos`` (good, or with a mask) and ``regions`` in the pixel metrics, of the
-    language model's own answers without a yes or no (``no_verdict``), and of those in position accuracy (``placed``).
+    Counts of what these rest on come with them; ``masked_photos``: good, or with a mask.
     """
     scores, anomalous = [photo["score"] for photo in photos], [photo["is_anomalous"] for photo in photos]
     bad, good = ([photo for photo in photos if photo["is_anomalous"] is kind] for kind in (True, False))

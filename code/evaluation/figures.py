@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from anomalygpt.datasets.photos import to_rgb
-from anomalygpt.datasets.transforms import binary_image
 from anomalygpt.evaluation.cells import Cell
 from anomalygpt.evaluation.tables import title_of
 from anomalygpt.files import replacing
@@ -50,7 +49,8 @@ def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> 
     photo = to_rgb(image)
     colours = (colormaps["turbo"](calibrate_map(result.map, result.threshold))[..., :3] * 255).astype(np.uint8)
     overlaid = overlay(photo, result.map, result.threshold, result.regions)
-    tiles = (photo, binary_image(mask).resize(photo.size).convert("RGB"), Image.fromarray(colours), overlaid)
+    marked = Image.fromarray(mask).convert("RGB").resize(photo.size)
+    tiles = (photo, marked, Image.fromarray(colours), overlaid)
     return Image.fromarray(np.hstack([np.asarray(ImageOps.pad(tile, TILE, color="white")) for tile in tiles]))
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from anomalygpt.errors import UserError, user_errors
 
-INTERRUPTED = 130  # the exit code of shells after Ctrl-C
-
 
 def whole_number(minimum: int) -> Callable[[str], int]:
     """A type for argparse: whole numbers from ``minimum`` on."""
@@ -51,7 +49,7 @@ def ending_in_one_line(out: Path | None) -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             print("\nstopped; the same command continues the run" if out else "\nstopped", file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(130) from None  # as of shells after Ctrl-C
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -15,10 +15,7 @@ MAX_SCORES = 12_000_000
 
 
 def image_metrics(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, float]:
-    """``image_auroc``, ``image_ap`` and ``image_f1_max`` (the best F1 at any threshold), 0..1.
-
-    Empty where the photos are all good or all anomalous. Raises DatasetError where a score is not a finite number.
-    """
+    """AUROC, AP and best F1, 0..1; empty where photos are of one kind. DatasetError for a score that isn't finite."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
     if not np.isfinite(scores).all():

@@ -32,7 +32,6 @@ PHOTOS_PER_CELL = 20
 EXPECTED = "expected MMAD's or RobustMAD's file, or a list in the form that docs/evaluation.md shows"
 MEANING = "Accuracy in percent beside that of guessing (chance), as docs/evaluation.md defines it."
 
-
 Letter = Annotated[str, Field(pattern="^[A-Z]$")]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 
@@ -157,10 +156,7 @@ class Asker:
     _references: tuple[str, ...] | None = None
 
     def answer(self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object]) -> dict[str, Any]:
-        """Answers the questions about photos, each of one class and with the same references.
-
-        Of each question, ``rows`` hold the letter chosen by each method; None where a generated answer names no option.
-        """
+        """``rows``, one per question: the letter chosen by each method, None for an answer that names no option."""
         rows = []
         for questions in photos:
             first = questions[0]
@@ -208,10 +204,7 @@ def answers_frame(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> pd.
 
 
 def task_scores(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """A row per task, sorted: accuracy by each method.
-
-    As in MMAD, anomaly detection is the mean of the accuracies on good and on anomalous photos, where there are both.
-    """
+    """Accuracy by each method, a row per task; of MMAD's balanced task the mean over good and anomalous photos."""
     kind = frame["good"].where(frame["task"] == WORDING["balanced_task"], 0)
     return frame.groupby(["task", kind])[list(methods)].mean().groupby("task").mean()
 

@@ -33,16 +33,8 @@ ANSWER_END = re.compile(r"[.!?。！？…][\"'”’)）」*]*$")
 # Of a text that grows: a full stop after a digit may yet become a decimal point.
 SENTENCE_END = re.compile(r"[。！？]|[!?](?=\s|$)|(?<!\d)\.(?=\s|$)|\.(?=\s)")
 # What is contradicted -> the kind of question that the findings' own sentence about it answers.
-KIND_OF_SENTENCE: dict[str, str] = {
-    "place": "where",
-    "number": "count",
-    "size": "size",
-    "probability": "certainty",
-    "form": "appearance",
-    "type": "type",
-    "class": "content",
-    "references": "comparison",
-}
+KIND_OF_SENTENCE = {"place": "where", "number": "count", "size": "size", "probability": "certainty"}
+KIND_OF_SENTENCE |= {"form": "appearance", "type": "type", "class": "content", "references": "comparison"}
 
 
 class Answer(NamedTuple):
@@ -56,10 +48,9 @@ class Answer(NamedTuple):
 def stream_checked(
     model: LanguageModel, image: ImageResult, question: str, history: History = ()
 ) -> Generator[str, None, Answer]:
-    """Yields an answer piece by piece: a sentence is released when it does not contradict the photo's findings.
+    """Yields an answer by sentences that do not contradict the photo's findings, and returns the whole of it.
 
     A question without words, or mostly in another script than Latin and Chinese, gets the findings' own sentence.
-    Returns the whole answer; its text is what was yielded.
     """
     findings, language = image.findings, language_of(question)
     first = Answer("", "findings")
@@ -84,10 +75,7 @@ def stream_checked(
 def _stream_once(
     model: LanguageModel, image: ImageResult, question: str, history: History, opening: str = ""
 ) -> Generator[str, None, Answer]:
-    """One try: yields sentences as long as they are supported; the text is empty where not even the first is.
-
-    Where the model can't be reached, what was yielded until then is the answer; ``findings`` if that is nothing.
-    """
+    """One try: yields sentences as long as they are supported and the model can be reached; the text may be empty."""
     released, text = "", ""
     try:
         for text in model.texts(image, question, history, opening):

@@ -1,8 +1,8 @@
 """What an answer in free wording states about a photo, in English or Chinese.
 
-Sentences and clauses are searched for claims by the regular expressions of ``datasets/phrases/check_{en,zh}.yaml``. A
-leading yes or no claims, or denies, what the question asks. Hedges, conditions, questions and reported speech claim
-nothing; any other sentence without a claim counts as unsupported, unless it plainly states no fact about the photo.
+The regular expressions are those of ``datasets/phrases/check_{en,zh}.yaml``. A leading yes or no claims, or denies,
+what the question asks. Hedges, conditions, questions and reported speech claim nothing; any other sentence without a
+claim counts as unsupported, unless it plainly states no fact about the photo.
 """
 
 import re
@@ -325,11 +325,11 @@ def class_names(whole: bool = False) -> tuple[str, ...]:
     """Names of parts in both languages, longest first; ``whole``: also what may be a part of a part."""
     translated = phrase_table("zh")["class_names"]
     names = {*translated, *translated.values()} - {"object", "物体"}
-    for table in (phrase_table(f"check_{language}") for language in LANGUAGES):
-        names.update(*table["class_groups"])
+    tables = [phrase_table(f"check_{language}") for language in LANGUAGES]
     names.update(*(phrase_table(f"findings_{language}")["words"]["classes"] for language in LANGUAGES))
-    subparts = [name for language in LANGUAGES for name in phrase_table(f"check_{language}")["subparts"]]
-    return tuple(sorted(names.difference(() if whole else subparts), key=len, reverse=True))
+    names.update(*(group for table in tables for group in table["class_groups"]))
+    names.difference_update(*(() if whole else table["subparts"] for table in tables))
+    return tuple(sorted(names, key=len, reverse=True))
 
 
 @cache

@@ -23,8 +23,8 @@ OPENINGS = (
 def class_in_prompt(prompt: str, rule: Literal["longest_word", "official"] = "longest_word") -> str:
     """The class that a prompt names, with spaces for ``_``; ``object`` when it names none.
 
-    ``longest_word``: the longest known name that occurs as whole words, the first of equals; a plural counts as its
-    singular unless it is a class itself. ``official``: the first name of the paper's list that occurs as a substring.
+    ``longest_word``: the longest that occurs as whole words, the first of equals, plurals too. ``official``: the first
+    name of the paper's list that occurs as a substring.
     """
     if rule == "official":
         return next((name for name in class_table()["official_order"] if name in prompt), UNNAMED_CLASS)

@@ -1,7 +1,6 @@
 """Language models that answer about a photo: AnomalyGPT's own, any Hugging Face chat model, or one behind an endpoint.
 
-The own one was trained to read the image's embedding, the map's prompts and, in stage 3, findings; the others read
-rules and findings as their system message.
+Others than its own read rules and findings as their system message.
 """
 
 import os
@@ -37,10 +36,9 @@ Messages = list[dict[str, str]]  # each with ``role`` and ``content``
 
 
 class PromptedModel:
-    """AnomalyGPT's own language model: it reads the image's embedding and the learned prompts of the map.
+    """AnomalyGPT's own: it reads the image's embedding, the map's learned prompts and, from stage 3 on, the findings.
 
     The keys and values of the latest photo's conversation are kept: a follow-up question computes only what is new.
-    ``reads_findings``: it was trained to read them before the first question.
     """
 
     def __init__(self, model: AnomalyGPT, settings: GenerationSettings, reads_findings: bool = True) -> None:
@@ -149,12 +147,7 @@ class EndpointModel:
                     yield THOUGHTS.sub("", text).strip()
             if not THOUGHTS.sub("", text).strip():
                 raise ValueError("an empty reply; a model that thinks first needs more llm.generation.max_new_tokens")
-        except (
-            self._openai.OpenAIError,
-            ValueError,
-            TypeError,
-            AttributeError,
-        ) as error:  # of odd chunks
+        except (self._openai.OpenAIError, ValueError, TypeError, AttributeError) as error:  # of odd chunks
             raise UserError(f"llm.endpoint {self.settings.endpoint}: {self._explain(error)}") from None
 
     def _open(self, messages: Messages) -> Any:

@@ -1,7 +1,6 @@
 """Conversations of several users with one shared model, without a user interface (the web demo is one).
 
-A conversation belongs to one user. Encoded photos and references are cached by their files: users only get results of
-the files of their own conversation, and memory does not grow with the number of users.
+Users only get results of the files of their own conversation, and memory does not grow with the number of users.
 """
 
 import threading
@@ -26,7 +25,6 @@ MAX_REFERENCES = 200
 ANSWER_SECONDS = 120  # for one answer
 MAX_CACHED = 8  # photos, and as many sets of references: 60 MB each with the compact model, hundreds with ImageBind
 SMALLEST_PREVIEW, LARGEST_PREVIEW = 640, 1280  # the longer side of a photo as a page shows it, in pixels
-NO_PHOTO = "There is no photo yet: upload one, or click an example."
 NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
 
 Maker = Callable[[], Predictor]
@@ -86,7 +84,7 @@ def conversation_about(
 ) -> Conversation:
     """The current conversation if it is about these inputs, else a new one; :class:`UserError` for bad ones."""
     if not photo:
-        raise UserError(NO_PHOTO)
+        raise UserError("There is no photo yet: upload one, or click an example.")
     if len(references) > MAX_REFERENCES:
         raise UserError(f"{len(references)} good photos are too many: keep {MAX_REFERENCES} at most.")
     name = " ".join((class_name or "").split())
@@ -97,8 +95,8 @@ def conversation_about(
 class SharedModel:
     """A model that serves one conversation at a time, with a cache of the latest photos and references.
 
-    ``new_predictor`` makes a predictor without references around the model of a ``name``, and must be cheap. ``load``
-    loads the model of another name, and returns its ``new_predictor``. One model is in memory at a time.
+    ``new_predictor`` cheaply makes a predictor without references around the model of a ``name``; ``load`` puts the
+    model of another name in its place.
     """
 
     def __init__(self, new_predictor: Maker, name: str = "", load: Callable[[str], Maker] | None = None) -> None:
@@ -123,8 +121,7 @@ class SharedModel:
     def stream(self, conversation: Conversation, question: str) -> Iterator[Exchange]:
         """Yields the growing answer to a question about a photo, and adds it to the conversation.
 
-        It stops when the conversation is over or stopped, after ``ANSWER_SECONDS``, or when the iterator is closed;
-        what was yielded until then counts as the answer.
+        It ends when that is over or stopped, and after ``ANSWER_SECONDS``; what was yielded until then is the answer.
         """
         with self._model(conversation.model):
             image, _ = self._photo(*conversation.inputs)
