@@ -9,14 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cache
 from importlib.metadata import version
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from scipy import ndimage
 
@@ -24,13 +22,14 @@ from anomalygpt.datasets.findings import Language, percent, places_text, probabi
 from anomalygpt.datasets.records import MAP, OVERLAY, RESULTS, read_results
 from anomalygpt.datasets.regions import label_regions
 from anomalygpt.errors import UserError
-from anomalygpt.files import replacing
+from anomalygpt.files import read_yaml, replacing
 from anomalygpt.inference.regions import PEAK_FRACTION
 from anomalygpt.inference.results import ImageResult, Prediction
 from anomalygpt.inference.visualize import overlay
 
 Result = Mapping[str, Any]  # "photo", and what ``Prediction.to_dict`` holds, or an "error"
 
+TEXTS: dict[str, dict[str, str]] = read_yaml(Path(__file__).with_name("report.yaml"))  # by language and name
 PICTURES = 200  # in a report, of the worst photos; the others are lines of a table
 SIDE = 320  # of a picture in pixels
 BINS, WIDEST = 24, 8.0  # of the histogram; scores beyond this factor from the threshold are in its first and last bin
@@ -160,12 +159,6 @@ def coco_dataset(photos: Mapping[Path, tuple[tuple[int, int], Sequence[dict[str,
     return {"images": images, "annotations": annotations, "categories": [CATEGORY]}
 
 
-@cache
-def report_texts(language: Language) -> dict[str, str]:
-    """The texts by name."""
-    return yaml.safe_load(Path(__file__).with_name("report.yaml").read_text(encoding="utf-8"))[language]
-
-
 def system_language() -> Language:
     """Chinese where the environment asks for it, else English."""
     names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
@@ -187,16 +180,16 @@ def severity(result: Result) -> tuple[int, float, float]:
 def details(result: Result, language: Language) -> str:
     """Where the defects are, or why there is no verdict; empty for a good photo."""
     if result["reason"]:
-        return report_texts(language)[result["reason"]]
+        return TEXTS[language][result["reason"]]
     if verdict(result) == "good" or not result["regions"]:
         return ""
     places, area = places_text(result["places"], language), percent(result["total_area"], language)
-    return report_texts(language)["place"].format(places=places, area=area)
+    return TEXTS[language]["place"].format(places=places, area=area)
 
 
 def result_text(result: Result, language: Language = "en", colour: bool = False) -> str:
     """A result on a terminal: a line with mark, probability, photo, verdict and place, and the answer beneath."""
-    texts, kind = report_texts(language), verdict(result)
+    texts, kind = TEXTS[language], verdict(result)
     mark, code = MARKS[kind]
     place, share = details(result, language), probability_text(result["probability"])
     text = texts["detail"].format(verdict=texts[kind], text=place) if place else texts[kind]
@@ -230,7 +223,7 @@ def report_html(
 
     photos = sorted((each for each in results if "error" not in each), key=severity)
     bins, counts = histogram(photos), Counter(map(verdict, results))
-    page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
+    page: dict[str, Any] = {"language": language, "texts": TEXTS[language], "settings": settings, "bins": bins}
     page |= {"photos": photos, "pictures": pictures, "shown": PICTURES, "counts": counts}
     page |= {"unread": [each for each in results if "error" in each]}
     page |= {"tallest": max(map(Counter.total, bins), default=0)}
