@@ -103,11 +103,13 @@ class Predictor:
             references = References(self.model, self.settings.references, self._with_references)
         for photo in photos:
             references.add(photo)
-        self._use(references if len(references) else None)
+        self.references, self.unlabelled = references if len(references) else None, None
+        self._calibrations = {}
+        self.calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
 
     def set_unlabelled(self, photos: Iterable[Image.Image]) -> None:
         """Lets three or more photos of one part judge each other, without references; only these can be inspected."""
-        self._use(None)
+        self.references = None
         self.unlabelled = UnlabelledPhotos(self.model, self.settings.references, self._without_references, photos)
         self._calibrations = {UNNAMED_CLASS: self.unlabelled.calibration(self.settings.false_alarm_rate)}
 
@@ -116,10 +118,6 @@ class Predictor:
         if self.references is None:
             raise UserError(f"{path}: there are no references to save")
         self.references.save(path)
-
-    def _use(self, references: References | None) -> None:
-        self.references, self.unlabelled, self._calibrations = references, None, {}
-        self.calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
 
     def feedback(self, image: ImageResult, good: bool | None) -> None:
         """Counts an inspected photo as good or bad from the next verdict on; None withdraws what was said.
