@@ -251,7 +251,7 @@ def _results(
                     result["error"] = str(photo)
                 else:
                     prediction = next(predictions)
-                    result |= prediction.to_dict() | outputs.write_pictures(path, photo, prediction)
+                    result |= prediction.to_dict() | outputs.write_pictures(path, prediction)
                 outputs.add(result)
                 yield result
 

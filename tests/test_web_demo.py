@@ -319,7 +319,7 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
         def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
             probability = photo.getpixel((0, 0))[0] / 100  # type: ignore[index]
             regions = super().inspect(photo, class_name).regions if probability > 0.5 else ()
-            return replace(super().inspect(photo, class_name), probability=probability, regions=regions)
+            return replace(super().inspect(photo, class_name), score_probability=probability, regions=regions)
 
     (tmp_path / "text.png").write_text("no photo")
     paths = [str(tmp_path / "text.png"), *photos]

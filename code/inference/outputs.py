@@ -19,13 +19,12 @@ from PIL import Image
 from scipy import ndimage
 
 from anomalygpt.datasets.findings import Language, percent, places_text, probability_text
-from anomalygpt.datasets.records import MAP, OVERLAY, RESULTS, read_results
+from anomalygpt.datasets.records import OVERLAY, RESULTS, read_results
 from anomalygpt.datasets.regions import label_regions
 from anomalygpt.errors import UserError
 from anomalygpt.files import read_yaml, replacing
 from anomalygpt.inference.regions import PEAK_FRACTION
 from anomalygpt.inference.results import ImageResult, Prediction
-from anomalygpt.inference.visualize import overlay
 
 Result = Mapping[str, Any]  # "photo", and what ``Prediction.to_dict`` holds, or an "error"
 
@@ -58,7 +57,7 @@ class Outputs:
         if coco:
             _write(coco, json.dumps(coco_dataset({})))
 
-    def write_pictures(self, path: Path, photo: Image.Image, prediction: Prediction) -> dict[str, str]:
+    def write_pictures(self, path: Path, prediction: Prediction) -> dict[str, str]:
         """Writes a photo's overlay and float map, each atomically: "overlay" and "map" -> file name."""
         image = prediction.image
         if self.coco:
@@ -66,7 +65,7 @@ class Outputs:
         if not self.folder:
             return {}
         with _writing(self.folder):
-            return save_pictures(self.folder, output_stem(path, self._stems), photo, image)
+            return image.save_pictures(self.folder, output_stem(path, self._stems))
 
     def add(self, result: Result) -> None:
         """Appends a result to ``results.jsonl``."""
@@ -87,16 +86,6 @@ class Outputs:
             table.writerow({**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))})
         _write(folder / "results.csv", "\ufeff" + file.getvalue())  # with the mark that Excel needs
         _write(folder / "report.html", report_html(results, folder, settings, language))
-
-
-def save_pictures(folder: Path, stem: str, photo: Image.Image, image: ImageResult) -> dict[str, str]:
-    """Writes a photo's overlay (PNG) and float map (TIFF), each atomically: "overlay" and "map" -> file name."""
-    names = {"overlay": stem + OVERLAY, "map": stem + MAP}
-    pictures = overlay(photo, image.map, image.threshold, image.regions), Image.fromarray(image.map)
-    for name, picture in zip(names.values(), pictures, strict=True):
-        with replacing(folder / name) as temporary:
-            picture.save(temporary)
-    return names
 
 
 @contextmanager

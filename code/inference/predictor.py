@@ -197,17 +197,17 @@ class Predictor:
         return ImageResult(
             features=features,
             model_map=model_map,
+            photo=photo,
             map=on_photo,
             score=score,
             threshold=calibration.threshold,
             score_threshold=calibration.score_threshold,
             regions=regions_of_verdict(on_photo, calibration.threshold, is_anomalous),
             class_name=class_name,
-            probability=probability,
+            score_probability=probability,
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
             references=len(self.references or ()),
             reason=reason,
-            photo=photo,
         )
 
     def _reason(self, features: ImageFeatures, probability: float) -> Reason:

@@ -29,7 +29,6 @@ from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.inference.session import MAX_REFERENCES, NO_ANSWER
-from anomalygpt.inference.visualize import overlay
 from anomalygpt.serving.parts import NAME, NO_PART, ModelThread, Parts, from_data_uri, read_photo
 
 Label = Literal["good", "bad", "neither"]
@@ -67,9 +66,7 @@ class Inspection(BaseModel):
 
 def map_file(result: ImageResult, kind: str) -> str:
     """A photo's map in base64, as ``predict.py`` writes it: the overlay as PNG, or the float map as TIFF."""
-    picture = Image.fromarray(result.map)
-    if kind == "png" and result.photo:
-        picture = overlay(result.photo, result.map, result.threshold, result.regions)
+    picture = result.plot() if kind == "png" else Image.fromarray(result.map)
     picture.save(file := io.BytesIO(), kind)
     return b64encode(file.getvalue()).decode()
 
@@ -123,7 +120,7 @@ def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, list[tuple[s
 
 
 def _record(found: Prediction) -> dict[str, Any]:
-    return {**found.to_dict(), "warnings": found.image.photo.info["warnings"] if found.image.photo else []}
+    return {**found.to_dict(), "warnings": found.image.photo.info["warnings"]}
 
 
 def _read(file: UploadFile, settings: PhotoSettings | None = None) -> Image.Image:

@@ -178,15 +178,15 @@ class Page:
         """Yields a photo's files: overlay, map as 32-bit float TIFF, findings with conversation, report."""
         if conversation is None:
             return
-        photo, found = conversation.photo, prediction(self.model.inspect(conversation)[0], "", "")
+        name, found = conversation.photo.name, prediction(self.model.inspect(conversation)[0], "", "")
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             outputs = Outputs(Path(folder))
-            pictures = outputs.write_pictures(Path(photo.name), session.read_photo(photo), found)
+            pictures = outputs.write_pictures(Path(name), found)
             exchanges = [asdict(each) for each in conversation.exchanges]
-            outputs.add({"photo": photo.name, **found.to_dict(), **pictures, "conversation": exchanges})
+            outputs.add({"photo": name, **found.to_dict(), **pictures, "conversation": exchanges})
             outputs.finish({}, language)
-            names = (*pictures.values(), "results.jsonl", "report.html")
-            yield gr.update(value=[str(Path(folder) / name) for name in names], visible=True)
+            files = (*pictures.values(), "results.jsonl", "report.html")
+            yield gr.update(value=[str(Path(folder) / file) for file in files], visible=True)
 
     def teach(self, language: Language, name: str, files: Sequence[str] | None, model: str) -> Iterator[Any]:
         """Yields the part that good photos, or its own file, show, and its file."""
