@@ -153,10 +153,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrates by maps (n, 1, S, S) of good photos that the bank of K ``references`` did not hold, and their scores.
 
-    Args:
-        parts: what is known of other parts, in maps of the same kind. None: by the references alone.
-        scale: these scores, relative to those that ``parts`` are of.
-        observed: photos that were inspected with these references.
+    ``parts`` is what is known of other parts, in maps of the same kind, to whose scores these are in a ``scale``;
+    ``observed`` are photos that were inspected with these references.
     """
     logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
     mean, single = sum(logs) / len(logs), references == 1

@@ -90,17 +90,13 @@ def quantize(folder: Path, form: Format, predictor: Predictor, photos: Sequence[
     nncf = required("nncf")
     images = [predictor.transform(photo)[None].numpy() for photo in photos]
     file = folder / "encoder.onnx"
+    options = {"model_type": nncf.ModelType.TRANSFORMER, "subset_size": len(images)}
     if form == "openvino":
         graph = required("openvino").Core().read_model(file.with_suffix(".xml"))
-        data = nncf.Dataset(images)
+        _as_openvino(nncf.quantize(graph, nncf.Dataset(images), **options), file)
     else:
-        graph = required("onnx").load(file)
         data = nncf.Dataset([{"images": image} for image in images])
-    made = nncf.quantize(graph, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
-    if form == "openvino":
-        _as_openvino(made, file)
-    else:
-        required("onnx").save(made, file)
+        required("onnx").save(nncf.quantize(required("onnx").load(file), data, **options), file)
 
 
 def _as_openvino(graph: Any, file: Path) -> None:

@@ -35,8 +35,7 @@ class AnomalyGPT:
         """Loads a model; weights that can be fetched are fetched first.
 
         Args:
-            name: a shipped experiment (``compact``, ``compact_best``, ``imagebind_vicuna7b`` …) or a YAML file; by
-                default what is installed.
+            name: a shipped experiment, such as ``compact``, or a YAML file; by default what is installed.
             device: ``auto``, ``cpu``, ``cuda`` …
             chat: False leaves the language model out: it loads sooner, and can't :meth:`chat`.
             settings: ``key.sub=value`` each, as after ``--set`` on the command line.

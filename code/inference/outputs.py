@@ -120,7 +120,7 @@ def coco_annotations(image: ImageResult) -> list[dict[str, Any]]:
     """A photo's regions with polygons in pixels; the photo's probability, if it has one, is their score."""
     from skimage.measure import approximate_polygon, find_contours  # here: imports scipy.signal, which takes its time
 
-    probability, annotations = image.findings.shown_probability, []
+    probability, annotations = image.probability, []
     score = {} if probability is None else {"score": round(probability, 6)}
     for region in image.regions:
         left, top, right, bottom = region.box

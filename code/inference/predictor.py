@@ -4,6 +4,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from copy import copy, deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -263,12 +264,8 @@ class Predictor:
 
     def ask(self, image: ImageResult, question: str, history: History = ()) -> Prediction:
         """Asks about a photo: the result of :meth:`stream`."""
-        pieces = self.stream(image, question, history)
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as finished:
-                return finished.value
+        *_, found = with_result(self.stream(image, question, history))
+        return found
 
     def predict_batch(
         self, photos: Sequence[Image.Image], question: str | None = None, class_name: str | None = None
@@ -281,3 +278,8 @@ class Predictor:
         named = class_name or class_in_prompt(question, self.settings.text_class_rule)
         for image in self.inspect_batch(photos, named) if photos else ():
             yield self.ask(image, question)
+
+
+def with_result(answer: Generator[str, None, Prediction]) -> Generator[Any, None, None]:
+    """The pieces of an answer, then what its generator returns."""
+    yield (yield from answer)

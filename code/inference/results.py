@@ -101,7 +101,7 @@ class Prediction:
         """JSON-ready values: question, answer, verdict and findings; the map is left out."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "image"}
         numbers = {name: round(getattr(self.image, name), 6) for name in ("score", "threshold", "score_threshold")}
-        probability = self.image.findings.shown_probability
+        probability = self.image.probability
         numbers["probability"] = None if probability is None else round(probability, 6)
         return own | self.image.findings.to_dict() | numbers
 

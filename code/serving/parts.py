@@ -17,7 +17,7 @@ from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import collected_warnings
-from anomalygpt.inference.predictor import Predictor
+from anomalygpt.inference.predictor import Predictor, with_result
 from anomalygpt.inference.references import SUFFIX, saved_photo_settings
 from anomalygpt.inference.results import ImageResult, Prediction
 
@@ -164,17 +164,10 @@ class ModelThread:
 
     def pieces(self, answer: Generator[str, None, Prediction]) -> Generator[Any, None, None]:
         """The pieces of ``Predictor.stream``, then what it returns; generation stops when this is closed."""
-
-        def step() -> str | Prediction:
-            try:
-                return next(answer)
-            except StopIteration as finished:
-                return finished.value
-
+        pieces, piece = with_result(answer), ""
         try:
-            piece: Any = ""
             while isinstance(piece, str):
-                piece = self.run(step)
+                piece = self.run(next, pieces)
                 yield piece
         finally:
-            self._executor.submit(answer.close)
+            self._executor.submit(pieces.close)
