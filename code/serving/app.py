@@ -27,8 +27,7 @@ from PIL import Image
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.types import Message as Event
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anomalygpt.config.settings import GenerationSettings, PhotoSettings
 from anomalygpt.datasets.dialogue import detection_question
@@ -194,7 +193,7 @@ class Content(BaseModel):
     image_url: dict[Literal["url", "detail"], str] = {}
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """A turn of the conversation; system and developer messages are not read."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -205,7 +204,7 @@ class ChatRequest(BaseModel):
     """A question with what precedes it; other fields are ignored. How it is sampled is by default the server's."""
 
     model: PartName = Field(NO_PART, description="the name of a part, or ``default``")
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     n: Literal[1] = 1
     stream: bool = False
     temperature: float | None = Field(None, ge=0, le=2)
@@ -213,7 +212,7 @@ class ChatRequest(BaseModel):
     max_new_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
 
 
-def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, list[tuple[str, str]]]:
+def read_messages(messages: Sequence[ChatMessage]) -> tuple[bytes, str, list[tuple[str, str]]]:
     """The latest photo's file, the question, and what was said about that photo before. Raises HTTPException (400)."""
     photo, history, asked = "", list[tuple[str, str]](), list[str]()
     for message in messages:
@@ -400,12 +399,12 @@ class Gate:
             return await self.app(scope, receive, send)
         began, status, size = time.monotonic(), 499, 0  # 499 as in nginx: the client has left
 
-        async def counted(message: Event) -> None:
+        async def counted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
-        async def limited() -> Event:
+        async def limited() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -434,8 +433,7 @@ class Gate:
             text = "no valid API key: expected the header Authorization: Bearer KEY"
             return error_response(401, text, {"WWW-Authenticate": "Bearer"})
         if uses_model and self.running >= self.limits.waiting:
-            text = f"{self.running} requests wait already"
-            return error_response(503, text, {"Retry-After": "2"})
+            return error_response(503, f"{self.running} requests wait already", {"Retry-After": "2"})
         return None
 
     def metrics(self, **counters: int) -> str:

@@ -203,8 +203,7 @@ class Page:
             shown, part = conversation_for(*given), given[3]
             if shown.references != part.files:
                 raise UserError("This photo is compared with the good photos beside it, not with the learned part.")
-            mark = None if is_good is None else Mark(shown.photo, shown.class_name, is_good)
-            marks = (*part.marks, mark) if mark else part.marks[:-1]
+            marks = part.marks[:-1] if is_good is None else (*part.marks, Mark(shown.photo, shown.class_name, is_good))
             yield from self._learned(shown.model, part.name, part.files, marks)
 
     def _learned(self, model: str, name: str, files: tuple[Path, ...], marks: tuple[Mark, ...] = ()) -> Iterator[Any]:
