@@ -140,8 +140,7 @@ def _worker(arguments: Namespace, config: "ExperimentConfig", good: "list[Image.
     _configure_photos(arguments, config)
     predictor = Predictor.from_config(config, arguments.device, with_llm=not arguments.no_chat)
     predictor.set_references(good, arguments.references)
-    outputs = Outputs(None)
-    return lambda paths: list(_results(arguments, predictor, outputs, [{Path(path): {} for path in paths}]))
+    return lambda paths: list(_results(arguments, predictor, Outputs(None), [{Path(path): {} for path in paths}]))
 
 
 def _check(arguments: Namespace) -> None:

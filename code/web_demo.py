@@ -1,7 +1,6 @@
 """The demo in a browser: ``python web_demo.py``, then open the address that it prints.
 
-One photo with its verdict, its map and a conversation about it; a part that is taught by good photos; many photos at
-once. The page is in English or Chinese, by the browser's language.
+One photo with its verdict, map and conversation; a part that is taught; many photos at once: docs/page.md.
 """
 
 import argparse

@@ -100,10 +100,10 @@ class Predictor:
         """
         if saved:
             references = References.load(saved, self.model, self._with_references)
+            for photo in photos:
+                references.add(photo)
         else:
-            references = References(self.model, self.settings.references, self._with_references)
-        for photo in photos:
-            references.add(photo)
+            references = References(self.model, self.settings.references, self._with_references, photos)
         self.references, self.unlabelled = references if len(references) else None, None
         self._calibrations = {}
         self.calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it

@@ -63,11 +63,7 @@ class References:
     """
 
     def __init__(
-        self,
-        model: AnomalyGPT,
-        settings: ReferenceSettings,
-        transform: ImageTransform,
-        photos: Iterable[Image.Image] = (),
+        self, model: AnomalyGPT, settings: ReferenceSettings, transform: ImageTransform, photos: Iterable[Image.Image]
     ) -> None:
         for what, count in (("scale", len(settings.scales)), ("tap", len(model.encoder.spec.taps))):
             weights = getattr(settings, f"{what}_weights")
@@ -294,7 +290,7 @@ class References:
             raise UserError(f"{path}: {what}; expected one that --save-references wrote")
         try:
             saved = {name: json.loads(about[name]) for name in ("identity", "settings", "tiles", "observed")}
-            references = cls(model, ReferenceSettings.model_validate(saved["settings"]), transform)
+            references = cls(model, ReferenceSettings.model_validate(saved["settings"]), transform, ())
             pixels = {int(name.removeprefix("photos.")): value.numpy() for name, value in read_tensors(path).items()}
         except (KeyError, ValueError) as error:
             reason = " ".join(str(error).split())

@@ -100,10 +100,9 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: question, answer, verdict and findings; the map is left out."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "image"}
-        numbers = {name: round(getattr(self.image, name), 6) for name in ("score", "threshold", "score_threshold")}
-        probability = self.image.probability
-        numbers["probability"] = None if probability is None else round(probability, 6)
-        return own | self.image.findings.to_dict() | numbers
+        numbers = {name: getattr(self.image, name) for name in ("score", "threshold", "score_threshold", "probability")}
+        rounded = {name: None if value is None else round(value, 6) for name, value in numbers.items()}
+        return own | self.image.findings.to_dict() | rounded
 
 
 def prediction(image: ImageResult, question: str, answer: str, verdict: Verdict = "answer") -> Prediction:
