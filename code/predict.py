@@ -91,7 +91,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
 
 def _run(arguments: Namespace) -> int:
     from anomalygpt.datasets.photos import load_image
-    from anomalygpt.inference.outputs import Outputs, report_texts, system_language
+    from anomalygpt.inference.outputs import TEXTS, Outputs, system_language
     from anomalygpt.inference.predictor import Predictor
     from anomalygpt.model.anomalygpt import UNNAMED_CLASS
     from anomalygpt.model.build import installed_config
@@ -107,7 +107,7 @@ def _run(arguments: Namespace) -> int:
         from anomalygpt.inference.ray_engine import inspect_on_ray
 
         counts = inspect_on_ray(arguments.photos, arguments.out, partial(_worker, arguments, config, good, Path.cwd()))
-        print(report_texts(arguments.lang)["summary"].format_map(counts))
+        print(TEXTS[arguments.lang]["summary"].format_map(counts))
         return _exit_code(arguments, counts)
     has_photos = bool(arguments.photos or arguments.watch)
     outputs = Outputs(arguments.out if has_photos else None, arguments.coco, resumed=bool(arguments.watch))
@@ -140,8 +140,7 @@ def _worker(arguments: Namespace, config: "ExperimentConfig", good: "list[Image.
     _configure_photos(arguments, config)
     predictor = Predictor.from_config(config, arguments.device, with_llm=not arguments.no_chat)
     predictor.set_references(good, arguments.references)
-    outputs = Outputs(None)
-    return lambda paths: list(_results(arguments, predictor, outputs, [{Path(path): {} for path in paths}]))
+    return lambda paths: list(_results(arguments, predictor, Outputs(None), [{Path(path): {} for path in paths}]))
 
 
 def _check(arguments: Namespace) -> None:
@@ -191,10 +190,10 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
     from tqdm import tqdm
 
     from anomalygpt.datasets.dialogue import detection_question
-    from anomalygpt.inference.outputs import report_texts, result_text, verdict
+    from anomalygpt.inference.outputs import TEXTS, result_text, verdict
 
     watched, is_json, language = arguments.watch, bool(arguments.json or arguments.watch), arguments.lang
-    texts, colour = report_texts(language), sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    texts, colour = TEXTS[language], sys.stdout.isatty() and "NO_COLOR" not in os.environ
     # Without findings, the model reads English only, and its answer is the verdict.
     if language == "zh" and not is_json and predictor.language_model and config.inference.findings != "none":
         arguments.question = arguments.question or detection_question(arguments.class_name, None, False, language)
@@ -251,7 +250,7 @@ def _results(
                     result["error"] = str(photo)
                 else:
                     prediction = next(predictions)
-                    result |= prediction.to_dict() | outputs.write_pictures(path, photo, prediction)
+                    result |= prediction.to_dict() | outputs.write_pictures(path, prediction)
                 outputs.add(result)
                 yield result
 

@@ -21,7 +21,20 @@ KEYS = "ANOMALYGPT_API_KEYS"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns when the server is stopped, after what runs has ended."""
-    arguments = _parse(argv)
+    parser = argparse.ArgumentParser(description="Detect defects of parts in photos, and ask about them, over HTTP.")
+    add = parser.add_argument
+    add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
+    add("--host", default="127.0.0.1", help=f"0.0.0.0 lets other machines in: set {KEYS} (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
+    add("--parts", type=Path, default=Path("parts"), metavar="DIR", help="folder of the parts (default: %(default)s)")
+    add("--max-mb", type=float, default=64, help="of one request (default: %(default)s)")
+    add("--max-megapixels", type=float, default=50, help="of one photo (default: %(default)s)")
+    add("--rate", type=float, default=0, help="requests per minute and client (default: 0, any number)")
+    add("--max-waiting", type=int, default=64, help="requests at once, further ones get 503 (default: %(default)s)")
+    add("--no-chat", action="store_true", help="no language model is loaded")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with user_errors():
         from anomalygpt.model.build import installed_config
@@ -49,23 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(KeyboardInterrupt):
             server.run([listening])
     return 0
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Detect defects of parts in photos, and ask about them, over HTTP.")
-    add = parser.add_argument
-    add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
-    add("--host", default="127.0.0.1", help=f"0.0.0.0 lets other machines in: set {KEYS} (default: %(default)s)")
-    add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
-    add("--parts", type=Path, default=Path("parts"), metavar="DIR", help="folder of the parts (default: %(default)s)")
-    add("--max-mb", type=float, default=64, help="of one request (default: %(default)s)")
-    add("--max-megapixels", type=float, default=50, help="of one photo (default: %(default)s)")
-    add("--rate", type=float, default=0, help="requests per minute and client (default: 0, any number)")
-    add("--max-waiting", type=int, default=64, help="requests at once, further ones get 503 (default: %(default)s)")
-    add("--no-chat", action="store_true", help="no language model is loaded")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

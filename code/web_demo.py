@@ -1,7 +1,6 @@
 """The demo in a browser: ``python web_demo.py``, then open the address that it prints.
 
-One photo with its verdict, its map and a conversation about it; a part that is taught by good photos; many photos at
-once. The page is in English or Chinese, by the browser's language.
+One photo with its verdict, map and conversation; a part that is taught; many photos at once: docs/page.md.
 """
 
 import argparse
@@ -24,7 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns when the demo is stopped."""
     with user_errors():
         argv, flags = original_settings(argv, "imagebind_vicuna7b")
-    arguments = _parse(argv)
+    parser = argparse.ArgumentParser(description="Detect defects of parts in photos, and ask about them, in a browser.")
+    add = parser.add_argument
+    add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
+    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    add("--port", type=int, help="default: the first free one from 7860 on")
+    add("--share", action="store_true", help="a public link, through Gradio's servers")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Both are read when Gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -53,18 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemctl stop and docker stop send it
         serve(demo, arguments.host, arguments.port, arguments.share, examples)
     return 0
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Detect defects of parts in photos, and ask about them, in a browser.")
-    add = parser.add_argument
-    add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
-    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
-    add("--port", type=int, help="default: the first free one from 7860 on")
-    add("--share", action="store_true", help="a public link, through Gradio's servers")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,13 @@ def result_with(region: RegionFinding, class_name: str, size: tuple[int, int] = 
     return ImageResult(
         features=None,  # type: ignore[arg-type]
         model_map=model_map,
+        photo=Image.new("RGB", size),
         map=photo_map,
         score=1.0,
         threshold=0.5,
         regions=(region,),
         class_name=class_name,
-        probability=0.97,
+        score_probability=0.97,
         prompt_map=model_map,
     )
 

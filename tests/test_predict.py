@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from anomalygpt.inference.outputs import Outputs, output_stem, result_text
+from anomalygpt.inference.results import prediction
 from anomalygpt.predict import expand, main
+from tests.fake_predictor import TOP_LEFT, result_with
 
 
 class Run(NamedTuple):
@@ -151,15 +153,14 @@ def test_saved_references_override_the_configs_settings(saved: list[str], tmp_pa
     assert (tmp_path / "again").read_text() == "saved"
 
 
-FOUND: Any = SimpleNamespace(image=SimpleNamespace(map=np.zeros((120, 160), np.float32), threshold=0.5, regions=()))
+FOUND = prediction(result_with(TOP_LEFT, "object", (160, 120)), "", "")
 
 
 @pytest.mark.parametrize("kind", ["overlay", "map"])
 def test_interrupted_write_leaves_the_picture_that_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    photo = Image.new("RGB", (160, 120))
-    names = Outputs(tmp_path).write_pictures(Path("a.png"), photo, FOUND)
+    names = Outputs(tmp_path).write_pictures(Path("a.png"), FOUND)
     outputs = Outputs(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     save = Image.Image.save
@@ -172,13 +173,13 @@ def test_interrupted_write_leaves_the_picture_that_was_there(
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        outputs.write_pictures(Path("a.png"), photo, FOUND)
+        outputs.write_pictures(Path("a.png"), FOUND)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_photo_with_the_longest_possible_name_is_written(tmp_path: Path) -> None:
     path = Path("a" * (255 - len("_overlay.png")) + ".png")
-    names = Outputs(tmp_path).write_pictures(path, Image.new("RGB", (160, 120)), FOUND)
+    names = Outputs(tmp_path).write_pictures(path, FOUND)
     assert {path.name for path in tmp_path.iterdir()} > {*names.values()}
 
 

@@ -27,12 +27,12 @@ from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.session import Conversation, SharedModel
 from anomalygpt.serving.page import (
     PENDING,
+    TEXTS,
     Page,
     Part,
     build_page,
     clear,
     find_examples,
-    page_texts,
     part_html,
     start_over,
     stop,
@@ -83,7 +83,7 @@ def test_page_speaks_the_language_that_it_is_given(photos: list[str]) -> None:
     assert "<td>左上角</td>" in summary
     steps, _ = asked("", given(photos[0]), language="zh")
     assert texts(steps[0][0])[0] == "图中有没有异常？"
-    assert page_texts()["en"].keys() == page_texts()["zh"].keys()
+    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_photo_without_a_verdict(photos: list[str], language: Language, badge: s
     assert f'<b class="cant-tell">{badge}</b><span></span>' in summary
     assert sentence in summary and row in summary
     ((line, table, _),) = Page(model).inspect_many(language, photos[:1], None)
-    assert table["value"]["data"][0][2] == page_texts()[language]["can't tell"]
+    assert table["value"]["data"][0][2] == TEXTS[language]["can't tell"]
     assert re.findall("[0-9]", line) == ["0", "0", "1", "0"]
 
 
@@ -319,7 +319,7 @@ def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_pa
         def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
             probability = photo.getpixel((0, 0))[0] / 100  # type: ignore[index]
             regions = super().inspect(photo, class_name).regions if probability > 0.5 else ()
-            return replace(super().inspect(photo, class_name), probability=probability, regions=regions)
+            return replace(super().inspect(photo, class_name), score_probability=probability, regions=regions)
 
     (tmp_path / "text.png").write_text("no photo")
     paths = [str(tmp_path / "text.png"), *photos]
@@ -453,7 +453,7 @@ def is_in_reach(page: Any, name: str) -> bool:
 @pytest.mark.parametrize(("size", "locale"), [(DESKTOP, "en-US"), (PHONE, "zh-CN")], ids=["desktop", "phone"])
 def test_demo_in_a_browser(page_address: str, tmp_path: Path, size: dict[str, int], locale: str) -> None:
     photo, _, _ = find_examples(EXAMPLES)[FABRIC]
-    own = page_texts()[locale[:2]]
+    own = TEXTS[locale[:2]]
     with browser.window(page_address, size, locale) as window:
         page = window.page
         page.wait_for_timeout(2000)  # the page learns the browser's language sooner than a person clicks
@@ -489,9 +489,9 @@ def test_language_can_be_chosen_in_a_browser(page_address: str) -> None:
     with browser.window(page_address, DESKTOP, "en-US") as window:
         for tag in ("zh", "en"):
             window.page.locator(f"#languages a[lang|={tag}]").click()
-            window.page.get_by_text(page_texts()[tag]["no_verdict"]).wait_for()
+            window.page.get_by_text(TEXTS[tag]["no_verdict"]).wait_for()
             window.page.locator("#examples button").first.click()
-            window.page.locator("#summary .verdict b").get_by_text(page_texts()[tag]["defective"]).wait_for()
+            window.page.locator("#summary .verdict b").get_by_text(TEXTS[tag]["defective"]).wait_for()
 
 
 @pytest.mark.weights
@@ -618,7 +618,7 @@ def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str]) -> None
         page.locator("#map img").first.wait_for()
         assert window.ask()
         page.locator("#languages a[lang=en]").click()
-        page.get_by_text(page_texts()["en"]["no_verdict"]).wait_for()
+        page.get_by_text(TEXTS["en"]["no_verdict"]).wait_for()
         window.click_example(FABRIC)
         page.locator("#map img").first.wait_for()
         asked = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
@@ -631,7 +631,7 @@ def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str]) -> None
 @pytest.mark.weights
 @pytest.mark.timeout(900)
 def test_region_mark_and_message_in_a_browser(page_address: str, tmp_path: Path) -> None:
-    part, texts = EXAMPLES / "washer", page_texts()["zh"]
+    part, texts = EXAMPLES / "washer", TEXTS["zh"]
     (tmp_path / "text.png").write_text("no photo")
     with browser.window(page_address, PHONE, "zh-CN") as window:
         page = window.page
@@ -715,8 +715,8 @@ CONTRASTS = """names => Object.fromEntries(names.map(name => {
   const both = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)];
   return [name, (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05)];
 }))"""
-TEXTS = ("#title h1", "#languages a", "#summary .verdict b", "#summary p", "#summary td", "#summary td button")
-TEXTS += ("#suggestions button", "#chat .message.bot", "#chat .message.user", "#adjust button", "#class input")
+SHOWN = ("#title h1", "#languages a", "#summary .verdict b", "#summary p", "#summary td", "#summary td button")
+SHOWN += ("#suggestions button", "#chat .message.bot", "#chat .message.user", "#adjust button", "#class input")
 
 
 @pytest.mark.slow
@@ -729,14 +729,14 @@ def test_words_can_be_read_in_both_themes_and_nothing_is_wider_than_the_screen(
     with browser.window(page_address, size, color_scheme=scheme) as window:
         page = window.page
         window.click_example(GEAR)
-        page.locator("#summary .verdict b").get_by_text(page_texts()["en"]["can't tell"], exact=True).wait_for()
+        page.locator("#summary .verdict b").get_by_text(TEXTS["en"]["can't tell"], exact=True).wait_for()
         window.click_example(PCB)
         page.locator("#summary td").first.wait_for()
         assert is_in_reach(page, "#summary td >> nth=0")
         assert window.ask()
         brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)[1]")
         assert (brightness < 80) == (scheme == "dark")
-        assert {name: ratio for name, ratio in page.evaluate(CONTRASTS, TEXTS).items() if ratio < 4.5} == {}
+        assert {name: ratio for name, ratio in page.evaluate(CONTRASTS, SHOWN).items() if ratio < 4.5} == {}
         assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
         assert window.errors == []
 
@@ -752,7 +752,7 @@ def test_photo_of_the_camera_and_of_the_clipboard(page_address: str) -> None:
         page.locator("#photo button[aria-label='capture photo']").click()
         page.locator("#summary .verdict b").wait_for()
         page.locator("#photo button[aria-label='Remove Image']").click()
-        page.get_by_text(page_texts()["en"]["no_verdict"]).wait_for()
+        page.get_by_text(TEXTS["en"]["no_verdict"]).wait_for()
         page.evaluate(
             """async () => {
               const canvas = Object.assign(document.createElement('canvas'), {width: 70, height: 40});
@@ -802,5 +802,5 @@ def test_answer_that_takes_too_long_ends_and_says_so(compact_overrides: list[str
     ):
         window.click_example(FABRIC)
         window.page.locator("#map img").first.wait_for()
-        assert window.ask("Is there any anomaly, and where is it?").endswith(page_texts()["en"]["too_long"])
+        assert window.ask("Is there any anomaly, and where is it?").endswith(TEXTS["en"]["too_long"])
         assert window.errors == []

@@ -15,7 +15,7 @@ from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.answers import means_anomalous, parse_positions
 from anomalygpt.inference.session import SharedModel
 from anomalygpt.inference.visualize import FAINT
-from anomalygpt.serving.page import Page, page_texts
+from anomalygpt.serving.page import TEXTS, Page
 from tests.shared_data import shared
 
 PARTS = (
@@ -49,7 +49,7 @@ def check_summary(language: Language, summary: str, findings: Findings) -> None:
     """Raises AssertionError where badge, sentence or table differ from the findings."""
     ((badge, label),) = re.findall(r'<b class="(.+?)">(.+?)</b>', summary)
     assert badge == BADGES[findings.status]
-    assert label == page_texts()[language][findings.status]
+    assert label == TEXTS[language][findings.status]
 
     sentence = unescape(re.findall(r"<p>(.+?)</p>", summary)[0])
     assert check_answer(sentence, {"en": "What is it?", "zh": "怎么样？"}[language], findings) == (), sentence
@@ -75,7 +75,7 @@ def check_map(photo: Image.Image, picture: Image.Image, findings: Findings) -> N
 
 def check_answer_of_page(model: SharedModel, language: Language, given: tuple[Any, ...], findings: Findings) -> None:
     """Raises AssertionError where the answer to the page's first suggestion differs from the findings."""
-    *_, (chat, *_) = Page(model).ask(language, page_texts()[language]["ask_verdict"], *given)
+    *_, (chat, *_) = Page(model).ask(language, TEXTS[language]["ask_verdict"], *given)
     question, answer = (unescape(re.sub(r"<small.*|</?div[^>]*>", "", bubble["content"])) for bubble in chat[-2:])
     assert check_answer(answer, question, findings) == (), answer
     assert language_of(answer) == language, answer

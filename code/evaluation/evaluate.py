@@ -139,7 +139,7 @@ class Evaluator:
                 "is_anomalous": record.is_anomalous,
                 "score": result.score,
                 "threshold": result.threshold,
-                "probability": result.probability,
+                "probability": result.score_probability,
                 "verdict": prediction.is_anomalous,
                 "verdict_from": prediction.verdict_from,
                 "answer": prediction.answer,

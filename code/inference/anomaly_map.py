@@ -14,7 +14,7 @@ from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import weighted_mean
 
 BACKGROUND = 0.8  # share of a map's pixels that belong to its background: most defects are smaller than the rest
-LOWEST = 0.0025  # of a background: a photo that is in the memory bank itself has none
+LOWEST_BACKGROUND = 0.0025  # a photo that is in the memory bank itself has none
 OWN = 1  # the scale at which photos have the encoder's own side
 
 
@@ -71,7 +71,7 @@ def image_scores(maps: Tensor, settings: ReferenceSettings) -> Tensor:
     highest = top_mean(maps, settings.top_share)
     if not settings.contrast:
         return highest
-    background = maps.flatten(1).float().quantile(BACKGROUND, dim=1).clamp(min=LOWEST)
+    background = maps.flatten(1).float().quantile(BACKGROUND, dim=1).clamp(min=LOWEST_BACKGROUND)
     return highest / background**settings.contrast
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from anomalygpt.config.settings import PartsPrior
 from anomalygpt.datasets.findings import Language
-from anomalygpt.inference.outputs import report_texts
+from anomalygpt.inference.outputs import TEXTS
 
 PRIOR_SD = 0.15  # s0: of the logarithm, between good photos of one part
 PRIOR_STRENGTH = 6.0  # k, by the references alone
@@ -153,10 +153,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrates by maps (n, 1, S, S) of good photos that the bank of K ``references`` did not hold, and their scores.
 
-    Args:
-        parts: what is known of other parts, in maps of the same kind. None: by the references alone.
-        scale: these scores, relative to those that ``parts`` are of.
-        observed: photos that were inspected with these references.
+    ``parts`` is what is known of other parts, in maps of the same kind, to whose scores these are in a ``scale``;
+    ``observed`` are photos that were inspected with these references.
     """
     logs = [math.log(max(value, LOWEST**2)) for value in held_out_scores]
     mean, single = sum(logs) / len(logs), references == 1
@@ -224,7 +222,7 @@ class ReferenceReport:
 
     def lines(self, language: Language = "en") -> list[str]:
         """For people, warnings last."""
-        texts, count = report_texts(language), len(self.names)
+        texts, count = TEXTS[language], len(self.names)
         line = texts["one_reference" if count == 1 else "several_references"].format(count=count)
         line += "" if self.distance is None else texts["alike"].format(distance=self.distance)
         line += texts["worth"].format(rate=100 * self.false_alarm_rate, guaranteed=100 * self.guaranteed_rate)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
 from anomalygpt.files import replacing
-from anomalygpt.inference.anomaly_map import BACKGROUND, distance_map
-from anomalygpt.inference.anomaly_map import LOWEST as LOWEST_BACKGROUND
+from anomalygpt.inference.anomaly_map import BACKGROUND, LOWEST_BACKGROUND, distance_map
 from anomalygpt.inference.calibration import LOWEST, NOT_SHOWN, PARTS_STRENGTH, SHARPNESS
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.references import MOST_HELD_OUT, References
@@ -64,7 +63,7 @@ def export(predictor: Predictor, form: Format, folder: Path, class_name: str = U
     file can't be written.
     """
     model, settings, spec = predictor.model, predictor.settings, predictor.model.encoder.spec
-    references = predictor.references or References(model, settings.references, predictor.transform)
+    references = predictor.references or References(model, settings.references, predictor.transform, ())
     if tuple(references.settings.scales) != (1,) or references.tiles != (1, 1) or settings.geometry == "official":
         raise UserError("export: expected photos that are compared whole at one size: preset fast, no long photos")
     if form == "openvino":
@@ -90,17 +89,13 @@ def quantize(folder: Path, form: Format, predictor: Predictor, photos: Sequence[
     nncf = required("nncf")
     images = [predictor.transform(photo)[None].numpy() for photo in photos]
     file = folder / "encoder.onnx"
+    options = {"model_type": nncf.ModelType.TRANSFORMER, "subset_size": len(images)}
     if form == "openvino":
         graph = required("openvino").Core().read_model(file.with_suffix(".xml"))
-        data = nncf.Dataset(images)
+        _as_openvino(nncf.quantize(graph, nncf.Dataset(images), **options), file)
     else:
-        graph = required("onnx").load(file)
         data = nncf.Dataset([{"images": image} for image in images])
-    made = nncf.quantize(graph, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
-    if form == "openvino":
-        _as_openvino(made, file)
-    else:
-        required("onnx").save(made, file)
+        required("onnx").save(nncf.quantize(required("onnx").load(file), data, **options), file)
 
 
 def _as_openvino(graph: Any, file: Path) -> None:
@@ -111,11 +106,11 @@ def _as_openvino(graph: Any, file: Path) -> None:
 def _about(predictor: Predictor, references: References) -> dict[str, Any]:
     """What a script needs to read photos, teach a part and judge."""
     spec, settings, own = predictor.model.encoder.spec, predictor.settings, references.settings
-    about: dict[str, Any] = {"size": spec.size, "mean": spec.mean, "std": spec.std, "grid": spec.grid}
+    about: dict[str, Any] = {name: getattr(spec, name) for name in ("size", "mean", "std", "grid")}
     about |= {name: getattr(own, name) for name in ("top_share", "contrast", "text_weight", "text_trusted_below")}
-    about |= {"background": BACKGROUND, "lowest_background": LOWEST_BACKGROUND, "lowest": LOWEST}
+    about |= {"background": BACKGROUND, "lowest_background": LOWEST_BACKGROUND, "sharpness": SHARPNESS}
     about |= {"other_part_above": settings.other_part_above, "undecided": settings.undecided}
-    about |= {"sharpness": SHARPNESS, "not_shown": NOT_SHOWN}
+    about |= {"lowest": LOWEST, "not_shown": NOT_SHOWN}
     parts = settings.calibration.get(own.unchanged_preset or "")
     if parts is not None:
         counts = range(2, MOST_HELD_OUT + 1)

@@ -1,6 +1,5 @@
 """The library's face: ``from anomalygpt import AnomalyGPT``."""
 
-import json
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,14 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.config.load import load_config
-from anomalygpt.datasets.findings import probability_text
 from anomalygpt.datasets.photos import configure, load_image, to_rgb
 from anomalygpt.errors import UserError
-from anomalygpt.files import replacing
-from anomalygpt.inference.outputs import save_pictures
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult
-from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 from anomalygpt.model.build import installed_config
 
@@ -30,7 +25,7 @@ class AnomalyGPT:
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
-        self._latest: Result | None = None
+        self._latest: ImageResult | None = None
         self._history: list[tuple[str, str]] = []
 
     @classmethod
@@ -40,8 +35,7 @@ class AnomalyGPT:
         """Loads a model; weights that can be fetched are fetched first.
 
         Args:
-            name: a shipped experiment (``compact``, ``compact_best``, ``imagebind_vicuna7b`` …) or a YAML file; by
-                default what is installed.
+            name: a shipped experiment, such as ``compact``, or a YAML file; by default what is installed.
             device: ``auto``, ``cpu``, ``cuda`` …
             chat: False leaves the language model out: it loads sooner, and can't :meth:`chat`.
             settings: ``key.sub=value`` each, as after ``--set`` on the command line.
@@ -66,14 +60,13 @@ class AnomalyGPT:
         self.predictor.set_references((), Path(path))
         return self
 
-    def inspect(self, photo: Photo, class_name: str = UNNAMED_CLASS) -> "Result":
+    def inspect(self, photo: Photo, class_name: str = UNNAMED_CLASS) -> ImageResult:
         """Judges a photo of a class, such as ``screw``, and begins a conversation about it.
 
         ``photo``: a path, an image, or an array (height, width) or (height, width, 3) of uint8; if it can't be read,
         :class:`UserError` says why.
         """
-        image = _image(photo)
-        self._latest, self._history = Result(self.predictor.inspect(image, class_name), image), []
+        self._latest, self._history = self.predictor.inspect(_image(photo), class_name), []
         return self._latest
 
     def chat(self, question: str) -> str:
@@ -88,38 +81,11 @@ class AnomalyGPT:
             raise UserError("no language model is loaded: from_pretrained(…, chat=True) loads one")
         text, history = "", self._history  # another photo begins another history
         try:
-            for piece in self.predictor.stream(self._latest.image, question, history):
+            for piece in self.predictor.stream(self._latest, question, history):
                 text += piece
                 yield piece
         finally:
             history.append((question, text))
-
-
-class Result:
-    """The verdict on a photo."""
-
-    def __init__(self, image: ImageResult, photo: Image.Image) -> None:
-        self.image, self.photo = image, photo  # the complete record; the photo as it was inspected
-        self.findings = image.findings  # all that is known, JSON-ready by ``to_dict()``
-        self.status = image.status  # ``good``, ``defective`` or ``can't tell``
-        self.reason = image.reason  # why it can't tell: ``other_part``, ``unknown_part`` or ``near_threshold``
-        self.probability = self.findings.shown_probability  # of a defect, 0..1; None of another part or an unknown one
-        self.regions = image.regions  # the defects, largest first: box in pixels, place, share of the area
-        self.map = image.map  # (height, width) float32; above ``image.threshold`` a pixel is anomalous
-
-    def plot(self) -> Image.Image:
-        """The photo with its map and numbered regions; a notebook shows it."""
-        return overlay(self.photo, self.map, self.image.threshold, self.regions)
-
-    def save(self, folder: str | PathLike[str], stem: str = "photo") -> None:
-        """Writes STEM_overlay.png, STEM_map.tiff (32-bit float) and STEM.json into a folder."""
-        target = Path(folder)
-        save_pictures(target, stem, self.photo, self.image)
-        with replacing(target / f"{stem}.json") as path:
-            path.write_text(json.dumps(self.findings.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    def __repr__(self) -> str:
-        return f"Result({self.status}, probability {probability_text(self.probability)}, {len(self.regions)} regions)"
 
 
 def _image(photo: Photo) -> Image.Image:

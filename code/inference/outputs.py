@@ -9,28 +9,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cache
 from importlib.metadata import version
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from scipy import ndimage
 
 from anomalygpt.datasets.findings import Language, percent, places_text, probability_text
-from anomalygpt.datasets.records import MAP, OVERLAY, RESULTS, read_results
+from anomalygpt.datasets.records import OVERLAY, RESULTS, read_results
 from anomalygpt.datasets.regions import label_regions
 from anomalygpt.errors import UserError
-from anomalygpt.files import replacing
+from anomalygpt.files import read_yaml, replacing
 from anomalygpt.inference.regions import PEAK_FRACTION
 from anomalygpt.inference.results import ImageResult, Prediction
-from anomalygpt.inference.visualize import overlay
 
 Result = Mapping[str, Any]  # "photo", and what ``Prediction.to_dict`` holds, or an "error"
 
+TEXTS: dict[str, dict[str, str]] = read_yaml(Path(__file__).with_name("report.yaml"))  # by language and name
 PICTURES = 200  # in a report, of the worst photos; the others are lines of a table
 SIDE = 320  # of a picture in pixels
 BINS, WIDEST = 24, 8.0  # of the histogram; scores beyond this factor from the threshold are in its first and last bin
@@ -59,7 +57,7 @@ class Outputs:
         if coco:
             _write(coco, json.dumps(coco_dataset({})))
 
-    def write_pictures(self, path: Path, photo: Image.Image, prediction: Prediction) -> dict[str, str]:
+    def write_pictures(self, path: Path, prediction: Prediction) -> dict[str, str]:
         """Writes a photo's overlay and float map, each atomically: "overlay" and "map" -> file name."""
         image = prediction.image
         if self.coco:
@@ -67,7 +65,7 @@ class Outputs:
         if not self.folder:
             return {}
         with _writing(self.folder):
-            return save_pictures(self.folder, output_stem(path, self._stems), photo, image)
+            return image.save_pictures(self.folder, output_stem(path, self._stems))
 
     def add(self, result: Result) -> None:
         """Appends a result to ``results.jsonl``."""
@@ -88,16 +86,6 @@ class Outputs:
             table.writerow({**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))})
         _write(folder / "results.csv", "\ufeff" + file.getvalue())  # with the mark that Excel needs
         _write(folder / "report.html", report_html(results, folder, settings, language))
-
-
-def save_pictures(folder: Path, stem: str, photo: Image.Image, image: ImageResult) -> dict[str, str]:
-    """Writes a photo's overlay (PNG) and float map (TIFF), each atomically: "overlay" and "map" -> file name."""
-    names = {"overlay": stem + OVERLAY, "map": stem + MAP}
-    pictures = overlay(photo, image.map, image.threshold, image.regions), Image.fromarray(image.map)
-    for name, picture in zip(names.values(), pictures, strict=True):
-        with replacing(folder / name) as temporary:
-            picture.save(temporary)
-    return names
 
 
 @contextmanager
@@ -132,7 +120,7 @@ def coco_annotations(image: ImageResult) -> list[dict[str, Any]]:
     """A photo's regions with polygons in pixels; the photo's probability, if it has one, is their score."""
     from skimage.measure import approximate_polygon, find_contours  # here: imports scipy.signal, which takes its time
 
-    probability, annotations = image.findings.shown_probability, []
+    probability, annotations = image.probability, []
     score = {} if probability is None else {"score": round(probability, 6)}
     for region in image.regions:
         left, top, right, bottom = region.box
@@ -160,12 +148,6 @@ def coco_dataset(photos: Mapping[Path, tuple[tuple[int, int], Sequence[dict[str,
     return {"images": images, "annotations": annotations, "categories": [CATEGORY]}
 
 
-@cache
-def report_texts(language: Language) -> dict[str, str]:
-    """The texts by name."""
-    return yaml.safe_load(Path(__file__).with_name("report.yaml").read_text(encoding="utf-8"))[language]
-
-
 def system_language() -> Language:
     """Chinese where the environment asks for it, else English."""
     names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
@@ -187,16 +169,16 @@ def severity(result: Result) -> tuple[int, float, float]:
 def details(result: Result, language: Language) -> str:
     """Where the defects are, or why there is no verdict; empty for a good photo."""
     if result["reason"]:
-        return report_texts(language)[result["reason"]]
+        return TEXTS[language][result["reason"]]
     if verdict(result) == "good" or not result["regions"]:
         return ""
     places, area = places_text(result["places"], language), percent(result["total_area"], language)
-    return report_texts(language)["place"].format(places=places, area=area)
+    return TEXTS[language]["place"].format(places=places, area=area)
 
 
 def result_text(result: Result, language: Language = "en", colour: bool = False) -> str:
     """A result on a terminal: a line with mark, probability, photo, verdict and place, and the answer beneath."""
-    texts, kind = report_texts(language), verdict(result)
+    texts, kind = TEXTS[language], verdict(result)
     mark, code = MARKS[kind]
     place, share = details(result, language), probability_text(result["probability"])
     text = texts["detail"].format(verdict=texts[kind], text=place) if place else texts[kind]
@@ -230,7 +212,7 @@ def report_html(
 
     photos = sorted((each for each in results if "error" not in each), key=severity)
     bins, counts = histogram(photos), Counter(map(verdict, results))
-    page: dict[str, Any] = {"language": language, "texts": report_texts(language), "settings": settings, "bins": bins}
+    page: dict[str, Any] = {"language": language, "texts": TEXTS[language], "settings": settings, "bins": bins}
     page |= {"photos": photos, "pictures": pictures, "shown": PICTURES, "counts": counts}
     page |= {"unread": [each for each in results if "error" in each]}
     page |= {"tallest": max(map(Counter.total, bins), default=0)}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from copy import copy, deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -99,15 +100,17 @@ class Predictor:
         """
         if saved:
             references = References.load(saved, self.model, self._with_references)
+            for photo in photos:
+                references.add(photo)
         else:
-            references = References(self.model, self.settings.references, self._with_references)
-        for photo in photos:
-            references.add(photo)
-        self._use(references if len(references) else None)
+            references = References(self.model, self.settings.references, self._with_references, photos)
+        self.references, self.unlabelled = references if len(references) else None, None
+        self._calibrations = {}
+        self.calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
 
     def set_unlabelled(self, photos: Iterable[Image.Image]) -> None:
         """Lets three or more photos of one part judge each other, without references; only these can be inspected."""
-        self._use(None)
+        self.references = None
         self.unlabelled = UnlabelledPhotos(self.model, self.settings.references, self._without_references, photos)
         self._calibrations = {UNNAMED_CLASS: self.unlabelled.calibration(self.settings.false_alarm_rate)}
 
@@ -116,10 +119,6 @@ class Predictor:
         if self.references is None:
             raise UserError(f"{path}: there are no references to save")
         self.references.save(path)
-
-    def _use(self, references: References | None) -> None:
-        self.references, self.unlabelled, self._calibrations = references, None, {}
-        self.calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
 
     def feedback(self, image: ImageResult, good: bool | None) -> None:
         """Counts an inspected photo as good or bad from the next verdict on; None withdraws what was said.
@@ -199,17 +198,17 @@ class Predictor:
         return ImageResult(
             features=features,
             model_map=model_map,
+            photo=photo,
             map=on_photo,
             score=score,
             threshold=calibration.threshold,
             score_threshold=calibration.score_threshold,
             regions=regions_of_verdict(on_photo, calibration.threshold, is_anomalous),
             class_name=class_name,
-            probability=probability,
+            score_probability=probability,
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
             references=len(self.references or ()),
             reason=reason,
-            photo=photo,
         )
 
     def _reason(self, features: ImageFeatures, probability: float) -> Reason:
@@ -265,12 +264,8 @@ class Predictor:
 
     def ask(self, image: ImageResult, question: str, history: History = ()) -> Prediction:
         """Asks about a photo: the result of :meth:`stream`."""
-        pieces = self.stream(image, question, history)
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as finished:
-                return finished.value
+        *_, found = with_result(self.stream(image, question, history))
+        return found
 
     def predict_batch(
         self, photos: Sequence[Image.Image], question: str | None = None, class_name: str | None = None
@@ -283,3 +278,8 @@ class Predictor:
         named = class_name or class_in_prompt(question, self.settings.text_class_rule)
         for image in self.inspect_batch(photos, named) if photos else ():
             yield self.ask(image, question)
+
+
+def with_result(answer: Generator[str, None, Prediction]) -> Generator[Any, None, None]:
+    """The pieces of an answer, then what its generator returns."""
+    yield (yield from answer)

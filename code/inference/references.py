@@ -56,23 +56,14 @@ Encoded = Mapping[int, ImageFeatures]  # by scale
 
 
 class References:
-    """Reference photos of good parts. What depends on all of them is computed when it is first needed.
+    """Reference photos of good parts, at least one. What depends on all of them is computed when it is first needed.
 
-    At least one is needed before anything is compared. Raises :class:`UserError` where the settings do not fit each
-    other or the encoder.
-
-    Attributes:
-        tiles: rows and columns in which long photos are compared; by the first one.
-        sources: of each photo, its file, or what number it is.
-        observed: by class name, see ``calibration.Observed``.
+    Raises :class:`UserError` where the settings do not fit each other or the encoder. ``transform`` is in the geometry
+    that queries have too.
     """
 
     def __init__(
-        self,
-        model: AnomalyGPT,
-        settings: ReferenceSettings,
-        transform: ImageTransform,  # in the geometry that queries have too
-        photos: Sequence[Image.Image] = (),
+        self, model: AnomalyGPT, settings: ReferenceSettings, transform: ImageTransform, photos: Iterable[Image.Image]
     ) -> None:
         for what, count in (("scale", len(settings.scales)), ("tap", len(model.encoder.spec.taps))):
             weights = getattr(settings, f"{what}_weights")
@@ -82,14 +73,14 @@ class References:
         self.model, self.settings, self.transform = model, settings, transform
         # References are also encoded at the encoder's own side where the text map has a weight.
         self._scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
-        self.tiles = 1, 1
+        self.tiles = 1, 1  # rows and columns in which long photos are compared; by the first one
         self._photos: list[dict[int, NDArray[np.uint8]]] = []  # of each, by scale, its T tiles (T, S, S, 3)
         self._thumbnails: list[NDArray[np.float32]] = []  # of each photo
-        self.sources: list[str] = []
+        self.sources: list[str] = []  # of each photo, its file, or what number it is
         self._features: dict[tuple[int, int, View], ImageFeatures] = {}  # (photo, scale, view) -> of its T tiles
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
-        self.observed: dict[str, dict[float, bool | None]] = {}
+        self.observed: dict[str, dict[float, bool | None]] = {}  # by class name, see ``calibration.Observed``
         for photo in photos:
             self.add(photo)
 
@@ -222,8 +213,7 @@ class References:
             tiles = {scale: [perturbed(tile) for tile in self._pixels(0, scale)] for scale in self._scales}
             encoded = {scale: self.model.encode(torch.stack(of, dim=1).flatten(0, 1)) for scale, of in tiles.items()}
             maps = [self._maps(self.banks, encoded, key, excluding) for excluding in (False, True)]
-        self._held_out[key] = torch.cat(maps)
-        return self._held_out[key]
+        return self._held_out.setdefault(key, torch.cat(maps))
 
     def calibration_class(self, class_name: str) -> str:
         """The class by which calibrations differ: one for all where maps do not depend on the class."""
@@ -300,7 +290,7 @@ class References:
             raise UserError(f"{path}: {what}; expected one that --save-references wrote")
         try:
             saved = {name: json.loads(about[name]) for name in ("identity", "settings", "tiles", "observed")}
-            references = cls(model, ReferenceSettings.model_validate(saved["settings"]), transform)
+            references = cls(model, ReferenceSettings.model_validate(saved["settings"]), transform, ())
             pixels = {int(name.removeprefix("photos.")): value.numpy() for name, value in read_tensors(path).items()}
         except (KeyError, ValueError) as error:
             reason = " ".join(str(error).split())

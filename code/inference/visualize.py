@@ -30,14 +30,9 @@ def overlay(
 ) -> Image.Image:
     """The photo with its map (height, width) laid over it, and a frame with a number around each region.
 
-    Without regions, no pixel looks anomalous; where the map of a region is nowhere above the threshold, its own lower
-    one counts.
-
-    Args:
-        photo: the upright photo, of the map's shape at any size.
-        regions: as ``regions.regions_of_verdict`` finds them at the threshold, numbered in their order.
-        opacity: of the map, 0..1; 0: frames only.
-        highlighted: the number of the region whose frame stands out, 0: none.
+    The photo is upright, of the map's shape at any size. ``regions`` are those of ``regions.regions_of_verdict`` at the
+    threshold; without any, no pixel looks anomalous, and where the map of one is nowhere above the threshold, its own
+    lower one counts. ``opacity`` is the map's, 0..1; the frame of the region of number ``highlighted`` stands out.
     """
     from matplotlib import colormaps
 

@@ -1,15 +1,23 @@
-"""The server: inspection, parts, and OpenAI's chat completions around one predictor; keys, limits and counters."""
+"""The server around one predictor: inspection, parts, and OpenAI's chat completions; keys, limits and counters.
+
+A part is a file of saved references, in a folder, that is used by name; one thread owns the model.
+"""
 
 import hmac
 import io
 import json
+import re
 import time
 import uuid
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
@@ -20,24 +28,135 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.concurrency import iterate_in_threadpool
 from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.types import Message as Event
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anomalygpt.config.settings import GenerationSettings, PhotoSettings
 from anomalygpt.datasets.dialogue import detection_question
-from anomalygpt.errors import UserError
+from anomalygpt.datasets.photos import load_image
+from anomalygpt.datasets.records import DatasetError
+from anomalygpt.errors import UserError, collected_warnings
 from anomalygpt.inference.answers import class_in_prompt
-from anomalygpt.inference.predictor import Predictor
+from anomalygpt.inference.predictor import Predictor, with_result
+from anomalygpt.inference.references import SUFFIX, saved_photo_settings
 from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.inference.session import MAX_REFERENCES, NO_ANSWER
-from anomalygpt.inference.visualize import overlay
-from anomalygpt.serving.parts import NAME, NO_PART, ModelThread, Parts, from_data_uri, read_photo
 
+NO_PART = "default"  # photos are compared with the text features
+NAME = r"^\w[\w .\-]{0,59}$"
+MAX_LOADED = 8  # parts: 60 MB each with the compact model, hundreds with ImageBind
+BATCH = 8  # photos in one pass of the encoder
 Label = Literal["good", "bad", "neither"]
 PartName = Annotated[str, Field(pattern=NAME)]
 
 WITHOUT_KEY = ("/healthz", "/docs", "/redoc", "/openapi.json")
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def from_data_uri(uri: str) -> bytes:
+    """The content of a base64 data URI. Raises HTTPException (400) for anything else: nothing is fetched."""
+    with suppress(ValueError):
+        if found := re.match(r"data:[^,]{0,100};base64,", uri):
+            return b64decode(uri[found.end() :], validate=True)
+    text = f"{uri[:60]!r} is not fetched: send the photo itself in base64, as in data:image/png;base64,iVBOR…"
+    raise HTTPException(400, text)
+
+
+def read_photo(data: bytes, name: str, megapixels: float, settings: PhotoSettings | None = None) -> Image.Image:
+    """Decodes a photo from its file's bytes; ``info["source"]`` is its name, ``info["warnings"]`` is how it was read.
+
+    ``settings``: see ``photos.load_image``. Raises HTTPException: 413 if it has more megapixels than allowed, 422 if it
+    can't be read.
+    """
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with Image.open(io.BytesIO(data)) as header:
+            found = header.width * header.height / 1e6
+        if found > megapixels:
+            raise HTTPException(413, f"{name}: {found:.1f} megapixels; at most {megapixels:g} are accepted")
+    with NamedTemporaryFile(prefix="photo_") as file:
+        file.write(data)
+        file.flush()
+        try:
+            with collected_warnings() as warnings:
+                photo = load_image(Path(file.name), settings)
+        except DatasetError as error:
+            text = str(error).replace(file.name, name).replace(Path(file.name).name, name)
+            raise HTTPException(422, text) from None
+    photo.info = {"source": name, "warnings": [each.replace(file.name, name) for each in warnings]}
+    return photo
+
+
+class Parts:
+    """The parts in a folder, one file of saved references each. Only the model's thread may load, teach or delete.
+
+    The ``predictor`` has no references; others with the same model are made from it.
+    """
+
+    def __init__(self, folder: Path, predictor: Predictor) -> None:
+        self.folder, self._without_references = folder, predictor
+        self._loaded: dict[tuple[Path, int], Predictor] = {}  # by file and when it was written
+
+    def names(self) -> list[str]:
+        """The names of all parts, sorted."""
+        names = (path.stem for path in self.folder.glob(f"*{SUFFIX}"))
+        return sorted(name for name in names if name != NO_PART and re.fullmatch(NAME, name))
+
+    def _path(self, name: str, *, exists: bool = True) -> Path:
+        path = self.folder / (name + SUFFIX)
+        if exists and not path.is_file():
+            raise HTTPException(404, f"no part {name!r}: teach it by PUT /v1/parts/NAME, or use {NO_PART!r}")
+        return path
+
+    def photo_settings(self, name: str) -> PhotoSettings | None:
+        """How photos of a part are read: as its references were; None: as the server's settings say."""
+        return None if name == NO_PART else saved_photo_settings(self._path(name))
+
+    def predictor(self, name: str) -> Predictor:
+        """The predictor with a part's references."""
+        if name == NO_PART:
+            return self._without_references
+        path = self._path(name)
+        predictor = self._loaded.get((path, path.stat().st_mtime_ns))
+        if predictor is None:
+            predictor = self._without_references.without_references()
+            predictor.set_references((), path)
+        self._keep(path, predictor)
+        return predictor
+
+    def _keep(self, path: Path, predictor: Predictor) -> None:
+        """Keeps a part that its file holds, too, and drops those that were not used for longest."""
+        key = path, path.stat().st_mtime_ns
+        self._loaded.pop(key, None)
+        self._loaded = dict(list(self._loaded.items())[1 - MAX_LOADED :]) | {key: predictor}
+
+    def teach(self, name: str, photos: Sequence[Image.Image]) -> dict[str, Any]:
+        """Encodes and saves good photos in place of what the part was before; returns what :meth:`describe` does."""
+        if name == NO_PART:
+            raise HTTPException(400, f"{NO_PART!r} can't name a part: it stands for none")
+        path, predictor = self._path(name, exists=False), self._without_references.without_references()
+        predictor.set_references(photos)
+        predictor.save_references(path)
+        self._keep(path, predictor)
+        return self.describe(name) | {"warnings": [each for photo in photos for each in photo.info["warnings"]]}
+
+    def correct(self, name: str, photo: Image.Image | None, good: bool | None = None) -> dict[str, Any]:
+        """Counts a photo as good or bad, or by None as neither, from now on; without a photo withdraws all that."""
+        path, predictor = self._path(name), self.predictor(name).copy()  # a full disk leaves the part as it was
+        if photo:
+            predictor.feedback(predictor.inspect(photo), good)
+        else:
+            predictor.forget_feedback()
+        predictor.save_references(path)
+        self._keep(path, predictor)
+        return self.describe(name)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """A part's name, its number of references, and what they are worth, in lines for people."""
+        report = self.predictor(name).report()
+        return {"name": name, "references": len(report.names), "report": report.lines()}
+
+    def forget(self, name: str) -> None:
+        """Deletes a part and its file."""
+        self._path(name).unlink()
 
 
 class Limits(NamedTuple):
@@ -87,9 +206,7 @@ async def read_inspection(request: Request) -> Inspection:
 
 def map_file(result: ImageResult, kind: str) -> str:
     """A photo's map in base64, as ``predict.py`` writes it: the overlay as PNG, or the float map as TIFF."""
-    picture = Image.fromarray(result.map)
-    if kind == "png" and result.photo:
-        picture = overlay(result.photo, result.map, result.threshold, result.regions)
+    picture = result.plot() if kind == "png" else Image.fromarray(result.map)
     picture.save(file := io.BytesIO(), kind)
     return b64encode(file.getvalue()).decode()
 
@@ -102,7 +219,7 @@ class Content(BaseModel):
     image_url: dict[Literal["url", "detail"], str] = {}
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """A turn of the conversation; system and developer messages are not read."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -113,7 +230,7 @@ class ChatRequest(BaseModel):
     """A question with what precedes it; other fields are ignored. How it is sampled is by default the server's."""
 
     model: PartName = Field(NO_PART, description="the name of a part, or ``default``")
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     n: Literal[1] = 1
     stream: bool = False
     temperature: float | None = Field(None, ge=0, le=2)
@@ -121,7 +238,7 @@ class ChatRequest(BaseModel):
     max_new_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
 
 
-def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, list[tuple[str, str]]]:
+def read_messages(messages: Sequence[ChatMessage]) -> tuple[bytes, str, list[tuple[str, str]]]:
     """The latest photo's file, the question, and what was said about that photo before. Raises HTTPException (400)."""
     photo, history, asked = "", list[tuple[str, str]](), list[str]()
     for message in messages:
@@ -143,14 +260,21 @@ def read_messages(messages: Sequence[Message]) -> tuple[bytes, str, list[tuple[s
 
 
 def _record(found: Prediction) -> dict[str, Any]:
-    return {**found.to_dict(), "warnings": found.image.photo.info["warnings"] if found.image.photo else []}
+    return {**found.to_dict(), "warnings": found.image.photo.info["warnings"]}
 
 
 class Service:
-    """The routes."""
+    """The routes. What needs the model runs in its thread, in the order in which it came, answers piece by piece."""
 
     def __init__(self, predictor: Predictor, parts: Parts, megapixels: float) -> None:
-        self.predictor, self.parts, self.model, self.megapixels = predictor, parts, ModelThread(parts), megapixels
+        self.predictor, self.parts, self.megapixels = predictor, parts, megapixels
+        self.photos, self.batches = 0, 0  # that many were inspected
+        self._thread = ThreadPoolExecutor(1, "model")
+        self._waiting: list[SimpleNamespace] = []  # photos; those with the same key are inspected together
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a call in the model's thread."""
+        return self._thread.submit(function, *arguments).result()
 
     def _read(self, file: UploadFile, settings: PhotoSettings | None = None) -> Image.Image:
         return read_photo(file.file.read(), Path(file.filename or "photo").name, self.megapixels, settings)
@@ -159,7 +283,35 @@ class Service:
         """The result of a photo's file, as ``Predictor.predict`` has it."""
         photo = read_photo(data, "the photo", self.megapixels, self.parts.photo_settings(part))
         named = class_name or class_in_prompt(question, self.predictor.settings.text_class_rule)
-        return self.model.inspect(part, named, photo)
+        self._waiting.append(job := SimpleNamespace(key=(part, named), photo=photo, found=Future()))
+        self._run(self._inspect_oldest)  # that one or an earlier call takes this photo
+        return job.found.result()
+
+    def _inspect_oldest(self) -> None:
+        """Inspects the photo that waits longest, if any, with others like it."""
+        batch = [job for job in self._waiting if job.key == self._waiting[0].key][:BATCH]
+        if not batch:
+            return
+        for job in batch:
+            self._waiting.remove(job)
+        (part, class_name), photos = batch[0].key, [job.photo for job in batch]
+        self.photos, self.batches = self.photos + len(batch), self.batches + 1
+        try:
+            for job, result in zip(batch, self.parts.predictor(part).inspect_batch(photos, class_name), strict=True):
+                job.found.set_result(result)
+        except Exception as error:
+            for job in batch:
+                job.found.set_exception(error)
+
+    def _pieces(self, answer: Generator[str, None, Prediction]) -> Generator[Any, None, None]:
+        """The pieces of ``Predictor.stream``, then what it returns; generation stops when this is closed."""
+        pieces, piece = with_result(answer), ""
+        try:
+            while isinstance(piece, str):
+                piece = self._run(next, pieces)
+                yield piece
+        finally:
+            self._thread.submit(pieces.close)
 
     def _require_words(self) -> None:
         if self.predictor.language_model is None:
@@ -184,7 +336,7 @@ class Service:
         result = self._inspect(wanted.photo, wanted.part, wanted.class_name, question)
         found = prediction(result, "", "", self.predictor.settings.verdict)
         if wanted.question:
-            *_, found = self.model.pieces(self.predictor.stream(result, question))
+            *_, found = self._pieces(self.predictor.stream(result, question))
         record = {"part": wanted.part, **_record(found)}
         if wanted.map:
             record["map"] = map_file(result, wanted.map)
@@ -197,7 +349,7 @@ class Service:
         question = question or detection_question(None, with_description=False)
         result = self._inspect(data, body.model, None, " ".join([*(asked for asked, _ in history), question]))
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
-        answer = self.model.pieces(self._sampling(body).stream(result, question, history))
+        answer = self._pieces(self._sampling(body).stream(result, question, history))
         if body.stream:
             return StreamingResponse(self._events(about, answer), media_type="text/event-stream")
         *_, found = answer
@@ -231,24 +383,24 @@ class Service:
         self, name: PartName, photos: Annotated[list[UploadFile], File(max_length=MAX_REFERENCES)]
     ) -> dict[str, Any]:
         """Teaches a part by photos of good ones, in place of what it was before."""
-        return self.model.run(self.parts.teach, name, list(map(self._read, photos)))
+        return self._run(self.parts.teach, name, list(map(self._read, photos)))
 
     def correct(self, name: PartName, photo: UploadFile, label: Annotated[Label, Form()]) -> dict[str, Any]:
         """Says of a photo of a part that it is good or bad, or withdraws that by ``neither``; the verdict learns."""
         image = self._read(photo, self.parts.photo_settings(name))
-        return self.model.run(self.parts.correct, name, image, {"good": True, "bad": False}.get(label))
+        return self._run(self.parts.correct, name, image, {"good": True, "bad": False}.get(label))
 
     def forget_corrections(self, name: PartName) -> None:
         """Withdraws all that was said of photos of a part."""
-        self.model.run(self.parts.correct, name, None)
+        self._run(self.parts.correct, name, None)
 
     def part(self, name: PartName) -> dict[str, Any]:
         """A part that was taught, and what its references are worth."""
-        return self.model.run(self.parts.describe, name)
+        return self._run(self.parts.describe, name)
 
     def forget(self, name: PartName) -> None:
         """Deletes a part."""
-        self.model.run(self.parts.forget, name)
+        self._run(self.parts.forget, name)
 
     def list_parts(self) -> dict[str, list[str]]:
         """The names of all parts."""
@@ -274,12 +426,12 @@ class Gate:
             return await self.app(scope, receive, send)
         began, status, size = time.monotonic(), 499, 0  # 499 as in nginx: the client has left
 
-        async def counted(message: Event) -> None:
+        async def counted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
-        async def limited() -> Event:
+        async def limited() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -316,8 +468,7 @@ class Gate:
             text = "no valid API key: expected the header Authorization: Bearer KEY"
             return error_response(401, text, {"WWW-Authenticate": "Bearer"})
         if uses_model and self.running >= self.limits.waiting:
-            text = f"{self.running} requests wait already"
-            return error_response(503, text, {"Retry-After": "2"})
+            return error_response(503, f"{self.running} requests wait already", {"Retry-After": "2"})
         return None
 
     def metrics(self, **counters: int) -> str:
@@ -348,7 +499,7 @@ def build_app(predictor: Predictor, folder: Path, limits: Limits) -> Gate:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:
-        return gate.metrics(photos_total=service.model.photos, batches_total=service.model.batches)
+        return gate.metrics(photos_total=service.photos, batches_total=service.batches)
 
     async def failed(_: Request, error: Any) -> Response:
         """Any error as OpenAI's clients read it."""

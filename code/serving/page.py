@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import gradio as gr
-import yaml
 from gradio.tunneling import CURRENT_TUNNELS
 from jinja2 import Template
 from starlette.middleware import Middleware
@@ -26,9 +25,10 @@ from starlette.responses import HTMLResponse, Response
 
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.class_info import phrase_table
-from anomalygpt.datasets.findings import Findings, Language, RegionFinding
+from anomalygpt.datasets.findings import Language
 from anomalygpt.datasets.records import read_results
 from anomalygpt.errors import UserError
+from anomalygpt.files import read_yaml
 from anomalygpt.inference import session
 from anomalygpt.inference.calibration import ReferenceReport
 from anomalygpt.inference.outputs import SIDE, Outputs, data_uri, details, severity, verdict
@@ -44,6 +44,9 @@ Example = tuple[str, list[str], str]  # photo, good photos, class name
 THUMBNAIL = 96  # pixels
 PENDING = "…"
 BAR = gr.Progress()
+TEXTS: dict[str, dict[str, str]] = read_yaml(Path(__file__).with_suffix(".yaml"))  # by language and name
+_template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"), autoescape=True, trim_blocks=True)
+HTML: Any = _template.make_module({"words": words, "phrase_table": phrase_table, "page_texts": TEXTS})  # its macros
 
 
 class Part(NamedTuple):
@@ -55,20 +58,6 @@ class Part(NamedTuple):
     marks: tuple[Mark, ...] = ()  # photos that were called good or bad since
 
 
-@cache
-def page_texts() -> dict[str, dict[str, str]]:
-    """The page's texts by language and name."""
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-
-
-@cache
-def page_html() -> Any:
-    """The macros of ``page.html``."""
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    given = {"words": words, "phrase_table": phrase_table}
-    return Template(template, autoescape=True, trim_blocks=True).make_module(given)
-
-
 @contextmanager
 def errors_shown(language: Language) -> Iterator[None]:
     """Shows a mistake as a message, in the page's language if ``page.yaml`` has it."""
@@ -76,37 +65,24 @@ def errors_shown(language: Language) -> Iterator[None]:
         yield
     except UserError as error:
         text = str(error)
-        for pattern, translated in page_texts()["errors"].items() if language == "zh" else ():
+        for pattern, translated in TEXTS["errors"].items() if language == "zh" else ():
             text = re.sub(pattern, translated, text)
-        gr.Warning(escape(text), title=page_texts()[language]["warning"])
+        gr.Warning(escape(text), title=TEXTS[language]["warning"])
 
 
 def bubbles(language: Language, exchanges: Iterable[Exchange]) -> list[dict[str, str]]:
     """Exchanges as messages of the chat; markup in them is shown as text."""
     messages = []
     for each in exchanges:
-        note = f'<small class="note">{page_texts()[language][each.note]}</small>' if each.note else ""
+        note = f'<small class="note">{TEXTS[language][each.note]}</small>' if each.note else ""
         for role, text, after in (("user", each.question, ""), ("assistant", each.answer, note)):
             messages.append({"role": role, "content": f'<div dir="auto">{escape(text, quote=False)}</div>{after}'})
     return messages
 
 
-def summary_html(
-    language: Language, findings: Findings, regions: Sequence[RegionFinding], factor: float, chosen: int = 0
-) -> str:
-    """Badge, certainty, the findings in a sentence, and the table of the regions at ``factor`` times the threshold."""
-    sentence = words.answer_text("describe", findings, language)
-    return page_html().summary(language, page_texts()[language], findings, sentence, regions, factor, chosen)
-
-
 def part_html(language: Language, part: Part | None, *, with_report: bool = False) -> str:
     """What photos are compared with, and on request what that is worth."""
-    if part is None:
-        return ""
-    forms, number = phrase_table(f"findings_{language}")["words"]["references"], len(part.report.names)
-    references = forms["one" if number == 1 else "several"].format(count=number)
-    report = part.report.lines(language) if with_report else []
-    return page_html().part(page_texts()[language], part, references, report)
+    return HTML.part(language, part, with_report) if part else ""
 
 
 def _box(*, running: bool, **changes: Any) -> Any:
@@ -116,7 +92,7 @@ def _box(*, running: bool, **changes: Any) -> Any:
 
 def _row(language: Language, record: dict[str, Any], folder: Path) -> list[Any]:
     """Of the table of many photos: picture, name, verdict, probability in percent, number and places of regions."""
-    name, kind = record["photo"], page_texts()[language][verdict(record)]
+    name, kind = record["photo"], TEXTS[language][verdict(record)]
     if "error" in record:
         return ["", name, kind, None, None, ""]
     picture = f'<img alt="" src="{data_uri(folder / record["overlay"], THUMBNAIL)}">'
@@ -175,8 +151,8 @@ class Page:
                 threshold, findings = factor * result.threshold, result.findings
                 regions = findings.regions if factor == 1 else find_regions(result.map, threshold)
                 picture = overlay(preview, result.map, threshold, regions, opacity, chosen)
-                return (preview, picture), summary_html(language, findings, regions, factor, chosen), conversation
-        return None, f'<p class="hint">{page_texts()[language]["no_verdict"]}</p>', None
+                return (preview, picture), HTML.summary(language, findings, regions, factor, chosen), conversation
+        return None, f'<p class="hint">{TEXTS[language]["no_verdict"]}</p>', None
 
     def ask(self, language: Language, question: str, *given: Any, suggested: str = "ask_verdict") -> Iterator[Any]:
         """Yields chat, question box and conversation while the answer to a question, or to a suggested one, grows."""
@@ -185,7 +161,7 @@ class Page:
             return
         with errors_shown(language):
             conversation = conversation_for(*given)
-            text = question.strip() or page_texts()[language][suggested]
+            text = question.strip() or TEXTS[language][suggested]
             conversation.is_stopped = False
             earlier = list(conversation.exchanges)
             yield bubbles(language, [*earlier, Exchange(text, PENDING)]), _box(running=True, value=""), conversation
@@ -202,15 +178,15 @@ class Page:
         """Yields a photo's files: overlay, map as 32-bit float TIFF, findings with conversation, report."""
         if conversation is None:
             return
-        photo, found = conversation.photo, prediction(self.model.inspect(conversation)[0], "", "")
+        name, found = conversation.photo.name, prediction(self.model.inspect(conversation)[0], "", "")
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
             outputs = Outputs(Path(folder))
-            pictures = outputs.write_pictures(Path(photo.name), session.read_photo(photo), found)
+            pictures = outputs.write_pictures(Path(name), found)
             exchanges = [asdict(each) for each in conversation.exchanges]
-            outputs.add({"photo": photo.name, **found.to_dict(), **pictures, "conversation": exchanges})
+            outputs.add({"photo": name, **found.to_dict(), **pictures, "conversation": exchanges})
             outputs.finish({}, language)
-            names = (*pictures.values(), "results.jsonl", "report.html")
-            yield gr.update(value=[str(Path(folder) / name) for name in names], visible=True)
+            files = (*pictures.values(), "results.jsonl", "report.html")
+            yield gr.update(value=[str(Path(folder) / file) for file in files], visible=True)
 
     def teach(self, language: Language, name: str, files: Sequence[str] | None, model: str) -> Iterator[Any]:
         """Yields the part that good photos, or its own file, show, and its file."""
@@ -227,8 +203,7 @@ class Page:
             shown, part = conversation_for(*given), given[3]
             if shown.references != part.files:
                 raise UserError("This photo is compared with the good photos beside it, not with the learned part.")
-            mark = None if is_good is None else Mark(shown.photo, shown.class_name, is_good)
-            marks = (*part.marks, mark) if mark else part.marks[:-1]
+            marks = part.marks[:-1] if is_good is None else (*part.marks, Mark(shown.photo, shown.class_name, is_good))
             yield from self._learned(shown.model, part.name, part.files, marks)
 
     def _learned(self, model: str, name: str, files: tuple[Path, ...], marks: tuple[Mark, ...] = ()) -> Iterator[Any]:
@@ -241,7 +216,7 @@ class Page:
         self, language: Language, photos: list[str] | None, part: Part | None, name: str = "", bar: gr.Progress = BAR
     ) -> Iterator[tuple[Any, ...]]:
         """Yields a line that sums up the results, a table, the worst first, and CSV, JSON and an HTML report."""
-        texts = page_texts()[language]
+        texts = TEXTS[language]
         compared: dict[str, Any] = {"references": part.files, "marks": part.marks} if part else {}
         settings = {"class_name": part.name, "references": str(len(part.report.names))} if part else {}
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
@@ -266,8 +241,6 @@ class Page:
             files = [str(Path(folder) / name) for name in ("results.csv", "results.jsonl", "report.html")]
             yield f"<p>{line}</p>", table, gr.update(value=files, visible=True)
 
-
-Shared = tuple[Page, gr.State, gr.State, gr.Dropdown]  # in all tabs: events, language, taught part, model's name
 
 MAX_WAITING = 32  # questions; Gradio turns away the next one in its own words
 KEEP_SECONDS = 6 * 3600  # uploaded files and conversations
@@ -303,25 +276,26 @@ def build_page(model: SharedModel, examples: Path, models: Sequence[str] = ("",)
     with gr.Blocks(title="AnomalyGPT", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as demo:
         language, part = gr.State("en"), gr.State(None, time_to_live=KEEP_SECONDS)
         demo.load(language_of, None, language, **QUIET)
-        gr.HTML(page_html().languages(), elem_id="languages")
+        gr.HTML(HTML.languages(), elem_id="languages")
         gr.Markdown(text("title"), elem_id="title")
         several: dict[str, Any] = {"choices": list(models), "value": models[0], "interactive": len(models) > 1}
         name = gr.Dropdown(label=text("model"), render=False, elem_id="model", **several)
-        shared = Page(model), language, part, name
+        page = Page(model)
         file = gr.File(label=text("part_file"), elem_id="part_file", render=False, **HIDDEN)
         with gr.Tab(text("inspect")):
-            _inspect_tab(shared, file, find_examples(examples))
+            _inspect_tab(page, language, part, name, file, find_examples(examples))
         with gr.Tab(text("teach")):
-            _teach_tab(shared, file)
+            _teach_tab(page, language, part, name, file)
         with gr.Tab(text("many")):
-            _many_tab(shared)
+            _many_tab(page, language, part, name)
         name.render()
     return demo
 
 
-def _inspect_tab(shared: Shared, file: gr.File, examples: Sequence[Example]) -> None:
+def _inspect_tab(
+    page: Page, language: gr.State, part: gr.State, name: gr.Dropdown, file: gr.File, examples: Sequence[Example]
+) -> None:
     """A photo on the left, its map and verdict in the middle, the conversation on the right; ``file``: the part's."""
-    page, language, part, name = shared
     conversation = gr.State(None, time_to_live=KEEP_SECONDS)
     with gr.Row(elem_id="inspect"):
         with gr.Column(scale=4, min_width=300):
@@ -372,8 +346,8 @@ def _photo_inputs(language: gr.State, part: gr.State, examples: Sequence[Example
     with gr.Accordion(text("compare"), elem_id="compare"):
         columns: dict[str, Any] = {"columns": 4, "fit_columns": False, "height": 150}
         references = gr.Gallery(label=text("references"), file_types=["image"], elem_id="good", **columns)
-        hint = text("part_example")
-        class_name = gr.Textbox(label=text("part_name"), placeholder=hint, max_lines=1, max_length=60, elem_id="class")
+        labels: dict[str, Any] = {"label": text("part_name"), "placeholder": text("part_example")}
+        class_name = gr.Textbox(max_lines=1, max_length=60, elem_id="class", **labels)
         part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
     if examples:
         row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **QUIET)
@@ -404,8 +378,7 @@ def _chat(page: Page, language: gr.State, given: Sequence[Any]) -> tuple[gr.Chat
     return chat, question
 
 
-def _teach_tab(shared: Shared, file: gr.File) -> None:
-    page, language, part, model_name = shared
+def _teach_tab(page: Page, language: gr.State, part: gr.State, model_name: gr.Dropdown, file: gr.File) -> None:
     gr.Markdown(text("teach_hint"))
     with gr.Row():
         with gr.Column():
@@ -417,19 +390,16 @@ def _teach_tab(shared: Shared, file: gr.File) -> None:
             learned = gr.HTML(elem_id="learned")
             file.render()
             forget = gr.Button(text("forget"), size="sm", elem_id="forget")
-    inputs = [language, name, given, model_name]
-    learn.click(page.teach, inputs, [part, file], show_progress_on=learned, **MODEL)
+    learn.click(page.teach, [language, name, given, model_name], [part, file], show_progress_on=learned, **MODEL)
     forget.click(lambda: (None, gr.update(value=None, visible=False)), None, [part, file], **QUIET)
     part.change(partial(part_html, with_report=True), [language, part], learned, **QUIET)
 
 
-def _many_tab(shared: Shared) -> None:
-    page, language, part, name = shared
+def _many_tab(page: Page, language: gr.State, part: gr.State, name: gr.Dropdown) -> None:
     gr.Markdown(text("many_hint"))
     part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
-    photos = gr.File(
-        label=text("many_photos"), elem_id="photos", file_count="multiple", file_types=["image"], height=180
-    )
+    several: dict[str, Any] = {"file_count": "multiple", "file_types": ["image"], "height": 180}
+    photos = gr.File(label=text("many_photos"), elem_id="photos", **several)
     start = gr.Button(text("run"), variant="primary", elem_id="run")
     line = gr.HTML(elem_id="line")
     kinds: list[Any] = ["html", "str", "str", "number", "number", "str"]
@@ -444,7 +414,7 @@ async def with_language_choice(request: Request, answer_to: Callable[[Request], 
     if request.scope["path"] != "/":
         return answer
     page = b"".join([piece async for piece in answer.body_iterator]).decode()
-    return HTMLResponse(page.replace("<head>", "<head>" + page_html().chosen_language(), 1))
+    return HTMLResponse(page.replace("<head>", "<head>" + HTML.chosen_language(), 1))
 
 
 def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: Path) -> None:
@@ -465,7 +435,7 @@ def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: P
             app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=with_language_choice)]},
             css_paths=Path(__file__).with_suffix(".css"),
             footer_links=[],
-            i18n=gr.I18n(**{tag: page_texts()[tag[:2]] for tag in ("en", "zh", "zh-CN", "zh-TW")}),
+            i18n=gr.I18n(**{tag: TEXTS[tag[:2]] for tag in ("en", "zh", "zh-CN", "zh-TW")}),
         )
         # A browser can't open the wildcard address.
         url = str(demo.local_url).rstrip("/").replace("[::]", "localhost")

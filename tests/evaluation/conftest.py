@@ -85,12 +85,13 @@ class FakePredictor:
         return ImageResult(
             features=SimpleNamespace(is_dark=is_dark),
             model_map=seen[None, None],
+            photo=photo,
             map=seen.numpy(),
             score=float(seen.max()),
             threshold=0.5,
             regions=find_regions(seen.numpy(), 0.5),
             class_name=class_name,
-            probability=float(seen.max()),
+            score_probability=float(seen.max()),
             prompt_map=seen[None, None],
         )
 

@@ -109,7 +109,7 @@ def test_the_longest_position_wins_and_parts_of_words_are_none(answer, expected)
     ],
 )
 def test_verdict_is_the_answers_or_the_scores(answer: str, by_score: bool, wins, expected) -> None:
-    image = replace(result_with(TOP_LEFT, "object"), probability=0.9 if by_score else 0.1)
+    image = replace(result_with(TOP_LEFT, "object"), score_probability=0.9 if by_score else 0.1)
     found = prediction(image, "Is there any defect?", answer, wins)
     assert (found.is_anomalous, found.verdict_from, found.answer_agrees) == expected
 

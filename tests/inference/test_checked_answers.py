@@ -75,7 +75,7 @@ def test_contradicting_answer_is_written_again_from_the_findings_opening() -> No
 @pytest.mark.parametrize(("question", "language"), [("Is it damaged?", "en"), ("它坏了吗？", "zh")])
 @pytest.mark.parametrize("probability", [0.97, 0.04])
 def test_findings_own_sentence_replaces_what_can_not_be_corrected(question: str, language, probability: float) -> None:
-    image = IMAGE if probability > 0.5 else replace(IMAGE, probability=probability, regions=())
+    image = IMAGE if probability > 0.5 else replace(IMAGE, score_probability=probability, regions=())
     wrong = "There are 7 defects at the bottom." if language == "en" else "下方有7处缺陷。"
     pieces, answer = streamed(Script(wrong, f", but {wrong}"), question, image)
     kind = "where" if probability > 0.5 else "describe"  # there the place is wrong, here the verdict
