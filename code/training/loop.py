@@ -72,9 +72,8 @@ class Trainer:
     def run(self) -> None:
         """Trains to the last step with checkpoints on the way, and exports the trained tensors at the end.
 
-        Raises:
-            UserError: the folder's checkpoint does not fit, one can't be written, or :meth:`request_stop` was called.
-            OSError: something else in the folder can't be written.
+        Raises :class:`UserError`: the folder's checkpoint does not fit, one can't be written, or :meth:`request_stop`
+        was called; OSError: something else can't be written.
         """
         step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
         # Second: a refused run must not overwrite the settings that the folder's run has recorded.
