@@ -32,10 +32,7 @@ class Process:
 def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
     """Joins the processes started by ``deepspeed`` or ``torchrun``; else a run of one process.
 
-    Args:
-        device: ``auto`` (CUDA if available), ``cuda`` or ``cpu``.
-        timeout: how long a process waits for the others.
-
+    ``device`` is ``auto`` (CUDA if available), ``cuda`` or ``cpu``; a process waits for the others until a ``timeout``.
     Raises :class:`UserError` where a launcher's variable is missing, or this process has no GPU.
     """
     if device == "auto":

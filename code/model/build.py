@@ -94,13 +94,10 @@ def build_model(
 ) -> AnomalyGPT:
     """Builds every part, loads its weights, and joins them, in evaluation mode.
 
-    Args:
-        device: by default :func:`choose_device`. On ``meta`` the parts have shapes but no values, and no weight file is
-            needed; a language model of unknown size (see :func:`planned_config`) is left out.
-        with_llm: False leaves the language model out; the model then only computes maps.
-        inference: nothing will be trained: the text tower leaves a GPU when its features are cached.
-
-    Raises :class:`CheckpointError` or :class:`WeightsUnavailable`: a file is missing, damaged or another model's.
+    On ``meta`` the parts have shapes but no values, and no weight file is needed; a language model of unknown size (see
+    :func:`planned_config`) is left out, as it is without ``with_llm``: the model then only computes maps. For
+    ``inference`` nothing will be trained: the text tower leaves a GPU when its features are cached. Raises
+    :class:`CheckpointError` or :class:`WeightsUnavailable`: a file is missing, damaged or another model's.
     """
     device = device or choose_device()
     auto = "fp32" if device.type == "cpu" else "fp16"  # fp16 as in the released code

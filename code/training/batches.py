@@ -52,10 +52,8 @@ def endless_batches(
 ) -> Generator[Any]:
     """Yields batches without end, from number ``start`` of this process on; closing it ends the loader processes.
 
-    The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out.
-
-    Raises:
-        UserError: the data set is smaller than one batch of all processes, or a photo can't be read.
+    The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out. Raises
+    :class:`UserError`: the data set is smaller than one batch of all processes, or a photo can't be read.
     """
     sampler: DistributedSampler[Any] = DistributedSampler(
         dataset, process.world_size, process.rank, seed=seed, drop_last=True

@@ -18,7 +18,7 @@ from anomalygpt.training.batches import build_data
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 
 GIB = 2**30
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "auto": 2}  # on a GPU
 CARD = 24  # GiB, of the card that the plan is compared with
 CUDA = "CUDA and fragments"
 CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's buffers
@@ -31,13 +31,7 @@ MAP_COPIES = 8  # of the probabilities at full size that focal and dice loss kee
 
 
 def describe(config: ExperimentConfig, processes: int) -> list[str]:
-    """The plan of a run as lines of text.
-
-    Raises:
-        UserError: the batch does not divide among the processes, the language model's size is unknown, or the model
-            lacks a part that is to be trained.
-        DatasetError: data exist, but not as the settings say.
-    """
+    """The plan of a run as lines of text. Raises :class:`UserError` where it can't start as its settings say."""
     accumulation = accumulation_steps(config.training, processes)
     model, trained = planned_model(config)
     data, pairs, absent = _data(config)
@@ -112,9 +106,10 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     yield f"  host, each process: {_sizes(host)}"
     if config.precision != "auto":  # which is fp32 there
         yield f"  on a CPU instead, each process: {_sizes(host | device | {CUDA: 0})}"
-    if not model.has_llm:
+    if config.llm is None or not model.has_llm:
         return
-    each = [with_precision(config, precision) for precision in PRECISIONS]
+    llms = [config.llm.model_copy(update={"precision": precision}) for precision in PRECISIONS]
+    each = [config.model_copy(update={"llm": llm}) for llm in llms]
     demos = [demo_memory(changed, model) for changed in each]
     rows = {
         "the language model": [demo["language model"] for demo in demos],
@@ -127,16 +122,11 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     yield f"  the demo at 4bit: {_sizes(demos[-1])}"
 
 
-def with_precision(config: ExperimentConfig, precision: str) -> ExperimentConfig:
-    """The same experiment with its language model in another precision."""
-    return config.model_copy(update={"llm": config.llm and config.llm.model_copy(update={"precision": precision})})
-
-
 def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
     """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
     assert config.llm is not None
     llm, encoder = model.llama_model, model.encoder
-    width = BYTES["fp16" if config.precision == "auto" else config.precision]
+    width = BYTES[config.precision]
     text = _count(encoder.text_tower.parameters()) if hasattr(encoder, "text_tower") else 0
     lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
     parts = {name: _count(part.parameters()) for name, part in model.named_children()}
@@ -177,7 +167,7 @@ def estimate_memory(
     trained = _count(p for p in model.parameters() if p.requires_grad)
     frozen = _count(p for p in model.parameters() if not p.requires_grad)
     # Every parameter once: in the engine's half precision, or in fp32 with the frozen ones as they were loaded.
-    each = BYTES["fp16" if config.precision == "auto" else config.precision] if settings.precision == "fp32" else width
+    each = BYTES[config.precision] if settings.precision == "fp32" else width
     weights = frozen * each + trained * width
     if model.has_llm and config.llm:
         weights += weight_bytes(model.llama_model, config.llm.precision, each)

@@ -1,17 +1,19 @@
 """The training loop: batches in, optimiser steps, metrics and checkpoints out (AnomalyGPT section 3.5)."""
 
+import hashlib
 import itertools
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from anomalygpt.config.load import resolve
@@ -24,11 +26,11 @@ from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT, Losses
 from anomalygpt.model.build import build_model, trainable_parts
+from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.training import checkpoints
 from anomalygpt.training.batches import Data, build_data, endless_batches
 from anomalygpt.training.dry_run import parameter_table
 from anomalygpt.training.engine import accumulation_steps, start_engine, total_steps
-from anomalygpt.training.feature_cache import FeatureCache
 from anomalygpt.training.metrics_log import MetricsLog, draw_curves
 from anomalygpt.training.validation import LOSS_PARTS, draw_samples, losses_of, validate
 
@@ -70,9 +72,8 @@ class Trainer:
     def run(self) -> None:
         """Trains to the last step with checkpoints on the way, and exports the trained tensors at the end.
 
-        Raises:
-            UserError: the folder's checkpoint does not fit, one can't be written, or :meth:`request_stop` was called.
-            OSError: something else in the folder can't be written.
+        Raises :class:`UserError`: the folder's checkpoint does not fit, one can't be written, or :meth:`request_stop`
+        was called; OSError: something else can't be written.
         """
         step = checkpoints.load_state(self.engine, self.folder, self.process, self._identity)
         # Second: a refused run must not overwrite the settings that the folder's run has recorded.
@@ -189,6 +190,31 @@ class Trainer:
             views = torch.stack([torch.rot90(batch.references, turn, dims=(-2, -1)) for turn in turns], dim=1)
         one_shot_map = {"references": views, "one_shot_threshold": settings.one_shot_threshold}
         return losses_of(self.engine, batch, self.max_length, **one_shot_map)
+
+
+class FeatureCache:
+    """Encodes (B, 3, S, S) images, but for those that it has kept; the features are the encoder's own.
+
+    An image is kept when it comes a second time, so that simulated defects, which are new in each epoch, take no room;
+    there is ``room`` for so many.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], ImageFeatures], room: int) -> None:
+        self.encode, self.room = encode, room
+        self._seen: set[bytes] = set()
+        self._kept: dict[bytes, ImageFeatures] = {}
+
+    def __call__(self, images: Tensor) -> ImageFeatures:
+        keys = [hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest() for image in images]
+        rows = {key: self._kept[key] for key in keys if key in self._kept}
+        if new := {key: place for place, key in enumerate(keys) if key not in rows}:
+            encoded = self.encode(images[list(new.values())])
+            rows |= {key: encoded[[at]] for at, key in enumerate(new)}  # copies: slices would keep the whole batch
+            again = [key for key in new if key in self._seen]
+            self._kept |= {key: rows[key] for key in again[: self.room - len(self._kept)]}
+            self._seen.update(new)
+        taps = zip(*(rows[key].taps for key in keys), strict=True)
+        return ImageFeatures(tuple(map(torch.cat, taps)), torch.cat([rows[key].embedding for key in keys]))
 
 
 def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:

@@ -23,10 +23,8 @@ COLUMNS = 4  # of curves
 class MetricsLog:
     """Appends to ``metrics.jsonl``, to TensorBoard's events (``training.log``) and to ``training.tracker``.
 
-    Args:
-        start: the step that the run resumes from; lines of later steps, written before it was killed, are removed.
-
-    Raises :class:`UserError` where the tracker's library is not installed.
+    Lines of steps after ``start``, written before a resumed run was killed, are removed. Raises :class:`UserError`
+    where the tracker's library is not installed.
     """
 
     def __init__(self, folder: Path, config: ExperimentConfig, start: int = 0) -> None:
@@ -96,10 +94,8 @@ def draw_curves(folder: Path) -> None:
     figure = Figure(figsize=(3.5 * COLUMNS, 2.6 * rows), layout="constrained")
     for position, name in enumerate(names, start=1):
         panel = figure.add_subplot(rows, COLUMNS, position, title=name.replace("_", " "))
-        for kind, style in (("train", "-"), ("validation", "o--")):
-            found = table[(table["kind"] == kind) & table[name].notna()]
-            if len(found):
-                panel.plot(found["step"], found[name], style, markersize=4, label=kind)
+        for kind, found in table.dropna(subset=name).groupby("kind"):
+            panel.plot(found["step"], found[name], "-" if kind == "train" else "o--", markersize=4, label=kind)
         panel.legend()
     with replacing(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=90, format="png")

@@ -49,16 +49,10 @@ def load_sources() -> dict[str, Weight]:
 
 
 def ensure(name: str, root: Path) -> Path:
-    """The path of a weight, fetched from the first source that has it unless it is already there.
+    """The path of a weight of ``sources.yaml`` below a folder, fetched from the first source that has it if not there.
 
     Several processes may call it at once: one fetches, the others wait. A killed call leaves no half-written weight.
-
-    Args:
-        name: in ``sources.yaml``.
-        root: the weights folder; made when missing.
-
-    Raises:
-        WeightsUnavailable: not there and not available from any source, or the disk is full or not writable.
+    Raises :class:`WeightsUnavailable`: no source has it now, or the disk is full or not writable.
     """
     weight = load_sources()[name]
     # Their content is checked when they are loaded.

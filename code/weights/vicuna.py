@@ -21,7 +21,6 @@ from anomalygpt.model.probe import probe
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2**30
-MANIFEST = "manifest.json"  # beside each fetched weight: its licence and source
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # have a row for each token
 # Meta's names -> Hugging Face's, and the dimension that is divided among the files; -1: each file holds all.
 META_NAMES = {
@@ -35,11 +34,9 @@ META_NAMES = {
 
 
 def joined(parts: list[Tensor], dimension: int = 0, heads: int = 0, device: str = "cpu") -> Tensor:
-    """A tensor in Hugging Face's layout; still mapped where nothing is joined or permuted; on ``meta`` a shape alone.
+    """Parts of a tensor, divided along a dimension, in Hugging Face's layout; ``heads`` are of a Q or K of Meta's.
 
-    Args:
-        dimension: the one that divides the parts.
-        heads: of a Q or K of Meta's, else 0.
+    It is still mapped where nothing is joined or permuted; on ``meta`` it is a shape alone.
     """
     value = torch.cat([part.to(device) for part in parts], dimension) if len(parts) > 1 else parts[0].to(device)
     if heads:  # Meta rotates neighbouring rows of a head as pairs, Hugging Face a row of each half
@@ -73,15 +70,10 @@ def map_folder(folder: Path, kinds: tuple[str, ...], expected: str) -> tuple[dic
 
 
 def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
-    """Writes the folder of Vicuna version 0; a call that was stopped goes on with the shards that it lacks.
+    """Writes Vicuna version 0 to ``out``: float16 shards, config, tokeniser, and a manifest of what went in.
 
-    Args:
-        llama: LLaMA in Hugging Face's or in Meta's layout.
-        delta: the folder of ``vicuna-7b-delta-v0`` or ``vicuna-13b-delta-v0``.
-        out: gets float16 shards, config, tokeniser, and a manifest with the SHA-256 of each file that went in.
-
-    Raises:
-        UserError: a folder is incomplete or something else, the two do not fit, or ``out`` holds other weights.
+    LLaMA is in Hugging Face's or in Meta's layout. A call that was stopped goes on with the shards that it lacks.
+    Raises :class:`UserError`: a folder is incomplete or something else, the two do not fit, or ``out`` holds others.
     """
     base, base_files = map_folder(llama, ("llama", "llama_or_vicuna", "llama_meta"), "LLaMA (the first; 7B or 13B)")
     change, files = map_folder(delta, ("vicuna_delta",), "Vicuna's delta, version 0")
@@ -117,7 +109,7 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
         # The index comes last: nothing loads before.
         for name, content in (
             ("config.json", config | {"vocab_size": shapes[EMBEDDING][0]}),
-            (MANIFEST, {"name": "Vicuna version 0", "sources": digests}),
+            ("manifest.json", {"name": "Vicuna version 0", "sources": digests}),
             ("model.safetensors.index.json", {"metadata": {}, "weight_map": shards.tensor_to_filename}),
         ):
             (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from anomalygpt.config.load import load_config
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
 from anomalygpt.model.build import META, build_model, image_spec, trainable_parts
-from anomalygpt.training.dry_run import GIB, demo_memory, describe, estimate_memory, planned_model, with_precision
+from anomalygpt.training.dry_run import GIB, demo_memory, describe, estimate_memory, planned_model
 from tests.shared_data import ROOT
 
 SCRIPTS = ("train_mvtec", "train_visa", "train_supervised", "train_all_supervised_cn")
@@ -133,7 +133,7 @@ def test_a_frozen_parameter_takes_two_bytes_and_a_trained_one_its_optimisers_too
 
 
 def demo(precision: str) -> dict[str, int]:
-    config = with_precision(load_config("imagebind_vicuna7b"), precision)
+    config = load_config("imagebind_vicuna7b", [f"llm.precision={precision}"])
     return demo_memory(config, planned_model(config)[0])
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.training.feature_cache import FeatureCache
+from anomalygpt.training.loop import FeatureCache
 
 
 class Encoder:
