@@ -160,7 +160,7 @@ def test_markup_is_shown_as_text(photos: list[str], text: str) -> None:
     assert conversation.history[0][0] == predictor.asked[0][0] == text.strip()
 
 
-def test_stop_keeps_what_was_shown(photos: list[str]) -> None:
+def test_stop_keeps_what_was_shown_and_asks_again_on_retry(photos: list[str]) -> None:
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     steps = Page(model).ask("en", "Is it bent?", *given(photos[0]))
     conversation = [next(steps), next(steps)][-1][2]
@@ -168,6 +168,8 @@ def test_stop_keeps_what_was_shown(photos: list[str]) -> None:
     *_, last = steps
     assert texts(last[0]) == ["Is it bent?", "Yes,stopped"]
     assert conversation.history == [("Is it bent?", "Yes,")]
+    *_, last = Page(model).ask_again("en", *given(photos[0])[:-1], conversation)
+    assert texts(last[0]) == ["Is it bent?", "Yes, object number 2."]
 
 
 def test_question_that_was_stopped_before_its_answer_goes_back_to_its_box(photos: list[str]) -> None:
@@ -230,9 +232,10 @@ def test_files_of_a_photo_hold_its_map_and_findings(photos: list[str]) -> None:
     _, conversation = asked("Is it fine?", given(photos[0]))
     result, _ = model.inspect(conversation)
     for shown in Page(model).write_files("en", conversation):
-        overlay, tiff, record, report = shown["value"]
+        overlay, tiff, array, record, report = shown["value"]
         assert Image.open(overlay).size == (40, 30)
         assert np.array_equal(np.asarray(Image.open(tiff)), result.map)
+        assert np.array_equal(np.load(array), result.map)
         assert "data:image/jpeg" in Path(report).read_text(encoding="utf-8")
         written = json.loads(Path(record).read_text(encoding="utf-8"))
     assert written["status"] == "defective" and written["regions"][0]["position"] == "top left"
@@ -243,10 +246,9 @@ def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_pa
     model = SharedModel(FakePredictor)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no photo")
     with pytest.warns(UserWarning, match="text.png: cannot be read"):
-        assert list(Page(model).teach("en", "a/nut", [*photos[1:], str(tmp_path / "text.png")], "")) == []
-    for taught, file in Page(model).teach("en", "a/nut", photos[1:], ""):
-        assert (taught.name, len(taught.report.names)) == ("a/nut", 2)
-        saved = Path(shutil.copy(file["value"], tmp_path))
+        for taught, file in Page(model).teach("en", "a/nut", [*photos[1:], str(tmp_path / "text.png")], ""):
+            assert (taught.name, len(taught.report.names)) == ("a/nut", 2)
+            saved = Path(shutil.copy(file["value"], tmp_path))
     assert part_html("en", taught) == "<p>Learned part: a/nut, 2 reference photos.</p>"
     assert "2 references, at a mean distance of 0.100" in part_html("en", taught, with_report=True)
     assert "2张良品照片，平均距离0.100" in part_html("zh", taught, with_report=True)
@@ -255,7 +257,7 @@ def test_part_is_taught_saved_loaded_and_compared_with(photos: list[str], tmp_pa
         assert (loaded.name, len(loaded.report.names)) == ("a_nut", 2)
     *_, conversation = Page(model).show("en", 1, 1, *given(photos[0], part=loaded))
     assert conversation.references == (saved,)
-    with pytest.warns(UserWarning, match="0 photos: give 1 to"):
+    with pytest.warns(UserWarning, match="0 photos can be read"):
         assert list(Page(model).teach("en", "", [], "")) == []
 
 

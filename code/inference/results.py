@@ -60,8 +60,8 @@ class ImageResult:
     @cached_property
     def findings(self) -> Findings:
         """What is known about the photo: badge, table, JSON, prompt and answers are made of it."""
-        computed: dict[str, Any] = {"probability": self.score_probability, "image_size": self.map.shape[::-1]}
-        return Findings(**{each.name: getattr(self, each.name) for each in fields(Findings)} | computed)
+        size, about = self.map.shape[::-1], (self.class_name, self.references)
+        return Findings(self.status, self.score_probability, self.regions, *about, size, self.reason)
 
     def plot(self) -> Image.Image:
         """The photo with its map and numbered regions; a notebook shows it."""

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import gradio as gr
+import numpy as np
 from gradio.tunneling import CURRENT_TUNNELS
 from jinja2 import Template
 from starlette.middleware import Middleware
@@ -174,26 +175,40 @@ class Page:
         exchanges = conversation.exchanges if conversation else ()
         yield bubbles(language, exchanges), _box(running=False, **left), conversation
 
+    def ask_again(self, language: Language, *given: Any) -> Iterator[Any]:
+        """As :func:`ask`, with the latest question in place of itself."""
+        if given[-1] and given[-1].exchanges:
+            yield from self.ask(language, given[-1].exchanges.pop().question, *given)
+
     def write_files(self, language: Language, conversation: Current) -> Iterator[Any]:
-        """Yields a photo's files: overlay, map as 32-bit float TIFF, findings with conversation, report."""
+        """Yields a photo's files: overlay, map as 32-bit float TIFF and as npy, findings with conversation, report."""
         if conversation is None:
             return
         name, found = conversation.photo.name, prediction(self.model.inspect(conversation)[0], "", "")
         with TemporaryDirectory() as folder:  # Gradio has its own copy of what was yielded
-            outputs = Outputs(Path(folder))
+            outputs, array = Outputs(Path(folder)), f"{conversation.photo.stem}_map.npy"
             pictures = outputs.write_pictures(Path(name), found)
+            np.save(Path(folder) / array, found.image.map)
             exchanges = [asdict(each) for each in conversation.exchanges]
             outputs.add({"photo": name, **found.to_dict(), **pictures, "conversation": exchanges})
             outputs.finish({}, language)
-            files = (*pictures.values(), "results.jsonl", "report.html")
+            files = (*pictures.values(), array, "results.jsonl", "report.html")
             yield gr.update(value=[str(Path(folder) / file) for file in files], visible=True)
 
     def teach(self, language: Language, name: str, files: Sequence[str] | None, model: str) -> Iterator[Any]:
-        """Yields the part that good photos, or its own file, show, and its file."""
+        """Yields the part that good photos, or its own file, show, and its file; warnings name what can't be read."""
+        readable = []
+        for path in map(Path, files or ()):
+            with errors_shown(language):
+                if path.suffix != ".safetensors":
+                    session.read_photo(path)
+                readable.append(path)
         with errors_shown(language):
-            if not 1 <= len(files or ()) <= session.MAX_REFERENCES:
-                raise UserError(f"{len(files or ())} photos: give 1 to {session.MAX_REFERENCES} of a good part.")
-            paths = tuple(map(Path, files or ()))
+            if not 1 <= len(readable) <= session.MAX_REFERENCES:
+                raise UserError(
+                    f"{len(readable)} photos can be read: give 1 to {session.MAX_REFERENCES} of a good part."
+                )
+            paths = tuple(readable)
             name = " ".join(name.split()) or (paths[0].stem if len(paths) == 1 else "part")
             yield from self._learned(model, name, paths)
 
@@ -374,6 +389,7 @@ def _chat(page: Page, language: gr.State, given: Sequence[Any]) -> tuple[gr.Chat
             button.click(partial(page.ask, suggested=name), [language, empty, *given], **one_at_a_time)
             button.click(None, js=SHOW_CHAT, **QUIET)
     question.stop(stop, conversation, question, queue=False, **QUIET)
+    chat.retry(page.ask_again, [language, *given], **one_at_a_time)
     chat.clear(clear, conversation, [question, conversation], queue=False, **QUIET)
     return chat, question
 

@@ -65,7 +65,7 @@ def parameter_table(model: nn.Module, trained: Mapping[str, Sequence[nn.Paramete
 
 def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
     """Lines that count the samples, the number of training samples (None: unknown), a line about absent files."""
-    settings = config.data
+    settings, kind = config.data, "conversations" if config.data.findings else "pairs"
     paths = [source.root for source in settings.sources]
     if settings.instructions:
         paths += [settings.instructions.conversations, settings.instructions.images]
@@ -74,12 +74,12 @@ def _data(config: ExperimentConfig) -> tuple[list[str], int | None, list[str]]:
     except DatasetError as error:
         if settings.sources and all(resolve(path).exists() for path in paths):
             raise
-        return ["  training samples: unknown"], None, [str(error)]
+        return [f"  training {kind}: unknown"], None, [str(error)]
     # A pair has the class of its defect, or of the normal photo that a defect is simulated on.
     real, records = settings.defects == "real", getattr(data.train, "records", ())
     classes = Counter(record.class_name for record in records if record.is_anomalous == real)
-    counts = dict(sorted(classes.items())) | {"training samples": len(data.train)}
-    counts |= {"held-back samples": len(data.validation or ()), "instructions": len(data.instructions or ())}
+    counts = dict(sorted(classes.items())) | {f"training {kind}": len(data.train)}
+    counts |= {f"held-back {kind}": len(data.validation or ()), "instructions": len(data.instructions or ())}
     return [_row(name, number) for name, number in counts.items()], len(data.train), []
 
 

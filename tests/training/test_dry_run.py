@@ -36,7 +36,7 @@ def nothing_there(tmp_path, monkeypatch) -> Path:
 def test_a_plan_needs_neither_weights_nor_data_and_lists_what_is_unknown(nothing_there, name):
     plan = describe(load_config(name), processes=2)
     assert line(plan, "all trained").split()[-1] == "112,663,480"
-    assert line(plan, "training samples").endswith("unknown")
+    assert line(plan, "training pairs").endswith("unknown")
     assert line(plan, "steps:").endswith("unknown")
     assert "accumulation 8 x 2 process(es), each followed by one of instructions" in line(plan, "batch 16")
     assert "fits 24 GiB" in line(plan, "each GPU")
@@ -55,15 +55,15 @@ def test_pairs_and_steps_are_counted_where_the_data_are(experiment):
     plan = describe(load_config(experiment.config, ["training.epochs=3", "training.steps=null"]), processes=1)
     # Six photos of each class, of which one is held back.
     assert [line(plan, name).split()[-1] for name in ("bar", "disc")] == ["5", "5"]
-    assert line(plan, "training samples").split()[-1] == "10"
-    assert line(plan, "held-back samples").split()[-1] == "2"
+    assert line(plan, "training pairs").split()[-1] == "10"
+    assert line(plan, "held-back pairs").split()[-1] == "2"
     assert "in all: 15 steps, 3.0 epochs" in line(plan, "in all")
 
 
 def test_a_plan_of_findings_counts_conversations_and_needs_no_photos(words):
     plan = describe(load_config(words.config), processes=2)
-    assert line(plan, "training samples").split()[-1] == "10"
-    assert line(plan, "held-back samples").split()[-1] == "2"
+    assert line(plan, "training pairs").split()[-1] == "10"
+    assert line(plan, "held-back pairs").split()[-1] == "2"
     assert "batch 2 samples = micro-batch 1 x accumulation 1 x 2" in line(plan, "batch 2")
     assert "in all: 4 steps, 0.8 epochs" in line(plan, "in all")
     assert "not known here" not in plan
@@ -81,7 +81,7 @@ def test_a_tree_that_is_there_but_wrong_is_an_error(experiment, tmp_path):
 def test_an_absent_tree_beside_a_right_one_is_listed_and_nothing_counted(experiment):
     right = f"{{kind: mvtec, root: {experiment.config.parent / 'data'}}}"
     plan = describe(load_config(experiment.config, [f"data.sources=[{right}, {{kind: csv, root: no.csv}}]"]), 1)
-    assert line(plan, "training samples").endswith("unknown")
+    assert line(plan, "training pairs").endswith("unknown")
     assert "no.csv: not there" in line(plan, "data.sources: ")
 
 
@@ -89,7 +89,7 @@ def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path
     (tmp_path / "list.json").write_text("{}")
     source = f"data.instructions={{conversations: {tmp_path}/list.json, images: {tmp_path}/photos}}"
     config = load_config(experiment.config, [source])
-    assert line(describe(config, 1), "training samples:").endswith("unknown")
+    assert line(describe(config, 1), "training pairs:").endswith("unknown")
     (tmp_path / "photos").mkdir()
     with pytest.raises(DatasetError, match="no JSON list"):
         describe(config, 1)
