@@ -12,8 +12,8 @@ from torch import nn
 
 from anomalygpt.config.settings import LoraSettings
 from anomalygpt.errors import UserError, reading_warning
+from anomalygpt.model import checkpoint
 from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, read_tensors, shapes_of, weight_files
-from anomalygpt.model.probe import probe
 
 logger = logging.getLogger(__name__)
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it warns then
@@ -43,7 +43,7 @@ def load_llm(
 
     disable_progress_bar()
     config, found = _read_config(folder)
-    recognised = probe(folder)
+    recognised = checkpoint.probe(folder)
     advice = "python prepare_vicuna.py makes Vicuna version 0 (pretrained_ckpt/README.md)"
     if recognised.kind == "vicuna_delta":
         raise CheckpointError(f"{folder}: this is {recognised.what}; {advice}")
