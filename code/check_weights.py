@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from anomalygpt.config.load import PRETRAINED, home, load_config, names, resolve
+from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import user_errors
 from anomalygpt.files import read_yaml
-
-if TYPE_CHECKING:
-    from anomalygpt.config.schema import ExperimentConfig
 
 PAPER_WEIGHTS = Path(__file__).parent / "weights" / "paper.yaml"
 UNPROVEN = "llama_or_vicuna"  # may stand where Vicuna version 0 belongs, though its files can't prove that it is
@@ -59,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(result["status"] in ("wrong", "missing") for result in results))
 
 
-def needed(config: "ExperimentConfig") -> list[Place]:
+def needed(config: ExperimentConfig) -> list[Place]:
     """The places of all weights that an experiment reads."""
     from anomalygpt.model.build import encoder_fault, is_hub_name, local_llm
 
@@ -84,7 +82,7 @@ def needed(config: "ExperimentConfig") -> list[Place]:
 
 def examine(path: Path, place: Place | None) -> dict[str, Any]:
     """What is at a path, against the place in a config that it is for, if any; the result is one of ``--json``."""
-    from anomalygpt.model.probe import probe
+    from anomalygpt.model.checkpoint import probe
 
     found, table = probe(path), read_yaml(PAPER_WEIGHTS)
     status, misfit = "missing" if found.kind == "missing" else "ok", found.fault

@@ -47,10 +47,9 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
     local_rank, place = int(os.environ["LOCAL_RANK"]), torch.device(device)
     if device == "cuda":
         if local_rank >= (count := torch.cuda.device_count()):
-            raise UserError(
-                f"--device cuda: process {local_rank} of this machine (counted from 0) has no GPU: PyTorch finds "
-                f"{count}; start no more processes on a machine than it has GPUs; --device cpu trains without one"
-            )
+            advice = "start no more processes on a machine than it has GPUs; --device cpu trains without one"
+            which = f"process {local_rank} of this machine (counted from 0)"
+            raise UserError(f"--device cuda: {which} has no GPU: PyTorch finds {count}; {advice}")
         place = torch.device(device, local_rank)
         torch.cuda.set_device(place)
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed

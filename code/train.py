@@ -69,9 +69,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
     logging.basicConfig(level=logging.INFO if process.is_main else logging.ERROR, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if process.device.type == "cpu" and config.training.precision == "fp16":  # DeepSpeed can't, and says so late
-        raise UserError(
-            "training.precision fp16 needs a GPU, and this run is on the CPU; training.precision=fp32 trains there"
-        )
+        raise UserError("training.precision fp16 needs a GPU; training.precision=fp32 trains on this CPU")
     folder = resolve(config.training.output)
     with report_device_errors(), ExitStack() as held:
         trainer = build_trainer(config, process)

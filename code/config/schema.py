@@ -103,10 +103,9 @@ class InferenceConfig(Settings):
         text_class_rule: how a class is found in a question: ``longest_word``, or the released ``official`` rule.
         false_alarm_rate: with references, the fraction of normal photos that may be reported anomalous.
         calibration: by preset of ``references``, what is known of the scores of other parts, with this encoder.
-        findings: what is known about a photo, as text for the language model; every answer is then checked against it,
-            and the verdict is the score's. ``none``, as in the paper: the model reads image, prompts and question only.
-            ``prompt``: findings stand before the question, for a model that was trained to answer from them.
-            ``system``: they are the system message of any chat model, as it is; the map's prompts are left out.
+        findings: what is known about a photo, as text that answers are checked against; the verdict is the score's.
+            ``none``, as in the paper; ``prompt``: before the question, for a model that was trained to read them;
+            ``system``: the system message of any chat model, without the map's prompts.
         verdict: which wins where the answer's yes or no and the calibrated score contradict each other.
         prompt_map: what the prompt learner sees: ``raw`` distances (the paper), or ``calibrated`` ones.
     """

@@ -82,7 +82,7 @@ def view_gains(references: Sequence[ImageFeatures]) -> dict[Augmentation, float]
     distances = {}
     for kind, views in VIEWS.items():
         bank = MemoryBank([photo[[ALL_VIEWS.index(view) for view in views]] for photo in references])
-        queries = [bank.without(number).similarity(photo[:1]) for number, photo in enumerate(references)]
+        queries = [bank[bank.photos != number].similarity(photo[:1]) for number, photo in enumerate(references)]
         distance = 1 - torch.cat(queries).flatten(1)
         distances[kind] = float(distance.topk(max(1, round(TOP_FRACTION * distance.shape[1]))).values.mean())
     least = torch.finfo(torch.float32).eps

@@ -205,7 +205,7 @@ class References:
             return self._held_out[key]
         maps: list[Tensor] = []
         for photo in self._to_hold_out() if len(self) > 1 else ():
-            banks = {scale: bank.without(photo) for scale, bank in self.banks.items()}
+            banks = {scale: bank[bank.photos != photo] for scale, bank in self.banks.items()}
             maps.append(self._maps(banks, {scale: self._views(photo, scale) for scale in self._scales}, key))
         if not maps:
             # Against the whole bank, then without the neighbourhood of each own position: the first kind is too similar

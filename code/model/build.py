@@ -156,7 +156,7 @@ def build_encoder(config: EncoderConfig, device: torch.device, dtype: torch.dtyp
         encoder = make[config.kind]()
     if device != META:
         file = available(config.weights, "encoder.weights")
-        checkpoint.load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind))
+        checkpoint.load_module(_tower(encoder), file, device, dtype, SKIPPED.get(config.kind, ""))
         encoder.to(device, dtype)
     return encoder.requires_grad_(False).eval()
 
@@ -165,7 +165,7 @@ def encoder_fault(config: EncoderConfig, file: Path) -> str:
     """Why a readable weight file is not this encoder's; empty where it is."""
     expected = shapes_of(_tower(build_encoder(config, META, torch.float32)).state_dict())
     try:
-        checkpoint.check_names(expected, shapes_of(checkpoint.read_tensors(file)), file, SKIPPED.get(config.kind))
+        checkpoint.check_names(expected, shapes_of(checkpoint.read_tensors(file)), file, SKIPPED.get(config.kind, ""))
     except CheckpointError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""

@@ -12,8 +12,8 @@ from torch import nn
 
 from anomalygpt.config.settings import LoraSettings
 from anomalygpt.errors import UserError, reading_warning
+from anomalygpt.model import checkpoint
 from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, read_tensors, shapes_of, weight_files
-from anomalygpt.model.probe import probe
 
 logger = logging.getLogger(__name__)
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it warns then
@@ -43,7 +43,7 @@ def load_llm(
 
     disable_progress_bar()
     config, found = _read_config(folder)
-    recognised = probe(folder)
+    recognised = checkpoint.probe(folder)
     advice = "python prepare_vicuna.py makes Vicuna version 0 (pretrained_ckpt/README.md)"
     if recognised.kind == "vicuna_delta":
         raise CheckpointError(f"{folder}: this is {recognised.what}; {advice}")
@@ -70,11 +70,10 @@ def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, prec
     from transformers import BitsAndBytesConfig
 
     if precision in ("auto", "bf16"):  # bf16 is for the decoder of cpu_llama.py alone
-        free = None
+        precision = "full"
         if device.type == "cuda":
             torch.cuda.empty_cache()
-            free = torch.cuda.mem_get_info(device)[0]
-        precision = fitting_precision(planned, dtype, free)
+            precision = fitting_precision(planned, dtype, torch.cuda.mem_get_info(device)[0])
     if precision != "full" and not find_spec("bitsandbytes"):
         raise UserError(f"llm.precision {precision}: needs bitsandbytes: pip install 'bitsandbytes>=0.50'")
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
@@ -84,11 +83,7 @@ def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, prec
 
 
 def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
-    """Bytes of a language model's own parameters, LoRA's apart, ``width`` of each that is not quantized.
-
-    In ``8bit`` and ``4bit`` all linear layers but the output are quantized: to a byte a number and four a row, or by
-    NF4 to half a byte a number, one per 64 numbers, and four per 256 of these blocks.
-    """
+    """Bytes of a language model's parameters but LoRA's, ``width`` of each that is not quantized (docs/training.md)."""
     own = [module for name, module in llm.named_modules() if "lora_" not in name]
     total = sum({id(p): p.numel() for module in own for p in module.parameters(recurse=False)}.values())
     head = llm.get_output_embeddings()  # type: ignore[operator]
@@ -98,11 +93,11 @@ def weight_bytes(llm: nn.Module, precision: str, width: int) -> int:
     return width * (total - linear) + small.get(precision, width * linear)
 
 
-def fitting_precision(llm: nn.Module, dtype: torch.dtype, free: int | None) -> str:
-    """The first of ``full``, ``8bit`` and ``4bit`` that fits so many free bytes; ``full`` without a number of them."""
+def fitting_precision(llm: nn.Module, dtype: torch.dtype, free: int) -> str:
+    """The first of ``full``, ``8bit`` and ``4bit`` that fits so many free bytes."""
     sizes = {each: weight_bytes(llm, each, dtype.itemsize) for each in PRECISIONS}
-    left = (free or 0) - (sizes["full"] // WORKSPACE if find_spec("bitsandbytes") else 0)
-    if free is None or sizes["full"] <= left:
+    left = free - (sizes["full"] // WORKSPACE if find_spec("bitsandbytes") else 0)
+    if sizes["full"] <= left:
         return "full"
     lack = f"{free / GIB:.1f} GiB of the GPU's memory are free, and the language model takes {sizes['full'] / GIB:.1f}"
     precision = "8bit" if sizes["8bit"] <= left else "4bit"

@@ -18,15 +18,12 @@ PROJECTED_WIDTH = 128  # distances survive a random projection to this width (Jo
 
 
 class MemoryBank:
-    """Unit-length patch features of reference photos.
+    """Unit-length patch features of reference photos: ``taps``, L tensors (M, D_v) float32, or float16
+    above ``HALF_ABOVE`` patches.
 
     ``references`` are the features of K photos; or, of each of K photos, the features of its V views. ``positions``, of
-    each photo (V, P * P) int64, say where the patches of its views lie on the upright photo, in reading order.
-
-    Attributes:
-        taps: L tensors (M, D_v) float32, or float16 above ``HALF_ABOVE`` patches.
-        photos: (M,) int64, the number of the photo that a patch comes from.
-        positions: (M,) int64, the patch's position on the upright photo.
+    each photo (V, P * P) int64, say where the patches of its views lie on the upright photo, in reading order. The bank
+    has the number of each patch's photo, and its position there, as ``photos`` and ``positions``, (M,) int64.
     """
 
     def __init__(
@@ -54,10 +51,6 @@ class MemoryBank:
         chosen.taps = tuple(tap[rows] for tap in self.taps)
         chosen.photos, chosen.positions = self.photos[rows], self.positions[rows]
         return chosen
-
-    def without(self, photo: int) -> "MemoryBank":
-        """The bank without one photo, as if it had never been added."""
-        return self[self.photos != photo]
 
     def coreset(self, size: int) -> "MemoryBank":
         """A k-centre coreset of ``size`` patches, chosen on all taps together; the bank itself where it has no more."""

@@ -7,15 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORMAL_STATES = (
-    "{}",
-    "flawless {}",
-    "perfect {}",
-    "unblemished {}",
-    "{} without flaw",
-    "{} without defect",
-    "{} without damage",
-)
+NORMAL_STATES = ("{}", "flawless {}", "perfect {}", "unblemished {}",
+                 "{} without flaw", "{} without defect", "{} without damage")  # fmt: skip
 ABNORMAL_STATES = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
 INITIAL_DISTANCE = 0.1  # between the two learned text features, relative to their length
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.")

@@ -43,27 +43,23 @@ def build_data(config: ExperimentConfig, *, decode_all: bool) -> Data:
 def endless_batches(
     dataset: Dataset[Any],
     collate: Callable[[Sequence[Any]], Any],
-    *,
-    batch_size: int,
+    config: ExperimentConfig,
     process: Process,
-    seed: int,
-    workers: int = 0,
     start: int = 0,
 ) -> Generator[Any]:
-    """Yields batches without end, from number ``start`` of this process on; closing it ends the loader processes.
+    """Yields micro-batches without end, from number ``start`` of this process on; closing it ends the loader processes.
 
     The order depends on the seed and the epoch alone. An incomplete last batch of an epoch is left out. Raises
     :class:`UserError`: the data set is smaller than one batch of all processes, or a photo can't be read.
     """
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        dataset, process.world_size, process.rank, seed=seed, drop_last=True
-    )
+    batch_size, workers = config.training.micro_batch_size, config.data.workers
+    place = process.world_size, process.rank
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, *place, seed=config.seed, drop_last=True)
     per_epoch = sampler.num_samples // batch_size
     if per_epoch == 0:
-        raise UserError(
-            f"{len(dataset)} samples are fewer than micro_batch_size {batch_size} x "  # type: ignore[arg-type]
-            f"{process.world_size} process(es); lower training.micro_batch_size or add photos"
-        )
+        at_once = f"micro_batch_size {batch_size} x {process.world_size} process(es)"
+        advice = "lower training.micro_batch_size or add photos"
+        raise UserError(f"{len(sampler.dataset)} samples are fewer than {at_once}; {advice}")  # type: ignore[arg-type]
     if workers:
         atexit.register(_kill_workers)
     order: list[int] = []  # of this process's samples in an epoch

@@ -97,10 +97,9 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
         if any(words in str(error) for words in LOST_PROCESS):
             raise
         free = shutil.disk_usage(folder).free / 2**20  # torch's message does not name a full disk
-        raise UserError(
-            f"{target}: the checkpoint could not be written ({first_line(error)}; {free:,.0f} MiB free there); make "
-            "room, then start the same command again to go on from the one before"
-        ) from error
+        reason = f"could not be written ({first_line(error)}; {free:,.0f} MiB free there)"
+        advice = "make room, then start the same command again to go on from the one before"
+        raise UserError(f"{target}: the checkpoint {reason}; {advice}") from error
     os.sync()  # a power cut must not leave run.json without the other files
     barrier()
     if process.is_main:
@@ -124,10 +123,8 @@ def load_state(engine: Any, folder: Path, process: Process, identity: Mapping[st
     written = json.loads((newest / IDENTITY).read_text(encoding="utf-8"))
     differ = [f"{key} {written.get(key)}, here {value}" for key, value in identity.items() if written.get(key) != value]
     if differ:
-        raise UserError(
-            f"{newest} was written with {'; '.join(differ)}. Take the run up as it was (its config.yaml lies in "
-            f"{folder}), or choose another training.output"
-        )
+        advice = f"Take the run up as it was (its config.yaml lies in {folder}), or choose another training.output"
+        raise UserError(f"{newest} was written with {'; '.join(differ)}. {advice}")
     if process.is_main:
         for interrupted in set((folder / FOLDER).glob("step*")) - set(found):
             shutil.rmtree(interrupted, ignore_errors=True)

@@ -12,12 +12,12 @@ from anomalygpt.datasets.records import DatasetError
 from anomalygpt.errors import UserError
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import META, build_model, local_llm, missing_weights, trainable_parts
-from anomalygpt.model.llm import PRECISIONS, planned_config, weight_bytes
+from anomalygpt.model.checkpoint import part_of
+from anomalygpt.model.llm import GIB, PRECISIONS, planned_config, weight_bytes
 from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.batches import build_data
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 
-GIB = 2**30
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "auto": 2}  # on a GPU
 CARD = 24  # GiB, of the card that the plan is compared with
 CUDA = "CUDA and fragments"
@@ -125,19 +125,16 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
 def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
     """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
     assert config.llm is not None
-    llm, encoder = model.llama_model, model.encoder
-    width = BYTES[config.precision]
+    llm, width = model.llama_model, BYTES[config.precision]
+    encoder: Any = model.encoder
     text = _count(encoder.text_tower.parameters()) if hasattr(encoder, "text_tower") else 0
-    lora = _count(p for name, p in llm.named_parameters() if "lora_" in name)
-    parts = {name: _count(part.parameters()) for name, part in model.named_children()}
     tokens = config.llm.max_target_tokens + FRAME_TOKENS
+    past = 2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens
     return {
         "language model": weight_bytes(llm, config.llm.precision, width),
-        "encoder": width * (parts.pop("encoder") - text),
-        "trained parts and LoRA": 4 * (sum(parts.values()) - parts["llama_model"] + lora),
-        # By turns: a class's sentences are encoded before an answer begins.
-        "keys and values, or the text tower": width
-        * max(2 * llm.config.num_hidden_layers * _key_width(llm.config) * tokens, text),
+        "encoder": width * (_count(encoder.parameters()) - text),
+        "trained parts and LoRA": 4 * _count(p for name, p in model.named_parameters() if part_of(name)),
+        "keys and values, or the text tower": width * max(past, text),  # a class is encoded before an answer begins
         "CUDA": CUDA_BYTES // 2,  # one process, without exchange of gradients
     }
 

@@ -39,10 +39,9 @@ def accumulation_steps(settings: TrainingConfig, world_size: int) -> int:
     """Micro-batches per optimiser step and process. Raises :class:`UserError` if the batch does not divide."""
     at_once = settings.micro_batch_size * world_size
     if settings.batch_size % at_once:
-        raise UserError(
-            f"training.batch_size {settings.batch_size} is not micro_batch_size {settings.micro_batch_size} x "
-            f"{world_size} process(es) x a whole number; {at_once * max(1, settings.batch_size // at_once)} would be"
-        )
+        wanted = f"micro_batch_size {settings.micro_batch_size} x {world_size} process(es) x a whole number"
+        near = at_once * max(1, settings.batch_size // at_once)
+        raise UserError(f"training.batch_size {settings.batch_size} is not {wanted}; {near} would be")
     return settings.batch_size // at_once
 
 
@@ -88,16 +87,13 @@ def start_engine(model: nn.Module, settings: TrainingConfig, world_size: int, st
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # By default DeepSpeed sets aside half a billion numbers for exchanging gradients, 1 GB of the GPU's memory.
     config["zero_optimization"]["reduce_bucket_size"] = min(500_000_000, sum(p.numel() for p in trainable))
-    rate: Any = partial(
-        get_linear_schedule_with_warmup, num_warmup_steps=warmup_steps(settings, steps), num_training_steps=steps
-    )
+    warmup = warmup_steps(settings, steps)
+    rate: Any = partial(get_linear_schedule_with_warmup, num_warmup_steps=warmup, num_training_steps=steps)
     try:
         engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config, lr_scheduler=rate)
     except (RuntimeError, ImportError, OSError, subprocess.CalledProcessError) as error:
         if "cpu_adam" not in str(error):
             raise
-        raise UserError(
-            "training.offload_optimizer: DeepSpeed's CPU Adam could not be compiled, which needs a C++ compiler (g++); "
-            "install one, or keep the optimiser on the GPU with training.offload_optimizer=false"
-        ) from error
+        advice = "install a C++ compiler (g++), or keep it on the GPU with training.offload_optimizer=false"
+        raise UserError(f"training.offload_optimizer: DeepSpeed's CPU Adam could not be compiled; {advice}") from error
     return engine

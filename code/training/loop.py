@@ -91,14 +91,7 @@ class Trainer:
 
     def open_batches(self, step: int) -> None:
         """Prepares the batches of all steps after ``step``."""
-        batches = partial(
-            endless_batches,
-            batch_size=self.settings.micro_batch_size,
-            process=self.process,
-            seed=self.config.seed,
-            workers=self.config.data.workers,
-            start=step * self.accumulation,
-        )
+        batches = partial(endless_batches, config=self.config, process=self.process, start=step * self.accumulation)
         self._pairs = batches(self.data.train, FindingsBatch.of if self.config.data.findings else collate_pairs)
         if self.data.instructions is not None:
             self._instructions = batches(self.data.instructions, InstructionBatch.of)
@@ -193,10 +186,9 @@ class Trainer:
 
 
 class FeatureCache:
-    """Encodes (B, 3, S, S) images, but for those that it has kept; the features are the encoder's own.
+    """Encodes (B, 3, S, S) images, but for those, at most ``room``, that it has kept; the features are the encoder's.
 
-    An image is kept when it comes a second time, so that simulated defects, which are new in each epoch, take no room;
-    there is ``room`` for so many.
+    An image is kept when it comes a second time, so that simulated defects, which are new in each epoch, take no room.
     """
 
     def __init__(self, encode: Callable[[Tensor], ImageFeatures], room: int) -> None:

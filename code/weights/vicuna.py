@@ -15,8 +15,7 @@ from torch import Tensor
 from anomalygpt.errors import UserError
 from anomalygpt.files import claimed, sha256
 from anomalygpt.model import checkpoint
-from anomalygpt.model.checkpoint import CheckpointError, read_tensors, save_tensors
-from anomalygpt.model.probe import probe
+from anomalygpt.model.checkpoint import CheckpointError, probe, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def joined(parts: list[Tensor], dimension: int = 0, heads: int = 0, device: str 
 def map_folder(folder: Path, kinds: tuple[str, ...], expected: str) -> tuple[dict[str, Any], list[Path]]:
     """Functions that read the tensors of a folder in either layout, by Hugging Face's names; and its files.
 
-    Raises :class:`CheckpointError` where it is incomplete or none of the kinds of ``model/probe.py``.
+    Raises :class:`CheckpointError` where it is incomplete or none of the kinds of ``model/checkpoint.py``.
     """
     found = probe(folder)
     if found.fault or found.kind not in kinds:

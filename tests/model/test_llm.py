@@ -261,9 +261,9 @@ def test_precision_that_fits_the_free_memory_is_chosen_and_said(caplog, monkeypa
     sizes = {each: weight_bytes(llama, each, 2) / GIB for each in ("full", "8bit", "4bit")}
     assert sizes == pytest.approx({"full": 12.55, "8bit": 6.53, "4bit": 3.60}, abs=0.01)
     monkeypatch.setattr(language_model, "find_spec", lambda name: name)  # where it is not installed, too
-    for free, expected in ((None, "full"), (24, "full"), (14, "full"), (12, "8bit"), (7, "4bit")):
+    for free, expected in ((24, "full"), (14, "full"), (12, "8bit"), (7, "4bit")):
         caplog.clear()
-        assert fitting_precision(llama, torch.float16, free and free * GIB) == expected
+        assert fitting_precision(llama, torch.float16, free * GIB) == expected
         assert len(caplog.messages) == (expected != "full")
         assert all(f"in {expected} it is {sizes[expected]:.1f} (llm.precision)" in line for line in caplog.messages)
     monkeypatch.setattr(language_model, "find_spec", lambda name: None)

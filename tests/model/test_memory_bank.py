@@ -69,7 +69,8 @@ def test_tap_weights_are_normalised() -> None:
 
 def test_photo_left_out_is_as_if_it_had_never_been_added() -> None:
     photos, query = features(3), features(seed=9)
-    left = MemoryBank(photos).without(1)
+    bank = MemoryBank(photos)
+    left = bank[bank.photos != 1]
     assert len(left) == 2 * GRID**2
     assert torch.equal(left.similarity(query), MemoryBank(photos[[0, 2]]).similarity(query))
 

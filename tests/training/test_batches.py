@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from anomalygpt.config.load import load_config
+from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import DatasetError
 from anomalygpt.distributed import Process
@@ -43,7 +45,11 @@ class Numbers(Dataset):
 
 def endless(*, workers: int = 0, start: int = 0, rank: int = 0, world_size: int = 1) -> Generator:
     process = Process(rank, rank, world_size, torch.device("cpu"))
-    return endless_batches(Numbers(), list, batch_size=3, process=process, seed=1, workers=workers, start=start)
+    return endless_batches(Numbers(), list, settings(3, workers), process, start)
+
+
+def settings(batch_size: int, workers: int) -> ExperimentConfig:
+    return load_config("train_mvtec", ["seed=1", f"training.micro_batch_size={batch_size}", f"data.workers={workers}"])
 
 
 def batches(count: int, **options: int) -> list:
@@ -142,5 +148,5 @@ class Photos(Dataset):
 def test_a_photo_that_cannot_be_read_is_one_line_from_a_loader_process_too(tmp_path, workers):
     process = Process(0, 0, 1, torch.device("cpu"))
     with pytest.raises(DatasetError, match=r"cut\.png") as caught:
-        next(endless_batches(Photos(tmp_path), list, batch_size=2, process=process, seed=1, workers=workers))
+        next(endless_batches(Photos(tmp_path), list, settings(2, workers), process))
     assert "\n" not in str(caught.value)

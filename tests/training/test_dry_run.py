@@ -62,8 +62,8 @@ def test_pairs_and_steps_are_counted_where_the_data_are(experiment):
 
 def test_a_plan_of_findings_counts_conversations_and_needs_no_photos(words):
     plan = describe(load_config(words.config), processes=2)
-    assert line(plan, "training pairs").split()[-1] == "10"
-    assert line(plan, "held-back pairs").split()[-1] == "2"
+    assert line(plan, "training conversations").split()[-1] == "10"
+    assert line(plan, "held-back conversations").split()[-1] == "2"
     assert "batch 2 samples = micro-batch 1 x accumulation 1 x 2" in line(plan, "batch 2")
     assert "in all: 4 steps, 0.8 epochs" in line(plan, "in all")
     assert "not known here" not in plan

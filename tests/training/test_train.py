@@ -197,7 +197,7 @@ def test_two_processes_train_and_export_one_delta(experiment, launcher):
     ("setting", "words"),
     [
         ("training.optimiser.lr=1", "did you mean 'optimizer'?"),
-        ("training.precision=fp16", "this run is on the CPU; training.precision=fp32 trains there"),
+        ("training.precision=fp16", "needs a GPU; training.precision=fp32 trains on this CPU"),
     ],
 )
 def test_a_wrong_setting_is_one_line(experiment, setting, words):

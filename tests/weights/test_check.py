@@ -13,9 +13,8 @@ import torch
 
 from anomalygpt.check_weights import main
 from anomalygpt.errors import UserError, set_strict
-from anomalygpt.model.checkpoint import CheckpointError, read_tensors
+from anomalygpt.model.checkpoint import CheckpointError, probe, read_tensors
 from anomalygpt.model.llm import load_llm
-from anomalygpt.model.probe import probe
 from tests.weights.made_weights import DELTA, MADE, anomalygpt, imagebind, llama, pandagpt, saved, write_hf, write_wide
 
 

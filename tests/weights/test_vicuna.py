@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from anomalygpt.model.checkpoint import read_tensors
+from anomalygpt.model.checkpoint import probe, read_tensors
 from anomalygpt.model.llm import load_llm
-from anomalygpt.model.probe import probe
 from anomalygpt.prepare_vicuna import main
 from anomalygpt.weights import vicuna
 from tests.shared_data import ROOT
