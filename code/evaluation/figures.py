@@ -63,11 +63,14 @@ def write_sheet(folder: Path, cell: Cell, result: dict[str, Any], examples: Exam
     figure = Figure(figsize=(15, 0.8 + 2.7 * len(shown)), layout="constrained")
     fonts = sorted({font.name for font in fontManager.ttflist if CHINESE.search(font.name)})
     style: dict[str, Any] = {"family": ["DejaVu Sans", *fonts], "parse_math": False}  # the first that has a letter
-    figure.suptitle(f"{cell.class_name}, {title_of(cell.shots).lower()}: photo, mask, map, overlay", **style)
+    photos = {photo["photo"]: photo for photo in result["photos"]}
+    title = f"{cell.class_name}, {title_of(cell.shots).lower()}: photo, mask, map, overlay"
+    if not fonts and re.search("[⺀-鿿]", str([title, *photos.values()])):
+        title += "\n(boxes: Chinese, for which this system has no font; install one such as Noto Sans CJK)"
+    figure.suptitle(title, **style)
     panels = figure.subplots(max(1, len(shown)), KEPT, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    photos = {photo["photo"]: photo for photo in result["photos"]}
     for row, (case, kept) in zip(panels, shown, strict=False):
         for axes, (_, name, strip) in zip(row, kept, strict=False):
             photo = photos[name]
