@@ -58,10 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def claimed(folder: Path, option: str) -> Iterator[None]:
-    """Makes a folder and locks it against a second run while the block lasts, or until the process is killed.
-
-    Raises :class:`UserError` where that can't be; names the ``option`` that chose the folder.
-    """
+    """Makes a folder, locked against a second run while the block lasts; errors name the ``option``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -274,10 +274,7 @@ def read_photos(paths: Iterable[Path], ahead: int = 1) -> "Iterator[tuple[Path, 
 
 
 def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
-    """Photos, folders (with ``recursive`` also what is below them) and globs -> photos, in order, each once.
-
-    Raises :class:`UserError` where a pattern matches nothing.
-    """
+    """Photos, folders (``recursive``: and below) and globs -> photos, in order, each once; UserError: nothing there."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()

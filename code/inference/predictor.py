@@ -121,10 +121,7 @@ class Predictor:
         self.references.save(path)
 
     def feedback(self, image: ImageResult, good: bool | None) -> None:
-        """Counts an inspected photo as good or bad from the next verdict on; None withdraws what was said.
-
-        The references keep it, and their file. Raises :class:`UserError` where there are none.
-        """
+        """Counts a photo as good or bad from now on, or by None as neither; UserError without references."""
         if self.references is None:
             raise UserError("a photo can be called good or bad only where there are references")
         observed, score = self.references.observed_as(image.class_name), round(image.score, 6)

