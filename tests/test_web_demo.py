@@ -494,6 +494,7 @@ def test_language_can_be_chosen_in_a_browser(page_address: str) -> None:
             window.page.get_by_text(TEXTS[tag]["no_verdict"]).wait_for()
             window.page.locator("#examples button").first.click()
             window.page.locator("#summary .verdict b").get_by_text(TEXTS[tag]["defective"]).wait_for()
+        assert "<" not in window.page.locator("body").inner_text()  # no markup is shown as text
 
 
 @pytest.mark.weights

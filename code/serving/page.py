@@ -430,7 +430,7 @@ async def with_language_choice(request: Request, answer_to: Callable[[Request], 
     if request.scope["path"] != "/":
         return answer
     page = b"".join([piece async for piece in answer.body_iterator]).decode()
-    return HTMLResponse(page.replace("<head>", "<head>" + HTML.chosen_language(), 1))
+    return HTMLResponse(page.replace("<head>", f"<head>{HTML.chosen_language()}", 1))
 
 
 def serve(demo: gr.Blocks, host: str, port: int | None, share: bool, examples: Path) -> None:
