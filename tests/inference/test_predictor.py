@@ -81,7 +81,7 @@ def test_references_are_set_replaced_and_cleared(predictor: Predictor, photo) ->
     text = predictor.inspect(query)
     good = predictor.inspect(photo())
     assert good.score < good.threshold
-    assert good.probability == pytest.approx(good.score / (2 * good.threshold))
+    assert good.score_probability == pytest.approx(good.score / (2 * good.threshold))
     assert predictor.references is None
     with pytest.raises(UserError, match="there are no references to save"):
         predictor.save_references(Path("part.safetensors"))
