@@ -87,10 +87,7 @@ def detection_question(
 
 
 def defect_sentence(class_name: str, defect: str, language: str = "en") -> str | None:
-    """What kind of defect a data set's name means: ``scratch_head`` -> ``The head of the screw is scratched.``
-
-    Several kinds, separated by commas, give a sentence each. None for names that mean no more than ``defect``.
-    """
+    """``scratch_head`` -> ``The head of the screw is scratched.``, of each kind; None if it means just ``defect``."""
     forms = phrase_table(language)["defects"]
     known = forms["any_class"] | forms["classes"].get(spoken_name(class_name).lower(), {})
     sentences = []

@@ -22,10 +22,7 @@ DEFECTS |= {"YW": "foreign objects", "ZW": "contamination"}
 
 
 def index_marked(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """KolektorSDD, KolektorSDD2 or DAGM 2007: a photo whose mask marks something is a defect, in either split.
-
-    Of KolektorSDD, which has no split, the first half of the items trains. Raises :class:`DatasetError`.
-    """
+    """KolektorSDD (the first half of its items trains), SDD2 or DAGM 2007: what has a mask that marks some is bad."""
     folders = {root.resolve().name: root} if _splits(root) else {s.name: s for s in list_folders(root) if _splits(s)}
     chosen = choose_classes(root, list(folders), classes)
     records = [record for name in chosen for record in index_annotated(_marked, folders[name], name=name)]
@@ -55,10 +52,7 @@ def _splits(folder: Path) -> dict[Path, Split]:
 
 
 def index_real_iad(root: Path, classes: Sequence[str] | None = None) -> list[ImageRecord]:
-    """Real-IAD by its JSON splits: ``root`` holds ``realiad_jsons`` and ``realiad_1024``, or is a folder of splits.
-
-    Photos are of the largest ``realiad_<side>`` there or up to two folders above. Raises :class:`DatasetError`.
-    """
+    """Real-IAD by its JSON splits: ``root`` holds ``realiad_jsons`` and ``realiad_1024``, or is a folder of splits."""
     root = root.resolve()
     folders = (root, root / "realiad_jsons", root / "realiad_jsons" / "realiad_jsons")
     tables = next((found for folder in folders if (found := {path.stem: path for path in folder.glob("*.json")})), {})

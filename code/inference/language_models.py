@@ -1,7 +1,4 @@
-"""Language models that answer about a photo: AnomalyGPT's own, any Hugging Face chat model, or one behind an endpoint.
-
-Others than its own read rules and findings as their system message.
-"""
+"""Language models that answer about a photo: AnomalyGPT's own, a Hugging Face chat model, or one at an endpoint."""
 
 import os
 import re
