@@ -6,6 +6,7 @@ and host memory of reading ``imagebind_huge.pth``; ``llm`` those of the language
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -89,6 +90,8 @@ def random_model(device: str, dtype: Any, size: Any = None) -> Any:
     for name, value in encoder.named_parameters():
         norm = value.dim() < 2 and name.endswith("weight")
         value.fill_(1.0) if norm or value.dim() == 0 else value.normal_(0, 0.02)
+    for value in encoder.buffers():  # the text tower's scale
+        value.fill_(math.log(1 / 0.07))
     spec = encoder.spec
     decoder = ImageDecoder(spec.tap_width, spec.embed_width, len(spec.taps)).to(device)
     return AnomalyGPT(encoder, PromptEnsemble(encoder), decoder).eval().requires_grad_(False)
