@@ -73,6 +73,7 @@ class LlmConfig(Settings):
     precision: Literal["auto", "full", "bf16", "8bit", "4bit"] = "auto"
     endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
     model: str | None = None
+    attach_images: bool = False
     timeout: Annotated[float, Field(gt=0)] = 60
     chat: Literal["vicuna", "template"] = "vicuna"
     max_target_tokens: Positive = 1024
@@ -83,8 +84,8 @@ class LlmConfig(Settings):
     def _is_one_model(self) -> "LlmConfig":
         if not self.weights and not self.endpoint:
             raise ValueError("expected weights or an endpoint")
-        if bool(self.endpoint) != bool(self.model):
-            raise ValueError("endpoint needs model, a model's name; model is for an endpoint only")
+        if bool(self.endpoint) != bool(self.model) or (self.attach_images and not self.endpoint):
+            raise ValueError("endpoint needs model, a model's name; model and attach_images are for an endpoint only")
         return self
 
 

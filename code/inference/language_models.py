@@ -1,7 +1,9 @@
 """Language models that answer about a photo: AnomalyGPT's own, a Hugging Face chat model, or one at an endpoint."""
 
+import io
 import os
 import re
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from PIL import Image
 
 from anomalygpt.config.schema import ExperimentConfig, LlmConfig
 from anomalygpt.config.settings import GenerationSettings
@@ -26,10 +29,11 @@ from anomalygpt.model.generation import ConversationCache, growing_text, stream_
 from anomalygpt.model.llm import placement
 
 API_KEY = "ANOMALYGPT_API_KEY"  # environment variable; a config that names a foreign endpoint gets no other key
+PICTURE_SIDE = 1024  # pixels; larger photos are made smaller before they are sent
 THOUGHTS = re.compile(r"^\s*<think>.*?(?:</think>|$)", re.DOTALL)  # of models that think first
 
 History = Sequence[tuple[str, str]]  # earlier (question, answer) pairs about a photo
-Messages = list[dict[str, str]]  # each with ``role`` and ``content``
+Messages = list[dict[str, Any]]  # each with ``role`` and ``content``
 
 
 class PromptedModel:
@@ -84,7 +88,9 @@ def chat_messages(findings: Findings, question: str, history: History) -> Messag
 def without_system(messages: Messages) -> Messages:
     """The same for a template without a system role: the system message stands before the first question."""
     system, first, *rest = messages
-    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+    text, content = system["content"], first["content"]
+    content = f"{text}\n\n{content}" if isinstance(content, str) else [{"type": "text", "text": text}, *content]
+    return [{"role": "user", "content": content}, *rest]
 
 
 class ChatModel:
@@ -133,9 +139,12 @@ class EndpointModel:
     def texts(self, image: ImageResult, question: str, history: History, opening: str = "") -> Iterator[str]:
         """As :meth:`PromptedModel.texts`. Raises :class:`UserError` where the model can't be reached."""
         messages = chat_messages(image.findings, question, history)
+        phrases = phrase_table(f"findings_{language_of(question)}")["chat_model"]
         if opening:  # a server can only be asked to begin with it
-            begin = phrase_table(f"findings_{language_of(question)}")["chat_model"]["opening"]
-            messages[-1]["content"] += "\n" + begin.format(opening=opening)
+            messages[-1]["content"] += "\n" + phrases["opening"].format(opening=opening)
+        if self.settings.attach_images:
+            caption = {"type": "text", "text": f"{phrases['pictures']}\n{messages[1]['content']}"}
+            messages[1]["content"] = [*map(_attached, (image.photo.convert("RGB"), image.plot())), caption]
         text = ""
         try:
             with self._open(messages) as chunks:
@@ -162,6 +171,14 @@ class EndpointModel:
         reason = f" ({error.__cause__})" if error.__cause__ else ""
         line = " ".join(f"{type(error).__name__}: {error}{reason}".replace(self._key, "…").split())
         return f"{line[:200]}{hints.get(getattr(error, 'status_code', 0), '')}"
+
+
+def _attached(picture: Image.Image) -> dict[str, Any]:
+    """A picture, as JPEG in a data URI, for a message."""
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    picture.save(file := io.BytesIO(), "JPEG")
+    data = b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
 
 
 LanguageModel = PromptedModel | ChatModel | EndpointModel

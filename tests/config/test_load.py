@@ -234,7 +234,8 @@ def test_endpoint_takes_the_place_of_the_weights_of_any_config(write: Callable[.
     [
         (["llm.weights=''"], "expected weights or an endpoint"),
         (SERVER[:1], "endpoint needs model"),
-        (SERVER[1:], "model is for an endpoint only"),
+        (SERVER[1:], "model and attach_images are for an endpoint only"),
+        (["llm.attach_images=true"], "model and attach_images are for an endpoint only"),
         (
             ["llm.endpoint=localhost:8000/v1", "llm.model=small"],
             "llm.endpoint: String should match pattern '^https?://",

@@ -1,5 +1,7 @@
 """Other language models: prompts of five families, a real server, and endpoints with every fault."""
 
+import base64
+import io
 import json
 import logging
 import socket
@@ -325,6 +327,19 @@ def test_request_that_is_refused_is_sent_in_its_plainest_form(endpoint) -> None:
     assert plain.keys() == {"model", "stream", "messages"}
     [message] = plain["messages"]
     assert message["role"] == "user" and findings_text(IMAGE.findings) in message["content"]
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_photo_and_overlay_are_attached_where_that_is_set(endpoint, status: int) -> None:
+    server = endpoint(*([(400, [b"{}"])] if status == 400 else []), (200, spoken(TRUE)))
+    photo = Image.new("RGB", (2000, 1000), "white")
+    image = replace(result_with(TOP_LEFT, "nut", photo.size), photo=photo)
+    assert asked(endpoint_model(server.url, attach_images=True), image=image).source == "model"
+    content = server.requests[-1]["messages"][0 if status == 400 else 1]["content"]
+    pictures = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2]))).size for url in pictures]
+    assert sizes == [(1024, 512), (1024, 512)] and pictures[0] != pictures[1]
+    assert any(QUESTION in part.get("text", "") for part in content)
 
 
 FAULTS: dict[str, tuple[list[tuple[int, list[bytes | None]]], str]] = {
