@@ -28,7 +28,7 @@ SMALLEST_PREVIEW, LARGEST_PREVIEW = 640, 1280  # the longer side of a photo as a
 NO_ANSWER = "This model draws maps, but has no language model to answer with: see the map and its verdict."
 
 Maker = Callable[[], Predictor]
-Note = Literal["", "corrected", "findings", "contradicts", "stopped", "too_long"]
+Note = Literal["", "corrected", "findings", "contradicts", "stopped", "too_long", "empty"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Exchange:
     question: str
     answer: str
     # ``corrected`` or ``findings``: not the language model's own words (see ``answer_check.Answer``); ``contradicts``:
-    # it was not checked, and is against the findings; ``stopped`` and ``too_long``: it is not complete.
+    # it was not checked, and is against the findings; ``stopped``, ``too_long``: it is not complete; ``empty``: a dash.
     note: Note = ""
 
 
@@ -140,7 +140,8 @@ class SharedModel:
         except StopIteration as finished:
             answer = finished.value.answer if predictor.language_model else NO_ANSWER
             source, agrees = finished.value.answer_source, finished.value.answer_agrees
-            latest = Exchange(question, answer, source if source != "model" else "" if agrees else "contradicts")
+            note = source if source != "model" else "" if agrees else "contradicts"
+            latest = Exchange(question, answer, note) if answer else Exchange(question, "—", "empty")
         finally:
             pieces.close()
             if latest.answer:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from PIL import Image
 
 from anomalygpt.errors import UserError
 from anomalygpt.inference import session
+from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.inference.session import (
     MAX_CACHED,
     MAX_REFERENCES,
@@ -135,6 +136,18 @@ def test_note_says_whose_words_an_answer_is(photos: list[str], predictor: FakePr
     model, conversation = SharedModel(lambda: predictor), conversation_about(photos[0], [], "")
     list(model.stream(conversation, "Is there any defect?"))
     assert [each.note for each in conversation.exchanges] == [note]
+
+
+def test_answer_without_words_is_a_dash_with_a_note(photos: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(result: ImageResult, question: str, _: object) -> Generator[str, None, Prediction]:
+        yield from ()
+        return prediction(result, question, "")
+
+    predictor = FakePredictor()
+    monkeypatch.setattr(predictor, "stream", silent)
+    model, conversation = SharedModel(lambda: predictor), conversation_about(photos[0], [], "")
+    list(model.stream(conversation, "Is it fine?"))
+    assert [(each.answer, each.note) for each in conversation.exchanges] == [("—", "empty")]
 
 
 def test_without_a_language_model_the_answer_says_so(photos: list[str]) -> None:
