@@ -140,7 +140,7 @@ class SharedModel:
         except StopIteration as finished:
             answer = finished.value.answer if predictor.language_model else NO_ANSWER
             source, agrees = finished.value.answer_source, finished.value.answer_agrees
-            note = source if source != "model" else "" if agrees else "contradicts"
+            note: Note = source if source != "model" else "" if agrees else "contradicts"
             latest = Exchange(question, answer, note) if answer else Exchange(question, "—", "empty")
         finally:
             pieces.close()
