@@ -43,7 +43,7 @@ THUMBNAIL = 56  # the side at which photos are compared by their pixels
 # Photos that differ by less than the first on average, in levels of 255, and score less than the second against each
 # other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
 ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
-SAME_DISTANCE = 1e-4  # between the class tokens of equal photos; of ten parts, two photos have at least 0.003
+SAME, SAME_DISTANCE = 2.0, 0.05  # at most between the thumbnails and class tokens of one photo in two formats
 LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
 FLAT = 2.0  # standard deviation, below which nothing is shown
 GROUP = 200  # photos that judge each other; the time grows with the square
@@ -139,9 +139,11 @@ class References:
         maps = self._maps(self.banks, encoded, class_name)
         for photo, embedding in zip(photos, whole[OWN].embedding, strict=True):
             distances = cosine_distances(embedding, self.embeddings[: len(self)])
-            if distances.min() < SAME_DISTANCE:
-                source, same = photo.info.get("source") or "the photo", self.sources[int(distances.argmin())]
-                reading_warning(f"{source}: also a reference ({same}), so its score says nothing")
+            if near := (distances < SAME_DISTANCE).nonzero()[:, 0].tolist():  # resizing a large photo again takes long
+                own, source = _thumbnail(np.asarray(self.transform.shown(photo))), photo.info.get("source")
+                same = [self.sources[n] for n in near if np.abs(own - self._thumbnails[n]).max() < SAME]
+                for other in same[:1]:
+                    reading_warning(f"{source or 'the photo'}: also a reference ({other}), so its score says nothing")
         return whole[OWN], maps
 
     def _crops(self, photo: Image.Image) -> list[Image.Image]:

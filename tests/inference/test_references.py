@@ -257,6 +257,12 @@ def test_copies_of_a_reference_are_left_out_and_named(build, photos, change, cap
     assert "the photo: also a reference (reference 2)" in capsys.readouterr().err
 
 
+def test_reference_in_another_exposure_is_named(build, photos, capsys) -> None:
+    grey = photos[1].point(lambda v: v // 3 + 60)  # far from black and white
+    inspect(build([photos[0], grey]), grey.point(lambda v: v + 4))
+    assert "the photo: also a reference (reference 2)" in capsys.readouterr().err
+
+
 def test_flat_reference_is_reported(build, photos, capsys) -> None:
     build([Image.new("RGB", (224, 224), (90, 90, 90)), photos[0]])
     assert "reference 1: a flat photo" in capsys.readouterr().err
