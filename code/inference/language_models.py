@@ -1,9 +1,7 @@
 """Language models that answer about a photo: AnomalyGPT's own, a Hugging Face chat model, or one at an endpoint."""
 
-import io
 import os
 import re
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,7 +10,6 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from PIL import Image
 
 from anomalygpt.config.schema import ExperimentConfig, LlmConfig
 from anomalygpt.config.settings import GenerationSettings
@@ -22,6 +19,7 @@ from anomalygpt.datasets.findings import Findings, findings_text, language_of
 from anomalygpt.datasets.findings_dialogue import clean_question, with_findings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.results import ImageResult
+from anomalygpt.inference.visualize import jpeg_uri
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import available
 from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, layout_of
@@ -143,8 +141,10 @@ class EndpointModel:
         if opening:  # a server can only be asked to begin with it
             messages[-1]["content"] += "\n" + phrases["opening"].format(opening=opening)
         if self.settings.attach_images:
+            uris = [jpeg_uri(picture, PICTURE_SIDE) for picture in (image.photo, image.plot())]
+            pictures = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
             caption = {"type": "text", "text": f"{phrases['pictures']}\n{messages[1]['content']}"}
-            messages[1]["content"] = [*map(_attached, (image.photo.convert("RGB"), image.plot())), caption]
+            messages[1]["content"] = [*pictures, caption]
         text = ""
         try:
             with self._open(messages) as chunks:
@@ -171,14 +171,6 @@ class EndpointModel:
         reason = f" ({error.__cause__})" if error.__cause__ else ""
         line = " ".join(f"{type(error).__name__}: {error}{reason}".replace(self._key, "…").split())
         return f"{line[:200]}{hints.get(getattr(error, 'status_code', 0), '')}"
-
-
-def _attached(picture: Image.Image) -> dict[str, Any]:
-    """A picture, as JPEG in a data URI, for a message."""
-    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    picture.save(file := io.BytesIO(), "JPEG")
-    data = b64encode(file.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
 
 
 LanguageModel = PromptedModel | ChatModel | EndpointModel

@@ -4,13 +4,12 @@ import csv
 import json
 import math
 import os
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from anomalygpt.errors import UserError
 from anomalygpt.files import read_yaml, replacing
 from anomalygpt.inference.regions import PEAK_FRACTION
 from anomalygpt.inference.results import ImageResult, Prediction
+from anomalygpt.inference.visualize import jpeg_uri
 
 Result = Mapping[str, Any]  # "photo", and what ``Prediction.to_dict`` holds, or an "error"
 
@@ -193,12 +193,7 @@ def result_text(result: Result, language: Language = "en", colour: bool = False)
 
 def data_uri(picture: Path, side: int = SIDE) -> str:
     """A small JPEG for an HTML page; empty where there is no file."""
-    if not picture.is_file():
-        return ""
-    small = Image.open(picture).convert("RGB")
-    small.thumbnail((side, side))
-    small.save(file := BytesIO(), "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+    return jpeg_uri(Image.open(picture), side) if picture.is_file() else ""
 
 
 def report_html(

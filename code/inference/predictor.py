@@ -110,9 +110,9 @@ class Predictor:
 
     def set_unlabelled(self, photos: Iterable[Image.Image]) -> None:
         """Lets three or more photos of one part judge each other, without references; only these can be inspected."""
-        self.references = None
-        self.unlabelled = UnlabelledPhotos(self.model, self.settings.references, self._without_references, photos)
-        self._calibrations = {UNNAMED_CLASS: self.unlabelled.calibration(self.settings.false_alarm_rate)}
+        group = UnlabelledPhotos(self.model, self.settings.references, self._without_references, photos)
+        calibration = group.calibration(self.settings.false_alarm_rate)
+        self.references, self.unlabelled, self._calibrations = None, group, {UNNAMED_CLASS: calibration}
 
     def save_references(self, path: Path) -> None:
         """Writes the references to a safetensors file. Raises :class:`UserError`: there are none, or it can't be."""
@@ -175,7 +175,8 @@ class Predictor:
         return [self._result(each, features[[i]], maps[i : i + 1], class_name) for i, each in enumerate(photos)]
 
     def _result(self, photo: Image.Image, features: ImageFeatures, model_map: Tensor, class_name: str) -> ImageResult:
-        on_photo = self.transform.to_photo(model_map[0, 0], ImageOps.exif_transpose(photo).size).cpu().numpy()
+        photo = ImageOps.exif_transpose(photo)
+        on_photo = self.transform.to_photo(model_map[0, 0], photo.size).cpu().numpy()
         calibration, compared = self.calibrated(class_name), self.references or self.unlabelled
         if compared:
             score = float(image_scores(model_map, compared.settings))

@@ -30,7 +30,7 @@ class ImageResult:
 
     features: ImageFeatures  # of the photo, one image
     model_map: torch.Tensor  # (1, 1, 224, 224) float32, the anomaly map
-    photo: Image.Image  # as it was given
+    photo: Image.Image  # upright
     map: NDArray[np.float32]  # (height, width), the same map on the photo's own pixels
     score: float  # the image score: the map's maximum, or the mean of its highest pixels (``top_share``)
     threshold: float  # a pixel above it is anomalous

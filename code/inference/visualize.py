@@ -1,5 +1,7 @@
 """Anomaly maps as pictures, on a fixed scale that belongs to the threshold: a good part stays almost unpainted."""
 
+import io
+from base64 import b64encode
 from collections.abc import Sequence
 
 import cv2
@@ -53,6 +55,14 @@ def overlay(
     for number in sorted(range(len(boxes)), key=lambda number: number + 1 == highlighted):  # that one on top
         _frame(picture, boxes, number, HIGHLIGHT if number + 1 == highlighted else LIGHT)
     return picture
+
+
+def jpeg_uri(picture: Image.Image, side: int) -> str:
+    """A picture of at most ``side`` x ``side`` pixels, as JPEG in a data URI."""
+    small = to_rgb(picture)
+    small.thumbnail((side, side))
+    small.save(file := io.BytesIO(), "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def _frame(picture: Image.Image, boxes: Sequence[tuple[int, ...]], number: int, light: tuple[int, int, int]) -> None:

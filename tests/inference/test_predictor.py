@@ -59,6 +59,7 @@ def test_exif_orientation_is_respected(predictor: Predictor, photo) -> None:
     stored.save(buffer, format="PNG", exif=exif)
     turned = predictor.inspect(Image.open(buffer))
     assert turned.map.shape == (240, 120)
+    assert turned.photo.size == turned.plot().size == (120, 240)
     assert np.allclose(turned.map, predictor.inspect(upright).map, atol=1e-5)
 
 
