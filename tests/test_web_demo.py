@@ -752,6 +752,7 @@ def test_photo_of_the_camera_and_of_the_clipboard(page_address: str) -> None:
         page = window.page
         page.locator("#photo button[aria-label='Capture from camera']").click()
         page.get_by_text("Click to Access Webcam").click()
+        page.wait_for_function("document.querySelector('#photo video')?.videoWidth > 0")  # the camera is on
         page.locator("#photo button[aria-label='capture photo']").click()
         page.locator("#summary .verdict b").wait_for()
         page.locator("#photo button[aria-label='Remove Image']").click()
