@@ -1,6 +1,7 @@
 """Mistakes of the user, which end in one line, not in a traceback."""
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,12 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """An error's message without what libraries append to it; its class's name where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+def first_offenders(offenders: Iterable[object]) -> str:
+    """The first few offenders and how many more there are, for an error's one line."""
+    listed = [*map(str, offenders)]
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 _strict = False
@@ -75,6 +82,7 @@ def user_errors() -> Iterator[None]:
 
     A reader of standard output that goes away, such as ``| head``, ends the program with exit code 1.
     """
+    logging.basicConfig(format="%(message)s")  # not below WARNING, unless a program sets it so
     try:
         with full_gpu():
             yield

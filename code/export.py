@@ -1,6 +1,5 @@
 """Writes the model for machines without torch: ``python export.py --to onnx --out DIR`` (docs/deploy.md)."""
 
-import logging
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--config", help="a shipped experiment's name, or a YAML file (default: what is installed)")
     add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with user_errors():
         from anomalygpt.datasets.photos import configure, load_image
         from anomalygpt.datasets.records import find_photos

@@ -18,7 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="weights to fetch (default: all in the table of sources)")
     parser.add_argument("--root", type=Path, default=resolve(PRETRAINED), help="weights folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s")
     logging.getLogger("anomalygpt").setLevel(logging.INFO)
     failed = 0
     with user_errors():

@@ -20,7 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--delta", required=True, help="the delta's folder, or its name on the hub: lmsys/vicuna-7b-delta-v0")
     add("--out", "--target", type=Path, required=True, help="for AnomalyGPT: ../pretrained_ckpt/vicuna_ckpt/7b_v0")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s")
     logging.getLogger("anomalygpt").setLevel(logging.INFO)
     with user_errors():
         from anomalygpt.weights.fetch import hub_folder

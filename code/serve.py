@@ -4,7 +4,6 @@ Inspection, parts that are taught once and used by name, and OpenAI's chat compl
 """
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -35,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with user_errors():
         from anomalygpt.model.build import installed_config
 

@@ -66,7 +66,7 @@ def _train(config: ExperimentConfig, device: str) -> None:
     from anomalygpt.training.engine import report_device_errors
     from anomalygpt.training.loop import build_trainer
 
-    logging.basicConfig(level=logging.INFO if process.is_main else logging.ERROR, format="%(message)s")
+    logging.getLogger().setLevel(logging.INFO if process.is_main else logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if process.device.type == "cpu" and config.training.precision == "fp16":  # DeepSpeed can't, and says so late
         raise UserError("training.precision fp16 needs a GPU; training.precision=fp32 trains on this CPU")

@@ -4,7 +4,6 @@ One photo with its verdict, map and conversation; a part that is taught; many ph
 """
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -32,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     add("--set", nargs="+", action="extend", default=[], metavar="key.sub=value", help="settings to change")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Both are read when Gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -22,10 +22,10 @@ from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_
 from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.pairs import TrainingPairs
 from anomalygpt.datasets.photos import configure, load_image
-from anomalygpt.datasets.records import DatasetError, ImageRecord, first_offenders
+from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.datasets.tree import index_tree
-from anomalygpt.errors import reading_warning
+from anomalygpt.errors import first_offenders, reading_warning
 from anomalygpt.files import sha256
 
 logger = logging.getLogger(__name__)

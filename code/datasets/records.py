@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from anomalygpt.errors import UserError, reading_warning
+from anomalygpt.errors import UserError, first_offenders, reading_warning
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +104,6 @@ def require_folder(root: Path) -> Path:
     if not root.is_dir():
         raise DatasetError(f"{root}: {'this is a file, a folder was expected' if root.exists() else 'no such folder'}")
     return root
-
-
-def first_offenders(offenders: Iterable[object]) -> str:
-    """The first few offenders and how many more there are, for an error's one line."""
-    listed = [*map(str, offenders)]
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def choose_classes(root: Path, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:

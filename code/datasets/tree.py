@@ -16,11 +16,10 @@ from anomalygpt.datasets.records import (
     ImageRecord,
     Split,
     choose_classes,
-    first_offenders,
     list_folders,
     list_images,
 )
-from anomalygpt.errors import reading_warning
+from anomalygpt.errors import first_offenders, reading_warning
 from anomalygpt.files import read_yaml
 
 EXPECTED = "expected <class>/train/good, test/<defect> and ground_truth/<defect>, or <class>/good, <defect> and masks"

@@ -1,7 +1,6 @@
 """The options of ``run_eval.py`` and ``run_mmad.py``, and how these programs end."""
 
 import argparse
-import logging
 import shlex
 import signal
 import sys
@@ -42,7 +41,6 @@ def parse(parser: argparse.ArgumentParser, program: str, argv: Sequence[str] | N
 @contextmanager
 def ending_in_one_line(out: Path | None) -> Iterator[None]:
     """Exits with a line and code 2 on a user's mistake or a full disk, with 130 on an interrupt."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with user_errors():
         try:

@@ -14,9 +14,8 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, F
 
 from anomalygpt.config.load import load_config
 from anomalygpt.datasets.photos import load_image
-from anomalygpt.datasets.records import first_offenders
 from anomalygpt.distributed import Process
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, first_offenders
 from anomalygpt.evaluation import tables
 from anomalygpt.evaluation.cells import Cell, Measure, build_predictor, measure_cells
 from anomalygpt.files import read_yaml, sha256

@@ -1,25 +1,6 @@
 """The threshold of the image score and of the map: a log-normal predictive interval of a good photo's score.
 
-The logarithm y of a good photo's score is taken for normal, its variance for unknown with a scaled inverse chi-squared
-prior. From the scores of n good photos that were held out of the memory bank of K references, with the mean m of their
-logarithms and the sum S of squared deviations from it:
-
-    m'  = c_K + w_K (m - h_K)                        what many other parts say of the centre, given m (PartsPrior)
-    s^2 = (k s0^2 + S) / (k + n - 1)                 the posterior's scale; the prior s0^2 counts as k photos
-    sd  = sqrt(s^2 + e_K^2)                          of a new photo's y about m'; Student-t, k + n - 1 of freedom
-    score threshold = exp(m' + t_{1 - f} sd)         exceeded by a good photo at the false-alarm rate f
-
-Without numbers of other parts, by the references alone: m' = m + a log((K - 1) / K), since distances fall as K^-a and a
-held-out photo has K - 1 references; e_K^2 = s^2 / n. A single reference gives perturbations of one photo: n = 1, S = 0.
-
-Inspected photos then narrow m' and s^2. Photos of weight w, with weighted mean g and squares S about it, give
-
-    1 / e'^2 = 1 / e^2 + sum(w) / s^2        m'' = e'^2 (m' / e^2 + sum(w) g / s^2)        f' = f + sum(w)
-    s'^2 = (f s^2 + S) / f'
-
-A photo that was called good has weight 1. One without a label has the probability that it belongs to the good mode of
-a mixture, of which defective photos lie above the centre as they do on other parts (expectation maximisation). Photos
-that were called bad bound the threshold.
+docs/references.md has the formulas ("How the threshold is calculated").
 """
 
 import math

@@ -59,8 +59,7 @@ def export(predictor: Predictor, form: Format, folder: Path, class_name: str = U
     """Writes encoder, decoder and comparison, ``model.json``, and ``memory.npz`` where there are references.
 
     The predictor is on the CPU; its references become the memory. ``class_name`` is for encoders with a text tower.
-    Raises :class:`UserError` where what is compared is more than one picture of a photo, a library is missing, or a
-    file can't be written.
+    Raises :class:`UserError`: more than one picture of a photo is compared, a library is missing, or a full disk.
     """
     model, settings, spec = predictor.model, predictor.settings, predictor.model.encoder.spec
     references = predictor.references or References(model, settings.references, predictor.transform, ())

@@ -58,8 +58,7 @@ Encoded = Mapping[int, ImageFeatures]  # by scale
 class References:
     """Reference photos of good parts, at least one. What depends on all of them is computed when it is first needed.
 
-    Raises :class:`UserError` where the settings do not fit each other or the encoder. ``transform`` is in the geometry
-    that queries have too.
+    Raises :class:`UserError` where the settings do not fit each other or the encoder. ``transform`` is that of queries.
     """
 
     def __init__(

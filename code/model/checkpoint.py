@@ -5,7 +5,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalygpt.errors import UserError, first_line
+from anomalygpt.errors import UserError, first_line, first_offenders
 from anomalygpt.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ LLAMA = {4096: ("7B", 32), 5120: ("13B", 40)}  # the sizes of LLaMA and Vicuna, 
 LLAMA_ROWS = 32000  # tokens of LLaMA; Vicuna version 0 has one more, for padding
 # RMSNorm's weights average between 0.3 and 2 in trained LLaMAs. A delta holds their change by fine-tuning, about 0.01.
 SMALLEST_NORM = 0.1
-NAMES_SHOWN = 3  # an error lists so many names and counts the rest
 HASHED_TENSORS, HASHED_VALUES = 8, 65536  # so many of the weights, and so many values of each, identify an encoder
 CUT = "it is damaged or was not fully downloaded"
 # How files of other kinds begin, and what to say; the last that fits is said.
@@ -69,7 +68,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found a {type(loaded).__name__}")
     others = [f"{key} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found one with {_few(others)}")
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found one with {first_offenders(others)}")
     return dict(loaded)
 
 
@@ -132,7 +131,8 @@ def weight_files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{present}: not an index of weight shards ({type(error).__name__})") from error
     if absent:
-        raise CheckpointError(f"{folder}: {len(absent)} of {len(shards)} weight shards are missing: {_few(absent)}")
+        lack = f"{len(absent)} of {len(shards)} weight shards are missing: {first_offenders(absent)}"
+        raise CheckpointError(f"{folder}: {lack}")
     return [folder / shard for shard in shards]
 
 
@@ -148,7 +148,7 @@ def check_names(
     common = [(name, found[name], shape) for name, shape in expected.items() if name in found]
     differ = [f"{name} is {own}, expected {shape}" for name, own, shape in common if own != shape]
     faults = ((missing, f"of {len(expected)} tensors missing"), (extra, "unexpected"), (differ, "of another shape"))
-    if told := "; ".join(f"{len(names)} {fault} ({_few(names)})" for names, fault in faults if names):
+    if told := "; ".join(f"{len(names)} {fault} ({first_offenders(names)})" for names, fault in faults if names):
         kind = identify(found)
         guess = f" This looks like {kind[1]}." if kind else ""
         raise CheckpointError(f"{path}: not the expected weights: {told}.{guess}{advice and ' ' + advice}")
@@ -175,11 +175,6 @@ def identify(shapes: Mapping[str, Shape]) -> tuple[str, str, int] | None:
         if any(re.match(pattern, name) for name in shapes):
             return kind, what, sizes.get(table, (0, 0))[1]
     return None
-
-
-def _few(names: Sequence[str]) -> str:
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def load_module(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, skipped: str = "") -> None:

@@ -64,8 +64,7 @@ def from_data_uri(uri: str) -> bytes:
 def read_photo(data: bytes, name: str, megapixels: float, settings: PhotoSettings | None = None) -> Image.Image:
     """Decodes a photo from its file's bytes; ``info["source"]`` is its name, ``info["warnings"]`` is how it was read.
 
-    ``settings``: see ``photos.load_image``. Raises HTTPException: 413 if it has more megapixels than allowed, 422 if it
-    can't be read.
+    ``settings``: see ``photos.load_image``. Raises HTTPException: 413 for too many megapixels, 422 if it can't be read.
     """
     with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         with Image.open(io.BytesIO(data)) as header:

@@ -21,9 +21,8 @@ from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.datasets.findings_dialogue import FindingsBatch
 from anomalygpt.datasets.instructions import InstructionBatch
 from anomalygpt.datasets.pairs import AnomalyBatch, collate_pairs
-from anomalygpt.datasets.records import first_offenders
 from anomalygpt.distributed import Process, all_agree, on_main, summed
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, first_offenders
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT, Losses
 from anomalygpt.model.build import build_model, trainable_parts
 from anomalygpt.model.encoder import ImageFeatures
@@ -222,8 +221,7 @@ def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:
     if config.data.cached_photos and settings.zero_stage < 3:  # where every process has to call the encoder
         model.encode = FeatureCache(model.encode, config.data.cached_photos)  # type: ignore[method-assign]
     classes = {record.class_name for pairs in (data.train, data.validation) for record in getattr(pairs, "records", ())}
-    # Text features are computed here, once: later each process would need other classes at other times, which ZeRO 3
-    # does not allow.
+    # Text features are computed here: later each process would need other classes, which ZeRO 3 does not allow.
     model.states([*sorted(classes), UNNAMED_CLASS])
     steps = total_steps(settings, len(data.train))
     logger.info("%d training samples, %d steps of %d", len(data.train), steps, settings.batch_size)
