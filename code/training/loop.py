@@ -136,7 +136,8 @@ class Trainer:
                 self._log.write_picture(step, path)
         if last or stopping or step % self.settings.save_every == 0:
             weights = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-            if not all_agree(all(bool(weight.isfinite().all()) for weight in weights)):
+            own = (getattr(weight, "ds_tensor", weight).detach() for weight in weights)  # under ZeRO 3, a part of each
+            if not all_agree(all(bool(weight.isfinite().all()) for weight in own)):
                 _require_finite(step, {"of the weights": math.nan})
             keep = self.settings.keep_checkpoints
             checkpoints.save_state(self.engine, self.folder, step, self.process, keep, self._identity)
