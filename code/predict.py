@@ -6,7 +6,6 @@ with ``--references FILE``. All options, files and exit codes: ``docs/predict.md
 
 import glob
 import json
-import logging
 import os
 import signal
 import sys
@@ -43,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold what the terminal's encoding has not
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     set_strict(arguments.strict)
     with user_errors():
         try:
@@ -72,7 +70,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add("--watch", type=Path, metavar="DIR", help="inspect what comes into a folder until Ctrl-C; needs --out")
     add("--post", metavar="URL", help="also send each result there, as JSON by POST")
     add("--engine", choices=("ray",), help="inspect the photos on a Ray cluster; Parquet files in --out")
-    add("--batch-size", type=int, default=1, metavar="N", help="photos that are encoded at once")
+    add("--batch-size", type=int, default=1, metavar="N", help="photos that are judged at once (default: 1)")
     add("--fail-on", choices=("defective", "not-good"), help="exit with 3 if a photo was so; not-good: or undecided")
     add("--lang", choices=("auto", "en", "zh"), default="auto", help="of the lines and the report")
     add("--no-chat", action="store_true", help="maps and scores only: no language model is loaded")

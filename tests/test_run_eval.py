@@ -75,8 +75,8 @@ def test_a_finished_run_grows_by_shots_and_refuses_other_settings(tree, tmp_path
     from anomalygpt.inference.predictor import Predictor
 
     inspected = []
-    inspect = Predictor.inspect
-    monkeypatch.setattr(Predictor, "inspect", lambda *given: (inspected.append(1), inspect(*given))[1])
+    inspect = Predictor.inspect_batch
+    monkeypatch.setattr(Predictor, "inspect_batch", lambda *given: (inspected.extend(given[1]), inspect(*given))[1])
     run("--data", str(tree), "--shots", "1", "2", "--out", out, "--no-pictures")
     assert len(inspected) == 2, "the photos of the first shot are measured"
     found = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -200,6 +200,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "deltas": [],
         "encoder": {"weights": str(root / "encoder.safetensors")},
         "llm": {"weights": str(root / "llm"), "lora": {"rank": 2}, "generation": generation},
+        "inference": {"findings": "none"},
     }
     (root / "small.yaml").write_text(yaml.safe_dump(settings))
     return root / "small.yaml", root / "data"
@@ -220,6 +221,7 @@ def evaluate(small: tuple[Path, Path], out: Path, *launcher: str) -> dict:
     start(*launcher, "run_eval.py", *words, "--no-pictures")
     found = json.loads((out / "results.json").read_text())
     assert found.pop("facts")["processes"] == (2 if launcher else 1)
+    assert all(each.pop("seconds") > 0 for p in found["protocols"] for c in p["classes"] for each in c["rounds"])
     return found
 
 

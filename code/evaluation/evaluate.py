@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from anomalygpt.evaluation.figures import Examples, write_sheet
 from anomalygpt.evaluation.metrics import PixelCounts, hindsight_accuracy, image_metrics
 from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import Predictor
-from anomalygpt.inference.results import ImageResult
+from anomalygpt.inference.results import ImageResult, Prediction
 from anomalygpt.model.build import installed_config
 
 MVTEC_THRESHOLD = 0.1
@@ -50,10 +50,8 @@ SATURATED = "AUPRO: each of LOCO's masks is a defect, whose overlap saturates at
 
 def choose_mask_rule(kind: str, official: bool, resolution: str) -> str:
     """The rule for masks of a kind of data set; ``official``: in the released code's geometry."""
-    if resolution == "photo":
-        return "photo"
-    rule = f"official_{kind}"
-    return rule if official and rule in OFFICIAL_GEOMETRY else "as_photo"
+    rule = f"official_{kind}" if official else ""
+    return "photo" if resolution == "photo" else rule if rule in OFFICIAL_GEOMETRY else "as_photo"
 
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: str) -> NDArray[np.bool_]:
@@ -110,6 +108,7 @@ class Evaluator:
     root: Path  # the folder that photos' names start at
     rule: str = "as_photo"  # a key of MASK_RULES
     with_llm: bool = True
+    batch_size: int = 8  # how many photos the models see at once
     pictures: Path | None = None  # a folder for a sheet per class and number of references, of the first round
 
     def measure(self, cell: Cell, on_photo: Callable[[], object] = lambda: None) -> dict[str, Any]:
@@ -120,17 +119,13 @@ class Evaluator:
         transform, saturated = self.predictor.transform, masks.can_saturate(self.records)
         counts, examples, photos, codings = PixelCounts(), Examples(), [], set()
         pictures = self.pictures if cell.round == 0 else None
-        for record in test_photos(self.records, cell.class_name):
-            name = photo_name(record, self.root)
-            torch.manual_seed(cell.seed_of(self.plan.seed, name))
-            photo = load_image(record.image)
-            result = self.predictor.inspect(photo, record.class_name)
-            prediction = self.predictor.ask(result, detection_question(cell.class_name, with_description=False))
+        for record, prediction in self._predictions(cell):
+            name, result = photo_name(record, self.root), prediction.image
             target = ground_truth(record, result, transform, self.rule, saturated)
             if record.masks or not record.is_anomalous:
                 counts.add(target.scores, target.mask, target.regions)
             if pictures:
-                examples.offer(name, record.is_anomalous, photo, target.mask, result)
+                examples.offer(name, record.is_anomalous, target.mask, result)
             codings.add(target.coding)
             said, named, mask = parse_verdict(prediction.answer), parse_positions(prediction.answer), target.model_mask
             row = {
@@ -163,6 +158,14 @@ class Evaluator:
         if pictures:
             write_sheet(pictures / f"cases_{tables.title_of(cell.shots).lower()}", cell, found, examples)
         return found
+
+    def _predictions(self, cell: Cell) -> Iterator[tuple[ImageRecord, Prediction]]:
+        """The cell's test photos with answers, which are generated for several at once."""
+        question = detection_question(cell.class_name, with_description=False)
+        tested, size = test_photos(self.records, cell.class_name), self.batch_size
+        for records in (tested[start : start + size] for start in range(0, len(tested), size)):
+            photos = [load_image(record.image) for record in records]
+            yield from zip(records, self.predictor.predict_batch(photos, question, cell.class_name), strict=True)
 
 
 def summarise(photos: Sequence[dict[str, Any]], counts: PixelCounts, with_llm: bool = True) -> dict[str, Any]:
@@ -235,7 +238,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         predictor = build_predictor(config, process, with_llm)
         rule = choose_mask_rule(arguments.kind, config.inference.geometry == "official", arguments.resolution)
         pictures = None if arguments.no_pictures else arguments.out
-        return Evaluator(predictor, records, plan, root, rule, with_llm, pictures).measure
+        return Evaluator(predictor, records, plan, root, rule, with_llm, arguments.batch_size, pictures).measure
 
     names = {
         cell: [photo_name(record, root) for record in test_photos(records, cell.class_name)]

@@ -15,7 +15,6 @@ from anomalygpt.evaluation.cells import Cell
 from anomalygpt.evaluation.tables import title_of
 from anomalygpt.files import replacing
 from anomalygpt.inference.results import ImageResult
-from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.image_decoder import calibrate_map
 
 # Cases in the order of a sheet: (anomalous photos, highest score first).
@@ -34,23 +33,22 @@ CHINESE = re.compile("CJK|Source Han Sans|WenQuanYi|SimHei|YaHei|PingFang")  # i
 class Examples(dict[str, list[tuple[float, str, Image.Image]]]):
     """By case, the photos with the highest or the lowest scores of a class, at most ``KEPT``: rank, name, strip."""
 
-    def offer(self, photo: str, is_bad: bool, image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> None:
+    def offer(self, photo: str, is_bad: bool, mask: NDArray[np.bool_], result: ImageResult) -> None:
         """Keeps a photo, with its mask of any size, if it is among the best or worst so far."""
         for case, (of_bad, highest_first) in CASES.items():
             kept, rank = self.setdefault(case, []), -result.score if highest_first else result.score
             if is_bad == of_bad and (len(kept) < KEPT or (rank, photo) < kept[-1][:2]):
-                self[case] = sorted([*kept, (rank, photo, _strip(image, mask, result))], key=lambda one: one[:2])[:KEPT]
+                self[case] = sorted([*kept, (rank, photo, _strip(mask, result))], key=lambda one: one[:2])[:KEPT]
 
 
-def _strip(image: Image.Image, mask: NDArray[np.bool_], result: ImageResult) -> Image.Image:
+def _strip(mask: NDArray[np.bool_], result: ImageResult) -> Image.Image:
     """Photo, mask, map and overlay. All maps have the same colour scale, whose middle is the threshold."""
     from matplotlib import colormaps
 
-    photo = to_rgb(image)
+    photo = to_rgb(result.photo)
     colours = (colormaps["turbo"](calibrate_map(result.map, result.threshold))[..., :3] * 255).astype(np.uint8)
-    overlaid = overlay(photo, result.map, result.threshold, result.regions)
     marked = Image.fromarray(mask).convert("RGB").resize(photo.size)
-    tiles = (photo, marked, Image.fromarray(colours), overlaid)
+    tiles = (photo, marked, Image.fromarray(colours), result.plot())
     return Image.fromarray(np.hstack([np.asarray(ImageOps.pad(tile, TILE, color="white")) for tile in tiles]))
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pandas as pd
 import torch
@@ -20,6 +20,7 @@ from anomalygpt.evaluation import tables
 from anomalygpt.evaluation.cells import Cell, Measure, build_predictor, measure_cells
 from anomalygpt.files import read_yaml, sha256
 from anomalygpt.inference.answers import parse_verdict
+from anomalygpt.inference.language_models import PromptedModel
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
@@ -156,7 +157,7 @@ class Asker:
 
     def answer(self, photos: Sequence[Sequence[Question]], on_photo: Callable[[], object]) -> dict[str, Any]:
         """``rows``, one per question: the letter chosen by each method, None for an answer that names no option."""
-        rows = []
+        rows, own = [], cast(PromptedModel, self.predictor.language_model)  # as answer_questions requires
         for questions in photos:
             first = questions[0]
             references = first.references[: self.shots]
@@ -165,34 +166,29 @@ class Asker:
                 self._references = references
             result = self.predictor.inspect(load_image(self.root / first.image), first.class_name)
             folders = Path(first.image).parts[:-1]
-            for question in questions:
-                torch.manual_seed(Cell(self.shots, 0, first.class_name).seed_of(self.seed, question.key))
-                row = {
-                    "question": question.key,
-                    "dataset": "".join(folders[:1]),
-                    "good": int(WORDING["good_folder"] in folders),
-                    "task": WORDING["tasks"].get(question.task, question.task),
-                    "answer": question.answer,
-                    "options": len(question.options),
-                }
-                rows.append(row | self._choices(result, question))
+            about = {"dataset": "".join(folders[:1]), "good": int(WORDING["good_folder"] in folders)}
+            found = [about | self._likeliest(own, result, question) for question in questions]
+            torch.manual_seed(Cell(self.shots, 0, first.class_name).seed_of(self.seed, first.image))
+            if "generated" in self.methods:
+                texts = own.answers([result] * len(questions), list(map(with_options, questions)))
+                for row, question, text in zip(found, questions, texts, strict=True):
+                    row |= {"generated": parse_choice(text, question.options), "generated_answer": text}
+            rows += found
             on_photo()
         return {"rows": rows}
 
-    def _choices(self, result: ImageResult, question: Question) -> dict[str, str | None]:
-        chosen: dict[str, str | None] = {}
-        listed, letters = with_options(question), list(question.options)
+    def _likeliest(self, own: PromptedModel, result: ImageResult, question: Question) -> dict[str, Any]:
+        """A question's row, with the letters of the options that are likeliest as texts and as letters."""
+        task, options = WORDING["tasks"].get(question.task, question.task), question.options
+        row = {"question": question.key, "task": task, "answer": question.answer, "options": len(options)}
         # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
-        texts = [text.rstrip(" .。") or text for text in question.options.values()]
-        for method, asked, answers in (("text", question.question, texts), ("letter", listed, letters)):
+        texts = [text.rstrip(" .。") or text for text in options.values()]
+        for method, asked, answers in (("text", question.question, texts), ("letter", with_options(question), options)):
             if method in self.methods:
-                prompt, model = self.predictor.prompt(result, asked), self.predictor.model
-                likelihoods = model.answer_likelihoods(result.features, result.prompt_map, prompt, answers)
-                chosen[method] = letters[int(likelihoods.argmax())]
-        if "generated" in self.methods:
-            generated = self.predictor.answer(result, listed)
-            chosen |= {"generated": parse_choice(generated, question.options), "generated_answer": generated}
-        return chosen
+                ids, about = own.ids(result, asked), (result.features, result.prompt_map)
+                likelihoods = self.predictor.model.answer_likelihoods(*about, ids, [*answers])
+                row[method] = [*options][int(likelihoods.argmax())]
+        return row
 
 
 def answers_frame(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> pd.DataFrame:

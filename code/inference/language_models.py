@@ -23,6 +23,7 @@ from anomalygpt.inference.visualize import jpeg_uri
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.build import available
 from anomalygpt.model.chat import answer_text, chat_prompt, conversation_ids, layout_of
+from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.generation import ConversationCache, growing_text, stream_tokens, turn_tokens
 from anomalygpt.model.llm import placement
 
@@ -49,7 +50,7 @@ class PromptedModel:
         """Yields the answer so far, from its opening on, after each piece; each text begins with the one before."""
         tokenizer = self.model.tokenizer
         begun = tokenizer.encode(opening) if opening else []
-        ids = self._ids(image, question, history) + begun
+        ids = self.ids(image, question, history) + begun
         cache = self._cache if self._image is image else ConversationCache()
         self._image = None  # taken: another answer about the same photo begins with an empty one meanwhile
         with torch.inference_mode():
@@ -61,7 +62,13 @@ class PromptedModel:
         finally:
             self._image, self._cache = image, cache
 
-    def _ids(self, image: ImageResult, question: str, history: History) -> list[int]:
+    def answers(self, images: Sequence[ImageResult], questions: Sequence[str]) -> list[str]:
+        """The answer to a question about each of several photos, generated at once."""
+        features = ImageFeatures((), torch.cat([image.features.embedding for image in images]))  # all that is read
+        ids = [self.ids(*pair) for pair in zip(images, questions, strict=True)]
+        return self.model.answer(features, torch.cat([image.prompt_map for image in images]), ids, self.settings)
+
+    def ids(self, image: ImageResult, question: str, history: History = ()) -> list[int]:
         """Findings, earlier turns and the question, encoded as the model was trained."""
         tokenizer = self.model.tokenizer
         if not self.reads_findings:

@@ -14,11 +14,10 @@ from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig, InferenceConfig
 from anomalygpt.config.settings import GenerationSettings, PartsPrior
 from anomalygpt.datasets.dialogue import detection_question
-from anomalygpt.datasets.findings_dialogue import with_findings
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, full_gpu
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
-from anomalygpt.inference.answer_check import stream_checked
+from anomalygpt.inference.answer_check import check_answer, stream_checked
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, ReferenceReport, TextCalibration, calibrate
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel, build_chat_model
@@ -27,7 +26,6 @@ from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.results import ImageResult, Prediction, Reason, prediction
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.build import build_model, choose_device
-from anomalygpt.model.chat import chat_prompt, layout_of
 from anomalygpt.model.checkpoint import read_tensors
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import calibrate_map
@@ -227,21 +225,6 @@ class Predictor:
         embeddings, limit = references.embeddings[: len(references)], self.settings.other_part_above
         return ReferenceReport.of(embeddings, scores, self.settings.false_alarm_rate, limit, references.sources, usual)
 
-    def prompt(self, image: ImageResult, question: str, history: History = ()) -> str:
-        """The text that the model's own language model continues: findings where it reads them, history, question."""
-        turns = [*history, (question, "")]
-        if self.settings.findings == "prompt":
-            turns[0] = (with_findings(turns[0][0], image.findings), turns[0][1])
-        return chat_prompt(turns[:-1], turns[-1][0], layout_of(self.model.tokenizer))
-
-    def answer(self, image: ImageResult, question: str, history: History = ()) -> str:
-        """The language model's own answer, which is not checked."""
-        if self.language_model is not None and not self.model.has_llm:
-            *_, text = self.language_model.texts(image, question, history)
-            return text
-        prompts = [self.prompt(image, question, history)]
-        return self.model.answer(image.features, image.prompt_map, prompts, self.generation)[0]
-
     def stream(self, image: ImageResult, question: str, history: History = ()) -> Generator[str, None, Prediction]:
         """Yields the answer to a question about a photo piece by piece, and returns it complete with the verdict.
 
@@ -274,8 +257,18 @@ class Predictor:
         """
         question = question or detection_question(class_name, with_description=False)
         named = class_name or class_in_prompt(question, self.settings.text_class_rule)
-        for image in self.inspect_batch(photos, named) if photos else ():
-            yield self.ask(image, question)
+        images = self.inspect_batch(photos, named) if photos else []
+        own, is_checked = self.language_model, self.settings.findings != "none"
+        answers: list[str | None] = [None] * len(images)
+        if len(images) > 1 and isinstance(own, PromptedModel):
+            answers = [*own.answers(images, [question] * len(images))]
+        for image, answer in zip(images, answers, strict=True):
+            if answer is None or (is_checked and check_answer(answer, question, image.findings)):
+                yield self.ask(image, question)  # alone, which also corrects it
+            elif is_checked:
+                yield Prediction(image, question, answer, image.is_anomalous, "score", True)
+            else:
+                yield prediction(image, question, answer, self.settings.verdict)
 
 
 def with_result(answer: Generator[str, None, Prediction]) -> Generator[Any, None, None]:

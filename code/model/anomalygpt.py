@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.errors import UserError
-from anomalygpt.model.chat import Turn, answer_text, layout_of, text_batch, training_batch
+from anomalygpt.model.chat import Turn, answer_text, ends_turn, layout_of, text_batch, training_batch
 from anomalygpt.model.encoder import Encoder, ImageFeatures
-from anomalygpt.model.generation import ConversationCache, stream_tokens, turn_tokens
+from anomalygpt.model.generation import decode_batch, turn_tokens
 from anomalygpt.model.image_decoder import ImageDecoder, anomaly_map, calibrate_map
 from anomalygpt.model.losses import IGNORE_INDEX, answer_loss, pixel_loss, token_accuracy
 from anomalygpt.model.memory_bank import MemoryBank
@@ -108,23 +108,25 @@ class AnomalyGPT(nn.Module):
         self,
         features: ImageFeatures,
         maps: Tensor,
-        texts: Sequence[str],
+        texts: Sequence[Sequence[int]],
         settings: GenerationSettings,
         whole: bool = False,
     ) -> list[str]:
-        """Continues B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images, one by one.
+        """Continues the ids of B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images at once.
 
-        ``maps`` are (B, 1, 224, 224). ``whole`` calls the language model equally often for each answer, as all
+        ``maps`` are (B, 1, 224, 224). ``whole`` calls the language model equally often for each batch, as all
         processes have to under ZeRO 3.
         """
-        before = self.prompt_embeds(features, maps)
-        embeds, attention = self._left_padded(before, [self.tokenizer.encode(text) for text in texts])
-        answers = []
-        for row, kept in zip(embeds, attention, strict=True):
-            tokens = stream_tokens(self.llama_model, row[kept.bool()][None], [], ConversationCache(), settings)
-            turn = turn_tokens(list(tokens) if whole else tokens, self.tokenizer)
-            answers.append(answer_text(list(turn), self.tokenizer))
-        return answers
+        embeds, attention = self._left_padded(self.prompt_embeds(features, maps), texts)
+        padding = None if attention.all() else attention
+        rows, ended = [list[int]() for _ in texts], set[int]()
+        for tokens, _ in decode_batch(self.llama_model, embeds, settings, attention=padding):
+            for row, token in zip(rows, tokens, strict=True):
+                row.append(token)
+            ended |= {number for number, row in enumerate(rows) if ends_turn(row, self.tokenizer)}
+            if len(ended) == len(rows) and not whole:
+                break
+        return [answer_text(list(turn_tokens(row, self.tokenizer)), self.tokenizer) for row in rows]
 
     def _left_padded(self, before: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) and the ids of B texts -> (B, N + longest text, D_l) and its attention mask."""
@@ -136,15 +138,17 @@ class AnomalyGPT(nn.Module):
         return padded, mask
 
     @torch.inference_mode()
-    def answer_likelihoods(self, features: ImageFeatures, maps: Tensor, text: str, answers: Sequence[str]) -> Tensor:
+    def answer_likelihoods(
+        self, features: ImageFeatures, maps: Tensor, text: Sequence[int], answers: Sequence[str]
+    ) -> Tensor:
         """The mean log-likelihood of the tokens of each of n answers, which are encoded separately: (n,) float32, CPU.
 
         The mean, not the sum, so that a long answer is not less likely merely because of its length. ``features`` and
-        ``maps`` (1, 1, 224, 224) are of one image; ``text`` ends in the assistant's mark.
+        ``maps`` (1, 1, 224, 224) are of one image; the ids ``text`` end in the assistant's mark.
         """
         before = self.prompt_embeds(features, maps).expand(len(answers), -1, -1)
-        prompt, *rows = (self.tokenizer.encode(each) for each in (text, *answers))
-        batch = text_batch([(prompt + row, [IGNORE_INDEX] * len(prompt) + row) for row in rows], self.tokenizer.eos_id)
+        rows = map(self.tokenizer.encode, answers)
+        batch = text_batch([([*text, *row], [IGNORE_INDEX] * len(text) + row) for row in rows], self.tokenizer.eos_id)
         logits, labels = self._answer_logits(before, *batch)
         targets = labels[:, 1:]
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")

@@ -111,14 +111,14 @@ def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 
 
 def ends_turn(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether the newest of the generated ids ends the assistant's turn.
+    """Whether the newest of the generated ids ends the assistant's turn; EOS always does.
 
     LLaMA's END_OF_TURN ends in the tokens ``##`` and ``#``; the released rule stops at the first ``##`` (id 2277).
     Any other tokeniser stops when the text itself ends in the mark, with a chat template at that template's token.
     """
     stops = layout_of(tokenizer).stops
-    if not ids or stops:
-        return bool(ids) and ids[-1] in stops
+    if not ids or stops or ids[-1] == tokenizer.eos_id:
+        return bool(ids) and ids[-1] in (tokenizer.eos_id, *stops)
     # Enough tokens to hold the mark whatever the vocabulary; decoding the whole answer each step would be quadratic.
     tail = tokenizer.decode(ids[-len(END_OF_TURN) - 1 :])
     if tail.endswith((END_OF_TURN, STOP_SUFFIX)):

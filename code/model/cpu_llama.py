@@ -116,22 +116,34 @@ class CpuLlama(nn.Module):
 
     @torch.inference_mode()
     def forward(
-        self, inputs_embeds: Tensor, use_cache: bool = True, logits_to_keep: int = 0, cache: Cache | None = None
+        self,
+        inputs_embeds: Tensor,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> SimpleNamespace:
-        """Embeddings (B, N, D_l), which follow those in the cache -> logits of the last K positions, of all for 0."""
+        """Embeddings (B, N, D_l), which follow those in the cache -> logits of the last K positions, of all for 0.
+
+        Where ``attention_mask`` (B, cache + N) is 0, nothing is read; ``position_ids`` (B, N) then count the others.
+        """
         x, length = inputs_embeds.float(), inputs_embeds.shape[1]
         cache = self.new_cache(len(x)) if cache is None else cache
         start, end = cache.length, cache.length + length
         if end > cache.store.shape[-2]:
             cache.store = F.pad(cache.store, (0, 0, 0, 2 * end - cache.store.shape[-2]))
-        turn = self._rotation(start, length)
+        turn = self._rotation(torch.arange(start, end)[None] if position_ids is None else position_ids)
         # The last query sees all positions, each one before it one less.
-        causal = torch.ones(length, end, dtype=torch.bool).tril(start) if length > 1 else None
+        seen = torch.ones(length, end, dtype=torch.bool).tril(start) if length > 1 else None
+        if attention_mask is not None:  # what is padding sees itself: without any, attention is not a number
+            mask, own = attention_mask[:, None, None].bool(), torch.eye(end, dtype=torch.bool)[start:]
+            seen = mask if seen is None else seen & (mask | own)
         for number, (first_norm, second_norm, project, out, widen, narrow) in enumerate(self.layers):
             query, key, value = self._heads(_linear(self._normed(x, first_norm), project), turn)
             kept = cache.store[number, ..., :end, :]
             kept[0, ..., start:, :], kept[1, ..., start:, :] = key, value
-            mixed = F.scaled_dot_product_attention(query, kept[0], kept[1], attn_mask=causal, enable_gqa=True)
+            mixed = F.scaled_dot_product_attention(query, kept[0], kept[1], attn_mask=seen, enable_gqa=True)
             x = x + _linear(mixed.transpose(1, 2).flatten(2), out)
             gate, up = _linear(self._normed(x, second_norm), widen).chunk(2, dim=-1)
             x = x + _linear(F.silu(gate) * up, narrow)
@@ -142,11 +154,11 @@ class CpuLlama(nn.Module):
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
 
-    def _rotation(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary position embedding (Su et al., 2021), each (length, head width)."""
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary embedding (Su et al., 2021) of (B, N), each (B, 1, N, head width)."""
         base = (getattr(self.config, "rope_parameters", None) or vars(self.config)).get("rope_theta", 10000.0)
         speeds = base ** -(torch.arange(0, self.head_width, 2).double() / self.head_width)
-        angles = torch.outer(torch.arange(start, start + length).double(), speeds).repeat(1, 2)
+        angles = (positions[:, None, :, None].double() * speeds).repeat(1, 1, 1, 2)
         return angles.cos().float(), angles.sin().float()
 
     def _heads(self, projected: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

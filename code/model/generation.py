@@ -6,6 +6,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anomalygpt.config.settings import GenerationSettings
@@ -49,17 +50,38 @@ def stream_tokens(
 
             cache.past = DynamicCache()  # the own one of a model with sliding windows could not be cut back
         text = text if prefix is None else torch.cat([prefix.to(text.dtype), text], dim=1)
+    for [token], past in decode_batch(llm, text, settings, cache.past):
+        cache.past = past
+        cache.ids.extend(pending)
+        yield token
+        pending = [token]
+
+
+@torch.inference_mode()
+def decode_batch(
+    llm: Any,
+    embeds: Tensor,
+    settings: GenerationSettings,
+    past: Any = None,
+    attention: Tensor | None = None,
+) -> Iterator[tuple[list[int], Any]]:
+    """Yields the next token id of each of B rows, and the cache, at most ``settings.max_new_tokens`` times.
+
+    ``embeds`` (B, N, D_l) follow what the cache ``past`` holds; they are padded where ``attention`` (B, N) is 0.
+    """
+    embed, padding = llm.get_input_embeddings(), dict[str, Tensor]()
     model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
     # transformers 5.24 has renamed its argument and output.
     name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     for _ in range(settings.max_new_tokens):
-        result = llm(inputs_embeds=text, use_cache=True, logits_to_keep=1, **{name: cache.past})
-        cache.past = getattr(result, name)
-        cache.ids.extend(pending)
-        token = sample(result.logits[0, -1].float(), settings)
-        yield token
-        pending = [token]
-        text = embed(torch.tensor([pending], device=embed.weight.device))
+        if attention is not None:
+            positions = (attention.cumsum(dim=1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+            padding = {"attention_mask": attention, "position_ids": positions}
+            attention = F.pad(attention, (0, 1), value=1)
+        result = llm(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **{name: past}, **padding)
+        past, logits = getattr(result, name), result.logits[:, -1].float()
+        yield (tokens := [sample(row, settings) for row in logits]), past
+        embeds = embed(torch.tensor(tokens, device=embed.weight.device)[:, None])
 
 
 def turn_tokens(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[int]:

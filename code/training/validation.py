@@ -108,7 +108,8 @@ def _answers(
         maps = model.anomaly_map(features, batch.class_names)
     if not model.has_llm:
         return [None] * len(maps), maps
-    questions = [chat_prompt([], turns[0].text, layout_of(model.tokenizer)) for turns in batch.conversations]
+    prompts = [chat_prompt([], turns[0].text, layout_of(model.tokenizer)) for turns in batch.conversations]
+    questions = [model.tokenizer.encode(prompt) for prompt in prompts]
     settings = GenerationSettings(max_new_tokens=tokens, temperature=0)
     # Under ZeRO 3 each layer needs all processes: one that has finished its answers continues with the others.
     return list(model.answer(features, maps, questions, settings, whole=config.training.zero_stage == 3)), maps

@@ -99,6 +99,9 @@ class FakePredictor:
         self.questions.append(question)
         return prediction(image, question, self.words(image.features.is_dark))
 
+    def predict_batch(self, photos: list[Image.Image], question: str, class_name: str) -> list[Prediction]:
+        return [self.ask(self.inspect(photo, class_name), question) for photo in photos]
+
 
 @pytest.fixture
 def fake_predictor() -> type[FakePredictor]:

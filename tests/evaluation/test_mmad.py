@@ -202,7 +202,7 @@ def test_a_model_answers_by_likelihood_and_by_generation(mmad, asker):
     assert [row["question"] for row in found] == [question.key for question in questions[:3]]
     assert all({"text", "letter", "generated", "generated_answer"} < row.keys() for row in found)
     assert all(row["text"] in question.options for row, question in zip(found, questions, strict=False))
-    assert asker(shots=1).answer([questions[:3]], print)["rows"] == found, "each question has a seed of its own"
+    assert asker(shots=1).answer([questions[:3]], print)["rows"] == found, "each photo has a seed of its own"
 
 
 def test_each_question_has_the_references_and_the_class_that_it_names(mmad, asker, monkeypatch):

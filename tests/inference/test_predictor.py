@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from anomalygpt.config.schema import InferenceConfig
-from anomalygpt.config.settings import PartsPrior, ReferenceSettings
+from anomalygpt.config.settings import GenerationSettings, PartsPrior, ReferenceSettings
 from anomalygpt.errors import UserError
 from anomalygpt.inference.anomaly_map import top_mean
 from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.augmentation import ALL_VIEWS
+from anomalygpt.inference.language_models import PromptedModel
 from anomalygpt.inference.predictor import Predictor
 from tests.inference.conftest import batch_sizes
 
@@ -115,9 +116,9 @@ def test_good_photo_is_below_the_threshold_and_a_defect_above(predictor: Predict
 
 def test_photos_and_references_are_encoded_once(predictor: Predictor, photo, encodings) -> None:
     result = predictor.inspect(photo())
-    first = predictor.answer(result, "Is there any anomaly in the image?")
-    assert predictor.answer(result, "Is there any anomaly in the image?") == first
-    predictor.answer(result, "Where is it?", [("Is there any anomaly in the image?", first)])
+    first = predictor.ask(result, "Is there any anomaly in the image?").answer
+    assert predictor.ask(result, "Is there any anomaly in the image?").answer == first
+    predictor.ask(result, "Where is it?", [("Is there any anomaly in the image?", first)])
     assert encodings == [1]
     predictor.set_references([photo(seed=seed) for seed in range(3)])
     for_the_references = encodings[1:]
@@ -185,13 +186,27 @@ def test_answer_is_streamed_and_can_be_stopped(compact_predictor: Predictor, pho
     own_words = Predictor(compact_predictor.model, InferenceConfig(), compact_predictor.generation)
     image, question = own_words.inspect(photo(scratch=(0.5, 0.5))), "Is there any anomaly in the image?"
     found = own_words.ask(image, question)
-    assert found.answer == own_words.answer(image, question), "token by token as all at once"
+    assert found.answer == own_words.language_model.answers([image], [question])[0], "token by token as all at once"
     pieces = own_words.stream(image, question)
     first = next(pieces)
     pieces.close()
     assert first and found.answer.startswith(first)
     again = [("And where?", own_words.ask(image, "And where?").answer)]
-    assert own_words.ask(image, question, again).answer == own_words.answer(image, question, again), "from the cache"
+    *_, fresh = PromptedModel(own_words.model, own_words.generation, False).texts(image, question, again)
+    assert own_words.ask(image, question, again).answer == fresh, "from the cache"
+
+
+@pytest.mark.parametrize("findings", ["none", "prompt"])
+def test_answers_about_several_photos_are_those_about_each_alone(compact_predictor: Predictor, photo, findings) -> None:
+    settings = InferenceConfig(findings=findings, verdict="answer" if findings == "none" else "score")
+    greedy = GenerationSettings(max_new_tokens=40, temperature=0)
+    predictor = Predictor(compact_predictor.model, settings, greedy)
+    photos = [photo(scratch=(0.5, 0.5)), photo(), photo(scratch=(0.15, 0.8), seed=3)]
+    together = [each.to_dict() for each in predictor.predict_batch(photos, "Where is it?")]
+    alone = [next(predictor.predict_batch([each], "Where is it?")).to_dict() for each in photos]
+    words = [(each["answer"], each["answer_source"], each["is_anomalous"]) for each in (*together, *alone)]
+    assert words[:3] == words[3:]
+    assert len({answer for answer, *_ in words}) > 1
 
 
 @pytest.mark.parametrize("scratch", [None, (0.15, 0.15)])

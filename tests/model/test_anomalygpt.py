@@ -147,7 +147,8 @@ def test_answers_in_a_batch_are_those_given_one_by_one(model, images) -> None:
     torch.manual_seed(3)
     features = model.encode(torch.cat([images, images[:1].flip(-1)]))
     maps = torch.rand(3, 1, 224, 224)
-    texts = [chat_prompt([], "Is it?"), chat_prompt([], "A much longer question?"), chat_prompt([("a", "b")], "c")]
+    prompts = [chat_prompt([], "Is it?"), chat_prompt([], "A much longer question?"), chat_prompt([("a", "b")], "c")]
+    texts = [model.tokenizer.encode(prompt) for prompt in prompts]
     settings = GenerationSettings(max_new_tokens=10, temperature=0)
     together = model.answer(features, maps, texts, settings)
     assert model.answer(features, maps, texts, settings, whole=True) == together
@@ -192,7 +193,7 @@ def test_half_precision_encoder_and_language_model_beside_float32_parts(model, i
     found.total.backward()
     assert found.total.isfinite()
     assert half.image_decoder.fc[0].weight.grad.dtype == torch.float32
-    assert len(half.answer(features, maps, ["a", "b"], GenerationSettings(max_new_tokens=2))) == 2
+    assert len(half.answer(features, maps, [[5], [6, 7]], GenerationSettings(max_new_tokens=2))) == 2
 
 
 QUESTION = chat_prompt([], "Is it good?")
@@ -219,8 +220,9 @@ def one_by_one(model, features, maps, answer):
 
 @torch.no_grad()
 def test_likelihood_of_a_batch_of_answers_equals_one_token_after_the_other(model, seen):
-    found = model.answer_likelihoods(*seen, QUESTION, ANSWERS)
+    found = model.answer_likelihoods(*seen, model.tokenizer.encode(QUESTION), ANSWERS)
     expected = torch.stack([one_by_one(model, *seen, answer) for answer in ANSWERS])
-    alone = torch.cat([model.answer_likelihoods(*seen, QUESTION, [answer]) for answer in ANSWERS])
+    ids = model.tokenizer.encode(QUESTION)
+    alone = torch.cat([model.answer_likelihoods(*seen, ids, [answer]) for answer in ANSWERS])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)

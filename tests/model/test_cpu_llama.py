@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from anomalygpt.config.settings import GenerationSettings, LoraSettings
 from anomalygpt.model.checkpoint import CheckpointError
 from anomalygpt.model.cpu_llama import LINEAR, CpuLlama, supported
-from anomalygpt.model.generation import ConversationCache, stream_tokens
+from anomalygpt.model.generation import ConversationCache, decode_batch, stream_tokens
 from anomalygpt.model.llm import add_lora
 from tests.helpers import tiny_llama
 
@@ -65,6 +66,18 @@ def test_generates_as_transformers_does(tmp_path: Path) -> None:
         streams = [(theirs, ConversationCache()), (own, ConversationCache()), (own, cached)]
         tokens = [[*stream_tokens(llm, embeds, turn, cache, GREEDY)] for llm, cache in streams]
         assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_rows_of_a_batch_are_continued_as_if_each_were_alone(tmp_path: Path) -> None:
+    """Rows of 3, 9 and 6 positions are padded on the left, with what must not be read."""
+    rows = [torch.randn(1, length, 32) for length in (3, 9, 6)]
+    padded = torch.cat([F.pad(row, (0, 0, 9 - row.shape[1], 0), value=9.0) for row in rows])
+    attention = torch.tensor([[number >= 9 - row.shape[1] for number in range(9)] for row in rows]).long()
+    for llm in pair(tmp_path, num_key_value_heads=2):
+        alone = [[tokens[0] for tokens, _ in decode_batch(llm, row, GREEDY)] for row in rows]
+        together = [tokens for tokens, _ in decode_batch(llm, padded, GREEDY, attention=attention)]
+        assert [*map(list, zip(*together, strict=True))] == alone
+        assert len({*map(tuple, alone)}) > 1
 
 
 def test_half_precision_changes_little(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_model_of_the_family_learns_and_stops(family, tmp_path):
 
     answering.register_forward_hook(as_scripted)
     greedy = GenerationSettings(max_new_tokens=8, temperature=0)
-    assert model.answer(features, maps, [chat_prompt([], "Is it?", layout)], greedy) == ["No."]
+    assert model.answer(features, maps, [model.tokenizer.encode(chat_prompt([], "Is it?", layout))], greedy) == ["No."]
     fed = iter(script)
     image = SimpleNamespace(features=features, prompt_map=maps)
     assert [*PromptedModel(model, greedy, reads_findings=False).texts(image, "Is it?", [])][-1] == "No."
