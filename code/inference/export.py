@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -98,7 +99,10 @@ def quantize(folder: Path, form: Format, predictor: Predictor, photos: Sequence[
 
 
 def _as_openvino(graph: Any, file: Path) -> None:
-    required("openvino").save_model(graph, file.with_suffix(".xml"), compress_to_fp16=False)
+    with TemporaryDirectory(dir=file.parent) as folder:  # the graph may be mapped from the files that these replace
+        required("openvino").save_model(graph, Path(folder) / f"{file.stem}.xml", compress_to_fp16=False)
+        for written in Path(folder).iterdir():
+            written.replace(file.with_name(written.name))
     file.unlink(missing_ok=True)
 
 
