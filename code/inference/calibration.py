@@ -1,7 +1,4 @@
-"""The threshold of the image score and of the map: a log-normal predictive interval of a good photo's score.
-
-docs/references.md has the formulas ("How the threshold is calculated").
-"""
+"""The thresholds of score and map; docs/references.md has the formulas ("How the threshold is calculated")."""
 
 import math
 from collections.abc import Mapping, Sequence
