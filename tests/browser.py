@@ -3,13 +3,16 @@
 ``python -m tests.browser images``, from the repository's root, takes those pictures anew.
 """
 
+import getpass
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,28 @@ def running_demo(
                 yield found.group(1)
                 return
         raise RuntimeError(f"the demo did not start:\n{printed}")
+
+
+@contextmanager
+def behind_nginx(address: str, folder: Path) -> Iterator[str]:
+    """Runs nginx as docs/page.md says, with files in ``folder``; yields the page's address there."""
+    [location] = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "page.md").read_text(), re.DOTALL)
+    assert "http://127.0.0.1:7860/" in location
+    location = location.replace("http://127.0.0.1:7860", address.rstrip("/"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind}; " for kind in kinds)
+    icon = "location = /favicon.ico { return 204; }"  # browsers ask the host for it by themselves
+    server = f"server {{ listen 127.0.0.1:{port}; {icon}\n{location} }}"
+    about = f"user {getpass.getuser()}; daemon off; pid {folder}/pid; error_log stderr; events {{}}"
+    (folder / "nginx.conf").write_text(f"{about}\nhttp {{ access_log off; {temporary}\n{server} }}\n")
+    with started(["nginx", "-e", "stderr", "-c", str(folder / "nginx.conf")]):
+        for _ in range(100):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/factory/inspect/"
 
 
 @contextmanager

@@ -604,16 +604,19 @@ def test_two_users_at_once_keep_their_own_photos(page_address: str) -> None:
         assert window.errors == []
 
 
+@pytest.mark.parametrize(
+    "proxy", ["python", pytest.param("nginx", marks=pytest.mark.skipif(not shutil.which("nginx"), reason="no nginx"))]
+)
 @pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.timeout(900)
-def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str]) -> None:
+def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str], tmp_path: Path, proxy: str) -> None:
     prefix = "/factory/inspect/"
     arguments = ["--config", "compact", *compact_overrides]
     with (
         browser.running_demo(arguments, GRADIO_ROOT_PATH=prefix.rstrip("/")) as address,
-        browser.proxied(address, prefix) as proxy,
-        browser.window(proxy, DESKTOP, "zh-CN") as window,
+        browser.behind_nginx(address, tmp_path) if proxy == "nginx" else browser.proxied(address, prefix) as shown,
+        browser.window(shown, DESKTOP, "zh-CN") as window,
     ):
         page = window.page
         page.locator("#photo input[type=file]").set_input_files(EXAMPLES / "washer" / "defect.jpg")
@@ -625,7 +628,7 @@ def test_page_behind_a_proxy_at_a_sub_path(compact_overrides: list[str]) -> None
         window.click_example(FABRIC)
         page.locator("#map img").first.wait_for()
         asked = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
-        own = (proxy, "data:", "blob:", urljoin(proxy, "/favicon.ico"))  # that one the browser asks for by itself
+        own = (shown, "data:", "blob:", urljoin(shown, "/favicon.ico"))  # that one the browser asks for by itself
         assert [each for each in asked if not each.startswith(own)] == []
         assert window.errors == []
 
