@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.errors import UserError
-from anomalygpt.inference.export import export
+from anomalygpt.inference.export import export, quantize
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.exported import ExportedEncoder, _run_by
 from tests.shared_data import ROOT
@@ -62,6 +63,21 @@ def test_backend_gives_the_same_maps(taught: Predictor, tmp_path: Path) -> None:
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(other.map, one.map, atol=1e-4)
         assert other.probability == pytest.approx(one.probability, abs=1e-4)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(("form", "suffix"), [("onnx", "onnx"), ("openvino", "xml")])
+def test_encoder_of_8_bits_sees_nearly_the_same(taught: Predictor, tmp_path: Path, form: Any, suffix: str) -> None:
+    pytest.importorskip("nncf")
+    pytest.importorskip("openvino")
+    export(taught, form, tmp_path)
+    before = sum(path.stat().st_size for path in tmp_path.glob("encoder.*"))
+    quantize(tmp_path, form, taught, [load_image(photo) for photo in PHOTOS])
+    assert sum(path.stat().st_size for path in tmp_path.glob("encoder.*")) < before / 3
+    images = taught.transform(load_image(PHOTOS[0]))[None].numpy()
+    _, embedding = _run_by(form, tmp_path / f"encoder.{suffix}")(images)
+    expected = taught.inspect(load_image(PHOTOS[0])).features.embedding.numpy()
+    assert float((embedding * expected).sum()) > 0.98, "cosine"
 
 
 @pytest.mark.weights
