@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-LESS_MEMORY = "llm.precision=4bit, a smaller data.max_side or the device cpu need less; answers can be left out"
+LESS_MEMORY = "llm.precision=4bit, a smaller --batch-size or the device cpu need less; answers can be left out"
 
 
 class UserError(Exception):
