@@ -39,8 +39,7 @@ CONFIDENCE = 0.95
 ENOUGH = 8  # more references hardly change how many verdicts are right
 FEWEST_COMPARED = 3  # of two unlike photos nobody knows which is the odd one
 
-# The score of an inspected photo -> whether a person called it good; None: nobody did.
-Observed = Mapping[float, bool | None]
+Observed = Mapping[float, bool | None]  # an inspected photo's score -> whether a person called it good; None: nobody
 
 
 @dataclass(frozen=True)
