@@ -19,7 +19,8 @@ FINE = 2  # drawn this many times larger, then reduced: smooth edges
 CANVAS = SIDE * FINE
 GOOD_EXAMPLES = 2
 WITHOUT_GOOD = ("gear",)  # so that the demo shows what it can't tell
-EXAMPLE_SEED = 2
+EXAMPLE_SEED, EVENING_SEED = 2, 5
+EVENING = (0.88, 0.86, 0.82)  # exposure of red, green and blue in the second kind of light
 JPEG_QUALITY = 85
 
 Colours = NDArray[np.floating[Any]]  # (H, W, 3), 0..1
@@ -39,14 +40,15 @@ class Rendered:
     mask: NDArray[np.bool_]
 
 
-def render(part: str, rng: np.random.Generator, defective: bool = False) -> Rendered:
+def render(part: str, rng: np.random.Generator, defective: bool = False, evening: bool = False) -> Rendered:
     """Draws a part, each time a little differently placed and lit.
 
     Args:
         part: a key of ``PARTS``.
+        evening: in dimmer and warmer light that comes from the other side.
     """
     colours, mask = PARTS[part](rng, defective)
-    reduced = cv2.resize(_lit(colours, rng), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    reduced = cv2.resize(_lit(colours, rng, evening), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     noisy = reduced + rng.normal(0, 0.008, reduced.shape)  # the sensor
     photo = Image.fromarray((np.clip(noisy, 0, 1) * 255).astype(np.uint8))
     small = cv2.resize(mask.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
@@ -54,13 +56,20 @@ def render(part: str, rng: np.random.Generator, defective: bool = False) -> Rend
 
 
 def write_examples(folder: Path) -> None:
-    """Writes good_1.jpg, good_2.jpg … and defect.jpg of each part into a folder of its name; of some the last alone."""
+    """Writes good_1.jpg, good_2.jpg … and defect.jpg of each part into a folder of its name; of some the last alone.
+
+    Of the others also defect_evening.jpg and whole_evening.jpg, in the second kind of light.
+    """
     for part in PARTS:
         rng = np.random.default_rng(EXAMPLE_SEED)
         (folder / part).mkdir(parents=True, exist_ok=True)
         for number in range(1, 1 if part in WITHOUT_GOOD else GOOD_EXAMPLES + 1):
             render(part, rng).photo.save(folder / part / f"good_{number}.jpg", quality=JPEG_QUALITY)
         render(part, rng, defective=True).photo.save(folder / part / "defect.jpg", quality=JPEG_QUALITY)
+        rng = np.random.default_rng(EVENING_SEED)
+        for name, defective in () if part in WITHOUT_GOOD else (("defect", True), ("whole", False)):
+            photo = render(part, rng, defective, evening=True).photo
+            photo.save(folder / part / f"{name}_evening.jpg", quality=JPEG_QUALITY)
 
 
 # -- light and noise --------------------------------------------------------------------------------------------------
@@ -82,12 +91,13 @@ def _noise(rng: np.random.Generator, width: float, height: float | None = None) 
     return (smooth / smooth.std()).astype(np.float32)
 
 
-def _lit(colours: Colours, rng: np.random.Generator) -> Colours:
+def _lit(colours: Colours, rng: np.random.Generator, evening: bool = False) -> Colours:
     """Exposure, a lamp a little off the centre, and the lens's darker corners."""
     x, y = _coordinates()
-    lamp_x, lamp_y = rng.uniform(-0.15, 0.15, 2) - 0.2
+    lamp_x, lamp_y = rng.uniform(-0.15, 0.15, 2) + (0.2 if evening else -0.2)
     lamp = 1.06 - 0.10 * ((x - lamp_x) ** 2 + (y - lamp_y) ** 2)
-    return np.asarray(colours * (lamp * rng.uniform(0.98, 1.02))[..., None], dtype=np.float32)
+    exposure = np.array(EVENING if evening else (1, 1, 1)) * rng.uniform(0.98, 1.02)
+    return np.asarray(colours * lamp[..., None] * exposure, dtype=np.float32)
 
 
 def _shade(height: Plane, strength: float) -> Plane:

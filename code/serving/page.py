@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from html import escape
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ Uploads = Sequence[tuple[str, str | None]] | None  # a gallery's files and capti
 Current = Conversation | None
 Example = tuple[str, list[str], str]  # photo, good photos, class name
 
-THUMBNAIL = 96  # pixels
+THUMBNAIL, EXAMPLES_SHOWN = 96, 8  # pixels; at once, as many as there are parts
 PENDING = "…"
 BAR = gr.Progress()
 TEXTS: dict[str, dict[str, str]] = read_yaml(Path(__file__).with_suffix(".yaml"))  # by language and name
@@ -276,8 +277,8 @@ SHOW_CHAT = "() => document.querySelector('#chat').scrollIntoView({block: 'neare
 
 
 def find_examples(folder: Path) -> list[Example]:
-    """Each photo in the subfolders that is not named ``good…``, with those that are, and the subfolder's name."""
-    photos = [photo for photo in sorted(folder.glob("*/*")) if not photo.name.startswith("good")]
+    """By name, each photo in a subfolder that is not named ``good…``, with those that are, and the subfolder's name."""
+    photos = [p for p in sorted(folder.glob("*/*"), key=attrgetter("name", "parent")) if not p.name.startswith("good")]
     return [(str(photo), sorted(map(str, photo.parent.glob("good*"))), photo.parent.name) for photo in photos]
 
 
@@ -356,6 +357,7 @@ def _photo_inputs(language: gr.State, part: gr.State, examples: Sequence[Example
     # 16 bits off. A subclass would make it write a .pyi file beside this one.)
     photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign, assignment]
     shape: dict[str, Any] = {"type": "index", "layout": "gallery", "components": [gr.Image(visible=False)]}
+    shape["samples_per_page"] = EXAMPLES_SHOWN
     samples = [[photo] for photo, _, _ in examples]
     row = gr.Dataset(label=text("examples"), samples=samples, elem_id="examples", render=bool(examples), **shape)
     with gr.Accordion(text("compare"), elem_id="compare"):
