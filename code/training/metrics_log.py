@@ -89,7 +89,7 @@ def draw_curves(folder: Path) -> None:
     from matplotlib.figure import Figure
 
     table = pd.DataFrame(read_metrics(folder)).drop(columns="samples_per_second")
-    names = [name for name in table.columns if name not in ("kind", "step")]
+    names = [name for name in table.columns if name not in ("kind", "step") and table[name].any()]  # of what is trained
     rows = math.ceil(len(names) / COLUMNS)
     figure = Figure(figsize=(3.5 * COLUMNS, 2.6 * rows), layout="constrained")
     for position, name in enumerate(names, start=1):
