@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--shots", type=whole_number(0), nargs="+", action="extend", metavar="K", help="references a class (default 0)")
     add("--rounds", type=whole_number(1), default=1, metavar="R", help="how many rounds (default: 1)")
     add("--reference-choice", choices=choices, default="paper", help="paper (default): good photos 4 * round + k")
-    add(
-        "--batch-size", type=whole_number(1), default=8, metavar="N", help="photos that are judged at once (default: 8)"
-    )
+    add("--batch-size", type=whole_number(1), default=8, metavar="N", help="photos judged at once (default: 8)")
     add("--resolution", choices=pixels, default="map", help="measure on the map's pixels (default) or the photo's own")
     add("--no-chat", action="store_true", help="maps only: no language model is loaded")
     add("--no-pictures", action="store_true", help="tables only")

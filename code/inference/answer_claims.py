@@ -40,6 +40,7 @@ class ClaimReader:
         self.asked_places = places if len(places) == 1 else []
 
     def claims_of_answer(self, answer: str) -> list[Claim]:
+        """What an answer to the question states; a bare yes or no is read by the question."""
         text = self._plain(answer)
         no_polarity = self._has("no_polarity", self.question)
         opener = None if no_polarity else re.match(_source(self.language, "opener"), text)

@@ -123,7 +123,7 @@ class AnomalyGPT(nn.Module):
         for tokens, _ in decode_batch(self.llama_model, embeds, settings, attention=padding):
             for row, token in zip(rows, tokens, strict=True):
                 row.append(token)
-            ended |= {number for number, row in enumerate(rows) if ends_turn(row, self.tokenizer)}
+            ended |= {i for i, row in enumerate(rows) if i not in ended and ends_turn(row, self.tokenizer)}
             if len(ended) == len(rows) and not whole:
                 break
         return [answer_text(list(turn_tokens(row, self.tokenizer)), self.tokenizer) for row in rows]
