@@ -17,7 +17,6 @@ from anomalygpt.model import checkpoint
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.chat import TemplateTokenizer
 from anomalygpt.model.checkpoint import PARTS, CheckpointError, shapes_of
-from anomalygpt.model.cpu_llama import CpuLlama, cpu_dtype, supported
 from anomalygpt.model.dinov2 import Dinov2
 from anomalygpt.model.encoder import ImageSpec
 from anomalygpt.model.exported import ExportedEncoder
@@ -25,6 +24,7 @@ from anomalygpt.model.image_decoder import ImageDecoder
 from anomalygpt.model.imagebind.imagebind import ImageBind, ImageBindSize
 from anomalygpt.model.library_encoders import OpenClip, TimmEncoder
 from anomalygpt.model.llm import add_lora, load_llm, planned_config
+from anomalygpt.model.merged_llama import MergedLlama, cpu_dtype, supported
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures, PromptEnsemble
 from anomalygpt.model.prompt_learner import PromptLearner
 from anomalygpt.model.tokenizer import load_tokenizer
@@ -133,7 +133,7 @@ def build_model(
     if inference:
         if device.type == "cpu" and dtype == torch.float32 and hasattr(encoder, "pack"):
             encoder.pack()
-        if isinstance(model.llama_model, CpuLlama):
+        if isinstance(model.llama_model, MergedLlama):
             model.llama_model.merge()
     return model.eval()
 
@@ -193,14 +193,16 @@ def _build_llm(
         folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
         if inference and config.precision == "bf16" and device.type == "cpu" and supported(folder, config.lora):
-            llm = CpuLlama(folder, config.lora, cpu_dtype())
+            llm = MergedLlama(folder, config.lora, cpu_dtype(), device)
         else:
-            precision = "full" if config.precision in ("auto", "bf16") and not inference else config.precision
-            llm = load_llm(folder, dtype, device, precision, trains=not inference)
+            auto = config.precision in ("auto", "bf16")
+            precision = "full" if auto and not inference else config.precision
+            merged = config.lora if auto and inference and supported(folder, config.lora) else None
+            llm = load_llm(folder, dtype, device, precision, trains=not inference, merged=merged)
     width = llm.get_input_embeddings().embedding_dim
     return {
         "prompt_learner": PromptLearner(width).to(device),
-        "llm": llm if isinstance(llm, CpuLlama) else add_lora(llm, config.lora),
+        "llm": llm if isinstance(llm, MergedLlama) else add_lora(llm, config.lora),
         "llama_proj": nn.Linear(embed_width, width).to(device),
         "tokenizer": tokenizer,
     }

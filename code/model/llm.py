@@ -14,6 +14,7 @@ from anomalygpt.config.settings import LoraSettings
 from anomalygpt.errors import UserError, reading_warning
 from anomalygpt.model import checkpoint
 from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, read_tensors, shapes_of, weight_files
+from anomalygpt.model.merged_llama import MergedLlama
 
 logger = logging.getLogger(__name__)
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it warns then
@@ -31,12 +32,19 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
 
 
 def load_llm(
-    folder: Path, dtype: torch.dtype, device: torch.device, precision: str = "full", *, trains: bool = False
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    precision: str = "full",
+    *,
+    trains: bool = False,
+    merged: LoraSettings | None = None,
 ) -> Any:
     """Reads a causal LM's folder in Hugging Face's layout directly into ``dtype``, or the precision of the config.
 
     A folder called ``…_v0`` that does not hold Vicuna version 0 is loaded with a warning. ``trains``: gradients will go
-    through it. Raises :class:`CheckpointError`: it is missing, incomplete, of another model, or an unapplied delta.
+    through it. ``merged``: with this LoRA, :class:`MergedLlama` may answer where a GPU holds it unquantized. Raises
+    :class:`CheckpointError`: it is missing, incomplete, of another model, or an unapplied delta.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -58,6 +66,8 @@ def load_llm(
         ignore += f"|{re.escape(OUTPUT)}$"
     check_names(expected, found, folder, ignore=ignore)
     placed = placement(planned, dtype, device, precision)
+    if merged and device.type == "cuda" and not placed["quantization_config"]:
+        return MergedLlama(folder, merged, dtype, device)
     llm = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **placed)
     for module in llm.modules() if trains and precision == "4bit" else ():
         # On a CPU, bitsandbytes packs the weights anew when it evaluates, and gives wrong gradients from then on.
@@ -69,7 +79,7 @@ def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, prec
     """What ``from_pretrained`` takes for a precision of ``llm.precision``; ``planned`` is the model on ``meta``."""
     from transformers import BitsAndBytesConfig
 
-    if precision in ("auto", "bf16"):  # bf16 is for the decoder of cpu_llama.py alone
+    if precision in ("auto", "bf16"):  # bf16 is a CPU's, for the decoder of merged_llama.py
         precision = "full"
         if device.type == "cuda":
             torch.cuda.empty_cache()
