@@ -151,7 +151,7 @@ def maps(arguments: argparse.Namespace) -> dict[str, Any]:
                 times[name].append(seconds(act, device))
         rate, shares = gemm_rate(device, dtype), {}
         for batch in arguments.batches:
-            photos = torch.randn(batch, *query.shape[1:])
+            photos = torch.randn(batch, *query.shape[1:], device=device, dtype=dtype)
             model.encode(photos)
             taken = min(seconds(lambda photos=photos: model.encode(photos), device) for _ in range(3))
             shares[batch] = [taken / batch, vision_flops(size, batch) / taken / rate]
@@ -191,30 +191,52 @@ def llm(arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes LLaMA-7B's shape with some of its 32 layers, in bfloat16, reads it and generates."""
     import torch
 
+    from anomalygpt.config.settings import GenerationSettings, LoraSettings
     from anomalygpt.model.build import DTYPES
-    from anomalygpt.model.llm import load_llm
+    from anomalygpt.model.generation import decode_batch
+    from anomalygpt.model.llm import add_lora, load_llm
+    from anomalygpt.model.merged_llama import MergedLlama
 
-    device = torch.device(arguments.device)
+    device, lora = torch.device(arguments.device), LoraSettings()
     if not arguments.inside:
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-            size = write_llama(Path(scratch), LLAMA | {"num_hidden_layers": arguments.layers})
+            size = write_llama(Path(scratch), LLAMA | {"num_hidden_layers": arguments.layers}, device=device)
             return {"layers": arguments.layers, "file_gib": size / GIB} | in_own_process(arguments, Path(scratch))
     before = peak_bytes()
     start = time.perf_counter()
-    model = load_llm(arguments.inside, DTYPES[arguments.dtype], device, arguments.precision)
+    model = load_llm(arguments.inside, DTYPES[arguments.dtype], device, arguments.precision, merged=lora)
+    if isinstance(model, MergedLlama):
+        model.merge()
+    else:
+        model = add_lora(model, lora)
     found = {"seconds": time.perf_counter() - start, "host_peak_gib": (peak_bytes() - before) / GIB}
-    held = sum(value.nbytes for value in [*model.parameters(), *model.buffers()])
-    prompt = torch.randn(1, 64, 4096, device=device, dtype=model.get_input_embeddings().weight.dtype) * 0.02
+    own = model.layers if isinstance(model, MergedLlama) else []
+    held = sum(value.nbytes for value in [*model.parameters(), *model.buffers(), *(w for each in own for w in each)])
+    held += model.output.nbytes if own else 0
+    words = model.get_input_embeddings().weight
+    prompt = torch.randn(1, arguments.prompt, 4096, device=device, dtype=words.dtype) * 0.02
 
-    def generate(tokens: int) -> float:
-        return seconds(lambda: model.generate(inputs_embeds=prompt, max_new_tokens=tokens, min_new_tokens=tokens,
-                                              do_sample=False), arguments.device)  # fmt: skip
+    def decode(tokens: int) -> None:
+        for _ in decode_batch(model, prompt, GenerationSettings(max_new_tokens=tokens, temperature=0)):
+            pass
 
-    with torch.inference_mode():
-        generate(2)
-        token = (generate(arguments.tokens + 1) - generate(1)) / arguments.tokens
-    bandwidth = copy_rate(arguments.device)
-    found |= {"weights_gib": held / GIB, "seconds_a_token": token, "share_of_bandwidth": held / bandwidth / token}
+    def generate(tokens: int) -> None:
+        model.generate(inputs_embeds=prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+
+    # A token's floor: each weight is read once, of the embedding one row alone.
+    floor = (held - words.nbytes) / copy_rate(arguments.device)
+    for name, act in ({"": decode} | ({} if own else {"transformers: ": generate})).items():
+        with torch.inference_mode():
+            act(2)
+            first = min(seconds(lambda act=act: act(1), arguments.device) for _ in range(3))
+            many = min(seconds(lambda act=act: act(arguments.tokens + 1), arguments.device) for _ in range(3))
+        token = (many - first) / arguments.tokens
+        found |= {
+            f"{name}first token, s": first,
+            f"{name}further token, s": token,
+            f"{name}of the floor": floor / token,
+        }
+    found["weights_gib"] = held / GIB
     if device.type == "cuda":
         found["device_peak_gib"] = torch.cuda.max_memory_allocated() / GIB
     return found
@@ -232,7 +254,7 @@ def in_own_process(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     """The same measurement in a fresh process, whose peak memory is its own."""
     import subprocess
 
-    passed = {name: getattr(arguments, name) for name in ("what", "device", "dtype", "precision", "tokens")}
+    passed = {name: getattr(arguments, name) for name in ("what", "device", "dtype", "precision", "tokens", "prompt")}
     options = [f"--{name}={value}" for name, value in passed.items()]
     command = [sys.executable, __file__, *options, f"--inside={path}"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
@@ -244,11 +266,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--what", choices=("maps", "load", "llm"), required=True)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
-    parser.add_argument("--precision", choices=("full", "8bit", "4bit"), default="full", help="of the language model")
+    parser.add_argument(
+        "--precision", choices=("auto", "full", "8bit", "4bit"), default="full", help="of the language model"
+    )
     parser.add_argument("--layers", type=int, default=32, help="of the language model; LLaMA-7B has 32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="photos at once")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=128, help="positions before the answer")
     parser.add_argument("--scratch", type=Path, help="folder for the weights that are written")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

@@ -285,8 +285,8 @@ def host_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def write_llama(folder: Path, shape: dict[str, int], files: str = "safetensors") -> int:
-    """Random weights in bfloat16, a shard at a time, with config.json and index; their size in bytes."""
+def write_llama(folder: Path, shape: dict[str, int], files: str = "safetensors", device: Any = "cpu") -> int:
+    """Random weights in bfloat16, drawn on a device, a shard at a time, with config and index; their size in bytes."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -303,7 +303,7 @@ def write_llama(folder: Path, shape: dict[str, int], files: str = "safetensors")
     for number in range(SHARDS):
         tensors = {
             # With norms near one: those near zero are a delta's.
-            name: torch.empty(shapes[name], dtype=torch.bfloat16).normal_(float(name.endswith("norm.weight")), 0.02)
+            name: torch.normal(float(name.endswith("norm.weight")), 0.02, shapes[name], device=device).bfloat16().cpu()
             for name in names[number::SHARDS]
         }
         file = f"{stem}-{number + 1:05}-of-{SHARDS:05}.{files}"

@@ -165,7 +165,7 @@ class MergedLlama(nn.Module):
     def decode(
         self, x: Tensor, positions: Tensor, places: slice | Tensor, seen: Tensor | None, store: Tensor, kept: int
     ) -> Tensor:
-        """Embeddings (B, N, D_l) -> logits of the last ``kept``; keys and values go to their ``places`` in the store."""
+        """Embeddings (B, N, D_l) -> logits of the last ``kept``; keys and values go to ``places`` in the store."""
         turn = self._rotation(positions, x.dtype)
         for (keys, values), layer in zip(store, self.layers, strict=True):
             first_norm, second_norm, project, out, widen, narrow = layer
