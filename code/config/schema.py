@@ -65,7 +65,8 @@ class LlmConfig(Settings):
         endpoint: base URL, which usually ends in ``/v1``. Its models always answer by ``inference.findings: system``.
         chat: how turns are marked for a model that is trained here: the paper's way, or its folder's chat ``template``.
         precision: of its own, frozen weights: ``full`` is the experiment's, ``8bit`` and ``4bit`` (NF4) are
-            bitsandbytes'. ``auto``: on a GPU whose free memory is too small, 8 or 4 bit for inference; else ``full``.
+            bitsandbytes'. ``auto``: on a GPU whose free memory is too small, 8 or 4 bit for inference; else ``full``,
+            with LoRA merged into a LLaMA model that only answers on a GPU.
             ``bf16``: where a LLaMA model only answers on a CPU, bfloat16 without transformers; else as ``auto``.
     """
 
