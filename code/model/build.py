@@ -192,12 +192,12 @@ def _build_llm(
     else:
         folder = available(config.weights, "llm.weights")
         tokenizer = load_tokenizer(folder, TemplateTokenizer if config.chat == "template" else None)
-        if inference and config.precision == "bf16" and device.type == "cpu" and supported(folder, config.lora):
-            llm = MergedLlama(folder, config.lora, cpu_dtype(), device)
+        auto = config.precision in ("auto", "bf16")
+        merged = config.lora if auto and inference and supported(folder, config.lora) else None
+        if merged and config.precision == "bf16" and device.type == "cpu":
+            llm = MergedLlama(folder, merged, cpu_dtype(), device)
         else:
-            auto = config.precision in ("auto", "bf16")
             precision = "full" if auto and not inference else config.precision
-            merged = config.lora if auto and inference and supported(folder, config.lora) else None
             llm = load_llm(folder, dtype, device, precision, trains=not inference, merged=merged)
     width = llm.get_input_embeddings().embedding_dim
     return {
