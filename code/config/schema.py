@@ -138,14 +138,10 @@ class DataSource(Settings):
 
 
 class InstructionSource(Settings):
-    """Conversations about everyday photos, which preserve general abilities (PandaGPT's; specification 7).
-
-    ``turns: first`` takes each conversation's first question and answer, as the paper does.
-    """
+    """Conversations about everyday photos, which preserve general abilities (PandaGPT's; specification 7)."""
 
     conversations: str = "data/pandagpt4_visual_instruction_data.json"
     images: str = "data/images"
-    turns: Literal["first", "all"] = "first"
 
 
 class DataConfig(PhotoSettings):

@@ -160,7 +160,7 @@ def build_instructions(config: DataConfig, transform: ImageTransform) -> Instruc
     """The instruction data, None where the config names none."""
     if (source := config.instructions) is None:
         return None
-    return Instructions(resolve(source.conversations), resolve(source.images), transform, source.turns)
+    return Instructions(resolve(source.conversations), resolve(source.images), transform)
 
 
 def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,7 +18,6 @@ from anomalygpt.datasets.transforms import ImageTransform
 
 logger = logging.getLogger(__name__)
 
-Kept = Literal["first", "all"]  # which turns of a conversation
 EXPECTED = '{"image_name": …, "conversation": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}'
 OTHER_ROLES = {"user": "human", "gpt": "assistant"}
 
@@ -35,13 +34,13 @@ class Instructions(Dataset[tuple[Tensor, tuple[Turn, ...]]]):
     """Photos of a folder, (3, S, S), each with a conversation, in the order of a file.
 
     :class:`DatasetError` for a bad entry; conversations about no photo, several, or one that is missing are left out
-    and counted in the log. ``turns``: ``first`` keeps the first question and answer, as the paper does.
+    and counted in the log. Of each, the first question and answer are taken, as in the paper.
     """
 
-    def __init__(self, conversations: Path, images: Path, transform: ImageTransform, turns: Kept = "first") -> None:
+    def __init__(self, conversations: Path, images: Path, transform: ImageTransform) -> None:
         self.images, self.transform = require_folder(images), transform
         entries = enumerate(_read_list(Path(conversations)), start=1)
-        parsed = [_parse_entry(entry, f"{conversations}: entry {number}", turns) for number, entry in entries]
+        parsed = [_parse_entry(entry, f"{conversations}: entry {number}") for number, entry in entries]
         named = [(name, said) for name, said in parsed if name is not None]
         self._entries = [(name, said) for name, said in named if (self.images / name).is_file()]
         if not self._entries:
@@ -72,8 +71,8 @@ def _read_list(path: Path) -> list[Any]:
     return entries
 
 
-def _parse_entry(entry: Any, where: str, choice: Kept) -> tuple[str | None, tuple[Turn, ...]]:
-    """The photo's name, None for no photo or several, and the turns, which end with an answer."""
+def _parse_entry(entry: Any, where: str) -> tuple[str | None, tuple[Turn, ...]]:
+    """The photo's name, None for no photo or several, and the first question and answer."""
     try:
         photos = next((entry[key] for key in ("image_name", "image", "images") if entry.get(key)), None)
         name = photos[0] if isinstance(photos, list) and len(photos) == 1 else photos
@@ -83,11 +82,9 @@ def _parse_entry(entry: Any, where: str, choice: Kept) -> tuple[str | None, tupl
         if not isinstance(name, str):
             return None, ()
         where += f" ({name})"
-        said = [turn for turn in said if turn[0] != "system"]
-        said = said[: 2 if choice == "first" else len(said) - len(said) % 2]
+        said = [turn for turn in said if turn[0] != "system"][:2]
         turns = tuple(Turn(OTHER_ROLES.get(role, role), text.replace("<image>", "").strip()) for role, text in said)
-        expected = ["human", "assistant"] * (len(turns) // 2)
-        if not turns or [turn.role for turn in turns if turn.text] != expected:
+        if [turn.role for turn in turns if turn.text] != ["human", "assistant"]:
             raise ValueError
     except (AttributeError, StopIteration, TypeError, ValueError):
         raise DatasetError(f"{where} is not of the form {EXPECTED}") from None

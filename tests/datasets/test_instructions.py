@@ -33,15 +33,13 @@ def data(tmp_path, write_photo):
     return write
 
 
-def test_the_first_question_and_answer_or_all_turns_are_taken(data, transform, caplog):
+def test_the_first_question_and_answer_are_taken(data, transform, caplog):
     dataset = Instructions(*data(ENTRIES), transform)
     assert len(dataset) == 2 and caplog.messages[0].startswith("1 of 3 photos are missing in ")
     image, said = dataset[0]
     assert image.shape == (3, 64, 64)
     assert said == (Turn("human", "What is it?"), Turn("assistant", "A 猫."))
     assert [turn.text for turn in dataset[1][1]] == ["Who?", "Nobody 😀."]
-    turns = Instructions(*data(ENTRIES), transform, turns="all")[0][1]
-    assert [turn.text for turn in turns] == ["What is it?", "A 猫.", "Sure?", "Yes."], "they end with an answer"
     batch = InstructionBatch.of([dataset[0], dataset[1]]).to("cpu")
     assert batch.images.shape == (2, 3, 64, 64)
     assert batch.conversations == [dataset[0][1], dataset[1][1]]
@@ -61,7 +59,7 @@ def test_llavas_and_ms_swifts_entries_are_the_same_conversations(data, transform
     swift = [json.dumps({"messages": messages, "images": own}) for own in photos]
     (images / "swift.jsonl").write_text("\n".join(swift) + "\n")
     for name, expected in (("llava.json", 1), ("swift.jsonl", 2)):
-        dataset = Instructions(images / name, images, transform, "all")
+        dataset = Instructions(images / name, images, transform)
         assert [list(dataset[at][1]) for at in range(len(dataset))] == [turns] * expected
         assert caplog.messages[-1].endswith("1 conversations are about no photo, or several; left out")
 
