@@ -282,7 +282,8 @@ def test_report_has_pictures_of_the_worst_photos_only(tmp_path: Path, monkeypatc
 
 
 def test_documented_lines_import_results_into_fiftyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("fiftyone", reason="needs FiftyOne")
+    for library in ("fiftyone", "pycocotools"):
+        pytest.importorskip(library, reason=f"needs {library}")
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (90, 60)).save(tmp_path / "photos" / "a.png")
     annotations = coco_annotations(result_with(TOP_LEFT, "part", (90, 60)))
