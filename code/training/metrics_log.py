@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, first_line
 from anomalygpt.files import replacing
 
 FILE = "metrics.jsonl"
@@ -30,21 +30,23 @@ class MetricsLog:
     def __init__(self, folder: Path, config: ExperimentConfig, start: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.tracker = name = config.training.tracker
-        try:
-            library: Any = import_module(name) if name else None
-        except ImportError as error:
-            raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
-        self.path, self._library = folder / FILE, library
+        self.path, self.tracker = folder / FILE, config.training.tracker
         lines = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
         board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
         self._board = SummaryWriter(str(board), purge_step=start + 1)
-        if name == "mlflow":
-            library.start_run(run_name=config.name)
-        elif name:
-            library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
+        name = self.tracker
+        try:
+            self._library: Any = import_module(name) if name else None
+            if name == "mlflow":
+                self._library.start_run(run_name=config.name)
+            elif name:
+                self._library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
+        except ImportError as error:
+            raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
+        except Exception as error:  # whatever the library raises without a login or a server
+            raise UserError(f"training.tracker: {name} can't start ({first_line(error)})") from error
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes the kind of numbers (``train``, ``validation``), their step, and the numbers."""
@@ -69,8 +71,10 @@ class MetricsLog:
             self._library.log({"samples": self._library.Image(str(path))}, step=step)
 
     def close(self) -> None:
-        """Writes out TensorBoard's buffer."""
+        """Ends what TensorBoard and the tracker keep of the run."""
         self._board.close()
+        if self.tracker:
+            (self._library.end_run if self.tracker == "mlflow" else self._library.finish)()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -31,9 +31,9 @@ def test_a_resumed_run_removes_only_lines_from_after_its_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_each_tracker_gets_named_numbers_and_steps(monkeypatch, tmp_path, name):
-    """On stand-ins, as none of them is installed here."""
+    """On stand-ins, which show what is called."""
     calls, library = [], ModuleType(name)
-    for function in ("init", "log", "start_run", "log_metrics", "log_artifact", "Image"):
+    for function in ("init", "log", "start_run", "log_metrics", "log_artifact", "Image", "finish", "end_run"):
         setattr(library, function, lambda *values, _name=function, **named: calls.append((_name, values, named)))
     monkeypatch.setitem(sys.modules, name, library)
     log = MetricsLog(tmp_path, load_config("compact", [f"training.tracker={name}"]))
@@ -47,9 +47,38 @@ def test_each_tracker_gets_named_numbers_and_steps(monkeypatch, tmp_path, name):
     log.write_picture(4, tmp_path / "step4.png")
     assert [each[0] for each in calls] == (["log_artifact"] if name == "mlflow" else ["Image", "log"])
     assert calls[0][1] == (str(tmp_path / "step4.png"),)
+    log.close()
+    assert calls[-1][0] == ("end_run" if name == "mlflow" else "finish")
 
 
 def test_a_missing_tracker_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"training\.tracker: wandb is not installed; pip install wandb"):
         MetricsLog(tmp_path, load_config("compact", ["training.tracker=wandb"]))
+
+
+def test_a_tracker_that_cannot_start_ends_in_one_line(monkeypatch, tmp_path):
+    def refuse(**_):
+        raise RuntimeError("No API key configured. Use `wandb login` to log in.\nmore")
+
+    library = ModuleType("wandb")
+    setattr(library, "init", refuse)
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    with pytest.raises(UserError, match=r"^training\.tracker: wandb can't start \(No API key .* to log in\)$"):
+        MetricsLog(tmp_path, load_config("compact", ["training.tracker=wandb"]))
+
+
+@pytest.mark.parametrize(("name", "written"), [("wandb", "*.wandb"), ("mlflow", "mlflow.db"), ("trackio", "*.db")])
+def test_the_real_tracker_takes_numbers_and_a_picture(monkeypatch, tmp_path, name, written):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip(name, reason=f"needs {name}")  # after these: trackio reads them when it is imported
+    log = MetricsLog(tmp_path, load_config("compact", [f"training.tracker={name}"]))
+    for step in (1, 2):
+        log.write("train", step, loss=1 / step)
+    Image.new("RGB", (4, 4)).save(tmp_path / "step2.png")
+    log.write_picture(2, tmp_path / "step2.png")
+    log.close()
+    assert any(tmp_path.rglob(written))
