@@ -134,12 +134,13 @@ class ChatModel:
 class EndpointModel:
     """A model behind an OpenAI-compatible endpoint: of vLLM, ollama, llama.cpp, ``transformers serve``, a cloud."""
 
-    def __init__(self, settings: LlmConfig) -> None:
+    def __init__(self, config: LlmConfig) -> None:
         import openai  # here, because it takes a second
 
-        self.settings, self._key, self._openai = settings, os.environ.get(API_KEY) or "no-key", openai
-        client = openai.OpenAI(base_url=settings.endpoint, api_key=self._key, timeout=settings.timeout, max_retries=0)
-        self._create: Any = partial(client.chat.completions.create, model=settings.model, stream=True)
+        self.config, self.settings, self._openai = config, config.generation, openai
+        self._key = os.environ.get(API_KEY) or "no-key"
+        client = openai.OpenAI(base_url=config.endpoint, api_key=self._key, timeout=config.timeout, max_retries=0)
+        self._create: Any = partial(client.chat.completions.create, model=config.model, stream=True)
 
     def texts(self, image: ImageResult, question: str, history: History, opening: str = "") -> Iterator[str]:
         """As :meth:`PromptedModel.texts`. Raises :class:`UserError` where the model can't be reached."""
@@ -147,7 +148,7 @@ class EndpointModel:
         phrases = phrase_table(f"findings_{language_of(question)}")["chat_model"]
         if opening:  # a server can only be asked to begin with it
             messages[-1]["content"] += "\n" + phrases["opening"].format(opening=opening)
-        if self.settings.attach_images:
+        if self.config.attach_images:
             uris = [jpeg_uri(picture, PICTURE_SIDE) for picture in (image.photo, image.plot())]
             pictures = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
             caption = {"type": "text", "text": f"{phrases['pictures']}\n{messages[1]['content']}"}
@@ -161,10 +162,10 @@ class EndpointModel:
             if not THOUGHTS.sub("", text).strip():
                 raise ValueError("an empty reply; a model that thinks first needs more llm.generation.max_new_tokens")
         except (self._openai.OpenAIError, ValueError, TypeError, AttributeError) as error:  # of odd chunks
-            raise UserError(f"llm.endpoint {self.settings.endpoint}: {self._explain(error)}") from None
+            raise UserError(f"llm.endpoint {self.config.endpoint}: {self._explain(error)}") from None
 
     def _open(self, messages: Messages) -> Any:
-        own = self.settings.generation
+        own = self.settings
         sampling = {"temperature": own.temperature, "top_p": own.top_p, "max_tokens": own.max_new_tokens}
         try:
             return self._create(messages=messages, **sampling)
@@ -174,7 +175,7 @@ class EndpointModel:
     def _explain(self, error: Exception) -> str:
         """One line without the key, which some servers repeat."""
         hints = dict.fromkeys((401, 403), f"; the key is the environment variable {API_KEY}")
-        hints[404] = f"; expected a URL that ends in /v1, and that {self.settings.model} is a model there"
+        hints[404] = f"; expected a URL that ends in /v1, and that {self.config.model} is a model there"
         reason = f" ({error.__cause__})" if error.__cause__ else ""
         line = " ".join(f"{type(error).__name__}: {error}{reason}".replace(self._key, "…").split())
         return f"{line[:200]}{hints.get(getattr(error, 'status_code', 0), '')}"

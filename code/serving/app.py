@@ -319,11 +319,9 @@ class Service:
     def _sampling(self, body: ChatRequest) -> Predictor:
         """The predictor, with a language model that samples as the request says."""
         given = body.model_dump(include={*GenerationSettings.model_fields}, exclude_none=True)
-        generation = self.predictor.generation.model_copy(update=given)
-        predictor = copy(self.predictor)
-        model: Any = copy(self.predictor.language_model)
-        own = isinstance(model.settings, GenerationSettings)  # else those of an endpoint, which hold them
-        model.settings = generation if own else model.settings.model_copy(update={"generation": generation})
+        predictor, model = copy(self.predictor), copy(self.predictor.language_model)
+        assert model is not None  # see _require_words
+        model.settings = model.settings.model_copy(update=given)
         predictor.language_model = model
         return predictor
 
