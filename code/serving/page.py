@@ -293,9 +293,10 @@ def build_page(model: SharedModel, examples: Path, models: Sequence[str] = ("",)
         language, part = gr.State("en"), gr.State(None, time_to_live=KEEP_SECONDS)
         demo.load(language_of, None, language, **QUIET)
         gr.HTML(HTML.languages(), elem_id="languages")
-        gr.Markdown(text("title"), elem_id="title")
-        several: dict[str, Any] = {"choices": list(models), "value": models[0], "interactive": len(models) > 1}
-        name = gr.Dropdown(label=text("model"), render=False, elem_id="model", **several)
+        with gr.Row(elem_id="head"):
+            gr.Markdown(text("title"), elem_id="title")
+            several: dict[str, Any] = {"choices": list(models), "value": models[0], "interactive": len(models) > 1}
+            name = gr.Dropdown(label=text("model"), container=False, scale=0, min_width=180, elem_id="model", **several)
         page = Page(model)
         file = gr.File(label=text("part_file"), elem_id="part_file", render=False, **HIDDEN)
         with gr.Tab(text("inspect")):
@@ -304,7 +305,6 @@ def build_page(model: SharedModel, examples: Path, models: Sequence[str] = ("",)
             _teach_tab(page, language, part, name, file)
         with gr.Tab(text("many")):
             _many_tab(page, language, part, name)
-        name.render()
     return demo
 
 
