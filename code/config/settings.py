@@ -103,7 +103,7 @@ class ReferenceSettings(Settings):
     """
 
     preset: Literal["official", "best", "fast", "custom"] = "official"
-    augmentation: Literal["none", "rotations", "flips", "auto"] = "none"
+    augmentation: Literal["none", "rotations", "auto"] = "none"
     camera_copies: bool = False
     scales: Scales = (1,)
     scale_weights: tuple[NotNegative, ...] = ()

@@ -21,26 +21,19 @@ class MemoryBank:
     """Unit-length patch features of reference photos: ``taps``, L tensors (M, D_v) float32, or float16
     above ``HALF_ABOVE`` patches.
 
-    ``references`` are the features of K photos; or, of each of K photos, the features of its V views. ``positions``, of
-    each photo (V, P * P) int64, say where the patches of its views lie on the upright photo, in reading order. The bank
-    has the number of each patch's photo, and its position there, as ``photos`` and ``positions``, (M,) int64.
+    ``references`` are the features of K photos; or, of each of K photos, the features of its V views. The bank has the
+    number of each patch's photo as ``photos``, (M,) int64.
     """
 
-    def __init__(
-        self, references: ImageFeatures | Sequence[ImageFeatures], positions: Sequence[Tensor] | None = None
-    ) -> None:
+    def __init__(self, references: ImageFeatures | Sequence[ImageFeatures]) -> None:
         if isinstance(references, ImageFeatures):
             references = [references[[photo]] for photo in range(len(references))]
         units = [unit_patches(photo) for photo in references]
         kept = torch.float16 if sum(taps[0].shape[:2].numel() for taps in units) > HALF_ABOVE else torch.float32
         layers = zip(*units, strict=True)
         self.taps = tuple(torch.cat([tap.flatten(0, 1).to(kept) for tap in layer]) for layer in layers)
-        if positions is None:
-            positions = [torch.arange(taps[0].shape[1]).expand(len(taps[0]), -1) for taps in units]
-        device = self.taps[0].device
-        counts = torch.tensor([each.numel() for each in positions])
-        self.photos = torch.arange(len(units)).repeat_interleave(counts).to(device)
-        self.positions = torch.cat([each.flatten() for each in positions]).to(device)
+        counts = torch.tensor([taps[0].shape[:2].numel() for taps in units])
+        self.photos = torch.arange(len(units)).repeat_interleave(counts).to(self.taps[0].device)
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -49,29 +42,18 @@ class MemoryBank:
         """Some of the patches, by index or by mask."""
         chosen = copy(self)
         chosen.taps = tuple(tap[rows] for tap in self.taps)
-        chosen.photos, chosen.positions = self.photos[rows], self.positions[rows]
+        chosen.photos = self.photos[rows]
         return chosen
 
     def coreset(self, size: int) -> "MemoryBank":
         """A k-centre coreset of ``size`` patches, chosen on all taps together; the bank itself where it has no more."""
         return self if size >= len(self) else self[k_centre(torch.cat(self.taps, dim=1), size)]
 
-    def similarity(
-        self, query: ImageFeatures, tap_weights: Sequence[float] = (), exclusion_radius: int | None = None
-    ) -> Tensor:
-        """Cosine similarity of B images to the nearest reference patch, averaged over the taps: (B, P, P) float32.
-
-        With an ``exclusion_radius``, for a photo that is in the bank itself, reference patches up to so many rows and
-        columns from the query patch's own position are left out; -1 where none is left.
-        """
-        grid, near = query.grid, None
-        if exclusion_radius is not None:
-            own = torch.arange(grid * grid, device=self.positions.device)[:, None]
-            rows, columns = own // grid - self.positions // grid, own % grid - self.positions % grid
-            near = torch.maximum(rows.abs(), columns.abs()) <= exclusion_radius  # (P * P, M)
+    def similarity(self, query: ImageFeatures, tap_weights: Sequence[float] = ()) -> Tensor:
+        """Cosine similarity of B images to the nearest reference patch, averaged over the taps: (B, P, P) float32."""
         pairs = zip(unit_patches(query), self.taps, strict=True)
-        layers = torch.stack([nearest_similarity(tap, bank, near) for tap, bank in pairs])
-        return rearrange(weighted_mean(layers, tap_weights), "b (h w) -> b h w", h=grid)
+        layers = torch.stack([nearest_similarity(tap, bank) for tap, bank in pairs])
+        return rearrange(weighted_mean(layers, tap_weights), "b (h w) -> b h w", h=query.grid)
 
     def anomaly_map(self, query: ImageFeatures, size: int) -> Tensor:
         """Features of B images -> (B, 1, size, size) float32: 1 - similarity, upsampled, as in the paper."""
@@ -83,11 +65,8 @@ def unit_patches(features: ImageFeatures) -> list[Tensor]:
     return [F.normalize(tap.float(), dim=-1) for tap in features.taps]
 
 
-def nearest_similarity(query: Tensor, bank: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """Unit vectors (B, N, D) against a bank (M, D), less what is ``excluded`` (N, M) -> the largest cosines (B, N)."""
-    if excluded is not None:
-        columns = bank.to(query.dtype).T
-        return torch.stack([(image @ columns).masked_fill_(excluded, -1.0).amax(dim=1) for image in query])
+def nearest_similarity(query: Tensor, bank: Tensor) -> Tensor:
+    """Unit vectors (B, N, D) against a bank (M, D) -> the largest cosines (B, N)."""
     flat = query.flatten(0, 1)
     best = torch.full_like(flat[:, 0], -1.0)
     for block in bank.split(BANK_CHUNK):

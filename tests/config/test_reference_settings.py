@@ -41,7 +41,7 @@ def test_what_is_named_goes_before_the_preset_and_none_does_not() -> None:
         ({"preset": "custom", "neighbourhood": 3}, "unknown key 'neighbourhood'"),
         ({"preset": "custom", "scales": ()}, "at least 1"),
         ({"preset": "custom", "text_weight": 1.5}, "less than or equal to 1"),
-        ({"preset": "custom", "augmentation": "turns"}, "'none', 'rotations', 'flips' or 'auto'"),
+        ({"preset": "custom", "augmentation": "turns"}, "'none', 'rotations' or 'auto'"),
         ({"preset": ["best"]}, "'official', 'best', 'fast' or 'custom'"),
     ],
 )
