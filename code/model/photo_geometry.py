@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.functional import InterpolationMode, affine
 
 HALF_PATCH = 1 / 32  # on a 16 x 16 grid
 # Shifts to the right and down in fractions of the side, degrees anticlockwise, zoom, and what is added to the pixels.
@@ -30,33 +31,23 @@ class Orientation(NamedTuple):
 
 def orientation_of(patches: Tensor) -> Orientation:
     """The orientation of the part in a photo, from one tap's unit-length patches (P * P, D_v) in reading order."""
-    grid = round(len(patches) ** 0.5)
-    rows, columns = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(grid)] * 2, indexing="ij"))
-    border = (torch.minimum(rows, columns) == 0) | (torch.maximum(rows, columns) == grid - 1)
-    distances = 1 - patches @ F.normalize(patches[border.to(patches.device)].mean(dim=0), dim=0)
+    from skimage.measure import regionprops  # here, because it takes its time
+
+    square = patches.unflatten(0, (math.isqrt(len(patches)), -1))
+    border = torch.cat([square[0], square[-1], square[1:-1, 0], square[1:-1, -1]])
+    distances = (1 - square @ F.normalize(border.mean(dim=0), dim=0)).double().cpu()
     # Otsu's threshold: it splits the values into two groups of least variance.
-    ordered, count = distances.sort().values.double(), torch.arange(1, len(distances), device=distances.device)
+    ordered, count = distances.flatten().sort().values, torch.arange(1, distances.numel())
     excess = ordered.cumsum(dim=0)[:-1] - count * ordered.mean()
-    part = (distances > ordered[(excess**2 / (count * (len(distances) - count))).argmax()]).float().cpu()
-    points = torch.stack([columns, rows]).float()
-    centred = points - (points * part).sum(dim=1, keepdim=True) / part.sum()
-    covariance = (part * centred) @ centred.T / part.sum() + torch.eye(2) / 12  # the variance within a patch
-    variances, axes = torch.linalg.eigh(covariance)  # ascending
-    angle = math.degrees(math.atan2(float(axes[1, 1]), float(axes[0, 1]))) % 90
-    return Orientation(float((variances[1] / variances[0]).sqrt()), min(angle, 90 - angle))
-
-
-def affine_map(right: float, down: float, angle: float, zoom: float) -> list[list[float]]:
-    """The affine map (2, 3) from a perturbed photo to the original, both in -1..1."""
-    cosine, sine = (f(math.radians(angle)) / zoom for f in (math.cos, math.sin))
-    right, down = -2 * right, -2 * down
-    return [[cosine, -sine, cosine * right - sine * down], [sine, cosine, sine * right + cosine * down]]
+    threshold = float(ordered[(excess**2 / (count * (len(ordered) - count))).argmax()])
+    inside = distances > min(threshold, float(ordered[-1]) - 1e-9)  # of a flat photo, everything
+    [part] = regionprops(inside.int().numpy())
+    angle = math.degrees(part.orientation) % 90
+    return Orientation(part.axis_major_length / max(part.axis_minor_length, 1.0), min(angle, 90 - angle))
 
 
 def perturbed(image: Tensor, perturbations: Sequence[Sequence[float]] = PERTURBATIONS) -> Tensor:
-    """A normalised square photo (3, S, S) -> (R, 3, S, S), one per perturbation; reflected beyond its border."""
-    matrices = image.new_tensor([affine_map(*each[:4]) for each in perturbations])
-    images = image.expand(len(perturbations), -1, -1, -1)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return moved + image.new_tensor([each[4] for each in perturbations])[:, None, None, None]
+    """A normalised square photo (3, S, S) -> (R, 3, S, S), one per perturbation."""
+    side, way = image.shape[-1], InterpolationMode.BILINEAR
+    moved = [affine(image, -a, [side * x, side * y], zoom, [0.0], way) for x, y, a, zoom, _ in perturbations]
+    return torch.stack(moved) + image.new_tensor([each[-1] for each in perturbations])[:, None, None, None]

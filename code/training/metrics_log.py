@@ -36,12 +36,13 @@ class MetricsLog:
             temporary.write_text("".join(lines), encoding="utf-8")
         board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
         self._board = SummaryWriter(str(board), purge_step=start + 1)
-        name = self.tracker
+        if not (name := self.tracker):
+            return
         try:
-            self._library: Any = import_module(name) if name else None
+            self._library = import_module(name)
             if name == "mlflow":
                 self._library.start_run(run_name=config.name)
-            elif name:
+            else:
                 self._library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
         except ImportError as error:
             raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error

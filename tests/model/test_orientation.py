@@ -30,3 +30,7 @@ def test_elongated_part_is_tilted_by_its_angle(angle: float, tilt: float) -> Non
 
 def test_round_part_is_not_elongated() -> None:
     assert orientation_of(photo(ROWS**2 + COLUMNS**2 < 25)).aspect < 1.1
+
+
+def test_photo_without_a_part_is_not_elongated() -> None:
+    assert orientation_of(F.normalize(torch.ones(GRID**2, WIDTH), dim=-1)).aspect < 1.1

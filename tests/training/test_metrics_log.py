@@ -62,7 +62,7 @@ def test_a_tracker_that_cannot_start_ends_in_one_line(monkeypatch, tmp_path):
         raise RuntimeError("No API key configured. Use `wandb login` to log in.\nmore")
 
     library = ModuleType("wandb")
-    setattr(library, "init", refuse)
+    monkeypatch.setattr(library, "init", refuse, raising=False)
     monkeypatch.setitem(sys.modules, "wandb", library)
     with pytest.raises(UserError, match=r"^training\.tracker: wandb can't start \(No API key .* to log in\)$"):
         MetricsLog(tmp_path, load_config("compact", ["training.tracker=wandb"]))
