@@ -33,7 +33,8 @@ from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process
 from anomalygpt.evaluation.cells import Cell, Plan, build_predictor, photo_name, test_photos
 from anomalygpt.evaluation.evaluate import ground_truth
-from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent, write_files
+from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent
+from anomalygpt.files import write_files
 from anomalygpt.inference.answer_check import check_answer
 from anomalygpt.inference.answer_claims import ClaimReader
 from anomalygpt.inference.language_models import History

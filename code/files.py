@@ -1,8 +1,9 @@
 """File reading and hashing, atomic file writes, folders that only one run at a time writes to, and sockets."""
 
 import hashlib
+import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_files(folder: Path, contents: Mapping[str, Any]) -> None:
+    """Writes texts, or else JSON, by name atomically into a folder, CSV with the mark that Excel needs."""
+    for name, content in contents.items():
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8-sig" if name.endswith(".csv") else "utf-8")
 
 
 @contextmanager

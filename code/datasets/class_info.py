@@ -13,8 +13,6 @@ from anomalygpt.datasets.synthesis import NSASettings
 from anomalygpt.datasets.tree import class_folders
 from anomalygpt.files import read_yaml
 
-LANGUAGES = ("en", "zh")
-
 
 @cache
 def phrase_table(language: str) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from anomalygpt.datasets.photos import configure
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.distributed import Process
 from anomalygpt.errors import UserError
-from anomalygpt.evaluation.tables import write_files
-from anomalygpt.files import claimed
+from anomalygpt.files import claimed, write_files
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.build import choose_device
 

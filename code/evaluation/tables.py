@@ -1,6 +1,5 @@
 """Results as Markdown, JSON and CSV, with what it takes to reproduce them, beside published numbers."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.distributed import Process
 from anomalygpt.evaluation.metrics import hindsight_accuracy
-from anomalygpt.files import read_yaml, replacing, sha256
+from anomalygpt.files import read_yaml, sha256, write_files
 from anomalygpt.model.checkpoint import read_metadata
 
 MAP_METRICS = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"]
@@ -147,14 +146,6 @@ def publish(contents: dict[str, Any], folder: Path | None) -> None:
     if folder:
         write_files(folder, contents)
         print(f"\nwrote {', '.join(contents)}", file=sys.stderr)
-
-
-def write_files(folder: Path, contents: dict[str, Any]) -> None:
-    """Writes texts, or else JSON, by name atomically into a folder, CSV with the mark that Excel needs."""
-    for name, content in contents.items():
-        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8-sig" if name.endswith(".csv") else "utf-8")
 
 
 def fingerprint(config: ExperimentConfig, with_llm: bool) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Literal
 
-from anomalygpt.datasets.class_info import LANGUAGES, class_table, phrase_table
+from anomalygpt.datasets.class_info import class_table, phrase_table
+from anomalygpt.datasets.findings import LANGUAGES
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS
 
 Verdict = Literal["answer", "score"]  # which one decides where they contradict

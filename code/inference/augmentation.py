@@ -32,10 +32,7 @@ NOISE, JPEG_QUALITY = 5.0, 40  # standard deviation in levels of 255
 
 View = tuple[int, Camera]  # quarter turns, anticlockwise
 UPRIGHT: View = (0, "own")
-VIEWS: dict[Augmentation, tuple[View, ...]] = {
-    "none": (UPRIGHT,),
-    "rotations": tuple((turns, "own") for turns in range(4)),
-}
+VIEWS: dict[Augmentation, tuple[View, ...]] = {"none": (UPRIGHT,), "rotations": tuple((n, "own") for n in range(4))}
 
 
 def seen(image: Tensor, view: View) -> Tensor:
@@ -56,11 +53,7 @@ def by_camera(pixels: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
 
 
 def choose_augmentation(gain: float, orientations: Sequence[Orientation]) -> Augmentation:
-    """Which views to add to the memory bank, by :func:`rotation_gain` and how the part lies in each reference.
-
-    A part that can lie at any angle needs its rotations. The references show this: rotations reduce the distance
-    between them, or an elongated part is tilted in most of them.
-    """
+    """Rotations where they bring the references nearer to each other, or most show an elongated, tilted part."""
     elongated = [each for each in orientations if each.aspect >= ELONGATED]
     is_tilted = 2 * len(elongated) > len(orientations) and median(each.tilt for each in elongated) >= TILTED
     return "rotations" if is_tilted or gain < CLEAR_GAIN else "none"

@@ -1,6 +1,5 @@
 """The model for machines without torch: its graphs, and the numbers that verdicts need beside them (docs/deploy.md)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from anomalygpt.errors import UserError
-from anomalygpt.files import replacing
+from anomalygpt.files import replacing, write_files
 from anomalygpt.inference.anomaly_map import BACKGROUND, LOWEST_BACKGROUND, distance_map
 from anomalygpt.inference.calibration import LOWEST, NOT_SHOWN, PARTS_STRENGTH, SHARPNESS
 from anomalygpt.inference.predictor import Predictor
@@ -74,8 +73,7 @@ def export(predictor: Predictor, form: Format, folder: Path, class_name: str = U
     write_onnx(DecoderGraph(model, class_name), files["decoder"], {"taps": taps}, ["map"])
     memory = torch.randn(len(spec.taps), 600, spec.tap_width)
     write_onnx(ComparisonGraph(references), files["comparison"], {"taps": taps, "memory": memory}, ["map"], free=1)
-    with replacing(folder / ABOUT) as path:
-        path.write_text(json.dumps(_about(predictor, references), indent=1) + "\n", encoding="utf-8")
+    write_files(folder, {ABOUT: _about(predictor, references)})
     if predictor.references is not None:
         with replacing(folder / MEMORY) as path:
             np.savez(path, **_memory(predictor, predictor.references, class_name))

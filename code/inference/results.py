@@ -1,6 +1,5 @@
 """What inspecting and asking return: the result of a photo, and the answer to a question about it."""
 
-import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from os import PathLike
@@ -14,7 +13,7 @@ from PIL import Image
 
 from anomalygpt.datasets.findings import Findings, RegionFinding, Status, probability_text
 from anomalygpt.datasets.records import MAP, OVERLAY
-from anomalygpt.files import replacing
+from anomalygpt.files import replacing, write_files
 from anomalygpt.inference.answers import Verdict, means_anomalous
 from anomalygpt.inference.visualize import overlay
 from anomalygpt.model.encoder import ImageFeatures
@@ -78,8 +77,7 @@ class ImageResult:
     def save(self, folder: str | PathLike[str], stem: str = "photo") -> None:
         """Writes STEM_overlay.png, STEM_map.tiff (32-bit float) and STEM.json into a folder."""
         self.save_pictures(Path(folder), stem)
-        with replacing(Path(folder) / f"{stem}.json") as path:
-            path.write_text(json.dumps(self.findings.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_files(Path(folder), {f"{stem}.json": self.findings.to_dict()})
 
     def __repr__(self) -> str:
         return f"Result({self.status}, probability {probability_text(self.probability)}, {len(self.regions)} regions)"

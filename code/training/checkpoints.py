@@ -21,7 +21,7 @@ from anomalygpt.config.load import commit, to_yaml
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.distributed import Process, all_agree, barrier
 from anomalygpt.errors import UserError, first_line
-from anomalygpt.files import replacing
+from anomalygpt.files import write_files
 from anomalygpt.model.anomalygpt import AnomalyGPT
 from anomalygpt.model.checkpoint import delta_tensors, part_of, read_metadata, save_tensors
 from anomalygpt.training.engine import LOST_PROCESS
@@ -38,10 +38,7 @@ def record_run(config: ExperimentConfig, folder: Path) -> None:
     """Writes ``config.yaml`` (every setting) and ``environment.json`` (commit, command, package versions)."""
     packages = {package.name: package.version for package in distributions()}
     environment = {"commit": commit(), "command": sys.argv, "packages": packages}
-    files = {"config.yaml": to_yaml(config), "environment.json": json.dumps(environment, indent=2) + "\n"}
-    for name, text in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_files(folder, {"config.yaml": to_yaml(config), "environment.json": environment})
 
 
 def _gathered_delta(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
@@ -100,8 +97,7 @@ def save_state(engine: Any, folder: Path, step: int, process: Process, keep: int
     os.sync()  # a power cut must not leave run.json without the other files
     barrier()
     if process.is_main:
-        with replacing(target / IDENTITY) as temporary:
-            temporary.write_text(json.dumps(dict(identity), indent=2) + "\n", encoding="utf-8")
+        write_files(target, {IDENTITY: identity})
         for old in complete_checkpoints(folder)[:-keep]:
             (old / IDENTITY).unlink()  # first: a kill must not leave half of it marked as complete
             shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError, first_line
-from anomalygpt.files import replacing
+from anomalygpt.files import replacing, write_files
 
 FILE = "metrics.jsonl"
 COLUMNS = 4  # of curves
@@ -32,8 +32,7 @@ class MetricsLog:
 
         self.path, self.tracker = folder / FILE, config.training.tracker
         lines = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+        write_files(folder, {FILE: "".join(lines)})
         board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
         self._board = SummaryWriter(str(board), purge_step=start + 1)
         if not (name := self.tracker):

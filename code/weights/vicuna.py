@@ -13,7 +13,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from anomalygpt.errors import UserError
-from anomalygpt.files import claimed, sha256
+from anomalygpt.files import claimed, sha256, write_files
 from anomalygpt.model import checkpoint
 from anomalygpt.model.checkpoint import CheckpointError, probe, read_tensors, save_tensors
 
@@ -106,12 +106,10 @@ def prepare_vicuna(llama: Path, delta: Path, out: Path) -> None:
         written = {name: value for file in names for name, value in read_tensors(out / file).items()}
         checkpoint.check_names(shapes, checkpoint.shapes_of(written), out)
         # The index comes last: nothing loads before.
-        for name, content in (
-            ("config.json", config | {"vocab_size": shapes[EMBEDDING][0]}),
-            ("manifest.json", {"name": "Vicuna version 0", "sources": digests}),
-            ("model.safetensors.index.json", {"metadata": {}, "weight_map": shards.tensor_to_filename}),
-        ):
-            (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        config |= {"vocab_size": shapes[EMBEDDING][0]}
+        index = {"metadata": {}, "weight_map": shards.tensor_to_filename}
+        about = {"config.json": config, "manifest.json": {"name": "Vicuna version 0", "sources": digests}}
+        write_files(out, {**about, "model.safetensors.index.json": index})
 
 
 def _sum(name: str, base: Tensor, change: Tensor) -> Tensor:

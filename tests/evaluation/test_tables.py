@@ -14,7 +14,8 @@ from anomalygpt.evaluation.cells import Cell
 from anomalygpt.evaluation.evaluate import summarise
 from anomalygpt.evaluation.figures import CASES, Examples, write_sheet
 from anomalygpt.evaluation.metrics import PixelCounts
-from anomalygpt.evaluation.tables import METRICS, PUBLISHED, official_dataset, report, write_files
+from anomalygpt.evaluation.tables import METRICS, PUBLISHED, official_dataset, report
+from anomalygpt.files import write_files
 from tests.evaluation.conftest import RUN
 
 ABOUT = {"warning": ["seen"]} | RUN
