@@ -25,9 +25,7 @@ CLEAR_GAIN = 0.86
 TOP_FRACTION = 0.05  # of the patches, those of the largest distance: a rotation shows there, not in the mean
 ELONGATED = 1.6  # the aspect from which on the tilt of a part can be measured
 TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps within 3
-# Copies as another camera would have taken them, of so many views: noise and compression change the patches of all
-# photos in the same way, so that some show enough of it.
-CAMERA_COPIES = 8
+CAMERA_COPIES = 8  # views with copies by another camera; its noise and compression change all photos in the same way
 NOISE, JPEG_QUALITY = 5.0, 40  # standard deviation in levels of 255
 
 View = tuple[int, Camera]  # quarter turns, anticlockwise

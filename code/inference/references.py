@@ -195,8 +195,7 @@ class References:
     def held_out_maps(self, class_name: str = UNNAMED_CLASS) -> Tensor:
         """Maps of good photos that the memory bank did not hold, (M, 1, 224, 224) float32, M >= 1.
 
-        Several references are each compared with the others; a single one is perturbed and compared with itself, and
-        the map enlarged by ``NEW_PHOTO``.
+        Several references are each compared with the others; a single one with its perturbed copies (``NEW_PHOTO``).
         """
         key = self.calibration_class(class_name)
         if key in self._held_out:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import InterpolationMode, affine
 
 HALF_PATCH = 1 / 32  # on a 16 x 16 grid
 # Shifts to the right and down in fractions of the side, degrees anticlockwise, zoom, and what is added to the pixels.
@@ -48,6 +49,9 @@ def orientation_of(patches: Tensor) -> Orientation:
 
 def perturbed(image: Tensor, perturbations: Sequence[Sequence[float]] = PERTURBATIONS) -> Tensor:
     """A normalised square photo (3, S, S) -> (R, 3, S, S), one per perturbation."""
-    side, way = image.shape[-1], InterpolationMode.BILINEAR
-    moved = [affine(image, -a, [side * x, side * y], zoom, [0.0], way) for x, y, a, zoom, _ in perturbations]
-    return torch.stack(moved) + image.new_tensor([each[-1] for each in perturbations])[:, None, None, None]
+    side, pixels, moved = image.shape[-1], image.permute(1, 2, 0).numpy(), []
+    for right, down, angle, zoom, light in perturbations:
+        matrix = cv2.getRotationMatrix2D(((side - 1) / 2,) * 2, angle, zoom)
+        matrix[:, 2] += np.multiply(side, (right, down))
+        moved.append(cv2.warpAffine(pixels, matrix, (side, side)) + light)
+    return torch.from_numpy(np.stack(moved)).permute(0, 3, 1, 2)
