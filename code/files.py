@@ -18,7 +18,7 @@ from anomalygpt.errors import UserError
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file. Raises :class:`UserError` where it can't be read, or is not YAML."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
     except (yaml.YAMLError, ValueError) as error:  # invalid UTF-8 and impossible dates are ValueErrors

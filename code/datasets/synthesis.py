@@ -6,19 +6,19 @@ from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
-import yaml
 from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from anomalygpt.config.settings import Settings
 from anomalygpt.datasets.regions import Box, bounding_box
+from anomalygpt.files import read_yaml
 
 Pixels = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 Plane = NDArray[np.float32]  # (H, W)
 
-NSA_CLASSES = yaml.safe_load(Path(__file__).with_name("nsa_classes.yaml").read_text(encoding="utf-8"))
+NSA_CLASSES = read_yaml(Path(__file__).with_name("nsa_classes.yaml"))
 
 TRAINING_THRESHOLD = 0.3  # a pixel above it is trained as anomalous
 BASE_HALF, GAMMA_SHAPE, GAMMA_SCALE = 0.03, 2.0, 0.05

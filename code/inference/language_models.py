@@ -9,7 +9,6 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from anomalygpt.config.schema import ExperimentConfig, LlmConfig
 from anomalygpt.config.settings import GenerationSettings
@@ -120,6 +119,8 @@ class ChatModel:
             self._cache = cache
 
     def _prompt(self, messages: Messages) -> str:
+        from jinja2 import TemplateError  # here, because it takes a tenth of a second
+
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         with suppress(TemplateError):  # some templates refuse a system message, others leave it out
             prompt = self.tokenizer.apply_chat_template(messages, **options)
@@ -165,10 +166,9 @@ class EndpointModel:
             raise UserError(f"llm.endpoint {self.config.endpoint}: {self._explain(error)}") from None
 
     def _open(self, messages: Messages) -> Any:
-        own = self.settings
-        sampling = {"temperature": own.temperature, "top_p": own.top_p, "max_tokens": own.max_new_tokens}
+        sampling = self.settings.model_dump(include={"temperature", "top_p"})
         try:
-            return self._create(messages=messages, **sampling)
+            return self._create(messages=messages, max_tokens=self.settings.max_new_tokens, **sampling)
         except self._openai.BadRequestError:  # some models take no sampling settings, some templates no system message
             return self._create(messages=without_system(messages))
 

@@ -35,8 +35,7 @@ from anomalygpt.model.prompt_learner import MAP_SIZE
 
 FORMAT, SUFFIX = "anomalygpt references 3", ".safetensors"
 MOST_HELD_OUT = 16  # so many references are held out; more of them take time and hardly change the calibration
-# A new photo's map is so many times that of a single reference's own perturbed copies (benchmarks/quality/verdict.md).
-NEW_PHOTO = 1.35
+NEW_PHOTO = 1.35  # a new photo's map, in multiples of those of a single reference's own perturbed copies
 # A bank above so many patches of one scale is replaced by a coreset of the other size. 16 references in four views have
 # 65,536 at twice DINOv2's side; the limit takes 1.5 GiB there.
 CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13

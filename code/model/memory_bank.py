@@ -18,8 +18,7 @@ PROJECTED_WIDTH = 128  # distances survive a random projection to this width (Jo
 
 
 class MemoryBank:
-    """Unit-length patch features of reference photos: ``taps``, L tensors (M, D_v) float32, or float16
-    above ``HALF_ABOVE`` patches.
+    """Unit-length patches of reference photos: ``taps``, L tensors (M, D_v) float32, float16 above ``HALF_ABOVE``.
 
     ``references`` are the features of K photos; or, of each of K photos, the features of its V views. The bank has the
     number of each patch's photo as ``photos``, (M,) int64.

@@ -31,13 +31,12 @@ class Orientation(NamedTuple):
 
 
 def orientation_of(patches: Tensor) -> Orientation:
-    """The orientation of the part in a photo, from one tap's unit-length patches (P * P, D_v) in reading order."""
+    """Of the part in a photo, from one tap's unit-length patches (P * P, D_v) in reading order, by Otsu's threshold."""
     from skimage.measure import regionprops  # here, because it takes its time
 
     square = patches.unflatten(0, (math.isqrt(len(patches)), -1))
     border = torch.cat([square[0], square[-1], square[1:-1, 0], square[1:-1, -1]])
     distances = (1 - square @ F.normalize(border.mean(dim=0), dim=0)).double().cpu()
-    # Otsu's threshold: it splits the values into two groups of least variance.
     ordered, count = distances.flatten().sort().values, torch.arange(1, distances.numel())
     excess = ordered.cumsum(dim=0)[:-1] - count * ordered.mean()
     threshold = float(ordered[(excess**2 / (count * (len(ordered) - count))).argmax()])
