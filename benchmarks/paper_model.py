@@ -204,8 +204,8 @@ def llm(arguments: argparse.Namespace) -> dict[str, Any]:
             return {"layers": arguments.layers, "file_gib": size / GIB} | in_own_process(arguments, Path(scratch))
     before = peak_bytes()
     start = time.perf_counter()
-    model = load_llm(arguments.inside, DTYPES[arguments.dtype], device, arguments.precision,
-                     merged=lora if arguments.precision == "auto" else None)  # fmt: skip
+    merged = lora if arguments.precision == "auto" else None
+    model = load_llm(arguments.inside, DTYPES[arguments.dtype], device, arguments.precision, merged=merged)
     if isinstance(model, MergedLlama):
         model.merge()
     else:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from anomalygpt.inference.anomaly_map import top_mean
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank
 from anomalygpt.model.photo_geometry import Orientation
@@ -60,9 +61,8 @@ def choose_augmentation(gain: float, orientations: Sequence[Orientation]) -> Aug
 def rotation_gain(references: Sequence[ImageFeatures]) -> float:
     """Of references' four rotations, upright first: the distance to each other with them over that without, 0..1."""
     distances = []
-    for count in (1, 4):
-        bank = MemoryBank([photo[:count] for photo in references])
+    for views in VIEWS.values():
+        bank = MemoryBank([photo[: len(views)] for photo in references])
         queries = [bank[bank.photos != number].similarity(photo[:1]) for number, photo in enumerate(references)]
-        distance = 1 - torch.cat(queries).flatten(1)
-        distances.append(float(distance.topk(max(1, round(TOP_FRACTION * distance.shape[1]))).values.mean()))
+        distances.append(float(top_mean(1 - torch.cat(queries), TOP_FRACTION).mean()))
     return distances[1] / max(distances[0], torch.finfo(torch.float32).eps)

@@ -156,8 +156,7 @@ class References:
 
     def _maps(self, banks: Banks, encoded: Encoded, class_name: str) -> Tensor:
         """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles."""
-        weights, scales = self.settings.tap_weights, self.settings.scales
-        similarities = [banks[scale].similarity(encoded[scale], weights) for scale in scales]
+        similarities = [bank.similarity(encoded[scale], self.settings.tap_weights) for scale, bank in banks.items()]
         maps = distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
         if weight := self.text_weight(class_name):
             blend = torch.tensor(weight)

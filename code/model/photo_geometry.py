@@ -31,7 +31,7 @@ class Orientation(NamedTuple):
 
 
 def orientation_of(patches: Tensor) -> Orientation:
-    """Of the part in a photo, from one tap's unit-length patches (P * P, D_v) in reading order, by Otsu's threshold."""
+    """The part's orientation, from one tap's unit patches (P * P, D_v) in reading order, parted by Otsu's threshold."""
     from skimage.measure import regionprops  # here, because it takes its time
 
     square = patches.unflatten(0, (math.isqrt(len(patches)), -1))

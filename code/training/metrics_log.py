@@ -24,29 +24,18 @@ class MetricsLog:
     """Appends to ``metrics.jsonl``, to TensorBoard's events (``training.log``) and to ``training.tracker``.
 
     Lines of steps after ``start``, written before a resumed run was killed, are removed. Raises :class:`UserError`
-    where the tracker's library is not installed.
+    where the tracker's library is not installed or can't start.
     """
 
     def __init__(self, folder: Path, config: ExperimentConfig, start: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path, self.tracker = folder / FILE, config.training.tracker
+        self._library: Any = _started(self.tracker, config) if self.tracker else None
         lines = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
         write_files(folder, {FILE: "".join(lines)})
         board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
         self._board = SummaryWriter(str(board), purge_step=start + 1)
-        if not (name := self.tracker):
-            return
-        try:
-            self._library = import_module(name)
-            if name == "mlflow":
-                self._library.start_run(run_name=config.name)
-            else:
-                self._library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
-        except ImportError as error:
-            raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
-        except Exception as error:  # whatever the library raises without a login or a server
-            raise UserError(f"training.tracker: {name} can't start ({first_line(error)})") from error
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes the kind of numbers (``train``, ``validation``), their step, and the numbers."""
@@ -75,6 +64,21 @@ class MetricsLog:
         self._board.close()
         if self.tracker:
             (self._library.end_run if self.tracker == "mlflow" else self._library.finish)()
+
+
+def _started(name: str, config: ExperimentConfig) -> Any:
+    """The tracker's library, with a run begun."""
+    try:
+        library = import_module(name)
+        if name == "mlflow":
+            library.start_run(run_name=config.name)
+        else:
+            library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
+    except ImportError as error:
+        raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
+    except Exception as error:  # whatever the library raises without a login or a server
+        raise UserError(f"training.tracker: {name} can't start ({first_line(error)})") from error
+    return library
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

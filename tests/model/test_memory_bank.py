@@ -79,8 +79,8 @@ def test_views_of_a_photo_belong_to_it() -> None:
     views = [features(2), features(2, seed=1)]
     bank = MemoryBank(views)
     assert bank.photos.tolist() == [0] * 2 * GRID**2 + [1] * 2 * GRID**2
-    units = F.normalize(torch.cat([photo.taps[0] for photo in views]), dim=-1)
-    torch.testing.assert_close(bank.taps[0], units.flatten(0, 1))
+    for held, *of_views in zip(bank.taps, *(view.taps for view in views), strict=True):
+        torch.testing.assert_close(held, F.normalize(torch.cat(of_views), dim=-1).flatten(0, 1))
 
 
 def test_coreset_keeps_rows_of_all_taps_together() -> None:
