@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "code"))
 
@@ -26,13 +28,13 @@ from anomalygpt.config.load import load_config
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.findings import LANGUAGES, Findings, Language, answer_text, language_of
 from anomalygpt.datasets.findings_dialogue import draw_question, kinds
+from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.datasets.regions import marks_position
-from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.datasets.regions import GRID
 from anomalygpt.distributed import Process
 from anomalygpt.evaluation.cells import Cell, Plan, build_predictor, photo_name, test_photos
-from anomalygpt.evaluation.evaluate import ground_truth
+from anomalygpt.evaluation.evaluate import MVTEC_THRESHOLD
 from anomalygpt.evaluation.tables import fact_lines, facts_of, markdown_table, percent
 from anomalygpt.files import write_files
 from anomalygpt.inference.answer_check import check_answer
@@ -154,7 +156,7 @@ class WordsEvaluator:
             source=shown.answer_source,
             raw_faults=raw_faults,
             faults=shown_faults,
-            agrees=compare_with_mask(shown.answer, question, record, image, self.predictor.transform),
+            agrees=compare_with_mask(shown.answer, question, record, image),
             tokens=len(tokenizer.encode(shown.answer) if tokenizer else shown.answer),
             first_text=first_text,
             seconds=seconds,
@@ -186,14 +188,21 @@ def content(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\d+(?:\.\d+)?%?|[a-z']+|[㐀-鿿]", FILLERS.sub(" ", text.lower())))
 
 
-def compare_with_mask(
-    answer: str, question: str, record: ImageRecord, image: ImageResult, transform: ImageTransform
-) -> dict[str, bool]:
+def marks_position(target: NDArray[np.bool_], position: str) -> bool:
+    """Whether a mask (H, W) marks any pixel, by its centre, in the ninth of the photo that ``position`` names."""
+    cells = (3 * (np.argwhere(target) + 0.5) / target.shape).astype(int)
+    return bool((cells == np.argwhere(np.array(GRID) == position)).all(axis=1).any())
+
+
+def compare_with_mask(answer: str, question: str, record: ImageRecord, image: ImageResult) -> dict[str, bool]:
     """Whether an answer's verdict, place, number and size agree with a photo's label and mask, where it states them.
 
     Of a defective photo without a mask, only the verdict is compared.
     """
-    mask = ground_truth(record, image, transform, "photo").mask
+    mask = np.zeros(image.map.shape, dtype=bool)
+    if record.masks:
+        resized = load_mask(record).resize(image.photo.size, Image.Resampling.BILINEAR)
+        mask = np.asarray(resized, dtype=np.float32) / 255 > MVTEC_THRESHOLD
     regions = find_regions(mask.astype(np.float32), 0.5, smallest=0.0)
     actual = Findings("defective" if record.is_anomalous else "good", 0.5, regions, image.class_name)
     claims = ClaimReader(language_of(question), actual, question).claims_of_answer(answer)

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Measure maps (AUROC, AP, F1-max, AUPRO), verdicts and answers.",
         epilog="docs/evaluation.md defines each number.",
     )
-    add, choices, pixels = parser.add_argument, ("paper", "random"), ("map", "photo")
+    add, choices = parser.add_argument, ("paper", "random")
     add("--data", type=Path, metavar="ROOT", help="the tree of photos and masks, or a CSV table")
     add("--good", type=Path, metavar="DIR", help="in place of --data: normal photos, the first of them references")
     add("--bad", type=Path, metavar="DIR", help="with --good: photos with a defect")
@@ -30,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--rounds", type=whole_number(1), default=1, metavar="R", help="how many rounds (default: 1)")
     add("--reference-choice", choices=choices, default="paper", help="paper (default): good photos 4 * round + k")
     add("--batch-size", type=whole_number(1), default=8, metavar="N", help="photos judged at once (default: 8)")
-    add("--resolution", choices=pixels, default="map", help="measure on the map's pixels (default) or the photo's own")
     add("--no-chat", action="store_true", help="maps only: no language model is loaded")
     add("--no-pictures", action="store_true", help="tables only")
     add("--strict", action="store_true", help="warnings about how files were read are errors")

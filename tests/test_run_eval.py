@@ -86,7 +86,7 @@ def test_a_finished_run_grows_by_shots_and_refuses_other_settings(tree, tmp_path
         run("--data", str(tree), "--shots", "2", "--out", out, "--no-pictures")
     capsys.readouterr()
     again = ("--data", str(tree), "--shots", "1", "--out", out)
-    assert 'another --resolution ("map", now "photo")' in fails(capsys, *again, "--resolution", "photo")
+    assert 'another --reference-choice ("paper", now "random")' in fails(capsys, *again, "--reference-choice", "random")
     assert "another inference.geometry" in fails(capsys, *again, "--set", "inference.geometry=official")
     (tree / "plate" / "test" / "good" / "000.png").rename(tree / "plate" / "test" / "good" / "001.png")
     run(*again, "--no-pictures")

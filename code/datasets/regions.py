@@ -67,9 +67,3 @@ def positions_of(target: NDArray[np.bool_]) -> tuple[str, ...]:
     regions = [target & (labels == label) for label in range(1, count + 1)]
     regions.sort(key=np.count_nonzero, reverse=True)
     return tuple(position_name(bounding_box(region), (width, height)) for region in regions)
-
-
-def marks_position(target: NDArray[np.bool_], position: str) -> bool:
-    """Whether a mask (H, W) marks any pixel, by its centre, in the grid cell that ``position`` names."""
-    cells = (3 * (np.argwhere(target) + 0.5) / target.shape).astype(int)
-    return bool((cells == np.argwhere(np.array(GRID) == position)).all(axis=1).any())

@@ -19,7 +19,7 @@ from anomalygpt.datasets.build import INDEXERS, overview
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.datasets.regions import Region, marks_position, positions_of
+from anomalygpt.datasets.regions import Region, positions_of
 from anomalygpt.datasets.transforms import Geometry, ImageTransform
 from anomalygpt.datasets.tree import index_pair
 from anomalygpt.distributed import Process
@@ -27,7 +27,7 @@ from anomalygpt.errors import UserError, set_strict
 from anomalygpt.evaluation import tables
 from anomalygpt.evaluation.cells import Cell, Measure, Plan, build_predictor, measure_cells, photo_name, test_photos
 from anomalygpt.evaluation.figures import Examples, write_sheet
-from anomalygpt.evaluation.metrics import PixelCounts, hindsight_accuracy, image_metrics
+from anomalygpt.evaluation.metrics import PixelCounts, image_metrics
 from anomalygpt.inference.answers import parse_positions, parse_verdict
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.results import ImageResult, Prediction
@@ -42,16 +42,15 @@ MASK_RULES = {
     "official_visa": f"mask's short side resized, centre crop, bilinear, > {VISA_SHARE_OF_MAXIMUM:.0%} of its maximum "
     "(the paper's rule for VisA)",
     "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
-    "photo": f"map resized to the photo, bilinear, and mask > {MVTEC_THRESHOLD}; pixels outside a centre crop score 0",
 }
 OFFICIAL_GEOMETRY: dict[str, Geometry] = {"official_mvtec": "squash", "official_visa": "crop"}
 SATURATED = "AUPRO: each of LOCO's masks is a defect, whose overlap saturates at the threshold of its kind"
 
 
-def choose_mask_rule(kind: str, official: bool, resolution: str) -> str:
+def choose_mask_rule(kind: str, official: bool) -> str:
     """The rule for masks of a kind of data set; ``official``: in the released code's geometry."""
-    rule = f"official_{kind}" if official else ""
-    return "photo" if resolution == "photo" else rule if rule in OFFICIAL_GEOMETRY else "as_photo"
+    rule = f"official_{kind}"
+    return rule if official and rule in OFFICIAL_GEOMETRY else "as_photo"
 
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: str) -> NDArray[np.bool_]:
@@ -76,21 +75,14 @@ def ground_truth(
 ) -> GroundTruth:
     """A photo's map and mask on the same pixels; raises DatasetError where the mask can't be read."""
     side = result.model_map.shape[-1]
-    scores = result.map if rule == "photo" else result.model_map[0, 0].to("cpu", torch.float32).numpy()
+    scores = result.model_map[0, 0].to("cpu", torch.float32).numpy()
     if not record.masks:
         return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((1, 1), dtype=bool))
-
-    def placed(mask: Image.Image) -> NDArray[np.bool_]:
-        if rule == "photo":
-            resized = mask.resize(result.map.shape[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(resized, dtype=np.float32) / 255 > MVTEC_THRESHOLD
-        return on_map(mask, transform, side, rule)
-
     image = masks.load_mask(record)
-    mask = placed(masks.own_values(record, image) if rule == "official_visa" else image)
+    mask = on_map(masks.own_values(record, image) if rule == "official_visa" else image, transform, side, rule)
     regions = []  # each of LOCO's masks is one, with the saturation threshold of its kind
     for defect in masks.loco_regions(record) if saturated else ():
-        pixels = placed(Image.fromarray(defect.pixels).convert("L"))
+        pixels = on_map(Image.fromarray(defect.pixels).convert("L"), transform, side, rule)
         if pixels.any():
             needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
             regions.append(Region(pixels & mask, float(needed)))
@@ -144,7 +136,6 @@ class Evaluator:
                 # Of the marked defects, largest first, in the photo as the model was shown it; and those in the answer.
                 "positions": positions_of(mask),
                 "named": named,
-                "named_holds_defect": bool(named) and marks_position(mask, named[0]) if mask.any() and said else None,
             }
             photos.append(row)
             on_photo()
@@ -183,10 +174,8 @@ def summarise(photos: Sequence[dict[str, Any]], counts: PixelCounts, with_llm: b
         "recall": _share(photo["verdict"] for photo in bad),
         "false_alarm_rate": _share(photo["verdict"] for photo in good),
         "score_accuracy": _share((photo["probability"] > 0.5) == photo["is_anomalous"] for photo in photos),
-        "hindsight_accuracy": hindsight_accuracy([(scores, anomalous)]),
-        # A yes without a position is wrong in both.
+        # A yes without a position is wrong.
         "position_accuracy": _share(photo["named"] and photo["named"][0] in photo["positions"] for photo in placed),
-        "position_cell_accuracy": _share(photo["named_holds_defect"] for photo in placed),
     }
     if with_llm:
         found["answer_accuracy"] = _share(photo["own_said"] == photo["is_anomalous"] for photo in photos)
@@ -228,7 +217,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     settings = tables.fingerprint(config, with_llm) | {
         "--kind": arguments.kind,
         "--data": str(data.resolve()),
-        "--resolution": arguments.resolution,
         "--reference-choice": plan.choice,
     }
 
@@ -236,7 +224,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if process.is_main:  # it reads every mask
             print(*overview(records), "", sep="\n", file=sys.stderr)
         predictor = build_predictor(config, process, with_llm)
-        rule = choose_mask_rule(arguments.kind, config.inference.geometry == "official", arguments.resolution)
+        rule = choose_mask_rule(arguments.kind, config.inference.geometry == "official")
         pictures = None if arguments.no_pictures else arguments.out
         return Evaluator(predictor, records, plan, root, rule, with_llm, arguments.batch_size, pictures).measure
 

@@ -16,15 +16,13 @@ from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.build import INDEXERS
 from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.distributed import Process
-from anomalygpt.evaluation.metrics import hindsight_accuracy
 from anomalygpt.files import read_yaml, sha256, write_files
 from anomalygpt.model.checkpoint import read_metadata
 
 MAP_METRICS = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"]
 VERDICT_METRICS = ["verdict_accuracy", "recall", "false_alarm_rate", "score_accuracy", "hindsight_accuracy"]
-ANSWER_METRICS = ["answer_accuracy", "position_accuracy", "position_cell_accuracy"]
+ANSWER_METRICS = ["answer_accuracy", "position_accuracy"]
 METRICS = MAP_METRICS + VERDICT_METRICS + ANSWER_METRICS
-HINDSIGHT = "one_threshold_in_hindsight"
 CELL_COLUMNS = ["shots", "round", "class", "photos", "with_defect", "masked_photos", "regions", "no_verdict", "placed"]
 MEANING = "All numbers are percentages, as docs/evaluation.md defines them. Mean: over classes. ±: over rounds."
 PUBLISHED = read_yaml(Path(__file__).with_name("published.yaml"))
@@ -61,9 +59,6 @@ class Protocol:
         self.used = [name for name in METRICS if self.frame[name].notna().any()]
         self.classes = {name: _spread(own[METRICS]) for name, own in self.frame.groupby("class")}
         by_round = self.frame.groupby("round")[METRICS].mean()
-        for number in by_round.index:
-            cells = [pd.DataFrame(result["photos"]) for result in self.results if result["round"] == number]
-            by_round.loc[number, HINDSIGHT] = hindsight_accuracy([(one["score"], one["is_anomalous"]) for one in cells])
         self.rounds = by_round.index.tolist()
         self.mean = _spread(by_round)
 
@@ -79,8 +74,6 @@ class Protocol:
         lines += [f"Rounds: {', '.join(map(str, self.rounds))}.", ""] if self.shots else []
         for metrics in (MAP_METRICS, VERDICT_METRICS + ANSWER_METRICS):
             lines += [*markdown_table(self._table(metrics), texts=1), ""]
-        hindsight = percent(*self.mean.loc[HINDSIGHT])
-        lines += [f"The best threshold for all classes together, in hindsight: {hindsight} (mean over classes)."]
         others = [row for row in PUBLISHED["rows"] if (row["dataset"], row["shots"]) == (dataset, self.shots)]
         if others:
             lines += ["", f"Beside published means on {PUBLISHED['datasets'][dataset]['title']}:", ""]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from anomalygpt.datasets.regions import marks_position, position_name, positions_of
+from anomalygpt.datasets.regions import position_name, positions_of
 
 GRID = ["top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"]
 
@@ -23,12 +23,3 @@ def test_positions_of_a_mask_by_hand():
     assert positions_of(target) == ("center", "top left")
     target[40:60, 61:63] = True  # a gap of one pixel divides nothing
     assert positions_of(target) == ("center", "top left")
-
-
-def test_a_mask_marks_the_cells_that_its_pixels_lie_in():
-    target = np.zeros((30, 60), dtype=bool)
-    target[9:12, 30] = True  # from the last row of pixels of the upper cells into the middle ones
-    assert [position for position in GRID if marks_position(target, position)] == ["top", "center"]
-    single = np.zeros((10, 10), dtype=bool)
-    single[3, 3] = True  # its centre at 3.5 of 10 lies in the second of three cells
-    assert [position for position in GRID if marks_position(single, position)] == ["center"]

@@ -5,15 +5,15 @@ import pytest
 from PIL import Image
 
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.datasets.transforms import ImageTransform
+from anomalygpt.datasets.regions import GRID
 from anomalygpt.datasets.tree import index_tree
 from anomalygpt.evaluation.cells import Cell, Plan
 from benchmarks import answers
-from benchmarks.answers import WordsEvaluator, compare_with_mask, content, sample
+from benchmarks.answers import WordsEvaluator, compare_with_mask, content, marks_position, sample
 from tests.evaluation.conftest import RUN, write_class
 from tests.fake_predictor import TOP_LEFT, result_with
 
-TRANSFORM = ImageTransform(224, (0.0,) * 3, (1.0,) * 3)
+CELLS = [position for row in GRID for position in row]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,15 @@ def test_photos_are_drawn_in_turn_from_bad_and_good_ones(tree) -> None:
     assert sample(photos[:1], 2, seed=1) == photos[:1]
 
 
+def test_a_mask_marks_the_cells_that_its_pixels_lie_in():
+    target = np.zeros((30, 60), dtype=bool)
+    target[9:12, 30] = True  # from the last row of pixels of the upper cells into the middle ones
+    assert [position for position in CELLS if marks_position(target, position)] == ["top", "center"]
+    single = np.zeros((10, 10), dtype=bool)
+    single[3, 3] = True  # its centre at 3.5 of 10 lies in the second of three cells
+    assert [position for position in CELLS if marks_position(single, position)] == ["center"]
+
+
 @pytest.fixture
 def marked(tmp_path) -> ImageRecord:
     """A photo of 40 x 30 with two marked defects: 48 pixels at the top left, 4 at the bottom right."""
@@ -66,7 +75,7 @@ def marked(tmp_path) -> ImageRecord:
     ],
 )
 def test_statements_are_compared_with_the_mask(marked, question: str, answer: str, expected: dict[str, bool]) -> None:
-    found = compare_with_mask(answer, question, marked, result_with(TOP_LEFT, "nut"), TRANSFORM)
+    found = compare_with_mask(answer, question, marked, result_with(TOP_LEFT, "nut"))
     assert {kind: found[kind] for kind in expected} == expected
     assert set(found) <= {*expected, "verdict"}
 
@@ -74,9 +83,9 @@ def test_statements_are_compared_with_the_mask(marked, question: str, answer: st
 def test_statements_about_a_good_photo_are_wrong_where_they_name_a_defect(marked) -> None:
     good = ImageRecord(marked.image, "nut", "test", False, "good")
     image = result_with(TOP_LEFT, "nut")
-    found = compare_with_mask("There is 1 defect, at the top left.", "Is it ok?", good, image, TRANSFORM)
+    found = compare_with_mask("There is 1 defect, at the top left.", "Is it ok?", good, image)
     assert found == {"verdict": False, "place": False, "number": False}
-    assert compare_with_mask("There is no defect.", "Is it ok?", good, image, TRANSFORM) == {"verdict": True}
+    assert compare_with_mask("There is no defect.", "Is it ok?", good, image) == {"verdict": True}
 
 
 @pytest.mark.weights
