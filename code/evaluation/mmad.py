@@ -1,4 +1,4 @@
-"""Reads, answers and scores multiple-choice questions about photos: MMAD's (ICLR 2025), RobustMAD's or your own."""
+"""Reads, answers and scores multiple-choice questions: MMAD's (ICLR 2025), RobustMAD's, VisA-D&R's or your own."""
 
 import argparse
 import json
@@ -99,6 +99,9 @@ def _entries(content: Any, templates: str) -> Iterator[dict[str, Any]]:
     for about, questions in photos:
         for number, question in enumerate(questions, start=1):
             fields = {"number": number, **about, **question}
+            if "metadata" in question:  # VisA-D&R (Xu et al., CVPR 2025), whose images are VisA/class/…
+                answer = "A" if question["metadata"]["anomaly"] else "B"
+                fields |= WORDING["visa_dr"] | {"class": Path(question["image"]).parts[1], "answer": answer}
             yield {key: value for key, value in fields.items() if value is not None}
 
 
@@ -181,6 +184,7 @@ class Asker:
         """A question's row, with the letters of the options that are likeliest as texts and as letters."""
         task, options = WORDING["tasks"].get(question.task, question.task), question.options
         row = {"question": question.key, "task": task, "answer": question.answer, "options": len(options)}
+        row["yes"] = next((letter for letter, text in options.items() if parse_verdict(text)), "")
         # The full stop is left out: "Yes." is mostly the beginning of "Yes, there is".
         texts = [text.rstrip(" .。") or text for text in options.values()]
         for method, asked, answers in (("text", question.question, texts), ("letter", with_options(question), options)):
@@ -209,6 +213,15 @@ def mmad_average(frame: pd.DataFrame, methods: Sequence[str]) -> pd.Series:
     return pd.DataFrame([task_scores(own, methods).mean() for _, own in frame.groupby("dataset")]).mean()
 
 
+def yes_scores(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of "yes" by each method, 0..1, over the questions with such an option, if any."""
+    frame = pd.DataFrame([row for row in rows if row["yes"]], columns=["yes", "answer", *methods])
+    is_so, said = frame["answer"] == frame["yes"], frame[[*methods]].eq(frame["yes"], axis=0)
+    right, total = said.mul(is_so, axis=0).sum(), said.sum()
+    found = {"precision": right / total, "recall": right / is_so.sum(), "F1": 2 * right / (total + is_so.sum())}
+    return pd.DataFrame(found).fillna(0.0).to_dict("index") if len(frame) else {}
+
+
 def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, Any]:
     """The contents of results.json, .md and answers.csv, by name; ``rows`` as of :meth:`Asker.answer`."""
     frame = answers_frame(rows, methods)
@@ -218,7 +231,10 @@ def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Seque
     table.loc["average"] = [len(rows), frame["chance"].mean(), *mmad_average(frame, methods)]
     table = table.astype({"questions": int}).reset_index(names="task")
     lines = [f"# Multiple choice: {facts['config']}", "", *tables.fact_lines(facts)]
-    content = {"facts": facts, "tasks": table.to_dict("records"), "answers": rows}
+    yes = yes_scores(rows, methods)
+    content = {"facts": facts, "tasks": table.to_dict("records"), "yes": yes, "answers": rows}
+    for method, scores in yes.items():
+        lines.append(f"* yes, by {method}: " + ", ".join(f"{key} {tables.percent(scores[key])}" for key in scores))
     if "generated" in methods:
         content["unclear_answers"] = sum(row["generated"] is None for row in rows)
         lines += [f"* generated answers that name no option: {content['unclear_answers']}"]

@@ -19,6 +19,7 @@ from anomalygpt.evaluation.mmad import (
     report,
     task_scores,
     with_options,
+    yes_scores,
 )
 from anomalygpt.inference.predictor import Predictor
 from tests.evaluation.conftest import RUN
@@ -96,6 +97,37 @@ def test_robustmads_file_is_read_as_it_is(tmp_path):
         read_questions(tmp_path / "RobustMAD_MCQ.json", tmp_path)
 
 
+def test_the_detection_questions_of_visa_d_and_r_are_read(tmp_path):
+    """A list of photos with a label each, and LLaVA's conversations, whose answers are judged by others."""
+    names = ("VisA/pcb3/test/bad/013.JPG", "VisA/candle/test/good/0001.JPG")
+    write_photos(tmp_path, *names)
+    turns = [{"from": "human", "value": "<image>\nWhat is wrong?"}, {"from": "gpt", "value": "A scratch."}]
+    photos = [
+        {"id": f"{number}", "image": name, "metadata": {"anomaly": is_bad}, "conversations": turns}
+        for number, (name, is_bad) in enumerate(zip(names, (True, False), strict=True))
+    ]
+    (tmp_path / "test_data.json").write_text(json.dumps(photos))
+    bad, good = read_questions(tmp_path / "test_data.json", tmp_path)
+    assert (bad.class_name, bad.options[bad.answer], good.class_name, good.options[good.answer]) == (
+        "pcb3",
+        "Yes",
+        "candle",
+        "No",
+    )
+    assert bad.question.endswith("Please reply with 'Yes' or 'No'.") and bad.task == good.task == "VisA-D&R"
+    del photos[1]["metadata"]["anomaly"]
+    (tmp_path / "test_data.json").write_text(json.dumps(photos))
+    with pytest.raises(UserError, match="question 2 can't be read .*anomaly"):
+        read_questions(tmp_path / "test_data.json", tmp_path)
+
+
+def test_precision_and_recall_of_yes_are_over_the_questions_with_such_an_option():
+    rows = [answer(), answer(chosen="B"), answer(right="B"), answer(right="B", chosen=None), answer() | {"yes": ""}]
+    assert yes_scores(rows, ["text"]) == {"text": {"precision": 0.5, "recall": 0.5, "F1": 0.5}}
+    assert yes_scores([answer(chosen=None)], ["text"]) == {"text": {"precision": 0, "recall": 0, "F1": 0}}
+    assert yes_scores(rows[-1:], ["text"]) == {}
+
+
 def test_a_list_of_ones_own_is_read(tmp_path):
     write_photos(tmp_path, "a.png", "good.png")
     record = {"image": "a.png", "question": "Is it good?", "options": YES_NO, "answer": "B", "task": "verdict"}
@@ -169,7 +201,7 @@ def test_yes_and_no_choose_the_option_that_says_so(answer, expected):
 
 def answer(key="a#1", right="A", chosen="A", task="t", good=False, dataset="d") -> dict[str, object]:
     about = {"question": key, "dataset": dataset, "task": task, "good": int(good), "answer": right, "options": 4}
-    return about | {"text": chosen}
+    return about | {"yes": "A", "text": chosen}
 
 
 def test_anomaly_detection_is_balanced_and_the_average_is_over_tasks_then_data_sets():
@@ -250,6 +282,7 @@ def test_the_report_has_a_row_per_task_with_chance_beside_it():
     page = texts["results.md"]
     assert "| x_1 | 1 | 25.0 | 100.0 |" in page and "| y | 1 | 25.0 | 0.0 |" in page
     assert "| **average** | 2 | 25.0 | 50.0 |" in page and "* data: data/tree" in page
+    assert "* yes, by text: precision 100.0, recall 50.0, F1 66.7" in page
     assert [line["text"] for line in csv.DictReader(texts["answers.csv"].splitlines())] == ["A", "B"]
     found = texts["results.json"]
     assert found["tasks"][0] == {"task": "x_1", "questions": 1, "chance": 0.25, "text": 1.0}
