@@ -104,8 +104,6 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     verdict = f"fits {CARD} GiB" if excess <= 0 else f"does NOT fit {CARD} GiB, {excess:.1f} GiB too much"
     yield f"  each GPU: {_sizes(device)}: {verdict}"
     yield f"  host, each process: {_sizes(host)}"
-    if config.precision != "auto":  # which is fp32 there
-        yield f"  on a CPU instead, each process: {_sizes(host | device | {CUDA: 0})}"
     if config.llm is None or not model.has_llm:
         return
     llms = [config.llm.model_copy(update={"precision": precision}) for precision in PRECISIONS]

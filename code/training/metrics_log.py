@@ -70,14 +70,13 @@ def _started(name: str, config: ExperimentConfig) -> Any:
     """The tracker's library, with a run begun."""
     try:
         library = import_module(name)
-        if name == "mlflow":
-            library.start_run(run_name=config.name)
-        else:
-            library.init(project="anomalygpt", name=config.name, config=config.model_dump(mode="json"))
-    except ImportError as error:
-        raise UserError(f"training.tracker: {name} is not installed; pip install {name}") from error
+        about = {"project": "anomalygpt", "name": config.name, "config": config.model_dump(mode="json")}
+        begin, given = (library.start_run, {"run_name": config.name}) if name == "mlflow" else (library.init, about)
+        begin(**given)
     except Exception as error:  # whatever the library raises without a login or a server
-        raise UserError(f"training.tracker: {name} can't start ({first_line(error)})") from error
+        absent = isinstance(error, ImportError)
+        what = f"is not installed; pip install {name}" if absent else f"can't start ({first_line(error)})"
+        raise UserError(f"training.tracker: {name} {what}") from error
     return library
 
 
