@@ -39,6 +39,7 @@ class Findings:
     references: int = 0  # how many reference photos it was compared with
     image_size: tuple[int, int] = (224, 224)  # (width, height) in pixels
     reason: str = ""  # why there is no verdict: ``other_part``, ``unknown_part`` or ``near_threshold``; else empty
+    probability_without_odd: float | None = None  # without the references that are unlike the others, if there are any
 
     @property
     def number(self) -> int:
@@ -96,6 +97,14 @@ def percent(share: float, language: Language = "en") -> str:
 def probability_text(probability: float | None) -> str:
     """A probability, 0..1, as 1% … 99%: no verdict is beyond doubt. A dash where there is none."""
     return "–" if probability is None else f"{min(99, max(1, round(100 * probability)))}%"
+
+
+def without_odd_text(probability: float | None, language: Language) -> str:
+    """What the verdict would be without the references that are unlike the others; empty where there are none."""
+    if probability is None:
+        return ""
+    words = phrase_table(f"findings_{language}")["words"]["without_odd"]
+    return words["defective" if probability > 0.5 else "good"].format(probability=probability_text(probability))
 
 
 def joined(words: Sequence[str], language: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from anomalygpt.datasets.findings import Language, percent, places_text, probability_text
+from anomalygpt.datasets.findings import Language, percent, places_text, probability_text, without_odd_text
 from anomalygpt.datasets.records import OVERLAY, RESULTS, read_results
 from anomalygpt.datasets.regions import label_regions
 from anomalygpt.errors import UserError
@@ -167,13 +167,13 @@ def severity(result: Result) -> tuple[int, float, float]:
 
 
 def details(result: Result, language: Language) -> str:
-    """Where the defects are, or why there is no verdict; empty for a good photo."""
-    if result["reason"]:
-        return TEXTS[language][result["reason"]]
-    if verdict(result) == "good" or not result["regions"]:
-        return ""
-    places, area = places_text(result["places"], language), percent(result["total_area"], language)
-    return TEXTS[language]["place"].format(places=places, area=area)
+    """Where the defects are, or why there is no verdict, and what it would be without odd references; or nothing."""
+    texts, other = TEXTS[language], without_odd_text(result.get("probability_without_odd"), language)
+    found = texts[result["reason"]] if result["reason"] else ""
+    if verdict(result) == "defective" and result["regions"]:
+        places, area = places_text(result["places"], language), percent(result["total_area"], language)
+        found = texts["place"].format(places=places, area=area)
+    return texts["detail"].format(verdict=found, text=other) if found and other else found or other
 
 
 def result_text(result: Result, language: Language = "en", colour: bool = False) -> str:

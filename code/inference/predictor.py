@@ -60,6 +60,7 @@ class Predictor:
         self.references: References | None = None  # the photos that maps are computed from
         self.unlabelled: UnlabelledPhotos | None = None  # without references: the photos that judge each other
         self._calibrations: dict[str, Calibration] = {}  # by class name
+        self._without_odd: Predictor | None = None  # with the references but those that are unlike the others, if any
         self.adapts = False  # whether photos without a label sharpen the calibration by the references, too
 
     @classmethod
@@ -77,7 +78,7 @@ class Predictor:
         """Another predictor with the same model, settings and references, whose feedback is its own."""
         other = self.without_references()
         if self.references is not None:
-            other.references = copy(self.references)
+            other.references, other._without_odd = copy(self.references), self._without_odd
             other.references.observed = deepcopy(self.references.observed)
         return other
 
@@ -96,15 +97,17 @@ class Predictor:
         ``saved``: a file of :meth:`save_references`, to whose references these photos are added, with its settings.
         Raises what :class:`References` and :meth:`References.load` raise.
         """
-        if saved:
-            references = References.load(saved, self.model, self._with_references)
-            for photo in photos:
-                references.add(photo)
-        else:
-            references = References(self.model, self.settings.references, self._with_references, photos)
+        new = References(self.model, self.settings.references, self._with_references, ())
+        references = References.load(saved, self.model, self._with_references) if saved else new
+        for photo in photos:
+            references.add(photo)
         self.references, self.unlabelled = references if len(references) else None, None
-        self._calibrations = {}
+        self._calibrations, self._without_odd = {}, None
         self.calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
+        report = self.report() if self.references else None
+        if report and 0 < len(odd := {*report.foreign, *report.odd}) < len(references):
+            self._without_odd = self.without_references()
+            self._without_odd.references = references.without(odd)
 
     def set_unlabelled(self, photos: Iterable[Image.Image]) -> None:
         """Lets three or more photos of one part judge each other, without references; only these can be inspected."""
@@ -176,10 +179,9 @@ class Predictor:
         photo = ImageOps.exif_transpose(photo)
         on_photo = self.transform.to_photo(model_map[0, 0], photo.size).cpu().numpy()
         calibration, compared = self.calibrated(class_name), self.references or self.unlabelled
-        if compared:
-            score = float(image_scores(model_map, compared.settings))
-        else:
-            score = float(top_mean(model_map, self.settings.text_top_share))
+        others = self._without_odd if self.references else None
+        share = self.settings.text_top_share
+        score = float(image_scores(model_map, compared.settings) if compared else top_mean(model_map, share))
         probability = calibration.probability(score)
         reason = self._reason(features, probability)
         if self.adapts and self.references and reason != "other_part":
@@ -205,6 +207,7 @@ class Predictor:
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
             references=len(self.references or ()),
             reason=reason,
+            probability_without_odd=others.inspect(photo, class_name).probability if others else None,
         )
 
     def _reason(self, features: ImageFeatures, probability: float) -> Reason:

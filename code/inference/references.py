@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -50,9 +50,6 @@ GROUP = 200  # photos that judge each other; the time grows with the square
 FEWEST = 3
 NEAREST = 0.3  # fraction of the other photos, those with the most similar patch, that judge a patch
 TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether few or two thirds are defective
-
-Banks = Mapping[int, MemoryBank]  # by scale
-Encoded = Mapping[int, ImageFeatures]  # by scale
 
 
 class References:
@@ -121,6 +118,16 @@ class References:
                     return other
         return None
 
+    def without(self, left_out: Collection[int]) -> "References":
+        """The references but those of some numbers; what has been encoded of them is shared."""
+        kept = [number for number in range(len(self)) if number not in left_out]
+        other = References(self.model, self.settings, self.transform, ())
+        other.tiles, other.sources = self.tiles, [self.sources[number] for number in kept]
+        other._photos = [self._photos[number] for number in kept]
+        other._thumbnails = [self._thumbnails[number] for number in kept]
+        other._features = {(kept.index(n), s, v): of for (n, s, v), of in self._features.items() if n in kept}
+        return other
+
     def observed_as(self, class_name: str) -> dict[float, bool | None]:
         """The observed scores that count for a class."""
         return self.observed.setdefault(self.calibration_class(class_name), {})
@@ -154,8 +161,8 @@ class References:
         ys, xs = ([round(i * side / n) for i in range(n + 1)] for side, n in ((height, rows), (width, columns)))
         return [photo.crop((xs[c], ys[r], xs[c + 1], ys[r + 1])) for r in range(rows) for c in range(columns)]
 
-    def _maps(self, banks: Banks, encoded: Encoded, class_name: str) -> Tensor:
-        """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles."""
+    def _maps(self, banks: Mapping[int, MemoryBank], encoded: Mapping[int, ImageFeatures], class_name: str) -> Tensor:
+        """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles, by scale."""
         similarities = [bank.similarity(encoded[scale], self.settings.tap_weights) for scale, bank in banks.items()]
         maps = distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
         if weight := self.text_weight(class_name):

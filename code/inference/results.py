@@ -40,6 +40,7 @@ class ImageResult:
     references: int = 0  # how many photos the map comes from; 0: from the text features
     score_threshold: float = 0.5  # the score at which the probability is one half
     reason: Reason = ""  # why there is no verdict; empty where there is one
+    probability_without_odd: float | None = None  # without the references that are unlike the others, if there are any
 
     @property
     def probability(self) -> float | None:
@@ -59,8 +60,8 @@ class ImageResult:
     @cached_property
     def findings(self) -> Findings:
         """What is known about the photo: badge, table, JSON, prompt and answers are made of it."""
-        size, about = self.map.shape[::-1], (self.class_name, self.references)
-        return Findings(self.status, self.score_probability, self.regions, *about, size, self.reason)
+        size, about, other = self.map.shape[::-1], (self.class_name, self.references), self.probability_without_odd
+        return Findings(self.status, self.score_probability, self.regions, *about, size, self.reason, other)
 
     def plot(self) -> Image.Image:
         """The photo with its map and numbered regions; a notebook shows it."""
