@@ -74,7 +74,8 @@ class FakePredictor:
         self.marked.append(good)
 
     def report(self) -> ReferenceReport:
-        return ReferenceReport(tuple(map(str, range(len(self.references)))), 0.1, (), (), 0.1, 0.5)
+        names = tuple(f"/srv/photos/{number}.png" for number in range(len(self.references)))
+        return ReferenceReport(names, 0.1, (), (), 0.1, 0.5)
 
     def inspect(self, photo: Image.Image, class_name: str) -> ImageResult:
         self.inspected.append(class_name)

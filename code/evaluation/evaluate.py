@@ -49,8 +49,7 @@ SATURATED = "AUPRO: each of LOCO's masks is a defect, whose overlap saturates at
 
 def choose_mask_rule(kind: str, official: bool) -> str:
     """The rule for masks of a kind of data set; ``official``: in the released code's geometry."""
-    rule = f"official_{kind}"
-    return rule if official and rule in OFFICIAL_GEOMETRY else "as_photo"
+    return f"official_{kind}" if official and f"official_{kind}" in OFFICIAL_GEOMETRY else "as_photo"
 
 
 def on_map(mask: Image.Image, transform: ImageTransform, side: int, rule: str) -> NDArray[np.bool_]:

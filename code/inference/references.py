@@ -301,7 +301,7 @@ class References:
         references._thumbnails = [_thumbnail(photo[references._whole][0]) for photo in references._photos]
         for key, scores in saved["observed"].items():
             references.observed[key] = {float(score): good for score, good in scores.items()}
-        references.sources = [f"{path}, number {number + 1}" for number in range(len(references))]
+        references.sources = [f"{path.name}, number {number + 1}" for number in range(len(references))]
         return references
 
 

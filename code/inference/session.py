@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -116,7 +116,8 @@ class SharedModel:
             predictor = self._predictor(compared)
             if target:
                 predictor.save_references(target)
-            return predictor.report()
+            report = predictor.report()
+        return replace(report, names=tuple(Path(name).name for name in report.names))  # without the server's folders
 
     def stream(self, conversation: Conversation, question: str) -> Iterator[Exchange]:
         """Yields the growing answer to a question about a photo, and adds it to the conversation.

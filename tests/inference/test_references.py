@@ -237,6 +237,7 @@ def test_long_photos_are_compared_in_tiles(thin_model, thin_transform, photos, t
     assert thirds[2] > 100 * max(thirds[:2])
     references.save(tmp_path / "row.safetensors")
     loaded = References.load(tmp_path / "row.safetensors", thin_model, transform)
+    assert loaded.sources[0] == "row.safetensors, number 1", "without its folder"
     assert loaded.tiles == references.tiles
     assert torch.equal(inspect(loaded, row(2, 3, 1, scratch=2))[1][0, 0], map)
     alone = References(thin_model, OFFICIAL, transform, [row(0, 1, 2)])
