@@ -224,8 +224,8 @@ def test_text_holds_mark_probability_place_and_whose_words_the_answer_is() -> No
     foreign = result_text(result | {"reason": "other_part", "answer": "", "answer_agrees": True})
     assert foreign == "?  90%  a.png: can't tell, the photo does not look like the reference photos"
     odd = result | {"answer": "", "answer_agrees": True, "probability_without_odd": 0.3}
-    assert result_text(odd).endswith("(2.0%), without the odd reference photo: good (30%)")
-    assert result_text(odd | {"is_anomalous": False}, "zh").endswith("：正常，去掉不一样的那张参考照片：正常（30%）")
+    assert result_text(odd).endswith("(2.0%), without odd reference photos: good (30%)")
+    assert result_text(odd | {"is_anomalous": False}, "zh").endswith("：正常，去掉不一样的参考照片：正常（30%）")
 
 
 def test_folders_patterns_and_photos_are_taken_once_and_in_order(photos: Path) -> None:

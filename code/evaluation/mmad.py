@@ -99,7 +99,7 @@ def _entries(content: Any, templates: str) -> Iterator[dict[str, Any]]:
     for about, questions in photos:
         for number, question in enumerate(questions, start=1):
             fields = {"number": number, **about, **question}
-            if "metadata" in question:  # VisA-D&R (Xu et al., CVPR 2025), whose images are VisA/class/…
+            if "metadata" in question and "question" not in question:  # VisA-D&R (Xu et al., CVPR 2025): VisA/class/…
                 answer = "A" if question["metadata"]["anomaly"] else "B"
                 fields |= WORDING["visa_dr"] | {"class": Path(question["image"]).parts[1], "answer": answer}
             yield {key: value for key, value in fields.items() if value is not None}

@@ -131,7 +131,7 @@ def test_precision_and_recall_of_yes_are_over_the_questions_with_such_an_option(
 def test_a_list_of_ones_own_is_read(tmp_path):
     write_photos(tmp_path, "a.png", "good.png")
     record = {"image": "a.png", "question": "Is it good?", "options": YES_NO, "answer": "B", "task": "verdict"}
-    entries = [record, {**record, "reference": "good.png", "class": "cup"}]
+    entries = [record, {**record, "reference": "good.png", "class": "cup", "metadata": {"line": 3}}]
     (tmp_path / "own.json").write_text(json.dumps(entries))
     plain, referred = read_questions(tmp_path / "own.json", tmp_path)
     assert (plain.task, plain.class_name, plain.references) == ("verdict", "object", ())
