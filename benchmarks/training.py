@@ -414,14 +414,14 @@ def inside_train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains for a few steps in this process, and estimates the same."""
     from anomalygpt.config.load import load_config
     from anomalygpt.train import main
-    from anomalygpt.training.dry_run import CUDA, estimate_memory, planned_model
+    from anomalygpt.training.dry_run import estimate_memory, planned_model
 
     config = load_config(arguments.config, arguments.set)
     main(["--config", arguments.config, "--device", "cpu", *arguments.set])
     peak = peak_bytes()
     model, _ = planned_model(config)
     device, host = estimate_memory(config, model, arguments.processes)
-    parts = host | device | {CUDA: 0}  # which a CPU has not
+    parts = host | device | {"CUDA and fragments": 0}  # which a CPU has not
     return {"peak": peak, "estimated": sum(parts.values()), "parts": parts}
 
 

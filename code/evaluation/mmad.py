@@ -173,7 +173,8 @@ class Asker:
             found = [about | self._likeliest(own, result, question) for question in questions]
             torch.manual_seed(Cell(self.shots, 0, first.class_name).seed_of(self.seed, first.image))
             if "generated" in self.methods:
-                texts = own.answers([result] * len(questions), list(map(with_options, questions)))
+                asked = [q.question if q.task == WORDING["visa_dr"]["task"] else with_options(q) for q in questions]
+                texts = own.answers([result] * len(questions), asked)
                 for row, question, text in zip(found, questions, texts, strict=True):
                     row |= {"generated": parse_choice(text, question.options), "generated_answer": text}
             rows += found

@@ -20,7 +20,6 @@ from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_s
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "auto": 2}  # on a GPU
 CARD = 24  # GiB, of the card that the plan is compared with
-CUDA = "CUDA and fragments"
 CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's buffers
 FRAGMENTED = 0.05  # of what is allocated: the allocator's loss
 PROCESS_BYTES = GIB  # Python with PyTorch, DeepSpeed, transformers and the data set's photos, measured
@@ -153,7 +152,7 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 def estimate_memory(
     config: ExperimentConfig, model: AnomalyGPT, processes: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """One process's memory in bytes by use: of its GPU, and of the host. On a CPU the host has both, without ``CUDA``.
+    """One process's memory in bytes by use: of its GPU, and of the host. On a CPU the host has both, without CUDA.
 
     The model's trained parameters are marked, as :func:`planned_model` does.
     """
@@ -180,7 +179,7 @@ def estimate_memory(
     device, host = {"weights": weights, "gradients": gradients}, {"libraries": PROCESS_BYTES}
     (host if settings.offloads else device)["optimiser"] = optimizer
     device["activations"] = _activations(config, model)
-    device[CUDA] = CUDA_BYTES + round(FRAGMENTED * sum(device.values()))
+    device["CUDA and fragments"] = CUDA_BYTES + round(FRAGMENTED * sum(device.values()))
     return device, host
 
 

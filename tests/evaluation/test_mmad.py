@@ -260,6 +260,15 @@ def test_the_likelier_option_is_chosen_whatever_its_letter(mmad, asker):
     assert {one, other} == {"A", "B"}
 
 
+def test_visa_d_and_rs_question_is_put_as_it_is(mmad, asker, monkeypatch):
+    (question, *_) = read_questions(mmad, mmad.parent)
+    ask, put = asker(methods=("generated",)), []
+    answers = ask.predictor.language_model.answers
+    monkeypatch.setattr(ask.predictor.language_model, "answers", lambda *given: put.extend(given[1]) or answers(*given))
+    ask.answer([[question, question.model_copy(update={"task": "VisA-D&R"})]], print)
+    assert put == [with_options(question), question.question]
+
+
 def test_cells_hold_all_questions_about_a_photo_in_the_order_of_the_file(mmad, asker):
     questions = read_questions(mmad, mmad.parent)
     many = [question.model_copy(update={"image": f"{n}.png"}) for n in range(45) for question in questions[:2]]
