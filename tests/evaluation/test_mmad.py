@@ -108,12 +108,8 @@ def test_the_detection_questions_of_visa_d_and_r_are_read(tmp_path):
     ]
     (tmp_path / "test_data.json").write_text(json.dumps(photos))
     bad, good = read_questions(tmp_path / "test_data.json", tmp_path)
-    assert (bad.class_name, bad.options[bad.answer], good.class_name, good.options[good.answer]) == (
-        "pcb3",
-        "Yes",
-        "candle",
-        "No",
-    )
+    found = [(question.class_name, question.options[question.answer]) for question in (bad, good)]
+    assert found == [("pcb3", "Yes"), ("candle", "No")]
     assert bad.question.endswith("Please reply with 'Yes' or 'No'.") and bad.task == good.task == "VisA-D&R"
     del photos[1]["metadata"]["anomaly"]
     (tmp_path / "test_data.json").write_text(json.dumps(photos))
