@@ -1,7 +1,6 @@
 """Reads masks of any coding, one file or several of a photo, on the pixels of the upright photo."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from PIL import Image, ImageOps, ImageSequence
 from anomalygpt.datasets.annotations import draw_shapes
 from anomalygpt.datasets.photos import ORIENTATION, decoding, load_image, same_shape, turned
 from anomalygpt.datasets.records import DatasetError, ImageRecord
-from anomalygpt.datasets.regions import Region
 from anomalygpt.errors import reading_warning
 
 Values = NDArray[Any]  # (H, W)
@@ -22,8 +20,6 @@ MOST_NUMBER = 100  # the paper's rule for VisA, > 1 % of the maximum, loses no l
 MAX_LABELS = 32  # more distinct values are grey levels, unless most of them fill areas
 SOFT_THRESHOLD = 0.1  # of white; as the paper's rule for MVTec-AD
 CRACK_SEGMENTS = (2, 4)  # of CrackForest's: 1 is road, 3 undamaged road that cracks enclose, up to a third of a photo
-LOCO_KINDS = "defects_config.json"  # in a class's folder of MVTec LOCO AD
-LOCO_FOLDER = 3  # parents of a mask, <class>/ground_truth/<defect>/<stem>/NNN.png
 
 
 def load_mask(record: ImageRecord) -> Image.Image:
@@ -182,25 +178,3 @@ def read_cracks(path: Path) -> Image.Image:
     with decoding(path, "CrackForest's groundTruth.Segmentation"), path.open("rb") as file:
         segments = np.asarray(loadmat(file)["groundTruth"]["Segmentation"][0, 0])
         return Image.fromarray(np.isin(segments, CRACK_SEGMENTS)).convert("L")
-
-
-def can_saturate(records: Sequence[ImageRecord]) -> bool:
-    """Whether these are LOCO's photos, with the file of the area that must be found of each kind of defect."""
-    folders = {mask.absolute().parents[LOCO_FOLDER] for record in records for mask in record.masks}
-    return bool(folders) and all((folder / LOCO_KINDS).is_file() for folder in folders)
-
-
-def loco_regions(record: ImageRecord) -> list[Region]:
-    """The marked regions of LOCO's photo, one per mask, and how much must be found of each (Bergmann et al., 2022)."""
-    found = []
-    for path in record.masks:
-        table, values = path.absolute().parents[LOCO_FOLDER] / LOCO_KINDS, values_of(path)
-        value, area = int(values.max(initial=0)), float(np.count_nonzero(values))
-        with decoding(table, "a list of kinds of defect"):
-            kinds = {kind["pixel_value"]: kind for kind in json.loads(table.read_text(encoding="utf-8"))}
-            if value not in kinds:
-                raise DatasetError(f"{path}: value {value} is no kind of defect in {LOCO_KINDS}")
-            threshold = float(kinds[value]["saturation_threshold"])
-            needed = threshold * area if kinds[value]["relative_saturation"] else min(threshold, area)
-        found.append(Region(values > 0, needed))
-    return found

@@ -1,6 +1,5 @@
 """Connected regions of a binary mask, their bounding boxes, and their positions on a 3 x 3 grid."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +10,6 @@ from scipy import ndimage
 
 GRID = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 JOINED_GAP = 0.02  # regions closer than this fraction of the longer side count as one defect
-
-
-class Region(NamedTuple):
-    """A defect: its pixels, (H, W) bool, and after how many found ones its overlap saturates (LOCO's saturated PRO)."""
-
-    pixels: NDArray[np.bool_]
-    needed: float = math.inf
 
 
 class Box(NamedTuple):

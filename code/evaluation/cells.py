@@ -108,6 +108,7 @@ def photo_name(record: ImageRecord, root: Path) -> str:
 
 
 Measure = Callable[[Cell, Callable[[], object]], dict[str, Any]]
+Builder = Callable[[Process], Measure]
 
 
 @contextmanager
@@ -128,11 +129,7 @@ def _joined(device: str, out: Path | None) -> Iterator[tuple[Process, Path]]:
 
 
 def measure_cells(
-    device: str,
-    out: Path | None,
-    settings: dict[str, Any],
-    cells: Mapping[Cell, Sequence[str]],
-    build: Callable[[Process], Measure],
+    device: str, out: Path | None, settings: dict[str, Any], cells: Mapping[Cell, Sequence[str]], build: Builder
 ) -> tuple[Process, list[dict[str, Any]]]:
     """Measures the cells that have no file in ``out / "state"`` yet, shared by the launcher's processes.
 

@@ -19,7 +19,7 @@ from anomalygpt.datasets.build import INDEXERS, overview
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import ImageRecord
-from anomalygpt.datasets.regions import Region, positions_of
+from anomalygpt.datasets.regions import positions_of
 from anomalygpt.datasets.transforms import Geometry, ImageTransform
 from anomalygpt.datasets.tree import index_pair
 from anomalygpt.distributed import Process
@@ -44,7 +44,6 @@ MASK_RULES = {
     "as_photo": f"mask resized and cropped as its photo was, bilinear, > {MVTEC_THRESHOLD}",
 }
 OFFICIAL_GEOMETRY: dict[str, Geometry] = {"official_mvtec": "squash", "official_visa": "crop"}
-SATURATED = "AUPRO: each of LOCO's masks is a defect, whose overlap saturates at the threshold of its kind"
 
 
 def choose_mask_rule(kind: str, official: bool) -> str:
@@ -64,29 +63,20 @@ class GroundTruth(NamedTuple):
 
     scores: NDArray[np.float32]  # (H, W), the map
     mask: NDArray[np.bool_]  # (H, W), True where anomalous
-    regions: list[Region] | None  # the defects; None for the mask's connected regions
     model_mask: NDArray[np.bool_]  # (S, S), the mask of what the model was shown, on the pixels of its map
     coding: str = ""  # how the mask was read; empty of a good photo
 
 
-def ground_truth(
-    record: ImageRecord, result: ImageResult, transform: ImageTransform, rule: str, saturated: bool = False
-) -> GroundTruth:
+def ground_truth(record: ImageRecord, result: ImageResult, transform: ImageTransform, rule: str) -> GroundTruth:
     """A photo's map and mask on the same pixels; raises DatasetError where the mask can't be read."""
     side = result.model_map.shape[-1]
     scores = result.model_map[0, 0].to("cpu", torch.float32).numpy()
     if not record.masks:
-        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), None, np.zeros((1, 1), dtype=bool))
+        return GroundTruth(scores, np.zeros(scores.shape, dtype=bool), np.zeros((1, 1), dtype=bool))
     image = masks.load_mask(record)
     mask = on_map(masks.own_values(record, image) if rule == "official_visa" else image, transform, side, rule)
-    regions = []  # each of LOCO's masks is one, with the saturation threshold of its kind
-    for defect in masks.loco_regions(record) if saturated else ():
-        pixels = on_map(Image.fromarray(defect.pixels).convert("L"), transform, side, rule)
-        if pixels.any():
-            needed = defect.needed / np.count_nonzero(defect.pixels) * np.count_nonzero(pixels)
-            regions.append(Region(pixels & mask, float(needed)))
     model_mask = mask if rule == "as_photo" else on_map(image, transform, side, "as_photo")
-    return GroundTruth(scores, mask, regions if saturated else None, model_mask, image.info["coding"])
+    return GroundTruth(scores, mask, model_mask, image.info["coding"])
 
 
 @dataclass(frozen=True)
@@ -107,14 +97,14 @@ class Evaluator:
         references = self.plan.references(self.records, cell)
         torch.manual_seed(cell.seed_of(self.plan.seed, cell.class_name))
         self.predictor.set_references([load_image(record.image) for record in references])
-        transform, saturated = self.predictor.transform, masks.can_saturate(self.records)
-        counts, examples, photos, codings = PixelCounts(), Examples(), [], set()
+        transform, counts, examples = self.predictor.transform, PixelCounts(), Examples()
+        photos, codings = [], set()
         pictures = self.pictures if cell.round == 0 else None
         for record, prediction in self._predictions(cell):
             name, result = photo_name(record, self.root), prediction.image
-            target = ground_truth(record, result, transform, self.rule, saturated)
+            target = ground_truth(record, result, transform, self.rule)
             if record.masks or not record.is_anomalous:
-                counts.add(target.scores, target.mask, target.regions)
+                counts.add(target.scores, target.mask)
             if pictures:
                 examples.offer(name, record.is_anomalous, target.mask, result)
             codings.add(target.coding)
@@ -140,11 +130,9 @@ class Evaluator:
             on_photo()
         side = result.model_map.shape[-1]
         maps = [f"photos: {transform.geometry}; map of {side} x {side}; {MASK_RULES[self.rule]}"]
-        maps += [f"masks read as {coding}" for coding in sorted(codings) if coding] + [SATURATED] * saturated
-        found = summarise(photos, counts, self.with_llm) | {
-            "references": [photo_name(record, self.root) for record in references],
-            "maps": "; ".join(maps),
-        }
+        maps += [f"masks read as {coding}" for coding in sorted(codings) if coding]
+        found = summarise(photos, counts, self.with_llm) | {"maps": "; ".join(maps)}
+        found["references"] = [photo_name(record, self.root) for record in references]
         if pictures:
             write_sheet(pictures / f"cases_{tables.title_of(cell.shots).lower()}", cell, found, examples)
         return found
@@ -213,11 +201,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     plan.check(records)
     root = data.parent if arguments.kind == "csv" else data  # the folder that photos' names start at
     with_llm = not arguments.no_chat and config.llm is not None
-    settings = tables.fingerprint(config, with_llm) | {
-        "--kind": arguments.kind,
-        "--data": str(data.resolve()),
-        "--reference-choice": plan.choice,
-    }
+    settings = tables.fingerprint(config, with_llm) | {"--kind": arguments.kind, "--data": str(data.resolve())}
+    settings["--reference-choice"] = plan.choice
 
     def build(process: Process) -> Measure:
         if process.is_main:  # it reads every mask
@@ -228,15 +213,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         return Evaluator(predictor, records, plan, root, rule, with_llm, arguments.batch_size, pictures).measure
 
     names = {
-        cell: [photo_name(record, root) for record in test_photos(records, cell.class_name)]
-        for cell in plan.cells(records)
+        cell: [photo_name(one, root) for one in test_photos(records, cell.class_name)] for cell in plan.cells(records)
     }
     process, results = measure_cells(arguments.device, arguments.out, settings, names, build)
     if not results:
         return
     classes = sorted({cell.class_name for cell in names})
     facts = {
-        "warning": tables.training_warnings(config, data, classes),
         **tables.facts_of(config, arguments.command, process, results),
         "references": str(plan),
         "data": f"{data} ({arguments.kind}), {len(classes)} classes",

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.regions import Region, label_regions
+from anomalygpt.datasets.regions import label_regions
 
 PRO_LIMIT = 0.3  # the false-positive rate up to which AUPRO integrates (Bergmann et al., IJCV 2021)
 # Pixel metrics are exact up to this many distinct scores (240 maps of 224 x 224), beyond it neighbours count as one.
@@ -41,22 +41,18 @@ class PixelCounts:
         # which fractions of regions the latter are.
         self._parts: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
 
-    def add(self, scores: NDArray[Any], mask: NDArray[np.bool_], regions: Sequence[Region] | None = None) -> None:
-        """Counts a photo's (H, W) scores by its mask and the defects in that, by default its connected regions."""
-        if regions is None:
-            labels, count = label_regions(mask)
-            regions = [Region(labels == number) for number in range(1, count + 1)]
+    def add(self, scores: NDArray[Any], mask: NDArray[np.bool_]) -> None:
+        """Counts a photo's (H, W) scores by its mask and the connected regions of that."""
+        labels, count = label_regions(mask)
         distinct, places = np.unique(scores, return_inverse=True)
         places = places.reshape(scores.shape)
         normal, defective = (np.bincount(places[flags], minlength=len(distinct)) for flags in (~mask, mask))
         overlap = np.zeros(len(distinct))
-        for region in regions:
-            found = np.bincount(places[region.pixels], minlength=len(distinct))
-            needed = max(min(region.needed, found.sum()), 1)
-            # The highest `needed` pixels are all of the region, those below them add nothing (saturated overlap).
-            overlap[::-1] += np.diff(np.minimum(np.cumsum(found[::-1]), needed), prepend=0) / needed
+        for number in range(1, count + 1):
+            found = np.bincount(places[labels == number], minlength=len(distinct))
+            overlap += found / found.sum()
         self._parts.append((distinct, np.stack([normal, defective, overlap])))
-        self.regions += len(regions)
+        self.regions += count
         self.photos += 1
         if sum(len(part) for part, _ in self._parts) > MAX_SCORES:
             distinct, counts = self._merged()

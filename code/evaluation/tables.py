@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import pandas as pd
 import yaml
 
 from anomalygpt.config.load import commit, resolve
-from anomalygpt.config.schema import DataConfig, DataSource, ExperimentConfig
+from anomalygpt.config.schema import DataConfig, ExperimentConfig
 from anomalygpt.config.settings import PhotoSettings
-from anomalygpt.datasets.build import INDEXERS
-from anomalygpt.datasets.records import DatasetError, ImageRecord
+from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.distributed import Process
 from anomalygpt.files import read_yaml, sha256, write_files
 from anomalygpt.model.checkpoint import read_metadata
@@ -157,11 +155,6 @@ def fingerprint(config: ExperimentConfig, with_llm: bool) -> dict[str, Any]:
 def facts_of(config: ExperimentConfig, command: str, process: Process, cells: list[dict[str, Any]]) -> dict[str, Any]:
     """How the numbers of a run were made; ``cells`` give their ``seconds`` and ``names`` of photos."""
     seconds, photos = sum(cell["seconds"] for cell in cells), sum(len(cell["names"]) for cell in cells)
-    trained = []
-    for delta, sources in training_sources(config).items():
-        where = [f"{one.root} ({', '.join([one.kind, *(one.classes or ())])})" for _, one in sources]
-        words = f"{sources[0][0]} defects on {', '.join(where)}" if sources else "its file names no photos"
-        trained.append(f"{delta}: {words}")
     return {
         "command": command,
         "config": config.name,
@@ -170,7 +163,7 @@ def facts_of(config: ExperimentConfig, command: str, process: Process, cells: li
         "device": str(process.device),
         "processes": process.world_size,
         "seconds per photo and process": round(seconds / photos, 2),
-        "trained on": trained,
+        "trained on": _trained_on(config),
     }
 
 
@@ -180,29 +173,13 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
     return [f"* {name}: {one}" for name, values in listed.items() for one in values]
 
 
-def training_sources(config: ExperimentConfig) -> dict[str, list[tuple[str, DataSource]]]:
-    """Each delta's path, and the kind of defects and the photos that it was trained on, as far as its file says so."""
-    found: dict[str, list[tuple[str, DataSource]]] = {}
+def _trained_on(config: ExperimentConfig) -> list[str]:
+    """For each delta, the kind of defects and the photos that it was trained on, as far as its file says so."""
+    lines = []
     for delta in config.deltas:
         data = (yaml.safe_load(read_metadata(resolve(delta.path)).get("config", "")) or {}).get("data") or {}
         known = DataConfig.model_validate({key: data[key] for key in data.keys() & DataConfig.model_fields.keys()})
-        found[delta.path] = [(known.defects, source) for source in known.sources]
-    return found
-
-
-def training_warnings(config: ExperimentConfig, root: Path, class_names: Sequence[str]) -> list[str]:
-    """A warning per source of a delta's training that has measured classes; ``root``: the folder that is measured."""
-    warnings = []
-    for delta, sources in training_sources(config).items():
-        for defects, source in sources:
-            is_same = resolve(source.root) == root.resolve()
-            names: Sequence[str] = source.classes or (class_names if is_same else ())
-            if not names:
-                with suppress(DatasetError):  # the folder is not here
-                    names = [record.class_name for record in INDEXERS[source.kind](resolve(source.root), None)]
-            shared = ", ".join(sorted({*names} & {*class_names}))
-            seen = f"{shared} ({source.root}): this is not a test on unseen classes"
-            if is_same and defects == "real":
-                seen = f"real defects of {source.root}, test photos among them: the numbers do not hold for new photos"
-            warnings += [f"{delta} was trained on {seen}"] if shared else []
-    return warnings
+        where = [f"{one.root} ({', '.join([one.kind, *(one.classes or ())])})" for one in known.sources]
+        words = f"{known.defects} defects on {', '.join(where)}" if where else "its file names no photos"
+        lines.append(f"{delta.path}: {words}")
+    return lines

@@ -1,11 +1,9 @@
 """What is measured of maps and answers that are known."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from anomalygpt.datasets.dialogue import detection_question
@@ -13,7 +11,6 @@ from anomalygpt.datasets.tree import index_tree
 from anomalygpt.evaluation.cells import Cell, Plan
 from anomalygpt.evaluation.evaluate import summarise
 from anomalygpt.evaluation.metrics import PixelCounts
-from tests.evaluation.conftest import SIDE
 
 ZERO = Cell(0, 0, "bottle")
 
@@ -74,28 +71,6 @@ def test_a_defect_without_a_mask_counts_for_the_image_only(evaluator, fake_predi
     found = evaluator(fake_predictor(), records=records).measure(ZERO)
     assert (len(found["photos"]), found["masked_photos"], found["regions"]) == (4, 3, 1)
     assert found["metrics"]["pixel_auroc"] == pytest.approx(1)
-
-
-@pytest.mark.parametrize("has_table", [True, False])
-def test_locos_masks_saturate_where_its_table_of_defects_is_there(evaluator, fake_predictor, tree, has_table):
-    def upper_half(dark):
-        return dark * (torch.arange(SIDE) < 12)[:, None]
-
-    measured = evaluator(fake_predictor(upper_half))
-    # The tree's masks one by one in folders, as LOCO has them; a quarter of each has to be found.
-    records = []
-    for record in measured.records:
-        masks = tuple(mask.with_name(record.image.stem) / "000.png" for mask in record.masks)
-        records.append(dataclasses.replace(record, masks=masks))
-        for old, new in zip(record.masks, masks, strict=True):
-            new.parent.mkdir()
-            old.rename(new)
-    if has_table:
-        kind = {"defect_name": "hole", "pixel_value": 255, "saturation_threshold": 0.25, "relative_saturation": True}
-        (tree / "bottle" / "defects_config.json").write_text(json.dumps([kind]))
-    found = dataclasses.replace(measured, records=records).measure(ZERO)
-    assert found["regions"] == 2 and ("saturates" in found["maps"]) is has_table
-    assert found["metrics"]["aupro"] == pytest.approx(1 if has_table else 0.5)
 
 
 def test_recall_is_of_the_anomalous_and_false_alarms_of_the_good():

@@ -1,6 +1,5 @@
 """Maps and masks on the same pixels, by each rule."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,6 @@ from PIL import Image
 from anomalygpt.datasets.records import ImageRecord
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.evaluation.evaluate import choose_mask_rule, ground_truth, on_map
-from anomalygpt.evaluation.metrics import PRO_LIMIT, PixelCounts
 
 SQUASH = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "squash")
 CROP = ImageTransform(16, (0.0,) * 3, (1.0,) * 3, "crop")
@@ -75,41 +73,6 @@ LOOK = SimpleNamespace(model_map=torch.zeros(1, 1, 16, 16))
 def test_small_numbers_in_a_mask_mark_as_white_does(tmp_path):
     left_quarter(3).save(tmp_path / "mask.png")
     assert ground_truth(record(tmp_path / "mask.png"), LOOK, SQUASH, "as_photo").mask[:, :4].all()
-
-
-@pytest.fixture
-def loco(tmp_path):
-    """A photo of LOCO with two masks that touch: a logical one that is saturated by a quarter, a structural one."""
-    folder = tmp_path / "box" / "ground_truth" / "logical_anomalies" / "000"
-    folder.mkdir(parents=True)
-    for number, (columns, value) in enumerate((((0, 16), 200), ((16, 32), 255))):
-        mask = Image.new("L", (64, 32))
-        mask.paste(value, (columns[0], 0, columns[1], 32))
-        mask.save(folder / f"{number:03}.png")
-    kinds = [
-        {"defect_name": "missing", "pixel_value": 200, "saturation_threshold": 0.25, "relative_saturation": True},
-        {"defect_name": "cut", "pixel_value": 255, "saturation_threshold": 1e9, "relative_saturation": False},
-    ]
-    (tmp_path / "box" / "defects_config.json").write_text(json.dumps(kinds))
-    Image.new("L", (64, 32)).save(tmp_path / "photo.png")
-    masks = (folder / "000.png", folder / "001.png")
-    return ImageRecord(tmp_path / "photo.png", "box", "test", True, "logical_anomalies", masks)
-
-
-def test_locos_masks_are_regions_of_their_own_and_saturate(loco, tmp_path):
-    look = SimpleNamespace(model_map=torch.zeros(1, 1, 32, 32))
-    look.model_map[0, 0, :8, :16] = 1  # the upper quarter of both
-    truth = ground_truth(loco, look, SQUASH, "as_photo", saturated=True)
-    assert len(truth.regions) == 2
-    # All of the first that is needed, a quarter of the other; together they are one region, of which it is a quarter.
-    for regions, expected in ((truth.regions, (1 + 0.25) / 2), (None, 0.25)):
-        counts = PixelCounts()
-        counts.add(truth.scores, truth.mask, regions)
-        # All other pixels have one score: from the expected overlap, the curve rises to 1 on a straight line.
-        area = expected + (1 - expected) * PRO_LIMIT / 2
-        # Where masks are resized their edges move by a pixel.
-        assert counts.metrics()["aupro"] == pytest.approx(area, abs=0.02)
-        assert counts.regions == (1 if regions is None else 2)
 
 
 def test_a_mask_is_also_given_as_the_model_was_shown_its_photo(tmp_path):

@@ -6,7 +6,6 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.datasets.regions import Region
 from anomalygpt.evaluation import metrics
 from anomalygpt.evaluation.metrics import PRO_LIMIT, PixelCounts, image_metrics
 
@@ -111,18 +110,6 @@ def test_pixel_metrics_are_exact_and_hardly_differ_where_neighbours_count_as_one
     assert count(maps, masks).metrics() == pytest.approx(expected)
     monkeypatch.setattr(metrics, "MAX_SCORES", 1500)
     assert count(maps, masks).metrics() == pytest.approx(expected, abs=0.02)
-
-
-def test_saturated_overlap_counts_no_further_than_what_is_needed():
-    # A region of ten pixels of which four are needed; half of them score 1, the others 0, the background in between.
-    mask = np.zeros((1, 20), dtype=bool)
-    mask[0, :10] = True
-    scores = np.full((1, 20), 0.5, dtype=np.float32)
-    scores[0, :5], scores[0, 5:10] = 1, 0
-    for regions, expected in ((None, 0.5), ([Region(mask, needed=4)], 1)):
-        counts = PixelCounts()
-        counts.add(scores, mask, regions)
-        assert counts.metrics()["aupro"] == pytest.approx(expected)
 
 
 def test_pixels_of_one_kind_have_no_metrics():

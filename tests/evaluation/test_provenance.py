@@ -1,6 +1,4 @@
-"""Which runs have equal settings, the provenance in words, and warnings about a delta's training data."""
-
-import re
+"""Which runs have equal settings, and the provenance in words."""
 
 import pytest
 import torch
@@ -9,7 +7,7 @@ import yaml
 from anomalygpt.config.load import load_config
 from anomalygpt.distributed import Process
 from anomalygpt.evaluation.cells import Plan
-from anomalygpt.evaluation.tables import facts_of, fingerprint, training_warnings
+from anomalygpt.evaluation.tables import facts_of, fingerprint
 from anomalygpt.model.checkpoint import save_tensors
 
 
@@ -74,29 +72,3 @@ def test_a_delta_says_what_it_was_trained_on(tmp_path, tree):
     assert trained_on(config_of(tmp_path, tree, classes=["bottle"])) == f"simulated defects on {tree} (mvtec, bottle)"
     unknown = config_of(tmp_path, tree, metadata=False)
     assert trained_on(unknown) == "its file names no photos"
-    assert training_warnings(unknown, tree, ["bottle"]) == []
-
-
-@pytest.mark.parametrize(
-    ("trained", "tested", "defects", "classes", "message"),
-    [
-        ("tree", "tree", "simulated", ["bottle"], r"on bottle \(.*tree\): .* not a test on unseen"),
-        (
-            "tree",
-            "other",
-            "simulated",
-            ["bottle", "screw"],
-            r"on bottle \(.*tree\): .* not a test on unseen",
-        ),
-        ("tree", "other", "simulated", ["screw"], None),
-        ("tree", "tree", "real", ["bottle"], "real defects of .*tree, .* do not hold for new photos"),
-        ("gone", "other", "simulated", ["bottle"], None),  # a missing training folder is compared by its path alone
-        ("gone", "gone", "simulated", ["bottle"], "trained on bottle"),
-    ],
-)
-@pytest.mark.usefixtures("tree")
-def test_training_on_the_tested_folder_or_classes_is_reported(tmp_path, trained, tested, defects, classes, message):
-    config = config_of(tmp_path, tmp_path / trained, defects=defects)
-    warnings = training_warnings(config, tmp_path / tested, classes)
-    assert len(warnings) == (message is not None)
-    assert not warnings or re.search(message, warnings[0])
