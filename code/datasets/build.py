@@ -51,9 +51,7 @@ def build_records(config: DataConfig) -> list[ImageRecord]:
         raise DatasetError("data.sources is empty; add one, as in data.sources='[{kind: mvtec, root: data/mvtec}]'")
     if absent := [source.root for source in config.sources if not resolve(source.root).exists()]:
         raise DatasetError(f"data.sources: {resolve(absent[0])}: not there{nor(absent[0])}")
-    return [
-        record for source in config.sources for record in INDEXERS[source.kind](resolve(source.root), source.classes)
-    ]
+    return [each for source in config.sources for each in INDEXERS[source.kind](resolve(source.root), source.classes)]
 
 
 def normal_split(records: Sequence[ImageRecord], fraction: float, seed: int) -> Division:
@@ -82,15 +80,13 @@ def supervised_split(records: Sequence[ImageRecord], fraction: float, seed: int)
     return normal[0] + defects[0], normal[1] + defects[1]
 
 
-def _hold_back(
-    records: Sequence[ImageRecord], group_of: Callable[[ImageRecord], str], fraction: float, seed: int
-) -> Division:
+def _hold_back(records: Sequence[ImageRecord], key: Callable[[ImageRecord], str], share: float, seed: int) -> Division:
     """Divides each group; its name and files and the seed decide which photos are held back, not their order."""
     train: list[ImageRecord] = []
     held: list[ImageRecord] = []
-    for name, group in groupby(sorted(records, key=lambda record: (group_of(record), record.image)), group_of):
+    for name, group in groupby(sorted(records, key=lambda record: (key(record), record.image)), key):
         photos = list(group)
-        count = min(len(photos) - 1, max(1, round(fraction * len(photos)))) if fraction > 0 else 0
+        count = min(len(photos) - 1, max(1, round(share * len(photos)))) if share > 0 else 0
         chosen = np.random.default_rng([seed, crc32(name.encode())]).permutation(len(photos))[:count]
         for position, photo in enumerate(photos):
             (held if position in chosen else train).append(photo)

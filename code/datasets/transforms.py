@@ -1,5 +1,6 @@
 """Photos and masks to tensors, and anomaly maps back to the photo's own pixels: one geometry for all."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,9 +20,7 @@ class ImageTransform:
     ``squash`` resizes both sides, ``crop`` (of the paper's evaluation) the short one, and takes the centre.
     """
 
-    def __init__(
-        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], geometry: Geometry = "squash"
-    ) -> None:
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], geometry: Geometry = "squash") -> None:
         self.size, self.mean, self.std, self.geometry = size, mean, std, geometry
 
     def enlarged(self, scale: int) -> "ImageTransform":

@@ -196,19 +196,17 @@ def data_uri(picture: Path, side: int = SIDE) -> str:
     return jpeg_uri(Image.open(picture), side) if picture.is_file() else ""
 
 
-def report_html(
-    results: Sequence[Result], pictures: Path, settings: Mapping[str, str], language: Language = "en"
-) -> str:
+def report_html(results: Sequence[Result], folder: Path, settings: Mapping[str, str], language: Language = "en") -> str:
     """The page: summary, histogram of the scores, photos with the worst first, settings and versions.
 
-    ``pictures`` is the overlays' folder; ``settings`` are values by name in ``report.yaml``, such as ``model_name``.
+    ``folder`` has the overlays; ``settings`` are values by name in ``report.yaml``, such as ``model_name``.
     """
     from jinja2 import Environment, FileSystemLoader
 
     photos = sorted((each for each in results if "error" not in each), key=severity)
     bins, counts = histogram(photos), Counter(map(verdict, results))
     page: dict[str, Any] = {"language": language, "texts": TEXTS[language], "settings": settings, "bins": bins}
-    page |= {"photos": photos, "pictures": pictures, "shown": PICTURES, "counts": counts}
+    page |= {"photos": photos, "pictures": folder, "shown": PICTURES, "counts": counts}
     page |= {"unread": [each for each in results if "error" in each]}
     page |= {"tallest": max(map(Counter.total, bins), default=0)}
     page |= {"folder": os.path.dirname(os.path.commonprefix([each["photo"] for each in results]))}

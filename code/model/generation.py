@@ -59,11 +59,7 @@ def stream_tokens(
 
 @torch.inference_mode()
 def decode_batch(
-    llm: Any,
-    embeds: Tensor,
-    settings: GenerationSettings,
-    past: Any = None,
-    attention: Tensor | None = None,
+    llm: Any, embeds: Tensor, settings: GenerationSettings, past: Any = None, attention: Tensor | None = None
 ) -> Iterator[tuple[list[int], Any]]:
     """Yields the next token id of each of B rows, and the cache, at most ``settings.max_new_tokens`` times.
 

@@ -47,6 +47,7 @@ MAX_LOADED = 8  # parts: 60 MB each with the compact model, hundreds with ImageB
 BATCH = 8  # photos in one pass of the encoder
 Label = Literal["good", "bad", "neither"]
 PartName = Annotated[str, Field(pattern=NAME)]
+Uploads = Annotated[list[UploadFile], File(max_length=MAX_REFERENCES)]
 
 WITHOUT_KEY = ("/healthz", "/docs", "/redoc", "/openapi.json")
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -376,9 +377,7 @@ class Service:
             answer.close()
         yield "data: [DONE]\n\n"
 
-    def teach(
-        self, name: PartName, photos: Annotated[list[UploadFile], File(max_length=MAX_REFERENCES)]
-    ) -> dict[str, Any]:
+    def teach(self, name: PartName, photos: Uploads) -> dict[str, Any]:
         """Teaches a part by photos of good ones, in place of what it was before."""
         return self._run(self.parts.teach, name, list(map(self._read, photos)))
 

@@ -205,11 +205,9 @@ class Page:
                     session.read_photo(path)
                 readable.append(path)
         with errors_shown(language):
-            if not 1 <= len(readable) <= session.MAX_REFERENCES:
-                raise UserError(
-                    f"{len(readable)} photos can be read: give 1 to {session.MAX_REFERENCES} of a good part."
-                )
-            paths = tuple(readable)
+            paths, most = tuple(readable), session.MAX_REFERENCES
+            if not 1 <= len(paths) <= most:
+                raise UserError(f"{len(paths)} photos can be read: give 1 to {most} of a good part.")
             name = " ".join(name.split()) or (paths[0].stem if len(paths) == 1 else "part")
             yield from self._learned(model, name, paths)
 

@@ -3,7 +3,7 @@
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,7 @@ def build_data(config: ExperimentConfig, *, decode_all: bool) -> Data:
 
 
 def endless_batches(
-    dataset: Dataset[Any],
-    collate: Callable[[Sequence[Any]], Any],
-    config: ExperimentConfig,
-    process: Process,
-    start: int = 0,
+    dataset: Dataset[Any], collate: Callable[..., Any], config: ExperimentConfig, process: Process, start: int = 0
 ) -> Generator[Any]:
     """Yields micro-batches without end, from number ``start`` of this process on; closing it ends the loader processes.
 

@@ -61,13 +61,11 @@ def export_delta(model: AnomalyGPT, config: ExperimentConfig, folder: Path, proc
     return path
 
 
-def keep_best(
-    model: nn.Module, trainable: Sequence[str], folder: Path, step: int, loss: float, process: Process
-) -> None:
+def keep_best(model: nn.Module, parts: Sequence[str], folder: Path, step: int, loss: float, process: Process) -> None:
     """Writes ``best.safetensors`` if its validation loss is lower; every process has to call it, rank 0 writes."""
     path = folder / BEST
     if all_agree(not process.is_main or not path.exists() or loss < float(read_metadata(path)[LOSS])):
-        tensors = _gathered_delta(model, trainable)
+        tensors = _gathered_delta(model, parts)
         if process.is_main:
             save_tensors(tensors, path, {"step": str(step), LOSS: f"{loss:.6f}"})
 

@@ -18,6 +18,7 @@ from anomalygpt.model.prompt_learner import MAP_SIZE
 from anomalygpt.training.batches import build_data
 from anomalygpt.training.engine import accumulation_steps, total_steps, warmup_steps
 
+Sizes = dict[str, int]  # bytes by use
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "auto": 2}  # on a GPU
 CARD = 24  # GiB, of the card that the plan is compared with
 CUDA_BYTES = GIB  # the driver's context, cuBLAS' and NCCL's buffers
@@ -119,7 +120,7 @@ def _memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> Iter
     yield f"  the demo at 4bit: {_sizes(demos[-1])}"
 
 
-def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
+def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> Sizes:
     """A GPU's memory in bytes by use, where one person at a time asks about photos and nothing is trained."""
     assert config.llm is not None
     llm, width = model.llama_model, BYTES[config.precision]
@@ -136,7 +137,7 @@ def demo_memory(config: ExperimentConfig, model: AnomalyGPT) -> dict[str, int]:
     }
 
 
-def _sizes(by_use: dict[str, int]) -> str:
+def _sizes(by_use: Sizes) -> str:
     uses = ", ".join(f"{use} {size / GIB:.2f}" for use, size in by_use.items() if size)
     return f"{sum(by_use.values()) / GIB:.1f} GiB ({uses})"
 
@@ -149,9 +150,7 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def estimate_memory(
-    config: ExperimentConfig, model: AnomalyGPT, processes: int
-) -> tuple[dict[str, int], dict[str, int]]:
+def estimate_memory(config: ExperimentConfig, model: AnomalyGPT, processes: int) -> tuple[Sizes, Sizes]:
     """One process's memory in bytes by use: of its GPU, and of the host. On a CPU the host has both, without CUDA.
 
     The model's trained parameters are marked, as :func:`planned_model` does.

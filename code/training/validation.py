@@ -14,7 +14,7 @@ from torchvision.utils import save_image
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.datasets.findings_dialogue import FindingsBatch
-from anomalygpt.datasets.pairs import AnomalyBatch, SamplePair, collate_pairs
+from anomalygpt.datasets.pairs import AnomalyBatch, collate_pairs
 from anomalygpt.distributed import Process, summed
 from anomalygpt.files import replacing
 from anomalygpt.inference.answers import parse_verdict
@@ -29,12 +29,10 @@ PICTURE_TOKENS = 40
 
 
 @torch.no_grad()
-def validate(
-    model: AnomalyGPT, held_back: Dataset[Any], config: ExperimentConfig, process: Process
-) -> dict[str, float]:
+def validate(model: AnomalyGPT, pairs: Dataset[Any], config: ExperimentConfig, process: Process) -> dict[str, float]:
     """Mean losses on held-back pairs by name, and ``verdict_accuracy``; all processes call it, and get the same."""
     model.eval()
-    chosen = evenly_spaced(held_back, config.training.validation_pairs)
+    chosen = evenly_spaced(pairs, config.training.validation_pairs)
     max_length = config.llm.max_target_tokens if config.llm else 0
     sums = np.zeros(len(LOSS_PARTS) + 3)  # then the pairs, the correct verdicts, and all verdicts
     collate = FindingsBatch.of if config.data.findings else collate_pairs
@@ -56,21 +54,17 @@ def validate(
     return numbers | ({"verdict_accuracy": float(right / verdicts)} if verdicts else {})
 
 
-def losses_of(
-    model: Callable[..., Losses], batch: AnomalyBatch | FindingsBatch, max_length: int, **options: Any
-) -> Losses:
+def losses_of(model: Callable[..., Losses], batch: AnomalyBatch | FindingsBatch, length: int, **options: Any) -> Losses:
     """The losses of a batch; see :meth:`AnomalyGPT.forward` for ``options``."""
     if isinstance(batch, FindingsBatch):
         features = ImageFeatures((), batch.embeddings)
-        return model(features, batch.conversations, max_length=max_length, maps=batch.maps)
+        return model(features, batch.conversations, max_length=length, maps=batch.maps)
     options |= {"class_names": batch.class_names, "target": batch.masks}
-    return model(batch.images, batch.conversations, max_length=max_length, **options)
+    return model(batch.images, batch.conversations, max_length=length, **options)
 
 
 @torch.no_grad()
-def draw_samples(
-    model: AnomalyGPT, pairs: Dataset[SamplePair], config: ExperimentConfig, process: Process, path: Path
-) -> None:
+def draw_samples(model: AnomalyGPT, pairs: Dataset[Any], config: ExperimentConfig, process: Process, to: Path) -> None:
     """Draws photos, targets and maps of some pairs as rows of a PNG; with a language model, answers go to a ``.txt``.
 
     Every process has to call it; rank 0 writes, or raises OSError.
@@ -85,11 +79,11 @@ def draw_samples(
     photos = batch.images.float().cpu() * std + mean
     columns = [photos, *(F.interpolate(each.float().cpu(), photos.shape[-2:]) for each in (batch.masks, maps))]
     rows = torch.stack([column.expand(-1, 3, -1, -1) for column in columns], dim=1)
-    with replacing(path) as temporary:
+    with replacing(to) as temporary:
         save_image(rows.flatten(0, 1), temporary, nrow=len(columns))
     if model.has_llm:
         lines = [f"{turns[0].text}\n{answer}\n\n" for turns, answer in zip(batch.conversations, answers, strict=True)]
-        path.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
+        to.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _answers(
