@@ -626,7 +626,8 @@ def _look_at(predictor: Any, category: Category, shots: int, turn: int) -> list[
     photos = [load_image(record.image) for record in category.references(shots, turn)]
     settings = predictor.settings.references
     references = References(predictor.model, settings, predictor.transform, photos)
-    seen = [references.anomaly_maps([load_image(record.image)], UNNAMED_CLASS)[1] for record in category.tested]
+    encoded = (references.encode([load_image(record.image)]) for record in category.tested)
+    seen = [references.anomaly_maps(each, UNNAMED_CLASS)[1] for each in encoded]
     maps = np.stack([to_map_side(one[0, 0]) for one in seen])
     return category.measure([float(top_mean(one, settings.top_share)) for one in seen], maps)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from anomalygpt.inference.anomaly_map import top_mean
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank
-from anomalygpt.model.photo_geometry import Orientation
+from anomalygpt.model.photo_geometry import PartBox
 
 Augmentation = Literal["none", "rotations"]
 Camera = Literal["own", "noisy", "compressed"]
@@ -24,7 +24,6 @@ DECIDED_BY = 8  # references that ``auto`` measures; more of them do not change 
 # distance); parts that lie at any angle (screw, hazelnut) come to 0.52-0.86.
 CLEAR_GAIN = 0.86
 TOP_FRACTION = 0.05  # of the patches, those of the largest distance: a rotation shows there, not in the mean
-ELONGATED = 1.6  # the aspect from which on the tilt of a part can be measured
 TILTED = 7.0  # degrees; an aligned part (toothbrush, a transistor's legs) keeps within 3
 CAMERA_COPIES = 8  # views with copies by another camera; its noise and compression change all photos in the same way
 NOISE, JPEG_QUALITY = 5.0, 40  # standard deviation in levels of 255
@@ -51,11 +50,12 @@ def by_camera(pixels: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
     return pixels
 
 
-def choose_augmentation(gain: float, orientations: Sequence[Orientation]) -> Augmentation:
-    """Rotations where they bring the references nearer to each other, or most show an elongated, tilted part."""
-    elongated = [each for each in orientations if each.aspect >= ELONGATED]
-    is_tilted = 2 * len(elongated) > len(orientations) and median(each.tilt for each in elongated) >= TILTED
-    return "rotations" if is_tilted or gain < CLEAR_GAIN else "none"
+def tilted_aspect(parts: Sequence[PartBox]) -> float:
+    """The aspect ratio of the elongated parts that most of some photos show at an angle; else 0."""
+    elongated = [each for each in parts if each.is_elongated]
+    if 2 * len(elongated) <= len(parts) or median(each.tilt for each in elongated) < TILTED:
+        return 0
+    return median(each.aspect for each in elongated)
 
 
 def rotation_gain(references: Sequence[ImageFeatures]) -> float:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from copy import copy, deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from anomalygpt.inference.answer_check import check_answer, stream_checked
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, ReferenceReport, TextCalibration, calibrate
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel, build_chat_model
-from anomalygpt.inference.references import References, UnlabelledPhotos, cosine_distances
+from anomalygpt.inference.references import Encoded, References, UnlabelledPhotos, cosine_distances
 from anomalygpt.inference.regions import regions_of_verdict
 from anomalygpt.inference.results import ImageResult, Prediction, Reason, prediction
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
@@ -97,10 +98,12 @@ class Predictor:
         ``saved``: a file of :meth:`save_references`, to whose references these photos are added, with its settings.
         Raises what :class:`References` and :meth:`References.load` raise.
         """
-        new = References(self.model, self.settings.references, self._with_references, ())
-        references = References.load(saved, self.model, self._with_references) if saved else new
-        for photo in photos:
-            references.add(photo)
+        if saved:
+            references = References.load(saved, self.model, self._with_references)
+            for photo in photos:
+                references.add(photo)
+        else:
+            references = References(self.model, self.settings.references, self._with_references, photos)
         self.references, self.unlabelled = references if len(references) else None, None
         self._calibrations, self._without_odd = {}, None
         self.calibrated(UNNAMED_CLASS)  # now, so that the first photo does not wait for it
@@ -114,6 +117,7 @@ class Predictor:
         group = UnlabelledPhotos(self.model, self.settings.references, self._without_references, photos)
         calibration = group.calibration(self.settings.false_alarm_rate)
         self.references, self.unlabelled, self._calibrations = None, group, {UNNAMED_CLASS: calibration}
+        self._without_odd = None
 
     def save_references(self, path: Path) -> None:
         """Writes the references to a safetensors file. Raises :class:`UserError`: there are none, or it can't be."""
@@ -149,9 +153,8 @@ class Predictor:
             maps, (parts, scale) = references.held_out_maps(key), self._other_parts(references, key)
             scores, seen = image_scores(maps, references.settings).tolist(), references.observed_as(key)
             rate, count = self.settings.false_alarm_rate, len(references)
-            self._calibrations[key] = calibrate(
-                scores, maps, rate, references=count, parts=parts, scale=scale, observed=seen
-            )
+            about: dict[str, Any] = {"references": count, "parts": parts, "scale": scale, "observed": seen}
+            self._calibrations[key] = calibrate(scores, maps, rate, **about)
         return self._calibrations[key]
 
     def _other_parts(self, references: References, class_name: str = UNNAMED_CLASS) -> tuple[PartsPrior | None, float]:
@@ -169,8 +172,20 @@ class Predictor:
     @torch.inference_mode()
     def inspect_batch(self, photos: Sequence[Image.Image], class_name: str = UNNAMED_CLASS) -> list[ImageResult]:
         """The results of several photos of one kind of part at once: faster on a GPU, no slower on a CPU."""
-        if compared := self.references or self.unlabelled:
-            features, maps = compared.anomaly_maps(photos, class_name)
+        encoded = self.references.encode(photos) if self.references else None
+        images = self._inspect(photos, encoded, class_name)
+        if self._without_odd is None:
+            return images
+        others = self._without_odd._inspect(photos, encoded, class_name)
+        pairs = zip(images, others, strict=True)
+        return [replace(image, probability_without_odd=other.probability) for image, other in pairs]
+
+    def _inspect(self, photos: Sequence[Image.Image], encoded: Encoded | None, class_name: str) -> list[ImageResult]:
+        """The results of photos, which the references have encoded, if any."""
+        if self.references and encoded:
+            features, maps = self.references.anomaly_maps(encoded, class_name)
+        elif self.unlabelled:
+            features, maps = self.unlabelled.anomaly_maps(photos)
         else:
             features, maps = text_maps(self.model, photos, class_name, self.transform, self.settings.text_scales)
         return [self._result(each, features[[i]], maps[i : i + 1], class_name) for i, each in enumerate(photos)]
@@ -179,7 +194,6 @@ class Predictor:
         photo = ImageOps.exif_transpose(photo)
         on_photo = self.transform.to_photo(model_map[0, 0], photo.size).cpu().numpy()
         calibration, compared = self.calibrated(class_name), self.references or self.unlabelled
-        others = self._without_odd if self.references else None
         share = self.settings.text_top_share
         score = float(image_scores(model_map, compared.settings) if compared else top_mean(model_map, share))
         probability = calibration.probability(score)
@@ -207,7 +221,6 @@ class Predictor:
             prompt_map=calibrate_map(model_map, calibration.threshold) if rescaled else model_map,
             references=len(self.references or ()),
             reason=reason,
-            probability_without_odd=others.inspect(photo, class_name).probability if others else None,
         )
 
     def _reason(self, features: ImageFeatures, probability: float) -> Reason:

@@ -29,7 +29,7 @@ from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
 from anomalygpt.model.checkpoint import fingerprint, read_metadata, read_tensors, save_tensors
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.memory_bank import MemoryBank, unit_patches, weighted_mean
-from anomalygpt.model.photo_geometry import orientation_of, perturbed
+from anomalygpt.model.photo_geometry import PERTURBATIONS, part_box, perturbed
 from anomalygpt.model.prompt_ensemble import LearnedTextFeatures
 from anomalygpt.model.prompt_learner import MAP_SIZE
 
@@ -45,11 +45,17 @@ THUMBNAIL = 56  # the side at which photos are compared by their pixels
 ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
 SAME, SAME_DISTANCE = 2.0, 0.05  # at most between the thumbnails and class tokens of one photo in two formats
 LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
+STRAIGHTENED = 2 / 3  # of the map of a straightened part; the rest is the whole photo's
 FLAT = 2.0  # standard deviation, below which nothing is shown
 GROUP = 200  # photos that judge each other; the time grows with the square
 FEWEST = 3
 NEAREST = 0.3  # fraction of the other photos, those with the most similar patch, that judge a patch
 TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether few or two thirds are defective
+
+WHOLE = torch.eye(2, 3)  # in place of where a straightened part is
+# Photos that are to be compared: features by scale of their tiles, at ``_whole`` of themselves; and where the
+# straightened parts are, of each the matrix of ``PartBox.straightened``.
+Encoded = tuple[dict[int, ImageFeatures], list[Tensor]]
 
 
 class References:
@@ -67,9 +73,10 @@ class References:
                 expected = f"expected {count} numbers, one per {what}, not all zero"
                 raise UserError(f"inference.references.{what}_weights {list(weights)}: {expected}")
         self.model, self.settings, self.transform = model, settings, transform
-        # References are also encoded at the encoder's own side where the text map has a weight.
-        self._scales = sorted({*settings.scales, *([OWN] if settings.text_weight else [])})
-        self.tiles = 1, 1  # rows and columns in which long photos are compared; by the first one
+        photos = [*photos]
+        self.straightens = False  # whether parts are turned along the x axis
+        self.tiles = 1, 1  # rows and columns in which long photos, and straightened parts, are compared
+        self._placed: list[Tensor] = []  # of each photo, where its straightened part is
         self._photos: list[dict[int, NDArray[np.uint8]]] = []  # of each, by scale, its T tiles (T, S, S, 3)
         self._thumbnails: list[NDArray[np.float32]] = []  # of each photo
         self.sources: list[str] = []  # of each photo, its file, or what number it is
@@ -77,22 +84,33 @@ class References:
         self._held_out: dict[str, Tensor] = {}  # by class name
         self._text_weights: dict[str, float] = {}  # by class name
         self.observed: dict[str, dict[float, bool | None]] = {}  # by class name, see ``calibration.Observed``
+        if photos and transform.geometry == "squash":
+            self._choose_tiles(photos)
         for photo in photos:
             self.add(photo)
+
+    def _choose_tiles(self, photos: Sequence[Image.Image]) -> None:
+        """Tiles of long photos, by the first one, or of long parts that lie at an angle, which are straightened."""
+        self.tiles = _tiles_of(to_rgb(photos[0]))
+        if self.settings.augmentation != "auto" or self.tiles != (1, 1):
+            return
+        if aspect := augmentation.tilted_aspect([part_box(to_rgb(one)) for one in photos[: augmentation.DECIDED_BY]]):
+            self.straightens, self.tiles = True, (1, min(MOST_TILES, round(aspect)))
 
     def add(self, photo: Image.Image) -> None:
         """Adds a photo, before anything is compared with the others."""
         number, source = len(self), photo.info.get("source") or f"reference {len(self) + 1}"
-        if not number and self.transform.geometry == "squash":
-            self.tiles = _tiles_of(photo)
-        pictures = {scale: (self._crops(photo), self.transform.enlarged(scale)) for scale in self._scales}
+        crops, placed = self._cut(photo)
+        pictures = {scale: (crops, self.transform.enlarged(scale)) for scale in self.scales}
         pictures[self._whole] = [photo], self.transform
         shown = {scale: [np.asarray(of.shown(each)) for each in crops] for scale, (crops, of) in pictures.items()}
         self._photos.append({scale: np.stack(tiles) for scale, tiles in shown.items()})
         self._thumbnails.append(_thumbnail(shown[self._whole][0]))
+        self._placed.append(placed)
         if (other := self._copied_by(number)) is not None:
             reading_warning(f"{source}: nearly the same photo as {self.sources[other]} (a copy, a burst); left out")
-            self._photos.pop(), self._thumbnails.pop(), self._features.pop((number, self._whole, UPRIGHT), None)
+            self._photos.pop(), self._thumbnails.pop(), self._placed.pop()
+            self._features.pop((number, self._whole, UPRIGHT), None)
             return
         self.sources.append(source)
         if self._thumbnails[number].std(axis=(0, 1)).max() < FLAT:
@@ -100,6 +118,11 @@ class References:
         if any(self.observed.values()):
             reading_warning(f"{source}: scores change with the references: photos called good or bad don't count")
         self.observed = {}
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The scales of the tiles; a straightened part is large enough at the encoder's own side."""
+        return (OWN,) if self.straightens else self.settings.scales
 
     @property
     def _whole(self) -> int:
@@ -122,7 +145,8 @@ class References:
         """The references but those of some numbers; what has been encoded of them is shared."""
         kept = [number for number in range(len(self)) if number not in left_out]
         other = References(self.model, self.settings, self.transform, ())
-        other.tiles, other.sources = self.tiles, [self.sources[number] for number in kept]
+        other.tiles, other.straightens = self.tiles, self.straightens
+        other.sources, other._placed = [self.sources[n] for n in kept], [self._placed[n] for n in kept]
         other._photos = [self._photos[number] for number in kept]
         other._thumbnails = [self._thumbnails[number] for number in kept]
         other._features = {(kept.index(n), s, v): of for (n, s, v), of in self._features.items() if n in kept}
@@ -137,42 +161,61 @@ class References:
         return len(self._photos)
 
     @torch.inference_mode()
-    def anomaly_maps(self, photos: Sequence[Image.Image], class_name: str) -> tuple[ImageFeatures, Tensor]:
-        """Features of B photos at the encoder's own side, and their maps, (B, 1, 224, 224) float32."""
-        crops = [crop for photo in photos for crop in self._crops(photo)]
-        encoded = encode_scales(self.model, crops, self.transform, self.settings.scales)
-        whole = encoded if self._whole == OWN else encode_scales(self.model, photos, self.transform, ())
-        maps = self._maps(self.banks, encoded, class_name)
-        for photo, embedding in zip(photos, whole[OWN].embedding, strict=True):
+    def encode(self, photos: Sequence[Image.Image]) -> Encoded:
+        """Encodes B photos to be compared."""
+        cut = [self._cut(photo) for photo in photos]
+        crops = [crop for of_one, _ in cut for crop in of_one]
+        encoded = encode_scales(self.model, crops, self.transform, self.scales)
+        if self._whole != OWN:
+            encoded[self._whole] = encode_scales(self.model, photos, self.transform, ())[OWN]
+        for photo, embedding in zip(photos, encoded[self._whole].embedding, strict=True):
             distances = cosine_distances(embedding, self.embeddings[: len(self)])
             if near := (distances < SAME_DISTANCE).nonzero()[:, 0].tolist():  # resizing a large photo again takes long
                 own, source = _thumbnail(np.asarray(self.transform.shown(photo))), photo.info.get("source")
                 same = [self.sources[n] for n in near if np.abs(own - self._thumbnails[n]).max() < SAME]
                 for other in same[:1]:
                     reading_warning(f"{source or 'the photo'}: also a reference ({other}), so its score says nothing")
-        return whole[OWN], maps
+        return encoded, [placed for _, placed in cut]
 
-    def _crops(self, photo: Image.Image) -> list[Image.Image]:
-        """The tiles of a photo in reading order; of most photos, itself."""
+    @torch.inference_mode()
+    def anomaly_maps(self, encoded: Encoded, class_name: str) -> tuple[ImageFeatures, Tensor]:
+        """What :meth:`encode` gives -> whole photos' features, and their maps, (B, 1, 224, 224) float32."""
+        return encoded[0][self._whole], self._maps(self.banks, encoded, class_name)
+
+    def _cut(self, photo: Image.Image) -> tuple[list[Image.Image], Tensor]:
+        """The tiles of a photo in reading order, of most photos itself, and where its straightened part is, if any."""
         if self.tiles == (1, 1):
-            return [photo]
-        photo = to_rgb(photo)
+            return [photo], WHOLE
+        photo, placed = to_rgb(photo), WHOLE
+        if self.straightens:
+            photo, placed = part_box(photo).straightened(photo)
         (rows, columns), (width, height) = self.tiles, photo.size
         ys, xs = ([round(i * side / n) for i in range(n + 1)] for side, n in ((height, rows), (width, columns)))
-        return [photo.crop((xs[c], ys[r], xs[c + 1], ys[r + 1])) for r in range(rows) for c in range(columns)]
+        tiles = [photo.crop((xs[c], ys[r], xs[c + 1], ys[r + 1])) for r in range(rows) for c in range(columns)]
+        return tiles, placed
 
-    def _maps(self, banks: Mapping[int, MemoryBank], encoded: Mapping[int, ImageFeatures], class_name: str) -> Tensor:
-        """Maps (B, 1, 224, 224) of B photos, from the features of all of their tiles, by scale."""
-        similarities = [bank.similarity(encoded[scale], self.settings.tap_weights) for scale, bank in banks.items()]
-        maps = distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
+    def _maps(self, banks: Mapping[int, MemoryBank], encoded: Encoded, class_name: str) -> Tensor:
+        """Maps (B, 1, 224, 224) of B photos."""
+        features, placed = encoded
+
+        def map_of(*scales: int) -> Tensor:
+            similarities = [banks[scale].similarity(features[scale], self.settings.tap_weights) for scale in scales]
+            return distance_map(similarities, self.settings, MAP_SIZE, self.model.encoder.spec.grid)
+
+        maps = map_of(*self.scales)
+        if self.tiles != (1, 1):
+            rows, columns = self.tiles
+            long = rearrange(maps, "(b r c) k h w -> b k (r h) (c w)", r=rows, c=columns)
+            maps = F.interpolate(long, size=maps.shape[-2:], mode="area")
+        if self.straightens:
+            grid = F.affine_grid(torch.stack(placed), [*maps.shape], align_corners=False).to(maps.device)
+            inside = STRAIGHTENED * F.grid_sample(torch.ones_like(maps), grid, align_corners=False)
+            maps = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+            maps = torch.lerp(map_of(self._whole), maps, inside)
         if weight := self.text_weight(class_name):
-            blend = torch.tensor(weight)
-            maps = (1 - blend) * maps + blend * self.model.anomaly_map(encoded[OWN], [class_name] * len(maps))
-        if self.tiles == (1, 1):
-            return maps
-        rows, columns = self.tiles
-        long = rearrange(maps, "(b r c) k h w -> b k (r h) (c w)", r=rows, c=columns)
-        return F.interpolate(long, size=maps.shape[-2:], mode="area")
+            text, blend = features[self._whole], torch.tensor(weight)
+            maps = (1 - blend) * maps + blend * self.model.anomaly_map(text, [class_name] * len(maps))
+        return maps
 
     @cached_property
     @torch.inference_mode()
@@ -208,11 +251,12 @@ class References:
         maps: list[Tensor] = []
         for photo in self._to_hold_out() if len(self) > 1 else ():
             banks = {scale: bank[bank.photos != photo] for scale, bank in self.banks.items()}
-            maps.append(self._maps(banks, {scale: self._views(photo, scale) for scale in self._scales}, key))
+            features = {scale: self._views(photo, scale) for scale in self._photos[photo]}
+            maps.append(self._maps(banks, (features, [self._placed[photo]]), key))
         if not maps:
-            tiles = {scale: [perturbed(tile) for tile in self._pixels(0, scale)] for scale in self._scales}
-            encoded = {scale: self.model.encode(torch.stack(of, dim=1).flatten(0, 1)) for scale, of in tiles.items()}
-            maps = [NEW_PHOTO * self._maps(self.banks, encoded, key)]
+            tiles = {scale: [perturbed(tile) for tile in self._pixels(0, scale)] for scale in self._photos[0]}
+            features = {scale: self.model.encode(torch.stack(of, dim=1).flatten(0, 1)) for scale, of in tiles.items()}
+            maps = [NEW_PHOTO * self._maps(self.banks, (features, self._placed * len(PERTURBATIONS)), key)]
         return self._held_out.setdefault(key, torch.cat(maps))
 
     def calibration_class(self, class_name: str) -> str:
@@ -229,23 +273,27 @@ class References:
         """Which further views are in the memory bank; ``auto`` is decided by the photos so far."""
         if self.settings.augmentation != "auto":
             return self.settings.augmentation
+        if self.straightens:
+            return "none"
         if len(self) == 1:  # shows so little of the part that its rotations help in any case
             return "rotations"
         chosen = range(min(len(self), augmentation.DECIDED_BY))
-        views = [self._views(photo, self._whole, VIEWS["rotations"]) for photo in chosen]
-        orientations = [orientation_of(unit_patches(photo[:1])[-1][0]) for photo in views]
-        return augmentation.choose_augmentation(augmentation.rotation_gain(views), orientations)
+        gain = augmentation.rotation_gain([self._views(photo, self._whole, VIEWS["rotations"]) for photo in chosen])
+        return "rotations" if gain < augmentation.CLEAR_GAIN else "none"
 
     @cached_property
     @torch.inference_mode()
     def banks(self) -> dict[int, MemoryBank]:
         """The patches that photos are compared with, by scale."""
-        views, banks = VIEWS[self.augmentation], {}
+        chosen, banks = dict.fromkeys(self.scales, self.augmentation), {}
+        if self.straightens:
+            chosen[self._whole] = "rotations"
         cameras: list[Camera] = ["noisy", "compressed"] if self.settings.camera_copies else []
-        copies = [(turns, camera) for camera in cameras for turns, _ in views]
-        copied = math.ceil(augmentation.CAMERA_COPIES / len(views))
-        seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
-        for scale in self.settings.scales:
+        for scale, augmented in chosen.items():
+            views = VIEWS[augmented]
+            copies = [(turns, camera) for camera in cameras for turns, _ in views]
+            copied = math.ceil(augmentation.CAMERA_COPIES / len(self._views(0, scale, views)))
+            seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
             bank = MemoryBank([self._views(photo, scale, of) for photo, of in enumerate(seen_as)])
             banks[scale] = bank.coreset(CORESET_SIZE) if len(bank) > CORESET_ABOVE else bank
         return banks
@@ -271,6 +319,7 @@ class References:
             raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
         pixels = {scale: np.stack([photo[scale] for photo in self._photos]) for scale in self._photos[0]}
         about = {"identity": _identity(self.model, self.transform), "tiles": self.tiles, "observed": self.observed}
+        about["placed"] = [placed.tolist() for placed in self._placed] if self.straightens else []
         about |= {"settings": self.settings.model_dump(), "photos": current_settings().model_dump()}
         written = {"format": FORMAT} | {name: json.dumps(value) for name, value in about.items()}
         save_tensors({f"photos.{scale}": torch.from_numpy(value) for scale, value in pixels.items()}, path, written)
@@ -296,9 +345,11 @@ class References:
         if differ := [name for name in ours if theirs.get(name) != ours[name]]:
             what = "; ".join(f"{name} is {theirs.get(name)} in the file and {ours[name]} here" for name in differ)
             raise UserError(f"{path}: made for something else: {what}. Save the references again with this model")
-        references.tiles = tuple(saved["tiles"])
+        references.tiles, placed = tuple(saved["tiles"]), json.loads(about.get("placed", "[]"))
+        references.straightens = bool(placed)
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
         references._thumbnails = [_thumbnail(photo[references._whole][0]) for photo in references._photos]
+        references._placed = [torch.tensor(each) for each in placed] or [WHOLE] * len(references)
         for key, scores in saved["observed"].items():
             references.observed[key] = {float(score): good for score, good in scores.items()}
         references.sources = [f"{path.name}, number {number + 1}" for number in range(len(references))]
@@ -334,7 +385,7 @@ class UnlabelledPhotos:
     def _maps(self, numbers: Sequence[int]) -> Tensor:
         return distance_map([each[numbers] for each in self._similarities], self.settings, MAP_SIZE, self._grid)
 
-    def anomaly_maps(self, photos: Sequence[Image.Image], class_name: str = "") -> tuple[ImageFeatures, Tensor]:
+    def anomaly_maps(self, photos: Sequence[Image.Image]) -> tuple[ImageFeatures, Tensor]:
         """See ``References``; raises :class:`UserError` where a photo is not among those that judge each other."""
         numbers = [self._numbers.get(_key(photo), -1) for photo in photos]
         if -1 in numbers:
@@ -382,8 +433,8 @@ def _identity(model: AnomalyGPT, transform: ImageTransform) -> dict[str, Any]:
 
 
 def _tiles_of(photo: Image.Image) -> tuple[int, int]:
-    """Rows and columns of nearly square tiles of a long photo; 1, 1 of any other."""
-    width, height = to_rgb(photo).size
+    """Rows and columns of nearly square tiles of a long RGB photo; 1, 1 of any other."""
+    width, height = photo.size
     if max(width, height) < LONG * min(width, height):
         return 1, 1
     return min(MOST_TILES, max(1, round(height / width))), min(MOST_TILES, max(1, round(width / height)))

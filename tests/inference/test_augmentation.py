@@ -1,26 +1,33 @@
 """Which further views help, chosen from the references."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from anomalygpt.config.settings import ReferenceSettings
 from anomalygpt.inference.augmentation import (
-    CLEAR_GAIN,
-    ELONGATED,
     TILTED,
     UPRIGHT,
     VIEWS,
-    choose_augmentation,
     rotation_gain,
     seen,
+    tilted_aspect,
 )
 from anomalygpt.inference.references import References
 from anomalygpt.model.encoder import ImageFeatures
-from anomalygpt.model.photo_geometry import Orientation
+from anomalygpt.model.photo_geometry import ELONGATED, FILLED, PartBox
 from tests.shared_data import shared
 
-ROUND, UPRIGHT_BAR, TILTED_BAR = Orientation(1.0, 40.0), Orientation(2.5, 1.0), Orientation(2.5, 30.0)
+
+def box(aspect: float, tilt: float, filled: float = 0.7) -> PartBox:
+    c, s = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
+    return PartBox(np.array([50.0, 50.0]), np.array([(c, s), (-s, c)]), np.array([10 * aspect, 10.0]), filled)
+
+
+ROUND, UPRIGHT_BAR, TILTED_BAR = box(1.0, 40.0), box(2.5, 1.0), box(2.5, 30.0)
 
 
 def test_views_are_quarter_turns() -> None:
@@ -32,24 +39,21 @@ def test_views_are_quarter_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gain", "parts", "expected"),
+    ("parts", "expected"),
     [
-        (CLEAR_GAIN - 0.01, [ROUND] * 4, "rotations"),
-        (CLEAR_GAIN + 0.01, [ROUND] * 4, "none"),  # what any four views bring
-        (0.7, [UPRIGHT_BAR] * 4, "rotations"),
-        (0.97, [TILTED_BAR] * 3, "rotations"),
-        (0.97, [ROUND] * 3, "none"),
-        (0.97, [UPRIGHT_BAR] * 3, "none"),
-        (0.97, [Orientation(ELONGATED - 0.1, 40.0)] * 3, "none"),
-        (0.97, [Orientation(3.0, TILTED - 1)] * 3, "none"),
-        (0.97, [TILTED_BAR, UPRIGHT_BAR, UPRIGHT_BAR], "none"),  # one of several is an accident
-        (0.97, [TILTED_BAR, TILTED_BAR, UPRIGHT_BAR], "rotations"),
+        ([TILTED_BAR] * 3, True),
+        ([TILTED_BAR], True),
+        ([ROUND] * 3, False),
+        ([UPRIGHT_BAR] * 3, False),
+        ([box(ELONGATED - 0.1, 40.0)] * 3, False),
+        ([box(3.0, TILTED - 1)] * 3, False),
+        ([box(3.0, 40.0, filled=FILLED - 0.1)] * 3, False),
+        ([TILTED_BAR, UPRIGHT_BAR, UPRIGHT_BAR], False),  # one of several is an accident
+        ([TILTED_BAR, TILTED_BAR, UPRIGHT_BAR], True),
     ],
 )
-def test_views_are_chosen_by_a_clear_gain_or_by_most_parts_tilt(
-    gain: float, parts: list[Orientation], expected: str
-) -> None:
-    assert choose_augmentation(gain, parts) == expected
+def test_parts_are_tilted_where_most_are_long_and_lie_at_an_angle(parts: list[PartBox], expected: bool) -> None:
+    assert tilted_aspect(parts) == (pytest.approx(2.5) if expected else 0)
 
 
 def as_views(part: torch.Tensor) -> ImageFeatures:
@@ -78,7 +82,7 @@ def test_parts_that_differ_by_a_turn_gain_by_rotations() -> None:
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
-        ("screw", "rotations"),
+        ("screw", "straightened"),
         ("hazelnut", "rotations"),
         ("transistor", "none"),
         ("toothbrush", "none"),
@@ -91,4 +95,5 @@ def test_auto_chooses_the_views_of_real_parts(compact_predictor, part: str, expe
     settings = ReferenceSettings(preset="custom", augmentation="auto")
     for count, views in ((1, "rotations"), (2, expected)):
         references = References(compact_predictor.model, settings, compact_predictor.transform, photos[:count])
-        assert references.augmentation == views
+        assert references.straightens == (expected == "straightened")
+        assert references.straightens or references.augmentation == views

@@ -157,13 +157,21 @@ def test_prediction_holds_question_class_and_result(predictor: Predictor, photo)
         assert next(predictor.predict_batch([photo()], question)).image.class_name == name
 
 
-def test_verdict_without_an_odd_reference_is_that_of_the_others(compact_predictor: Predictor, photo) -> None:
+def test_verdict_without_an_odd_reference_is_that_of_the_others(
+    compact_predictor: Predictor, photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor, good = compact_predictor.without_references(), [photo(seed=seed) for seed in range(3)]
     odd, query = photo(scratch=(0.3, 0.3), seed=7), photo(scratch=(0.3, 0.32), seed=9)
     predictor.set_references([good[0], odd, *good[1:]])
     assert predictor.report().odd == (1,)
     with_odd, copied = predictor.inspect(query), predictor.copy().inspect(query)
     assert copied.probability_without_odd == with_odd.probability_without_odd
+    encode, encoded = predictor.model.encode, list[int]()
+    monkeypatch.setattr(predictor.model, "encode", lambda images: encoded.append(len(images)) or encode(images))
+    again = predictor.inspect_batch([query, good[0]])[0]
+    assert again.probability_without_odd == pytest.approx(with_odd.probability_without_odd, abs=1e-5)
+    assert encoded == [2], "once, for both sets of references"
+    monkeypatch.undo()
     predictor.set_references(good)
     alone = predictor.inspect(query)
     assert alone.probability_without_odd is None

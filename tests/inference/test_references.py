@@ -75,7 +75,7 @@ def build(thin_model: AnomalyGPT, thin_transform: ImageTransform):
 
 
 def inspect(references: References, photo: Image.Image, class_name: str = "object") -> tuple[ImageFeatures, Tensor]:
-    return references.anomaly_maps([photo], class_name)
+    return references.anomaly_maps(references.encode([photo]), class_name)
 
 
 def close(a: Tensor, b: Tensor, within: float = 1e-5) -> bool:
