@@ -16,7 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,18 @@ def whole_look(bench: Bench) -> Timed:
     """Predictor.look against K references, as a whole."""
     bench.predictor.set_references(bench.references)
     return {"whole": bench.median(lambda: bench.predictor.inspect(bench.query))}, None
+
+
+def straightened(bench: Bench) -> Timed:
+    """The same of a part three times as long as wide, at other angles on a plain background: it is straightened."""
+    from PIL import Image, ImageDraw
+
+    photos = []
+    for angle in range(20, 20 + 15 * (1 + SHOTS), 15):
+        photo = Image.new("RGB", (PHOTO_SIDE, PHOTO_SIDE), "silver")
+        ImageDraw.Draw(photo).rectangle((150, 392, 870, 632), fill="dimgray")
+        photos.append(photo.rotate(angle, Image.Resampling.BICUBIC, fillcolor="silver"))
+    return whole_look(replace(bench, photos=photos))
 
 
 def answer(bench: Bench) -> Timed:
@@ -269,6 +281,7 @@ SCENARIOS = {
     "text_map": Scenario("one photo's map, no references", text_map),
     "reference_map": Scenario(ONE_MAP, reference_map, (UPRIGHT, TRUSTED)),
     "turned": Scenario(f"{ONE_MAP} and their quarter turns", whole_look, (TURNED, TRUSTED)),
+    "straightened": Scenario(f"{ONE_MAP}, of a part that is straightened", straightened, (TRUSTED,)),
     "official": Scenario(f"{ONE_MAP}, preset `official`", whole_look, (OFFICIAL,)),
     "best": Scenario(f"{ONE_MAP}, preset `best`", whole_look, (BEST, UPRIGHT, TRUSTED)),
     "best_turned": Scenario(f"{ONE_MAP} and their quarter turns, preset `best`", whole_look, (BEST, TURNED, TRUSTED)),

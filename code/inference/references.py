@@ -292,7 +292,7 @@ class References:
         for scale, augmented in chosen.items():
             views = VIEWS[augmented]
             copies = [(turns, camera) for camera in cameras for turns, _ in views]
-            copied = math.ceil(augmentation.CAMERA_COPIES / len(self._views(0, scale, views)))
+            copied = math.ceil(augmentation.CAMERA_COPIES / len(views) / len(self._photos[0][scale]))
             seen_as = [[*views, *copies] if photo < copied else [*views] for photo in range(len(self))]
             bank = MemoryBank([self._views(photo, scale, of) for photo, of in enumerate(seen_as)])
             banks[scale] = bank.coreset(CORESET_SIZE) if len(bank) > CORESET_ABOVE else bank

@@ -95,8 +95,8 @@ def test_official_map_equals_the_papers_exactly(build, thin_model, thin_transfor
 
 def test_each_photo_is_encoded_once(build, photos, encoded) -> None:
     references = build(photos[:3], custom(augmentation="rotations", text_weight=0.5))
-    inspect(references, photos[5])
     references.held_out_maps()
+    inspect(references, photos[5])
     inspect(references, photos[4])
     assert sorted(encoded) == [1, 1, 4, 4, 4]
 
