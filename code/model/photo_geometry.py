@@ -13,7 +13,7 @@ from torch import Tensor
 
 ELONGATED, FILLED = 2.3, 0.5  # the least length in widths, and share of its box, of an elongated part
 MARGIN = 0.12  # around a part, of its length, on both sides together
-BOX_SIDE = 256  # of the photo in which a part is looked for
+BOX_SIDE, SMALLEST = 256, 16.0  # of the photo in which a part is looked for; and of what is cut out, in pixels
 HALF_PATCH = 1 / 32  # on a 16 x 16 grid
 # Shifts to the right and down in fractions of the side, degrees anticlockwise, zoom, and what is added to the pixels.
 # Each zooms in far enough to stay inside the photo: padding would differ more than any normal part does.
@@ -54,7 +54,7 @@ class PartBox(NamedTuple):
 
         That is the matrix (2, 3) from coordinates of the photo to those of the part, both -1..1, float32.
         """
-        sides = np.ceil(self.size + MARGIN * self.size[0])
+        sides = np.ceil(np.maximum(self.size + MARGIN * self.size[0], SMALLEST))
         offset = (sides - 1) / 2 - self.axes @ (self.centre - 0.5)  # of pixels, whose centres have whole numbers
         matrix, shape = np.column_stack([self.axes, offset]), sides.astype(int).tolist()
         part = cv2.warpAffine(np.asarray(photo), matrix, shape, None, cv2.INTER_CUBIC, cv2.BORDER_REPLICATE)

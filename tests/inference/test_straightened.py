@@ -37,6 +37,8 @@ def peak(predictor: Predictor, photo: Image.Image) -> tuple[int, int]:
 @pytest.fixture(scope="module")
 def taught(compact_predictor: Predictor) -> Predictor:
     predictor = compact_predictor.without_references()
+    references = predictor.settings.references.model_copy(update={"camera_copies": False})  # which take half the time
+    predictor.settings = predictor.settings.model_copy(update={"references": references})
     predictor.set_references([screw(30), screw(-75)])
     return predictor
 
@@ -68,6 +70,17 @@ def test_straightened_references_are_saved_shared_and_added_to(taught: Predictor
     assert three.references is not None
     without = three.references.without([2])
     assert torch.equal(without.held_out_maps(), taught.references.held_out_maps())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (400, 1), (64, 64)])
+def test_photos_without_such_a_part_are_inspected(taught: Predictor, size: tuple[int, int]) -> None:
+    speck = Image.new("RGB", size, GREY)
+    speck.putpixel((size[0] // 2, size[1] // 2), (0, 0, 0))
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    for photo in (Image.new("RGB", size, GREY), speck, Image.fromarray(noise).convert("L")):
+        result = taught.inspect(photo)
+        assert result.map.shape == size[::-1]
+        assert np.isfinite(result.map).all()
 
 
 def test_parts_that_lie_straight_are_compared_as_they_are(taught: Predictor) -> None:
