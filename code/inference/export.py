@@ -64,7 +64,7 @@ def export(predictor: Predictor, form: Format, folder: Path, class_name: str = U
     model, settings, spec = predictor.model, predictor.settings, predictor.model.encoder.spec
     references = predictor.references or References(model, settings.references, predictor.transform, ())
     if tuple(references.settings.scales) != (1,) or references.tiles != (1, 1) or settings.geometry == "official":
-        advice = "for parts at an angle set inference.references.augmentation=rotations"
+        advice = "teach parts at an angle with inference.references.augmentation=rotations"
         raise UserError(f"export: expected photos compared whole at one size: preset fast, nothing in tiles; {advice}")
     if form == "openvino":
         required("openvino")
