@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import yaml
 from anomalygpt.config.load import commit, resolve
 from anomalygpt.config.schema import DataConfig, ExperimentConfig
 from anomalygpt.config.settings import PhotoSettings
-from anomalygpt.datasets.records import ImageRecord
+from anomalygpt.datasets.build import INDEXERS
+from anomalygpt.datasets.records import DatasetError, ImageRecord
 from anomalygpt.distributed import Process
 from anomalygpt.files import read_yaml, sha256, write_files
 from anomalygpt.model.checkpoint import read_metadata
@@ -163,7 +165,7 @@ def facts_of(config: ExperimentConfig, command: str, process: Process, cells: li
         "device": str(process.device),
         "processes": process.world_size,
         "seconds per photo and process": round(seconds / photos, 2),
-        "trained on": _trained_on(config),
+        "trained on": _trained_on(config, {cell["class"] for cell in cells}),
     }
 
 
@@ -173,13 +175,18 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
     return [f"* {name}: {one}" for name, values in listed.items() for one in values]
 
 
-def _trained_on(config: ExperimentConfig) -> list[str]:
-    """For each delta, the kind of defects and the photos that it was trained on, as far as its file says so."""
+def _trained_on(config: ExperimentConfig, measured: set[str]) -> list[str]:
+    """For each delta, its training's defects, photos and which measured classes these show, as far as its file says."""
     lines = []
     for delta in config.deltas:
         data = (yaml.safe_load(read_metadata(resolve(delta.path)).get("config", "")) or {}).get("data") or {}
         known = DataConfig.model_validate({key: data[key] for key in data.keys() & DataConfig.model_fields.keys()})
-        where = [f"{one.root} ({', '.join([one.kind, *(one.classes or ())])})" for one in known.sources]
+        where, seen = [], set()
+        for one in known.sources:
+            where.append(f"{one.root} ({', '.join([one.kind, *(one.classes or ())])})")
+            with suppress(DatasetError):  # the folder is not here
+                seen |= {*(one.classes or (each.class_name for each in INDEXERS[one.kind](resolve(one.root), None)))}
         words = f"{known.defects} defects on {', '.join(where)}" if where else "its file names no photos"
-        lines.append(f"{delta.path}: {words}")
+        shared = ", ".join(sorted(seen & measured))
+        lines.append(f"{delta.path}: {words}" + f"; this is not a test on unseen classes: {shared}" * bool(shared))
     return lines

@@ -62,13 +62,29 @@ def config_of(tmp_path, root, *, defects="simulated", classes=None, metadata=Tru
     return load_config("compact", [f"deltas=[{{path: {delta}, parts: [states]}}]"])
 
 
-def trained_on(config) -> str:
-    process, cells = Process(0, 0, 1, torch.device("cpu")), [{"seconds": 1, "names": ["a.png"]}]
+def trained_on(config, *measured) -> str:
+    process = Process(0, 0, 1, torch.device("cpu"))
+    cells = [{"seconds": 1, "names": ["a.png"], "class": name} for name in measured]
     [line] = facts_of(config, "", process, cells)["trained on"]
     return line.partition("delta.safetensors: ")[2]
 
 
 def test_a_delta_says_what_it_was_trained_on(tmp_path, tree):
-    assert trained_on(config_of(tmp_path, tree, classes=["bottle"])) == f"simulated defects on {tree} (mvtec, bottle)"
+    known = config_of(tmp_path, tree, classes=["bottle"])
+    assert trained_on(known, "screw") == f"simulated defects on {tree} (mvtec, bottle)"
     unknown = config_of(tmp_path, tree, metadata=False)
-    assert trained_on(unknown) == "its file names no photos"
+    assert trained_on(unknown, "bottle") == "its file names no photos"
+
+
+@pytest.mark.parametrize(
+    ("root", "classes", "shared"),
+    [
+        ("tree", None, "bottle"),  # of the folder's own classes
+        ("gone", None, ""),  # a folder that is not here
+        ("gone", ["screw", "bottle", "cable"], "bottle, screw"),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_measured_classes_that_a_delta_was_trained_on_are_named(tmp_path, root, classes, shared):
+    line = trained_on(config_of(tmp_path, tmp_path / root, classes=classes), "bottle", "screw")
+    assert line.partition("not a test on unseen classes: ")[2] == shared
