@@ -55,6 +55,12 @@ def index_annotated(
         raise DatasetError(f"{root}: no annotations of this kind; data/README.md shows them")
     if missing := [image for image, *_ in photos if not image.is_file()]:
         raise DatasetError(f"{root}: {len(missing)} annotated photos are not there: the first is {missing[0]}")
+    if not any(source.is_file() for *_, source in photos):
+        raise DatasetError(f"{root}: no photo has its file of labels; that of the first would be {photos[0][3]}")
+    sources = dict[Path, Path]()
+    for image, *_, source in photos:
+        if (other := sources.setdefault(image, source)) != source:
+            raise DatasetError(f"{image}: is in {source} and in {other}; expected its annotations in one file")
     splits = {split for _, split, *_ in photos}
     if None in splits:
         reading_warning(f"{root}: photos outside of files or folders called train or test are tested, and none trains")
@@ -75,10 +81,12 @@ def _coco(root: Path) -> Iterator[Annotated]:
         split = _split_in([*path.relative_to(root).parts[:-1], path.stem])
         # A photo of another split may have the same name.
         places = [place for place in folders if _split_in(place.relative_to(root).parts) in (None, split)]
-        places.sort(key=lambda place: (place != path.parent, split not in (None, _split_in(place.parts[-1:]))))
+        ranks = {place: (place != path.parent, split not in (None, _split_in(place.parts[-1:]))) for place in places}
         for name, (_, own) in _json_shapes(path).items():
-            image = next((place / name for place in places if (place / name).is_file()), path.parent / name)
-            yield image, split, own, path
+            found = sorted((rank, place / name) for place, rank in ranks.items() if (place / name).is_file())
+            if len(found) > 1 and found[0][0] == found[1][0]:
+                raise DatasetError(f"{path}: {name} may be {found[0][1]} or {found[1][1]}; move one of them elsewhere")
+            yield found[0][1] if found else path.parent / name, split, own, path
 
 
 @lru_cache(maxsize=8)
@@ -88,7 +96,7 @@ def _json_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         if "shapes" in content:
             size = content["imageWidth"], content["imageHeight"]
-            return {content["imagePath"].replace("\\", "/"): (size, [*map(_labelme_shape, content["shapes"])])}
+            return {_relative(content["imagePath"]): (size, [*map(_labelme_shape, content["shapes"])])}
         if not {"images", "annotations", "categories"} <= {*content}:
             return {}
         labels = {category["id"]: str(category["name"]) for category in content["categories"]}
@@ -96,13 +104,15 @@ def _json_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
         for entry in content["annotations"]:
             shapes = _coco_entry(entry)
             photos[entry["image_id"]][1].extend((labels[entry["category_id"]], shape) for shape in shapes)
-        return {photo["file_name"]: photos[photo["id"]] for photo in content["images"]}
+        return {_relative(photo["file_name"]): photos[photo["id"]] for photo in content["images"]}
 
 
 def _coco_entry(entry: dict[str, Any]) -> list[Any]:
     drawn = entry.get("segmentation")
     if not isinstance(drawn, dict):
         left, top, width, height = entry.get("bbox") or (0, 0, 0, 0)
+        if not drawn and not width * height:
+            raise ValueError(f"annotation {entry.get('id')} has no segmentation and an empty bbox; remove it, or draw it")
         return drawn or [_box(left, top, left + width, top + height)]
     if isinstance(drawn["counts"], str):
         raise ValueError("compressed run lengths; export polygons, or run lengths as numbers")
@@ -124,7 +134,8 @@ def _yolo(root: Path) -> Iterator[Annotated]:
                 images = find_photos(found, recursive=True)
             else:
                 with decoding(found, "a list of photos"):
-                    images = [found.parent / line.strip() for line in found.read_text().splitlines() if line.strip()]
+                    lines = found.read_text("utf-8-sig").replace("\\", "/").splitlines()
+                    images = [found.parent / line.strip() for line in lines if line.strip()]
             for image in images:
                 before, inside, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
                 label = Path(f"{before}/labels/{after}" if inside else after)
@@ -141,28 +152,28 @@ def _yolo_shapes(path: Path, size: Size) -> Shapes:
     """Of each line the class's number, and centre and size of a box or the points of a polygon, as fractions."""
     tables = map(_yolo_table, list(path.parents)[:4])
     table: dict[str, Any] = next(filter(None, tables), {"names": {}})
-    names = table["names"] if isinstance(table["names"], dict) else dict(enumerate(table["names"]))
+    names = table["names"].items() if isinstance(table["names"], dict) else enumerate(table["names"])
+    labels = {str(number): str(name) for number, name in names}
     shapes: Shapes = []
     with decoding(path, "annotations"):
-        for number, *rest in (line.split() for line in path.read_text().splitlines() if line.strip()):
+        for number, *rest in (line.split() for line in path.read_text("utf-8-sig").splitlines() if line.strip()):
             points = [float(value) * size[at % 2] for at, value in enumerate(rest)]
             if len(points) == 4:
                 x, y, width, height = points
                 points = _box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             elif len(points) < 6 or len(points) % 2:
                 raise ValueError(f"{len(points)} numbers after a class; expected 4 of a box or pairs of a polygon")
-            shapes.append((str(names.get(int(number), f"class {number}")), points))
+            shapes.append((labels.get(str(int(float(number))), f"class {number}"), points))
     return shapes
 
 
 def _labelme(root: Path) -> Iterator[Annotated]:
     """Photos with a JSON file, and those without one, which count as normal."""
-    marked: dict[Path, tuple[Shapes, Path]] = {}
-    for path in sorted(root.rglob("*.json")):
-        for name, (_, shapes) in _json_shapes(path).items():
-            marked[(path.parent / name).resolve()] = shapes, path
-    for photo in sorted({*find_photos(root, recursive=True), *marked}) if marked else ():
-        yield photo, _split_in(photo.parts[len(root.parts) : -1]), *marked.get(photo, ([], photo))
+    read = ((path, _json_shapes(path)) for path in sorted(root.rglob("*.json")))
+    marked = [((path.parent / name).resolve(), own, path) for path, of in read for name, (_, own) in of.items()]
+    others = {*find_photos(root, recursive=True)} - {photo for photo, *_ in marked}
+    for photo, shapes, path in [*marked, *((photo, Shapes(), photo) for photo in others)] if marked else ():
+        yield photo, _split_in(photo.parts[len(root.parts) : -1]), shapes, path
 
 
 def _labelme_shape(entry: dict[str, Any]) -> tuple[str, list[float]]:
@@ -179,6 +190,11 @@ def _labelme_shape(entry: dict[str, Any]) -> tuple[str, list[float]]:
 
 def _defects(shapes: Shapes) -> Shapes:
     return [(label, shape) for label, shape in shapes if not is_called(label, "good")]
+
+
+def _relative(name: str) -> str:
+    """A photo's name as written on any system -> relative, with slashes."""
+    return Path(name.replace("\\", "/")).as_posix().lstrip("/")
 
 
 def _split_in(parts: Iterable[str]) -> Split | None:

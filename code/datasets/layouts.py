@@ -35,8 +35,11 @@ def _marked(root: Path) -> Iterator[Annotated]:
     for folder, split in _splits(root).items():
         images = [image for place in (folder, *list_folders(folder)) for image in list_images(place)]
         masks = {found[1].casefold(): image for image in images if (found := MASK.fullmatch(image.stem))}
+        has_masks_beside = any(mask.parent == folder for mask in masks.values())  # not DAGM's, of the bad alone
         for image in (image for image in images if not MASK.fullmatch(image.stem)):
             mask = masks.pop(image.stem.casefold(), None)
+            if mask is None and has_masks_beside:
+                raise DatasetError(f"{image}: has no mask beside it, other photos have; {EXPECTED}")
             is_bad = mask and load_mask(ImageRecord(image, "", split, True, "defect", (mask,))).getbbox()
             yield image, split, [("defect", ())] if is_bad else [], mask or image
         if masks:

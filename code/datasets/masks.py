@@ -55,16 +55,16 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
     """Each page's marked pixels as mode L, turned as the photo is, and how they were read."""
     stored, orientation = _stored_size(photo)
     shown = stored[::-1] if orientation >= 5 else stored
-    if path.suffix.lower() in (".json", ".txt"):
-        yield draw_shapes(path, photo, shown), f"shapes in {path.suffix.lower()}"
-        return
-    if path.suffix.lower() == ".mat":
+    kind = path.suffix.lower()
+    if kind == ".mat":
         yield read_cracks(path), f"segments {' and '.join(map(str, CRACK_SEGMENTS))}"
         return
-    pages, is_lossy = _open(path)
+    with decoding(path, "a mask"):
+        pages, is_lossy = ([draw_shapes(path, photo, shown)], False) if kind in (".json", ".txt") else _open(path)
     for page in pages:
         with decoding(path, "a mask"):
             levels, coding = _levels(page, is_lossy)
+        coding = f"shapes in {kind}" if kind in (".json", ".txt") else coding
         own = page.getexif().get(ORIENTATION, 1)
         mask = turned(Image.fromarray(levels).convert("L"), own)
         fits_stored = orientation > 1 and own not in range(2, 9) and same_shape(mask.size, stored)
@@ -82,7 +82,7 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
 
 def _open(path: Path) -> tuple[list[Image.Image], bool]:
     """All pages, and whether the file's format changes values. Raises DatasetError if it can't be read."""
-    with decoding(path), Image.open(path) as image:
+    with decoding(path), path.open("rb") as file, Image.open(file) as image:
         return [page.copy() for page in ImageSequence.Iterator(image)], image.format in LOSSY
 
 
@@ -166,7 +166,7 @@ def _stored_size(photo: Path) -> tuple[tuple[int, int], int]:
     try:
         with Image.open(photo) as image:
             orientation = image.getexif().get(ORIENTATION, 1)
-            return image.size, orientation if orientation in range(1, 9) else 1
+            return getattr(image, "_tile_size", image.size), orientation if orientation in range(1, 9) else 1
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return load_image(photo).size, 1
 

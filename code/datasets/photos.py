@@ -7,6 +7,7 @@ MaxSampleValue), else from their type, never from the photo's own largest value:
 import base64
 import io
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.Image import Transpose
 from scipy import ndimage
 
 from anomalygpt.config.settings import PhotoSettings
@@ -38,6 +40,8 @@ FULL_SCALES = {2**bits - 1 for bits in range(1, 65)}
 FLOAT_RANGES = (1, 255, 65535)  # that photos of floating-point numbers have
 INSIDE = 0.99  # of a photo's values lie in the range that is taken for floating-point numbers
 ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
+TURNS = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE}
+TURNS |= {6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
 EMBEDDED = "png:"  # before the base64 of a mask of what is ignored
 IGNORED_COLOUR = (124, 116, 104)  # the mean of everyday photos
 _settings = PhotoSettings()
@@ -59,11 +63,11 @@ def embedded(settings: PhotoSettings) -> PhotoSettings:
     text = settings.ignore
     if text is None or text.startswith(EMBEDDED) or _box(text):
         return settings
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if not path.is_file():
         raise UserError(f"data.ignore {text}: no mask and no box left,top,right,bottom")
     with decoding(path, "a mask"), Image.open(path) as image:
-        values = np.asarray(image if len(image.getbands()) == 1 else image.convert("RGB"))
+        values = np.asarray(image if image.mode != "P" and len(image.getbands()) == 1 else image.convert("RGB"))
     marked = np.asarray(np.atleast_3d(values).any(axis=-1))
     if marked.all() or not marked.any():
         raise UserError(f"data.ignore {text}: marks {'everything' if marked.all() else 'nothing'}; expected a mask")
@@ -98,12 +102,13 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as upright 8-bit RGB, transparency on white; what modes I and F mean is guessed, with a warning."""
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    image = turned(image, image.getexif().get(ORIENTATION, 1))
     if image.mode.startswith("I") or image.mode == "F":
         bits = 32 if image.mode == "I" else 16
         return _eight_bits(np.asarray(image), bits, None, str(image.info.get("source", "the photo")), PhotoSettings())
-    if image.has_transparency_data:
-        front = image.convert("RGBA")
+    front = image.convert("RGBA") if image.has_transparency_data else None
+    if front and np.asarray(front.getchannel("A")).any():  # where all is transparent, that is no part of the photo
         return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
     return image.convert("RGB")
 
@@ -128,7 +133,7 @@ def _box(text: str) -> tuple[float, ...] | None:
         numbers = tuple(map(float, text.split(",")))
     except ValueError:
         return None
-    return numbers if len(numbers) == 4 else None
+    return numbers if len(numbers) == 4 and np.isfinite(numbers).all() else None
 
 
 def _paint_over(photo: Image.Image, text: str) -> None:
@@ -137,7 +142,8 @@ def _paint_over(photo: Image.Image, text: str) -> None:
     if box := _box(text):
         scale = photo.size * 2 if max(box) <= 1 else (1, 1, 1, 1)
         left, top, right, bottom = (round(value * side) for value, side in zip(box, scale, strict=True))
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        is_part = (right - left, bottom - top) != photo.size
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height and is_part):
             raise UserError(f"data.ignore {text}: expected left,top,right,bottom inside a photo of {width} x {height}")
         photo.paste(IGNORED_COLOUR, (left, top, right, bottom))
         return
@@ -174,6 +180,8 @@ def _other(path: Path, settings: PhotoSettings) -> Image.Image:
             values = np.asarray(image) if image.mode.startswith("I") else _with_opencv(path)
             photo = _eight_bits(values, 16, _largest_significant(path, values), str(path), settings)
         elif image.mode.startswith("I"):  # Pillow scales JPEG 2000 and PGM to 16 bits
+            if image.tile and image.tile[0][0] == "ppm":  # a PGM of 9 to 15 bits, now of 16
+                settings = settings.model_copy(update={"bits": None})
             photo = _eight_bits(np.asarray(image), 16, 65535, str(path), settings)
         else:
             if settings.max_side and image.mode in ("L", "RGB", "CMYK"):
@@ -183,9 +191,12 @@ def _other(path: Path, settings: PhotoSettings) -> Image.Image:
 
 
 def turned(photo: Image.Image, orientation: int) -> Image.Image:
-    """An image turned as EXIF's orientation (1 to 8) says."""
-    photo.getexif()[ORIENTATION] = orientation
-    return ImageOps.exif_transpose(photo)
+    """An image turned as EXIF's orientation (1 to 8) says, which it no longer states."""
+    if orientation not in TURNS:
+        return photo
+    upright = photo.transpose(TURNS[orientation])
+    upright.info = {name: value for name, value in photo.info.items() if name in ("source", "transparency")}
+    return upright
 
 
 def _largest_significant(path: Path, values: Values) -> int | None:
@@ -210,22 +221,27 @@ def _tiff(path: Path, settings: PhotoSettings) -> Image.Image:
     """The first page that is no thumbnail; tifffile decodes what is not 8 bits deep, of which Pillow misreads some."""
     with tifffile.TiffFile(path) as file:
         every: list[Any] = list(file.pages)
-        pages = [page for page in every if not page.is_reduced] or every
+        if not (pages := [page for page in every if not page.is_reduced]):
+            raise DatasetError(f"{path}: holds only a thumbnail outside of a camera's raw data; save it as TIFF or PNG")
         page = pages[0]
         tags = {tag.code: tag.value[0] if isinstance(tag.value, tuple) else tag.value for tag in page.tags}
         _check_header(path, page.imagewidth, page.imagelength, len(pages), settings)
         bits, kind = int(page.bitspersample), int(tags.get(339, 1))
         if bits <= 8 and kind == 1:
-            with Image.open(path) as image:
+            with path.open("rb") as opened, Image.open(opened) as image:  # Pillow maps a named file by the turned size
                 image.seek(every.index(page))
                 return to_rgb(image)
+        if tags.get(262, 1) not in (0, 1, 2):
+            raise DatasetError(f"{path}: {bits}-bit {page.photometric.name}; expected grey or RGB above 8 bits")
         try:
             values = page.asarray()
             values = np.moveaxis(values, 0, -1) if page.planarconfig == 2 and values.ndim == 3 else values
         except Exception as error:
             if "imagecodecs" not in str(error) or page.index or bits > 16 or page.samplesperpixel == 2:
                 raise
-            values = _with_opencv(path) >> (16 - bits)
+            values, tags[ORIENTATION] = _with_opencv(path) >> (16 - bits), 1  # it is turned already
+    if tags.get(338) == 0:  # the channels above colour or grey are no alpha
+        values = values[..., : 3 if tags.get(262) == 2 else 1]
     most = tags.get(341, tags.get(281))  # statistics programs write the photo's own extremes
     photo = _eight_bits(values, bits, most if most in FULL_SCALES else None, str(path), settings)
     return turned(ImageOps.invert(photo) if tags.get(262) == 0 else photo, tags.get(ORIENTATION, 1))

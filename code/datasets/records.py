@@ -66,7 +66,10 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     """The complete lines of the ``results.jsonl`` that ``predict.py --out`` wrote in a folder."""
     path = folder / RESULTS
     *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise DatasetError(f"{path}: a damaged line ({error}); remove it, or write to another folder") from error
 
 
 def find_photos(folder: Path, recursive: bool = False) -> list[Path]:
@@ -76,7 +79,10 @@ def find_photos(folder: Path, recursive: bool = False) -> list[Path]:
     if others := [path.name for path in _entries(folder) if path.suffix.lower() not in known and path.is_file()]:
         said = f"{len(others)} files are not read, no photos by their names: {first_offenders(others)}"
         reading_warning(f"{folder}: {said}")
-    below = sorted(Path(sub).relative_to(folder) for sub, _, _ in os.walk(folder))[1:]
+    walked = [(Path(sub), names) for sub, names, _ in os.walk(folder)]
+    if links := [str(sub / name) for sub, names in walked for name in names if (sub / name).is_symlink()]:
+        reading_warning(f"{folder}: {len(links)} linked folders are not read; name them, too: {first_offenders(links)}")
+    below = sorted(sub.relative_to(folder) for sub, _ in walked)[1:]
     shown = [folder / sub for sub in below if "." not in {part[0] for part in sub.parts}]
     if (deeper := [photo for sub in shown for photo in list_images(sub)]) and not recursive:
         places = first_offenders(sorted({str(path.parent.relative_to(folder)) for path in deeper}))

@@ -184,3 +184,59 @@ def test_shapes_lie_on_the_upright_photo(tmp_path, write_photo):
     (root / "labels" / "train" / "a.txt").write_text(f"0 {40 / 60} {15 / 40} {20 / 60} {10 / 40}\n")
     (root / "data.yaml").write_text("names: [scratch]\ntrain: images/train\n")
     assert (pixels(index_yolo(root)[0]) == BOX).all()
+
+
+def test_coco_names_as_tools_write_them(tmp_path, write_photo):
+    for name in ("a.png", "b.png", "c.png"):
+        write_photo(tmp_path / "gears" / "test" / "deep" / name, SIZE)
+    names = ["./deep/a.png", "deep//b.png", "deep\\c.png"]
+    write_coco(tmp_path / "gears" / "test" / "_annotations.coco.json", names, ANNOTATIONS)
+    check(index_coco(tmp_path / "gears"), ("gears", "test", "deep"))
+
+
+def test_coco_shapes_are_checked_against_the_photo(tmp_path, write_photo):
+    root = tmp_path / "gears"
+    write_coco(root / "test" / "a.json", ["a.png"], ANNOTATIONS[:1])
+    write_photo(root / "test" / "a.png", (100, 100))
+    [record] = index_coco(root)
+    with pytest.raises(DatasetError, match=r"60 x 40 pixels, and its photo a\.png 100 x 100"):
+        load_mask(record)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"bbox": [0, 0, 0, 0]}, "no segmentation and an empty bbox"),
+        ({"segmentation": [[1, 2]]}, "cannot be read as a mask"),
+        ({"segmentation": [[1, 2, 3, 4, 5]]}, "cannot be read as a mask"),
+    ],
+)
+def test_wrong_shapes_of_coco_are_one_line(tmp_path, write_photo, entry, message):
+    root = tmp_path / "gears"
+    write_photo(root / "test" / "a.png", SIZE)
+    write_coco(root / "test" / "a.json", ["a.png"], [{"image_id": 0, "category_id": 1} | entry])
+    with pytest.raises(DatasetError, match=message):
+        load_mask(index_coco(root)[0])
+
+
+def test_a_photo_that_is_annotated_or_found_twice_is_reported(tmp_path, write_photo):
+    root = tmp_path / "gears"
+    for folder in ("images", "thumbs"):
+        write_photo(root / folder / "a.png", SIZE)
+    write_coco(root / "test.json", ["a.png"], ANNOTATIONS[:1])
+    with pytest.raises(DatasetError, match=r"a\.png may be .*images/a\.png or .*thumbs/a\.png"):
+        index_coco(root)
+    (root / "thumbs" / "a.png").unlink()
+    write_coco(root / "test_old.json", ["a.png"], [])
+    with pytest.raises(DatasetError, match=r"a\.png: is in .*test_old\.json and in .*test\.json"):
+        index_coco(root)
+
+
+def test_yolo_without_any_file_of_labels_is_reported(tmp_path, write_photo):
+    write_photo(tmp_path / "images" / "test" / "a.jpg", SIZE)
+    (tmp_path / "data.yaml").write_text("names: {'0': ok}\ntest: images/test\n")
+    with pytest.raises(DatasetError, match=r"no photo has its file of labels; .*labels/test/a\.txt"):
+        index_yolo(tmp_path)
+    (tmp_path / "labels" / "test").mkdir(parents=True)
+    (tmp_path / "labels" / "test" / "a.txt").write_text("\ufeff0.0 0.5 0.5 0.1 0.1\n")
+    assert not index_yolo(tmp_path)[0].is_anomalous

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from anomalygpt.config.settings import PhotoSettings
-from anomalygpt.datasets.photos import configure, current_settings, load_image, to_rgb
+from anomalygpt.datasets.photos import configure, current_settings, load_image, to_rgb, turned
 from anomalygpt.datasets.records import DatasetError, find_photos, list_images
 from anomalygpt.errors import UserError, set_strict
 
@@ -179,6 +179,49 @@ def test_white_is_zero_is_turned_round(tmp_path: Path) -> None:
         assert np.abs(grey_of(path).astype(int) - ramp()).max() <= 1, path.name
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"deep": True, "compression": "tiff_lzw"}])
+def test_tiffs_are_turned_once(tmp_path: Path, orientation: int, options: dict[str, Any]) -> None:
+    options = dict(options)
+    stored = ramp(12, 20)
+    image = Image.fromarray(scaled(stored, 65535) if options.pop("deep", False) else stored)
+    image.save(tmp_path / "a.tif", tiffinfo={274: orientation}, **options)
+    upright = turned(Image.fromarray(stored), orientation)
+    assert np.array_equal(grey_of(tmp_path / "a.tif"), np.asarray(upright))
+    # A brightness of -1 / 0, which Pillow can't write again.
+    entries = struct.pack(">HHHIHHHHIIIii", 2, 274, 3, 1, orientation, 0, 0x9203, 10, 1, 38, 0, -1, 0)
+    Image.fromarray(stored).save(tmp_path / "b.png", exif=b"Exif\0\0MM\0*\0\0\0\x08" + entries)
+    assert np.array_equal(grey_of(tmp_path / "b.png"), np.asarray(upright))
+
+
+@pytest.mark.parametrize("photometric", ["cielab", "separated", "cfa"])
+def test_deep_values_of_other_colours_are_refused(tmp_path: Path, photometric: str) -> None:
+    channels = {"cielab": (3,), "separated": (4,), "cfa": ()}[photometric]
+    values = np.full((8, 8, *channels), 1000, np.uint16)
+    options = {"extratags": [(33421, "H", 2, (2, 2)), (33422, "B", 4, b"\0\1\1\2")]} if photometric == "cfa" else {}
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric, **options)
+    with pytest.raises(DatasetError, match=r"a\.tif: 16-bit .*expected grey or RGB above 8 bits"):
+        load_image(tmp_path / "a.tif")
+
+
+def test_a_channel_beside_colours_that_is_no_alpha_is_left_out(tmp_path: Path) -> None:
+    values = np.stack([scaled(ramp(), 65535)] * 3 + [np.zeros((16, 16), np.uint16)], axis=-1)
+    tifffile.imwrite(tmp_path / "infrared.tif", values, photometric="rgb", extrasamples=["unspecified"])
+    assert np.abs(grey_of(tmp_path / "infrared.tif").astype(int) - ramp()).max() <= 1
+
+
+def test_a_tiff_with_only_a_thumbnail_on_top_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "raw.tif", ramp()[::4, ::4], subfiletype=1)
+    with pytest.raises(DatasetError, match="holds only a thumbnail"):
+        load_image(tmp_path / "raw.tif")
+
+
+def test_a_pgm_of_twelve_bits_is_read_alike_with_and_without_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 16 16 4095\n" + scaled(ramp(), 4095).astype(">u2").tobytes())
+    for photo_settings in (PhotoSettings(), PhotoSettings(bits=12)):
+        assert np.abs(grey_of(tmp_path / "a.pgm", photo_settings).astype(int) - ramp()).max() <= 1
+
+
 def test_further_pages_are_counted_and_thumbnails_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,11 +276,15 @@ def test_ignored_pixels_are_painted_alike_on_every_photo(tmp_path: Path) -> None
     for ignore in ("20,5,30,10", "0.5,0.25,0.75,0.5", kept.ignore):
         photos = [np.asarray(load_image(tmp_path / f"{n}.png", PhotoSettings(ignore=ignore))) for n in range(2)]
         assert np.array_equal(np.any(photos[0] != photos[1], axis=-1), mask == 0)
-    for wrong in ("20,5,50,10", "30,5,20,10"):
+    for wrong in ("20,5,50,10", "30,5,20,10", "0,0,1,1"):
         with pytest.raises(UserError, match=r"data\.ignore .*40 x 20"):
             load_image(tmp_path / "0.png", PhotoSettings(ignore=wrong))
     Image.new("L", (40, 20)).save(tmp_path / "empty.png")
-    for wrong, words in (("nowhere.png", "no mask and no box"), (str(tmp_path / "empty.png"), "marks nothing")):
+    for wrong, words in (
+        ("nowhere.png", "no mask and no box"),
+        ("nan,0,1,1", "no mask and no box"),
+        (str(tmp_path / "empty.png"), "marks nothing"),
+    ):
         with pytest.raises(UserError, match=words):
             configure(PhotoSettings(ignore=wrong))
 
@@ -381,7 +428,8 @@ def test_what_is_not_read_in_a_folder_is_reported(tmp_path: Path, capsys: pytest
     for name in ("readme.txt", "photo.nef", ".hidden.png", "Thumbs.db"):
         (tmp_path / name).touch()
     assert [path.name for path in find_photos(tmp_path)] == ["a.png", "b.JFIF"]
-    other, deeper = capsys.readouterr().err.splitlines()
+    other, linked, deeper = capsys.readouterr().err.splitlines()
+    assert linked.endswith(f"1 linked folders are not read; name them, too: {tmp_path / 'day' / 'back'}")
     assert other.endswith("1 files are not read, no photos by their names: photo.nef")
     assert "3 photos in sub-folders (day, day/hour, results) are not read; --recursive reads them" in deeper
     found = find_photos(tmp_path, recursive=True)

@@ -70,7 +70,10 @@ def test_every_mode_of_photo_becomes_rgb():
     grey = np.full((6, 5), 128, np.uint8)
     for mode in ("1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "I", "F"):
         assert to_rgb(Image.fromarray(grey).convert(mode)).mode == "RGB"
-    assert to_rgb(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    half = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    assert to_rgb(half).getpixel((0, 0)) == (0, 0, 0)  # a camera's unused alpha channel
+    half.putpixel((1, 1), (9, 9, 9, 255))
+    assert to_rgb(half).getpixel((0, 0)) == (255, 255, 255)
     assert to_rgb(Image.new("RGBA", (2, 2), (10, 20, 30, 255))).getpixel((0, 0)) == (10, 20, 30)
 
 
