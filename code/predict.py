@@ -156,8 +156,10 @@ def _check(arguments: Namespace) -> None:
     for is_wrong, mistake in (
         (watch and (photos or arguments.coco), "--watch: takes no photos and no --coco"),
         (watch and not arguments.out, "--watch: needs --out, which remembers what was done"),
+        (watch and arguments.out and watch.resolve() == arguments.out.resolve(), "--out: is --watch's folder"),
         (not (watch or photos or saved), nothing),
         (saved and not has_good, f"--save-references {saved}: needs good photos, --reference GOOD …"),
+        (saved and saved.suffix != ".safetensors", f"--save-references {saved}: expected a name in .safetensors"),
         (file and not file.is_file(), f"--references {file}: no such file; --save-references makes one"),
         (arguments.adapt and not has_good, "--adapt: needs references, --reference GOOD … or --references FILE"),
         (arguments.unlabelled and (has_good or not photos), own),
@@ -175,7 +177,8 @@ def _configure_photos(arguments: Namespace, config: "ExperimentConfig") -> None:
     saved = saved_photo_settings(arguments.references) if arguments.references else None
     configure(saved or config.data)
     given, changed = dict(embedded(config.data)), stated(arguments.set)
-    others = [f"data.{name}" for name, value in saved or () if name in changed.get("data", {}) and value != given[name]]
+    stated_here = {*changed.get("data", {}), *(name for name, value in given.items() if value is not None)}
+    others = [f"data.{name}" for name, value in saved or () if name in stated_here and value != given[name]]
     if arguments.references and "references" in changed.get("inference", {}):
         others.append("inference.references")
     if others:
@@ -275,7 +278,7 @@ def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
     """Photos, folders (``recursive``: and below) and globs -> photos, in order, each once; UserError: nothing there."""
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))
         if path.is_dir():
             matches = find_photos(path, recursive)
         else:

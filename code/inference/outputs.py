@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from io import StringIO
@@ -21,7 +21,7 @@ from anomalygpt.datasets.findings import Language, percent, places_text, probabi
 from anomalygpt.datasets.records import OVERLAY, RESULTS, read_results
 from anomalygpt.datasets.regions import label_regions
 from anomalygpt.errors import UserError
-from anomalygpt.files import read_yaml, replacing
+from anomalygpt.files import claimed, read_yaml, replacing
 from anomalygpt.inference.regions import PEAK_FRACTION
 from anomalygpt.inference.results import ImageResult, Prediction
 from anomalygpt.inference.visualize import jpeg_uri
@@ -50,6 +50,9 @@ class Outputs:
 
     def __init__(self, folder: Path | None, coco: Path | None = None, resumed: bool = False) -> None:
         self.folder, self.coco, self._annotated = folder, coco, dict[Path, Any]()
+        self._held = ExitStack()  # until the end, against a second run
+        if folder:
+            self._held.enter_context(claimed(folder, "--out"))
         self.earlier = read_results(folder) if folder and resumed else []
         self._stems = Counter(each["overlay"].removesuffix(OVERLAY) for each in self.earlier if "overlay" in each)
         if folder:
@@ -86,6 +89,7 @@ class Outputs:
             table.writerow({**each, "verdict": verdict(each), "places": "; ".join(each.get("places", ()))})
         _write(folder / "results.csv", "\ufeff" + file.getvalue())  # with the mark that Excel needs
         _write(folder / "report.html", report_html(results, folder, settings, language))
+        self._held.close()
 
 
 @contextmanager
@@ -108,7 +112,8 @@ def _line(result: Result) -> str:
 def output_stem(path: Path, taken: Counter[str]) -> str:
     """The beginning of a photo's file names: its last folders and name, numbered by how many had it in ``taken``."""
     parts = [part for part in path.with_suffix("").parts if part not in (path.anchor, "..")]
-    stem = free = "_".join(parts[-3:])  # test/crack/000.png and test/good/000.png stay apart
+    # test/crack/000.png and test/good/000.png stay apart; file systems allow names of 255 bytes.
+    stem = free = os.fsencode("_".join(parts[-3:]))[-200:].decode("utf-8", "ignore")
     while free in taken:  # a photo's own name may end in ~2
         taken[stem] += 1
         free = f"{stem}~{taken[stem]}"

@@ -371,7 +371,9 @@ class UnlabelledPhotos:
         self._numbers: dict[bytes, int] = {}
         encoded: list[dict[int, ImageFeatures]] = []
         for photo in photos:
-            self._numbers[_key(photo)] = len(encoded)
+            if (key := _key(photo)) in self._numbers:
+                continue  # the same photo under another name, which would find every defect in its copy
+            self._numbers[key] = len(encoded)
             encoded.append(encode_scales(model, [photo], transform, settings.scales))
         if len(encoded) < FEWEST:
             raise UserError(f"{len(encoded)} photos to judge each other: expected {FEWEST} or more, better dozens")

@@ -133,10 +133,11 @@ class Parts:
         if name == NO_PART:
             raise HTTPException(400, f"{NO_PART!r} can't name a part: it stands for none")
         path, predictor = self._path(name, exists=False), self._without_references.without_references()
-        predictor.set_references(photos)
+        with collected_warnings() as warnings:
+            predictor.set_references(photos)
         predictor.save_references(path)
         self._keep(path, predictor)
-        return self.describe(name) | {"warnings": [each for photo in photos for each in photo.info["warnings"]]}
+        return self.describe(name) | {"warnings": sum((photo.info["warnings"] for photo in photos), warnings)}
 
     def correct(self, name: str, photo: Image.Image | None, good: bool | None = None) -> dict[str, Any]:
         """Counts a photo as good or bad, or by None as neither, from now on; without a photo withdraws all that."""
@@ -151,7 +152,7 @@ class Parts:
 
     def describe(self, name: str) -> dict[str, Any]:
         """A part's name, its number of references, and what they are worth, in lines for people."""
-        report = self.predictor(name).report()
+        report = self.predictor(self._path(name).stem).report()  # of a file: ``default`` has none
         return {"name": name, "references": len(report.names), "report": report.lines()}
 
     def forget(self, name: str) -> None:
@@ -197,7 +198,7 @@ BODY = {"required": True, "content": {kind: {"schema": Inspection.model_json_sch
 
 async def read_inspection(request: Request) -> Inspection:
     """What is wanted of which photo, from a form or JSON."""
-    if not request.headers.get("content-type", "").startswith(KINDS[0]):
+    if not request.headers.get("content-type", "").lower().startswith(KINDS[0]):
         return Inspection.model_validate_json(await request.body())
     async with request.form(max_files=1, max_fields=10) as form:
         given = [(name, await value.read() if isinstance(value, FormFile) else value) for name, value in form.items()]
