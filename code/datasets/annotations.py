@@ -112,7 +112,7 @@ def _coco_entry(entry: dict[str, Any]) -> list[Any]:
     if not isinstance(drawn, dict):
         left, top, width, height = entry.get("bbox") or (0, 0, 0, 0)
         if not drawn and not width * height:
-            raise ValueError(f"annotation {entry.get('id')} has no segmentation and an empty bbox; remove it, or draw it")
+            raise ValueError(f"annotation {entry.get('id')} has neither segmentation nor bbox; expected one")
         return drawn or [_box(left, top, left + width, top + height)]
     if isinstance(drawn["counts"], str):
         raise ValueError("compressed run lengths; export polygons, or run lengths as numbers")

@@ -206,7 +206,7 @@ def test_coco_shapes_are_checked_against_the_photo(tmp_path, write_photo):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"bbox": [0, 0, 0, 0]}, "no segmentation and an empty bbox"),
+        ({"bbox": [0, 0, 0, 0]}, "neither segmentation nor bbox"),
         ({"segmentation": [[1, 2]]}, "cannot be read as a mask"),
         ({"segmentation": [[1, 2, 3, 4, 5]]}, "cannot be read as a mask"),
     ],
