@@ -7,12 +7,28 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 LESS_MEMORY = "llm.precision=4bit, a smaller --batch-size or the device cpu need less; answers can be left out"
 
 
 class UserError(Exception):
     """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
+
+
+@contextmanager
+def reading(path: Path, what: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Turns what decoders raise, which on damaged bytes is nearly anything, into one line, an error of a ``kind``."""
+    try:
+        yield
+    except FileNotFoundError:
+        link = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
+        raise kind(f"{path}: {link}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
+        raise kind(f"{path}: cannot be read as {what} ({reason[:200]})") from error
 
 
 def first_line(error: Exception) -> str:

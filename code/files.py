@@ -12,17 +12,13 @@ from uuid import uuid4
 import yaml
 from filelock import FileLock, Timeout
 
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, reading
 
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file. Raises :class:`UserError` where it can't be read, or is not YAML."""
-    try:
+    with reading(path, "YAML"):
         return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, ValueError) as error:  # invalid UTF-8 and impossible dates are ValueErrors
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
 
 
 def sha256(path: Path) -> str:
@@ -43,18 +39,35 @@ def listen(host: str, port: int | None) -> socket.socket:
         raise UserError(f"{where}: can't serve there ({error})") from error
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, without an incomplete last one; none where there is no file."""
+    with reading(path, "JSON lines"):
+        *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+        return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError in the block into a :class:`UserError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror or error})") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path``, to write to; it replaces ``path`` if the block ends without an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # With all of a long name, the temporary one would be longer than file systems allow.
     temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}{path.suffix}")
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # some libraries let only the owner read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.chmod(0o644)  # some libraries let only the owner read
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_files(folder: Path, contents: Mapping[str, Any]) -> None:

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from anomalygpt import predict
-from anomalygpt.datasets.records import read_results
+from anomalygpt.datasets.records import RESULTS
+from anomalygpt.files import read_lines
 from anomalygpt.inference import outputs as module
 from anomalygpt.inference.outputs import (
     Outputs,
@@ -95,14 +96,14 @@ def test_interrupted_run_keeps_what_was_done(photos: Path, tmp_path: Path, monke
 
     def interrupted(outputs: Outputs, result: Any) -> None:
         add(outputs, result)
-        if len(read_results(out)) == 2:
+        if len(read_lines(out / RESULTS)) == 2:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Outputs, "add", interrupted)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
     run = call(photos / "new", "--out", out, "--lang", "zh", "--coco", tmp_path / "coco.json")
     assert run.code == 130 and run.err.splitlines()[-1] == "已中断，已完成的结果保留。"
-    assert [Path(each["photo"]).name for each in read_results(out)] == ["a.png", "b.png"]
+    assert [Path(each["photo"]).name for each in read_lines(out / RESULTS)] == ["a.png", "b.png"]
     assert len(list(csv.reader((out / "results.csv").open(encoding="utf-8-sig", newline="")))) == 3
     assert "检测报告" in (out / "report.html").read_text(encoding="utf-8")
     assert len(json.loads((tmp_path / "coco.json").read_text())["images"]) == 2
@@ -118,7 +119,7 @@ def test_full_disk_is_one_line_and_the_others_results_stay(photos: Path, tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert run.code == 2 and re.fullmatch(r"error: .*/out: can't be written \(.*\)", run.err.splitlines()[-1])
-    assert [Path(each["photo"]).name for each in read_results(out)] == ["a.png", "b.png", "c.png"]
+    assert [Path(each["photo"]).name for each in read_lines(out / RESULTS)] == ["a.png", "b.png", "c.png"]
     assert sorted(path.suffix for path in out.iterdir()) == [".jsonl", ".png", ".png", ".png", ".tiff", ".tiff"]
 
 
@@ -138,7 +139,7 @@ def test_photo_that_vanishes_meanwhile_is_one_line_and_the_others_results_stay(
     run = call(photos / "new", "--out", out)
     assert run.code == 1
     assert [line for line in run.err.splitlines() if str(gone) in line] == [f"error: {gone}: no such file"]
-    found = {Path(each["photo"]).name: each for each in read_results(out)}
+    found = {Path(each["photo"]).name: each for each in read_lines(out / RESULTS)}
     assert ["error" in found[name] for name in ("a.png", "b.png", "d.png")] == [False, False, True]
     assert len(list(csv.reader((out / "results.csv").open(encoding="utf-8-sig", newline="")))) == 4
 
@@ -165,7 +166,7 @@ def test_watched_folder_is_inspected_once_even_after_a_restart(
             pass
 
     def wait_for(count: int) -> None:
-        while len(read_results(out)) < count:
+        while len(read_lines(out / RESULTS)) < count:
             time.sleep(0.02)
 
     def drop_photos(names: list[str], done: int) -> None:
@@ -192,7 +193,7 @@ def test_watched_folder_is_inspected_once_even_after_a_restart(
     signal.signal(signal.SIGTERM, earlier)
     assert [run.code for run in runs] == [1, 0]
     lines = [json.loads(line) for run in runs for line in run.out.splitlines()]
-    assert lines == read_results(out)
+    assert lines == read_lines(out / RESULTS)
     assert ["error" in line for line in lines] == [False, True, False]
     assert posted == [lines[0], *lines]  # the first one twice: it was refused
     assert lines[0]["overlay"] != lines[2]["overlay"] and (out / lines[0]["overlay"]).is_file()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from anomalygpt.datasets.records import read_results
+from anomalygpt.datasets.records import RESULTS
+from anomalygpt.files import read_lines
 from anomalygpt.inference.library import AnomalyGPT
 from anomalygpt.inference.predictor import Predictor
 from anomalygpt.inference.session import Conversation, SharedModel
@@ -35,7 +36,7 @@ def test_every_surface_gives_the_same_verdict(
     monkeypatch.setattr(Predictor, "from_config", lambda *_, **__: new())
 
     run = call(photo, "--reference", *references, "--json", "--no-chat", "--out", tmp_path / "out")
-    found = {"predict.py": json.loads(run.out), "its files": next(iter(read_results(tmp_path / "out")))}
+    found = {"predict.py": json.loads(run.out), "its files": next(iter(read_lines(tmp_path / "out" / RESULTS)))}
     image, _ = SharedModel(new).inspect(Conversation(photo, tuple(references)))
     found["page"] = image.findings.to_dict()
     found["library"] = AnomalyGPT(new()).teach(references).inspect(photo).findings.to_dict()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalygpt.config.load import load_config, names
-from anomalygpt.errors import UserError
+from anomalygpt.errors import reading
 
 # Flag -> the setting it stands for; two name the file of a delta by a part in it, and an empty one has no effect here.
 FLAGS = {
@@ -67,10 +67,8 @@ def _deepspeed(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The settings that a JSON file of DeepSpeed's states, and its keys that have no effect here."""
     import pandas as pd  # here, so that --help does not wait for it
 
-    try:
+    with reading(path, "DeepSpeed's JSON"):
         content = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"--deepspeed_config {path}: not a JSON file of settings ({error})") from error
     values = pd.json_normalize([content]).to_dict("records")[0]  # by dotted key
     settings = {ours: values[key] for key, ours in DEEPSPEED.items() if values.get(key, "auto") != "auto"}
     settings["training.precision"] = next((kind for kind in ("fp16", "bf16") if values.get(f"{kind}.enabled")), "fp32")

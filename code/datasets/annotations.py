@@ -94,6 +94,7 @@ def _json_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
     """Size and shapes of each photo, by its name in COCO's or LabelMe's JSON; none for another JSON file."""
     with decoding(path, "annotations"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = content if isinstance(content, dict) else {}
         if "shapes" in content:
             size = content["imageWidth"], content["imageHeight"]
             return {_relative(content["imagePath"]): (size, [*map(_labelme_shape, content["shapes"])])}

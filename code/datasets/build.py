@@ -17,7 +17,6 @@ from anomalygpt.datasets.class_info import folder_infos
 from anomalygpt.datasets.csv_table import index_csv, index_visa
 from anomalygpt.datasets.dialogue import Wording
 from anomalygpt.datasets.findings_dialogue import FindingsConversations
-from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.layouts import index_crack_forest, index_marked, index_real_iad
 from anomalygpt.datasets.masks import load_mask
 from anomalygpt.datasets.pairs import TrainingPairs
@@ -150,13 +149,6 @@ def build_findings(
     held_out = round(config.validation_share * config.findings)
     train = FindingsConversations(config.findings, embed_width, seed, "train", chinese)
     return train, FindingsConversations(held_out, embed_width, seed, "held_out", chinese) if held_out else None
-
-
-def build_instructions(config: DataConfig, transform: ImageTransform) -> Instructions | None:
-    """The instruction data, None where the config names none."""
-    if (source := config.instructions) is None:
-        return None
-    return Instructions(resolve(source.conversations), resolve(source.images), transform)
 
 
 def overview(records: Sequence[ImageRecord], *, with_masks: bool = True) -> list[str]:

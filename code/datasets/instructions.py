@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.dialogue import Turn
 from anomalygpt.datasets.pairs import Batch
-from anomalygpt.datasets.photos import load_image
+from anomalygpt.datasets.photos import decoding, load_image
 from anomalygpt.datasets.records import DatasetError, require_folder
 from anomalygpt.datasets.transforms import ImageTransform
 
@@ -60,15 +60,13 @@ class Instructions(Dataset[tuple[Tensor, tuple[Turn, ...]]]):
 
 
 def _read_list(path: Path) -> list[Any]:
-    try:
+    with decoding(path, "a list of conversations"):
         text = path.read_text(encoding="utf-8-sig")
         by_line = path.suffix == ".jsonl"
         entries = [json.loads(line) for line in text.split("\n") if line.strip()] if by_line else json.loads(text)
         if not isinstance(entries, list):
             raise ValueError(f"found a {type(entries).__name__}")
-    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-        raise DatasetError(f"{path}: no JSON list, or the file is cut off ({error})") from error
-    return entries
+        return entries
 
 
 def _parse_entry(entry: Any, where: str) -> tuple[str | None, tuple[Turn, ...]]:

@@ -40,15 +40,9 @@ def load_mask(record: ImageRecord) -> Image.Image:
 
 def own_values(record: ImageRecord, read: Image.Image) -> Image.Image:
     """The numbers of a mask that holds small ones (mode L), else ``read``, what :func:`load_mask` gives."""
-    values = values_of(record.masks[0])
+    values = np.asarray(ImageOps.exif_transpose(_open(record.masks[0])[0][0]))
     is_alike = len(record.masks) == 1 and values.dtype == np.uint8 and values.shape == read.size[::-1]
     return Image.fromarray(values) if is_alike and values.max() < MOST_NUMBER else read
-
-
-def values_of(path: Path) -> Values:
-    """A mask's own numbers, (H, W): grey levels or labels. Raises :class:`DatasetError` if it can't be read."""
-    pages, _ = _open(path)
-    return np.asarray(ImageOps.exif_transpose(pages[0]))
 
 
 def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
@@ -82,7 +76,7 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
 
 def _open(path: Path) -> tuple[list[Image.Image], bool]:
     """All pages, and whether the file's format changes values. Raises DatasetError if it can't be read."""
-    with decoding(path), path.open("rb") as file, Image.open(file) as image:
+    with decoding(path, "an image"), path.open("rb") as file, Image.open(file) as image:
         return [page.copy() for page in ImageSequence.Iterator(image)], image.format in LOSSY
 
 

@@ -10,8 +10,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from scipy import ndimage
 
 from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.records import DatasetError
-from anomalygpt.errors import UserError, reading_warning
+from anomalygpt.errors import UserError, reading, reading_warning
 
 Values = NDArray[Any]  # (H, W) or (H, W, C)
 
@@ -45,6 +44,7 @@ TURNS |= {6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_
 EMBEDDED = "png:"  # before the base64 of a mask of what is ignored
 IGNORED_COLOUR = (124, 116, 104)  # the mean of everyday photos
 _settings = PhotoSettings()
+decoding = partial(reading, kind=DatasetError)
 
 
 def configure(settings: PhotoSettings) -> None:
@@ -82,7 +82,7 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
     Raises :class:`DatasetError`: missing, truncated, no image, too large, or values of unknown meaning.
     """
     path, settings = Path(path), embedded(settings) if settings else _settings
-    with decoding(path):
+    with decoding(path, "an image"):
         with path.open("rb") as file:
             start = file.read(32)
         if start[4:8] == b"ftyp" and b"avi" not in start:
@@ -111,21 +111,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if front and np.asarray(front.getchannel("A")).any():  # where all is transparent, that is no part of the photo
         return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
     return image.convert("RGB")
-
-
-@contextmanager
-def decoding(path: Path, what: str = "an image") -> Iterator[None]:
-    """Turns what decoders raise, which on damaged bytes is nearly anything, into a DatasetError."""
-    try:
-        yield
-    except FileNotFoundError:
-        link = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
-        raise DatasetError(f"{path}: {link}") from None
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
-        raise DatasetError(f"{path}: cannot be read as {what} ({reason[:200]})") from error
 
 
 def _box(text: str) -> tuple[float, ...] | None:

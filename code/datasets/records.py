@@ -1,12 +1,11 @@
 """What an indexer returns: one record per photo. Helpers that all indexers share."""
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from anomalygpt.errors import UserError, first_offenders, reading_warning
 
@@ -60,16 +59,6 @@ def without_results(files: Iterable[Path]) -> list[Path]:
     if own:
         logger.warning("%s: %d overlays and maps of an earlier run are left out", Path(min(own)).parent, len(own))
     return [path for name, path in names.items() if name not in own]
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The complete lines of the ``results.jsonl`` that ``predict.py --out`` wrote in a folder."""
-    path = folder / RESULTS
-    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise DatasetError(f"{path}: a damaged line ({error}); remove it, or write to another folder") from error
 
 
 def find_photos(folder: Path, recursive: bool = False) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from anomalygpt.errors import UserError, user_errors
+from anomalygpt.errors import user_errors
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:
@@ -48,7 +48,3 @@ def ending_in_one_line(out: Path | None) -> Iterator[None]:
         except KeyboardInterrupt:
             print("\nstopped; the same command continues the run" if out else "\nstopped", file=sys.stderr)
             raise SystemExit(130) from None  # as of shells after Ctrl-C
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise UserError(f"{out or error.filename}: can't be written ({error.strerror or error})") from error

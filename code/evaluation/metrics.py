@@ -47,10 +47,7 @@ class PixelCounts:
         distinct, places = np.unique(scores, return_inverse=True)
         places = places.reshape(scores.shape)
         normal, defective = (np.bincount(places[flags], minlength=len(distinct)) for flags in (~mask, mask))
-        overlap = np.zeros(len(distinct))
-        for number in range(1, count + 1):
-            found = np.bincount(places[labels == number], minlength=len(distinct))
-            overlap += found / found.sum()
+        overlap = np.bincount(places[mask], 1 / np.bincount(labels.flat)[labels[mask]], minlength=len(distinct))
         self._parts.append((distinct, np.stack([normal, defective, overlap])))
         self.regions += count
         self.photos += 1

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from anomalygpt.inference.anomaly_map import top_mean
 from anomalygpt.model.encoder import ImageFeatures
@@ -31,11 +30,6 @@ NOISE, JPEG_QUALITY = 5.0, 40  # standard deviation in levels of 255
 View = tuple[int, Camera]  # quarter turns, anticlockwise
 UPRIGHT: View = (0, "own")
 VIEWS: dict[Augmentation, tuple[View, ...]] = {"none": (UPRIGHT,), "rotations": tuple((n, "own") for n in range(4))}
-
-
-def seen(image: Tensor, view: View) -> Tensor:
-    """The view of a square (…, S, S)."""
-    return torch.rot90(image, view[0], dims=(-2, -1))
 
 
 def by_camera(pixels: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:

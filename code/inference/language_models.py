@@ -16,7 +16,7 @@ from anomalygpt.datasets.class_info import phrase_table
 from anomalygpt.datasets.dialogue import Turn
 from anomalygpt.datasets.findings import Findings, findings_text, language_of
 from anomalygpt.datasets.findings_dialogue import clean_question, with_findings
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, reading
 from anomalygpt.inference.results import ImageResult
 from anomalygpt.inference.visualize import jpeg_uri
 from anomalygpt.model.anomalygpt import AnomalyGPT
@@ -105,18 +105,17 @@ class ChatModel:
         ends = llm.generation_config.eos_token_id
         self.stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self._encode = partial(tokenizer.encode, add_special_tokens=False)
-        self._cache = ConversationCache()
+        self._caches = [ConversationCache()]  # of copies, too: an answer takes it out while it is written
 
     def texts(self, image: ImageResult, question: str, history: History, opening: str = "") -> Iterator[str]:
         """As :meth:`PromptedModel.texts`."""
         prompt, begun = self._prompt(chat_messages(image.findings, question, history)), self._encode(opening)
-        # Another answer begins with an empty cache meanwhile.
-        cache, self._cache = self._cache, ConversationCache()
+        cache = self._caches.pop() if self._caches else ConversationCache()
         tokens = stream_tokens(self.llm, None, [*self._encode(prompt), *begun], cache, self.settings)
         try:
             yield from growing_text(takewhile(lambda token: token not in self.stop, tokens), begun, self._decode)
         finally:
-            self._cache = cache
+            self._caches[:] = [cache]
 
     def _prompt(self, messages: Messages) -> str:
         from jinja2 import TemplateError  # here, because it takes a tenth of a second
@@ -191,21 +190,14 @@ def build_chat_model(config: ExperimentConfig, encoder: Any) -> ChatModel | Endp
     if config.llm.endpoint:
         return EndpointModel(config.llm)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     folder, weight = available(config.llm.weights, "llm.weights"), next(encoder.parameters())
     load: Any = partial(AutoModelForCausalLM.from_pretrained, output_loading_info=True, local_files_only=True)
-    try:
+    with reading(folder, "a Hugging Face language model"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             planned = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
         llm, found = load(folder, **placement(planned, weight.dtype, weight.device, config.llm.precision))
-    except UserError:
-        raise
-    except Exception as error:  # whatever transformers, tokenizers and safetensors raise for a foreign or damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: can't be read as a Hugging Face language model ({reason})") from error
     if found["missing_keys"] or not tokenizer.chat_template:
         lacks = f"weights for {min(found['missing_keys'])}" if found["missing_keys"] else "chat template"
         raise UserError(f"{folder}: no {lacks} there, so inference.findings=system can't ask this model")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalygpt.config.load import load_config
+from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.photos import configure, load_image, to_rgb
 from anomalygpt.errors import UserError
 from anomalygpt.inference.predictor import Predictor
@@ -66,7 +67,8 @@ class AnomalyGPT:
         ``photo``: a path, an image, or an array (height, width) or (height, width, 3) of uint8; if it can't be read,
         :class:`UserError` says why.
         """
-        self._latest, self._history = self.predictor.inspect(_image(photo), class_name), []
+        read = _image(photo, self.predictor.photo_settings)
+        self._latest, self._history = self.predictor.inspect(read, class_name), []
         return self._latest
 
     def chat(self, question: str) -> str:
@@ -88,9 +90,9 @@ class AnomalyGPT:
             history.append((question, text))
 
 
-def _image(photo: Photo) -> Image.Image:
+def _image(photo: Photo, settings: PhotoSettings | None = None) -> Image.Image:
     if not isinstance(photo, np.ndarray):
-        return to_rgb(photo) if isinstance(photo, Image.Image) else load_image(Path(photo))
+        return to_rgb(photo) if isinstance(photo, Image.Image) else load_image(Path(photo), settings)
     if photo.dtype == np.uint8 and photo.ndim in (2, 3) and photo.shape[2:] in ((), (3,)):
         return to_rgb(Image.fromarray(photo))
     found = f"an array of shape {photo.shape} and {photo.dtype}"

@@ -5,8 +5,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from importlib.metadata import version
 from io import StringIO
@@ -18,10 +18,9 @@ from PIL import Image
 from scipy import ndimage
 
 from anomalygpt.datasets.findings import Language, percent, places_text, probability_text, without_odd_text
-from anomalygpt.datasets.records import OVERLAY, RESULTS, read_results
+from anomalygpt.datasets.records import OVERLAY, RESULTS
 from anomalygpt.datasets.regions import label_regions
-from anomalygpt.errors import UserError
-from anomalygpt.files import claimed, read_yaml, replacing
+from anomalygpt.files import claimed, read_lines, read_yaml, replacing, writing
 from anomalygpt.inference.regions import PEAK_FRACTION
 from anomalygpt.inference.results import ImageResult, Prediction
 from anomalygpt.inference.visualize import jpeg_uri
@@ -53,7 +52,7 @@ class Outputs:
         self._held = ExitStack()  # until the end, against a second run
         if folder:
             self._held.enter_context(claimed(folder, "--out"))
-        self.earlier = read_results(folder) if folder and resumed else []
+        self.earlier = read_lines(folder / RESULTS) if folder and resumed else []
         self._stems = Counter(each["overlay"].removesuffix(OVERLAY) for each in self.earlier if "overlay" in each)
         if folder:
             _write(folder / RESULTS, "".join(map(_line, self.earlier)))
@@ -67,13 +66,12 @@ class Outputs:
             self._annotated[path] = image.map.shape[::-1], coco_annotations(image)
         if not self.folder:
             return {}
-        with _writing(self.folder):
-            return image.save_pictures(self.folder, output_stem(path, self._stems))
+        return image.save_pictures(self.folder, output_stem(path, self._stems))
 
     def add(self, result: Result) -> None:
         """Appends a result to ``results.jsonl``."""
         if self.folder:
-            with _writing(self.folder), (self.folder / RESULTS).open("ab") as file:
+            with writing(self.folder), (self.folder / RESULTS).open("ab") as file:
                 file.write(_line(result).encode("utf-8", "backslashreplace"))
 
     def finish(self, settings: Mapping[str, str], language: Language) -> None:
@@ -82,7 +80,7 @@ class Outputs:
             _write(self.coco, json.dumps(coco_dataset(self._annotated)))
         if (folder := self.folder) is None:
             return
-        results = read_results(folder)
+        results = read_lines(folder / RESULTS)
         table = csv.DictWriter(file := StringIO(), COLUMNS, extrasaction="ignore")
         table.writeheader()
         for each in results:
@@ -92,16 +90,8 @@ class Outputs:
         self._held.close()
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error})") from error
-
-
 def _write(path: Path, text: str) -> None:
-    with _writing(path), replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # file names may be no UTF-8
 
 

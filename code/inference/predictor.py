@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig, InferenceConfig
-from anomalygpt.config.settings import GenerationSettings, PartsPrior
+from anomalygpt.config.settings import GenerationSettings, PartsPrior, PhotoSettings
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, full_gpu
@@ -88,6 +88,11 @@ class Predictor:
         """How the next photo is brought to the encoder's size."""
         return self._without_references if self.references is None else self._with_references
 
+    @property
+    def photo_settings(self) -> PhotoSettings | None:
+        """How photo files are to be read: as the references were; None, without any: as ``photos.configure`` said."""
+        return self.references.photo_settings if self.references else None
+
     def use_evaluation_geometry(self) -> None:
         """Makes ``geometry: official`` crop photos without references too: as the paper evaluates (specification 2)."""
         self._without_references = self._with_references
@@ -138,8 +143,7 @@ class Predictor:
     def forget_feedback(self) -> None:
         """Withdraws all that :meth:`feedback` and ``adapts`` added."""
         if self.references is not None:
-            self.references.observed = {}
-        self._calibrations = {}
+            self.references.observed, self._calibrations = {}, {}
 
     def calibrated(self, class_name: str) -> Calibration | TextCalibration:
         """What turns the scores of one kind of part into probabilities, and its thresholds."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from anomalygpt.config.settings import PhotoSettings, ReferenceSettings
 from anomalygpt.datasets.photos import current_settings, to_rgb
 from anomalygpt.datasets.transforms import ImageTransform
-from anomalygpt.errors import UserError, reading_warning
+from anomalygpt.errors import UserError, reading, reading_warning
 from anomalygpt.inference import augmentation
 from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, image_scores, top_mean
 from anomalygpt.inference.augmentation import UPRIGHT, VIEWS, Augmentation, Camera, View
@@ -73,6 +73,7 @@ class References:
                 expected = f"expected {count} numbers, one per {what}, not all zero"
                 raise UserError(f"inference.references.{what}_weights {list(weights)}: {expected}")
         self.model, self.settings, self.transform = model, settings, transform
+        self.photo_settings = current_settings()  # how photos are read
         photos = [*photos]
         self.straightens = False  # whether parts are turned along the x axis
         self.tiles = 1, 1  # rows and columns in which long photos, and straightened parts, are compared
@@ -307,7 +308,7 @@ class References:
         """Features of V views of the T tiles of a reference, (V * T, …); those that are not there yet are encoded."""
         missing = [view for view in views if (photo, scale, view) not in self._features]
         if missing:
-            tiles = [augmentation.seen(self._pixels(photo, scale, view[1]), view) for view in missing]
+            tiles = [torch.rot90(self._pixels(photo, scale, camera), turns, dims=(-2, -1)) for turns, camera in missing]
             encoded, count = self.model.encode(torch.cat(tiles)), len(tiles[0])
             for number, view in enumerate(missing):
                 self._features[photo, scale, view] = encoded[number * count : (number + 1) * count]
@@ -320,7 +321,7 @@ class References:
         pixels = {scale: np.stack([photo[scale] for photo in self._photos]) for scale in self._photos[0]}
         about = {"identity": _identity(self.model, self.transform), "tiles": self.tiles, "observed": self.observed}
         about["placed"] = [placed.tolist() for placed in self._placed] if self.straightens else []
-        about |= {"settings": self.settings.model_dump(), "photos": current_settings().model_dump()}
+        about |= {"settings": self.settings.model_dump(), "photos": self.photo_settings.model_dump()}
         written = {"format": FORMAT} | {name: json.dumps(value) for name, value in about.items()}
         save_tensors({f"photos.{scale}": torch.from_numpy(value) for scale, value in pixels.items()}, path, written)
 
@@ -334,13 +335,11 @@ class References:
         if about.get("format") != FORMAT:
             what = "no file of references" if path.is_file() else "no such file"
             raise UserError(f"{path}: {what}; expected one that --save-references wrote")
-        try:
+        with reading(path, "references; save them again"):
             saved = {name: json.loads(about[name]) for name in ("identity", "settings", "tiles", "observed")}
             references = cls(model, ReferenceSettings.model_validate(saved["settings"]), transform, ())
+            references.photo_settings = PhotoSettings.model_validate_json(about["photos"])
             pixels = {int(name.removeprefix("photos.")): value.numpy() for name, value in read_tensors(path).items()}
-        except (KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: damaged ({type(error).__name__}: {reason}); save them again") from error
         theirs, ours = saved["identity"], _identity(model, transform)
         if differ := [name for name in ours if theirs.get(name) != ours[name]]:
             what = "; ".join(f"{name} is {theirs.get(name)} in the file and {ours[name]} here" for name in differ)

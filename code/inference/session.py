@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
+from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.findings import UNKNOWN_CLASS
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.errors import UserError
@@ -176,16 +177,17 @@ class SharedModel:
         return predictor
 
     def _encode(self, compared: Compared, path: Path, part: str) -> tuple[ImageResult, Image.Image]:
-        photo = read_photo(path)
-        result = self._predictor(compared).inspect(photo, part or UNKNOWN_CLASS)
+        predictor = self._predictor(compared)
+        photo = read_photo(path, predictor.photo_settings)
+        result = predictor.inspect(photo, part or UNKNOWN_CLASS)
         side = min(max(*photo.size, SMALLEST_PREVIEW), LARGEST_PREVIEW)
         return result, ImageOps.contain(photo, (side, side))
 
 
-def read_photo(path: Path) -> Image.Image:
-    """The photo at a path. Raises :class:`UserError` that names the file without its folder."""
+def read_photo(path: Path, settings: PhotoSettings | None = None) -> Image.Image:
+    """The photo at a path, see ``load_image``. Raises :class:`UserError` that names the file without its folder."""
     with _without_folder(path):
-        return load_image(path)
+        return load_image(path, settings)
 
 
 @contextmanager

@@ -13,8 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 from anomalygpt.model.losses import IGNORE_INDEX
 from anomalygpt.model.tokenizer import Tokenizer
 
-BEFORE_IMAGE, AFTER_IMAGE = "### Human: <Img>", "</Img> "  # around the image's token
-ASK = "\n### Assistant:"
 END_OF_TURN = "\n###"
 STOP_SUFFIX = "\n##"  # the part of END_OF_TURN that is generated when it stops at LLaMA's token ``##``
 
@@ -23,9 +21,9 @@ STOP_SUFFIX = "\n##"  # the part of END_OF_TURN that is generated when it stops 
 class Layout:
     """The texts around image, questions and answers; by default those of the paper, after Vicuna."""
 
-    before_image: str = BEFORE_IMAGE
-    after_image: str = AFTER_IMAGE
-    ask: str = ASK
+    before_image: str = "### Human: <Img>"
+    after_image: str = "</Img> "
+    ask: str = "\n### Assistant:"
     end: str = END_OF_TURN
     opening: str = "Human: "  # before a question that is not the first
     space: str = " "  # between pieces, where the tokeniser puts one before each
@@ -55,7 +53,7 @@ class TemplateTokenizer:
         ends = [between.index(token) + len(token) for token in marks]
         end, opening = (between[: min(ends)], between[min(ends) :]) if ends else (tokenizer.eos_token, between)
         stops = tuple(self.encode(end)[-1:])
-        self.layout = Layout(f"{before}<Img>", AFTER_IMAGE, ask, end, opening, space="", bos=False, stops=stops)
+        self.layout = Layout(f"{before}<Img>", Layout.after_image, ask, end, opening, space="", bos=False, stops=stops)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []

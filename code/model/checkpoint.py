@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalygpt.errors import UserError, first_line, first_offenders
+from anomalygpt.errors import UserError, first_line, first_offenders, reading
 from anomalygpt.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -125,11 +125,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder}: no weights there; expected one of {', '.join(names)}")
     if present.suffix != ".json":
         return [present]
-    try:
+    with reading(present, "an index of weight shards", CheckpointError):
         shards = sorted({*json.loads(present.read_text(encoding="utf-8"))["weight_map"].values()})
         absent = [shard for shard in shards if not (folder / shard).is_file()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{present}: not an index of weight shards ({type(error).__name__})") from error
     if absent:
         lack = f"{len(absent)} of {len(shards)} weight shards are missing: {first_offenders(absent)}"
         raise CheckpointError(f"{folder}: {lack}")
@@ -232,7 +230,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
                 save_file(dict(tensors), temporary, metadata=dict(metadata or {}))
             else:
                 torch.save(dict(tensors), temporary)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
+    except (SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
         raise CheckpointError(f"{path}: could not be written ({error})") from error
 
 

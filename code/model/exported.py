@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, reading
 from anomalygpt.files import replacing
 from anomalygpt.model.checkpoint import fingerprint
 from anomalygpt.model.encoder import ImageFeatures, resized_positions
@@ -45,11 +45,8 @@ def write_onnx(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outp
     options: Any = {"input_names": names, "output_names": outputs, "dynamic_shapes": shapes, "verbose": False}
     with torch.no_grad():
         program: Any = torch.onnx.export(module.eval(), tuple(inputs.values()), dynamo=True, **options)
-    try:
-        with replacing(path) as temporary:
-            program.save(temporary, external_data=False)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error})") from error
+    with replacing(path) as temporary:
+        program.save(temporary, external_data=False)
 
 
 def write_encoder(encoder: Any, side: int, path: Path) -> None:
@@ -91,7 +88,7 @@ class ExportedEncoder(nn.Module):
 def _run_by(backend: str, path: Path) -> Callable[..., Any]:
     """A function: one image -> its taps and embedding, all of numpy."""
     runtime = required("onnxruntime" if backend == "onnx" else "openvino")
-    try:
+    with reading(path, "an exported encoder"):
         if backend == "onnx":
             options = runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
@@ -101,6 +98,3 @@ def _run_by(backend: str, path: Path) -> Callable[..., Any]:
         threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = runtime.Core().compile_model(path, "CPU", threads | precision)
         return lambda images: [*compiled([images]).values()]
-    except Exception as error:  # each runtime has exceptions of its own
-        reason = " ".join(str(error).split())[-200:]
-        raise UserError(f"{path}: can't be read as an encoder ({reason}); export.py writes one") from error

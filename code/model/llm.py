@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from anomalygpt.config.settings import LoraSettings
-from anomalygpt.errors import UserError, reading_warning
+from anomalygpt.errors import UserError, reading, reading_warning
 from anomalygpt.model import checkpoint
 from anomalygpt.model.checkpoint import CheckpointError, Shape, check_names, read_tensors, shapes_of, weight_files
 from anomalygpt.model.merged_llama import MergedLlama
@@ -47,9 +47,7 @@ def load_llm(
     :class:`CheckpointError`: it is missing, incomplete, of another model, or an unapplied delta.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     config, found = _read_config(folder)
     recognised = checkpoint.probe(folder)
     advice = "python prepare_vicuna.py makes Vicuna version 0 (pretrained_ckpt/README.md)"
@@ -78,7 +76,9 @@ def load_llm(
 def placement(planned: nn.Module, dtype: torch.dtype, device: torch.device, precision: str) -> dict[str, Any]:
     """What ``from_pretrained`` takes for a precision of ``llm.precision``; ``planned`` is the model on ``meta``."""
     from transformers import BitsAndBytesConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     if precision in ("auto", "bf16"):  # bf16 is a CPU's, for the decoder of merged_llama.py
         precision = "full"
         if device.type == "cuda":
@@ -119,11 +119,8 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Shape]]:
     """A language model's config, and the names and shapes of its weights."""
     from transformers import AutoConfig
 
-    try:
+    with reading(folder / "config.json", "a Hugging Face model config", CheckpointError):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
-        raise CheckpointError(f"{folder / 'config.json'}: not a Hugging Face model config ({reason})") from error
     shapes = {name: shape for file in weight_files(folder) for name, shape in shapes_of(read_tensors(file)).items()}
     # Some Vicuna folders have 32000 rows, some 32001 with a padding token: the weights decide, not config.json.
     config.vocab_size = shapes.get("model.embed_tokens.weight", (config.vocab_size,))[0]

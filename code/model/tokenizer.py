@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from anomalygpt.errors import UserError
+from anomalygpt.errors import reading
 
 
 class Tokenizer(Protocol):
@@ -63,10 +63,8 @@ class JsonTokenizer:
 
 def load_tokenizer(folder: Path, kind: Callable[[Path], Tokenizer] | None = None) -> Tokenizer:
     """A language model's tokeniser: SentencePiece, JSON, or of a ``kind``. Raises :class:`UserError`: none, damaged."""
-    try:
+    expected = "one with a chat template" if kind else "tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
+    with reading(folder, f"a tokeniser: expected {expected}"):
         if kind is None and (folder / "tokenizer.model").is_file():
             return SentencePieceTokenizer(folder / "tokenizer.model")
         return (kind or JsonTokenizer)(folder)
-    except Exception as error:  # the tokenizers library raises no narrower one for a damaged file
-        expected = "one with a chat template" if kind else "tokenizer.model (LLaMA, Vicuna) or tokenizer.json"
-        raise UserError(f"{folder} holds no tokeniser, or a damaged one: expected {expected}") from error

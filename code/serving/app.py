@@ -103,7 +103,9 @@ class Parts:
     def _path(self, name: str, *, exists: bool = True) -> Path:
         path = self.folder / (name + SUFFIX)
         if exists and not path.is_file():
-            raise HTTPException(404, f"no part {name!r}: teach it by PUT /v1/parts/NAME, or use {NO_PART!r}")
+            raise HTTPException(
+                404, f"no part {name!r} was taught: PUT /v1/parts/NAME teaches one; {NO_PART!r} has no references"
+            )
         return path
 
     def photo_settings(self, name: str) -> PhotoSettings | None:

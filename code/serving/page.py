@@ -28,9 +28,9 @@ from starlette.responses import HTMLResponse, Response
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.class_info import phrase_table
 from anomalygpt.datasets.findings import Language
-from anomalygpt.datasets.records import read_results
+from anomalygpt.datasets.records import RESULTS
 from anomalygpt.errors import UserError
-from anomalygpt.files import read_yaml
+from anomalygpt.files import read_lines, read_yaml
 from anomalygpt.inference import session
 from anomalygpt.inference.calibration import ReferenceReport
 from anomalygpt.inference.outputs import SIDE, Outputs, data_uri, details, severity, verdict
@@ -247,7 +247,7 @@ class Page:
                     record["error"] = str(error)
                 outputs.add(record)
             outputs.finish(settings, language)
-            records = sorted(read_results(Path(folder)), key=severity)
+            records = sorted(read_lines(Path(folder) / RESULTS), key=severity)
             counts = Counter(map(verdict, records))
             line = texts["summary"].format(counts["good"], counts["defective"], counts["can't tell"], counts["error"])
             rows = [_row(language, record, Path(folder)) for record in records]

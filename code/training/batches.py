@@ -10,8 +10,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
-from anomalygpt.datasets.build import build_findings, build_instructions, build_pairs
+from anomalygpt.datasets.build import build_findings, build_pairs
 from anomalygpt.datasets.instructions import Instructions
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.distributed import Process
@@ -37,7 +38,9 @@ def build_data(config: ExperimentConfig, *, decode_all: bool) -> Data:
     pairs = build_pairs(config.data, transform, config.seed, decode_all=decode_all)
     for each in filter(None, pairs):
         each.cached_photos = config.data.cached_photos
-    return Data(*pairs, build_instructions(config.data, transform) if config.training.answers else None)
+    if (source := config.data.instructions) is None or not config.training.answers:
+        return Data(*pairs)
+    return Data(*pairs, Instructions(resolve(source.conversations), resolve(source.images), transform))
 
 
 def endless_batches(

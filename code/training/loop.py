@@ -23,6 +23,7 @@ from anomalygpt.datasets.instructions import InstructionBatch
 from anomalygpt.datasets.pairs import AnomalyBatch, collate_pairs
 from anomalygpt.distributed import Process, all_agree, on_main, summed
 from anomalygpt.errors import UserError, first_offenders
+from anomalygpt.inference.anomaly_map import concatenated
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT, Losses
 from anomalygpt.model.build import build_model, trainable_parts
 from anomalygpt.model.encoder import ImageFeatures
@@ -205,8 +206,7 @@ class FeatureCache:
             again = [key for key in new if key in self._seen]
             self._kept |= {key: rows[key] for key in again[: self.room - len(self._kept)]}
             self._seen.update(new)
-        taps = zip(*(rows[key].taps for key in keys), strict=True)
-        return ImageFeatures(tuple(map(torch.cat, taps)), torch.cat([rows[key].embedding for key in keys]))
+        return concatenated([rows[key] for key in keys])
 
 
 def build_trainer(config: ExperimentConfig, process: Process) -> Trainer:

@@ -3,7 +3,6 @@ Weights & Biases, MLflow or trackio, each installed and configured as its own pa
 
 import json
 import math
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from PIL import Image
 from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig
 from anomalygpt.errors import UserError, first_line
-from anomalygpt.files import replacing, write_files
+from anomalygpt.files import read_lines, replacing, write_files
 
 FILE = "metrics.jsonl"
 COLUMNS = 4  # of curves
@@ -32,7 +31,7 @@ class MetricsLog:
 
         self.path, self.tracker = folder / FILE, config.training.tracker
         self._library: Any = _started(self.tracker, config) if self.tracker else None
-        lines = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
+        lines = [json.dumps(line) + "\n" for line in read_lines(folder / FILE) if line["step"] <= start]
         write_files(folder, {FILE: "".join(lines)})
         board = resolve(config.training.log) if config.training.log else folder / "tensorboard"
         self._board = SummaryWriter(str(board), purge_step=start + 1)
@@ -80,22 +79,12 @@ def _started(name: str, config: ExperimentConfig) -> Any:
     return library
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, without incomplete ones."""
-    path = folder / FILE
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
-
-
 def draw_curves(folder: Path) -> None:
     """Draws ``curves.png``: each number of ``metrics.jsonl`` over the steps; held-back photos as dots."""
     import pandas as pd
     from matplotlib.figure import Figure
 
-    table = pd.DataFrame(read_metrics(folder)).drop(columns="samples_per_second")
+    table = pd.DataFrame(read_lines(folder / FILE)).drop(columns="samples_per_second")
     names = [name for name in table.columns if name not in ("kind", "step") and table[name].any()]  # of what is trained
     rows = math.ceil(len(names) / COLUMNS)
     figure = Figure(figsize=(3.5 * COLUMNS, 2.6 * rows), layout="constrained")

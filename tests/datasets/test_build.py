@@ -1,12 +1,11 @@
 """From a config to data."""
 
-import json
 import logging
 
 import pytest
 
 from anomalygpt.config.schema import DataConfig
-from anomalygpt.datasets.build import build_instructions, build_pairs, build_records
+from anomalygpt.datasets.build import build_pairs, build_records
 from anomalygpt.datasets.records import DatasetError
 
 
@@ -76,15 +75,6 @@ def test_real_defects_without_photos_to_hold_back_of_both_kinds(parts, tmp_path,
         train, validation = build_pairs(config_of(("folder", root), defects="real"), transform, seed=0)
         assert validation is None and len(train) == count
         assert words in caplog.messages[-1]
-
-
-def test_instructions_are_built_where_the_config_names_them(parts, transform, tmp_path):
-    assert build_instructions(DataConfig(), transform) is None
-    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A gear."}]
-    (tmp_path / "talk.json").write_text(json.dumps([{"image_name": "0.png", "conversation": turns}]))
-    source = {"conversations": str(tmp_path / "talk.json"), "images": str(parts / "gear" / "good")}
-    dataset = build_instructions(DataConfig(instructions=source), transform)
-    assert [turn.text for turn in dataset[0][1]] == ["What?", "A gear."]
 
 
 def test_photos_that_can_not_be_read_are_left_out_or_refused(mvtec_tree, transform, caplog):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anomalygpt.config.settings import GenerationSettings
 from anomalygpt.model.anomalygpt import AnomalyGPT
-from anomalygpt.model.chat import AFTER_IMAGE, BEFORE_IMAGE, chat_prompt
+from anomalygpt.model.chat import Layout, chat_prompt
 from anomalygpt.model.encoder import ImageFeatures
 from anomalygpt.model.image_decoder import anomaly_map
 from anomalygpt.model.memory_bank import MemoryBank
@@ -134,8 +134,8 @@ def test_language_model_is_given_bos_image_and_eighteen_prompts_in_order(model, 
     embed = model.llama_model.get_input_embeddings()
     with torch.no_grad():
         given = model.prompt_embeds(features, maps)
-        before = embed(torch.tensor([1, *Letters().encode(BEFORE_IMAGE)]))
-        after = embed(torch.tensor(Letters().encode(AFTER_IMAGE)))
+        before = embed(torch.tensor([1, *Letters().encode(Layout.before_image)]))
+        after = embed(torch.tensor(Letters().encode(Layout.after_image)))
         assert torch.equal(given[1, : len(before)], before)
         assert torch.allclose(given[1, len(before)], model.llama_proj(features.embedding[1]), atol=1e-6)
         assert torch.equal(given[1, len(before) + 1 : -18], after)

@@ -15,11 +15,11 @@ import torch
 import yaml
 from PIL import Image
 
-from anomalygpt.files import claimed
+from anomalygpt.files import claimed, read_lines
 from anomalygpt.model.checkpoint import PARTS, part_of, read_metadata, read_tensors, shapes_of
 from anomalygpt.train import main
 from anomalygpt.training.checkpoints import complete_checkpoints
-from anomalygpt.training.metrics_log import read_metrics
+from anomalygpt.training.metrics_log import FILE
 from tests import processes
 from tests.helpers import tiny_llama
 from tests.shared_data import ROOT
@@ -42,7 +42,7 @@ def ok(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
 
 
 def numbers(folder: Path, kind: str = "train") -> list[dict]:
-    return [line for line in read_metrics(folder) if line["kind"] == kind]
+    return [line for line in read_lines(folder / FILE) if line["kind"] == kind]
 
 
 def losses(folder: Path) -> dict[int, tuple[float, ...]]:
