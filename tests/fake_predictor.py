@@ -49,6 +49,7 @@ class FakePredictor:
     """Finds a region at the top left of every photo; ``word`` begins its answers."""
 
     settings = InferenceConfig()
+    photo_settings = None
 
     def __init__(self, with_llm: bool = True, word: str = "Yes", source: AnswerSource = "model") -> None:
         self.language_model = SimpleNamespace() if with_llm else None

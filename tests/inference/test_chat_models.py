@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_follow_up_computes_only_what_is_new_and_another_photo_shares_the_rules(
     assert "4 reference photos" in fed[begun] and "can't tell" not in fed[begun]
 
 
+def test_a_copy_that_answers_meanwhile_shares_no_keys_and_values(tmp_path: Path) -> None:
+    model = chat_model(write_chat_model(tmp_path, "qwen2"))
+    fed = prompts_of(model)
+    list(model.texts(IMAGE, QUESTION, ()))
+    first, second = (copy(model).texts(image, QUESTION, ()) for image in (IMAGE, replace(IMAGE, references=4)))
+    next(first)
+    begun = len(fed)
+    next(second)  # as the server asks for one after the other
+    assert "4 reference photos" in fed[begun] and "can't tell" in fed[begun]
+
+
 def test_folder_without_a_chat_template_or_with_bad_weights_is_named(tmp_path: Path) -> None:
     folder = write_chat_model(tmp_path / "plain", "llama", template=False)
     with pytest.raises(UserError, match=r"plain: no chat template there"):
@@ -177,7 +189,7 @@ def test_folder_without_a_chat_template_or_with_bad_weights_is_named(tmp_path: P
     with pytest.raises(UserError, match=r"no weights for model\.layers\.1\."):
         chat_model(folder)
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="can't be read as a Hugging Face language model"):
+    with pytest.raises(UserError, match="cannot be read as a Hugging Face language model"):
         chat_model(folder)
 
 

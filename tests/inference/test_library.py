@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from anomalygpt import AnomalyGPT
+from anomalygpt.config.settings import PhotoSettings
+from anomalygpt.datasets.photos import IGNORED_COLOUR, configure
 from anomalygpt.errors import UserError
 from anomalygpt.inference.predictor import Predictor
+from anomalygpt.inference.session import Conversation, SharedModel
 from tests.shared_data import ROOT
 
 PCB = ROOT / "images" / "examples" / "pcb"
@@ -32,6 +35,25 @@ def test_path_picture_and_array_are_one_photo_and_the_part_can_be_saved(model: A
         assert (again.probability, again.regions) == (first.probability, first.regions)
     first.save(tmp_path / "out", "pcb")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pcb.json", "pcb_map.tiff", "pcb_overlay.png"]
+
+
+@pytest.mark.weights
+def test_photos_are_read_as_the_loaded_parts_references_were(model: AnomalyGPT, tmp_path: Path) -> None:
+    configure(PhotoSettings(ignore="0,0,0.5,0.5"))
+    try:
+        model.teach(GOOD).save(tmp_path / "pcb.safetensors")
+    finally:
+        configure(PhotoSettings())
+    model.load(tmp_path / "pcb.safetensors")
+    first = model.inspect(PCB / "defect.jpg")
+    assert first.photo.getpixel((0, 0)) == IGNORED_COLOUR
+    model.predictor.feedback(first, good=True)
+    model.save(tmp_path / "pcb.safetensors")  # as the server does after feedback
+    shared = SharedModel(model.predictor.without_references)
+    talk = Conversation(PCB / "defect.jpg", (tmp_path / "pcb.safetensors",))
+    assert shared.inspect(talk)[0].photo.getpixel((0, 0)) == IGNORED_COLOUR
+    model.load(tmp_path / "pcb.safetensors").teach(GOOD)
+    assert model.inspect(PCB / "defect.jpg").photo.getpixel((0, 0)) != IGNORED_COLOUR
 
 
 @pytest.mark.weights

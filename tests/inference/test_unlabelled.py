@@ -35,8 +35,17 @@ def test_the_photo_with_a_defect_stands_out_of_those_that_judge_each_other(
     assert [each.score for each in batch] == pytest.approx([each.score for each in found[:2]])
     with pytest.raises(UserError, match="not among"):
         predictor.inspect(photo(seed=3).rotate(90).crop((0, 0, 90, 60)))
+    predictor.forget_feedback()  # there is none
+    assert predictor.inspect(photos[0]).score == found[0].score
     predictor.set_references([])
     assert predictor.unlabelled is None
+
+
+def test_a_defective_photo_under_two_names_does_not_vouch_for_itself(predictor: Predictor, photo) -> None:
+    photos = [photo(seed=seed) for seed in range(5)] + [photo(seed=9, scratch=(0.4, 0.6))] * 3
+    predictor.set_unlabelled(iter(photos))
+    found = [predictor.inspect(each).score for each in photos[:6]]
+    assert max(found) == found[-1]
 
 
 def test_too_few_photos_are_refused(predictor: Predictor, photo) -> None:
