@@ -171,8 +171,8 @@ def test_base_is_changed_key_by_key(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: [", "not valid YAML"),
-        ("\x00", "not valid YAML"),
+        ("a: [", "cannot be read as YAML"),
+        ("\x00", "cannot be read as YAML"),
         ("- a\n- b\n", "expected settings (key: value), found list"),
         ("base: nowhere\n", f"no config 'nowhere'; expected a YAML file, or one of {', '.join(names())}"),
         ("base: top\n", "'base' leads back to itself"),

@@ -79,7 +79,7 @@ def test_deepspeeds_json_becomes_settings_and_what_is_not_used_is_named(tmp_path
     assert (settings.precision, settings.offload_optimizer) == ("bf16", True)
     assert capsys.readouterr().err.rstrip().endswith("without effect here: steps_per_print")
     path.write_text("{")
-    with pytest.raises(UserError, match="not a JSON file of settings"):
+    with pytest.raises(UserError, match="cannot be read as DeepSpeed.s JSON"):
         original_settings(["--deepspeed_config", str(path)], "train_mvtec")
 
 

@@ -55,7 +55,7 @@ def test_what_an_entry_does_not_say_comes_from_the_tables(parts):
         ("classes: {gear: {nsa: {half_width: [0.3, 0.1]}}}", r"half_width: the first must not be larger"),
         ("classes: {gear: {nsa: {background: [300, 1]}}}", r"background\.0: .*less than or equal to 255 \(got 300\)"),
         ("classes: {gear: {name: {fr: roue}}}", r"name\.fr"),
-        ("classes: {gear: [", "not valid YAML"),
+        ("classes: {gear: [", "cannot be read as YAML"),
         ("", "classes: Field required"),
         ("classes: {geer: {}}", "no class geer; the classes here are bottle, gear"),
     ],

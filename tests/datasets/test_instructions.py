@@ -73,9 +73,9 @@ def test_llavas_and_ms_swifts_entries_are_the_same_conversations(data, transform
         ([{"image_name": "a.jpg", "conversation": talk("q", "a")[::-1]}], r"entry 1 \(a\.jpg\) is not of the form"),
         ([{"image_name": "a.jpg", "conversation": talk("q", 3)}], r"entry 1 \(a\.jpg\) is not of the form"),
         ([{"image_name": "a.jpg", "conversation": talk("<image>", "a")}], r"entry 1 \(a\.jpg\) is not of the form"),
-        ('{"a": 1}', r"no JSON list, .*\(found a dict\)"),
-        (json.dumps(ENTRIES)[:-30], "no JSON list, or the file is cut off .*line 1 column"),
-        ('[{"image_name": "a.jpg",}]', "no JSON list"),
+        ('{"a": 1}', r"cannot be read as a list .*\(found a dict\)"),
+        (json.dumps(ENTRIES)[:-30], "cannot be read as a list .*line 1 column"),
+        ('[{"image_name": "a.jpg",}]', "cannot be read as a list"),
         ("[]", "none names one"),
         ([ENTRIES[1]], r"1 photos are missing, the first is gone\.jpg"),
     ],
@@ -87,7 +87,7 @@ def test_a_wrong_file_is_explained(data, transform, entries, message):
 
 def test_wrong_paths_are_explained(data, transform, tmp_path):
     path, images = data(ENTRIES)
-    with pytest.raises(DatasetError, match=r"no\.json: .*No such file"):
+    with pytest.raises(DatasetError, match=r"no\.json: no such file"):
         Instructions(tmp_path / "no.json", images, transform)
     with pytest.raises(DatasetError, match="photos: no such folder"):
         Instructions(path, tmp_path / "photos", transform)

@@ -102,5 +102,5 @@ def test_documented_script_judges_without_torch(taught: Predictor, exported: Pat
 def test_graph_that_is_none_is_refused(tmp_path: Path, backend: str) -> None:
     pytest.importorskip("openvino")
     (tmp_path / "encoder.onnx").write_text("text")
-    with pytest.raises(UserError, match=r"encoder\.onnx: can't be read as an encoder"):
+    with pytest.raises(UserError, match=r"encoder\.onnx: cannot be read as an exported encoder"):
         _run_by(backend, tmp_path / "encoder.onnx")

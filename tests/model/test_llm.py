@@ -128,7 +128,7 @@ def test_folder_without_weights_or_with_an_index_that_is_none(tmp_path: Path) ->
     llama_config().save_pretrained(tmp_path)
     assert "no weights there" in refused(tmp_path)
     (tmp_path / "pytorch_model.bin.index.json").write_text("<html>")
-    assert "not an index" in refused(tmp_path)
+    assert "cannot be read as an index of weight shards" in refused(tmp_path)
 
 
 def test_wrong_width_and_missing_layers_are_reported_with_what_the_file_is(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def write_vit(path):
 
 def test_a_folder_without_a_template_is_refused(tmp_path):
     folder = write_chat_model(tmp_path, "qwen2", template=False)
-    with pytest.raises(UserError, match="holds no tokeniser, or a damaged one: expected one with a chat template"):
+    with pytest.raises(UserError, match="cannot be read as a tokeniser: expected one with a chat template"):
         load_tokenizer(folder, TemplateTokenizer)
 
 

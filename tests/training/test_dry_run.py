@@ -91,7 +91,7 @@ def test_instructions_that_are_there_but_wrong_are_an_error(experiment, tmp_path
     config = load_config(experiment.config, [source])
     assert line(describe(config, 1), "training pairs:").endswith("unknown")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(DatasetError, match="no JSON list"):
+    with pytest.raises(DatasetError, match="cannot be read as a list of conversations"):
         describe(config, 1)
 
 
