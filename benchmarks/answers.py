@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = INDEXERS[arguments.kind](arguments.data, None)
     plan = Plan((arguments.shots,), seed=config.seed)
     plan.check(records)
-    process = Process(0, 0, 1, choose_device(arguments.device))
+    process = Process(0, 1, choose_device(arguments.device))
     predictor = build_predictor(config, process, with_llm=True)
     evaluator = WordsEvaluator(predictor, records, plan, root, arguments.photos)
     answers = [answer for cell in plan.cells(records) for answer in evaluator.measure(cell)]

@@ -10,16 +10,12 @@ import torch
 
 from anomalygpt.errors import UserError
 
-# Of the collectives, and for the processes to find each other; DeepSpeed reads the same variable.
-TIMEOUT = timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "10")))
-
 
 @dataclass(frozen=True)
 class Process:
     """This process among those of the run."""
 
     rank: int
-    local_rank: int
     world_size: int
     device: torch.device
 
@@ -29,7 +25,7 @@ class Process:
         return self.rank == 0
 
 
-def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
+def start(device: str = "auto", timeout: timedelta = timedelta(minutes=10)) -> Process:
     """Joins the processes started by ``deepspeed`` or ``torchrun``; else a run of one process.
 
     ``device`` is ``auto`` (CUDA if available), ``cuda`` or ``cpu``; a process waits for the others until a ``timeout``.
@@ -55,7 +51,7 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Process:
     os.environ.setdefault("DS_ACCELERATOR", device)  # read whenever a library first imports DeepSpeed
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout, **alone)
-    return Process(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), place)
+    return Process(torch.distributed.get_rank(), torch.distributed.get_world_size(), place)
 
 
 def stop() -> None:

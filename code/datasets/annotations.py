@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,8 @@ def _json_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
         content = content if isinstance(content, dict) else {}
         if "shapes" in content:
             size = content["imageWidth"], content["imageHeight"]
-            return {_relative(content["imagePath"]): (size, [*map(_labelme_shape, content["shapes"])])}
+            name = PureWindowsPath(content["imagePath"]).as_posix()
+            return {name: (size, [*map(_labelme_shape, content["shapes"])])}
         if not {"images", "annotations", "categories"} <= {*content}:
             return {}
         labels = {category["id"]: str(category["name"]) for category in content["categories"]}
@@ -105,7 +106,8 @@ def _json_shapes(path: Path) -> dict[str, tuple[Size, Shapes]]:
         for entry in content["annotations"]:
             shapes = _coco_entry(entry)
             photos[entry["image_id"]][1].extend((labels[entry["category_id"]], shape) for shape in shapes)
-        return {_relative(photo["file_name"]): photos[photo["id"]] for photo in content["images"]}
+        names = {photo["id"]: PureWindowsPath(photo["file_name"]).as_posix() for photo in content["images"]}
+        return {names[number].lstrip("/"): found for number, found in photos.items()}
 
 
 def _coco_entry(entry: dict[str, Any]) -> list[Any]:
@@ -191,11 +193,6 @@ def _labelme_shape(entry: dict[str, Any]) -> tuple[str, list[float]]:
 
 def _defects(shapes: Shapes) -> Shapes:
     return [(label, shape) for label, shape in shapes if not is_called(label, "good")]
-
-
-def _relative(name: str) -> str:
-    """A photo's name as written on any system -> relative, with slashes."""
-    return Path(name.replace("\\", "/")).as_posix().lstrip("/")
 
 
 def _split_in(parts: Iterable[str]) -> Split | None:

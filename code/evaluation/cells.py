@@ -116,7 +116,7 @@ def _joined(device: str, out: Path | None) -> Iterator[tuple[Process, Path]]:
     """Joins the launcher's processes, and locks the run's folder: this process, and ``out`` or a temporary folder."""
     with ExitStack() as stack:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            process = Process(0, 0, 1, choose_device(device))
+            process = Process(0, 1, choose_device(device))
         else:
             # The first process to finish its cells waits for the last.
             process = distributed.start(device.partition(":")[0], timeout=timedelta(days=30))

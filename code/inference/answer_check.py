@@ -63,12 +63,14 @@ def stream_checked(
         return first
     about = [fault.kind for fault in first.contradictions]
     kind = "" if "verdict" in about else next(filter(None, map(KIND_OF_SENTENCE.get, about)), "")
+    asked = ClaimReader(language, findings, question).asked_places if kind == "where" else ()
+    kind, claim = ("claim_place", {"place": asked[0].replace("-", " ")}) if asked else (kind, {})
     if first.source != "findings":
-        opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language))
+        opening = re.sub(r"[.。]$", "", answer_text(kind or "verdict", findings, language, **claim))
         second = yield from _stream_once(model, image, question, history, opening)
         if second.text:
             return Answer(second.text, "corrected", first.contradictions)
-    yield (sentence := answer_text(kind or "describe", findings, language))
+    yield (sentence := answer_text(kind or "describe", findings, language, **claim))
     return Answer(sentence, "findings", first.contradictions)
 
 

@@ -49,6 +49,8 @@ class ClaimReader:
             echo = re.fullmatch(_source(self.language, "echo"), text)
             opener = echo if echo and echo["yes"] in self.question else None
         if opener is None:
+            if self.asked_places and {claim.kind for claim in plain} == {"size"}:  # `How large is the one at the top?`
+                plain.append(Claim("place", self.asked_places[0].replace("-", " "), self.asked_places[0]))
             return plain
         claims = list(self._claims(text[opener.end() :]))
         of_opener = self._claims_of_opener(opener, any(claim.kind == "verdict" for claim in claims))
@@ -72,6 +74,8 @@ class ClaimReader:
             agrees = denies and (self._has("positive_tag", asked) or self._regex("none").fullmatch(opener["no"]))
             if agrees or verdict_follows:
                 return []
+        if verdict_follows and len({c.value != c.denied for c in claims if c.kind == "verdict"}) > 1:
+            return []  # `Is it damaged? Can I use it?`: what follows says which
         if denies:  # `Are there 3 defects? - No`: not 3
             claims = [claim for claim in claims if not (claim.kind == "type" and verdict_follows)]
             specific = [claim for claim in claims if claim.kind != "verdict"]
@@ -97,6 +101,8 @@ class ClaimReader:
         sentence = self._regex("conditional").sub("", sentence)
         scope, placed = self._scope(self.question, "any") if self._asks("largest") else "any", False
         for part in re.split(self.table["clause_end"], sentence):
+            if garbled := self._regex("garbled").search(part):
+                yield Claim("unsupported", None, garbled[0])
             clause = self._regex("dropped").sub("", part.strip()).strip()
             scope = self._scope(clause, "any" if placed and "<" in clause else scope)
             placed = placed or "<" in clause

@@ -66,7 +66,7 @@ def test_processes_share_the_cells_and_measure_what_one_does(fill, tmp_path, mon
     @contextmanager
     def joined(device, out):
         rank = next(ranks)
-        yield Process(rank, rank, count, torch.device("cpu")), out
+        yield Process(rank, count, torch.device("cpu")), out
 
     monkeypatch.setattr(cells, "_joined", joined)
     with ThreadPoolExecutor(count) as pool:

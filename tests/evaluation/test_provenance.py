@@ -63,7 +63,7 @@ def config_of(tmp_path, root, *, defects="simulated", classes=None, metadata=Tru
 
 
 def trained_on(config, *measured) -> str:
-    process = Process(0, 0, 1, torch.device("cpu"))
+    process = Process(0, 1, torch.device("cpu"))
     cells = [{"seconds": 1, "names": ["a.png"], "class": name} for name in measured]
     [line] = facts_of(config, "", process, cells)["trained on"]
     return line.partition("delta.safetensors: ")[2]

@@ -44,7 +44,7 @@ class Numbers(Dataset):
 
 
 def endless(*, workers: int = 0, start: int = 0, rank: int = 0, world_size: int = 1) -> Generator:
-    process = Process(rank, rank, world_size, torch.device("cpu"))
+    process = Process(rank, world_size, torch.device("cpu"))
     return endless_batches(Numbers(), list, settings(3, workers), process, start)
 
 
@@ -146,7 +146,7 @@ class Photos(Dataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_photo_that_cannot_be_read_is_one_line_from_a_loader_process_too(tmp_path, workers):
-    process = Process(0, 0, 1, torch.device("cpu"))
+    process = Process(0, 1, torch.device("cpu"))
     with pytest.raises(DatasetError, match=r"cut\.png") as caught:
         next(endless_batches(Photos(tmp_path), list, settings(2, workers), process))
     assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from anomalygpt.training.validation import evenly_spaced
 def trainer(tmp_path) -> Trainer:
     """A trainer without a model, which validates and draws after every step."""
     config = load_config("train_mvtec", ["training.validate_every=1"])
-    data, process = Data(train=range(4), validation=range(2)), Process(0, 0, 1, torch.device("cpu"))
+    data, process = Data(train=range(4), validation=range(2)), Process(0, 1, torch.device("cpu"))
     return Trainer(SimpleNamespace(module=torch.nn.Linear(1, 1)), data, config, process, tmp_path, total_steps=10)
 
 
