@@ -51,6 +51,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turns an OSError in the block into a :class:`UserError` that names the path."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror or error})") from error
 

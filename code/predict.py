@@ -177,8 +177,7 @@ def _configure_photos(arguments: Namespace, config: "ExperimentConfig") -> None:
     saved = saved_photo_settings(arguments.references) if arguments.references else None
     configure(saved or config.data)
     given, changed = dict(embedded(config.data)), stated(arguments.set)
-    stated_here = {*changed.get("data", {}), *(name for name, value in given.items() if value is not None)}
-    others = [f"data.{name}" for name, value in saved or () if name in stated_here and value != given[name]]
+    others = [f"data.{name}" for name, value in saved or () if given[name] not in (None, value)]
     if arguments.references and "references" in changed.get("inference", {}):
         others.append("inference.references")
     if others:

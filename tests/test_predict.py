@@ -86,7 +86,7 @@ def test_folder_is_inspected_with_references_and_saved_references_give_the_same(
     assert good["score"] < defect["score"]
     # The two photos differ in their suffix alone, and do not overwrite each other.
     names = [result[kind] for result in found.values() for kind in ("overlay", "map")]
-    files = ["report.html", "results.csv", "results.jsonl"]
+    files = [".lock", "report.html", "results.csv", "results.jsonl"]
     assert sorted([*names, *files]) == sorted(path.name for path in folder.iterdir())
     for result in found.values():
         overlay, map_ = (Image.open(folder / result[kind]) for kind in ("overlay", "map"))
@@ -133,7 +133,8 @@ def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     )
     monkeypatch.setattr(Predictor, "from_config", lambda config, device, *, with_llm: predictor)
     save_file({}, tmp_path / "part.safetensors")
-    return ["--references", str(tmp_path / "part.safetensors"), "--save-references", str(tmp_path / "again")]
+    old, new = (str(tmp_path / f"{name}.safetensors") for name in ("part", "again"))
+    return ["--references", old, "--save-references", new]
 
 
 @pytest.mark.parametrize("setting", ["inference.references.preset=best", "inference.references={preset: fast}"])
@@ -150,7 +151,7 @@ def test_saved_references_refuse_settings_of_references(saved: list[str], settin
 def test_saved_references_override_the_configs_settings(saved: list[str], tmp_path: Path, settings: list[str]) -> None:
     (tmp_path / "other.yaml").write_text("base: compact\ninference: {references: {preset: best}}\n")
     assert call(*saved, "--config", tmp_path / "other.yaml", *settings).code == 0
-    assert (tmp_path / "again").read_text() == "saved"
+    assert (tmp_path / "again.safetensors").read_text() == "saved"
 
 
 FOUND = prediction(result_with(TOP_LEFT, "object", (160, 120)), "", "")
@@ -195,7 +196,7 @@ def test_photo_with_the_longest_possible_name_is_written(tmp_path: Path) -> None
         (["--config", "compact", "--watch", "{photos}/good"], "--watch: takes no photos"),
         (["--config", "compact", "--coco", "{photos}/test/note.txt/coco.json"], "can't be written"),
         (["--config", "compact", "--save-references", "{photos}/none.safetensors"], "needs good photos"),
-        (["--config", "compact", "--out", "{photos}/test/note.txt"], "can't be written"),
+        (["--config", "compact", "--out", "{photos}/test/note.txt"], "can't be made"),
         (["--config", "compact", "--device", "gpu"], "device 'gpu': not on this machine"),
         (["--config", "imagebind_vicuna7b", "--set", "deltas=[{{path: nowhere.pt, parts: [lora]}}]"], "nowhere.pt"),
     ],

@@ -127,8 +127,8 @@ def _paint_over(photo: Image.Image, text: str) -> None:
     if box := _box(text):
         scale = photo.size * 2 if max(box) <= 1 else (1, 1, 1, 1)
         left, top, right, bottom = (round(value * side) for value, side in zip(box, scale, strict=True))
-        is_part = (right - left, bottom - top) != photo.size
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height and is_part):
+        all_of_it = (left, top, right, bottom) == (0, 0, width, height)
+        if all_of_it or not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise UserError(f"data.ignore {text}: expected left,top,right,bottom inside a photo of {width} x {height}")
         photo.paste(IGNORED_COLOUR, (left, top, right, bottom))
         return

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anomalygpt.errors import user_errors
+from anomalygpt.files import writing
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:
@@ -42,7 +43,7 @@ def parse(parser: argparse.ArgumentParser, program: str, argv: Sequence[str] | N
 def ending_in_one_line(out: Path | None) -> Iterator[None]:
     """Exits with a line and code 2 on a user's mistake or a full disk, with 130 on an interrupt."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with user_errors():
+    with user_errors(), writing(out or Path()):
         try:
             yield
         except KeyboardInterrupt:

@@ -50,11 +50,10 @@ class Outputs:
     def __init__(self, folder: Path | None, coco: Path | None = None, resumed: bool = False) -> None:
         self.folder, self.coco, self._annotated = folder, coco, dict[Path, Any]()
         self._held = ExitStack()  # until the end, against a second run
-        if folder:
-            self._held.enter_context(claimed(folder, "--out"))
         self.earlier = read_lines(folder / RESULTS) if folder and resumed else []
         self._stems = Counter(each["overlay"].removesuffix(OVERLAY) for each in self.earlier if "overlay" in each)
         if folder:
+            self._held.enter_context(claimed(folder, "--out"))
             _write(folder / RESULTS, "".join(map(_line, self.earlier)))
         if coco:
             _write(coco, json.dumps(coco_dataset({})))

@@ -305,7 +305,7 @@ def test_missing_damaged_and_foreign_files_are_refused(saved: Path, thin_model, 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"identity": "{"}, "damaged (JSONDecodeError: "), ({"settings": '{"colour": 1}'}, "damaged (ValidationError: ")],
+    [({"identity": "{"}, "Expecting property"), ({"settings": '{"colour": 1}'}, "colour")],
 )
 def test_file_whose_metadata_do_not_fit_is_refused(
     saved: Path, thin_model, thin_transform, tmp_path: Path, changes: dict[str, str], words: str
@@ -320,7 +320,7 @@ def test_other_ending_and_unwritable_folder_are_one_line(build, photos, tmp_path
     with pytest.raises(UserError, match=r"ends in \.safetensors"):
         references.save(tmp_path / "part.pt")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="could not be written"):
+    with pytest.raises(UserError, match="can.t be written"):
         references.save(tmp_path / "file" / "part.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
