@@ -4,18 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from anomalygpt.config.settings import (
-    Fraction,
-    GenerationSettings,
-    LoraSettings,
-    NotNegative,
-    PartsPrior,
-    PhotoSettings,
-    Positive,
-    ReferenceSettings,
-    Scales,
-    Settings,
-)
+from anomalygpt.config import settings
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Part = Literal["image_decoder", "prompt_learner", "states", "llama_proj", "lora"]
@@ -28,7 +17,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
 ANOMALYGPT_PARTS: tuple[Part, ...] = ("image_decoder", "prompt_learner")
 
 
-class EncoderConfig(Settings):
+class EncoderConfig(settings.Settings):
     """The frozen image encoder (docs/new_backbone.md).
 
     Attributes:
@@ -41,9 +30,9 @@ class EncoderConfig(Settings):
     kind: Literal["imagebind", "dinov2", "timm", "open_clip"] = "imagebind"
     name: str = "imagebind_huge"
     weights: str = "pretrained_ckpt/imagebind_ckpt/imagebind_huge.pth"
-    image_size: Positive = 224
+    image_size: settings.Positive = 224
     taps: tuple[int, ...] | None = None
-    windows: tuple[Positive, ...] = ()
+    windows: tuple[settings.Positive, ...] = ()
     backend: Literal["torch", "onnx", "openvino", "openvino_bf16"] = "torch"
     graph: str | None = None
 
@@ -57,7 +46,7 @@ class EncoderConfig(Settings):
         return self
 
 
-class LlmConfig(Settings):
+class LlmConfig(settings.Settings):
     """A folder in Hugging Face's layout, or a model behind an OpenAI-compatible endpoint (docs/language_models.md).
 
     Attributes:
@@ -77,9 +66,9 @@ class LlmConfig(Settings):
     attach_images: bool = False
     timeout: Annotated[float, Field(gt=0)] = 60
     chat: Literal["vicuna", "template"] = "vicuna"
-    max_target_tokens: Positive = 1024
-    lora: LoraSettings = LoraSettings()
-    generation: GenerationSettings = GenerationSettings()
+    max_target_tokens: settings.Positive = 1024
+    lora: settings.LoraSettings = settings.LoraSettings()
+    generation: settings.GenerationSettings = settings.GenerationSettings()
 
     @model_validator(mode="after")
     def _is_one_model(self) -> "LlmConfig":
@@ -90,14 +79,14 @@ class LlmConfig(Settings):
         return self
 
 
-class DeltaConfig(Settings):
+class DeltaConfig(settings.Settings):
     """A file of trained tensors, and the parts of the model that it must hold."""
 
     path: str
     parts: tuple[Part, ...]
 
 
-class InferenceConfig(Settings):
+class InferenceConfig(settings.Settings):
     """How photos are compared, scored and answered about; docs/references.md has what is not listed here.
 
     Attributes:
@@ -114,12 +103,12 @@ class InferenceConfig(Settings):
 
     geometry: Literal["squash", "official"] = "squash"
     text_class_rule: Literal["longest_word", "official"] = "longest_word"
-    text_scales: Scales = (1,)
-    text_top_share: Fraction = 0.0
-    map_threshold: Fraction = 0.5
-    references: ReferenceSettings = ReferenceSettings()
+    text_scales: settings.Scales = (1,)
+    text_top_share: settings.Fraction = 0.0
+    map_threshold: settings.Fraction = 0.5
+    references: settings.ReferenceSettings = settings.ReferenceSettings()
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    calibration: dict[str, PartsPrior] = {}
+    calibration: dict[str, settings.PartsPrior] = {}
     other_part_above: Annotated[float, Field(gt=0)] | None = None
     known_parts: str | None = None
     unknown_part_above: Annotated[float, Field(gt=0)] = 0.35
@@ -129,7 +118,7 @@ class InferenceConfig(Settings):
     prompt_map: Literal["raw", "calibrated"] = "raw"
 
 
-class DataSource(Settings):
+class DataSource(settings.Settings):
     """One tree of photos, or for ``csv`` the table that lists them. ``classes`` None takes all."""
 
     kind: Kind
@@ -137,14 +126,14 @@ class DataSource(Settings):
     classes: tuple[str, ...] | None = None
 
 
-class InstructionSource(Settings):
+class InstructionSource(settings.Settings):
     """Conversations about everyday photos, which preserve general abilities (PandaGPT's; specification 7)."""
 
     conversations: str = "data/pandagpt4_visual_instruction_data.json"
     images: str = "data/images"
 
 
-class DataConfig(PhotoSettings):
+class DataConfig(settings.PhotoSettings):
     """What is trained on; the settings of :class:`PhotoSettings` hold for prediction and evaluation, too.
 
     Attributes:
@@ -165,28 +154,28 @@ class DataConfig(PhotoSettings):
     instructions: InstructionSource | None = None
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
     patch_source: Literal["same", "any"] = "same"
-    drawn_share: Fraction = 0.0
+    drawn_share: settings.Fraction = 0.0
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     follow_up_questions: bool = False
-    description_share: Fraction = 0.7
+    description_share: settings.Fraction = 0.7
     unreadable: Literal["skip", "refuse"] = "skip"
     cached_photos: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 4
 
 
-class OptimizerConfig(Settings):
+class OptimizerConfig(settings.Settings):
     """AdamW with linear warm-up and linear decay."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.95)
-    eps: NotNegative = 1e-8
-    weight_decay: NotNegative = 1e-3
+    eps: settings.NotNegative = 1e-8
+    weight_decay: settings.NotNegative = 1e-3
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    warmup_share: Fraction = 0.1
+    warmup_share: settings.Fraction = 0.1
     min_warmup_steps: Annotated[int, Field(ge=0)] = 10
 
 
-class TrainingConfig(Settings):
+class TrainingConfig(settings.Settings):
     """The trainer's settings (docs/training.md). The effective batch, in pairs [normal, defect], is ``batch_size``.
 
     Attributes:
@@ -202,22 +191,22 @@ class TrainingConfig(Settings):
 
     trainable: tuple[Part, ...] = ANOMALYGPT_PARTS
     answers: bool = True
-    epochs: Positive = 50
-    steps: Positive | None = None
-    batch_size: Positive = 16
-    micro_batch_size: Positive = 1
+    epochs: settings.Positive = 50
+    steps: settings.Positive | None = None
+    batch_size: settings.Positive = 16
+    micro_batch_size: settings.Positive = 1
     optimizer: OptimizerConfig = OptimizerConfig()
-    one_shot_probability: Fraction = 0.5
+    one_shot_probability: settings.Fraction = 0.5
     one_shot_threshold: Annotated[float, Field(gt=0)] | None = None
     rotated_references: bool = True
     precision: Precision = "fp16"
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = True
     gradient_checkpointing: bool = True
-    save_every: Positive = 500
-    keep_checkpoints: Positive = 2
-    validate_every: Positive = 500
-    validation_pairs: Positive = 64
+    save_every: settings.Positive = 500
+    keep_checkpoints: settings.Positive = 2
+    validate_every: settings.Positive = 500
+    validation_pairs: settings.Positive = 64
     tracker: Literal["wandb", "mlflow", "trackio"] | None = None
     output: str = "runs/imagebind_vicuna7b"
     log: str | None = None
@@ -228,7 +217,7 @@ class TrainingConfig(Settings):
         return self.offload_optimizer and self.zero_stage > 0
 
 
-class ExperimentConfig(Settings):
+class ExperimentConfig(settings.Settings):
     """One experiment, as a YAML file in this folder describes it. Paths: :func:`config.load.resolve`."""
 
     name: str = "imagebind_vicuna7b"

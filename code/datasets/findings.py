@@ -55,6 +55,18 @@ class Findings:
         """Each place once, that of the largest region first."""
         return tuple(dict.fromkeys(region.place for region in self.regions))
 
+    def reaches(self, place: str) -> bool:
+        """Whether a defect may be at a place, a cell of the 3 x 3 grid: by its name, or by a quarter of the cell."""
+        if any(place in (region.place, *region.place.split()) for region in self.regions):
+            return True
+        column, row = (1 + (high in place) - (low in place) for low, high in (("left", "right"), ("top", "bottom")))
+        for region in self.regions:  # shares of the cell's width and height
+            ends = zip(region.box[:2], region.box[2:], self.image_size, (column, row), strict=True)
+            across, down = (min(3 * end / side, at + 1) - max(3 * start / side, at) for start, end, side, at in ends)
+            if min(across, down) > 0 and across * down >= 0.25:
+                return True
+        return False
+
     @property
     def certainty(self) -> str:
         """How sure the verdict is: ``sure``, ``fairly sure`` or ``unsure``."""
@@ -142,7 +154,10 @@ def answer_text(kind: str, findings: Findings, language: Language, **claim: str)
     verdict, known = findings.status, "known" if findings.knows_class else "unknown"
     wrong = "wrong" if len(findings.places) == 1 else "wrong_several"
     cases = ["any", f"{known}_{verdict}", *([] if findings.references else [f"none_{verdict}"]), verdict]
-    cases += ["right" if claim.get("place") in findings.places else wrong, "one" if findings.number == 1 else "several"]
+    named = any(claim.get("place") in (place, *place.split()) for place in findings.places)
+    if kind == "claim_place" and not named and findings.reaches(claim["place"]):
+        kind = "where"
+    cases += ["right" if named else wrong, "one" if findings.number == 1 else "several"]
     forms = phrase_table(f"findings_{language}")["answers"][kind]
     return next(forms[case] for case in cases if case in forms).format(**slots)
 

@@ -95,7 +95,7 @@ def load_image(path: Path, settings: PhotoSettings | None = None) -> Image.Image
     if settings.max_side:
         photo.thumbnail((settings.max_side, settings.max_side))
     if settings.ignore:
-        _paint_over(photo, settings.ignore)
+        photo.paste(IGNORED_COLOUR, mask=ignored_area(photo.size, settings.ignore))
     photo.info = {"source": str(path)}
     return photo
 
@@ -121,22 +121,23 @@ def _box(text: str) -> tuple[float, ...] | None:
     return numbers if len(numbers) == 4 and np.isfinite(numbers).all() else None
 
 
-def _paint_over(photo: Image.Image, text: str) -> None:
-    """Paints over what a box or an embedded mask marks."""
-    width, height = photo.size
+def ignored_area(size: tuple[int, int], text: str) -> Image.Image:
+    """What a box or an embedded mask marks of a photo of this (width, height): mode 1."""
+    width, height = size
     if box := _box(text):
-        scale = photo.size * 2 if max(box) <= 1 else (1, 1, 1, 1)
+        scale = size * 2 if max(box) <= 1 else (1, 1, 1, 1)
         left, top, right, bottom = (round(value * side) for value, side in zip(box, scale, strict=True))
         all_of_it = (left, top, right, bottom) == (0, 0, width, height)
         if all_of_it or not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise UserError(f"data.ignore {text}: expected left,top,right,bottom inside a photo of {width} x {height}")
-        photo.paste(IGNORED_COLOUR, (left, top, right, bottom))
-        return
+        area = Image.new("1", size)
+        area.paste(1, (left, top, right, bottom))
+        return area
     mask = Image.open(io.BytesIO(base64.b64decode(text.removeprefix(EMBEDDED)))).convert("1")
-    if not same_shape(mask.size, photo.size):
+    if not same_shape(mask.size, size):
         sizes = f"a mask of {mask.width} x {mask.height} for a photo of {width} x {height}"
         raise UserError(f"data.ignore: {sizes}; expected the same aspect ratio")
-    photo.paste(IGNORED_COLOUR, mask=mask.resize(photo.size, Image.Resampling.NEAREST))
+    return mask.resize(size, Image.Resampling.NEAREST)
 
 
 def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:

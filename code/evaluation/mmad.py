@@ -196,13 +196,6 @@ class Asker:
         return row
 
 
-def answers_frame(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> pd.DataFrame:
-    """The answers with the chance of guessing, and 1 or 0 for each method."""
-    frame = pd.DataFrame(rows)
-    right = {method: (frame[method] == frame["answer"]).astype(float) for method in methods}
-    return frame.assign(chance=1 / frame["options"], **right)
-
-
 def task_scores(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """Accuracy by each method, a row per task; of MMAD's balanced task the mean over good and anomalous photos."""
     kind = frame["good"].where(frame["task"] == WORDING["balanced_task"], 0)
@@ -225,7 +218,9 @@ def yes_scores(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[s
 
 def report(facts: dict[str, Any], rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, Any]:
     """The contents of results.json, .md and answers.csv, by name; ``rows`` as of :meth:`Asker.answer`."""
-    frame = answers_frame(rows, methods)
+    frame = pd.DataFrame(rows)
+    right = {method: (frame[method] == frame["answer"]).astype(float) for method in methods}
+    frame = frame.assign(chance=1 / frame["options"], **right)
     by_task = frame.groupby("task")
     table = pd.DataFrame({"questions": by_task.size(), "chance": by_task["chance"].mean()})
     table = table.join(task_scores(frame, methods))

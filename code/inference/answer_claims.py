@@ -49,7 +49,7 @@ class ClaimReader:
             echo = re.fullmatch(_source(self.language, "echo"), text)
             opener = echo if echo and echo["yes"] in self.question else None
         if opener is None:
-            if self.asked_places and {claim.kind for claim in plain} == {"size"}:  # `How large is the one at the top?`
+            if self.asked_places and {claim.kind for claim in plain} == {"verdict", "size"}:
                 plain.append(Claim("place", self.asked_places[0].replace("-", " "), self.asked_places[0]))
             return plain
         claims = list(self._claims(text[opener.end() :]))

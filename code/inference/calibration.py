@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor
 
+from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.config.settings import PartsPrior
 from anomalygpt.datasets.findings import Language
 from anomalygpt.inference.outputs import TEXTS
@@ -180,22 +181,16 @@ class ReferenceReport:
 
     @classmethod
     def of(
-        cls,
-        embeddings: Tensor,
-        held_out_scores: Sequence[float],
-        false_alarm_rate: float,
-        other_part_above: float | None,
-        names: Sequence[str],
-        usual: float | None = None,
+        cls, tokens: Tensor, scores: Sequence[float], names: Sequence[str], about: InferenceConfig, usual: float | None
     ) -> "ReferenceReport":
         """Judges K references by unit class tokens (K, D) and, where all have one, their scores against each other."""
-        count, distances = len(embeddings), 1 - embeddings.float() @ embeddings.float().T
+        count, distances = len(tokens), 1 - tokens.float() @ tokens.float().T
         distance = float(distances[~torch.eye(count, dtype=torch.bool)].mean()) if count > 1 else None
-        foreign = foreign_ones(distances, other_part_above)
-        odd = odd_ones(held_out_scores, usual) if len(held_out_scores) == count else []
+        foreign = foreign_ones(distances, about.other_part_above)
+        odd = odd_ones(scores, usual) if len(scores) == count else []
         odd = [index for index in odd if index not in foreign]
         guaranteed_rate = 1 - (1 - CONFIDENCE) ** (1 / count)
-        return cls(tuple(names), distance, tuple(foreign), tuple(odd), false_alarm_rate, guaranteed_rate)
+        return cls(tuple(names), distance, tuple(foreign), tuple(odd), about.false_alarm_rate, guaranteed_rate)
 
     def lines(self, language: Language = "en") -> list[str]:
         """For people, warnings last."""

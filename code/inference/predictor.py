@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from anomalygpt.config.load import resolve
 from anomalygpt.config.schema import ExperimentConfig, InferenceConfig
 from anomalygpt.config.settings import GenerationSettings, PartsPrior, PhotoSettings
 from anomalygpt.datasets.dialogue import detection_question
+from anomalygpt.datasets.photos import current_settings, ignored_area
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, full_gpu
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
@@ -196,6 +198,9 @@ class Predictor:
 
     def _result(self, photo: Image.Image, features: ImageFeatures, model_map: Tensor, class_name: str) -> ImageResult:
         photo = ImageOps.exif_transpose(photo)
+        if ignore := (self.photo_settings or current_settings()).ignore:  # it is seen up to a patch, 14 pixels, off
+            area = self.transform.mask(ignored_area(photo.size, ignore).convert("L"))[None].to(model_map.device)
+            model_map = model_map * (1 - F.max_pool2d(F.interpolate(area, model_map.shape[-2:]), 29, 1, padding=14))
         on_photo = self.transform.to_photo(model_map[0, 0], photo.size).cpu().numpy()
         calibration, compared = self.calibrated(class_name), self.references or self.unlabelled
         share = self.settings.text_top_share
@@ -242,8 +247,8 @@ class Predictor:
         parts, scale = self._other_parts(references)
         usual = parts.at(len(references))[1] + math.log(scale) if parts else None
         scores = image_scores(references.held_out_maps(), references.settings).tolist()
-        embeddings, limit = references.embeddings[: len(references)], self.settings.other_part_above
-        return ReferenceReport.of(embeddings, scores, self.settings.false_alarm_rate, limit, references.sources, usual)
+        embeddings = references.embeddings[: len(references)]
+        return ReferenceReport.of(embeddings, scores, references.sources, self.settings, usual)
 
     def stream(self, image: ImageResult, question: str, history: History = ()) -> Generator[str, None, Prediction]:
         """Yields the answer to a question about a photo piece by piece, and returns it complete with the verdict.

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -11,7 +12,6 @@ from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.errors import UserError
 from anomalygpt.evaluation.mmad import (
     Asker,
-    answers_frame,
     cells_of,
     mmad_average,
     parse_choice,
@@ -195,6 +195,11 @@ def test_yes_and_no_choose_the_option_that_says_so(answer, expected):
     assert parse_choice(answer, {"A": "Yes, there is a defect", "B": "No, it looks good"}) == expected
 
 
+def answers_frame(rows) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    return frame.assign(chance=0.25, text=(frame["text"] == frame["answer"]).astype(float))
+
+
 def answer(key="a#1", right="A", chosen="A", task="t", good=False, dataset="d") -> dict[str, object]:
     about = {"question": key, "dataset": dataset, "task": task, "good": int(good), "answer": right, "options": 4}
     return about | {"yes": "A", "text": chosen}
@@ -202,14 +207,14 @@ def answer(key="a#1", right="A", chosen="A", task="t", good=False, dataset="d") 
 
 def test_anomaly_detection_is_balanced_and_the_average_is_over_tasks_then_data_sets():
     def score(rows):
-        return task_scores(answers_frame(rows, ["text"]), ["text"])["text"]["Anomaly Detection"]
+        return task_scores(answers_frame(rows), ["text"])["text"]["Anomaly Detection"]
 
     detection = [answer(task="Anomaly Detection", good=True, chosen="B")]  # 0 of 1 good ones right
     detection += [answer(task="Anomaly Detection")] * 9  # all anomalous ones
     assert score(detection) == 0.5
     assert score(detection[1:]) == 1, "nothing to balance"
     rows = [*detection, answer(task="x"), answer(task="x", dataset="e"), answer(task="y", dataset="e", chosen=None)]
-    average = mmad_average(answers_frame(rows, ["text"]), ["text"])["text"]
+    average = mmad_average(answers_frame(rows), ["text"])["text"]
     assert average == pytest.approx(((0.5 + 1) / 2 + (1 + 0) / 2) / 2)
 
 
@@ -313,6 +318,6 @@ def test_the_compact_model_tells_good_bottles_from_broken_ones_by_likelihood(pre
     asker = Asker(predictor, root, 1, ("text",), 0)
     [photos] = cells_of(questions, 1).values()
     rows = asker.answer(photos, print)["rows"]
-    assert task_scores(answers_frame(rows, ["text"]), ["text"])["text"]["Anomaly Detection"] > 0.5
+    assert task_scores(answers_frame(rows), ["text"])["text"]["Anomaly Detection"] > 0.5
     [row] = Asker(predictor, root, 1, ("letter", "generated"), 0).answer([questions[:1]], print)["rows"]
     assert row["letter"] in options and row["generated_answer"]

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from anomalygpt.datasets.findings import (
     language_of,
 )
 from anomalygpt.datasets.findings_dialogue import PLACES, draw_findings, draw_question, kinds
-from anomalygpt.inference.answer_check import check_answer
+from anomalygpt.inference.answer_check import check_answer, stream_checked
 
 TABLE = yaml.safe_load(Path(__file__).with_name("answer_check_cases.yaml").read_text(encoding="utf-8"))
 CASES = [case for name, cases in TABLE.items() if name != "findings" for case in cases]
@@ -212,3 +213,47 @@ def test_any_text_is_checked(answer: str, question: str, times: int, seed: int) 
 )
 def test_language_of_a_question(question: str, language: str) -> None:
     assert language_of(question) == language
+
+
+CENTER = Findings("defective", 0.97, (RegionFinding("center", (0, 0, 9, 9), 0.02, 2.0, "compact"),), "object", 2)
+GOOD = Findings("good", 0.05, (), "object", 2)
+
+
+@pytest.mark.parametrize(
+    ("findings", "question", "answer", "kinds"),
+    [
+        (GOOD, "这玩意儿是不是废了", "是的，图中没有缺陷。", {"verdict"}),
+        (GOOD, "碎了没？", "是的，图中没有缺陷。", {"verdict", "type"}),
+        (GOOD, "碎了没？", "不是，图中没有缺陷。", set()),
+        (CENTER, "裂了没？", "无法判断是不是没有缺陷，中央有1处缺陷。", {"unsupported"}),
+        (CENTER, "没裂吧？", "无法判断是不是裂合计，中央有1处缺陷。", {"unsupported"}),
+        (CENTER, "有锈斑吗？", "无法判断是不是锈斑，中央有1处缺陷。", set()),
+        (GOOD, "生锈了没", "图中没有缺陷，也没有没有生锈。", {"unsupported"}),
+        (GOOD, "有没有缺陷？能用吗？", "没有，图中没有缺陷。", set()),
+        (CENTER, "有没有缺陷？能用吗？", "有，中央有1处缺陷。", set()),
+        (CENTER, "有没有缺陷？能用吗？", "没有，图中没有缺陷。", {"verdict"}),
+        (CENTER, "左上角的缺陷多大？", "缺陷较小，占图像的2.0%。", {"place"}),
+        (
+            CENTER,
+            "How large is the defect at the top left?",
+            "The defect is small and covers 2.0% of the image.",
+            {"place"},
+        ),
+        (CENTER, "中央的缺陷多大？", "缺陷较小，占图像的2.0%。", set()),
+    ],
+)
+def test_broken_wording_two_questions_at_once_and_places_without_a_defect(findings, question, answer, kinds) -> None:
+    assert {claim.kind for claim in check_answer(answer, question, findings)} == kinds
+
+
+class Repeating:
+    """A language model that always says the same."""
+
+    def texts(self, image, question, history, opening=""):
+        yield "缺陷较小，占图像的2.0%。"
+
+
+def test_a_place_without_a_defect_is_denied_first() -> None:
+    image = SimpleNamespace(findings=CENTER)
+    answer = "".join(stream_checked(Repeating(), image, "左上角的缺陷多大？"))
+    assert answer == "左上角没有缺陷，缺陷位于中央。"

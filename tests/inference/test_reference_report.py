@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anomalygpt.config.schema import InferenceConfig
 from anomalygpt.inference.calibration import ReferenceReport, odd_ones
 
 ALIKE = (0.20, 0.22, 0.21, 0.19)
+ABOUT = InferenceConfig(false_alarm_rate=0.1, other_part_above=0.5)
 
 
 def tokens(*apart: float) -> torch.Tensor:
@@ -18,7 +20,7 @@ def tokens(*apart: float) -> torch.Tensor:
 
 
 def judged(apart: tuple[float, ...] = (0.3, 0.3, 0.3, 0.3), scores: tuple[float, ...] = ALIKE) -> ReferenceReport:
-    return ReferenceReport.of(tokens(*apart), scores, 0.1, 0.5, [f"{index}.png" for index in range(len(apart))])
+    return ReferenceReport.of(tokens(*apart), scores, [f"{index}.png" for index in range(len(apart))], ABOUT, None)
 
 
 def test_good_set_accuses_nobody() -> None:
@@ -44,6 +46,6 @@ def test_nobody_knows_which_of_two_is_the_odd_one() -> None:
 
 @pytest.mark.parametrize(("count", "rate"), [(29, 0.1), (59, 0.05), (299, 0.01)])
 def test_so_many_photos_guarantee_a_false_alarm_rate(count: int, rate: float) -> None:
-    found = ReferenceReport.of(torch.eye(300)[:count], [0.2] * 16, 0.1, None, [""] * count)
+    found = ReferenceReport.of(torch.eye(300)[:count], [0.2] * 16, [""] * count, InferenceConfig(), None)
     assert found.guaranteed_rate == pytest.approx(rate, abs=0.003)
     assert found.odd == (), "only sixteen were held out"
