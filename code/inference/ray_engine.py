@@ -48,7 +48,7 @@ def inspect_on_ray(photos: Sequence[Path], folder: Path, start: Callable[[], Ins
         import ray
         from ray.data import ActorPoolStrategy, from_items
     except ImportError as error:
-        raise UserError(f"--engine ray: {error}; pip install 'anomalygpt[ray]'") from error
+        raise UserError(f"--engine ray: {error}; pip install 'ray[data]'") from error
     folder, names = folder.absolute(), [str(path.absolute()) for path in photos]
     if left := sorted({*names} - _verdicts(folder).keys()):
         path = os.pathsep.join(filter(None, sys.path))  # workers import what this process can

@@ -59,7 +59,7 @@ def required(library: str) -> Any:
     try:
         return import_module(library)
     except ImportError as error:
-        raise UserError(f"needs {library}: pip install 'anomalygpt[deploy]', or pip install {library}") from error
+        raise UserError(f"needs {library}: pip install {library}") from error
 
 
 class ExportedEncoder(nn.Module):
