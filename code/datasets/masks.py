@@ -53,12 +53,13 @@ def _pages(path: Path, photo: Path) -> Iterator[tuple[Image.Image, str]]:
     if kind == ".mat":
         yield read_cracks(path), f"segments {' and '.join(map(str, CRACK_SEGMENTS))}"
         return
+    is_drawn = kind in (".json", ".txt")
     with decoding(path, "a mask"):
-        pages, is_lossy = ([draw_shapes(path, photo, shown)], False) if kind in (".json", ".txt") else _open(path)
+        pages, is_lossy = ([draw_shapes(path, photo, shown)], False) if is_drawn else _open(path)
     for page in pages:
         with decoding(path, "a mask"):
             levels, coding = _levels(page, is_lossy)
-        coding = f"shapes in {kind}" if kind in (".json", ".txt") else coding
+        coding = f"shapes in {kind}" if is_drawn else coding
         own = page.getexif().get(ORIENTATION, 1)
         mask = turned(Image.fromarray(levels).convert("L"), own)
         fits_stored = orientation > 1 and own not in range(2, 9) and same_shape(mask.size, stored)

@@ -103,9 +103,7 @@ class Parts:
     def _path(self, name: str, *, exists: bool = True) -> Path:
         path = self.folder / (name + SUFFIX)
         if exists and not path.is_file():
-            raise HTTPException(
-                404, f"no part {name!r} was taught: PUT /v1/parts/NAME teaches one; {NO_PART!r} has no references"
-            )
+            raise HTTPException(404, f"no part {name!r}: PUT /v1/parts/NAME teaches one; {NO_PART!r} has none")
         return path
 
     def photo_settings(self, name: str) -> PhotoSettings | None:
