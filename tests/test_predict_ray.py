@@ -16,7 +16,7 @@ from tests.shared_data import ROOT
 
 def test_missing_ray_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"--engine ray: .*pip install 'anomalygpt\[ray\]'"):
+    with pytest.raises(UserError, match=r"--engine ray: .*pip install 'ray\[data\]'"):
         inspect_on_ray([tmp_path / "1.png"], tmp_path, lambda: None)
 
 
@@ -24,7 +24,7 @@ def test_missing_ray_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.weights
 @pytest.mark.timeout(1800)
 def test_killed_worker_and_restart_leave_each_photo_once(photo, tmp_path: Path, compact_predictor) -> None:
-    pytest.importorskip("ray", reason="needs pip install 'anomalygpt[ray]'")
+    pytest.importorskip("ray", reason="needs pip install 'ray[data]'")
     import psutil
     from pyarrow.parquet import read_table
 

@@ -18,7 +18,7 @@ from anomalygpt.inference.predictor import Predictor
 from anomalygpt.model.exported import ExportedEncoder, _run_by
 from tests.shared_data import ROOT
 
-ort = pytest.importorskip("onnxruntime", reason="needs pip install 'anomalygpt[deploy]'")
+ort = pytest.importorskip("onnxruntime", reason="needs pip install '.[deploy]'")
 pytest.importorskip("onnxscript")
 
 PCB = ROOT / "images" / "examples" / "pcb"
