@@ -24,7 +24,7 @@ _warn_once = cache(logging.getLogger(__name__).warning)
 
 MARKUP = re.compile(
     r"(?im)###|<\|?/?\w+\|?/?>|\[/?INST\]|<<SYS|(?:^|[.!?。！？])\s*(?:human|user|assistant|system)\s*[:：]"
-    r"|^(?:findings|检测结论)\s*[:：]"
+    r"|^(?:findings|检测结论)\s*[:：]|^[^\[【\n]*[\]】]"
 )
 CHINESE = re.compile(r"[㐀-鿿]")
 NEUTRAL_LATIN = {"led", "roi"}  # of three letters and more; shorter ones (OK, NG, AI) are all neutral

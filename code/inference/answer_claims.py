@@ -48,11 +48,15 @@ class ClaimReader:
         if not (opener or no_polarity) and {claim.scope for claim in plain} <= {"unread"}:  # `适合吗？ - 适合。`
             echo = re.fullmatch(_source(self.language, "echo"), text)
             opener = echo if echo and echo["yes"] in self.question else None
+        if self._has("asks_beyond", self.question) and (opener or self._has("asks_beyond", text)):
+            return [Claim("unsupported", None, text)]  # `Is it dangerous? - Yes, there is a defect.`
         if opener is None:
             if self.asked_places and {claim.kind for claim in plain} == {"verdict", "size"}:
                 plain.append(Claim("place", self.asked_places[0].replace("-", " "), self.asked_places[0]))
             return plain
         claims = list(self._claims(text[opener.end() :]))
+        if self._has("asks_guarantee", self.question):
+            return claims if opener["no"] else [Claim("probability", None, opener[0])]
         of_opener = self._claims_of_opener(opener, any(claim.kind == "verdict" for claim in claims))
         if opener["no"] is None and not claims and not of_opener and self._has("asks_fact", self.question):
             return [Claim("unsupported", None, opener[0])]  # `Is it mouldy? - Yes.`
