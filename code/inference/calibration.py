@@ -187,10 +187,9 @@ class ReferenceReport:
         count, distances = len(tokens), 1 - tokens.float() @ tokens.float().T
         distance = float(distances[~torch.eye(count, dtype=torch.bool)].mean()) if count > 1 else None
         foreign = foreign_ones(distances, about.other_part_above)
-        odd = odd_ones(scores, usual) if len(scores) == count else []
-        odd = [index for index in odd if index not in foreign]
-        guaranteed_rate = 1 - (1 - CONFIDENCE) ** (1 / count)
-        return cls(tuple(names), distance, tuple(foreign), tuple(odd), about.false_alarm_rate, guaranteed_rate)
+        odd = set(odd_ones(scores, usual) if len(scores) == count else ()).difference(foreign)
+        rates = about.false_alarm_rate, 1 - (1 - CONFIDENCE) ** (1 / count)
+        return cls(tuple(names), distance, tuple(foreign), tuple(sorted(odd)), *rates)
 
     def lines(self, language: Language = "en") -> list[str]:
         """For people, warnings last."""
@@ -207,8 +206,7 @@ def foreign_ones(distances: Tensor, other_part_above: float | None) -> list[int]
     """The indices of references whose distances (K, K) from all others are above a limit; none of fewer than three."""
     if len(distances) < FEWEST_COMPARED or other_part_above is None:
         return []
-    far = (distances > other_part_above).fill_diagonal_(True)
-    return far.all(dim=1).nonzero()[:, 0].tolist()
+    return (distances > other_part_above).fill_diagonal_(True).all(dim=1).nonzero()[:, 0].tolist()
 
 
 def odd_ones(held_out_scores: Sequence[float], usual: float | None = None) -> list[int]:

@@ -47,9 +47,11 @@ class AnomalyGPT:
         configure(config.data)
         return cls(Predictor.from_config(config, device, with_llm=chat))
 
-    def teach(self, photos: Sequence[Photo]) -> "AnomalyGPT":
+    def teach(self, photos: Photo | Sequence[Photo]) -> "AnomalyGPT":
         """Learns a part by 1 to 200 photos of good ones, in place of the part before; without photos it forgets."""
-        self.predictor.set_references([_image(photo) for photo in photos])
+        is_array = isinstance(photos, np.ndarray) and photos.ndim < 4
+        listed: Any = [photos] if is_array or isinstance(photos, str | PathLike | Image.Image) else photos
+        self.predictor.set_references([_image(photo) for photo in listed])
         return self
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -93,7 +95,7 @@ class AnomalyGPT:
 def _image(photo: Photo, settings: PhotoSettings | None = None) -> Image.Image:
     if not isinstance(photo, np.ndarray):
         return to_rgb(photo) if isinstance(photo, Image.Image) else load_image(Path(photo), settings)
-    if photo.dtype == np.uint8 and photo.ndim in (2, 3) and photo.shape[2:] in ((), (3,)):
+    if photo.size and photo.dtype == np.uint8 and photo.ndim in (2, 3) and photo.shape[2:] in ((), (3,)):
         return to_rgb(Image.fromarray(photo))
     found = f"an array of shape {photo.shape} and {photo.dtype}"
     raise UserError(f"{found}: expected (height, width) or (height, width, 3) of uint8; or give the file's path")

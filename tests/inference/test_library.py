@@ -57,6 +57,23 @@ def test_photos_are_read_as_the_loaded_parts_references_were(model: AnomalyGPT, 
 
 
 @pytest.mark.weights
+def test_ignored_area_is_left_out_of_the_map(model: AnomalyGPT) -> None:
+    configure(PhotoSettings(ignore="0,0,0.5,0.5"))
+    try:
+        anomaly_map = model.inspect(PCB / "defect.jpg").map
+    finally:
+        configure(PhotoSettings())
+    assert not anomaly_map[:256, :256].any() and anomaly_map[300:, 300:].any()
+
+
+@pytest.mark.weights
+def test_one_photo_of_any_kind_is_one_reference(model: AnomalyGPT) -> None:
+    for photo in (GOOD[0], str(GOOD[0]), Image.open(GOOD[0]), np.asarray(Image.open(GOOD[0]))):
+        references = model.teach(photo).predictor.references
+        assert references is not None and len(references) == 1
+
+
+@pytest.mark.weights
 def test_conversation_stays_with_its_photo(model: AnomalyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -82,6 +99,8 @@ def test_conversation_stays_with_its_photo(model: AnomalyGPT, monkeypatch: pytes
 def test_wrong_input_is_one_line(model: AnomalyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"\(8, 8, 4\) and uint8: expected"):
         model.inspect(np.zeros((8, 8, 4), np.uint8))
+    with pytest.raises(UserError, match=r"shape \(0, 0, 3\)"):
+        model.inspect(np.zeros((0, 0, 3), np.uint8))
     monkeypatch.setattr(model.predictor, "language_model", None)
     model.inspect(GOOD[0])
     with pytest.raises(UserError, match="chat=True"):
