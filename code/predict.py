@@ -22,7 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalygpt.config.load import load_config, stated
+from anomalygpt.config.load import load_config, parsed_overrides
 from anomalygpt.datasets.records import IMAGE_SUFFIXES, DatasetError, find_photos, without_results
 from anomalygpt.errors import UserError, reading_warning, set_strict, user_errors
 
@@ -176,7 +176,7 @@ def _configure_photos(arguments: Namespace, config: "ExperimentConfig") -> None:
 
     saved = saved_photo_settings(arguments.references) if arguments.references else None
     configure(saved or config.data)
-    given, changed = dict(embedded(config.data)), stated(arguments.set)
+    given, changed = dict(embedded(config.data)), parsed_overrides(arguments.set)
     others = [f"data.{name}" for name, value in saved or () if given[name] not in (None, value)]
     if arguments.references and "references" in changed.get("inference", {}):
         others.append("inference.references")

@@ -98,7 +98,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
     """
     path = _find(source)
     values = _read(path)
-    preset = _nested(stated(overrides), "inference", "references").get("preset")
+    preset = _nested(parsed_overrides(overrides), "inference", "references").get("preset")
     references = _nested(values, "inference", "references")
     if preset not in (None, references.get("preset")):
         for name in [name for name in references if preset == "official" or not name.startswith("text_")]:
@@ -112,7 +112,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Experiment
         raise UserError("\n".join(f"{origin}: {line}" for line in explain(error))) from error
 
 
-def stated(overrides: Sequence[str]) -> dict[str, Any]:
+def parsed_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """The overrides alone, nested. Raises :class:`UserError` where one is not ``key.sub=value``."""
     values: dict[str, Any] = {}
     for override in overrides:

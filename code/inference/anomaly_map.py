@@ -15,14 +15,14 @@ from anomalygpt.model.memory_bank import weighted_mean
 
 BACKGROUND = 0.8  # share of a map's pixels that belong to its background: most defects are smaller than the rest
 LOWEST_BACKGROUND = 0.0025  # a photo that is in the memory bank itself has none
-OWN = 1  # the scale at which photos have the encoder's own side
+BASE = 1  # the scale at which photos have the encoder's own side
 
 
 def encode_scales(
     model: AnomalyGPT, photos: Sequence[Image.Image], transform: ImageTransform, scales: Sequence[int]
 ) -> dict[int, ImageFeatures]:
     """The features of B photos at the encoder's own side and at each scale."""
-    transforms = {scale: transform.enlarged(scale) for scale in (OWN, *scales)}
+    transforms = {scale: transform.enlarged(scale) for scale in (BASE, *scales)}
     return {scale: model.encode(torch.stack([*map(of, photos)])) for scale, of in transforms.items()}
 
 
@@ -41,7 +41,7 @@ def text_maps(
     """
     encoded = encode_scales(model, photos, transform, scales)
     maps = [model.anomaly_map(encoded[scale], [class_name] * len(photos)) for scale in scales]
-    return encoded[OWN], torch.stack([one ** (1 / len(maps)) for one in maps]).prod(dim=0)
+    return encoded[BASE], torch.stack([one ** (1 / len(maps)) for one in maps]).prod(dim=0)
 
 
 def distance_map(similarities: Sequence[Tensor], settings: ReferenceSettings, size: int, grid: int) -> Tensor:

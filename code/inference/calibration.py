@@ -77,7 +77,7 @@ class TextCalibration:
 
 
 @dataclass(frozen=True)
-class Belief:
+class Posterior:
     """What is known of the logarithm of a good photo's score."""
 
     centre: float
@@ -95,28 +95,28 @@ class Belief:
         """Of a new photo's."""
         return math.sqrt(self.variance + self.error**2)
 
-    def after(self, logs: NDArray[np.float64], weights: NDArray[np.float64]) -> "Belief":
-        """The belief after photos (N,) with these weights."""
+    def after(self, logs: NDArray[np.float64], weights: NDArray[np.float64]) -> "Posterior":
+        """The posterior after photos (N,) with these weights."""
         if not (total := float(weights.sum())):
             return self
         mean = float(weights @ logs) / total
         precision = 1 / self.error**2 + total / self.variance
         centre = (self.centre / self.error**2 + total * mean / self.variance) / precision
         squares = self.squares + float(weights @ (logs - mean) ** 2)
-        return Belief(centre, precision**-0.5, self.freedom + total, squares)
+        return Posterior(centre, precision**-0.5, self.freedom + total, squares)
 
-    def after_unlabelled(self, logs: NDArray[np.float64]) -> "Belief":
-        """The belief after photos (N,) of which any may be defective."""
-        belief, share = self, GOOD_BEFORE / (GOOD_BEFORE + DEFECTIVE_BEFORE)
+    def after_unlabelled(self, logs: NDArray[np.float64]) -> "Posterior":
+        """The posterior after photos (N,) of which any may be defective."""
+        posterior, share = self, GOOD_BEFORE / (GOOD_BEFORE + DEFECTIVE_BEFORE)
         for _ in range(ROUNDS if len(logs) else 0):
             good, defective = (
                 np.exp(-0.5 * ((logs - centre) / sd) ** 2) / sd
-                for centre, sd in ((belief.centre, belief.sd), (belief.centre + DEFECTIVE_ABOVE, DEFECTIVE_SD))
+                for centre, sd in ((posterior.centre, posterior.sd), (posterior.centre + DEFECTIVE_ABOVE, DEFECTIVE_SD))
             )
             weights = share * good / (share * good + (1 - share) * defective)
             share = (weights.sum() + GOOD_BEFORE) / (len(logs) + GOOD_BEFORE + DEFECTIVE_BEFORE)
-            belief = self.after(logs, weights)
-        return belief
+            posterior = self.after(logs, weights)
+        return posterior
 
 
 def calibrate(
@@ -147,23 +147,23 @@ def calibrate(
         center = usual + math.log(scale) + weight * (mean - math.log(scale) - held_out)
         freedom = PARTS_STRENGTH + count - 1
         squares += PARTS_STRENGTH * parts.spread**2
-    belief = Belief(center, error, freedom, squares)
-    floor = max(2 * math.log(LOWEST), belief.centre - LOWEST_SDS * belief.sd)
+    posterior = Posterior(center, error, freedom, squares)
+    floor = max(2 * math.log(LOWEST), posterior.centre - LOWEST_SDS * posterior.sd)
     good, bad, unlabelled = (
         np.array([max(score, LOWEST**2) for score, is_good in observed.items() if is_good is label])
         for label in (True, False, None)
     )
-    belief = belief.after(np.log(good).clip(min=floor), np.ones(len(good)))
-    belief = belief.after_unlabelled(np.log(unlabelled).clip(min=floor))
-    highest = belief.centre + belief.sd * float(stdtrit(belief.freedom, 1 - false_alarm_rate))
+    posterior = posterior.after(np.log(good).clip(min=floor), np.ones(len(good)))
+    posterior = posterior.after_unlabelled(np.log(unlabelled).clip(min=floor))
+    highest = posterior.centre + posterior.sd * float(stdtrit(posterior.freedom, 1 - false_alarm_rate))
     if len(bad):
-        lowest = belief.centre + BOUND_SDS * belief.sd
+        lowest = posterior.centre + BOUND_SDS * posterior.sd
         highest = min(highest, max(math.log(np.quantile(bad, BAD_QUANTILE)), lowest))
     score_threshold = math.exp(highest)
     # A map's maximum lies above its score by the same factor as on the held-out maps.
     peaks = [math.log(max(value, LOWEST**2)) for value in held_out_maps.flatten(1).amax(dim=1).tolist()]
     above = math.exp(sum(peaks) / len(peaks) - mean)
-    return Calibration(max(LOWEST, score_threshold * above), max(LOWEST, score_threshold), SHARPNESS / belief.sd)
+    return Calibration(max(LOWEST, score_threshold * above), max(LOWEST, score_threshold), SHARPNESS / posterior.sd)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from anomalygpt.datasets.photos import current_settings, to_rgb
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, reading, reading_warning
 from anomalygpt.inference import augmentation
-from anomalygpt.inference.anomaly_map import OWN, concatenated, distance_map, encode_scales, image_scores, top_mean
+from anomalygpt.inference.anomaly_map import BASE, concatenated, distance_map, encode_scales, image_scores, top_mean
 from anomalygpt.inference.augmentation import UPRIGHT, VIEWS, Augmentation, Camera, View
 from anomalygpt.inference.calibration import Calibration, calibrate
 from anomalygpt.model.anomalygpt import UNNAMED_CLASS, AnomalyGPT
@@ -52,7 +52,7 @@ FEWEST = 3
 NEAREST = 0.3  # fraction of the other photos, those with the most similar patch, that judge a patch
 TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether few or two thirds are defective
 
-WHOLE = torch.eye(2, 3)  # in place of where a straightened part is
+IDENTITY = torch.eye(2, 3)  # in place of where a straightened part is
 # Photos that are to be compared: features by scale of their tiles, at ``_whole`` of themselves; and where the
 # straightened parts are, of each the matrix of ``PartBox.straightened``.
 Encoded = tuple[dict[int, ImageFeatures], list[Tensor]]
@@ -108,7 +108,7 @@ class References:
         self._photos.append({scale: np.stack(tiles) for scale, tiles in shown.items()})
         self._thumbnails.append(_thumbnail(shown[self._whole][0]))
         self._placed.append(placed)
-        if (other := self._copied_by(number)) is not None:
+        if (other := self._duplicate_of(number)) is not None:
             reading_warning(f"{source}: nearly the same photo as {self.sources[other]} (a copy, a burst); left out")
             self._photos.pop(), self._thumbnails.pop(), self._placed.pop()
             self._features.pop((number, self._whole, UPRIGHT), None)
@@ -123,15 +123,15 @@ class References:
     @property
     def scales(self) -> tuple[int, ...]:
         """The scales of the tiles; a straightened part is large enough at the encoder's own side."""
-        return (OWN,) if self.straightens else self.settings.scales
+        return (BASE,) if self.straightens else self.settings.scales
 
     @property
     def _whole(self) -> int:
         """The scale of whole photos at the encoder's own side: 0 beside the tiles of long ones."""
-        return OWN if self.tiles == (1, 1) else 0
+        return BASE if self.tiles == (1, 1) else 0
 
     @torch.inference_mode()
-    def _copied_by(self, number: int) -> int | None:
+    def _duplicate_of(self, number: int) -> int | None:
         """The first photo that another one repeats; two such photos would make the threshold far too low."""
         for other in range(number):
             if np.abs(self._thumbnails[number] - self._thumbnails[other]).mean() < ALIKE_PIXELS:
@@ -167,8 +167,8 @@ class References:
         cut = [self._cut(photo) for photo in photos]
         crops = [crop for of_one, _ in cut for crop in of_one]
         encoded = encode_scales(self.model, crops, self.transform, self.scales)
-        if self._whole != OWN:
-            encoded[self._whole] = encode_scales(self.model, photos, self.transform, ())[OWN]
+        if self._whole != BASE:
+            encoded[self._whole] = encode_scales(self.model, photos, self.transform, ())[BASE]
         for photo, embedding in zip(photos, encoded[self._whole].embedding, strict=True):
             distances = cosine_distances(embedding, self.embeddings[: len(self)])
             if near := (distances < SAME_DISTANCE).nonzero()[:, 0].tolist():  # resizing a large photo again takes long
@@ -186,8 +186,8 @@ class References:
     def _cut(self, photo: Image.Image) -> tuple[list[Image.Image], Tensor]:
         """The tiles of a photo in reading order, of most photos itself, and where its straightened part is, if any."""
         if self.tiles == (1, 1):
-            return [photo], WHOLE
-        photo, placed = to_rgb(photo), WHOLE
+            return [photo], IDENTITY
+        photo, placed = to_rgb(photo), IDENTITY
         if self.straightens:
             photo, placed = part_box(photo).straightened(photo)
         (rows, columns), (width, height) = self.tiles, photo.size
@@ -348,7 +348,7 @@ class References:
         references.straightens = bool(placed)
         references._photos = [dict(zip(pixels, photo, strict=True)) for photo in zip(*pixels.values(), strict=True)]
         references._thumbnails = [_thumbnail(photo[references._whole][0]) for photo in references._photos]
-        references._placed = [torch.tensor(each) for each in placed] or [WHOLE] * len(references)
+        references._placed = [torch.tensor(each) for each in placed] or [IDENTITY] * len(references)
         for key, scores in saved["observed"].items():
             references.observed[key] = {float(score): good for score, good in scores.items()}
         references.sources = [f"{path.name}, number {number + 1}" for number in range(len(references))]
@@ -376,7 +376,7 @@ class UnlabelledPhotos:
             encoded.append(encode_scales(model, [photo], transform, settings.scales))
         if len(encoded) < FEWEST:
             raise UserError(f"{len(encoded)} photos to judge each other: expected {FEWEST} or more, better dozens")
-        self._features = concatenated([scales[OWN] for scales in encoded])
+        self._features = concatenated([scales[BASE] for scales in encoded])
         groups = torch.arange(len(encoded)).chunk(max(1, round(len(encoded) / GROUP)))
         self._similarities = [  # by scale, (N, P, P)
             torch.cat([mutual_similarity([encoded[i][scale] for i in group], settings.tap_weights) for group in groups])
