@@ -57,8 +57,7 @@ def set_strict(strict: bool) -> None:
 def reading_warning(message: str, group: str = "") -> None:
     """Prints ``warning: message`` on standard error: how a file was read may not be what was meant.
 
-    Each message is printed once, and of those of one ``group`` the first. After ``set_strict(True)`` it is raised as a
-    :class:`UserError` instead.
+    Each message is printed once, and of one ``group`` the first; after ``set_strict(True)`` it is a :class:`UserError`.
     """
     if _strict:
         raise UserError(message)

@@ -1,7 +1,6 @@
 """Measures a model on labelled photos: ``python run_eval.py --data ROOT [--shots 1 2 4] [--rounds 5] [--out DIR]``.
 
-The processes of ``torchrun`` or ``deepspeed`` divide the cells (class x shots x round). A stopped run with --out is
-continued by the same command.
+The processes of ``torchrun`` or ``deepspeed`` divide the cells (class x shots x round); --out goes on where it stopped.
 """
 
 import argparse

@@ -37,8 +37,7 @@ class PixelCounts:
 
     def __init__(self) -> None:
         self.regions = self.photos = 0
-        # (N,) distinct scores, ascending; and (3, N): how many normal and how many defective pixels have each, and
-        # which fractions of regions the latter are.
+        # (N,) distinct scores, ascending; and (3, N): normal and defective pixels with each, and fractions of regions.
         self._parts: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
 
     def add(self, scores: NDArray[Any], mask: NDArray[np.bool_]) -> None:

@@ -50,7 +50,8 @@ def stream_checked(
 ) -> Generator[str, None, Answer]:
     """Yields an answer by sentences that do not contradict the photo's findings, and returns the whole of it.
 
-    A question without words, or mostly in another script than Latin and Chinese, gets the findings' own sentence.
+    A question without words, or mostly in another script than Latin and Chinese, gets the findings' own sentence. What
+    a question asks for and the model leaves out is added from the findings.
     """
     findings, language = image.findings, language_of(question)
     first = Answer("", "findings")
@@ -97,7 +98,23 @@ def _stream_once(
         return Answer(released, "corrected", faults)
     if text != released:
         yield text[len(released) :]
+    if more := left_out(text, question, image.findings):
+        yield more
+        return Answer(text + more, "corrected")
     return Answer(text, "model")
+
+
+def left_out(answer: str, question: str, findings: Findings) -> str:
+    """The findings' own sentences about what a question asks for and a true answer says nothing about; or nothing."""
+    language = language_of(question)
+    if findings.status == "can't tell" or answer == answer_text("unrelated", findings, language):
+        return ""
+    reader = ClaimReader(language, findings, question)
+    told = {KIND_OF_SENTENCE.get(claim.kind) for claim in reader.claims_of_answer(answer)}
+    told |= {"where", "size", "count"} if findings.status == "good" else {"count"} if findings.number == 1 else set()
+    kinds = [kind for kind in phrase_table(f"check_{language}")["asks_for"] if kind not in told]
+    asked = [kind for kind in kinds if pattern_of(language, "asks_for", kind).search(reader.question)]
+    return "".join({"en": " ", "zh": ""}[language] + answer_text(kind, findings, language) for kind in asked)
 
 
 def check_answer(answer: str, question: str, findings: Findings) -> tuple[Claim, ...]:

@@ -66,8 +66,7 @@ class AnomalyGPT:
     def inspect(self, photo: Photo, class_name: str = UNNAMED_CLASS) -> ImageResult:
         """Judges a photo of a class, such as ``screw``, and begins a conversation about it.
 
-        ``photo``: a path, an image, or an array (height, width) or (height, width, 3) of uint8; if it can't be read,
-        :class:`UserError` says why.
+        ``photo``: a path, an image, or an array (height, width[, 3]) of uint8; :class:`UserError` if it can't be read.
         """
         read = _image(photo, self.predictor.photo_settings)
         self._latest, self._history = self.predictor.inspect(read, class_name), []

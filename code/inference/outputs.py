@@ -43,8 +43,7 @@ CATEGORY = {"id": 1, "name": "defect"}
 class Outputs:
     """The folder of ``--out`` and the file of ``--coco``, if any; what was written before a crash or a full disk stays.
 
-    ``resumed`` keeps the results that the folder holds already, as ``earlier``. Each method raises :class:`UserError`
-    where a file can't be written.
+    ``resumed`` keeps the results that the folder holds already, as ``earlier``. All may raise :class:`UserError`.
     """
 
     def __init__(self, folder: Path | None, coco: Path | None = None, resumed: bool = False) -> None:

@@ -20,7 +20,7 @@ from anomalygpt.datasets.photos import current_settings, ignored_area
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, full_gpu
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
-from anomalygpt.inference.answer_check import check_answer, stream_checked
+from anomalygpt.inference.answer_check import check_answer, left_out, stream_checked
 from anomalygpt.inference.answers import class_in_prompt
 from anomalygpt.inference.calibration import MOST_UNLABELLED, Calibration, ReferenceReport, TextCalibration, calibrate
 from anomalygpt.inference.language_models import History, LanguageModel, PromptedModel, build_chat_model
@@ -122,9 +122,8 @@ class Predictor:
     def set_unlabelled(self, photos: Iterable[Image.Image]) -> None:
         """Lets three or more photos of one part judge each other, without references; only these can be inspected."""
         group = UnlabelledPhotos(self.model, self.settings.references, self._without_references, photos)
-        calibration = group.calibration(self.settings.false_alarm_rate)
-        self.references, self.unlabelled, self._calibrations = None, group, {UNNAMED_CLASS: calibration}
-        self._without_odd = None
+        self._calibrations = {UNNAMED_CLASS: group.calibration(self.settings.false_alarm_rate)}
+        self.references, self.unlabelled, self._without_odd = None, group, None
 
     def save_references(self, path: Path) -> None:
         """Writes the references to a safetensors file. Raises :class:`UserError`: there are none, or it can't be."""
@@ -182,8 +181,7 @@ class Predictor:
         images = self._inspect(photos, encoded, class_name)
         if self._without_odd is None:
             return images
-        others = self._without_odd._inspect(photos, encoded, class_name)
-        pairs = zip(images, others, strict=True)
+        pairs = zip(images, self._without_odd._inspect(photos, encoded, class_name), strict=True)
         return [replace(image, probability_without_odd=other.probability) for image, other in pairs]
 
     def _inspect(self, photos: Sequence[Image.Image], encoded: Encoded | None, class_name: str) -> list[ImageResult]:
@@ -288,12 +286,11 @@ class Predictor:
         if len(images) > 1 and isinstance(own, PromptedModel):
             answers = [*own.answers(images, [question] * len(images))]
         for image, answer in zip(images, answers, strict=True):
-            if answer is None or (is_checked and check_answer(answer, question, image.findings)):
+            said = answer or "", question, image.findings
+            if answer is None or (is_checked and (check_answer(*said) or left_out(*said))):
                 yield self.ask(image, question)  # alone, which also corrects it
-            elif is_checked:
-                yield Prediction(image, question, answer, image.is_anomalous, "score", True)
             else:
-                yield prediction(image, question, answer, self.settings.verdict)
+                yield prediction(image, question, answer, "score" if is_checked else self.settings.verdict)
 
 
 def with_result(answer: Generator[str, None, Prediction]) -> Generator[Any, None, None]:

@@ -82,8 +82,7 @@ class References:
         self._thumbnails: list[NDArray[np.float32]] = []  # of each photo
         self.sources: list[str] = []  # of each photo, its file, or what number it is
         self._features: dict[tuple[int, int, View], ImageFeatures] = {}  # (photo, scale, view) -> of its T tiles
-        self._held_out: dict[str, Tensor] = {}  # by class name
-        self._text_weights: dict[str, float] = {}  # by class name
+        self._held_out, self._text_weights = dict[str, Tensor](), dict[str, float]()  # by class name
         self.observed: dict[str, dict[float, bool | None]] = {}  # by class name, see ``calibration.Observed``
         if photos and transform.geometry == "squash":
             self._choose_tiles(photos)
@@ -358,8 +357,7 @@ class References:
 class UnlabelledPhotos:
     """Three or more photos of one part that judge each other, without a good one (MuSc, Li et al., 2024).
 
-    What a photo has in common with most others is good; what few of them have is a defect. So most photos must be good,
-    or their defects must differ.
+    What most photos have in common is good, what few have is a defect: most must be good, or their defects differ.
     """
 
     @torch.inference_mode()

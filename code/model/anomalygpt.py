@@ -114,8 +114,7 @@ class AnomalyGPT(nn.Module):
     ) -> list[str]:
         """Continues the ids of B texts (each ends in the assistant's mark, see ``chat_prompt``) about B images at once.
 
-        ``maps`` are (B, 1, 224, 224). ``whole`` calls the language model equally often for each batch, as all
-        processes have to under ZeRO 3.
+        ``maps`` are (B, 1, 224, 224). ``whole`` calls the language model equally often for each batch (ZeRO 3).
         """
         embeds, attention = self._left_padded(self.prompt_embeds(features, maps), texts)
         padding = None if attention.all() else attention

@@ -47,6 +47,7 @@ MAX_LOADED = 8  # parts: 60 MB each with the compact model, hundreds with ImageB
 BATCH = 8  # photos in one pass of the encoder
 Label = Literal["good", "bad", "neither"]
 PartName = Annotated[str, Field(pattern=NAME)]
+Decoded = BeforeValidator(lambda photo: from_data_uri(photo) if isinstance(photo, str) else photo)
 Uploads = Annotated[list[UploadFile], File(max_length=MAX_REFERENCES)]
 
 WITHOUT_KEY = ("/healthz", "/docs", "/redoc", "/openapi.json")
@@ -177,15 +178,11 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
     return JSONResponse({"error": error}, status, headers)
 
 
-def _decoded(photo: Any) -> Any:
-    return from_data_uri(photo) if isinstance(photo, str) else photo
-
-
 class Inspection(BaseModel):
     """What is wanted of a photo, which is a form's file, or in JSON a data URI."""
 
     model_config = ConfigDict(extra="forbid")
-    photo: Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "format": "binary"})]
+    photo: Annotated[bytes, Decoded, WithJsonSchema({"type": "string", "format": "binary"})]
     part: PartName = Field(NO_PART, description="a part that was taught, or ``default``")
     class_name: str | None = Field(None, max_length=60, description="what the photo shows, as in 'screw'")
     question: str | None = Field(None, max_length=2000, description="without one there is no answer in words")

@@ -171,8 +171,7 @@ def estimate_memory(config: ExperimentConfig, model: AnomalyGPT, processes: int)
     gradients = trained * width * (2 if stage == 1 else 1)
     if stage >= 2 and not settings.offloads:
         gradients += trained * width // processes
-    # AdamW in fp32: two moments, a copy of the weights, and during a step a gradient and a temporary. Stage 0 in fp32
-    # needs no copies of weights and gradients.
+    # AdamW in fp32: two moments, a copy, and in a step a gradient and a temporary; stage 0 in fp32 needs no copies.
     numbers = 3 if stage == 0 and settings.precision == "fp32" else 5
     optimizer = 4 * numbers * trained // (processes if stage > 0 else 1)
     device, host = {"weights": weights, "gradients": gradients}, {"libraries": PROCESS_BYTES}

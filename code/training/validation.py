@@ -36,8 +36,7 @@ def validate(model: AnomalyGPT, pairs: Dataset[Any], config: ExperimentConfig, p
     max_length = config.llm.max_target_tokens if config.llm else 0
     sums = np.zeros(len(LOSS_PARTS) + 3)  # then the pairs, the correct verdicts, and all verdicts
     collate = FindingsBatch.of if config.data.findings else collate_pairs
-    # Every process gets the same number of batches, since under ZeRO 3 none may call the model alone: where the pairs
-    # do not divide, the first ones count twice.
+    # Every process gets as many batches, since under ZeRO 3 none may call the model alone: some pairs may count twice.
     sampler: DistributedSampler[Any] = DistributedSampler(chosen, process.world_size, process.rank, shuffle=False)
     for batch in DataLoader(chosen, config.training.micro_batch_size, sampler=sampler, collate_fn=collate):
         batch = batch.to(process.device)

@@ -88,3 +88,31 @@ def test_findings_own_sentence_replaces_what_can_not_be_corrected(question: str,
 def test_empty_foreign_cut_off_and_repeated_answers_are_not_shown(answer: str) -> None:
     pieces, found = streamed(Script(answer, "."))
     assert (pieces, found.source) == (["There is a defect at the top left."], "corrected")
+
+
+@pytest.mark.parametrize(
+    ("question", "own", "whole"),
+    [
+        ("Where is it and how big?", "The defect is at the top left.", "covers 1.0% of the image."),
+        ("它在哪里，有多大？", "缺陷位于左上角。", "占图像的1.0%"),
+        ("How big is it, and how sure are you?", "It covers 1.0% of the image.", "the probability of a defect is"),
+    ],
+)
+def test_what_a_question_asks_for_and_the_answer_leaves_out_is_added(question: str, own: str, whole: str) -> None:
+    pieces, answer = streamed(Script(own), question)
+    assert (pieces[0], answer.text, answer.source) == (own, "".join(pieces), "corrected")
+    assert whole in answer.text.removeprefix(own)
+
+
+@pytest.mark.parametrize(
+    ("question", "own"),
+    [
+        ("Where is it?", "The defect is at the top left."),
+        ("How likely is a mistake?", "The probability of a defect is 97%."),
+        ("Where was it made?", "I can only answer questions about defects in this image."),
+        ("How many defects are there?", "There is a defect at the top left."),
+    ],
+)
+def test_complete_answer_is_left_alone(question: str, own: str) -> None:
+    image = replace(IMAGE, score_probability=0.97)
+    assert streamed(Script(own), question, image)[1] == Answer(own, "model")
