@@ -2,10 +2,13 @@
 
     python benchmarks/verdict.py data/mvtec_layout --out runs/verdict.json
     python benchmarks/verdict.py runs/verdict.json  # the tables again, without encoding a photo
+    python benchmarks/verdict.py data/mvtec_layout --consecutive --prior runs/verdict.json
 
 For each part of a tree in MVTec-AD's layout, references are drawn from the good training photos, and all test photos
 are scored without the text map, as of a part that nobody trained on. The calibration of each part is then fitted on all
-other parts. ``--known-parts FILE`` writes the class tokens that ``inference.known_parts`` reads, instead.
+other parts. ``--consecutive`` takes references that follow each other by name, as the paper does, and ``--prior FILE``
+fits on another run's scores. ``--known-parts FILE`` writes the class tokens that ``inference.known_parts`` reads,
+instead.
 """
 
 import argparse
@@ -45,7 +48,9 @@ RIDGE = 0.002  # added to the variance of the held-out centres, so that few part
 MEAN_TO_SD = math.sqrt(math.pi / 2)  # of a normal distribution: its mean absolute deviation is that much smaller
 
 
-def collect(tree: Path, config: str, shots: Sequence[int], rounds: int, photos_each: int) -> dict[str, Any]:
+def collect(
+    tree: Path, config: str, shots: Sequence[int], rounds: int, photos_each: int, consecutive: bool = False
+) -> dict[str, Any]:
     """Scores of held-out, good and defective photos and distances of class tokens, of each part, number and round."""
     settings = [*NOTHING_KNOWN, "inference.references.text_weight=0", "inference.references.text_trusted_below=1"]
     predictor = Predictor.from_config(load_config(config, settings), "cpu", with_llm=False)
@@ -55,13 +60,15 @@ def collect(tree: Path, config: str, shots: Sequence[int], rounds: int, photos_e
     cells: list[Cell] = []
     for part in parts:
         predictor.model.encode = remembering(encode)  # type: ignore[method-assign]
-        pool, tests = _pool(records, part), [one for one in records if one.split == "test" and one.class_name == part]
+        tests = [one for one in records if one.split == "test" and one.class_name == part]
+        pool = _pool(records, part, max(shots) * rounds if consecutive else None)
         photos = [load_image(one.image) for one in tests]
         bad = [photo for photo, one in zip(photos, tests, strict=True) if one.is_anomalous]
         rng = np.random.default_rng(sum(map(ord, part)))
         for count in shots:
-            for _ in range(rounds):
-                drawn = [pool[index] for index in sorted(rng.choice(len(pool), count, replace=False))]
+            for each in range(rounds):
+                random = sorted(rng.choice(len(pool), count, replace=False))
+                drawn = [pool[index] for index in (range(count * each, count * (each + 1)) if consecutive else random)]
                 predictor.set_references(drawn)
                 cell = {"part": part, "shots": count, **judged_references(predictor)}
                 scores = [_score(predictor, photo) for photo in photos]
@@ -129,10 +136,11 @@ def _score(predictor: Predictor, photo: Image.Image) -> float:
     return predictor.inspect(photo).score
 
 
-def _pool(records: Sequence[ImageRecord], part: str, count: int = POOL) -> list[Image.Image]:
-    """Good training photos of a part, evenly spaced by name."""
+def _pool(records: Sequence[ImageRecord], part: str, first: int | None = None, count: int = POOL) -> list[Image.Image]:
+    """Good training photos of a part: the ``first`` ones by name, or ``count`` of them, evenly spaced."""
     trained = sorted(one.image for one in records if one.split == "train" and one.class_name == part)
-    return [load_image(trained[round(index)]) for index in np.linspace(0, len(trained) - 1, count)]
+    spaced = np.linspace(0, len(trained) - 1, count)
+    return [load_image(path) for path in (trained[:first] if first else [trained[round(index)] for index in spaced])]
 
 
 def _tokens(predictor: Predictor, records: Sequence[ImageRecord], part: str) -> dict[str, torch.Tensor]:
@@ -141,7 +149,7 @@ def _tokens(predictor: Predictor, records: Sequence[ImageRecord], part: str) -> 
     with torch.inference_mode():
         return {
             name: torch.cat([predictor.model.encode(predictor.transform(photo)[None]).embedding for photo in photos])
-            for name, photos in (("known", _pool(records, part, KNOWN)), ("test", tests))
+            for name, photos in (("known", _pool(records, part, count=KNOWN)), ("test", tests))
         }
 
 
@@ -170,10 +178,11 @@ def fit(cells: Sequence[Cell]) -> PartsPrior:
     return PartsPrior.model_validate({"references": counts, **columns, "spread": spread})
 
 
-def left_out(cells: Sequence[Cell], rate: float, *, alone: bool = False) -> Verdicts:
-    """Probabilities of all test photos, each part calibrated by the others, or by none if ``alone``."""
+def left_out(cells: Sequence[Cell], rate: float, fitted_on: Sequence[Cell]) -> Verdicts:
+    """Probabilities of all test photos, each part calibrated by the other parts of ``fitted_on``, if there are any."""
     parts = sorted({cell["part"] for cell in cells})
-    priors = {part: None if alone else fit([cell for cell in cells if cell["part"] != part]) for part in parts}
+    others = {part: [cell for cell in fitted_on if cell["part"] != part] for part in parts}
+    priors = {part: fit(others[part]) if others[part] else None for part in parts}
     found: Verdicts = {}
     for cell in cells:
         held_out = torch.tensor(cell["held_out"])[:, None, None, None]
@@ -259,9 +268,9 @@ def where_sure(p: NDArray[np.float64], y: NDArray[np.bool_], weights: NDArray[np
     return f"{100 * hits:.1f} of {100 * share:.0f} % (undecided {abs(p[order[last]] - 0.5):.2f})"
 
 
-def tables(cells: Sequence[Cell], rate: float) -> str:
+def tables(cells: Sequence[Cell], rate: float, fitted_on: Sequence[Cell]) -> str:
     """All numbers about verdicts, as Markdown."""
-    verdicts, alone = left_out(cells, rate), left_out(cells, rate, alone=True)
+    verdicts, alone = left_out(cells, rate, fitted_on), left_out(cells, rate, ())
     counts = sorted(verdicts)
     rows: dict[str, list[str]] = {}
 
@@ -390,6 +399,8 @@ def main() -> int:
         "--photos", type=int, default=1000, help="at most so many good and so many defective test photos"
     )
     parser.add_argument("--rate", type=float, default=0.1, help="the false-alarm rate that is promised")
+    parser.add_argument("--consecutive", action="store_true", help="references that follow each other by name")
+    parser.add_argument("--prior", type=Path, help="the JSON file of another run, on which the calibration is fitted")
     parser.add_argument("--out", type=Path, help="where scores are written to, as JSON")
     parser.add_argument("--known-parts", type=Path, help="write class tokens of the tree's good training photos there")
     arguments = parser.parse_args()
@@ -405,11 +416,13 @@ def main() -> int:
         if source.is_file():
             found = json.loads(source.read_text(encoding="utf-8"))
         else:
-            found = collect(source, arguments.config, arguments.shots, arguments.rounds, arguments.photos)
+            how = (arguments.config, arguments.shots, arguments.rounds, arguments.photos, arguments.consecutive)
+            found = collect(source, *how)
         if arguments.out:
             arguments.out.write_text(json.dumps(found), encoding="utf-8")
         limits = load_config(found["config"]).inference
-        print(tables(found["cells"], arguments.rate))
+        prior = json.loads(arguments.prior.read_text(encoding="utf-8")) if arguments.prior else found
+        print(tables(found["cells"], arguments.rate, prior["cells"]))
         if limits.other_part_above is not None:
             print(identity_table(found["cells"], limits.other_part_above))
             print(reference_table(found["cells"], limits.other_part_above))
