@@ -184,7 +184,7 @@ def _is_supported(claim: Claim, findings: Findings) -> bool:
     if kind == "place":
         is_there = [value == region.place or value in region.place.split() for region in regions]
         some = all(is_there) and bool(regions) if claim.scope == "every" else any(is_there)
-        return not findings.reaches(value) if denied else some
+        return not (findings.status == "can't tell" or findings.reaches(value)) if denied else some
     if kind == "number":
         low, high, places = value
         at_places = {region for region in findings.regions if {region.place, *region.place.split()} & {*places}}

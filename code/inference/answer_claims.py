@@ -48,7 +48,7 @@ class ClaimReader:
         if not (opener or no_polarity) and {claim.scope for claim in plain} <= {"unread"}:  # `适合吗？ - 适合。`
             echo = re.fullmatch(_source(self.language, "echo"), text)
             opener = echo if echo and echo["yes"] in self.question else None
-        if self._has("asks_beyond", self.question) and (opener or self._has("asks_beyond", text)):
+        if self._has("asks_beyond", self.question) and (opener or self._has("states_beyond", text)):
             return [Claim("unsupported", None, text)]  # `Is it dangerous? - Yes, there is a defect.`
         if opener is None:
             if self.asked_places and {claim.kind for claim in plain} == {"verdict", "size"}:
