@@ -1,13 +1,12 @@
 """How fast verdicts get better with photos that a person calls good or bad, and with a stream without labels.
 
-    python benchmarks/learning.py runs/verdict.json
+    python benchmarks/learning.py runs/verdict.json --prior runs/verdict.json runs/consecutive.json
 
 Reads the scores that ``benchmarks/verdict.py`` wrote. Some of a part's test photos are drawn as those that passed by,
 the others are judged; each part is calibrated by the other parts. Of a stream without labels, 30 % are defective.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from verdict import Cell, defective, fit, hindsight, right  # adds code/ to the path
+from verdict import Cell, defective, fit, hindsight, read_cells, right  # adds code/ to the path
 
 from anomalygpt.config.settings import PartsPrior
 from anomalygpt.inference.calibration import calibrate
@@ -85,11 +84,12 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Verdicts after photos with and without labels.")
     parser.add_argument("source", type=Path, help="the JSON file of benchmarks/verdict.py")
+    parser.add_argument("--prior", type=Path, nargs="+", help="JSON files of runs that the calibration is fitted on")
     parser.add_argument("--counts", type=int, nargs="+", default=[0, 5, 10, 30])
     arguments = parser.parse_args()
-    cells = json.loads(arguments.source.read_text(encoding="utf-8"))["cells"]
-    parts = sorted({cell["part"] for cell in cells})
-    priors = {part: fit([cell for cell in cells if cell["part"] != part]) for part in parts}
+    cells = read_cells([arguments.source])
+    parts, fitted_on = sorted({cell["part"] for cell in cells}), read_cells(arguments.prior or [arguments.source])
+    priors = {part: fit([cell for cell in fitted_on if cell["part"] != part]) for part in parts}
     print("| references | photos that passed | right | worst part | false alarms | in hindsight | passed, mean |")
     print("|--:|---|--:|--:|--:|--:|--:|")
     for shots in sorted({cell["shots"] for cell in cells}):

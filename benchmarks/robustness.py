@@ -1,10 +1,10 @@
 """False alarms and found defects where the camera changes a little after the references were taken.
 
-    python benchmarks/robustness.py data/mvtec_layout runs/verdict.json --out runs/robustness.json
-    python benchmarks/robustness.py runs/robustness.json runs/verdict.json  # the table again, without encoding a photo
+    python benchmarks/robustness.py data/mvtec_layout runs/verdict.json runs/consecutive.json --out runs/robustness.json
+    python benchmarks/robustness.py runs/robustness.json runs/verdict.json runs/consecutive.json  # the table alone
 
 All photos, references too, are cropped to their middle, so that a moved or turned photo has no border that is made up.
-Each part is calibrated by the other parts' scores in ``runs/verdict.json``, which ``benchmarks/verdict.py`` wrote.
+Each part is calibrated by the other parts' scores in the files that ``benchmarks/verdict.py`` wrote.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from verdict import NOTHING_KNOWN, Cell, fit, remembering, some  # adds code/ to the path
+from verdict import NOTHING_KNOWN, Cell, fit, read_cells, remembering, some  # adds code/ to the path
 
 from anomalygpt.config.load import load_config, resolve
 from anomalygpt.datasets.photos import load_image
@@ -126,7 +126,7 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Verdicts where the camera changes a little.")
     parser.add_argument("source", help="a tree in MVTec-AD's layout, or the JSON file of an earlier run")
-    parser.add_argument("verdicts", type=Path, help="the JSON file of benchmarks/verdict.py, with four references")
+    parser.add_argument("prior", type=Path, nargs="+", help="JSON files of benchmarks/verdict.py, with four references")
     parser.add_argument("--config", default="compact")
     parser.add_argument("--rounds", type=int, default=2, help="draws of four references of each part")
     parser.add_argument("--photos", type=int, default=6, help="at most so many good and so many defective photos")
@@ -139,7 +139,7 @@ def main() -> int:
             cells = json.loads(source.read_text(encoding="utf-8"))
         else:
             cells = collect(source, arguments.config, arguments.rounds, arguments.photos, arguments.out)
-        print(table(cells, json.loads(arguments.verdicts.read_text(encoding="utf-8"))["cells"], arguments.rate))
+        print(table(cells, read_cells(arguments.prior), arguments.rate))
     return 0
 
 

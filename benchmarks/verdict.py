@@ -2,12 +2,12 @@
 
     python benchmarks/verdict.py data/mvtec_layout --out runs/verdict.json
     python benchmarks/verdict.py runs/verdict.json  # the tables again, without encoding a photo
-    python benchmarks/verdict.py data/mvtec_layout --consecutive --prior runs/verdict.json
+    python benchmarks/verdict.py data/mvtec_layout --shots 2 4 8 --consecutive --prior runs/verdict.json
 
 For each part of a tree in MVTec-AD's layout, references are drawn from the good training photos, and all test photos
 are scored without the text map, as of a part that nobody trained on. The calibration of each part is then fitted on all
 other parts. ``--consecutive`` takes references that follow each other by name, as the paper does, and ``--prior FILE``
-fits on another run's scores. ``--known-parts FILE`` writes the class tokens that ``inference.known_parts`` reads,
+fits on other runs' scores. ``--known-parts FILE`` writes the class tokens that ``inference.known_parts`` reads,
 instead.
 """
 
@@ -176,6 +176,11 @@ def fit(cells: Sequence[Cell]) -> PartsPrior:
             columns[name].append(round(float(value), 3))
     spread = round(float(np.sqrt(np.mean([logs(cell["good"]).var(ddof=1) for cell in cells]))), 3)
     return PartsPrior.model_validate({"references": counts, **columns, "spread": spread})
+
+
+def read_cells(files: Sequence[Path]) -> list[Cell]:
+    """The cells of several runs, in their order."""
+    return [cell for file in files for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
 
 
 def left_out(cells: Sequence[Cell], rate: float, fitted_on: Sequence[Cell]) -> Verdicts:
@@ -400,7 +405,7 @@ def main() -> int:
     )
     parser.add_argument("--rate", type=float, default=0.1, help="the false-alarm rate that is promised")
     parser.add_argument("--consecutive", action="store_true", help="references that follow each other by name")
-    parser.add_argument("--prior", type=Path, help="the JSON file of another run, on which the calibration is fitted")
+    parser.add_argument("--prior", type=Path, nargs="+", help="JSON files of runs that the calibration is fitted on")
     parser.add_argument("--out", type=Path, help="where scores are written to, as JSON")
     parser.add_argument("--known-parts", type=Path, help="write class tokens of the tree's good training photos there")
     arguments = parser.parse_args()
@@ -421,13 +426,13 @@ def main() -> int:
         if arguments.out:
             arguments.out.write_text(json.dumps(found), encoding="utf-8")
         limits = load_config(found["config"]).inference
-        prior = json.loads(arguments.prior.read_text(encoding="utf-8")) if arguments.prior else found
-        print(tables(found["cells"], arguments.rate, prior["cells"]))
+        fitted_on = read_cells(arguments.prior) if arguments.prior else found["cells"]
+        print(tables(found["cells"], arguments.rate, fitted_on))
         if limits.other_part_above is not None:
             print(identity_table(found["cells"], limits.other_part_above))
             print(reference_table(found["cells"], limits.other_part_above))
             print(unknown_table(found["unknown"], limits.unknown_part_above))
-        print(json.dumps(fit(found["cells"]).model_dump()))
+        print(json.dumps(fit(fitted_on).model_dump()))
     return 0
 
 
