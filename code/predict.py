@@ -278,15 +278,12 @@ def expand(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(os.path.expanduser(pattern))
-        if path.is_dir():
-            matches = find_photos(path, recursive)
-        else:
-            files = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-            matches = without_results(file for file in files if not file.is_dir())
+        files = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        matches = find_photos(path, recursive) if path.is_dir() else [file for file in files if not file.is_dir()]
         if not matches:
             raise UserError(f"{pattern}: no photo there; expected an image file, a folder of images, or a pattern")
         found |= dict.fromkeys(matches)
-    return list(found)
+    return without_results(found)
 
 
 def new_photos(

@@ -247,6 +247,7 @@ def test_sub_folders_are_named_or_read_and_own_results_are_neither(photos: Path,
     assert "1 photos in sub-folders (day) are not read" in capsys.readouterr().err
     assert [path.name for path in expand([str(tmp_path)], recursive=True)] == ["a.png", "b.png"]
     assert [path.name for path in expand([str(tmp_path / "*.*")])] == ["a.png"]
+    assert [path.name for path in expand([str(tmp_path / name) for name in ("a.png", "a_overlay.png")])] == ["a.png"]
 
 
 def test_strict_makes_what_is_not_read_an_error(photos: Path, tmp_path: Path) -> None:

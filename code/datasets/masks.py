@@ -140,7 +140,7 @@ def _grey(values: Values, lossy: bool) -> tuple[Values, str]:
     low, high = found[0], found[-1]
     if len(found) <= 2 and (low == 0 or len(found) == 1):
         return values > 0, f"binary 0/{high:g}" if high else "nothing marked"
-    if (len(found) <= MAX_LABELS and not lossy) or _fills_areas(values, low, high):
+    if not lossy and (len(found) <= MAX_LABELS or _fills_areas(values, low, high)):
         if low > 0 and counts[0] * 2 <= values.size:
             raise ValueError(f"no value is 0 and the lowest, {low:g}, covers less than half; expected background 0")
         return values > low, f"labels > {low:g}"

@@ -269,15 +269,15 @@ def _white_of_type(values: Values, bits: int, found: str, what: str) -> float:
     if np.issubdtype(values.dtype, np.floating):
         for top in FLOAT_RANGES:
             if ((values >= 0) & (values <= top)).mean() >= INSIDE:
-                if top > 1 or low < 0 or high > 1:
-                    _warn(what, "range", f"floating-point {found}; the range 0..{top} is taken. If wrong, {advice}")
+                if top > 1 or low < 0 or high > 1 or high <= top / 4:
+                    _warn(what, f"0..{top}", f"floating-point {found}; the range 0..{top} is taken. If wrong, {advice}")
                 return top
         raise DatasetError(f"{what}: floating-point {found}, whose range is not known; {advice}")
     if low < 0:
         raise DatasetError(f"{what}: signed {found}, negative ones too, whose range is not known; {advice}")
     if bits > 16:
         taken = next(n for n in (8, 16, 32, 64) if high < 2**n)
-        _warn(what, "bits", f"{bits}-bit {found}; taken as {taken} bits. If wrong, set data.bits, or {advice}")
+        _warn(what, f"bits {taken}", f"{bits}-bit {found}; taken as {taken} bits. If wrong, set data.bits, or {advice}")
         return 2.0**taken - 1
     bits -= np.issubdtype(values.dtype, np.signedinteger) and values.dtype.itemsize * 8 == bits
     used = max(1, int(high).bit_length())

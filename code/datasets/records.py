@@ -54,8 +54,8 @@ def list_images(folder: Path) -> list[Path]:
 def without_results(files: Iterable[Path]) -> list[Path]:
     """The files but for the overlays and maps that ``predict.py --out`` wrote; these are counted in the log."""
     names = {str(path): path for path in files}
-    stems = {name.removesuffix(OVERLAY) for name in names if name.endswith(OVERLAY)}
-    own = {stem + ending for stem in stems if stem + MAP in names for ending in (OVERLAY, MAP)}
+    stems = [(name, name.removesuffix(end)) for name in names for end in (OVERLAY, MAP) if name.endswith(end)]
+    own = [name for name, stem in stems if os.path.isfile(stem + OVERLAY) and os.path.isfile(stem + MAP)]
     if own:
         logger.warning("%s: %d overlays and maps of an earlier run are left out", Path(min(own)).parent, len(own))
     return [path for name, path in names.items() if name not in own]

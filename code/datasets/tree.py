@@ -23,7 +23,6 @@ from anomalygpt.errors import first_offenders, reading_warning
 from anomalygpt.files import read_yaml
 
 EXPECTED = "expected <class>/train/good, test/<defect> and ground_truth/<defect>, or <class>/good, <defect> and masks"
-BESIDE = ("mask", r"ground[ _-]?truth", "gt", "bm")  # the words of a mask that lies among photos
 
 
 @cache
@@ -36,13 +35,13 @@ def names() -> dict[str, Any]:
 
 
 def plain(name: str) -> str:
-    """A name in lower case, without anything but letters and digits."""
-    return re.sub(r"[\W_]+", "", name.casefold())
+    """A name in lower case, without anything but letters and digits; of -1 the sign stays."""
+    return re.sub(r"(?!^-\d)[\W_]+", "", name.casefold())
 
 
 def is_called(name: str, what: str) -> bool:
     """Whether names.yaml lists a name under ``what``."""
-    return plain(name) in names()[what]
+    return not names()[what].isdisjoint((plain(name), plain(name).rstrip("0123456789")))  # good2
 
 
 def split_called(name: str) -> Split | None:
@@ -139,7 +138,7 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
             groups.append(Group(sub, split or "test", sub.name))
         else:
             raise DatasetError(f"{sub}: expected good photos to train on; rename it {GOOD} if it means good photos")
-    for sub in subs if splits else ():
+    for sub in (folder, *subs) if splits else (folder,):
         if is_called(sub.name, "masks") or is_called(sub.name, "perhaps_masks"):
             mask_folders.append(sub)
         elif list_images(sub) and not is_called(sub.name, "hidden"):
@@ -161,7 +160,7 @@ def _match_masks(
     for group, images in photos.items():
         stems = {image.stem.casefold() for image in images}
         kind = plain(group.folder.name) if group.defect != GOOD else ""
-        besides |= {i: kind for i in images if stems.intersection(_without_words(i.stem, BESIDE))}
+        besides |= {i: kind for i in images if stems.intersection(_without_words(i.stem, names()["mask_words"]))}
         places = (kind, None) if kind else ("",)
         for image, place in product((image for image in images if image not in besides), places):
             owners[place, image.stem.casefold()].append(image)

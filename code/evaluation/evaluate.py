@@ -212,9 +212,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
         pictures = None if arguments.no_pictures else arguments.out
         return Evaluator(predictor, records, plan, root, rule, with_llm, arguments.batch_size, pictures).measure
 
-    names = {
-        cell: [photo_name(one, root) for one in test_photos(records, cell.class_name)] for cell in plan.cells(records)
-    }
+    def state_of(one: ImageRecord) -> str:  # a cell is measured anew where it has changed
+        return f"{photo_name(one, root)} {one.defect} {[path.stat().st_mtime for path in (one.image, *one.masks)]}"
+
+    names = {cell: [*map(state_of, test_photos(records, cell.class_name))] for cell in plan.cells(records)}
     process, results = measure_cells(arguments.device, arguments.out, settings, names, build)
     if not results:
         return

@@ -40,15 +40,15 @@ NEW_PHOTO = 1.35  # a new photo's map, in multiples of those of a single referen
 # 65,536 at twice DINOv2's side; the limit takes 1.5 GiB there.
 CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13
 THUMBNAIL = 56  # the side at which photos are compared by their pixels
-# Photos that differ by less than the first on average, in levels of 255, and score less than the second against each
-# other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
+# Photos that differ by less than the first on average, in levels of 255, and score less than the second (or differ by
+# less than twice ``SAME`` everywhere) are nearly the same. Others score at least 0.10; JPEG, noise, exposure 0-0.07.
 ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
 SAME, SAME_DISTANCE = 2.0, 0.05  # at most between the thumbnails and class tokens of one photo in two formats
 LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
 STRAIGHTENED = 2 / 3  # of the map of a straightened part; the rest is the whole photo's
 FLAT = 2.0  # standard deviation, below which nothing is shown
 GROUP = 200  # photos that judge each other; the time grows with the square
-FEWEST = 3
+FEWEST, DOZEN = 3, 12
 NEAREST = 0.3  # fraction of the other photos, those with the most similar patch, that judge a patch
 TYPICAL = 0.35  # quantile of the scores near which the good ones lie, whether few or two thirds are defective
 
@@ -133,11 +133,12 @@ class References:
     def _duplicate_of(self, number: int) -> int | None:
         """The first photo that another one repeats; two such photos would make the threshold far too low."""
         for other in range(number):
-            if np.abs(self._thumbnails[number] - self._thumbnails[other]).mean() < ALIKE_PIXELS:
+            difference = np.abs(self._thumbnails[number] - self._thumbnails[other])
+            if difference.mean() < ALIKE_PIXELS:
                 mine, others = (self._views(photo, self._whole) for photo in (number, other))
                 similarity = MemoryBank(others).similarity(mine, self.settings.tap_weights)
                 map = distance_map([similarity], self.settings, MAP_SIZE, self.model.encoder.spec.grid)
-                if float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
+                if difference.max() < 2 * SAME or float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
                     return other
         return None
 
@@ -372,6 +373,8 @@ class UnlabelledPhotos:
                 continue  # the same photo under another name, which would find every defect in its copy
             self._numbers[key] = len(encoded)
             encoded.append(encode_scales(model, [photo], transform, settings.scales))
+        if FEWEST <= len(encoded) < DOZEN:
+            reading_warning(f"{len(encoded)} photos to judge each other: expected dozens, most of them good")
         if len(encoded) < FEWEST:
             raise UserError(f"{len(encoded)} photos to judge each other: expected {FEWEST} or more, better dozens")
         self._features = concatenated([scales[BASE] for scales in encoded])

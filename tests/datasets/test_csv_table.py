@@ -122,6 +122,7 @@ def test_a_defect_may_be_named(table):
     [
         ("c.png,later,normal,,gear", r"line 3: split 'later'; expected train, validation, test"),
         ("c.png,train,2,,gear", r"line 3: label '2'; expected normal or anomaly"),
+        ("c.png,train,-1,,gear", r"line 3: label '-1'; expected normal or anomaly"),
         ("no.png,train,normal,,gear", r"line 3: no such file .*no\.png$"),
         ("c.png,test,anomaly,no.png,gear", r"line 3: no such file .*no\.png$"),
         ("c.png,test,normal,m.png,gear", "line 3: a mask of a normal photo"),

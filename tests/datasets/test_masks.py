@@ -130,6 +130,14 @@ def test_how_a_mask_was_read_is_said(record, image, coding):
     assert load_mask(record(image)).info["coding"] == coding
 
 
+def test_jpeg_mask_of_a_thin_scratch_keeps_its_width(record):
+    scratch = np.zeros(SIZE[::-1], dtype=np.uint8)
+    scratch[:, 10:13] = 255
+    image = load_mask(record((Image.fromarray(scratch), "mask.jpg")))
+    assert image.info["coding"] == "grey levels"
+    assert (np.asarray(image) > 127).sum() == (scratch > 0).sum()
+
+
 def test_soft_edges_stay_grey_levels(record, marked):
     large = Image.fromarray(np.kron(marked, np.ones((8, 8))).astype(np.uint8) * 255)
     soft = large.filter(ImageFilter.GaussianBlur(9))

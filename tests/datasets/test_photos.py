@@ -138,6 +138,12 @@ def test_colours_of_sixteen_bits_keep_their_lower_bits(tmp_path: Path) -> None:
         assert np.abs(pixels.astype(int) - expected).max() <= 1, path.name
 
 
+def test_dark_floating_point_values_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tifffile.imwrite(tmp_path / "photo.tif", np.float32(ramp() / 255 / 20))
+    load_image(tmp_path / "photo.tif")
+    assert "the range 0..1 is taken" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -206,3 +206,17 @@ def test_images_are_found_by_any_suffix_and_hidden_files_are_not(tmp_path):
     for name in ("b.JPG", "a.png", "c.tif", "d.webp", "notes.txt", "._a.png"):
         (tmp_path / name).touch()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG", "c.tif", "d.webp"]
+
+
+def test_numbered_good_folder_is_good_and_a_label_beside_its_photo_a_mask(parts, write_photo):
+    write_photo(parts / "gear" / "good2" / "9.png")
+    write_photo(parts / "gear" / "rust" / "r_label.png", value=255)
+    found = {record.image.name: record for record in index_tree(parts)}
+    assert not found["9.png"].is_anomalous and "r_label.png" not in found
+    assert [mask.name for mask in found["r.png"].masks] == ["r_label.png"]
+
+
+def test_photo_beside_the_folders_of_a_class_is_named(parts, write_photo, capsys):
+    write_photo(parts / "gear" / "loose.png")
+    index_tree(parts)
+    assert "gear: photos that are not read" in capsys.readouterr().err
