@@ -35,7 +35,7 @@ class ClaimReader:
         self.language, self.findings, self.table = language, findings, phrase_table(f"check_{language}")
         self._regex = partial(pattern_of, language)
         self._neutral = ("neutral", "undecided") if findings.status == "can't tell" else ("neutral",)
-        self.question = self._plain(question)
+        self.question = self._plain(question[:LONGEST])
         places = PLACE.findall(self._with_places(self.question))
         self.asked_places = places if len(places) == 1 else []
 

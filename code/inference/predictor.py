@@ -132,9 +132,9 @@ class Predictor:
         self.references.save(path)
 
     def feedback(self, image: ImageResult, good: bool | None) -> None:
-        """Counts a photo as good or bad from now on, or by None as neither; UserError without references."""
-        if self.references is None:
-            raise UserError("a photo can be called good or bad only where there are references")
+        """Counts a photo as good or bad from now on, or by None as neither; UserError without its part."""
+        if self.references is None or image.reason == "other_part":
+            raise UserError("a photo can be called good or bad only where there are references, and of the same part")
         observed, score = self.references.observed_as(image.class_name), round(image.score, 6)
         observed[score] = good
         if good is None:

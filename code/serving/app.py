@@ -42,7 +42,7 @@ from anomalygpt.inference.results import ImageResult, Prediction, prediction
 from anomalygpt.inference.session import MAX_REFERENCES, NO_ANSWER
 
 NO_PART = "default"  # photos are compared with the text features
-NAME = r"^\w[\w .\-]{0,59}$"
+NAME = r"^\w[\w .()（）\-]{0,59}$"
 MAX_LOADED = 8  # parts: 60 MB each with the compact model, hundreds with ImageBind
 BATCH = 8  # photos in one pass of the encoder
 Label = Literal["good", "bad", "neither"]

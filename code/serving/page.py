@@ -168,13 +168,13 @@ class Page:
             earlier = list(conversation.exchanges)
             yield bubbles(language, [*earlier, Exchange(text, PENDING)]), _box(running=True, value=""), conversation
             for exchange in self.model.stream(conversation, text):
-                if conversation.is_over:
-                    return
+                if conversation.is_over:  # Gradio would show the last output again
+                    return (yield [], _box(running=False), gr.skip())
                 if exchange.answer:
                     yield bubbles(language, [*earlier, exchange]), gr.skip(), conversation
             left = {"value": text} if conversation.exchanges == earlier else {}
-        exchanges = conversation.exchanges if conversation else ()
-        yield bubbles(language, exchanges), _box(running=False, **left), conversation
+        current = conversation if conversation and not conversation.is_over else None
+        yield bubbles(language, current.exchanges if current else ()), _box(running=False, **left), current or gr.skip()
 
     def ask_again(self, language: Language, *given: Any) -> Iterator[Any]:
         """As :func:`ask`, with the latest question in place of itself."""
@@ -355,9 +355,8 @@ def _photo_inputs(language: gr.State, part: gr.State, examples: Sequence[Example
     # 16 bits off. A subclass would make it write a .pyi file beside this one.)
     photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign, assignment]
     shape: dict[str, Any] = {"type": "index", "layout": "gallery", "components": [gr.Image(visible=False)]}
-    shape["samples_per_page"] = EXAMPLES_SHOWN
-    samples = [[photo] for photo, _, _ in examples]
-    row = gr.Dataset(label=text("examples"), samples=samples, elem_id="examples", render=bool(examples), **shape)
+    shape |= {"samples_per_page": EXAMPLES_SHOWN, "samples": [[photo] for photo, _, _ in examples]}
+    row = gr.Dataset(label=text("examples"), elem_id="examples", render=bool(examples), **shape)
     with gr.Accordion(text("compare"), elem_id="compare"):
         columns: dict[str, Any] = {"columns": 4, "fit_columns": False, "height": 150}
         references = gr.Gallery(label=text("references"), file_types=["image"], elem_id="good", **columns)
@@ -365,7 +364,10 @@ def _photo_inputs(language: gr.State, part: gr.State, examples: Sequence[Example
         class_name = gr.Textbox(max_lines=1, max_length=60, elem_id="class", **labels)
         part.change(part_html, [language, part], gr.HTML(padding=False), **QUIET)
     if examples:
-        row.click(lambda number: examples[number], row, [photo, references, class_name], queue=False, **QUIET)
+        is_example, compared = gr.State(False), [references, class_name]
+        row.click(lambda n: (*examples[n], True), row, [photo, *compared, is_example], queue=False, **QUIET)
+        forget = photo.upload  # the example's good photos, when the user's own photo takes its place
+        forget(lambda was: [None, "", False] if was else [gr.skip()] * 3, is_example, [*compared, is_example], **QUIET)
     return photo, references, class_name
 
 

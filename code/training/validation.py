@@ -89,9 +89,8 @@ def _answers(
     model: AnomalyGPT, batch: AnomalyBatch, config: ExperimentConfig, tokens: int
 ) -> tuple[list[str | None], torch.Tensor]:
     """The model's answers to the first questions (None without a language model), and its maps."""
-    # DeepSpeed gathers a module's parameters when it is called. These methods call submodules alone, so the parameters
-    # that modules with submodules hold directly (an encoder's positions, the base prompts) are gathered here, and those
-    # of dictionaries, which are never called.
+    # DeepSpeed gathers a module's parameters when it is called. These methods call submodules alone, so parameters that
+    # modules (an encoder's positions, the base prompts) or dictionaries hold directly are gathered here.
     import deepspeed  # here, since it takes seconds
 
     holders = [m for m in model.modules() if isinstance(m, nn.ParameterDict) or next(m.children(), None) is not None]
