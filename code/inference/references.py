@@ -40,8 +40,8 @@ NEW_PHOTO = 1.35  # a new photo's map, in multiples of those of a single referen
 # 65,536 at twice DINOv2's side; the limit takes 1.5 GiB there.
 CORESET_ABOVE, CORESET_SIZE = 2**18, 2**13
 THUMBNAIL = 56  # the side at which photos are compared by their pixels
-# Photos that differ by less than the first on average, in levels of 255, and score less than the second (or differ by
-# less than twice ``SAME`` everywhere) are nearly the same. Others score at least 0.10; JPEG, noise, exposure 0-0.07.
+# Photos that differ by less than the first on average, in levels of 255, and score less than the second against each
+# other are nearly the same. Of ten parts, two photos score at least 0.10; JPEG, noise or another exposure gives 0-0.07.
 ALIKE_PIXELS, ALIKE_SCORE = 6.0, 0.05
 SAME, SAME_DISTANCE = 2.0, 0.05  # at most between the thumbnails and class tokens of one photo in two formats
 LONG, MOST_TILES = 2, 8  # photos of this aspect ratio are compared in tiles, of which there are not more
@@ -133,12 +133,11 @@ class References:
     def _duplicate_of(self, number: int) -> int | None:
         """The first photo that another one repeats; two such photos would make the threshold far too low."""
         for other in range(number):
-            difference = np.abs(self._thumbnails[number] - self._thumbnails[other])
-            if difference.mean() < ALIKE_PIXELS:
+            if np.abs(self._thumbnails[number] - self._thumbnails[other]).mean() < ALIKE_PIXELS:
                 mine, others = (self._views(photo, self._whole) for photo in (number, other))
                 similarity = MemoryBank(others).similarity(mine, self.settings.tap_weights)
                 map = distance_map([similarity], self.settings, MAP_SIZE, self.model.encoder.spec.grid)
-                if difference.max() < 2 * SAME or float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
+                if float(top_mean(map, self.settings.top_share)) < ALIKE_SCORE:
                     return other
         return None
 

@@ -249,9 +249,8 @@ def test_long_photos_are_compared_in_tiles(thin_model, thin_transform, photos, t
     [
         lambda p: p,
         lambda p: p.point(lambda v: min(255, 1.02 * v)),
-        lambda p: p.resize([3 * side for side in p.size]),
     ],
-    ids=["copy", "light", "size"],
+    ids=["copy", "light"],
 )
 def test_copies_of_a_reference_are_left_out_and_named(build, photos, change, capsys) -> None:
     references = build([photos[0], photos[1], change(photos[0])])
