@@ -215,12 +215,13 @@ def _inspect(arguments: Namespace, config: "ExperimentConfig", predictor: "Predi
                 tqdm.write(line, file=sys.stdout)
             if arguments.post:
                 sender.submit(post, arguments.post, result)
+            outputs.add(result)  # last: a photo on which the stop falls is inspected again rather than never sent
     except KeyboardInterrupt:
         is_stopped = True
-    sender.shutdown(cancel_futures=is_stopped)
     settings = {"model_name": config.name, "changed": " ".join(arguments.set), "device": str(predictor.model.device)}
     settings |= {"references": str(len(predictor.references or ()) or "")}
     outputs.finish(settings | {name: getattr(arguments, name) or "" for name in ("class_name", "question")}, language)
+    sender.shutdown()
     if not is_json and counts.total() > 1:
         print(texts["summary"].format_map(counts))
     if is_stopped and not watched:
@@ -237,7 +238,7 @@ def _exit_code(arguments: Namespace, counts: Counter[str]) -> int:
 def _results(
     arguments: Namespace, predictor: "Predictor", outputs: "Outputs", source: Iterable[dict[Path, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the result of each photo, with what ``source`` knows of its file, once its files are written."""
+    """Yields the result of each photo, with what ``source`` knows of its file, once its pictures are written."""
     size = max(1, arguments.batch_size)
     for known in source:
         photos = read_photos(known, size)
@@ -251,7 +252,6 @@ def _results(
                 else:
                     prediction = next(predictions)
                     result |= prediction.to_dict() | outputs.write_pictures(path, prediction)
-                outputs.add(result)
                 yield result
 
 
