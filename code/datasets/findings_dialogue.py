@@ -47,8 +47,7 @@ class FindingsConversations(Dataset[tuple[Tensor, Tensor, tuple[Turn, ...]]]):
     """
 
     def __init__(self, count: int, embed_width: int, seed: int, split: Split = "train", chinese: float = 0.5) -> None:
-        self.count, self.embed_width, self.seed = count, embed_width, seed
-        self.split, self.chinese = split, chinese
+        self.count, self.embed_width, self.seed, self.split, self.chinese = count, embed_width, seed, split, chinese
         self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:

@@ -37,7 +37,7 @@ class ClaimReader:
         self._neutral = ("neutral", "undecided") if findings.status == "can't tell" else ("neutral",)
         self.question = self._plain(question[:LONGEST])
         places = PLACE.findall(self._with_places(self.question))
-        self.asked_places = places if len(places) == 1 else []
+        self.asked_places = places if len(places) == 1 and not self._asks("several") else []
 
     def claims_of_answer(self, answer: str) -> list[Claim]:
         """What an answer to the question states; a bare yes or no is read by the question."""
@@ -48,19 +48,19 @@ class ClaimReader:
         if not (opener or no_polarity) and {claim.scope for claim in plain} <= {"unread"}:  # `适合吗？ - 适合。`
             echo = re.fullmatch(_source(self.language, "echo"), text)
             opener = echo if echo and echo["yes"] in self.question else None
-        if self._has("asks_beyond", self.question) and (opener or self._has("states_beyond", text)):
-            return [Claim("unsupported", None, text)]  # `Is it dangerous? - Yes, there is a defect.`
         if opener is None:
+            if [claim.kind for claim in plain] == ["verdict", "place"] and self._has("every", self.question):
+                plain[1] = plain[1]._replace(scope="every")  # `Are all at the top? - There is a defect at the top.`
             if self.asked_places and {claim.kind for claim in plain} == {"verdict", "size"}:
                 plain.append(Claim("place", self.asked_places[0].replace("-", " "), self.asked_places[0]))
             return plain
         claims = list(self._claims(text[opener.end() :]))
         if self._has("asks_guarantee", self.question):
             return claims if opener["no"] else [Claim("probability", None, opener[0])]
-        of_opener = self._claims_of_opener(opener, any(claim.kind == "verdict" for claim in claims))
-        if opener["no"] is None and not claims and not of_opener and self._has("asks_fact", self.question):
-            return [Claim("unsupported", None, opener[0])]  # `Is it mouldy? - Yes.`
-        return claims + of_opener
+        unknown = self._regex("known").sub(" ", PLACE.sub(" ", self._with_places(self.question)))
+        if self._has("asks_beyond", self.question) or re.search("[a-z]{3,}|[㐀-鿿]{2,}", unknown):
+            claims.append(Claim("unsupported", None, opener[0]))  # `Is the seal ok? - No, there is a defect.`
+        return claims + self._claims_of_opener(opener, any(claim.kind == "verdict" for claim in claims))
 
     def _claims_of_opener(self, opener: re.Match[str], verdict_follows: bool) -> list[Claim]:
         asked, denies = self.question, opener["no"] is not None
@@ -74,9 +74,9 @@ class ClaimReader:
         if self._regex("exists").fullmatch(opener["yes"] or "") and any(c.negative and not c.value for c in claims):
             denies = True  # `There is nothing wrong? - There is.`
         elif any(claim.negative for claim in claims):
-            # `There is nothing wrong, is there? - No.` agrees, `…, right? - No.` does not.
-            agrees = denies and (self._has("positive_tag", asked) or self._regex("none").fullmatch(opener["no"]))
-            if agrees or verdict_follows:
+            # What a no means, and an English yes, says what follows; a Chinese yes agrees.
+            agrees = denies and self._regex("none").fullmatch(opener["no"])
+            if agrees or (verdict_follows and (denies or self.language == "en")):
                 return []
         if verdict_follows and len({c.value != c.denied for c in claims if c.kind == "verdict"}) > 1:
             return []  # `Is it damaged? Can I use it?`: what follows says which
@@ -105,7 +105,8 @@ class ClaimReader:
         sentence = self._regex("conditional").sub("", sentence)
         scope, placed = self._scope(self.question, "any") if self._asks("largest") else "any", False
         for part in re.split(self.table["clause_end"], sentence):
-            if garbled := self._regex("garbled").search(part):
+            garbled = self._regex("garbled_of_known" if self.findings.knows_class else "garbled").search(part)
+            if garbled and not (garbled["echo"] and garbled["echo"] in self.question):
                 yield Claim("unsupported", None, garbled[0])
             clause = self._regex("dropped").sub("", part.strip()).strip()
             scope = self._scope(clause, "any" if placed and "<" in clause else scope)

@@ -23,6 +23,7 @@ from anomalygpt.datasets.findings import (
 )
 from anomalygpt.datasets.findings_dialogue import PLACES, draw_findings, draw_question, kinds
 from anomalygpt.inference.answer_check import check_answer, stream_checked
+from anomalygpt.inference.answer_claims import Claim, pattern_of
 
 TABLE = yaml.safe_load(Path(__file__).with_name("answer_check_cases.yaml").read_text(encoding="utf-8"))
 CASES = [case for name, cases in TABLE.items() if name != "findings" for case in cases]
@@ -60,7 +61,7 @@ def test_precision_and_recall_on_cases_written_by_hand(language: Language) -> No
 
 
 def test_kinds_of_contradictions_are_named() -> None:
-    caught = [(case, kinds_found(*case[:3])) for case in CASES if case[3] not in (True, "neither")]
+    caught = [(case, kinds_found(*case[:3])) for case in CASES if case[3] not in (True, "neither", "unsupported")]
     read = [(set(expected.split("/")), found) for (*_, expected), found in caught if found and found != {"unsupported"}]
     assert len(read) / len(caught) >= 0.85  # a statement that can't be read is unsupported, whatever it is about
     assert sum(bool(expected & found) for expected, found in read) / len(read) >= 0.98
@@ -79,9 +80,15 @@ def drawn_answers(seed: int, number: int):
 
 
 def test_answers_of_the_findings_pass() -> None:
+    refused = Counter[bool]()
     for kind, language, question, claim, findings in drawn_answers(seed=0, number=300):
         answer = answer_text(kind, findings, language, **claim)
-        assert check_answer(answer, question, findings) == (), (question, answer, findings)
+        faults = check_answer(answer, question, findings)
+        refused[bool(faults)] += 1
+        # A yes or no to what the findings don't know: `Has it survived the drop?`
+        assert not faults or faults == (Claim("unsupported", None, faults[0].words),), (question, answer, faults)
+        assert not faults or pattern_of(language, "opener").match(answer.lower()), (question, answer, faults)
+    assert refused[True] / refused.total() < 0.02
 
 
 def altered(findings: Findings, what: str) -> Findings | None:
