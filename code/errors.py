@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -75,7 +75,8 @@ def collected_warnings() -> Iterator[list[str]]:
     try:
         yield messages
     finally:
-        _collected.reset(token)
+        with suppress(ValueError):  # a generator that goes on in another context
+            _collected.reset(token)
 
 
 @contextmanager

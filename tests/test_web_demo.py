@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextvars import copy_context
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -315,6 +316,28 @@ def test_photo_that_can_not_be_read_is_one_line_in_the_pages_language(
     (line,) = [str(each.message) for each in shown if each.category is UserWarning]
     assert line.startswith(words if language == "en" else chinese)
     assert "\n" not in line and str(tmp_path) not in line
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("en", "dark.png: values from 0 to 4000 use 12 of 16 bits"), ("zh", "dark.png：像素值为0到4000")],
+)
+def test_doubts_about_how_a_photo_was_read_are_shown(
+    photos: list[str], tmp_path: Path, language: Language, words: str
+) -> None:
+    dark = str(tmp_path / "dark.png")
+    Image.fromarray(np.linspace(0, 4000, 4096, dtype=np.uint16).reshape(64, 64)).save(dark)
+    page = Page(SharedModel(FakePredictor))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=f"^{words}"):
+        page.show(language, 1, 1, *given(dark))
+    for _, table, files in Page(SharedModel(FakePredictor)).inspect_many(language, [dark], None):  # type: ignore[arg-type]
+        assert words in table["value"]["data"][0][-1]
+        assert str(tmp_path) not in Path(files["value"][1]).read_text(encoding="utf-8")
+    steps = page.teach(language, "nut", [dark, photos[0]], "")
+    with pytest.warns(UserWarning, match=f"^{words}") as shown:  # Gradio runs each step in a context of its own
+        assert copy_context().run(next, steps)[0].name == "nut"
+        assert copy_context().run(next, steps, None) is None
+    assert len([each for each in shown if each.category is UserWarning]) == 1
 
 
 def test_many_photos_make_a_table_with_the_worst_first(photos: list[str], tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
-from anomalygpt.config.settings import PhotoSettings
 from anomalygpt.datasets.findings import UNKNOWN_CLASS
 from anomalygpt.datasets.photos import load_image
 from anomalygpt.errors import UserError
@@ -170,30 +169,14 @@ class SharedModel:
             return predictor
         predictor = self._new_predictor()
         if [path.suffix for path in references] == [".safetensors"]:
-            with _without_folder(references[0]):
-                predictor.set_references((), references[0])
+            predictor.set_references((), references[0])
         else:
-            predictor.set_references([read_photo(path) for path in references])
+            predictor.set_references([load_image(path) for path in references])
         return predictor
 
     def _encode(self, compared: Compared, path: Path, part: str) -> tuple[ImageResult, Image.Image]:
         predictor = self._predictor(compared)
-        photo = read_photo(path, predictor.photo_settings)
+        photo = load_image(path, predictor.photo_settings)
         result = predictor.inspect(photo, part or UNKNOWN_CLASS)
         side = min(max(*photo.size, SMALLEST_PREVIEW), LARGEST_PREVIEW)
         return result, ImageOps.contain(photo, (side, side))
-
-
-def read_photo(path: Path, settings: PhotoSettings | None = None) -> Image.Image:
-    """The photo at a path, see ``load_image``. Raises :class:`UserError` that names the file without its folder."""
-    with _without_folder(path):
-        return load_image(path, settings)
-
-
-@contextmanager
-def _without_folder(path: Path) -> Iterator[None]:
-    """Users must not learn the server's folders."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), path.name)) from error

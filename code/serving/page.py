@@ -28,8 +28,9 @@ from starlette.responses import HTMLResponse, Response
 from anomalygpt.datasets import findings as words
 from anomalygpt.datasets.class_info import phrase_table
 from anomalygpt.datasets.findings import Language
+from anomalygpt.datasets.photos import load_image
 from anomalygpt.datasets.records import RESULTS
-from anomalygpt.errors import UserError
+from anomalygpt.errors import UserError, collected_warnings
 from anomalygpt.files import read_lines, read_yaml
 from anomalygpt.inference import session
 from anomalygpt.inference.calibration import ReferenceReport
@@ -62,14 +63,23 @@ class Part(NamedTuple):
 
 @contextmanager
 def errors_shown(language: Language) -> Iterator[None]:
-    """Shows a mistake as a message, in the page's language if ``page.yaml`` has it."""
+    """Shows a mistake, and doubts about how photos were read, as messages."""
+    messages = list[str]()
     try:
-        yield
+        with collected_warnings() as messages:
+            yield
     except UserError as error:
-        text = str(error)
-        for pattern, translated in TEXTS["errors"].items() if language == "zh" else ():
-            text = re.sub(pattern, translated, text)
-        gr.Warning(escape(text), title=TEXTS[language]["warning"])
+        messages.append(str(error))
+    for message in messages[-MOST_MESSAGES:]:
+        gr.Warning(escape(said(language, message)), title=TEXTS[language]["warning"])
+
+
+def said(language: Language, message: str) -> str:
+    """A message without the server's folders, in the page's language if ``page.yaml`` has it."""
+    message = re.sub(r"(?<![\w:/])/(?:[^/\s]+/)+", "", message)
+    for pattern, translated in TEXTS["errors"].items() if language == "zh" else ():
+        message = re.sub(pattern, translated, message)
+    return message
 
 
 def bubbles(language: Language, exchanges: Iterable[Exchange]) -> list[dict[str, str]]:
@@ -96,10 +106,11 @@ def _row(language: Language, record: dict[str, Any], folder: Path) -> list[Any]:
     """Of the table of many photos: picture, name, verdict, probability in percent, number and places of regions."""
     name, kind = record["photo"], TEXTS[language][verdict(record)]
     if "error" in record:
-        return ["", name, kind, None, None, ""]
+        return ["", name, kind, None, None, said(language, record["error"])]
     picture = f'<img alt="" src="{data_uri(folder / record["overlay"], THUMBNAIL)}">'
     share = None if record["probability"] is None else round(100 * record["probability"], 1)
-    return [picture, name, kind, share, record["number"], details(record, language)]
+    found = [details(record, language), *(said(language, each) for each in record["warnings"])]
+    return [picture, name, kind, share, record["number"], " · ".join(filter(None, found))]
 
 
 def conversation_for(
@@ -200,9 +211,9 @@ class Page:
         """Yields the part that good photos, or its own file, show, and its file; warnings name what can't be read."""
         readable = []
         for path in map(Path, files or ()):
-            with errors_shown(language):
+            with errors_shown(language), collected_warnings():  # which come again below
                 if path.suffix != ".safetensors":
-                    session.read_photo(path)
+                    load_image(path)
                 readable.append(path)
         with errors_shown(language):
             paths, most = tuple(readable), session.MAX_REFERENCES
@@ -238,13 +249,15 @@ class Page:
             for number, path in enumerate(map(Path, bar.tqdm(photos or [], unit=texts["many_photos"]))):
                 record: dict[str, Any] = {"photo": path.name}
                 try:
-                    result, preview = self.model.inspect(Conversation(path, **compared, model=name))
+                    with collected_warnings() as warnings:
+                        result, preview = self.model.inspect(Conversation(path, **compared, model=name))
                     record |= {**prediction(result, "", "").to_dict(), "overlay": f"{number}.jpg"}
+                    record["warnings"] = [said("en", each) for each in warnings]
                     picture = overlay(preview, result.map, result.threshold, result.regions)
                     picture.thumbnail((SIDE, SIDE))
                     picture.save(Path(folder) / record["overlay"])
                 except UserError as error:
-                    record["error"] = str(error)
+                    record["error"] = said("en", str(error))
                 outputs.add(record)
             outputs.finish(settings, language)
             records = sorted(read_lines(Path(folder) / RESULTS), key=severity)
@@ -257,6 +270,7 @@ class Page:
 
 
 MAX_WAITING = 32  # questions; Gradio turns away the next one in its own words
+MOST_MESSAGES = 4  # at a time
 KEEP_SECONDS = 6 * 3600  # uploaded files and conversations
 PHOTO_HEIGHT = 366  # CSS pixels
 MARKS = {"mark_good": True, "mark_bad": False, "unmark": None}

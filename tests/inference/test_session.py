@@ -187,13 +187,6 @@ def test_part_is_what_the_user_calls_it_whatever_a_question_names(users: Users, 
     assert users.inspected == ["object", "nut x"]
 
 
-def test_unreadable_photo_is_named_without_the_servers_folders(users: Users, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture at all")
-    with pytest.raises(UserError, match=r"^broken\.png: cannot be read") as error:
-        users.ask(str(tmp_path / "broken.png"))
-    assert str(tmp_path) not in str(error.value)
-
-
 def test_no_photo_and_too_many_references_are_refused(photos: list[str]) -> None:
     with pytest.raises(UserError, match="no photo yet"):
         conversation_about(None, [], "")
