@@ -34,6 +34,7 @@ from tests.shared_data import ROOT
 pytestmark = pytest.mark.weights
 EXAMPLES = ROOT / "images" / "examples"
 DEFECT = EXAMPLES / "pcb" / "defect.jpg"
+OTHER = EXAMPLES / "hazelnut" / "defect.jpg"
 GOOD = sorted((EXAMPLES / "pcb").glob("good_*.jpg"))
 
 
@@ -132,6 +133,8 @@ def test_verdict_learns_what_a_person_says_and_the_part_keeps_it(base: Any, tmp_
         assert said.json()["references"] == 2, said.text
         learned = inspect(url, photo, part="board").json()["probability"]
         assert learned < before
+        other = requests.post(f"{url}/{feedback}", files={"photo": OTHER.read_bytes()}, data={"label": "good"})
+        assert other.status_code == 422 and "of the same part" in other.json()["error"]["message"]
         assert requests.post(f"{url}/{feedback}", files={"photo": photo}, data={"label": "fine"}).status_code == 400
         assert (
             requests.post(f"{url}/v1/parts/x/feedback", files={"photo": photo}, data={"label": "bad"}).status_code

@@ -116,6 +116,7 @@ def test_other_threshold_redraws_without_the_model(photos: list[str]) -> None:
     picture, summary, _ = Page(model).show("en", 1.5, 1, *inputs)
     assert "at 1.50 times the threshold" in summary and "<td>top left</td>" in summary
     _, without, _ = Page(model).show("en", 2.5, 1, *inputs)
+    assert Page(model).show("en", None, 1, *inputs)[1] == Page(model).show("en", 1, 1, *inputs)[1]  # an emptied box
     assert "<table" not in without and "Defect" in without
     (photo, faint), *_ = Page(model).show("en", 1.5, 0.1, *inputs)
     assert (

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from anomalygpt.datasets.photos import decoding
 from anomalygpt.datasets.records import GOOD, DatasetError, ImageRecord, Split, choose_classes, find_photos
 from anomalygpt.datasets.tree import is_called, split_called
-from anomalygpt.errors import reading_warning
+from anomalygpt.errors import first_offenders, reading_warning
 from anomalygpt.files import read_yaml
 
 Size = tuple[int, int]  # width, height
@@ -61,6 +61,8 @@ def index_annotated(
     for image, *_, source in photos:
         if (other := sources.setdefault(image, source)) != source:
             raise DatasetError(f"{image}: is in {source} and in {other}; expected its annotations in one file")
+    if read is _coco and (others := sorted({*find_photos(root, recursive=True)} - {*sources})):
+        reading_warning(f"{root}: {len(others)} photos that no JSON file lists are not read: {first_offenders(others)}")
     splits = {split for _, split, *_ in photos}
     if None in splits:
         reading_warning(f"{root}: photos outside of files or folders called train or test are tested, and none trains")

@@ -124,7 +124,7 @@ def _groups(folder: Path) -> tuple[list[Group], list[Path]]:
     mask_folders: list[Path] = []
     for sub in subs if not splits else [inner for outer in splits for inner in list_folders(outer)]:
         split = splits.get(sub.parent)
-        if is_called(sub.name, "masks"):
+        if is_called(sub.name, "masks") or any((sub.parent / each).is_dir() for each in _without_words(sub.name)):
             mask_folders.append(sub)
         elif is_called(sub.name, "perhaps_masks"):
             raise DatasetError(f"{sub}: masks or a kind of defect? rename it masks, or as the defect is called")
@@ -160,7 +160,7 @@ def _match_masks(
     for group, images in photos.items():
         stems = {image.stem.casefold() for image in images}
         kind = plain(group.folder.name) if group.defect != GOOD else ""
-        besides |= {i: kind for i in images if stems.intersection(_without_words(i.stem, names()["mask_words"]))}
+        besides |= {i: kind for i in images if stems.intersection(_without_words(i.stem))}
         places = (kind, None) if kind else ("",)
         for image, place in product((image for image in images if image not in besides), places):
             owners[place, image.stem.casefold()].append(image)
@@ -169,7 +169,7 @@ def _match_masks(
     orphans: list[tuple[str | None, Path]] = []
     inside = _masks_in(mask_folders, {kind for kind, _ in owners if kind})
     for place, mask, stem in (*inside, *((kind, mask, mask.stem) for mask, kind in besides.items() if kind)):
-        named = [stem.casefold(), *_without_words(stem, names()["mask_words"]), _without_number(stem.casefold())]
+        named = [stem.casefold(), *_without_words(stem), _without_number(stem.casefold())]
         own = next((owners[place, s] for s in named if (place, s) in owners), [])
         if len({owner.parent for owner in own}) == 1:  # 000.png and 000.jpg may have a mask each, of the same full name
             own = [owner for owner in own if owner.name.casefold() == mask.name.casefold()] or own
@@ -204,9 +204,9 @@ def _masks_in(folders: Sequence[Path], kinds: set[str]) -> Iterator[tuple[str | 
             yield from ((kind or own, mask, stem) for mask, stem in photos)
 
 
-def _without_words(stem: str, words: Sequence[str]) -> list[str]:
-    """The photos' stems, in lower case, that a mask's names beside one of the words, likeliest first."""
-    word = "|".join(words)
+def _without_words(stem: str) -> list[str]:
+    """The photos' stems, in lower case, that a mask's names beside one of the words for masks, likeliest first."""
+    word = "|".join(names()["mask_words"])
     patterns = (rf"(.+?)[ _.-]+(?:{word})(?:[ _.(-]*\d+\)?)?", rf"(?:{word})[ _.-]+(.+)")
     found = [match[1] for pattern in patterns if (match := re.fullmatch(pattern, stem.casefold()))]
     return [each for left in found for each in (left, _without_number(left))]

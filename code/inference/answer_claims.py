@@ -51,8 +51,6 @@ class ClaimReader:
         if opener is None:
             if [claim.kind for claim in plain] == ["verdict", "place"] and self._has("every", self.question):
                 plain[1] = plain[1]._replace(scope="every")  # `Are all at the top? - There is a defect at the top.`
-            if self.asked_places and {claim.kind for claim in plain} == {"verdict", "size"}:
-                plain.append(Claim("place", self.asked_places[0].replace("-", " "), self.asked_places[0]))
             return plain
         claims = list(self._claims(text[opener.end() :]))
         if self._has("asks_guarantee", self.question):

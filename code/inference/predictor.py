@@ -17,6 +17,7 @@ from anomalygpt.config.schema import ExperimentConfig, InferenceConfig
 from anomalygpt.config.settings import GenerationSettings, PartsPrior, PhotoSettings
 from anomalygpt.datasets.dialogue import detection_question
 from anomalygpt.datasets.photos import current_settings, ignored_area
+from anomalygpt.datasets.records import DatasetError
 from anomalygpt.datasets.transforms import ImageTransform
 from anomalygpt.errors import UserError, full_gpu
 from anomalygpt.inference.anomaly_map import image_scores, text_maps, top_mean
@@ -132,9 +133,9 @@ class Predictor:
         self.references.save(path)
 
     def feedback(self, image: ImageResult, good: bool | None) -> None:
-        """Counts a photo as good or bad from now on, or by None as neither; UserError without its part."""
+        """Counts a photo as good or bad from now on, or by None as neither; DatasetError without its part."""
         if self.references is None or image.reason == "other_part":
-            raise UserError("a photo can be called good or bad only where there are references, and of the same part")
+            raise DatasetError("a photo is called good or bad only where there are references, and of the same part")
         observed, score = self.references.observed_as(image.class_name), round(image.score, 6)
         observed[score] = good
         if good is None:

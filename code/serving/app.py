@@ -502,8 +502,8 @@ def build_app(predictor: Predictor, folder: Path, limits: Limits) -> Gate:
         if isinstance(error, RequestValidationError | ValidationError):
             faults = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors()[:3]]
             return error_response(400, "; ".join(faults))
-        if isinstance(error, UserError):  # a damaged part, a full disk, a language model that can't be reached
-            return error_response(500, str(error).replace(f"{folder}/", ""))
+        if isinstance(error, UserError):  # else a damaged part, a full disk, a language model that can't be reached
+            return error_response(422 if isinstance(error, DatasetError) else 500, str(error).replace(f"{folder}/", ""))
         return error_response(500, f"{type(error).__name__}: see the server's log")
 
     for kind in (AnyHTTPException, RequestValidationError, ValidationError, UserError, Exception):

@@ -157,6 +157,7 @@ class Page:
 
     def show(self, language: Language, factor: float, opacity: float, *given: Any, chosen: int = 0) -> tuple[Any, ...]:
         """The photo with its overlay, the summary, both at a factor of the threshold, and the conversation."""
+        factor = factor or 1  # an emptied box
         with errors_shown(language):
             if given[0]:
                 conversation = conversation_for(*given)

@@ -77,6 +77,14 @@ def test_coco(tmp_path, write_photo, layout):
     check(records[3:], ("gears", "test", "val2017" if published else "test"))
 
 
+def test_photos_that_no_coco_file_lists_are_named(tmp_path, write_photo):
+    for name in "abc":
+        write_photo(tmp_path / "train" / f"{name}.png", SIZE)
+    write_coco(tmp_path / "train" / "_annotations.coco.json", ["a.png", "b.png"], ANNOTATIONS[:1])
+    with pytest.raises(Exception, match=r"1 photos that no JSON file lists are not read: .*c\.png"):
+        index_coco(tmp_path)
+
+
 def test_coco_without_a_split_or_photos_is_reported(tmp_path, write_photo):
     write_coco(tmp_path / "labels.json", ["a.png", "b.png", "c.png"], ANNOTATIONS)
     with pytest.raises(DatasetError, match=r"3 annotated photos are not there"):

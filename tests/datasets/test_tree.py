@@ -216,6 +216,13 @@ def test_numbered_good_folder_is_good_and_a_label_beside_its_photo_a_mask(parts,
     assert [mask.name for mask in found["r.png"].masks] == ["r_label.png"]
 
 
+def test_mask_folder_beside_its_photos_is_no_kind_of_defect(parts, write_photo):
+    write_photo(parts / "gear" / "rust_mask" / "r.png", value=255)
+    found = {record.image.parent.name: record for record in index_tree(parts) if record.class_name == "gear"}
+    assert "rust_mask" not in found
+    assert [mask.parent.name for mask in found["rust"].masks] == ["rust_mask"]
+
+
 def test_photo_beside_the_folders_of_a_class_is_named(parts, write_photo, capsys):
     write_photo(parts / "gear" / "loose.png")
     index_tree(parts)
