@@ -51,6 +51,8 @@ class ClaimReader:
         if opener is None:
             if [claim.kind for claim in plain] == ["verdict", "place"] and self._has("every", self.question):
                 plain[1] = plain[1]._replace(scope="every")  # `Are all at the top? - There is a defect at the top.`
+            if self.asked_places and {claim.kind for claim in plain} == {"verdict", "size"}:
+                plain.append(Claim("place", self.asked_places[0].replace("-", " "), self.asked_places[0]))
             return plain
         claims = list(self._claims(text[opener.end() :]))
         if self._has("asks_guarantee", self.question):
@@ -279,8 +281,7 @@ class ClaimReader:
             text = self._regex("numeral").sub(lambda found: str(_number(found[0])), text)
         for pattern, plain in self.table["spelling"]:
             text = re.sub(rf"(?<![a-z])(?:{pattern})(?![a-z])" if self.language == "en" else pattern, plain, text)
-        text = self._regex("fraction").sub(self._percentage, text)
-        return re.sub(self.table["lead"], "", text)
+        return re.sub(self.table["lead"], "", self._regex("fraction").sub(self._percentage, text))
 
     def _with_places(self, sentence: str) -> str:
         """The sentence with <top-left> for each place that it names."""

@@ -62,8 +62,7 @@ def inspect_on_ray(photos: Sequence[Path], folder: Path, start: Callable[[], Ins
             blocks.map_batches(Worker, batch_size=None, compute=pool, **made).materialize()
         except ray.exceptions.RayError as error:
             raise UserError(f"--engine ray: {str(error).strip().splitlines()[-1]}") from error
-    verdicts = _verdicts(folder)
-    return Counter(verdicts[name] for name in names)
+    return Counter(map(_verdicts(folder).__getitem__, names))
 
 
 def _verdicts(folder: Path) -> dict[str, str]:
