@@ -264,7 +264,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--device", default="auto")
     add("--out", type=Path, metavar="DIR")
     arguments = parser.parse_args(argv)
-    started = time.monotonic()
     config = load_config(arguments.config, arguments.set)
     root = arguments.data.parent if arguments.kind == "csv" else arguments.data
     records = INDEXERS[arguments.kind](arguments.data, None)
@@ -273,11 +272,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     process = Process(0, 1, choose_device(arguments.device))
     predictor = build_predictor(config, process, with_llm=True)
     evaluator = WordsEvaluator(predictor, records, plan, root, arguments.photos)
-    answers = [answer for cell in plan.cells(records) for answer in evaluator.measure(cell)]
-    photos = {answer.photo for answer in answers}
-    run = [{"names": photos, "seconds": time.monotonic() - started}]
-    facts = facts_of(config, shlex.join(["python", *sys.argv]), process, run)
-    facts |= {"references": str(plan), "data": f"{arguments.data}, {len(photos)} photos"}
+    answers, cells = [], []
+    for cell in plan.cells(records):
+        started = time.monotonic()
+        found = evaluator.measure(cell)
+        names = {answer.photo for answer in found}
+        cells.append({"class": cell.class_name, "names": names, "seconds": time.monotonic() - started})
+        answers += found
+        print(f"{cell.class_name}: {len(found)} answers", file=sys.stderr, flush=True)
+    facts = facts_of(config, shlex.join(["python", *sys.argv]), process, cells)
+    photos = sum(len(cell["names"]) for cell in cells)
+    facts |= {"references": str(plan), "data": f"{arguments.data}, {photos} photos"}
     print(write_report(arguments.out, facts, answers), end="")
 
 

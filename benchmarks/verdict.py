@@ -41,9 +41,9 @@ from anomalygpt.model.encoder import ImageFeatures
 Cell = dict[str, Any]  # one draw of references of one part
 Verdicts = dict[int, list[tuple[str, NDArray[np.float64], NDArray[np.bool_]]]]  # shots: part, probabilities, defective
 
-POOL, KNOWN = 16, 40  # good training photos of a part that references are drawn from, and that make it known
+POOL, KNOWN = 16, 40  # good training photos of a part that references are drawn from at least, and that make it known
 NOTHING_KNOWN = ["inference.known_parts=null"]  # the file may not exist yet
-COVERED = {1: 0.75, 2: 0.75, 4: 0.8, 8: 0.8}  # shots: share of photos that get a verdict if it must be sure
+COVERED = {1: 0.75, 2: 0.75, 4: 0.8, 8: 0.8, 16: 0.8}  # shots: share of photos that get a verdict if it must be sure
 RIDGE = 0.002  # added to the variance of the held-out centres, so that few parts do not decide their weight
 MEAN_TO_SD = math.sqrt(math.pi / 2)  # of a normal distribution: its mean absolute deviation is that much smaller
 
@@ -61,7 +61,7 @@ def collect(
     for part in parts:
         predictor.model.encode = remembering(encode)  # type: ignore[method-assign]
         tests = [one for one in records if one.split == "test" and one.class_name == part]
-        pool = _pool(records, part, max(shots) * rounds if consecutive else None)
+        pool = _pool(records, part, max(shots) * rounds if consecutive else None, max(POOL, 2 * max(shots)))
         photos = [load_image(one.image) for one in tests]
         bad = [photo for photo, one in zip(photos, tests, strict=True) if one.is_anomalous]
         rng = np.random.default_rng(sum(map(ord, part)))
@@ -398,7 +398,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Verdicts on parts that the calibration has not seen.")
     parser.add_argument("source", help="a tree in MVTec-AD's layout, or the JSON file of an earlier run")
     parser.add_argument("--config", default="compact")
-    parser.add_argument("--shots", type=int, nargs="+", default=list(COVERED), choices=list(COVERED))
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8], choices=list(COVERED))
     parser.add_argument("--rounds", type=int, default=5, help="draws of references of each part and number")
     parser.add_argument(
         "--photos", type=int, default=1000, help="at most so many good and so many defective test photos"

@@ -103,6 +103,9 @@ def test_real_answers_are_checked_and_compared(predictor, tmp_path, monkeypatch)
         assert one.faults == () and 0 < one.first_text <= one.seconds
         assert one.source != "model" or one.raw == one.answer
     assert [one.question for one in evaluator.measure(Cell(2, 0, "plate"))] == [one.question for one in result]
+    monkeypatch.setattr(answers, "build_predictor", lambda *_, **__: predictor)
+    answers.main(["--data", str(tmp_path), "--shots", "2", "--photos", "1", "--out", str(tmp_path / "run")])
+    assert "| en | first | 2 |" in (tmp_path / "run" / "results.md").read_text(encoding="utf-8")
     page = answers.write_report(tmp_path / "out", RUN, result)
     assert "| en | first | 2 |" in page and "| zh | where | 1 |" in page
     assert (tmp_path / "out" / "results.md").read_text(encoding="utf-8") == page
